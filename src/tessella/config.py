@@ -1,0 +1,156 @@
+"""Settings: typed, frozen, validated; from TOML files and `--set section.key=value`.
+
+Each part of tessella keeps its `Settings` beside the class that they configure;
+`training/recipe.py` joins them. The docstring under a setting is its help and its reference.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tessella.errors import ConfigError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: frozen, no unknown keys, docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a validated copy with some settings changed."""
+        return build(type(self), self.model_dump() | changes)
+
+
+def build(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Validates plain values into settings.
+
+    Args:
+        kind: the settings class.
+        values: nested plain values, as TOML gives them.
+
+    Raises:
+        ConfigError: names the setting, what was got and what was expected; for an unknown name
+            the nearest known one.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        found = error.errors()
+        # An item that is wrong makes pydantic call its whole list too short as well.
+        inner = [e for e in found if not any(_is_within(other, e) for other in found)]
+        raise ConfigError("\n".join(_explain(kind, e) for e in inner)) from None
+
+
+def _is_within(error: Any, other: Any) -> bool:
+    """Says whether an error is about a part of what another error is about."""
+    place, around = error["loc"], other["loc"]
+    return len(place) > len(around) and place[: len(around)] == around
+
+
+def _explain(kind: type[Settings], error: Any) -> str:
+    """Says one pydantic error in tessella's words."""
+    names = setting_names(kind)
+    # A chosen member of a union adds its tag to the path: it is no setting's name.
+    path: list[str] = []
+    for place, part in enumerate(error["loc"], start=1):
+        known = any(n.startswith(".".join([*path, str(part)])) for n in names)
+        unknown = error["type"] == "extra_forbidden" and place == len(error["loc"])
+        if not path or known or unknown or isinstance(part, int):
+            path.append(str(part))
+    name = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        near = _nearest(name, names)
+        hint = f"; did you mean `{near}`?" if near else f". Known are: {', '.join(names)}."
+        return f"Unknown setting `{name}`{hint}"
+    what = f"Setting `{name}`" if name else "Settings"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    got = "" if error["type"] == "missing" else f" got: `{error['input']}`;"
+    return f"{what}:{got} {message}."
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    """Finds what was meant by an unknown name: a setting without its section, or misspelt."""
+    same_depth = [".".join(n.split(".")[: name.count(".") + 1]) for n in names]
+    near = [n for n in names if n.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(name, same_depth, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
+    """Lists the dotted names of all settings of a class, those of nested sections included."""
+    names: list[str] = []
+    for name, field in kind.model_fields.items():
+        sections = list(_sections(field.annotation))
+        for section in sections:
+            names += setting_names(section, f"{prefix}{name}.")
+        if not sections:
+            names.append(prefix + name)
+    return list(dict.fromkeys(names))
+
+
+def _sections(annotation: Any) -> Iterator[type[Settings]]:
+    """Finds the settings classes that an annotation names (a union names several)."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a TOML file, or the JSON that a run saves, into plain nested values.
+
+    Raises:
+        ConfigError: the file is missing or is not what its suffix says.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration: `{path}`. {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The configuration must be a table of settings: `{path}`.")
+    return values
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turns `section.key=value` words into nested values; a value is read as TOML, else as text.
+
+    Raises:
+        ConfigError: a word has no `=` or no name.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                f"A setting is written section.key=value: `{assignment}`. "
+                "For example --set transformer.depth=8"
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        for part in reversed(name.strip().split(".")):
+            value = {part: value}
+        values = merge(values, value)
+    return values
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays one nested table over another; where both have a value, `over` wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged[key] = value
+    return merged

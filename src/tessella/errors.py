@@ -1,0 +1,36 @@
+"""Every error that tessella raises on purpose.
+
+    TessellaError
+    ├── ConfigError       a setting that is unknown, of the wrong type or out of range
+    ├── DataError         images or captions that cannot be read, or too many of them
+    ├── ShapeError        a tensor or picture of the wrong shape
+    ├── CheckpointError   a run or model folder that is damaged, foreign or of another format
+    └── GenerationError   a request for a picture that cannot be met
+
+A message says what is wrong, what was got, what was expected and what to do next; user values
+stand in backticks after a colon.
+"""
+
+
+class TessellaError(Exception):
+    """Base of all errors that tessella raises on purpose."""
+
+
+class ConfigError(TessellaError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(TessellaError):
+    """Images or captions cannot be read, or too many of them are bad."""
+
+
+class ShapeError(TessellaError):
+    """A tensor or a picture has the wrong shape."""
+
+
+class CheckpointError(TessellaError):
+    """A run or model folder is damaged, foreign or of another format."""
+
+
+class GenerationError(TessellaError):
+    """A request for a picture cannot be met."""

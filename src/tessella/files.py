@@ -1,0 +1,371 @@
+"""Writing that survives a crash, a full disk and a pulled plug; used wherever tessella writes.
+
+Nothing is ever written under its own name. The bytes go under a temporary name in the same
+folder, are flushed down to the disk (`fsync`), and only then take their name in one step
+(`rename`); last, the folder itself is flushed, so that the new name survives too. Whoever
+reads finds the old content or the new, never half of one.
+
+A process that is killed leaves at most names that begin with `.tmp-tessella-` or
+`.old-tessella-`; the next run calls `remove_leftovers` on the folders that it writes to.
+
+Source:
+    Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, on why each of the
+    steps is needed.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessella.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _WriteError(CheckpointError):
+    """Something could not be written; known apart so that an outer writer can speak for it."""
+
+
+TEMPORARY_PREFIX = ".tmp-tessella-"
+"""Begins the name of what is being written; after a crash it can be removed."""
+
+REPLACED_PREFIX = ".old-tessella-"
+"""Begins the name of a good folder that is being replaced, where names cannot be swapped."""
+
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
+
+
+def write_bytes(
+    path: Path, data: bytes, *, what: str = "the file", kept: str | None = None
+) -> None:
+    """Writes bytes so that the path holds either what it held before or all of them.
+
+    Args:
+        path: the file; its folder is made where missing.
+        data: the content.
+        what: what the file is, for the message: `the recipe`.
+        kept: what remains good if it fails, for the message; worked out where None.
+
+    Raises:
+        CheckpointError: the disk is full, or writing there is not allowed.
+    """
+    with new_file(path, what=what, kept=kept) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str, *, what: str = "the file", kept: str | None = None) -> None:
+    """Writes text as UTF-8, as safely as `write_bytes`.
+
+    Raises:
+        CheckpointError: the disk is full, or writing there is not allowed.
+    """
+    write_bytes(path, text.encode("utf-8"), what=what, kept=kept)
+
+
+def write_json(path: Path, value: Any, *, what: str = "the file", kept: str | None = None) -> None:
+    """Writes a plain value as indented JSON, as safely as `write_bytes`.
+
+    Raises:
+        CheckpointError: the disk is full, or writing there is not allowed.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        # File names that are not UTF-8 reach Python as lone surrogates; JSON can escape them.
+        data = (json.dumps(value, indent=2) + "\n").encode("ascii")
+    write_bytes(path, data, what=what, kept=kept)
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, "Tensor"],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    what: str = "the file",
+    kept: str | None = None,
+) -> None:
+    """Writes named tensors as safetensors, as safely as `write_bytes`.
+
+    Args:
+        path: the file, by custom ending in `.safetensors`.
+        tensors: any shape, stride, device, and dtype that safetensors knows. Tensors that
+            share memory are written apart.
+        metadata: text for the file's header.
+        what: what the file is, for the message.
+        kept: what remains good if it fails, for the message.
+
+    Raises:
+        CheckpointError: the disk is full, writing there is not allowed, or a tensor is of a
+            kind that safetensors does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if "__metadata__" in tensors:
+        raise CheckpointError("A tensor cannot have the name `__metadata__`: choose another name.")
+    try:
+        with new_file(path, what=what, kept=kept) as temporary:
+            try:
+                save_file(_plain_tensors(tensors), temporary, dict(metadata or {}) or None)
+                # The library lets nobody else read it; a model folder is meant to be shared.
+                temporary.chmod(0o644)
+            except SafetensorError as error:
+                # The library hides the system's error in its text: "(os error 28)".
+                number = re.search(r"os error (\d+)", str(error))
+                if number is None:
+                    raise
+                code = int(number[1])
+                raise OSError(code, os.strerror(code)) from error
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Cannot write {what}: `{path}`; safetensors does not take one of its tensors: "
+            f"{error}. Use dense tensors of a common dtype."
+        ) from error
+
+
+def read_tensors(path: Path) -> dict[str, "Tensor"]:
+    """Reads all tensors of a safetensors file into memory of their own, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Cloned: a view of the file has neither the alignment nor the life of a tensor.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"Cannot read the tensors: `{path}`; {error}. "
+            "The file is missing or damaged: copy or train it again."
+        ) from error
+
+
+def _plain_tensors(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Gives each tensor a contiguous storage on the CPU that no other tensor shares."""
+    plain = {}
+    seen = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        plain[name] = tensor
+    return plain
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, what: str = "the file", kept: str | None = None) -> Iterator[Path]:
+    """Gives a temporary path to write to; a clean end flushes it and gives it its name.
+
+    The temporary path ends in the same suffix, so that a library may choose the format by it.
+
+    Args:
+        path: the file that it becomes; its folder is made where missing.
+        what: what the file is, for the message.
+        kept: what remains good if it fails, for the message.
+
+    Raises:
+        CheckpointError: the disk is full, or writing there is not allowed; the path is as it
+            was and nothing half-written is left.
+    """
+    with _explained(path, what, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        except BaseException:
+            _remove(temporary)
+            raise
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None) -> Iterator[Path]:
+    """Gives a temporary folder to fill; a clean end flushes all in it and gives it its name.
+
+    An existing folder of that name is replaced, with all that is in it, and only once the new
+    one is complete and on the disk. On Linux the two swap names in one step; elsewhere the old
+    one stands aside for a moment, and `remove_leftovers` brings it back after a crash.
+
+    Args:
+        path: the folder that it becomes; the folders above it are made where missing.
+        what: what the folder is, for the message: `the model`.
+        kept: what remains good if it fails, for the message; worked out where None.
+
+    Raises:
+        CheckpointError: the disk is full, or writing there is not allowed; the path is as it
+            was and nothing half-written is left.
+    """
+    with _explained(path, what, kept):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file of that name is in the way")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for inner in temporary.rglob("*"):
+                if not inner.is_symlink():
+                    _flush_folder(inner) if inner.is_dir() else _flush(inner)
+            _flush_folder(temporary)
+            _put_in_place(temporary, path)
+        except BaseException:
+            _remove(temporary)
+            _settle(_aside(path), path)
+            raise
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a file or folder so that a crash leaves it whole or gone under its name."""
+    temporary = _temporary(path)
+    path.rename(temporary)
+    _flush_folder(path.parent)
+    _remove(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clears what a killed process left half-written directly in a folder.
+
+    Call it at the start of a run, on each folder that the run alone writes to. A good folder
+    that was standing aside while it was replaced gets its name back.
+
+    Raises:
+        CheckpointError: the folder may not be read, or a folder not be renamed in it.
+    """
+    if not folder.is_dir():
+        return
+    with _explained(folder, "the folder", None):
+        for path in list(folder.iterdir()):
+            if path.name.startswith(TEMPORARY_PREFIX):
+                _remove(path)
+            elif path.name.startswith(REPLACED_PREFIX):
+                _settle(path, path.with_name(path.name.removeprefix(REPLACED_PREFIX)))
+
+
+def sha256_file(path: Path) -> str:
+    """Computes the SHA-256 of a file, as 64 hexadecimal digits; memory stays flat."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(path: Path, what: str, kept: str | None) -> Iterator[None]:
+    """Turns the system's errors into one message that says what remains good."""
+    try:
+        yield
+    except (OSError, _WriteError) as error:
+        # A file that is written inside a new folder fails in the name of the folder.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        if kept is None:
+            kept = (
+                "what was there before is unchanged" if path.exists() else "nothing is left of it"
+            )
+        why, advice = str(cause), "put that right"
+        if cause.errno is not None and cause.errno in _NO_SPACE | _NOT_ALLOWED:
+            why = os.strerror(cause.errno)
+            advice = "free some space" if cause.errno in _NO_SPACE else "make the folder writable"
+        raise _WriteError(
+            f"Cannot write {what}: `{path}` ({why}); {kept}; {advice} and run the same command "
+            "again."
+        ) from cause
+
+
+def _temporary(path: Path) -> Path:
+    """Chooses a free temporary name beside a path, with the same suffix."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{path.suffix}")
+
+
+def _aside(path: Path) -> Path:
+    """Names the place where a folder stands while it is replaced."""
+    return path.with_name(REPLACED_PREFIX + path.name)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Gives a complete folder its name; the folder that had it is removed."""
+    if not path.exists():
+        temporary.rename(path)
+        _flush_folder(path.parent)
+    elif _swap(temporary, path):
+        _flush_folder(path.parent)
+        _remove(temporary)
+    else:
+        aside = _aside(path)
+        _remove(aside)
+        path.rename(aside)
+        temporary.rename(path)
+        _flush_folder(path.parent)
+        _remove(aside)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Swaps two names in one step where the system can; says whether it did."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+    status: int = renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
+    return status == 0
+
+
+def _settle(aside: Path, path: Path) -> None:
+    """Ends a replacement that was cut short: the new folder if it is there, else the old."""
+    if not os.path.lexists(aside):
+        return
+    if path.exists():
+        _remove(aside)
+    else:
+        aside.rename(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder; what cannot be removed now is left for later."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    # Windows flushes only what is open for writing; elsewhere a read-only file must do.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can do that."""
+    if os.name == "nt":
+        return
+    try:
+        _flush(path)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
