@@ -1,0 +1,243 @@
+"""Cache: square pixels and captions on disk, read through memory maps.
+
+    pixels.bin       (N, S, S, 3) uint8
+    captions.bin     all captions one after another, UTF-8
+    ends.bin         (M,) uint64: where each caption ends in captions.bin
+    counts.bin       (N,) uint64: captions up to and including each image
+    train.bin, validation.bin   int64: which of the N images are on that side
+    skipped.jsonl    what was left out, and why
+    manifest.json    written last; without it nothing here is used
+
+Whatever N is, the process holds only what it asks for.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tessella.data.records import Skipped
+from tessella.images import Pixels
+
+FORMAT = "tessella-cache/1"
+MANIFEST = "manifest.json"
+SKIPPED = "skipped.jsonl"
+SIDES = ("train", "validation")
+
+
+class CaptionedImages:
+    """One side of the split: pictures with their captions, in a fixed order.
+
+    May be sent to another process: only the folder's name travels.
+    """
+
+    def __init__(self, folder: Path, side: str, image_size: int, fingerprint: str) -> None:
+        """Opens one side of a cache.
+
+        Args:
+            folder: the cache.
+            side: train or validation.
+            image_size: side of the pictures, in pixels.
+            fingerprint: hash of all pixels and captions of this side.
+        """
+        self._folder = folder
+        self._side = side
+        self.image_size = image_size
+        self.fingerprint = fingerprint
+        self._rows = _map(folder / f"{side}.bin", np.dtype("<i8"))
+        size = image_size
+        self._pixels = _map(folder / "pixels.bin", np.dtype("u1")).reshape(-1, size, size, 3)
+        self._store = CaptionStore(folder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as the constructor's arguments: a memory map would travel as a whole."""
+        return type(self), (self._folder, self._side, self.image_size, self.fingerprint)
+
+    def __len__(self) -> int:
+        """Gives the number of pictures."""
+        return len(self._rows)
+
+    def pixels(self, indices: npt.ArrayLike) -> Pixels:
+        """Copies pictures out of the cache.
+
+        Args:
+            indices: (B,) integers in [0, len), in any order.
+
+        Returns:
+            (B, S, S, 3) uint8.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        rows = self._rows[np.asarray(indices, dtype=np.int64).reshape(-1)]
+        return np.ascontiguousarray(self._pixels[rows])
+
+    def captions(self, index: int) -> list[str]:
+        """Gives the captions of one picture, at least one.
+
+        Args:
+            index: in [0, len).
+
+        Raises:
+            IndexError: the index is out of range.
+        """
+        return self._store.of(int(self._rows[index]))
+
+    def all_captions(self) -> Iterator[str]:
+        """Reads every caption of every picture, in order."""
+        for row in self._rows:
+            yield from self._store.of(int(row))
+
+
+class CaptionStore:
+    """Reads the captions of any of the N images by its row."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the captions of a finished or half-built cache."""
+        self._text = _map(folder / "captions.bin", np.dtype("u1"))
+        self._ends = _map(folder / "ends.bin", np.dtype("<u8"))
+        self._counts = _map(folder / "counts.bin", np.dtype("<u8"))
+
+    def of(self, row: int) -> list[str]:
+        """Gives the captions of one image."""
+        first = int(self._counts[row - 1]) if row else 0
+        last = int(self._counts[row])
+        start = int(self._ends[first - 1]) if first else 0
+        captions = []
+        for end in self._ends[first:last].tolist():
+            captions.append(self._text[start:end].tobytes().decode())
+            start = end
+        return captions
+
+
+def _map(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Maps a file as a flat array; an empty file, which cannot be mapped, is an empty array."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype=kind)
+    # As a plain array: a memmap's slices carry its machinery along with every caption.
+    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a cache under construction holds."""
+
+    images: int
+    captions: int
+    skipped: dict[str, int]  # by kind
+
+
+class CacheWriter:
+    """Writes a cache from front to back; use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        """Starts the files in an existing, empty folder."""
+        self._folder = folder
+        names = ("pixels.bin", "captions.bin", "ends.bin", "counts.bin", SKIPPED)
+        self._files: dict[str, IO[bytes]] = {}
+        for name in names:
+            self._files[name] = (folder / name).open("wb", buffering=1 << 20)
+        self._end = 0
+        self._captions = 0
+        self._images = 0
+        self._skipped: dict[str, int] = {}
+
+    def __enter__(self) -> "CacheWriter":
+        """Gives itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the files, finished or not."""
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def totals(self) -> Totals:
+        """What was written so far."""
+        return Totals(self._images, self._captions, dict(self._skipped))
+
+    def add(self, pixels: bytes, captions: Sequence[Sequence[str]]) -> None:
+        """Adds pictures.
+
+        Args:
+            pixels: (n, S, S, 3) uint8.
+            captions: those of each of the n pictures.
+        """
+        self._files["pixels.bin"].write(pixels)
+        ends, counts = [], []
+        for several in captions:
+            for caption in several:
+                content = caption.encode()
+                self._files["captions.bin"].write(content)
+                self._end += len(content)
+                ends.append(self._end)
+            self._captions += len(several)
+            counts.append(self._captions)
+        self._images += len(captions)
+        self._files["ends.bin"].write(np.array(ends, dtype="<u8").tobytes())
+        self._files["counts.bin"].write(np.array(counts, dtype="<u8").tobytes())
+
+    def skip(self, skipped: Skipped) -> None:
+        """Notes a file that is left out."""
+        # A file name that is no UTF-8 keeps its odd bytes as JSON's own escapes.
+        line = skipped.to_json().encode(errors="backslashreplace")
+        self._files[SKIPPED].write(line + b"\n")
+        self._skipped[skipped.kind] = self._skipped.get(skipped.kind, 0) + 1
+
+
+def write_sides(
+    folder: Path, validation: npt.NDArray[np.bool_], digests: npt.NDArray[np.uint8]
+) -> dict[str, str]:
+    """Writes which images are on which side.
+
+    Args:
+        folder: a cache whose pixels and captions are written.
+        validation: (N,) true for the validation side.
+        digests: (N, D) hashes of the pixels.
+
+    Returns:
+        The fingerprint of each side: a hash of its pixels and captions in their order.
+    """
+    store = CaptionStore(folder)
+    fingerprints = {}
+    for side, chosen in zip(SIDES, (~validation, validation), strict=True):
+        rows = np.flatnonzero(chosen)
+        (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
+        total = hashlib.blake2b(digest_size=16)
+        for row in rows.tolist():
+            total.update(digests[row].tobytes())
+            total.update("\n".join(store.of(row)).encode() + b"\0")
+        fingerprints[side] = total.hexdigest()
+    return fingerprints
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Reads the manifest of a finished and complete cache; None if it is not one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return None
+        sizes = {name: (folder / name).stat().st_size for name in manifest["file_bytes"]}
+        return manifest if sizes == manifest["file_bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_cache(folder: Path) -> bool:
+    """Tells whether a folder was written as a cache, of any format, whole or damaged."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["format"]).startswith("tessella-cache/")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_skipped(folder: Path) -> tuple[Skipped, ...]:
+    """Reads what a cache left out."""
+    with (folder / SKIPPED).open(encoding="utf-8") as file:
+        return tuple(Skipped(**json.loads(line)) for line in file)

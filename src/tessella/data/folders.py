@@ -1,0 +1,144 @@
+"""Folders of pictures: walking them, pairing pictures with caption files, class folders.
+
+A picture and its caption file belong together if they have the same relative path without the
+suffix; the same stem in another folder is another picture.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessella.data.records import (
+    MAX_CAPTION_BYTES,
+    CaptionError,
+    Place,
+    Record,
+    Skipped,
+    captions_from_text,
+    clean_captions,
+)
+from tessella.errors import DataError
+from tessella.images import IMAGE_SUFFIXES
+
+# Texts that lie beside pictures and are nobody's caption.
+_NOT_CAPTIONS = {"readme", "license", "licence", "notice", "credits", "attribution", "changelog"}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one folder, hidden ones left out, in the order of their names."""
+
+    folder: Path
+    files: list[os.DirEntry[str]]
+
+
+def walk(root: Path) -> Iterator[Listing]:
+    """Lists a folder and all folders under it, sorted, so that every machine sees one order.
+
+    Linked folders are followed, each real folder once.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    return _walk(root, set())
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Listing]:
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as scan:
+            entries = sorted((e for e in scan if not _is_hidden(e.name)), key=lambda e: e.name)
+    except OSError as error:
+        raise DataError(
+            f"Cannot list the folder: `{folder}`. {error.strerror}; check its permissions."
+        ) from None
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    yield Listing(folder, [e for e in entries if not e.is_dir()])
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, seen)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    """Tells by its suffix whether a file should be a picture."""
+    return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def is_caption(name: str) -> bool:
+    """Tells by its name whether a file should hold captions."""
+    return suffix_of(name) == ".txt" and stem_of(name).lower() not in _NOT_CAPTIONS
+
+
+# The next two do without a Path, which would be ten times slower for a million files.
+
+
+def suffix_of(name: str) -> str:
+    """Gives a file name's last suffix in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def stem_of(name: str) -> str:
+    """Gives a file name without its last suffix."""
+    return os.path.splitext(name)[0]  # noqa: PTH122
+
+
+def caption_folder_records(root: Path) -> Iterator[Record | Skipped]:
+    """Pairs the pictures under a folder with their caption files.
+
+    Yields:
+        A record a picture; a skip for a picture without captions and for captions without picture.
+    """
+    for listing in walk(root):
+        texts = {stem_of(e.name): e.path for e in listing.files if is_caption(e.name)}
+        used: set[str] = set()
+        for entry in listing.files:
+            if is_image(entry.name):
+                stem = stem_of(entry.name)
+                used.add(stem)
+                yield _paired(entry.path, texts.get(stem))
+        for stem, path in texts.items():
+            if stem not in used:
+                yield Skipped(path, "no picture of the same name lies beside it", "imageless")
+
+
+def _paired(image: str, text: str | None) -> Record | Skipped:
+    """Makes the record of a picture and its caption file."""
+    if text is None:
+        return Skipped(image, "no .txt of the same name lies beside it", "captionless")
+    try:
+        with Path(text).open("rb") as file:
+            captions = captions_from_text(file.read(MAX_CAPTION_BYTES + 1))
+    except (OSError, CaptionError) as error:
+        return Skipped(image, f"its caption file cannot be used: {error}", "bad_caption")
+    if not captions:
+        return Skipped(image, "its caption file is blank", "captionless")
+    return Record(image, Place(image), captions)
+
+
+def class_folder_records(root: Path) -> Iterator[Record | Skipped]:
+    """Captions each picture with the name of the folder it lies in; dashes become spaces.
+
+    Yields:
+        A record a picture; a skip if the folder's name has no caption in it.
+    """
+    for listing in walk(root):
+        words = listing.folder.name.replace("_", " ").replace("-", " ")
+        try:
+            captions = clean_captions([words])
+        except CaptionError:
+            captions = ()
+        for entry in listing.files:
+            if not is_image(entry.name):
+                continue
+            if captions:
+                yield Record(entry.path, Place(entry.path), captions)
+            else:
+                reason = "the folder's name cannot be a caption"
+                yield Skipped(entry.path, reason, "captionless")

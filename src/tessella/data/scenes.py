@@ -1,0 +1,443 @@
+"""Draws scenes: pictures of one or two simple objects whose captions are exactly checkable.
+
+Stands first on the data's way, beside the readers of files: `sample_scene` chooses what is to be
+seen, `draw_scene` paints it, `canonical_caption` and `paraphrases` say it, `parse_caption` reads
+a canonical caption back. `evaluation/scenes.py` judges pictures against scenes with the same
+constants. The data set has no end and no files: a scene follows from its random generator alone.
+
+All lengths are fractions of the picture's side S, x to the right and y down. Random numbers are
+the caller's: training draws scene i of seed s from ``np.random.default_rng([s, i])``.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tessella.errors import DataError, ShapeError
+
+Arrangement: TypeAlias = Literal["single", "horizontal", "vertical"]
+Color: TypeAlias = tuple[int, int, int]
+Point: TypeAlias = tuple[float, float]
+
+BACKGROUNDS: Final = MappingProxyType(
+    {
+        "white": (250, 250, 250),
+        "gray": (150, 150, 150),
+        "pink": (255, 190, 205),
+        "navy": (20, 25, 70),
+    }
+)
+COLORS: Final = MappingProxyType(
+    {
+        "red": (220, 40, 40),
+        "green": (40, 170, 70),
+        "blue": (40, 80, 220),
+        "yellow": (240, 210, 40),
+        "purple": (150, 60, 190),
+        "orange": (245, 140, 30),
+        "black": (25, 25, 25),
+        "cyan": (60, 200, 220),
+    }
+)
+SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring")
+# Radius of each size, as a fraction of S.
+SIZES: Final = MappingProxyType({"small": 0.11, "large": 0.20})
+# Centres (x, y) of each arrangement, from left to right or from top to bottom.
+PLACES: Final[MappingProxyType[Arrangement, tuple[Point, ...]]] = MappingProxyType(
+    {
+        "single": ((0.5, 0.5),),
+        "horizontal": ((0.27, 0.5), (0.73, 0.5)),
+        "vertical": ((0.5, 0.27), (0.5, 0.73)),
+    }
+)
+# Every coordinate is moved by a uniform amount in ± JITTER.
+JITTER: Final = 0.03
+SINGLE_PROBABILITY: Final = 1 / 3
+# (colour, shape) pairs that no training scene contains: they test whether a model composes.
+HELD_OUT: Final = frozenset(
+    {
+        ("red", "star"),
+        ("green", "ring"),
+        ("blue", "triangle"),
+        ("yellow", "cross"),
+        ("purple", "square"),
+        ("orange", "circle"),
+    }
+)
+# What the first object of a caption is to the second, for each arrangement: first the relation
+# when it stands at the first of PLACES, then when it stands at the second.
+RELATIONS: Final = MappingProxyType(
+    {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
+)
+
+# Wordings that mean the same, the canonical one first.
+_SIZE_WORDINGS: Final = MappingProxyType(
+    {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+)
+_RELATION_WORDINGS: Final = MappingProxyType(
+    {
+        "left of": ("left of", "to the left of"),
+        "right of": ("right of", "to the right of"),
+        "above": ("above", "over"),
+        "below": ("below", "under", "beneath"),
+    }
+)
+_BACKGROUND_WORDINGS: Final = ("on a {} background", "on {}")
+
+_OBJECT_PATTERN: Final = (
+    rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"  # size, colour, shape
+)
+_CAPTION_PATTERN: Final = re.compile(
+    rf"{_OBJECT_PATTERN}(?: ({'|'.join(_RELATION_WORDINGS)}) {_OBJECT_PATTERN})?"
+    rf" on a ({'|'.join(BACKGROUNDS)}) background"
+)
+
+_NUM_STAR_POINTS: Final = 5
+_STAR_INNER_RADIUS: Final = 0.45
+_CROSS_HALF_WIDTH: Final = 0.35
+_RING_WIDTH: Final = 0.4
+# Unit star (radius 1, first point up), outer and inner corners in turn.
+_STAR_CORNERS: Final = tuple(
+    (
+        radius * math.sin(math.pi * corner / _NUM_STAR_POINTS),
+        -radius * math.cos(math.pi * corner / _NUM_STAR_POINTS),
+    )
+    for corner, radius in enumerate((1.0, _STAR_INNER_RADIUS) * _NUM_STAR_POINTS)
+)
+
+_COLOR_NAMES: Final = tuple(COLORS)
+_SIZE_NAMES: Final = tuple(SIZES)
+_BACKGROUND_NAMES: Final = tuple(BACKGROUNDS)
+_PAIRS: Final = tuple(itertools.product(_COLOR_NAMES, SHAPES))
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One object of a scene.
+
+    Raises:
+        DataError: a shape, colour or size that does not exist; says which do.
+    """
+
+    shape: str  # one of SHAPES
+    color: str  # one of COLORS
+    size: str  # one of SIZES
+    x: float  # centre, fraction of S from the left
+    y: float  # centre, fraction of S from the top
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        _check_name("shape", self.shape, SHAPES)
+        _check_name("color", self.color, _COLOR_NAMES)
+        _check_name("size", self.size, _SIZE_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is to be seen in one picture.
+
+    Raises:
+        DataError: a background or arrangement that does not exist, or one that does not go with
+            the number of objects; says what does.
+    """
+
+    background: str  # one of BACKGROUNDS
+    objects: tuple[SceneObject, ...]  # one or two, in the order in which the caption names them
+    arrangement: Arrangement  # "single" for one object; how two stand to each other
+
+    def __post_init__(self) -> None:
+        """Checks the names and that arrangement and objects agree."""
+        _check_name("background", self.background, _BACKGROUND_NAMES)
+        _check_name("arrangement", self.arrangement, tuple(PLACES))
+        expected = len(PLACES[self.arrangement])
+        if len(self.objects) != expected:
+            raise DataError(
+                f"The arrangement `{self.arrangement}` takes {expected} object(s), got: "
+                f"`{len(self.objects)}`. One object is `single`; two are `horizontal` or "
+                "`vertical`."
+            )
+
+    @property
+    def places(self) -> tuple[Point, ...]:
+        """The place (x, y) of each object, before it was moved by the jitter."""
+        centres = PLACES[self.arrangement]
+        return centres[::-1] if self._is_turned else centres
+
+    @property
+    def relation(self) -> str | None:
+        """What the first object is to the second (one of RELATIONS); None for a single object."""
+        if self.arrangement == "single":
+            return None
+        return RELATIONS[self.arrangement][int(self._is_turned)]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether an object's (colour, shape) is kept out of training."""
+        return any((item.color, item.shape) in HELD_OUT for item in self.objects)
+
+    @property
+    def _is_turned(self) -> bool:
+        """Whether the first object is the right one, or the lower one."""
+        if self.arrangement == "single":
+            return False
+        first, second = self.objects
+        if self.arrangement == "horizontal":
+            return first.x > second.x
+        return first.y > second.y
+
+
+def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """Chooses a scene at random.
+
+    The number of objects, arrangement, background, sizes, offsets and the order in which two
+    objects are named are uniform and drawn once. The (colour, shape) pairs are drawn uniformly
+    and all drawn again until they satisfy `held_out` (rejection), so the other attributes,
+    the number of objects among them, keep their probabilities whatever `held_out` is.
+
+    Args:
+        rng: the only source of chance: the same state gives the same scene.
+        held_out: False for a scene without any pair of HELD_OUT (training), True for one with at
+            least one.
+
+    Returns:
+        The scene; one object with probability 1/3, else two.
+    """
+    arrangement: Arrangement = "single"
+    if rng.random() >= SINGLE_PROBABILITY:
+        arrangement = "horizontal" if rng.random() < 0.5 else "vertical"
+    centres = PLACES[arrangement]
+    if len(centres) == 2 and rng.random() < 0.5:
+        centres = centres[::-1]
+    background = _BACKGROUND_NAMES[rng.integers(len(_BACKGROUND_NAMES))]
+    sizes = rng.integers(len(_SIZE_NAMES), size=len(centres))
+    offsets = rng.uniform(-JITTER, JITTER, size=(len(centres), 2))
+    while True:
+        pairs = [_PAIRS[index] for index in rng.integers(len(_PAIRS), size=len(centres))]
+        if any(pair in HELD_OUT for pair in pairs) == held_out:
+            break
+    objects = tuple(
+        SceneObject(shape, color, _SIZE_NAMES[size], x + float(dx), y + float(dy))
+        for (color, shape), size, (x, y), (dx, dy) in zip(
+            pairs, sizes, centres, offsets, strict=True
+        )
+    )
+    return Scene(background, objects, arrangement)
+
+
+def draw_scene(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
+    """Paints a scene: drawn at twice the size, then brought down with Lanczos.
+
+    Args:
+        scene: what to paint.
+        size: side S of the picture in pixels, at least 16.
+
+    Returns:
+        (S, S, 3) uint8 RGB in [0, 255].
+
+    Raises:
+        ShapeError: the size is too small to tell the shapes apart; says the smallest.
+    """
+    canvas = Image.new("RGB", _canvas_size(size), BACKGROUNDS[scene.background])
+    draw = ImageDraw.Draw(canvas)
+    for item in scene.objects:
+        _draw_object(draw, item.shape, item.size, (item.x, item.y), 2 * size, COLORS[item.color])
+    # A copy, since Pillow's own buffer is read-only and torch warns of that.
+    return np.array(canvas.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def draw_coverage(
+    shape: str,
+    object_size: str,
+    centre: Point,
+    size: int = 64,
+    window: tuple[slice, slice] | None = None,
+) -> NDArray[np.float32]:
+    """Paints how much of each pixel an object covers.
+
+    Up to rounding and clipping to [0, 255], a picture is
+    ``background + coverage * (color - background)``.
+
+    Args:
+        shape: one of SHAPES.
+        object_size: one of SIZES.
+        centre: (x, y) of the object, fractions of S.
+        size: side S of the picture in pixels, at least 16.
+        window: the (rows, columns) to return, start and stop given; None for the whole picture.
+
+    Returns:
+        (S, S) float32, or the window of it: 0 outside and 1 inside; Lanczos overshoots both a
+        little at edges.
+
+    Raises:
+        DataError: a shape or size that does not exist; says which do.
+        ShapeError: the picture's size is too small; says the smallest.
+    """
+    _check_name("shape", shape, SHAPES)
+    _check_name("size", object_size, _SIZE_NAMES)
+    canvas = Image.new("F", _canvas_size(size), 0.0)
+    _draw_object(ImageDraw.Draw(canvas), shape, object_size, centre, 2 * size, 1.0)
+    rows, columns = window or (slice(0, size), slice(0, size))
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    box = (2 * columns.start, 2 * rows.start, 2 * columns.stop, 2 * rows.stop)
+    return np.array(canvas.resize((width, height), Image.Resampling.LANCZOS, box))
+
+
+def canonical_caption(scene: Scene) -> str:
+    """Says a scene in its one canonical wording.
+
+    Args:
+        scene: what to say.
+
+    Returns:
+        For example ``a small blue star left of a large green ring on a white background``.
+    """
+    return _compose_caption(scene, False, lambda wordings: wordings[0])
+
+
+def paraphrases(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
+    """Says a scene in other words, each drawn at random and each true.
+
+    Sizes (big, little, tiny), relations (to the left of, over, under, beneath, …), the
+    background (`on white`) and which of two objects is named first are chosen uniformly and
+    independently, so a wording may come twice and may be the canonical one.
+
+    Args:
+        scene: what to say.
+        rng: the only source of chance.
+        count: how many captions, 0 or more.
+
+    Returns:
+        `count` captions.
+    """
+
+    def choose(wordings: Sequence[str]) -> str:
+        return wordings[int(rng.integers(len(wordings)))]
+
+    return [_compose_caption(scene, bool(rng.integers(2)), choose) for _ in range(count)]
+
+
+def parse_caption(caption: str) -> Scene:
+    """Reads a canonical caption back.
+
+    Args:
+        caption: as `canonical_caption` writes it; no other wording.
+
+    Returns:
+        The scene that it describes, with every object exactly at its place (offsets 0).
+
+    Raises:
+        DataError: not a canonical caption; says what one looks like.
+    """
+    match = _CAPTION_PATTERN.fullmatch(caption)
+    if match is None:
+        raise DataError(
+            f"Not a canonical scene caption: `{caption}`. Expected `a SIZE COLOR SHAPE on a "
+            "BACKGROUND background` or `a SIZE COLOR SHAPE RELATION a SIZE COLOR SHAPE on a "
+            f"BACKGROUND background` with SIZE one of {', '.join(SIZES)}; COLOR one of "
+            f"{', '.join(COLORS)}; SHAPE one of {', '.join(SHAPES)}; RELATION one of "
+            f"{', '.join(_RELATION_WORDINGS)}; BACKGROUND one of {', '.join(BACKGROUNDS)}."
+        )
+    size, color, shape, relation, *second, background = match.groups()
+    if relation is None:
+        return Scene(background, (SceneObject(shape, color, size, *PLACES["single"][0]),), "single")
+    arrangement: Arrangement = "horizontal" if relation in RELATIONS["horizontal"] else "vertical"
+    centres = PLACES[arrangement]
+    if relation == RELATIONS[arrangement][1]:
+        centres = centres[::-1]
+    second_size, second_color, second_shape = second
+    objects = (
+        SceneObject(shape, color, size, *centres[0]),
+        SceneObject(second_shape, second_color, second_size, *centres[1]),
+    )
+    return Scene(background, objects, arrangement)
+
+
+def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise DataError(f"Unknown scene {what}: `{name}`. Expected one of: {', '.join(known)}.")
+
+
+def _canvas_size(size: int) -> tuple[int, int]:
+    if size < 16:
+        raise ShapeError(
+            f"A scene's size must be at least 16 pixels: `{size}`. Below that its shapes cannot "
+            "be told apart; try 32 or 64."
+        )
+    return 2 * size, 2 * size
+
+
+def _draw_object(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    object_size: str,
+    centre: Point,
+    canvas_side: int,
+    fill: Color | float,
+) -> None:
+    """Fills one shape on a canvas of canvas_side × canvas_side pixels."""
+    radius = SIZES[object_size] * canvas_side
+    # Pillow counts from the centre of the first pixel and includes both ends of a box.
+    x, y = (coordinate * canvas_side - 0.5 for coordinate in centre)
+    if shape == "circle":
+        draw.ellipse(_box(x, y, radius, radius), fill)
+    elif shape == "square":
+        draw.rectangle(_box(x, y, radius, radius), fill)
+    elif shape == "triangle":
+        corners = [(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)]
+        draw.polygon(corners, fill)
+    elif shape == "star":
+        draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in _STAR_CORNERS], fill)
+    elif shape == "cross":
+        half_width = _CROSS_HALF_WIDTH * radius
+        draw.rectangle(_box(x, y, radius, half_width), fill)
+        draw.rectangle(_box(x, y, half_width, radius), fill)
+    else:
+        width = max(1, round(_RING_WIDTH * radius))
+        draw.ellipse(_box(x, y, radius, radius), outline=fill, width=width)
+
+
+def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[int, int, int, int]:
+    """Rounds a box to the pixels whose centres lie in it; both ends belong to it."""
+    return (
+        math.ceil(x - half_width),
+        math.ceil(y - half_height),
+        math.floor(x + half_width),
+        math.floor(y + half_height),
+    )
+
+
+def _compose_caption(
+    scene: Scene, turned_round: bool, choose: Callable[[Sequence[str]], str]
+) -> str:
+    """Says a scene, the second object first if turned round and there are two."""
+
+    def say(item: SceneObject) -> str:
+        return f"a {choose(_SIZE_WORDINGS[item.size])} {item.color} {item.shape}"
+
+    parts = [say(item) for item in scene.objects]
+    relation = scene.relation
+    if relation is not None:
+        if turned_round:
+            parts.reverse()
+            relation = _inverse(relation)
+        parts.insert(1, choose(_RELATION_WORDINGS[relation]))
+    parts.append(choose(_BACKGROUND_WORDINGS).format(scene.background))
+    return " ".join(parts)
+
+
+def _inverse(relation: str) -> str:
+    """The relation of the second object to the first."""
+    for one, other in RELATIONS.values():
+        if relation == one:
+            return other
+        if relation == other:
+            return one
+    raise DataError(f"Unknown scene relation: `{relation}`.")

@@ -1,0 +1,44 @@
+"""Settings of the data: how pictures are made square, checked and split."""
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tessella.config import Settings
+
+
+class DataSettings(Settings):
+    """How captioned images are read, checked, cached and split."""
+
+    image_size: int = Field(default=64, ge=8, le=2048)
+    """Side of the square that every picture is cropped and resized to, in pixels."""
+
+    validation_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the images that is kept out of training, to measure on; 0 keeps none out."""
+
+    split_by: str | None = Field(default=None, min_length=1)
+    """Name of a JSON field or metadata column; images with the same value are never on both
+    sides of the split. Left out, only identical images stay together."""
+
+    max_skipped_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Share of bad files (broken, empty, without caption, …) above which nothing is trained."""
+
+    max_image_pixels: int = Field(default=100_000_000, ge=1)
+    """A picture whose header names more pixels (width times height) is skipped undecoded."""
+
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Processes that decode pictures; `auto` is one a core, at most 16. The result is the same."""
+
+    seed: int = Field(default=0, ge=0)
+    """Which scenes `scenes:N` draws; scene i depends on the seed and i alone."""
+
+    licence: str | None = Field(default=None, min_length=1)
+    """Licence of the pictures, for the model card, e.g. `CC0-1.0`. Left out, the card says so."""
+
+    @property
+    def num_workers(self) -> int:
+        """The number of decoding processes, with `auto` resolved for this machine."""
+        if self.workers == "auto":
+            return min(16, os.cpu_count() or 1)
+        return self.workers

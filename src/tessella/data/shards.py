@@ -1,0 +1,149 @@
+"""WebDataset shards: tars of pictures with `.txt` or `.json` captions beside them.
+
+Files that follow one another and share a key, the path up to the first dot of the file's name,
+are one sample. A shard is read once from front to back; only headers and captions are read here,
+the decoding processes fetch the pictures by their place in the tar.
+
+Source: https://github.com/webdataset/webdataset, "WebDataset format".
+"""
+
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from tessella.data.folders import is_image, suffix_of
+from tessella.data.records import (
+    MAX_CAPTION_BYTES,
+    CaptionError,
+    Place,
+    Record,
+    Skipped,
+    captions_from_fields,
+    captions_from_text,
+    fields_from_json,
+    group_from_fields,
+)
+from tessella.errors import DataError
+
+
+def shard_records(shard: Path, split_by: str | None = None) -> Iterator[Record | Skipped]:
+    """Reads the samples of a shard.
+
+    Args:
+        shard: an uncompressed tar.
+        split_by: the JSON field that becomes the record's group.
+
+    Yields:
+        A record a sample; a skip for a sample without a picture or without captions.
+
+    Raises:
+        DataError: not a tar, compressed, or cut off (how much is missing cannot be known, so this
+            does not count as one bad file).
+    """
+    with _open(shard) as stream:
+        for _, members in groupby(_members(shard, stream), key=lambda m: _key(m.name)):
+            record = _sample(shard, stream, list(members), split_by)
+            if record is not None:
+                yield record
+
+
+def _open(shard: Path) -> BinaryIO:
+    try:
+        return shard.open("rb")
+    except OSError as error:
+        raise DataError(f"Cannot read the tar: `{shard}`. {error.strerror}.") from None
+
+
+def _members(shard: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Walks the headers of the plain files in a tar; memory stays flat."""
+    last = "its first file"
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                # tarfile keeps every header it has seen; a shard may hold a million.
+                vars(tar)["members"].clear()
+                last = f"`{member.name}`"
+                if member.isreg() and not member.issparse() and not _is_hidden(member.name):
+                    yield member
+            _check_end(shard, stream, tar.offset, last)
+    except tarfile.ReadError as error:
+        if "unexpected end of data" in str(error):
+            raise _cut_off(shard, last) from None
+        raise DataError(
+            f"Cannot read the tar: `{shard}`. It must be an uncompressed .tar ({error}); "
+            "a compressed one is unpacked first, for example with gunzip."
+        ) from None
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"Cannot read the tar: `{shard}`. Broken in or after {last} ({error}); "
+            "copy or download it again, or leave it out."
+        ) from None
+
+
+def _check_end(shard: Path, stream: BinaryIO, offset: int, last: str) -> None:
+    """Checks that the headers ended where the tar does: at a block of zeros.
+
+    tarfile takes a damaged header, and a file that ends between two members, for the end.
+    """
+    stream.seek(offset)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise _cut_off(shard, last)
+    if block.strip(b"\0"):
+        raise DataError(
+            f"Cannot read the tar: `{shard}`. Broken after {last}; "
+            "copy or download it again, or leave it out."
+        )
+
+
+def _cut_off(shard: Path, last: str) -> DataError:
+    return DataError(
+        f"The tar is cut off: `{shard}`. It ends in or after {last}; "
+        "copy or download it again, or leave it out."
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".") or name.startswith("__MACOSX/")
+
+
+def _key(name: str) -> str:
+    """Gives the path up to the first dot of the file's name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _sample(
+    shard: Path, stream: BinaryIO, members: list[tarfile.TarInfo], split_by: str | None
+) -> Record | Skipped | None:
+    """Makes the record of one sample; None if nothing in it concerns us."""
+    images = [m for m in members if is_image(m.name)]
+    texts = [m for m in members if suffix_of(m.name) == ".txt"]
+    tables = [m for m in members if suffix_of(m.name) == ".json"]
+    if not images:
+        if not texts:
+            return None
+        name = f"{shard}/{texts[0].name}"
+        return Skipped(name, "no picture has the same key", "imageless")
+    name = f"{shard}/{images[0].name}"
+    if len(images) > 1:
+        return Skipped(name, f"{len(images)} pictures have the same key", "ambiguous")
+    try:
+        fields = fields_from_json(_content(stream, tables[0])) if tables else {}
+        captions = captions_from_text(_content(stream, texts[0])) if texts else ()
+        captions = captions or captions_from_fields(fields)
+    except CaptionError as error:
+        return Skipped(name, f"its caption file cannot be used: {error}", "bad_caption")
+    if not captions:
+        return Skipped(name, "no .txt or .json with the same key has a caption", "captionless")
+    image = images[0]
+    place = Place(str(shard), image.offset_data, image.size)
+    return Record(name, place, captions, group_from_fields(fields, split_by))
+
+
+def _content(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """Reads a small file out of the tar; tarfile finds its own place again afterwards."""
+    stream.seek(member.offset_data)
+    return stream.read(min(member.size, MAX_CAPTION_BYTES + 1))

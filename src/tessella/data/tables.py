@@ -1,0 +1,143 @@
+"""Metadata tables: `metadata.jsonl`, `.csv` or `.parquet` beside pictures.
+
+Each row names a picture (`file_name`, relative to the table) and its captions (`text`, `caption`
+or `captions`). Rows that follow one another and name the same picture are joined.
+
+Source: Hugging Face datasets, "Create an image dataset", ImageFolder.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from tessella.data.folders import suffix_of
+from tessella.data.records import (
+    CAPTION_FIELDS,
+    CaptionError,
+    Place,
+    Record,
+    Skipped,
+    captions_from_fields,
+    fields_from_json,
+    group_from_fields,
+)
+from tessella.errors import DataError
+
+TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row of a table, or what is wrong with it."""
+
+    number: int  # from 1, a CSV's header not counted
+    fields: dict[str, Any] | CaptionError
+
+
+def table_records(table: Path, split_by: str | None = None) -> Iterator[Record | Skipped]:
+    """Reads the rows of a table.
+
+    Args:
+        table: a file named as in `TABLE_NAMES`.
+        split_by: the column that becomes the record's group.
+
+    Yields:
+        A record a picture; a skip for a row that names no picture, has no caption or is broken.
+
+    Raises:
+        DataError: the table cannot be read, or has not the columns it needs.
+    """
+    waiting: Record | None = None
+    for row in _rows(table):
+        record = _record(table, row, split_by)
+        if isinstance(record, Skipped):
+            yield record
+        elif waiting is not None and record.place == waiting.place:
+            captions = tuple(dict.fromkeys(waiting.captions + record.captions))
+            waiting = replace(waiting, captions=captions)
+        else:
+            if waiting is not None:
+                yield waiting
+            waiting = record
+    if waiting is not None:
+        yield waiting
+
+
+def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
+    """Makes the record of one row."""
+    fields, name = row.fields, f"{table}:{row.number}"
+    if isinstance(fields, CaptionError):
+        return Skipped(name, f"the row cannot be used: {fields}", "bad_row")
+    file_name = fields.get("file_name")
+    if not isinstance(file_name, str) or not file_name.strip():
+        return Skipped(name, "the row has no file_name", "bad_row")
+    relative = PurePath(file_name)
+    if relative.is_absolute() or ".." in relative.parts:
+        return Skipped(name, f"file_name leads out of the folder: {file_name}", "outside")
+    path = table.parent / relative
+    try:
+        captions = captions_from_fields(fields)
+    except CaptionError as error:
+        return Skipped(str(path), f"its row cannot be used: {error}", "bad_caption")
+    if not captions:
+        return Skipped(str(path), f"row {row.number} has no caption", "captionless")
+    return Record(str(path), Place(str(path)), captions, group_from_fields(fields, split_by))
+
+
+def _rows(table: Path) -> Iterator[_Row]:
+    """Reads a table row by row, after a look at its columns."""
+    readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    try:
+        yield from readers[suffix_of(table.name)](table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read the table: `{table}`. {error}.") from None
+
+
+def _json_rows(table: Path) -> Iterator[_Row]:
+    with table.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _Row(number, fields_from_json(line))
+            except CaptionError as error:
+                yield _Row(number, error)
+
+
+def _csv_rows(table: Path) -> Iterator[_Row]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        _check_columns(table, list(reader.fieldnames or []))
+        for number, fields in enumerate(reader, start=1):
+            yield _Row(number, fields)
+
+
+def _parquet_rows(table: Path) -> Iterator[_Row]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise DataError(
+            f"Reading a parquet table needs pyarrow: `{table}`. "
+            "Install it with: pip install 'tessella[parquet]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(table) as file:
+            _check_columns(table, file.schema_arrow.names)
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield _Row(number, fields)
+    except arrow.ArrowException as error:
+        raise DataError(f"Cannot read the table: `{table}`. {error}.") from None
+
+
+def _check_columns(table: Path, columns: list[str]) -> None:
+    if "file_name" not in columns or not set(columns) & set(CAPTION_FIELDS):
+        raise DataError(
+            f"The table lacks columns: `{table}`. It must have file_name and one of "
+            f"{', '.join(CAPTION_FIELDS)}; got: {', '.join(columns) or 'none'}."
+        )
