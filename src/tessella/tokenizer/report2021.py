@@ -1,0 +1,98 @@
+"""The founding report's network (December 2021): a 7×7 stem, six blocks of four 3×3 convolutions.
+
+Every convolution of a block is followed by batch normalization and ReLU (the last by batch
+normalization alone, then the skip, then ReLU: "in between"). Blocks 1, 3 and 5 halve height and
+width with their first convolution; 128×128 pixels give `nhid` × 16×16. The report gives the
+width at the end only: it halves with every doubling of resolution. The decoder is the mirror image,
+with transposed convolutions.
+"""
+
+from torch import Tensor, nn
+
+NUM_BLOCKS = 6
+CONVOLUTIONS_PER_BLOCK = 4
+DOWNSAMPLING = 8
+
+
+class ReportBlock(nn.Module):
+    """Four 3×3 convolutions with batch normalization and ReLU in between, around a skip."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int, transposed: bool) -> None:
+        """Creates a block; a stride of 2 halves the resolution, or doubles it if transposed."""
+        super().__init__()
+        # Encoding resizes in the first convolution, decoding, its mirror image, in the last.
+        resizing = CONVOLUTIONS_PER_BLOCK - 1 if transposed else 0
+        layers: list[nn.Module] = []
+        width = width_in
+        for index in range(CONVOLUTIONS_PER_BLOCK):
+            made = width_out if index >= resizing else width_in
+            convolution_stride = stride if index == resizing else 1
+            layers += [
+                _convolution(width, made, 3, convolution_stride, transposed),
+                nn.BatchNorm2d(made),
+                nn.ReLU(),
+            ]
+            width = made
+        self.layers = nn.Sequential(*layers[:-1])
+        changes = stride != 1 or width_in != width_out
+        self.skip = (
+            _convolution(width_in, width_out, 1, stride, transposed) if changes else nn.Identity()
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Adds the four convolutions' result to the (resized) input."""
+        combined: Tensor = self.layers(hidden) + self.skip(hidden)
+        return combined.relu()
+
+
+class ReportEncoder(nn.Module):
+    """image (B, 3, H, W) → latent (B, nhid, H / 8, W / 8)."""
+
+    def __init__(self, nhid: int) -> None:
+        """Creates the stem and six blocks; `nhid` is a multiple of 8."""
+        super().__init__()
+        self.first = nn.Conv2d(3, nhid // DOWNSAMPLING, 7, padding=3)
+        blocks: list[nn.Module] = []
+        width = nhid // DOWNSAMPLING
+        for _ in range(NUM_BLOCKS // 2):
+            blocks.append(ReportBlock(width, 2 * width, stride=2, transposed=False))
+            blocks.append(ReportBlock(2 * width, 2 * width, stride=1, transposed=False))
+            width *= 2
+        self.body = nn.Sequential(*blocks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encodes a batch of images in [-1, 1]."""
+        latent: Tensor = self.body(self.first(image))
+        return latent
+
+
+class ReportDecoder(nn.Module):
+    """quantized (B, nhid, h, w) → image (B, 3, 8h, 8w)."""
+
+    def __init__(self, nhid: int) -> None:
+        """Creates the mirror image of the encoder; `nhid` is a multiple of 8."""
+        super().__init__()
+        blocks: list[nn.Module] = []
+        width = nhid
+        for _ in range(NUM_BLOCKS // 2):
+            blocks.append(ReportBlock(width, width, stride=1, transposed=True))
+            blocks.append(ReportBlock(width, width // 2, stride=2, transposed=True))
+            width //= 2
+        self.body = nn.Sequential(*blocks)
+        self.last = nn.ConvTranspose2d(width, 3, 7, padding=3)
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """Decodes to images, unclamped."""
+        image: Tensor = self.last(self.body(quantized))
+        return image
+
+
+def _convolution(
+    width_in: int, width_out: int, size: int, stride: int, transposed: bool
+) -> nn.Module:
+    padding = size // 2
+    if transposed:
+        return nn.ConvTranspose2d(
+            width_in, width_out, size, stride, padding, output_padding=stride - 1
+        )
+    return nn.Conv2d(width_in, width_out, size, stride, padding)
