@@ -1,0 +1,67 @@
+"""The transformer's layer: attention over remembered keys and values, then an MLP."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each normalised before and added to what came in.
+
+    Keys and values are made apart (`remember`), so that what was read once is kept: a reading
+    layer remembers its own input, an asking layer what the reading half has made.
+
+    Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        """Creates a layer that starts as the identity; `heads` divides `width`."""
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+        self.attention_norm = _norm(width)
+        self.query_norm = _norm(width // heads)
+        self.key_norm = _norm(width // heads)
+        self.mlp_norm = _norm(width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.attention_out.weight)
+        nn.init.zeros_(self.mlp_out.weight)
+
+    def remember(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Makes keys and values (B, heads, S, D / heads) of normalised rows (B, S, D)."""
+        keys, values = self.key_value(normed).chunk(2, dim=-1)
+        return self.key_norm(self._split(keys)), self._split(values)
+
+    def forward(
+        self, hidden: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Updates rows by what they see.
+
+        Args:
+            hidden: (B, Q, D).
+            normed: (B, Q, D), `attention_norm` of it.
+            keys: (B, heads, S, D / heads).
+            values: as keys.
+            mask: (B, 1, Q, S) bool, True where a row may look.
+
+        Returns:
+            (B, Q, D).
+        """
+        queries = self.query_norm(self._split(self.query(normed)))
+        seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        hidden = hidden + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
+        update = self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(hidden))))
+        updated: Tensor = hidden + self.dropout(update)
+        return updated
+
+    def _split(self, hidden: Tensor) -> Tensor:
+        batch, rows, width = hidden.shape
+        split = hidden.view(batch, rows, self.heads, width // self.heads)
+        return split.transpose(1, 2)  # (B, heads, S, D / heads)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, bias=False)
