@@ -1,0 +1,361 @@
+"""Judges pictures of scenes: is everything that was asked for there, and is it right?
+
+Stands at the end of the data's way: `sample_prompts` chooses scenes that training never drew, the
+model paints their captions, `judge_scenes` reads each picture and `compute_scene_accuracy` counts.
+
+A picture is read by comparing it with a rendering of every alternative: 4 backgrounds, and at
+each asked place 6 shapes × 2 sizes × 8 colours, moved over the range of the jitter, or nothing
+at all. The nearest in squared distance is what is seen. The judge knows the places of the asked
+scene, never its offsets. "Nothing" is an alternative so that an object that was left out cannot
+pass for a faint one.
+
+No alternative is rendered picture by picture. With P the pixels, b the background, c the colour
+and m the coverage (1 inside, 0 outside) of one shape, size and offset,
+
+    |P − b − m (c − b)|² = |P − b|² − 2 (c − b)·⟨P − b, m⟩ + |c − b|² ⟨m, m⟩
+
+so one matrix product of all pictures with all coverages gives every distance. Two objects lie in
+different halves of the picture, hence their last two terms add up and each object is chosen
+alone, given the background.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tessella.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    JITTER,
+    SHAPES,
+    SIZES,
+    Point,
+    Scene,
+    draw_coverage,
+    sample_scene,
+)
+from tessella.errors import ConfigError, DataError, ShapeError
+
+# Offsets tried along each axis over ± JITTER: at S = 64 a step is half a pixel, one pixel of the
+# canvas on which scenes are drawn.
+_NUM_OFFSETS: Final = 9
+# Lanczos spreads an edge over this many pixels; beyond, a coverage is 0.
+_EDGE_PIXELS: Final = 3
+# Bounds the memory of the distances: about 16 MB.
+_CHUNK: Final = 128
+# The key of the random stream of prompts; see sample_prompts.
+_PROMPT_STREAM: Final = 1
+
+_BACKGROUND_NAMES: Final = tuple(BACKGROUNDS)
+_COLOR_NAMES: Final = tuple(COLORS)
+_KINDS: Final = tuple((shape, size) for shape in SHAPES for size in SIZES)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVerdict:
+    """What one object of an asked scene looks like in the picture."""
+
+    shape_correct: bool
+    size_correct: bool
+    color_correct: bool
+    seen_shape: str | None  # None, like the next two: nothing is at the object's place
+    seen_size: str | None
+    seen_color: str | None
+
+    @property
+    def all_correct(self) -> bool:
+        """Whether shape, size and colour are as asked."""
+        return self.shape_correct and self.size_correct and self.color_correct
+
+
+@dataclass(frozen=True, slots=True)
+class SceneVerdict:
+    """What an asked scene looks like in the picture."""
+
+    background_correct: bool
+    seen_background: str
+    objects: tuple[ObjectVerdict, ...]  # in the order of the scene's objects
+
+    @property
+    def all_correct(self) -> bool:
+        """Whether the background and every object are as asked."""
+        return self.background_correct and all(item.all_correct for item in self.objects)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many out of how many."""
+
+    num_correct: int
+    num_total: int
+    accuracy: float  # num_correct / num_total, in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneAccuracy:
+    """How well pictures match the scenes that were asked for."""
+
+    all_correct: Score  # of scenes: the background and every object entirely right
+    background: Score  # of scenes
+    shape: Score  # of objects, like the next two
+    size: Score
+    color: Score
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Coverages:
+    """Every shape, size and offset at one place, cut to the window that they can reach."""
+
+    rows: slice
+    columns: slice
+    masks: NDArray[np.float32]  # (M, h·w), M = kinds × offsets, the offset counting fastest
+    sums: NDArray[np.float32]  # (M,)
+    squares: NDArray[np.float32]  # (M,) ⟨m, m⟩
+
+
+def sample_prompts(count: int, seed: int = 0, held_out: bool = False) -> list[Scene]:
+    """Chooses scenes for a benchmark.
+
+    Scene i comes from its own random stream, made of the seed, i and a key that training lacks:
+    training draws scene i of seed s from ``np.random.default_rng([s, i])``, whose state no pair
+    (seed, key, i) can give. So no prompt replays a training scene, whatever the two seeds. There
+    are few kinds of scenes with one object, so training may still draw, by chance, one that
+    differs only in its offsets; `held_out` scenes are the ones that it never describes.
+
+    Args:
+        count: how many scenes, 0 or more; the first n are the same whatever the count.
+        seed: which benchmark, 0 or more.
+        held_out: True for scenes with at least one pair of HELD_OUT, False for scenes with none.
+
+    Returns:
+        `count` scenes.
+
+    Raises:
+        ConfigError: the count or the seed is negative.
+    """
+    for name, value in (("count", count), ("seed", seed)):
+        if value < 0:
+            raise ConfigError(f"The {name} of scene prompts must be 0 or more: `{value}`.")
+    return [
+        sample_scene(
+            np.random.default_rng(np.random.SeedSequence([seed, i], spawn_key=(_PROMPT_STREAM,))),
+            held_out,
+        )
+        for i in range(count)
+    ]
+
+
+def judge_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[SceneVerdict]:
+    """Reads each picture and compares it with the scene that was asked for.
+
+    Args:
+        pixels: (B, S, S, 3) uint8 RGB in [0, 255], S at least 16.
+        scenes: the B scenes asked for; of their objects' centres only the places count, not the
+            offsets.
+
+    Returns:
+        A verdict for each picture, in order. A background, shape, size and colour drawn at random
+        would be right in 1/4, 1/6, 1/2 and 1/8 of cases.
+
+    Raises:
+        ShapeError: the pixels are no uint8 batch of square RGB pictures, or not as many as the
+            scenes; says both.
+    """
+    pixels = np.asarray(pixels)
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or pixels.shape[1:] != (*pixels.shape[1:2] * 2, 3)
+    ):
+        raise ShapeError(
+            "Pictures to judge must be (B, S, S, 3) uint8: "
+            f"`{pixels.shape} {pixels.dtype}`. Give RGB in [0, 255], channels last."
+        )
+    if len(pixels) != len(scenes):
+        raise ShapeError(
+            f"Each picture needs its scene: `{len(pixels)}` pictures, `{len(scenes)}` scenes."
+        )
+    groups: dict[tuple[Point, ...], list[int]] = defaultdict(list)
+    for index, scene in enumerate(scenes):
+        groups[scene.places].append(index)
+    verdicts: dict[int, SceneVerdict] = {}
+    for places, members in groups.items():
+        for start in range(0, len(members), _CHUNK):
+            indices = members[start : start + _CHUNK]
+            seen = _read(pixels[indices], places)
+            for index, (background, objects) in zip(indices, seen, strict=True):
+                verdicts[index] = _compare(scenes[index], background, objects)
+    return [verdicts[index] for index in range(len(scenes))]
+
+
+def compute_scene_accuracy(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> SceneAccuracy:
+    """Counts how many pictures, and how many of their attributes, are as asked.
+
+    Args:
+        pixels: (B, S, S, 3) uint8 RGB in [0, 255], B at least 1.
+        scenes: the B scenes asked for.
+
+    Returns:
+        The share of entirely right pictures, and of each attribute over all scenes or objects.
+
+    Raises:
+        DataError: there is no picture.
+        ShapeError: as `judge_scenes`.
+    """
+    verdicts = judge_scenes(pixels, scenes)
+    if not verdicts:
+        raise DataError("Scene accuracy needs at least one picture: `0`. Sample some prompts.")
+    objects = [item for verdict in verdicts for item in verdict.objects]
+    return SceneAccuracy(
+        all_correct=_score([verdict.all_correct for verdict in verdicts]),
+        background=_score([verdict.background_correct for verdict in verdicts]),
+        shape=_score([item.shape_correct for item in objects]),
+        size=_score([item.size_correct for item in objects]),
+        color=_score([item.color_correct for item in objects]),
+    )
+
+
+def _score(correct: Sequence[bool]) -> Score:
+    return Score(sum(correct), len(correct), sum(correct) / len(correct))
+
+
+# What is seen at a place: shape, size and colour, or None three times for nothing.
+_Seen = tuple[str | None, str | None, str | None]
+
+
+def _compare(scene: Scene, background: str, objects: Sequence[_Seen]) -> SceneVerdict:
+    return SceneVerdict(
+        background_correct=background == scene.background,
+        seen_background=background,
+        objects=tuple(
+            ObjectVerdict(
+                shape == asked.shape,
+                size == asked.size,
+                color == asked.color,
+                shape,
+                size,
+                color,
+            )
+            for asked, (shape, size, color) in zip(scene.objects, objects, strict=True)
+        ),
+    )
+
+
+def _read(pixels: NDArray[np.uint8], places: tuple[Point, ...]) -> list[tuple[str, list[_Seen]]]:
+    """Finds the nearest background and objects of pictures whose objects have the same places.
+
+    Args:
+        pixels: (B, S, S, 3).
+        places: the place of each object.
+
+    Returns:
+        For each picture the background and what is seen at each place.
+    """
+    image = np.divide(pixels, 255, dtype=np.float32)
+    backgrounds = _palette(tuple(BACKGROUNDS.values()))  # (4, 3)
+    # |P − b|² over the whole picture, from sums alone.
+    sums = image.sum(axis=(1, 2))  # (B, 3)
+    num_pixels = image.shape[1] * image.shape[2]
+    # |P|² is the same for every alternative, so it is left out.
+    distances = num_pixels * (backgrounds**2).sum(axis=1) - 2 * sums @ backgrounds.T  # (B, 4)
+    choices = []
+    for place in places:
+        gains, best = _nearest_objects(image, place)
+        distances += gains
+        choices.append(best)
+    nearest = distances.argmin(axis=1)  # (B,)
+    return [
+        (
+            _BACKGROUND_NAMES[background],
+            [_name(int(best[index, background])) for best in choices],
+        )
+        for index, background in enumerate(nearest)
+    ]
+
+
+def _name(choice: int) -> _Seen:
+    """Names an alternative of `_nearest_objects`."""
+    if choice < 0:
+        return None, None, None
+    color, kind = divmod(choice, len(_KINDS))
+    return *_KINDS[kind], _COLOR_NAMES[color]
+
+
+def _nearest_objects(
+    image: NDArray[np.float32], place: Point
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Finds, for every background, the object at a place that brings a picture nearest.
+
+    Args:
+        image: (B, S, S, 3) in [0, 1].
+        place: where the object is asked for.
+
+    Returns:
+        (B, 4) what the object adds to the squared distance of the background alone, at most 0;
+        (B, 4) the object as color · kinds + kind, or -1 where nothing is nearest.
+    """
+    batch = len(image)
+    coverages = _render_coverages(image.shape[1], place)
+    window = image[:, coverages.rows, coverages.columns]  # (B, h, w, 3)
+    window = window.reshape(batch, -1, 3).transpose(0, 2, 1).reshape(batch * 3, -1)
+    products = (window @ coverages.masks.T).reshape(batch, 3, -1)  # (B, 3, M)
+    colors = _palette(tuple(COLORS.values()))  # (8, 3)
+    gains = np.empty((batch, len(BACKGROUNDS)), np.float32)
+    best = np.empty((batch, len(BACKGROUNDS)), np.int64)
+    for index, background in enumerate(_palette(tuple(BACKGROUNDS.values()))):
+        contrast = colors - background  # (8, 3)
+        gain = -2 * contrast @ products  # (B, 8, M)
+        # The terms that no picture changes: 2 (c − b)·b Σm + |c − b|² ⟨m, m⟩.
+        gain += np.multiply.outer(2 * contrast @ background, coverages.sums)
+        gain += np.multiply.outer((contrast**2).sum(axis=1), coverages.squares)
+        gain = gain.reshape(batch, -1)  # (B, 8 · M)
+        lowest = gain.argmin(axis=1)
+        gains[:, index] = gain[np.arange(batch), lowest]
+        best[:, index] = lowest // _NUM_OFFSETS**2
+    nothing = gains >= 0
+    gains[nothing], best[nothing] = 0, -1
+    return gains, best
+
+
+def _palette(colors: Sequence[tuple[int, int, int]]) -> NDArray[np.float32]:
+    """(P, 3) colours in [0, 1]."""
+    return np.divide(colors, 255, dtype=np.float32)
+
+
+# Five places, at two sizes: about 20 MB at S = 64, four times as much at 128.
+@lru_cache(maxsize=10)
+def _render_coverages(size: int, place: Point) -> _Coverages:
+    """Renders every shape, size and offset at one place, once for each size of pictures."""
+    columns, rows = (_reach(coordinate, size) for coordinate in place)
+    steps = np.linspace(-JITTER, JITTER, _NUM_OFFSETS).tolist()
+    masks = np.stack(
+        [
+            draw_coverage(
+                shape, object_size, (place[0] + dx, place[1] + dy), size, (rows, columns)
+            ).ravel()
+            for shape, object_size in _KINDS
+            for dy in steps
+            for dx in steps
+        ]
+    )
+    masks.setflags(write=False)
+    return _Coverages(rows, columns, masks, masks.sum(axis=1), (masks**2).sum(axis=1))
+
+
+def _reach(coordinate: float, size: int) -> slice:
+    """The pixels along one axis that an object of a place can touch, within its half."""
+    reach = max(SIZES.values()) + JITTER
+    low = math.floor((coordinate - reach) * size) - _EDGE_PIXELS
+    high = math.ceil((coordinate + reach) * size) + _EDGE_PIXELS
+    middle = size // 2
+    if coordinate < 0.5:
+        high = min(high, middle)
+    elif coordinate > 0.5:
+        low = max(low, middle)
+    return slice(max(low, 0), min(high, size))

@@ -1,0 +1,121 @@
+"""What a finished model is worth, on models whose worth is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tessella.data.prepare import PreparedData, prepare
+from tessella.data.scenes import canonical_caption, draw_scene, parse_caption
+from tessella.data.settings import DataSettings
+from tessella.evaluation import model as module
+from tessella.evaluation.model import count_pictures, evaluate_model, measure_scene_accuracy
+from tessella.pipeline import PaintedPixels
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+
+SIZE = 32
+
+
+class Identity(ImageTokenizer):
+    """Gives back what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TokenizerSettings.model_validate(
+                {"patch": 4, "widths": (16,), "quantizer": {"codebook_size": 8, "code_width": 2}}
+            )
+        )
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen = image
+        return torch.zeros(len(image), 1, 1, dtype=torch.int64)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.seen
+
+
+class Painter:
+    """A model that paints every scene as asked, or all but the first ones."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, wrong: int = 0) -> None:
+        self.tokenizer = Identity().eval()
+        self.wrong = wrong
+        self.asked: list[tuple[list[str], list[int]]] = []
+
+    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> PaintedPixels:
+        self.asked.append((list(prompts), list(seeds)))
+        pixels = np.zeros((len(prompts), SIZE, SIZE, 3), dtype=np.uint8)
+        for place, prompt in enumerate(prompts):
+            if prompt.startswith("a ") and place >= self.wrong:
+                pixels[place] = draw_scene(parse_caption(prompt), SIZE)
+        return PaintedPixels(pixels, None)
+
+
+@pytest.fixture(scope="module")
+def scenes32(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    settings = DataSettings(image_size=SIZE, validation_fraction=0.2, workers=1)
+    return prepare(["scenes:60"], settings, tmp_path_factory.mktemp("evaluation") / "data")
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SCENE_PROMPTS", 12)
+
+
+def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> None:
+    painter: Any = Painter()
+    made = evaluate_model(painter, scenes32)
+    count = len(scenes32.validation)
+    assert made.metrics["all_correct_seen_pairs"].value == 1.0
+    assert made.metrics["all_correct_held_out_pairs"].value == 1.0
+    assert made.metrics["reconstruction_all_correct"].value == 1.0
+    assert made.metrics["reconstruction_psnr"].value > 60
+    assert f"first {count} validation images" in made.metrics["reconstruction_psnr"].protocol
+    assert made.metrics["codes_used"].value == 1
+    assert made.metrics["codes_used"].protocol.startswith("of 8")
+    # The sheet shows captions that were kept out of training.
+    assert list(made.prompts) == [scenes32.validation.captions(i)[0] for i in range(count)][:16]
+    assert painter.asked[-1] == (list(made.prompts), list(range(len(made.prompts))))
+    assert sum(len(prompts) for prompts, _ in painter.asked[:-1]) == 24
+
+
+def test_the_plan_knows_how_many_pictures_it_paints(scenes32: PreparedData) -> None:
+    painter: Any = Painter()
+    evaluate_model(painter, scenes32)
+    painted = sum(len(prompts) for prompts, _ in painter.asked)
+    assert count_pictures(scenes32) == 16 + 24
+    assert painted == count_pictures(scenes32) - (16 - len(painter.asked[-1][0]))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_wrong_pictures_are_counted(held_out: bool) -> None:
+    painter: Any = Painter(wrong=3)
+    made = measure_scene_accuracy(painter, 12, held_out=held_out, seed=4)
+    assert made.value == pytest.approx(9 / 12)
+    kind = "held-out" if held_out else "seen"
+    assert made.protocol == f"12 unseen scenes of {kind} pairs, first picture, seed 4"
+    [(prompts, seeds)] = painter.asked
+    assert seeds == list(range(12))
+    assert prompts == [canonical_caption(parse_caption(prompt)) for prompt in prompts]
+
+
+def test_other_pictures_have_no_scene_metrics(
+    scenes32: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_parse_scenes", lambda _: None)
+    made = evaluate_model(Painter(), scenes32)  # type: ignore[arg-type]
+    assert set(made.metrics) == {"reconstruction_psnr", "codes_used", "code_perplexity"}
+    assert count_pictures(scenes32) == 16
+
+
+def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
+    settings = DataSettings(image_size=SIZE, validation_fraction=0.0, workers=1)
+    data = prepare(["scenes:5"], settings, tmp_path / "data")
+    made = evaluate_model(Painter(), data)  # type: ignore[arg-type]
+    protocol = made.metrics["reconstruction_psnr"].protocol
+    assert protocol == "dB, mean over the first 5 train images"

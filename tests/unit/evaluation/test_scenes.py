@@ -1,0 +1,347 @@
+"""The scene judge: real scenes score 100 %, and each wrong attribute is caught as what it is."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from tessella.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    JITTER,
+    SHAPES,
+    SIZES,
+    Scene,
+    SceneObject,
+    canonical_caption,
+    draw_coverage,
+    draw_scene,
+    parse_caption,
+    sample_scene,
+)
+from tessella.errors import ConfigError, DataError, ShapeError
+from tessella.evaluation.scenes import (
+    ObjectVerdict,
+    SceneVerdict,
+    compute_scene_accuracy,
+    judge_scenes,
+    sample_prompts,
+)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def draw_all(scenes: list[Scene], size: int = 64) -> np.ndarray:
+    return np.stack([draw_scene(scene, size) for scene in scenes])
+
+
+def judge(drawn: Scene, asked: Scene, size: int) -> SceneVerdict:
+    [verdict] = judge_scenes(draw_all([drawn], size), [asked])
+    return verdict
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Scene]:
+    return sample_prompts(700, seed=5) + sample_prompts(300, seed=5, held_out=True)
+
+
+@pytest.fixture(scope="module")
+def pixels(prompts: list[Scene]) -> np.ndarray:
+    return draw_all(prompts)
+
+
+# Real scenes
+
+
+def test_real_scenes_score_100_percent(prompts: list[Scene], pixels: np.ndarray) -> None:
+    accuracy = compute_scene_accuracy(pixels, prompts)
+    num_objects = sum(len(scene.objects) for scene in prompts)
+    for field in dataclasses.fields(accuracy):
+        score = getattr(accuracy, field.name)
+        expected = 1000 if field.name in ("all_correct", "background") else num_objects
+        assert (score.num_correct, score.num_total, score.accuracy) == (expected, expected, 1.0)
+
+
+@pytest.mark.parametrize("size", [33, 128])
+def test_real_scenes_score_100_percent_at_other_sizes(size: int, prompts: list[Scene]) -> None:
+    scenes = prompts[690:710]
+    assert compute_scene_accuracy(draw_all(scenes, size), scenes).all_correct.accuracy == 1
+
+
+def test_every_single_object_on_every_background_is_read() -> None:
+    """Also the faint ones: black on navy, yellow on white, small shapes alike."""
+    rng = np.random.default_rng(0)
+    scenes = [
+        Scene(background, (SceneObject(shape, color, size, x, y),), "single")
+        for background, shape, color, size in itertools.product(BACKGROUNDS, SHAPES, COLORS, SIZES)
+        for x, y in [0.5 + rng.uniform(-JITTER, JITTER, 2)]
+    ]
+    assert len(scenes) == 384
+    wrong = [
+        canonical_caption(scene)
+        for scene, verdict in zip(scenes, judge_scenes(draw_all(scenes), scenes), strict=True)
+        if not verdict.all_correct
+    ]
+    assert wrong == []
+
+
+def test_mild_noise_and_blur_change_nothing(prompts: list[Scene], pixels: np.ndarray) -> None:
+    scenes, pictures = prompts[640:760], pixels[640:760]
+    noise = np.random.default_rng(0).normal(0, 12, pictures.shape)
+    noisy = np.clip(pictures + noise, 0, 255).astype(np.uint8)
+    assert compute_scene_accuracy(noisy, scenes).all_correct.accuracy == 1
+    blur = ImageFilter.GaussianBlur(0.8)
+    blurred = np.stack([np.array(Image.fromarray(picture).filter(blur)) for picture in pictures])
+    assert compute_scene_accuracy(blurred, scenes).all_correct.accuracy == 1
+
+
+def test_only_the_places_of_the_asked_scene_count(prompts: list[Scene], pixels: np.ndarray) -> None:
+    """A prompt read back from its caption has no offsets, and is judged alike."""
+    asked = [parse_caption(canonical_caption(scene)) for scene in prompts[:200]]
+    assert judge_scenes(pixels[:200], asked) == judge_scenes(pixels[:200], prompts[:200])
+
+
+# Wrong pictures
+
+
+@given(seeds, st.data())
+@settings(max_examples=80, deadline=None)
+def test_one_wrong_attribute_flips_exactly_its_verdict(seed: int, data: st.DataObject) -> None:
+    asked = sample_scene(np.random.default_rng(seed))
+    names = {"shape": SHAPES, "size": tuple(SIZES), "color": tuple(COLORS)}
+    attributes = [("background", None)]
+    attributes += [(name, i) for name in names for i in range(len(asked.objects))]
+    attribute, index = data.draw(st.sampled_from(attributes))
+    if index is None:
+        value = data.draw(st.sampled_from(sorted(set(BACKGROUNDS) - {asked.background})))
+        verdict = judge(dataclasses.replace(asked, background=value), asked, 32)
+        assert verdict.seen_background == value
+    else:
+        old = getattr(asked.objects[index], attribute)
+        value = data.draw(st.sampled_from(sorted(set(names[attribute]) - {old})))
+        objects = list(asked.objects)
+        objects[index] = dataclasses.replace(objects[index], **{attribute: value})
+        verdict = judge(dataclasses.replace(asked, objects=tuple(objects)), asked, 32)
+        assert getattr(verdict.objects[index], f"seen_{attribute}") == value
+    assert not verdict.all_correct
+    assert verdict.background_correct == (attribute != "background")
+    for i, item in enumerate(verdict.objects):
+        for name in names:
+            assert getattr(item, f"{name}_correct") == ((name, i) != (attribute, index))
+
+
+def test_swapped_objects_fail(prompts: list[Scene]) -> None:
+    asked, swapped = [], []
+    for scene in prompts[:100]:
+        looks = {(item.shape, item.color, item.size) for item in scene.objects}
+        if len(looks) == 2:
+            first, second = scene.objects
+            objects = (
+                dataclasses.replace(second, x=first.x, y=first.y),
+                dataclasses.replace(first, x=second.x, y=second.y),
+            )
+            asked.append(scene)
+            swapped.append(dataclasses.replace(scene, objects=objects))
+    assert len(asked) > 40
+    verdicts = judge_scenes(draw_all(swapped), asked)
+    for scene, verdict in zip(swapped, verdicts, strict=True):
+        assert not verdict.all_correct
+        assert verdict.background_correct
+        for item, drawn in zip(verdict.objects, scene.objects, strict=True):
+            seen = (item.seen_shape, item.seen_color, item.seen_size)
+            assert seen == (drawn.shape, drawn.color, drawn.size)
+
+
+def test_another_arrangement_fails(prompts: list[Scene], pixels: np.ndarray) -> None:
+    """One object is no answer to two, nor side by side to one above the other."""
+    order = np.random.default_rng(0).permutation(400)
+    pairs = [
+        (picture, scene)
+        for picture, drawn, scene in zip(
+            pixels[:400], prompts[:400], [prompts[i] for i in order], strict=True
+        )
+        if drawn.arrangement != scene.arrangement
+    ]
+    assert len(pairs) > 150
+    pictures, asked = zip(*pairs, strict=True)
+    assert compute_scene_accuracy(np.stack(pictures), asked).all_correct.num_correct == 0
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_nothing_is_seen_in_an_empty_picture(background: str) -> None:
+    """An object left out must not pass for the alternative that happens to be faintest."""
+    prompts = sample_prompts(30)
+    empty = np.full((30, 64, 64, 3), BACKGROUNDS[background], np.uint8)
+    for verdict in judge_scenes(empty, prompts):
+        assert verdict.seen_background == background
+        nothing = ObjectVerdict(False, False, False, None, None, None)
+        assert set(verdict.objects) == {nothing}
+
+
+def test_one_object_left_out_is_missed_alone(prompts: list[Scene]) -> None:
+    asked = [scene for scene in prompts if len(scene.objects) == 2][:50]
+    lone = [Scene(scene.background, scene.objects[:1], "single") for scene in asked]
+    for verdict in judge_scenes(draw_all(lone), asked):
+        first, second = verdict.objects
+        assert verdict.background_correct
+        assert first.all_correct
+        assert (second.seen_shape, second.all_correct) == (None, False)
+
+
+def test_noise_scores_about_chance() -> None:
+    prompts = sample_prompts(300)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 64, 64, 3), np.uint8)
+    accuracy = compute_scene_accuracy(noise, prompts)
+    assert accuracy.all_correct.num_correct <= 3
+    assert accuracy.background.accuracy == pytest.approx(1 / 4, abs=0.1)
+    assert accuracy.shape.accuracy <= 1 / 6 + 0.08
+    assert accuracy.size.accuracy <= 1 / 2 + 0.08
+    assert accuracy.color.accuracy <= 1 / 8 + 0.08
+
+
+def test_pictures_of_other_prompts_score_about_chance(
+    prompts: list[Scene], pixels: np.ndarray
+) -> None:
+    """Among single scenes every attribute is right as often as two scenes agree by chance."""
+    chosen = [i for i, scene in enumerate(prompts[:700]) if len(scene.objects) == 1]
+    asked = [prompts[i] for i in np.roll(chosen, 1)]
+    accuracy = compute_scene_accuracy(pixels[chosen], asked)
+    assert accuracy.all_correct.accuracy < 0.03
+    assert accuracy.background.accuracy == pytest.approx(1 / 4, abs=0.1)
+    assert accuracy.shape.accuracy == pytest.approx(1 / 6, abs=0.1)
+    assert accuracy.size.accuracy == pytest.approx(1 / 2, abs=0.12)
+    assert accuracy.color.accuracy == pytest.approx(1 / 8, abs=0.1)
+
+
+def read_by_brute_force(pixels: np.ndarray) -> tuple[str, str | None, str | None, str | None]:
+    """Reads a picture of one object by the definition: every alternative, the nearest."""
+    picture = pixels.astype(np.float32)
+    steps = np.linspace(-JITTER, JITTER, 9)
+    kinds = list(itertools.product(SHAPES, SIZES))
+    masks = np.stack(
+        [
+            draw_coverage(*kind, (0.5 + dx, 0.5 + dy), len(picture))
+            for kind in kinds
+            for dy in steps
+            for dx in steps
+        ]
+    )[..., None]
+    nearest: tuple[float, tuple[str, str | None, str | None, str | None]]
+    nearest = (np.inf, ("", None, None, None))
+    for background in BACKGROUNDS:
+        base = np.array(BACKGROUNDS[background], np.float32)
+        found = ((picture - base) ** 2).sum()
+        nearest = min(nearest, (found, (background, None, None, None)), key=lambda pair: pair[0])
+        for color in COLORS:
+            renders = base + masks * (np.array(COLORS[color], np.float32) - base)
+            distances = ((picture - renders) ** 2).sum(axis=(1, 2, 3))
+            shape, size = kinds[distances.argmin() // 81]
+            candidate = (distances.min(), (background, shape, size, color))
+            nearest = min(nearest, candidate, key=lambda pair: pair[0])
+    return nearest[1]
+
+
+@pytest.mark.parametrize("kind", ["noise", "blend", "scene"])
+def test_agrees_with_the_definition_by_brute_force(kind: str) -> None:
+    """The matrix products against plain squared distances, on pictures that are no scenes."""
+    rng = np.random.default_rng(2)
+    scenes = [scene for scene in sample_prompts(30) if len(scene.objects) == 1][:3]
+    pixels = draw_all(scenes, 16)
+    if kind == "noise":
+        pixels = rng.integers(0, 256, pixels.shape, np.uint8)
+    elif kind == "blend":
+        weights = rng.dirichlet(np.ones(3), 3)
+        pixels = np.einsum("ij,jhwc->ihwc", weights, pixels).astype(np.uint8)
+    for picture, verdict in zip(pixels, judge_scenes(pixels, scenes), strict=True):
+        [item] = verdict.objects
+        seen = (verdict.seen_background, item.seen_shape, item.seen_size, item.seen_color)
+        assert seen == read_by_brute_force(picture)
+
+
+def test_counts_are_of_scenes_and_of_objects() -> None:
+    asked = [scene for scene in sample_prompts(40) if len(scene.objects) == 2][:4]
+    drawn = list(asked)
+    objects = list(asked[0].objects)
+    objects[1] = dataclasses.replace(
+        objects[1], color="red" if objects[1].color != "red" else "blue"
+    )
+    drawn[0] = dataclasses.replace(asked[0], objects=tuple(objects))
+    other = "pink" if asked[1].background != "pink" else "navy"
+    drawn[1] = dataclasses.replace(asked[1], background=other)
+    accuracy = compute_scene_accuracy(draw_all(drawn), asked)
+    assert dataclasses.astuple(accuracy) == (
+        (2, 4, 0.5),
+        (3, 4, 0.75),
+        (8, 8, 1.0),
+        (8, 8, 1.0),
+        (7, 8, 0.875),
+    )
+
+
+# Prompts
+
+
+def test_prompts_are_the_same_whatever_the_count() -> None:
+    assert sample_prompts(3, seed=2) == sample_prompts(9, seed=2)[:3]
+    assert sample_prompts(9, seed=2) != sample_prompts(9, seed=3)
+    assert sample_prompts(0) == []
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_prompts_hold_out_as_asked(held_out: bool) -> None:
+    assert {scene.is_held_out for scene in sample_prompts(100, held_out=held_out)} == {held_out}
+
+
+def test_no_prompt_is_a_training_scene() -> None:
+    training = {
+        sample_scene(np.random.default_rng([seed, i])) for seed in range(3) for i in range(300)
+    }
+    prompts = {scene for seed in range(3) for scene in sample_prompts(300, seed)}
+    assert len(training) == len(prompts) == 900
+    assert not training & prompts
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("count", (-1, 0)), ("seed", (1, -2))])
+def test_negative_numbers_are_refused(name: str, arguments: tuple[int, int]) -> None:
+    value = min(arguments)
+    with pytest.raises(ConfigError, match=f"The {name} of scene prompts .* or more: `{value}`"):
+        sample_prompts(*arguments)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, 64, 64, 3), np.float32),
+        np.zeros((64, 64, 3), np.uint8),
+        np.zeros((1, 3, 64, 64), np.uint8),
+        np.zeros((1, 64, 32, 3), np.uint8),
+        np.zeros((1, 64, 64, 4), np.uint8),
+    ],
+)
+def test_other_pixels_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match=r"must be \(B, S, S, 3\) uint8: `\(.*\) (float32|uint8)`"):
+        judge_scenes(pixels, sample_prompts(1))
+
+
+def test_each_picture_needs_its_scene() -> None:
+    with pytest.raises(ShapeError, match="`2` pictures, `1` scenes"):
+        judge_scenes(np.zeros((2, 64, 64, 3), np.uint8), sample_prompts(1))
+
+
+def test_too_small_pictures_are_refused() -> None:
+    with pytest.raises(ShapeError, match="at least 16 pixels: `8`"):
+        judge_scenes(np.zeros((1, 8, 8, 3), np.uint8), sample_prompts(1))
+
+
+def test_no_picture_has_no_accuracy_but_an_empty_verdict() -> None:
+    empty = np.zeros((0, 64, 64, 3), np.uint8)
+    assert judge_scenes(empty, []) == []
+    with pytest.raises(DataError, match="at least one picture: `0`"):
+        compute_scene_accuracy(empty, [])
