@@ -1,0 +1,1 @@
+"""Training: one loop for both stages; recipe, schedule, checkpoints, plan."""

@@ -1,0 +1,89 @@
+"""The model card: what a model was made of, what it can do, how to use it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tessella.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What only the run knows."""
+
+    sources: Sequence[str]  # as given on the command line
+    counts: Mapping[str, Any]  # images, captions, train, validation, skipped
+    sample_captions: Sequence[str]  # some of the training captions
+    metrics: Mapping[str, Any]  # as in metrics.json
+    parameters: Mapping[str, int]  # tokenizer, transformer
+    licence: str | None  # of the data, as its owner gives it
+    seed: int
+
+
+def write_card(recipe: Recipe, facts: CardFacts) -> str:
+    """Writes the model card as Markdown with the header that model hubs read."""
+    licence = facts.licence or "not given (set data.licence)"
+    skipped = sum(facts.counts["skipped"].values())
+    size = recipe.data.image_size
+    side = size // recipe.tokenizer.downsampling
+    lines = [
+        "---",
+        "library_name: tessella",
+        "pipeline_tag: text-to-image",
+        f"license: {facts.licence or 'other'}",
+        "---",
+        "",
+        "# A tessella model",
+        "",
+        f"Paints {size}×{size} pictures from a prompt: {side}×{side} codes out of "
+        f"{recipe.tokenizer.quantizer.codebook_size}.",
+        "",
+        "![Samples: held-out captions and what the model paints](samples.png)",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import tessella",
+        "",
+        'model = tessella.load("path/to/this/folder")',
+        f"[image] = model.generate({_first(facts.sample_captions)!r}, seed=7)",
+        "```",
+        "",
+        "It paints what captions like these describe; words that were never in one mean nothing "
+        "to it:",
+        "",
+        *(f"- {caption}" for caption in facts.sample_captions),
+        "",
+        "## Data",
+        "",
+        f"- Sources: {', '.join(f'`{source}`' for source in facts.sources)}",
+        f"- Images: {facts.counts['images']:,} with {facts.counts['captions']:,} captions; "
+        f"{facts.counts['train']:,} to train on, {facts.counts['validation']:,} kept out, "
+        f"{skipped:,} skipped",
+        f"- Licence of the data: {licence}",
+        "",
+        "## Training",
+        "",
+        f"- Image tokenizer: `{recipe.tokenizer.network}`, "
+        f"{facts.parameters['tokenizer'] / 1e6:.2f} M parameters, "
+        f"{recipe.tokenizer_training.images:,} images seen",
+        f"- Transformer: objective `{recipe.objective.name}`, "
+        f"{facts.parameters['transformer'] / 1e6:.2f} M parameters, "
+        f"{recipe.transformer_training.images:,} images seen",
+        f"- Seed: {facts.seed}",
+        "",
+        "## Measured",
+        "",
+        "| what | value | protocol |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {entry['value']:.4g} | {entry['protocol']} |"
+            for name, entry in facts.metrics.items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _first(captions: Sequence[str]) -> str:
+    return captions[0] if captions else "a prompt"

@@ -1,0 +1,145 @@
+"""Muon for the matrices inside a network, AdamW for everything else, in one optimizer.
+
+Muon replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction of a
+layer learns at the same pace. It iterates in fp32 on a CPU (bfloat16 is slow on most) and in
+bfloat16 on an accelerator.
+
+Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024);
+arXiv:1711.05101 (AdamW).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessella.config import Settings
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+_EPSILON = 1e-7
+
+
+class OptimizerSettings(Settings):
+    """How fast the weights follow the gradients."""
+
+    muon_learning_rate: float = Field(0.02, gt=0.0)
+    """Peak learning rate of the matrices inside the network."""
+    adamw_learning_rate: float = Field(3e-3, gt=0.0)
+    """Peak learning rate of everything else: embeddings, norms, biases, first and last layers."""
+    momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    """Momentum of Muon (Nesterov)."""
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    """AdamW's decay of the gradient's mean."""
+    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    """AdamW's decay of the gradient's square."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """Decoupled weight decay of the matrices."""
+    max_gradient_norm: float = Field(1.0, gt=0.0)
+    """Gradients longer than this (all of them as one vector) are shortened to it."""
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Brings the singular values of each matrix near 1 by a quintic Newton-Schulz iteration.
+
+    Args:
+        matrices: (..., rows, columns) floating; iterated in its own precision.
+
+    Returns:
+        The same shape; singular values about in [0.7, 1.2].
+
+    Source:
+        Keller Jordan, "Muon" (2024).
+    """
+    a, b, c = _NEWTON_SCHULZ
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    update = matrices.mT if tall else matrices
+    update = update / (update.norm(dim=(-2, -1), keepdim=True) + _EPSILON)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        gram = update @ update.mT
+        update = a * update + (b * gram + c * gram @ gram) @ update
+    orthogonal: Tensor = update.mT if tall else update
+    return orthogonal
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon on the parameter groups that say `muon`, AdamW on the others."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> None:
+        """Takes groups of `params` with `muon` (bool); learning rates start at their peak."""
+        groups = list(groups)
+        for group in groups:
+            muon = group["muon"]
+            group["peak"] = settings.muon_learning_rate if muon else settings.adamw_learning_rate
+            group["weight_decay"] = settings.weight_decay if muon else 0.0
+        super().__init__(groups, {"lr": 0.0})
+        self.settings = settings
+        self.set_learning_rate(1.0)
+
+    def set_learning_rate(self, share: float) -> None:
+        """Sets every learning rate to a share of its peak."""
+        for group in self.param_groups:
+            group["lr"] = share * group["peak"]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["muon"]:
+                self._step_muon(params, group["lr"], group["weight_decay"])
+            else:
+                self._step_adamw(params, group["lr"])
+        return loss
+
+    def _step_muon(self, params: list[nn.Parameter], rate: float, weight_decay: float) -> None:
+        # Matrices of one shape are iterated together: one large product instead of many small.
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for param in params:
+            by_shape.setdefault((len(param), param[0].numel()), []).append(param)
+        for (rows, columns), alike in by_shape.items():
+            updates = torch.stack([self._momentum(p).reshape(rows, columns) for p in alike])
+            work = torch.float32 if updates.device.type == "cpu" else torch.bfloat16
+            updates = orthogonalize(updates.to(work)).to(updates.dtype)
+            scale = max(1.0, rows / columns) ** 0.5
+            for param, update in zip(alike, updates, strict=True):
+                param.mul_(1 - rate * weight_decay)
+                param.add_(update.reshape(param.shape), alpha=-rate * scale)
+
+    def _momentum(self, param: nn.Parameter) -> Tensor:
+        gradient = _gradient(param)
+        state = self.state[param]
+        if not state:
+            state["momentum"] = torch.zeros_like(param)
+        momentum: Tensor = state["momentum"]
+        momentum.lerp_(gradient, 1 - self.settings.momentum)
+        return gradient.lerp(momentum, self.settings.momentum)
+
+    def _step_adamw(self, params: list[nn.Parameter], rate: float) -> None:
+        beta1, beta2 = self.settings.beta1, self.settings.beta2
+        for param in params:
+            gradient = _gradient(param)
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"] = torch.zeros_like(param)
+                state["square"] = torch.zeros_like(param)
+            state["step"] += 1
+            step = state["step"].item()
+            state["mean"].lerp_(gradient, 1 - beta1)
+            state["square"].lerp_(gradient.square(), 1 - beta2)
+            mean = state["mean"] / (1 - beta1**step)
+            deviation = (state["square"] / (1 - beta2**step)).sqrt()
+            param.sub_(rate * mean / (deviation + 1e-8))
+
+
+def _gradient(param: nn.Parameter) -> Tensor:
+    if param.grad is None:
+        raise RuntimeError("a parameter without a gradient was asked to step")
+    return param.grad

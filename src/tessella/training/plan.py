@@ -1,0 +1,167 @@
+"""`--minutes M`: measures this machine, then chooses size and length of training to fit."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from tessella.data.cache import CaptionedImages
+from tessella.data.prepare import PreparedData
+from tessella.errors import ConfigError
+from tessella.evaluation.model import count_pictures
+from tessella.images import to_float
+from tessella.pipeline import TextToImage
+from tessella.text import TextTokenizer
+from tessella.tokenizer import ImageTokenizer
+from tessella.training.loop import measure_pace
+from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
+from tessella.training.stages import TokenizerStage, TransformerStage
+
+# Of the time for training. Found on scenes and emoji: docs/log.md, "Sharing the minutes".
+_TOKENIZER_SHARE = 0.4
+_EVALUATIONS = 6  # a stage: enough to see where it goes
+_MEASURE_SECONDS = 6.0
+_BATCH = 16
+# A larger preset is worth it from so many images in the tokenizer's share of the time.
+_WORTH_IMAGES = 400_000
+_SIZES = ("tiny", "small", "base")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits into the minutes, and how long each part should take."""
+
+    recipe: Recipe  # with both lengths of training set
+    tokenizer_seconds: float
+    transformer_seconds: float
+    other_seconds: float  # codes, evaluation of the finished model
+
+    def describe(self) -> str:
+        """Says the plan in one line."""
+        recipe = self.recipe
+        return (
+            f"tokenizer {recipe.tokenizer_training.images:,} images "
+            f"({self.tokenizer_seconds / 60:.1f} min), "
+            f"transformer {recipe.transformer_training.images:,} images "
+            f"({self.transformer_seconds / 60:.1f} min), "
+            f"codes and evaluation {self.other_seconds / 60:.1f} min."
+        )
+
+
+def choose_preset(minutes: float, accelerator: Accelerator) -> str:
+    """Chooses the largest preset whose tokenizer sees enough images in its time."""
+    chosen = DEFAULT_PRESET
+    for name in _SIZES[_SIZES.index(chosen) + 1 :]:
+        recipe = Recipe.model_validate(PRESETS[name])
+        tokenizer = ImageTokenizer(recipe.tokenizer).to(accelerator.device)
+        # Learning its codebook would wait for the other processes, which may try another size.
+        tokenizer.quantizer.eval()
+        size, batch = recipe.data.image_size, recipe.tokenizer_training.batch_size
+        image = torch.zeros(batch, 3, size, size, device=accelerator.device)
+        seconds = 0.0
+        for _ in range(2):  # the first pass warms up
+            began = time.monotonic()
+            with accelerator.autocast():
+                made = tokenizer(image)
+            made.image.float().square().mean().backward()
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.monotonic() - began
+        if 60 * minutes * _TOKENIZER_SHARE * batch / seconds < _WORTH_IMAGES:
+            break
+        chosen = name
+    return chosen
+
+
+def plan_training(
+    recipe: Recipe,
+    seconds_left: float,
+    data: PreparedData,
+    text_tokenizer: TextTokenizer,
+    accelerator: Accelerator,
+) -> Plan:
+    """Sets both lengths of training so that everything left to do fits into the time left.
+
+    Args:
+        recipe: all but the two lengths is kept.
+        seconds_left: until the model should be there.
+        data: of the run.
+        text_tokenizer: of the run.
+        accelerator: from `create_accelerator`.
+
+    Raises:
+        ConfigError: the time is too short to train at all.
+    """
+    began = time.monotonic()
+    device = accelerator.device
+    model = TextToImage.create(recipe.describe_model(), text_tokenizer).to(device)
+    side = model.config.grid
+    rng = np.random.default_rng(0)
+    one = rng.integers(len(model.tokenizer.codebook), size=(1, *side)).astype(np.uint16)
+    codes = {
+        name: np.broadcast_to(one, (len(images), *side)) for name, images in data.sides.items()
+    }
+    transformer = measure_pace(
+        TransformerStage(model, recipe.transformer_training, data.sides, codes),
+        recipe.transformer_training,
+        accelerator,
+        _MEASURE_SECONDS,
+    )
+    stage = TokenizerStage(model.tokenizer, recipe.tokenizer_training.loss, data.sides)
+    tokenizer = measure_pace(stage, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS)
+    num_images = len(data.train) + len(data.validation)
+    encode = _measure_encoding(model.tokenizer, data.train, device) * num_images
+    paint = _measure_painting(model) * count_pictures(data)
+
+    seconds_left -= time.monotonic() - began
+    evaluations = _EVALUATIONS * (tokenizer.evaluation_seconds + transformer.evaluation_seconds)
+    other = encode + paint
+    training = seconds_left - other - evaluations
+    shares = {"tokenizer": _TOKENIZER_SHARE, "transformer": 1 - _TOKENIZER_SHARE}
+    if training * min(shares.values()) < 5 * max(tokenizer.step_seconds, transformer.step_seconds):
+        raise ConfigError(
+            f"The time is too short to train anything: {seconds_left:.0f} seconds are left and "
+            f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give more "
+            "--minutes, or fewer images."
+        )
+    lengths = {}
+    for name, settings, step in (
+        ("tokenizer", recipe.tokenizer_training, tokenizer.step_seconds),
+        ("transformer", recipe.transformer_training, transformer.step_seconds),
+    ):
+        images = int(training * shares[name] / step) * settings.batch_size
+        lengths[f"{name}_training"] = settings.replace(
+            images=images, evaluate_every_images=-(-images // _EVALUATIONS)
+        )
+    return Plan(
+        recipe.replace(**lengths),
+        tokenizer_seconds=training * shares["tokenizer"] + evaluations / 2,
+        transformer_seconds=training * shares["transformer"] + evaluations / 2,
+        other_seconds=other,
+    )
+
+
+@torch.inference_mode()
+def _measure_encoding(
+    tokenizer: ImageTokenizer, images: CaptionedImages, device: torch.device
+) -> float:
+    """Returns the seconds that encoding one image takes."""
+    pixels = images.pixels(np.arange(_BATCH) % len(images))
+    seconds = 0.0
+    for _ in range(2):  # the first pass warms up
+        began = time.monotonic()
+        tokenizer.encode(to_float(torch.from_numpy(pixels).to(device))).cpu()
+        seconds = time.monotonic() - began
+    return seconds / _BATCH
+
+
+def _measure_painting(model: TextToImage) -> float:
+    """Returns the seconds that painting one picture takes."""
+    seconds = 0.0
+    for _ in range(2):
+        began = time.monotonic()
+        model.paint(["a picture"] * _BATCH, seeds=range(_BATCH))
+        seconds = time.monotonic() - began
+    return seconds / _BATCH

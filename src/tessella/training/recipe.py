@@ -1,0 +1,118 @@
+"""The recipe: every setting of a run in one tree, from defaults, presets, files and words."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from tessella.config import Settings, build, merge, parse_assignments, read_config
+from tessella.data.settings import DataSettings
+from tessella.errors import ConfigError
+from tessella.objectives import AnyOrderSettings, GenerationSettings, ObjectiveSettings
+from tessella.pipeline import ModelConfig
+from tessella.text import TextSettings
+from tessella.tokenizer import TokenizerSettings
+from tessella.training.stages import TokenizerTrainingSettings, TransformerTrainingSettings
+from tessella.transformer import TransformerSettings
+
+
+class Recipe(Settings):
+    """All settings of a run."""
+
+    data: DataSettings = DataSettings()
+    """How captioned images are read, cached and split."""
+    text: TextSettings = TextSettings()
+    """How captions become tokens."""
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    """The image tokenizer's network."""
+    tokenizer_training: TokenizerTrainingSettings = TokenizerTrainingSettings()
+    """How the image tokenizer trains."""
+    transformer: TransformerSettings = TransformerSettings()
+    """The transformer's size."""
+    objective: ObjectiveSettings = AnyOrderSettings()
+    """What the transformer learns; `--set objective=latent_mse` names another."""
+    transformer_training: TransformerTrainingSettings = TransformerTrainingSettings()
+    """How the transformer trains."""
+    generation: GenerationSettings = GenerationSettings()
+    """How the model paints unless told otherwise."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _name_is_enough(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def describe_model(self) -> ModelConfig:
+        """Returns the part of the recipe that the model needs to be loaded again."""
+        return ModelConfig(
+            image_size=self.data.image_size,
+            tokenizer=self.tokenizer,
+            transformer=self.transformer,
+            objective=self.objective,
+            generation=self.generation,
+        )
+
+
+PRESETS: Mapping[str, dict[str, Any]] = {
+    # 64×64 pixels, 8×8 codes: a laptop.
+    "tiny": {},
+    # 128×128 pixels, 16×16 codes: a laptop overnight, any GPU.
+    "small": {
+        "data": {"image_size": 128},
+        "tokenizer": {"patch": 4, "widths": [96, 192], "blocks": 2},
+        "transformer": {"width": 256, "depth": 8, "heads": 8},
+    },
+    # 128×128 pixels, 16×16 codes of 1024: one GPU.
+    "base": {
+        "data": {"image_size": 128},
+        "tokenizer": {
+            "patch": 2,
+            "widths": [96, 192, 384],
+            "blocks": 2,
+            "quantizer": {"codebook_size": 1024},
+        },
+        "transformer": {"width": 512, "depth": 12, "heads": 8},
+    },
+    # The founding report's pair: its tokenizer, its objective.
+    "report2021": {
+        "data": {"image_size": 128},
+        "tokenizer": {
+            "network": "report2021",
+            "nhid": 256,
+            "quantizer": {"codebook_size": 512, "code_width": 256, "normalize": False},
+        },
+        "objective": {"name": "latent_mse"},
+        "transformer": {"width": 256, "depth": 8, "heads": 8},
+    },
+}
+"""Sizes by name; what they leave out is as in `Recipe`."""
+
+DEFAULT_PRESET = "tiny"
+
+
+def resolve_recipe(
+    preset: str | None = None,
+    config_file: Path | None = None,
+    assignments: Iterable[str] = (),
+) -> Recipe:
+    """Joins defaults, a preset, a file and single settings; the later wins.
+
+    Args:
+        preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.
+        config_file: TOML, or the recipe.json of a run.
+        assignments: words such as `transformer.depth=8`.
+
+    Raises:
+        ConfigError: a setting or preset is unknown or out of range, or the file unreadable.
+    """
+    values = read_config(config_file) if config_file else {}
+    named = values.pop("preset", None)
+    preset = preset or named or DEFAULT_PRESET
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConfigError(f"Unknown preset: `{preset}`. Known are: {', '.join(PRESETS)}.")
+    values = merge(PRESETS[preset], values)
+    for over in (parse_assignments([word]) for word in assignments):
+        if isinstance(over.get("objective"), str):
+            over["objective"] = {"name": over["objective"]}
+        values = merge(values, over)
+    return build(Recipe, values)

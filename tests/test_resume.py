@@ -1,0 +1,436 @@
+"""A run that is stopped, killed or cut off ends in the same weights as one that was not.
+
+The founding project lost its only run while the model was being saved. Each way in which a run can
+end early is played here, and the resumed run compared with an undisturbed one, bit for bit.
+
+As a script (`python tests/test_resume.py FOLDER`) this file is the victim of
+`test_killed_at_any_moment`, and one of the two processes of `test_two_processes`.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from tessella.data.cache import CaptionedImages
+from tessella.data.prepare import prepare
+from tessella.data.settings import DataSettings
+from tessella.errors import CheckpointError, TessellaError
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.tokenizer import ImageTokenizer, ReconstructionLossSettings, TokenizerSettings
+from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint
+from tessella.training.interrupt import Interrupted
+from tessella.training.loop import (
+    CHECKPOINTS_FOLDER,
+    Stage,
+    TrainingSettings,
+    create_accelerator,
+    train,
+)
+from tessella.training.stages import TokenizerStage, TransformerStage, TransformerTrainingSettings
+
+Data = Mapping[str, CaptionedImages]
+
+BATCH = 4
+
+TOKENIZERS: Mapping[str, dict[str, Any]] = {
+    # Every code that misses one batch is revived at the next.
+    "gradient": {
+        "patch": 2,
+        "widths": (16, 32),
+        "quantizer": {"codebook_size": 32, "code_width": 4, "revive_after_images": BATCH},
+    },
+    "ema": {
+        "patch": 2,
+        "widths": (16, 32),
+        "quantizer": {
+            "codebook_size": 32,
+            "code_width": 4,
+            "normalize": False,
+            "learning": "ema",
+            "revive_after_images": BATCH,
+        },
+    },
+    # Batch normalization's running statistics are state too.
+    "report2021": {
+        "network": "report2021",
+        "nhid": 16,
+        "quantizer": {
+            "codebook_size": 32,
+            "code_width": 16,
+            "normalize": False,
+            "learning": "ema",
+            "revive_after_images": BATCH,
+        },
+    },
+}
+
+
+def tokenizer_stage(kind: str, data: Data) -> TokenizerStage:
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(TokenizerSettings.model_validate(TOKENIZERS[kind]))
+    return TokenizerStage(tokenizer, ReconstructionLossSettings(), data)
+
+
+def transformer_stage(objective: str, data: Data) -> TransformerStage:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {
+            "image_size": 16,
+            "tokenizer": TOKENIZERS["gradient"],
+            "transformer": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.2},
+            "objective": {"name": objective},
+            "generation": {"steps": 2},
+        }
+    )
+    text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
+    rng = np.random.default_rng(0)
+    codes = {
+        side: rng.integers(32, size=(len(images), *config.grid)).astype(np.uint16)
+        for side, images in data.items()
+    }
+    settings = TransformerTrainingSettings(caption_dropout=0.3)
+    return TransformerStage(TextToImage.create(config, text), settings, data, codes)
+
+
+STAGES: Mapping[str, Callable[[Data], Stage]] = {
+    **{kind: lambda data, kind=kind: tokenizer_stage(kind, data) for kind in TOKENIZERS},
+    **{
+        name: lambda data, name=name: transformer_stage(name, data)
+        for name in ("any_order", "latent_mse")
+    },
+}
+
+
+def run(
+    stage: Stage,
+    folder: Path,
+    *,
+    steps: int = 4,
+    fingerprint: str = "recipe",
+    save_every_seconds: float = 3600.0,
+    **changes: Any,
+) -> nn.Module:
+    settings = TrainingSettings(
+        images=steps * BATCH,
+        batch_size=BATCH,
+        warmup_images=BATCH,
+        evaluate_every_images=2 * BATCH,
+        save_every_seconds=save_every_seconds,
+        **changes,
+    )
+    return train(
+        stage,
+        settings,
+        folder,
+        seed=1,
+        accelerator=create_accelerator("cpu"),
+        console=Console(file=io.StringIO()),
+        fingerprint=fingerprint,
+    )
+
+
+def on_step(stage: Stage, number: int, act: Callable[[], Any]) -> Stage:
+    """Acts in the middle of a training step, counted from 1; the average's passes do not count."""
+    steps = 0
+
+    def count(network: nn.Module, batch: Any) -> None:
+        nonlocal steps
+        steps += network.training
+        if steps == number and network.training:
+            act()
+
+    stage.network.register_forward_pre_hook(count)
+    return stage
+
+
+def saved(folder: Path) -> CheckpointState:
+    state = load_latest_checkpoint(folder / CHECKPOINTS_FOLDER)
+    assert state is not None
+    return state
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Network, average and optimizer of the last checkpoints are the same, bit for bit."""
+    mine, theirs = saved(folder), saved(other)
+    assert mine.images_seen == theirs.images_seen
+    assert mine.info == theirs.info
+    assert mine.tensors.keys() == theirs.tensors.keys()
+    differ = [name for name, tensor in mine.tensors.items() if not same(tensor, theirs, name)]
+    assert not differ
+
+
+def same(tensor: Tensor, state: CheckpointState, name: str) -> bool:
+    other = state.tensors[name]
+    as_bytes = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)]
+    return tensor.dtype == other.dtype and torch.equal(*as_bytes)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# Stopped on request.
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [*((kind, signal.SIGTERM) for kind in STAGES), ("gradient", signal.SIGINT)],
+)
+def test_two_steps_and_two_are_four(
+    kind: str, number: signal.Signals, scenes: Data, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
+    run(STAGES[kind](scenes), tmp_path / "whole")
+    stage = on_step(STAGES[kind](scenes), 2, lambda: signal.raise_signal(number))
+    with pytest.raises(Interrupted):
+        run(stage, tmp_path / "parts")
+    assert saved(tmp_path / "parts").images_seen == 2 * BATCH
+    assert signal.getsignal(number) is before
+
+    run(STAGES[kind](scenes), tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:
+    run(STAGES["gradient"](scenes), tmp_path / "whole")
+    for steps in (1, 2, 3):
+        stage = on_step(STAGES["gradient"](scenes), 1, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(stage, tmp_path / "parts")
+        assert saved(tmp_path / "parts").images_seen == steps * BATCH
+    run(STAGES["gradient"](scenes), tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_codes_were_revived_in_these_runs(scenes: Data, tmp_path: Path) -> None:
+    """Else the tests above would not show that revival survives a stop."""
+    stage = tokenizer_stage("ema", scenes)
+    quantizer = stage.network.tokenizer.quantizer
+    moved = []
+    revive = quantizer._revive
+
+    def watched(rows: Tensor) -> None:
+        before = quantizer.vectors.detach().clone()
+        revive(rows)
+        moved.append(int((before != quantizer.vectors).any(1).sum()))
+
+    quantizer._revive = watched
+    run(stage, tmp_path)
+    assert len(moved) == 4
+    assert sum(moved) > 0
+
+
+def test_a_finished_run_is_left_as_it_is(scenes: Data, tmp_path: Path) -> None:
+    first = run(STAGES["gradient"](scenes), tmp_path)
+    files = {path: path.read_bytes() for path in (tmp_path / CHECKPOINTS_FOLDER).rglob("*.*")}
+    stage = on_step(STAGES["gradient"](scenes), 1, lambda: pytest.fail("it trained again"))
+    again = run(stage, tmp_path)
+    assert {p: p.read_bytes() for p in (tmp_path / CHECKPOINTS_FOLDER).rglob("*.*")} == files
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_stop_in_the_last_step_is_not_forgotten(scenes: Data, tmp_path: Path) -> None:
+    """A Ctrl-C in the last step of stage 1 once went unheard: stage 2 began as if nothing were."""
+    stage = on_step(STAGES["gradient"](scenes), 4, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        run(stage, tmp_path)
+    assert saved(tmp_path).images_seen == 4 * BATCH
+    assert metrics(tmp_path)[-1]["kind"] == "validation"
+
+
+# Lost without warning.
+
+
+def test_a_half_written_checkpoint_is_passed_over(scenes: Data, tmp_path: Path) -> None:
+    """The crash of 2021: the newest checkpoint is cut short; the one before must do."""
+    run(STAGES["ema"](scenes), tmp_path / "whole")
+    run(STAGES["ema"](scenes), tmp_path / "crashed", save_every_seconds=1e-9)
+    newest = tmp_path / "crashed" / CHECKPOINTS_FOLDER / f"checkpoint-{4 * BATCH:012d}"
+    state = newest / "state.safetensors"
+    state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    assert saved(tmp_path / "crashed").images_seen == 3 * BATCH
+
+    run(STAGES["ema"](scenes), tmp_path / "crashed")
+    assert_same_run(tmp_path / "crashed", tmp_path / "whole")
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """Four times `kill -9`, many of them while a checkpoint is written; nothing is lost."""
+    script = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    train_lines = [m["images_seen"] for m in metrics(tmp_path / "killed") if m["kind"] == "train"]
+    assert train_lines == sorted(set(train_lines))
+    assert train_lines[-1] == 30 * BATCH
+
+
+def be_killed(folder: Path) -> None:
+    """Trains once undisturbed; once in processes of which four are killed."""
+    settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
+    prepare(["scenes:40"], settings, folder / "data")
+    whole, killed = folder / "whole", folder / "killed"
+    assert os.waitpid(start_victim(folder, whole), 0)[1] == 0
+    chance = random.Random(0)
+    for _ in range(4):
+        before = progress(killed)
+        victim = start_victim(folder, killed)
+        while progress(killed) == before:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 0.1))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        assert progress(killed) < 30 * BATCH, "too fast: nothing was killed"
+    assert os.waitpid(start_victim(folder, killed), 0)[1] == 0
+
+
+def start_victim(folder: Path, out: Path) -> int:
+    """Trains in a process of its own, that shares what was imported."""
+    victim = os.fork()
+    if victim:
+        return victim
+    status = 1
+    try:
+        torch.set_num_threads(2)
+        settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
+        data = prepare(["scenes:40"], settings, folder / "data").sides
+        run(tokenizer_stage("ema", data), out, steps=30, save_every_seconds=1e-9)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def progress(folder: Path) -> int:
+    names = [path.name for path in (folder / CHECKPOINTS_FOLDER).glob("checkpoint-*")]
+    return max((int(name.removeprefix("checkpoint-")) for name in names), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ema", "report2021", "latent_mse"])
+def test_two_processes(kind: str, tmp_path: Path) -> None:
+    """Asked to stop in one of them, both do, at one step; resumed, both end as if undisturbed."""
+    settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
+    prepare(["scenes:40"], settings, tmp_path / "data")
+    for name, ends in (("whole", "done"), ("parts", "stop"), ("parts", "done")):
+        words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
+        done = subprocess.run(
+            [sys.executable, *words, str(tmp_path), kind, name, ends],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        ended = [(tmp_path / f"{name}-{rank}.txt").read_text() for rank in (0, 1)]
+        assert ended[0] == ended[1]
+        assert ended[0].startswith(ends)
+        if ends == "stop":
+            assert saved(tmp_path / name).images_seen == 2 * BATCH
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def be_one_of_two(folder: Path, kind: str, name: str, ends: str) -> None:
+    """Trains on a half of each batch; if it should stop, the second process alone is asked."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
+    stage = STAGES[kind](prepare(["scenes:40"], settings, folder / "data").sides)
+    if ends == "stop" and rank == 1:
+        on_step(stage, 2, lambda: signal.raise_signal(signal.SIGTERM))
+    try:
+        average = run(stage, folder / name)
+    except Interrupted:
+        outcome = "stop"
+    else:
+        digest = hashlib.sha256()
+        for tensor in average.state_dict().values():
+            digest.update(tensor.contiguous().numpy().tobytes())
+        outcome = f"done {digest.hexdigest()}"
+    (folder / f"{name}-{rank}.txt").write_text(outcome)
+
+
+# What must not be resumed, or not be saved.
+
+
+def test_another_recipe_is_refused(scenes: Data, tmp_path: Path) -> None:
+    run(STAGES["gradient"](scenes), tmp_path, steps=1)
+    before = saved(tmp_path)
+    with pytest.raises(CheckpointError, match=r"of other data or another recipe: `.*new --out"):
+        run(STAGES["gradient"](scenes), tmp_path, steps=2, fingerprint="another")
+    assert saved(tmp_path).images_seen == before.images_seen
+
+
+@dataclasses.dataclass
+class Poison:
+    """Makes the loss not a number from one step on."""
+
+    stage: Stage
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            next(self.stage.network.parameters()).fill_(torch.nan)
+
+
+def test_a_loss_that_is_no_number_spares_the_last_checkpoint(scenes: Data, tmp_path: Path) -> None:
+    run(STAGES["gradient"](scenes), tmp_path / "two", steps=2)
+    stage = STAGES["gradient"](scenes)
+    on_step(stage, 3, Poison(stage))
+    with pytest.raises(TessellaError, match=r"not a number any more: `nan`.*muon_learning_rate"):
+        run(stage, tmp_path / "poisoned", save_every_seconds=1e-9)
+    assert saved(tmp_path / "poisoned").images_seen == 2 * BATCH
+    assert all(t.isfinite().all() for t in saved(tmp_path / "poisoned").tensors.values())
+    # And it is good enough to go on from.
+    run(STAGES["gradient"](scenes), tmp_path / "poisoned")
+    run(STAGES["gradient"](scenes), tmp_path / "whole")
+    assert_same_run(tmp_path / "poisoned", tmp_path / "whole")
+
+
+# What is reported.
+
+
+def test_metrics_are_not_told_twice(scenes: Data, tmp_path: Path) -> None:
+    """Stopped between two checkpoints: what was reported beyond the last one comes again, once."""
+    stage = STAGES["gradient"](scenes)
+    on_step(stage, 3, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(stage, tmp_path)
+    checkpoint = tmp_path / CHECKPOINTS_FOLDER / f"checkpoint-{3 * BATCH:012d}"
+    line = json.dumps({"images_seen": 4 * BATCH, "kind": "train", "loss": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n" + line[:20])  # the second was cut off by the crash
+    assert checkpoint.is_dir()
+
+    run(STAGES["gradient"](scenes), tmp_path)
+    told = [(m["images_seen"], m["kind"]) for m in metrics(tmp_path)]
+    assert told == [
+        (2 * BATCH, "validation"),
+        (3 * BATCH, "train"),
+        (4 * BATCH, "train"),
+        (4 * BATCH, "validation"),
+    ]
+    assert metrics(tmp_path)[2]["loss"] != 0.5
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        be_one_of_two(Path(sys.argv[1]), *sys.argv[2:])
+    else:
+        be_killed(Path(sys.argv[1]))

@@ -1,0 +1,680 @@
+"""Checkpoints: whatever happens while one is written, a good one is there and is found."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tessella.errors import CheckpointError, ConfigError
+from tessella.training import checkpoint
+from tessella.training.checkpoint import (
+    CheckpointState,
+    flatten_optimizer,
+    load_latest_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+
+def numbered(images_seen: int) -> CheckpointState:
+    """A state that can be told from every other."""
+    tensors = {
+        "model.weight": torch.full((40, 30), float(images_seen)),
+        "optimizer.step": torch.tensor(images_seen),
+    }
+    return CheckpointState(images_seen, tensors, {"recipe": "abc", "loss": images_seen / 3})
+
+
+def assert_same_bits(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype, name
+        assert got[name].shape == tensor.shape, name
+        as_bytes = [t.contiguous().reshape(-1).view(torch.uint8) for t in (got[name], tensor)]
+        assert torch.equal(*as_bytes), name
+
+
+def latest(folder: Path) -> int | None:
+    """Loads, checks that all of the state belongs together, and says which one it is."""
+    state = load_latest_checkpoint(folder)
+    if state is None:
+        return None
+    expected = numbered(state.images_seen)
+    assert_same_bits(state.tensors, expected.tensors)
+    assert state.info == expected.info
+    return state.images_seen
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Saving and loading.
+
+
+def test_nothing_saved_is_none(tmp_path: Path) -> None:
+    assert load_latest_checkpoint(tmp_path / "nowhere") is None
+    (tmp_path / "checkpoint-12").mkdir()  # no name of ours
+    (tmp_path / "samples.png").write_bytes(b"")
+    assert load_latest_checkpoint(tmp_path) is None
+
+
+def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    grid = torch.randn(4, 6)
+    tensors = {
+        "float": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "bfloat16": torch.randn(3).bfloat16(),
+        "half": torch.randn(3).half(),
+        "double": torch.randn(3, dtype=torch.float64),
+        "bool": torch.tensor([True, False]),
+        "int64": torch.tensor([-(2**63), 2**63 - 1]),
+        "random_state": torch.get_rng_state(),
+        "scalar": torch.tensor(7.5),
+        "empty": torch.zeros(0, 3),
+        "grid": grid,
+        "grid_again": grid,
+        "row": grid[2],
+        "turned": grid.t(),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "parameter": nn.Parameter(torch.randn(2)),
+    }
+    info = {"text": "ü 🐙 \ud800", "nested": {"list": [1, 0.1, None, True]}, "big": 2**70}
+    path = save_checkpoint(tmp_path, CheckpointState(12345, tensors, info))
+    assert path == tmp_path / "checkpoint-000000012345"
+    assert names(path) == ["checkpoint.json", "state.safetensors"]
+    back = load_latest_checkpoint(tmp_path)
+    assert back is not None
+    assert back.images_seen == 12345
+    assert back.info == info
+    assert_same_bits(back.tensors, {name: tensor.detach() for name, tensor in tensors.items()})
+
+
+def test_a_state_without_tensors_is_a_state(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, CheckpointState(0, {}))
+    back = load_latest_checkpoint(tmp_path)
+    assert back is not None
+    assert (back.images_seen, back.tensors, back.info) == (0, {}, {})
+
+
+def test_a_section_is_taken_out_by_its_name() -> None:
+    one, two = torch.tensor(1), torch.tensor(2)
+    state = CheckpointState(0, {"model.a.b": one, "model_b.a": two, "ema.a.b": two})
+    assert state.section("model") == {"a.b": one}
+    assert state.section("nothing") == {}
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    images_seen=st.integers(0, 10**13),
+    shapes=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9),
+        st.tuples(st.lists(st.integers(0, 3), max_size=3), st.sampled_from(DTYPES)),
+        max_size=4,
+    ),
+    info=st.dictionaries(st.text(max_size=5), JSON_VALUES, max_size=3),
+)
+def test_any_state_comes_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    images_seen: int,
+    shapes: dict[str, tuple[list[int], torch.dtype]],
+    info: dict[str, Any],
+) -> None:
+    tensors = {name: (torch.randn(size) * 9).to(dtype) for name, (size, dtype) in shapes.items()}
+    folder = tmp_path_factory.mktemp("state")
+    save_checkpoint(folder, CheckpointState(images_seen, tensors, info))
+    back = load_latest_checkpoint(folder)
+    assert back is not None
+    assert (back.images_seen, back.info) == (images_seen, info)
+    assert_same_bits(back.tensors, tensors)
+
+
+def test_the_last_and_the_one_before_are_kept(tmp_path: Path) -> None:
+    for images_seen in (64, 128, 192, 256):
+        save_checkpoint(tmp_path, numbered(images_seen))
+    assert names(tmp_path) == ["checkpoint-000000000192", "checkpoint-000000000256"]
+    save_checkpoint(tmp_path, numbered(320), keep=1)
+    assert names(tmp_path) == ["checkpoint-000000000320"]
+    with pytest.raises(ConfigError, match="At least 1 checkpoint must be kept; got keep: `0`"):
+        save_checkpoint(tmp_path, numbered(384), keep=0)
+
+
+def test_the_newest_goes_by_its_number_not_by_its_time(tmp_path: Path) -> None:
+    new = save_checkpoint(tmp_path, numbered(1_000_000))
+    old = save_checkpoint(tmp_path, numbered(999_999))
+    for path, time in ((new, 1_000), (old, 2_000_000_000)):
+        for inside in (path, *path.iterdir()):
+            os.utime(inside, (time, time))
+    assert latest(tmp_path) == 1_000_000
+
+
+def test_saving_the_same_number_replaces_it_and_keeps_the_one_before(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, numbered(64))
+    save_checkpoint(tmp_path, CheckpointState(128, {"other": torch.zeros(1)}))
+    save_checkpoint(tmp_path, numbered(128))
+    assert latest(tmp_path) == 128
+    assert names(tmp_path) == ["checkpoint-000000000064", "checkpoint-000000000128"]
+
+
+def test_info_that_is_not_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="info must be plain JSON values"):
+        save_checkpoint(tmp_path, CheckpointState(0, {}, {"path": tmp_path}))
+    assert names(tmp_path) == []
+
+
+# Damage.
+
+
+def cut(path: Path, share: float) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "tensors gone": lambda path: (path / "state.safetensors").unlink(),
+    "record gone": lambda path: (path / "checkpoint.json").unlink(),
+    "both gone": lambda path: [inside.unlink() for inside in path.iterdir()],
+    "a file instead": lambda path: (shutil.rmtree(path), path.write_text("?")),
+    "tensors are a folder": lambda path: (
+        (path / "state.safetensors").unlink(),
+        (path / "state.safetensors").mkdir(),
+    ),
+    "record of another": lambda path: shutil.copy(
+        path.with_name("checkpoint-000000000064") / "checkpoint.json", path
+    ),
+    "tensors of another": lambda path: shutil.copy(
+        path.with_name("checkpoint-000000000064") / "state.safetensors", path
+    ),
+    "another under its name": lambda path: (
+        shutil.rmtree(path),
+        shutil.copytree(path.with_name("checkpoint-000000000064"), path),
+    ),
+    "record is a list": lambda path: (path / "checkpoint.json").write_text("[1]"),
+    "record is deep": lambda path: (path / "checkpoint.json").write_text("[" * 100_000),
+    "record is no text": lambda path: (path / "checkpoint.json").write_bytes(b"\xff\xfe\x00"),
+    "one byte too many": lambda path: (path / "state.safetensors").write_bytes(
+        (path / "state.safetensors").read_bytes() + b"\0"
+    ),
+}
+for file in ("state.safetensors", "checkpoint.json"):
+    for share in (0.0, 0.005, 0.1, 0.5, 0.9, 0.99):
+        DAMAGES[f"{file} cut to {share}"] = lambda path, f=file, s=share: cut(path / f, s)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    save_checkpoint(tmp_path, numbered(64))
+    path = save_checkpoint(tmp_path, numbered(128))
+    DAMAGES[damage](path)
+    with caplog.at_level(logging.WARNING, "tessella"):
+        assert latest(tmp_path) == 64
+    [message] = caplog.messages
+    assert message.startswith(f"Passed over a damaged checkpoint: `{path}` (")
+    assert message.endswith("); taking the one before.")
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, numbered(64))
+    for file in ("state.safetensors", "checkpoint.json"):
+        whole = (path / file).read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 47)):
+            flip(path / file, place, bit=place % 8)
+            try:
+                # White space between the record's values may change without harm.
+                assert latest(tmp_path) == 64
+                assert file == "checkpoint.json"
+            except CheckpointError as error:
+                assert "Every checkpoint is damaged" in str(error)
+            (path / file).write_bytes(whole)
+    assert latest(tmp_path) == 64
+
+
+def test_all_damaged_says_which_and_what_to_do(tmp_path: Path) -> None:
+    paths = [save_checkpoint(tmp_path, numbered(images_seen)) for images_seen in (64, 128)]
+    for path in paths:
+        cut(path / "state.safetensors", 0.5)
+    with pytest.raises(CheckpointError) as caught:
+        load_latest_checkpoint(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"Every checkpoint is damaged: `{paths[1]}`: state.safetensors has ")
+    assert f"`{paths[0]}`: " in message
+    assert message.endswith(
+        f"Bring one back from a backup, or remove `{tmp_path}` to begin the run anew."
+    )
+
+
+def test_damaged_ones_do_not_count_as_kept(tmp_path: Path) -> None:
+    """The run went back to 64 because 128 and 192 were damaged.
+
+    Counted by their numbers alone, these two would push out 64 and the new 100 with it.
+    """
+    for images_seen in (64, 128, 192):
+        path = save_checkpoint(tmp_path, numbered(images_seen), keep=3)
+        if images_seen > 64:
+            flip(path / "state.safetensors", -1)
+    assert latest(tmp_path) == 64
+    save_checkpoint(tmp_path, numbered(100))
+    assert names(tmp_path) == ["checkpoint-000000000064", "checkpoint-000000000100"]
+    assert latest(tmp_path) == 100
+
+
+def test_a_good_later_one_is_never_removed_but_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    later = save_checkpoint(tmp_path, numbered(128))
+    save_checkpoint(tmp_path, numbered(64))
+    assert latest(tmp_path) == 128
+    assert caplog.messages == [
+        f"A later checkpoint is there, and resuming will take it: `{later}`."
+    ]
+
+
+def write_format(path: Path, number: int) -> None:
+    record = json.loads((path / "checkpoint.json").read_bytes())
+    del record["sha256"]
+    record["format"] = number
+    record["sha256"] = checkpoint._record_sha256(record)
+    (path / "checkpoint.json").write_text(json.dumps(record))
+
+
+def test_a_newer_format_is_refused_and_never_removed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, numbered(64))
+    path = save_checkpoint(tmp_path, numbered(128))
+    write_format(path, checkpoint.FORMAT + 1)
+    with pytest.raises(CheckpointError) as caught:
+        load_latest_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"The checkpoint has format 2, this tessella reads 1: `{path}`. Use the version of "
+        "tessella that wrote it, or a newer one."
+    )
+    save_checkpoint(tmp_path, numbered(192))
+    assert path.exists()
+    assert latest(tmp_path) == 192
+
+
+def test_one_that_may_not_be_read_is_refused_and_never_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_checkpoint(tmp_path, numbered(64))
+
+    def refuse(file: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256_file", refuse)
+        with pytest.raises(CheckpointError, match=r"may not be read: `.*Make it readable"):
+            load_latest_checkpoint(tmp_path)
+        assert checkpoint._verdict(path) == "unknown"
+    assert latest(tmp_path) == 64
+
+
+# Crashes.
+
+
+def test_leftovers_of_a_crash_are_ignored_then_removed(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, numbered(64))
+    half = tmp_path / ".tmp-tessella-123"
+    shutil.copytree(path, half)
+    cut(half / "state.safetensors", 0.5)
+    # Killed where names cannot be swapped, after the old one was put aside.
+    path.rename(tmp_path / ".old-tessella-checkpoint-000000000064")
+    assert latest(tmp_path) == 64
+    save_checkpoint(tmp_path, numbered(128))
+    assert names(tmp_path) == ["checkpoint-000000000064", "checkpoint-000000000128"]
+
+
+# One process imports torch once and forks the writers that it kills: first at every single
+# call that changes the disk, then ten times at a random moment.
+KILLED = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+import torch
+from tessella.files import remove_leftovers
+from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+
+def save(number):
+    tensors = {f"model.{i}": torch.full((5_000,), float(number)) for i in range(10)}
+    save_checkpoint(folder, CheckpointState(number, tensors, {"number": number}))
+
+def load():
+    state = load_latest_checkpoint(folder)
+    assert state is not None, os.listdir(folder)
+    assert state.info == {"number": state.images_seen}
+    assert len(state.tensors) == 10
+    for tensor in state.tensors.values():
+        assert tensor.shape == (5_000,) and (tensor == state.images_seen).all()
+    return state.images_seen
+
+def die_at(calls):
+    left = calls
+    def event(name, arguments):
+        nonlocal left
+        if name in {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}:
+            left -= 1
+            if left == 0:
+                os._exit(9)
+    sys.addaudithook(event)
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+save(1)
+save(2)
+calls = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        die_at(calls + 1)
+        save(3)
+        os._exit(0)
+    calls += 1
+    ended = wait(child)
+    assert load() in (2, 3)
+    if ended == 0:
+        break
+    shutil.rmtree(folder / "checkpoint-000000000003", ignore_errors=True)  # as it was before
+assert load() == 3
+
+def half_written():
+    return any(name.startswith(".tmp-") for name in os.listdir(folder))
+
+last, killed_while_writing = 3, 0
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        number = load()
+        while True:
+            number += 1
+            save(number)
+    while not half_written():
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.08))
+    os.kill(child, signal.SIGKILL)
+    assert wait(child) == -signal.SIGKILL
+    killed_while_writing += half_written()
+    remove_leftovers(folder)
+    now = load()
+    assert now >= last, (now, last)
+    last = now
+print(calls, killed_while_writing)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_writer_never_loses_the_run(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    calls, killed_while_writing = (int(word) for word in ran.stdout.split())
+    assert calls > 10
+    assert killed_while_writing > 0
+
+
+@pytest.mark.parametrize("place", ["write_tensors", "sha256_file", "_record_sha256"])
+def test_a_full_disk_keeps_the_last_good_one_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    save_checkpoint(tmp_path, numbered(64))
+    good = save_checkpoint(tmp_path, numbered(128))
+    real = getattr(checkpoint, place)
+
+    def full(path: Any, *rest: Any) -> Any:
+        if isinstance(path, Path) and ".tmp-" not in str(path):
+            return real(path, *rest)  # verifying the earlier ones
+        if isinstance(path, dict) and path["images_seen"] != 192:
+            return real(path, *rest)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, place, full)
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(tmp_path, numbered(192))
+    assert str(caught.value) == (
+        f"Cannot write the checkpoint: `{tmp_path / 'checkpoint-000000000192'}` (No space left on "
+        f"device); the last good checkpoint is kept: `{good}`; free some space and run the same "
+        "command again."
+    )
+    assert isinstance(caught.value.__cause__, OSError)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["checkpoint-000000000064", "checkpoint-000000000128"]
+    assert latest(tmp_path) == 128
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on resources")
+@pytest.mark.parametrize("limit", [100_000, 1_000, 1])  # in the tensors, their header, at once
+def test_a_real_failure_to_write_keeps_the_last_good_one(tmp_path: Path, limit: int) -> None:
+    """By the system's limit on the size of files; a full disk would need a disk to fill."""
+    import resource
+
+    good = save_checkpoint(tmp_path, numbered(64))
+    state = CheckpointState(128, {f"t{number}": torch.zeros(9_000) for number in range(50)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(CheckpointError) as caught:
+            save_checkpoint(tmp_path, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    path = tmp_path / "checkpoint-000000000128"
+    assert str(caught.value) == (
+        f"Cannot write the checkpoint: `{path}` (File too large); the last good checkpoint is "
+        f"kept: `{good}`; free some space and run the same command again."
+    )
+    assert names(tmp_path) == ["checkpoint-000000000064"]
+    assert latest(tmp_path) == 64
+
+
+def test_the_first_checkpoint_fails_without_a_false_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = save_checkpoint(tmp_path, numbered(64))
+    cut(damaged / "state.safetensors", 0.5)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(CheckpointError, match="; there is no earlier checkpoint; free some space"):
+        save_checkpoint(tmp_path, numbered(128))
+
+
+def test_an_old_one_that_cannot_be_removed_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "in use")
+
+    old = save_checkpoint(tmp_path, numbered(64))
+    monkeypatch.setattr(checkpoint, "remove_folder", refuse)
+    save_checkpoint(tmp_path, numbered(128), keep=1)
+    assert latest(tmp_path) == 128
+    assert caplog.messages[0].startswith(f"Cannot remove the old checkpoint: `{old}` (")
+
+
+# Optimizers.
+
+
+def build_model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5), nn.Linear(5, 1))
+
+
+def two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    return [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "lr": 0.02}]
+
+
+def grouped_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names_of = {parameter: name for name, parameter in model.named_parameters()}
+    return [names_of[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, steps: int) -> None:
+    for step in range(start, start + steps):
+        generator = torch.Generator().manual_seed(step)
+        loss = model(torch.randn(4, 3, 8, 8, generator=generator)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "adamw": lambda model: torch.optim.AdamW(two_groups(model), lr=0.01, betas=(0.8, 0.95)),
+    "adamw, amsgrad": lambda model: torch.optim.AdamW(two_groups(model), lr=0.01, amsgrad=True),
+    "adamw, tensor lr": lambda model: torch.optim.AdamW(
+        model.parameters(), lr=torch.tensor(0.01), foreach=False
+    ),
+    "sgd, momentum": lambda model: torch.optim.SGD(two_groups(model), lr=0.01, momentum=0.9),
+    "sgd": lambda model: torch.optim.SGD(two_groups(model), lr=0.01),
+    "nadam": lambda model: torch.optim.NAdam(two_groups(model), lr=0.01),
+    "adafactor": lambda model: torch.optim.Adafactor(model.parameters()),
+    "rprop": lambda model: torch.optim.Rprop(two_groups(model)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [(kind, torch.contiguous_format) for kind in OPTIMIZERS]
+    + [(kind, torch.channels_last) for kind in ("adamw", "sgd, momentum")],
+)
+def test_four_steps_are_two_and_saved_and_loaded_and_two(
+    tmp_path: Path, kind: str, layout: torch.memory_format
+) -> None:
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = build_model().to(memory_format=layout)
+        return model, OPTIMIZERS[kind](model)
+
+    model, optimizer = begin()
+    train(model, optimizer, 0, 4)
+    straight = model.state_dict()
+
+    model, optimizer = begin()
+    train(model, optimizer, 0, 2)
+    tensors, scalars = flatten_optimizer(optimizer, grouped_names(model, optimizer))
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+    save_checkpoint(tmp_path, CheckpointState(8, state, {"optimizer": scalars}))
+
+    model, optimizer = begin()
+    train(model, optimizer, 9, 1)  # what it holds before is of no account
+    loaded = load_latest_checkpoint(tmp_path)
+    assert loaded is not None
+    model.load_state_dict(loaded.section("model"))
+    restore_optimizer(
+        optimizer,
+        grouped_names(model, optimizer),
+        loaded.section("optimizer"),
+        loaded.info["optimizer"],
+    )
+    train(model, optimizer, 2, 2)
+    assert_same_bits(model.state_dict(), straight)
+
+
+def test_adamw_state_has_these_names() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors, scalars = flatten_optimizer(optimizer, ["weight", "bias"])
+    assert sorted(tensors) == [
+        f"{name}.{key}" for name in ("bias", "weight") for key in ("exp_avg", "exp_avg_sq", "step")
+    ]
+    assert tensors["weight.step"].shape == ()
+    assert scalars["state"] == {}
+    [group] = scalars["groups"]
+    assert (group["lr"], group["betas"]) == (0.5, [0.9, 0.999])
+    assert "params" not in group
+
+
+def test_state_of_another_dtype_than_the_parameter_is_not_cast() -> None:
+    """`Optimizer.load_state_dict` casts it: a bfloat16 model would lose its float32 moments."""
+    parameter = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = torch.optim.SGD([parameter], momentum=0.9)
+    moment = torch.tensor([1.0001, 2.0002, 3.0003])
+    plain = {"state": {"w.count": 3, "w.nothing": None}, "groups": [{"momentum": 0.5}]}
+    restore_optimizer(optimizer, ["w"], {"w.momentum_buffer": moment}, plain)
+    state = optimizer.state[parameter]
+    assert torch.equal(state["momentum_buffer"], moment)
+    assert state["momentum_buffer"].data_ptr() != moment.data_ptr()
+    assert (state["count"], state["nothing"]) == (3, None)
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+    _, again = flatten_optimizer(optimizer, ["w"])
+    assert again["state"] == plain["state"]
+
+
+def test_state_lies_in_memory_as_the_optimizer_made_it() -> None:
+    """Sums over another order of the memory may differ in the last bit."""
+    model = build_model().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer, 0, 1)
+    names = [name for name, _ in model.named_parameters()]
+    before = {p: state["exp_avg"].stride() for p, state in optimizer.state.items()}
+    tensors, scalars = flatten_optimizer(optimizer, names)
+    saved = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    restore_optimizer(optimizer, names, saved, scalars)
+    after = {p: state["exp_avg"].stride() for p, state in optimizer.state.items()}
+    assert before == after
+    assert before[model[0].weight] == (27, 1, 9, 3)
+
+
+def test_a_parameter_that_was_never_stepped_has_no_state() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([used, unused])
+    used.sum().backward()
+    optimizer.step()
+    flat = flatten_optimizer(optimizer, ["used", "unused"])
+    assert not any(name.startswith("unused") for name in flat[0])
+    restore_optimizer(optimizer, ["used", "unused"], *flat)
+    assert unused not in optimizer.state
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_changed() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    names = ["weight", "bias"]
+    tensors, scalars = flatten_optimizer(optimizer, names)
+    with pytest.raises(CheckpointError, match=r"each of the optimizer's 2 parameters, got 1 "):
+        flatten_optimizer(optimizer, ["weight"])
+    with pytest.raises(CheckpointError, match=r"got 1 different names of 2"):
+        flatten_optimizer(optimizer, ["weight", "weight"])
+    with pytest.raises(CheckpointError, match="the model has no parameter `other`"):
+        restore_optimizer(optimizer, names, {"other.momentum_buffer": torch.ones(1)}, scalars)
+    with pytest.raises(CheckpointError, match="has 1 parameter groups, the saved state 2"):
+        restore_optimizer(optimizer, names, tensors, {"state": {}, "groups": [{}, {}]})
+    assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], torch.ones(1, 2))
+    optimizer.state[model.weight]["history"] = [torch.ones(1)]
+    with pytest.raises(CheckpointError, match=r"`weight.history` is a list"):
+        flatten_optimizer(optimizer, names)

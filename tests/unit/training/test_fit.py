@@ -1,0 +1,251 @@
+"""`fit`: data in, model folder out; called again it goes on, or refuses what would not fit."""
+
+import fcntl
+import io
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tessella.errors import CheckpointError, ConfigError
+from tessella.files import read_tensors
+from tessella.pipeline import TextToImage
+from tessella.training import fit as fit_module
+from tessella.training.fit import FitRequest, fit
+from tessella.training.interrupt import Interrupted
+from tessella.training.plan import Plan
+from tessella.training.stages import TokenizerLearner, TransformerLearner
+
+TINY = (
+    "data.image_size=16",
+    "data.workers=1",
+    "data.licence=CC0-1.0",
+    "tokenizer.patch=2",
+    "tokenizer.widths=[16,16]",
+    "tokenizer.quantizer.codebook_size=16",
+    "tokenizer_training.images=32",
+    "tokenizer_training.batch_size=8",
+    "transformer.width=16",
+    "transformer.depth=2",
+    "transformer.heads=2",
+    "transformer.dropout=0.1",
+    "transformer_training.images=32",
+    "transformer_training.batch_size=8",
+    "generation.steps=2",
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures with captions, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours.repeat(4, 0).repeat(4, 1)).save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text(f"picture {number}\n")
+    return folder
+
+
+def call(out: Path, pictures: Path, *words: str, **changes: Any) -> tuple[Path, str]:
+    said = io.StringIO()
+    request = FitRequest(
+        **{"sources": [str(pictures)], "out": out, "device": "cpu"}
+        | {"assignments": (*TINY, *words)}
+        | changes
+    )
+    return fit(request, Console(file=said, width=200)), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    folder, said = call(out, pictures)
+    assert folder == out / "model"
+    assert "20 images, 20 captions" in said
+    assert "The model is in" in said
+    return out
+
+
+def assert_same_model(out: Path, other: Path) -> None:
+    for name in ("tokenizer.safetensors", "transformer.safetensors"):
+        mine, theirs = (read_tensors(run / "model" / name) for run in (out, other))
+        assert mine.keys() == theirs.keys()
+        differ = [key for key in mine if not np.array_equal(mine[key], theirs[key])]
+        assert not differ
+    for name in ("samples.png", "metrics.json", "config.json", "text_tokenizer.json", "README.md"):
+        assert (out / "model" / name).read_bytes() == (other / "model" / name).read_bytes(), name
+
+
+def test_the_model_is_whole(whole: Path, pictures: Path) -> None:
+    model = TextToImage.load(whole / "model", device="cpu")
+    [picture] = model.generate("picture 3", seed=1)
+    assert picture.size == (16, 16)
+    card = (whole / "model" / "README.md").read_text()
+    assert f"`{pictures.name}`" in card
+    assert "CC0-1.0" in card
+    metrics = json.loads((whole / "model" / "metrics.json").read_text())
+    assert metrics["reconstruction_psnr"]["value"] > 0
+    assert (whole / "run.json").exists()
+    for stage in ("tokenizer", "transformer"):
+        assert (whole / stage / "metrics.jsonl").read_text().count("validation") >= 1
+
+
+def test_again_it_finds_all_done(
+    whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for learner in (TokenizerLearner, TransformerLearner):
+
+        def refuse(self: Any, *_: object) -> None:
+            if self.training:
+                pytest.fail("it trained again")
+
+        monkeypatch.setattr(learner, "forward", refuse)
+    before = (whole / "model" / "transformer.safetensors").read_bytes()
+    call(whole, pictures)
+    assert (whole / "model" / "transformer.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])
+def test_stopped_and_called_again_it_ends_in_the_same_model(
+    learner: type, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, steps = learner.forward, iter(range(99))
+
+    def stop(self: Any, *batch: object) -> Any:
+        if self.training and next(steps) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, *batch)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(learner, "forward", stop)
+        call(tmp_path / "run", pictures)
+    assert not (tmp_path / "run" / "model").exists()
+    call(tmp_path / "run", pictures)
+    assert_same_model(tmp_path / "run", whole)
+
+
+def test_one_stage_after_the_other_is_both_at_once(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(
+        ConfigError, match=r"not trained yet: `.*tokenizer` has seen 0 of 32 images"
+    ):
+        call(out, pictures, stage="transformer")
+    folder, _ = call(out, pictures, stage="tokenizer")
+    assert folder == out
+    assert not (out / "transformer").exists()
+    call(out, pictures, stage="transformer")
+    assert_same_model(out, whole)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "said"),
+    [
+        (
+            ("transformer.width=32",),
+            {},
+            r"has transformer\.width = `16`, now it is `32`\. Give the same settings to go on",
+        ),
+        (
+            ("transformer.width=32", "text.max_tokens=9"),
+            {},
+            r"`16`, now it is `32` \(and 1 more\)|`64`, now it is `9` \(and 1 more\)",
+        ),
+        ((), {"seed": 5}, "has seed = `0`, now it is `5`"),
+        ((), {"minutes": 3.0}, "has minutes = `None`, now it is `3.0`"),
+    ],
+)
+def test_other_settings(
+    whole: Path, pictures: Path, words: tuple[str, ...], changes: dict[str, Any], said: str
+) -> None:
+    before = (whole / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"begun with other settings: `.*{said}"):
+        call(whole, pictures, *words, **changes)
+    assert (whole / "run.json").read_bytes() == before
+
+
+def test_other_data(whole: Path, pictures: Path, tmp_path: Path) -> None:
+    """And with the data that it began with it still goes on."""
+    more = tmp_path / "more"
+    more.mkdir()
+    for path in pictures.iterdir():
+        (more / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (16, 16), "red").save(more / "red.png")
+    (more / "red.txt").write_text("red\n")
+    with pytest.raises(CheckpointError, match=r"of other data or another recipe: `.*tokenizer"):
+        call(whole, more)
+    call(whole, pictures)
+
+
+def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"holds something else than a run: `.*new or empty"):
+        call(tmp_path, pictures)
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [
+        "thesis.tex"
+    ]
+
+
+def test_a_run_of_another_format(whole: Path, pictures: Path, tmp_path: Path) -> None:
+    run = json.loads((whole / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"format": 0}))
+    with pytest.raises(CheckpointError, match=r"has format `0`; this tessella reads format 1: `"):
+        call(tmp_path, pictures)
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Path]:
+    """A run's folder in which another process trains."""
+    with (tmp_path / ".lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield tmp_path
+
+
+def test_two_do_not_train_in_one_folder(locked: Path, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match="Another process is training in this folder: `"):
+        call(locked, pictures)
+
+
+def test_a_folder_that_cannot_be_made(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"Cannot make the run's folder: `.*file/run`; Not a dir"):
+        call(tmp_path / "file" / "run", pictures)
+
+
+# Minutes.
+
+
+def test_a_plan_is_made_once_and_kept(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run does not measure again: it keeps to the lengths that it began with."""
+    plans = []
+
+    def plan(recipe: Any, seconds_left: float, *_: object) -> Plan:
+        plans.append(seconds_left)
+        shorter = recipe.tokenizer_training.replace(images=16)
+        return Plan(recipe.replace(tokenizer_training=shorter), 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(fit_module, "choose_preset", lambda *_: "tiny")
+    monkeypatch.setattr(fit_module, "plan_training", plan)
+    for _ in range(2):
+        call(tmp_path / "run", pictures, minutes=2.0, stage="tokenizer")
+    assert len(plans) == 1
+    assert 60 < plans[0] < 120
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["recipe"]["tokenizer_training"]["images"] == 16
+    assert run["asked"]["minutes"] == 2.0
+    names = [path.name for path in (tmp_path / "run" / "tokenizer" / "checkpoints").iterdir()]
+    assert f"checkpoint-{16:012d}" in names

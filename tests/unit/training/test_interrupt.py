@@ -1,0 +1,68 @@
+"""The first signal asks, the second insists, and afterwards all is as it was."""
+
+import signal
+import threading
+
+import pytest
+
+from tessella.training.interrupt import Interrupted, stop_on_signals
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+EVERY = pytest.mark.parametrize("number", SIGNALS)
+
+
+@EVERY
+def test_the_first_signal_asks(number: signal.Signals) -> None:
+    with stop_on_signals() as request:
+        assert not request.asked
+        signal.raise_signal(number)
+        assert request.asked
+
+
+@EVERY
+def test_the_second_insists(number: signal.Signals) -> None:
+    with stop_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+
+@EVERY
+def test_handlers_are_put_back(number: signal.Signals) -> None:
+    heard: list[int] = []
+    before = signal.signal(number, lambda number, _frame: heard.append(number))
+    try:
+        with stop_on_signals() as request:
+            signal.raise_signal(number)
+        assert request.asked
+        assert not heard
+        signal.raise_signal(number)
+        assert heard == [number]
+        with pytest.raises(ZeroDivisionError), stop_on_signals():
+            raise ZeroDivisionError
+        signal.raise_signal(number)
+        assert heard == [number, number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_in_another_thread_the_caller_s_handlers_stay() -> None:
+    """A server may train in a thread, where Python lets nobody handle signals."""
+    asked = []
+
+    def work() -> None:
+        with stop_on_signals() as request:
+            asked.append(request.asked)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupted_run_is_no_error_of_the_program() -> None:
+    """`except Exception` must not swallow it."""
+    assert issubclass(Interrupted, KeyboardInterrupt)
+    assert not issubclass(Interrupted, Exception)

@@ -1,0 +1,77 @@
+"""The model card says what the run was, and nothing else."""
+
+import ast
+import re
+
+from tessella.training.model_card import CardFacts, write_card
+from tessella.training.recipe import resolve_recipe
+
+
+def card(**changes: object) -> str:
+    facts = {
+        "sources": ["stickers", "scenes:100"],
+        "counts": {
+            "images": 12345,
+            "captions": 23456,
+            "train": 11728,
+            "validation": 617,
+            "skipped": {"broken": 3, "empty": 4},
+        },
+        "sample_captions": ["an octopus", 'a "quoted" fish\'s fin'],
+        "metrics": {
+            "reconstruction_psnr": {"value": 28.76543, "protocol": "dB, first 512 images"},
+            "codes_used": {"value": 509, "protocol": "of 512"},
+        },
+        "parameters": {"tokenizer": 1_234_567, "transformer": 9_876_543},
+        "licence": "CC0-1.0",
+        "seed": 42,
+    }
+    recipe = resolve_recipe(
+        "small",
+        None,
+        ["tokenizer_training.images=280000", "transformer_training.images=1230000"],
+    )
+    return write_card(recipe, CardFacts(**(facts | changes)))  # type: ignore[arg-type]
+
+
+def test_the_facts_are_there() -> None:
+    text = card()
+    for fact in (
+        "128×128 pictures",
+        "16×16 codes out of 512",
+        "`stickers`, `scenes:100`",
+        "12,345 with 23,456 captions",
+        "11,728 to train on, 617 kept out, 7 skipped",
+        "Licence of the data: CC0-1.0",
+        "1.23 M parameters, 280,000 images seen",
+        "objective `any_order`, 9.88 M parameters, 1,230,000 images seen",
+        "Seed: 42",
+        "| reconstruction_psnr | 28.77 | dB, first 512 images |",
+        "| codes_used | 509 | of 512 |",
+        "- an octopus",
+        "samples.png",
+    ):
+        assert fact in text, fact
+
+
+def test_the_header_is_what_model_hubs_read() -> None:
+    _, header, _ = card().split("---\n", 2)
+    assert header.splitlines() == [
+        "library_name: tessella",
+        "pipeline_tag: text-to-image",
+        "license: CC0-1.0",
+    ]
+
+
+def test_a_licence_that_is_not_given_is_said_to_be_not_given() -> None:
+    text = card(licence=None)
+    assert "license: other" in text
+    assert "Licence of the data: not given (set data.licence)" in text
+
+
+def test_the_example_is_python_whatever_the_caption() -> None:
+    for captions in (['it\'s "so" \\ odd'], ["a cat"], []):
+        [code] = re.findall(r"```python\n(.*?)```", card(sample_captions=captions), re.DOTALL)
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        generate = next(c for c in calls if getattr(c.func, "attr", "") == "generate")
+        assert ast.literal_eval(generate.args[0]) == (captions or ["a prompt"])[0]

@@ -1,0 +1,166 @@
+"""`--minutes`: what fits, with a clock that the tests turn."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tessella.data.prepare import PreparedData, prepare
+from tessella.data.settings import DataSettings
+from tessella.errors import ConfigError
+from tessella.text import TextSettings, TextTokenizer
+from tessella.training import plan as plan_module
+from tessella.training.loop import Pace, create_accelerator
+from tessella.training.plan import choose_preset, plan_training
+from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
+
+TINY = [
+    "data.image_size=16",
+    "tokenizer.patch=2",
+    "tokenizer.widths=[16,16]",
+    "tokenizer.quantizer.codebook_size=16",
+    "transformer.width=16",
+    "transformer.depth=2",
+    "transformer.heads=2",
+]
+
+
+class Clock:
+    """Seconds that pass only when something is done."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(plan_module, "time", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
+    return prepare(["scenes:40"], settings, tmp_path_factory.mktemp("plan") / "data")
+
+
+# How large.
+
+
+class Tokenizers:
+    """Stand-ins for image tokenizers, each step of which takes the seconds of its size."""
+
+    def __init__(self, clock: Clock, seconds: Mapping[str, float]) -> None:
+        self.clock = clock
+        self.seconds = {
+            Recipe.model_validate(PRESETS[name]).tokenizer: taken for name, taken in seconds.items()
+        }
+
+    def __call__(self, settings: Any) -> Any:
+        def step(image: torch.Tensor) -> Any:
+            self.clock.now += self.seconds[settings]
+            return SimpleNamespace(image=image.new_zeros(1, requires_grad=True))
+
+        step.quantizer = torch.nn.Identity()  # type: ignore[attr-defined]
+        return SimpleNamespace(to=lambda _: step)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    # Worth it from 400,000 images in the tokenizer's 0.4 of the time. At batches of 32 in 0.1 s
+    # `small` sees 400,000 in 1250 s of 3125 s, and `base`, ten times slower, in 31,250 s.
+    [(1, "tiny"), (51, "tiny"), (53, "small"), (500, "small"), (530, "base")],
+)
+def test_the_largest_size_that_is_worth_it(
+    minutes: float, expected: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Recipe().tokenizer_training.batch_size == 32
+    monkeypatch.setattr(plan_module, "_TOKENIZER_SHARE", 0.4)
+    monkeypatch.setattr(
+        plan_module, "ImageTokenizer", Tokenizers(clock, {"small": 0.1, "base": 1.0})
+    )
+    assert choose_preset(minutes, create_accelerator("cpu")) == expected
+
+
+# How long.
+
+
+def plan(
+    data: PreparedData,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_left: float,
+) -> Any:
+    """A machine whose tokenizer's step takes 0.5 s, and transformer's 0.25 s."""
+
+    def pace(stage: Any, *_: object) -> Pace:
+        clock.now += 5
+        step = {"tokenizer": 0.5, "transformer": 0.25}[stage.name]
+        return Pace(step_seconds=step, evaluation_seconds=2.0)
+
+    monkeypatch.setattr(plan_module, "_TOKENIZER_SHARE", 0.4)
+    monkeypatch.setattr(plan_module, "measure_pace", pace)
+    monkeypatch.setattr(plan_module, "_measure_encoding", lambda *_: 0.25)
+    monkeypatch.setattr(plan_module, "_measure_painting", lambda *_: 0.5)
+    monkeypatch.setattr(plan_module, "count_pictures", lambda _: 20)
+    text = TextTokenizer.train(data.train.all_captions(), TextSettings())
+    recipe = resolve_recipe(None, None, TINY)
+    return plan_training(recipe, seconds_left, data, text, create_accelerator("cpu"))
+
+
+def test_all_that_is_left_to_do_fits(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1054 s: 10 to measure, 24 for twelve evaluations, 10 to encode 40, 10 to paint 20.
+
+    1000 are left: 400 for 800 steps of the tokenizer, 600 for 2400 of the transformer.
+    """
+    made = plan(data, clock, monkeypatch, 1054.0)
+    assert made.recipe.tokenizer_training.images == 800 * 32
+    assert made.recipe.transformer_training.images == 2400 * 32
+    assert made.recipe.tokenizer_training.evaluate_every_images == -(-800 * 32 // 6)
+    assert made.tokenizer_seconds == pytest.approx(400 + 12)
+    assert made.transformer_seconds == pytest.approx(600 + 12)
+    assert made.other_seconds == pytest.approx(20)
+    assert made.describe() == (
+        "tokenizer 25,600 images (6.9 min), transformer 76,800 images (10.2 min), "
+        "codes and evaluation 0.3 min."
+    )
+
+
+def test_all_but_the_lengths_is_kept(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = resolve_recipe(None, None, TINY)
+    made = plan(data, clock, monkeypatch, 1054.0).recipe
+    kept = {"images", "evaluate_every_images"}
+    for name in Recipe.model_fields:
+        before, after = getattr(asked, name), getattr(made, name)
+        exclude = kept if name.endswith("_training") else set()
+        assert after.model_dump(exclude=exclude) == before.model_dump(exclude=exclude), name
+
+
+def test_too_short_a_time_is_refused(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"too short to train anything: 40 seconds are left and"):
+        plan(data, clock, monkeypatch, 50.0)
+
+
+def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_MEASURE_SECONDS", 0.01)
+    text = TextTokenizer.train(data.train.all_captions(), TextSettings())
+    words = [*TINY, "tokenizer_training.batch_size=4", "transformer_training.batch_size=4"]
+    recipe = resolve_recipe(None, None, words)
+    made = plan_training(recipe, 10_000.0, data, text, create_accelerator("cpu"))
+    for training in (made.recipe.tokenizer_training, made.recipe.transformer_training):
+        assert training.images > 100
+        assert training.images % 4 == 0
+    total = made.tokenizer_seconds + made.transformer_seconds + made.other_seconds
+    assert 9_000 < total <= 10_000

@@ -1,0 +1,139 @@
+"""The recipe: what wins over what, and that every preset can be built."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessella.errors import ConfigError
+from tessella.objectives import AnyOrderSettings, LatentMSESettings
+from tessella.pipeline import TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe, resolve_recipe
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_builds_its_networks(name: str) -> None:
+    recipe = resolve_recipe(name)
+    text = TextTokenizer.train(["a red star"], TextSettings())
+    with torch.device("meta"):
+        model = TextToImage.create(recipe.describe_model(), text)
+        size = recipe.data.image_size
+        latent = model.tokenizer.encoder(torch.empty(2, 3, size, size))
+        image = model.tokenizer.decoder(latent)
+    height, width = model.config.grid
+    assert latent.shape == (2, recipe.tokenizer.quantizer.code_width, height, width)
+    assert image.shape == (2, 3, size, size)
+    assert model.transformer.shape.num_places == height * width
+    assert model.transformer.shape.codebook_size == recipe.tokenizer.quantizer.codebook_size
+
+
+def test_the_report_s_preset_is_the_report_s() -> None:
+    recipe = resolve_recipe("report2021")
+    assert recipe.data.image_size == 128
+    assert recipe.describe_model().grid == (16, 16)
+    assert recipe.tokenizer.network == "report2021"
+    assert recipe.tokenizer.nhid == 256
+    assert recipe.tokenizer.quantizer.codebook_size == 512
+    assert recipe.tokenizer_training.loss.mse == 1.0
+    assert recipe.tokenizer_training.loss.l1 == 0.0
+    assert recipe.objective.name == "latent_mse"
+
+
+def test_the_later_wins(tmp_path: Path) -> None:
+    """Default, preset, file, word: each time one layer more."""
+    default = Recipe().transformer.depth
+    small = PRESETS["small"]["transformer"]["depth"]
+    assert len({default, small, 6, 2}) == 4
+    file = tmp_path / "mine.toml"
+    file.write_text("[transformer]\ndepth = 6\n")
+
+    assert resolve_recipe() == resolve_recipe(DEFAULT_PRESET)
+    assert resolve_recipe().transformer.depth == default
+    assert resolve_recipe("small").transformer.depth == small
+    recipe = resolve_recipe("small", file)
+    assert recipe.transformer.depth == 6
+    assert recipe.transformer.width == PRESETS["small"]["transformer"]["width"]
+    words = ["transformer.depth=4", "transformer.depth=2"]
+    assert resolve_recipe("small", file, words).transformer.depth == 2
+
+
+def test_a_file_may_name_a_preset_and_the_command_line_another(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "small"\n[transformer]\ndepth = 6\n')
+    assert resolve_recipe(None, file) == resolve_recipe("small", None, ["transformer.depth=6"])
+    assert resolve_recipe("base", file) == resolve_recipe("base", None, ["transformer.depth=6"])
+
+
+def test_an_objective_is_named_by_a_word(tmp_path: Path) -> None:
+    assert Recipe().objective == AnyOrderSettings()
+    for words in (["objective=latent_mse"], ["objective.name=latent_mse"]):
+        assert resolve_recipe(None, None, words).objective == LatentMSESettings()
+    # Over a preset that has one, and from a file.
+    words = ["objective=any_order"]
+    assert resolve_recipe("report2021", None, words).objective == AnyOrderSettings()
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "report2021"\nobjective = "any_order"\n')
+    assert resolve_recipe(None, file).objective == AnyOrderSettings()
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "transformer.depht=8",
+            "Unknown setting `transformer.depht`; did you mean `transformer.depth`?",
+        ),
+        ("tokeniser.patch=2", "Unknown setting `tokeniser`; did you mean `tokenizer`?"),
+        ("depth=8", "Unknown setting `depth`; did you mean `transformer.depth`?"),
+        (
+            "tokenizer.quantizer.codebok_size=8",
+            "Unknown setting `tokenizer.quantizer.codebok_size`; did you mean "
+            "`tokenizer.quantizer.codebook_size`?",
+        ),
+        (
+            "tokenizer_training.optimizer.momentun=0.9",
+            "Unknown setting `tokenizer_training.optimizer.momentun`; did you mean "
+            "`tokenizer_training.optimizer.momentum`?",
+        ),
+        (
+            "transformer.depth=3",
+            "Setting `transformer.depth`: got: `3`; input should be a multiple of 2.",
+        ),
+    ],
+)
+def test_what_is_unknown_or_out_of_range(word: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_recipe(None, None, [word])
+    assert str(caught.value).startswith(said.removesuffix("?"))
+
+
+def test_an_unknown_objective_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"`objective`.*'any_order', 'latent_mse'"):
+        resolve_recipe(None, None, ["objective=gan"])
+
+
+@pytest.mark.parametrize("preset", ['"huge"', '["small"]'])
+def test_an_unknown_preset_names_the_known_ones(tmp_path: Path, preset: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"preset = {preset}\n")
+    with pytest.raises(ConfigError, match=r"Unknown preset: `.*`\. Known are: tiny, small, base"):
+        resolve_recipe(None, file)
+
+
+def test_what_a_model_needs_is_in_its_description() -> None:
+    recipe = resolve_recipe("base", None, ["generation.steps=9", "objective=latent_mse"])
+    described = recipe.describe_model()
+    assert described.image_size == recipe.data.image_size
+    assert described.tokenizer == recipe.tokenizer
+    assert described.transformer == recipe.transformer
+    assert described.objective == recipe.objective
+    assert described.generation.steps == 9
+
+
+def test_a_recipe_survives_its_own_file() -> None:
+    """Saved as JSON and read back: what resuming stands on."""
+    for name in PRESETS:
+        recipe = resolve_recipe(name)
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe

@@ -1,0 +1,102 @@
+"""What a person sees of a run."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tessella.training.reporting import Reporter
+
+
+def report(folder: Path, images_seen: int = 0) -> tuple[Reporter, io.StringIO]:
+    shown = io.StringIO()
+    return Reporter(folder, "tokenizer", 1000, images_seen, Console(file=shown, width=120)), shown
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_a_report(tmp_path: Path) -> None:
+    reporter, shown = report(tmp_path / "new")
+    with reporter:
+        reporter.log(64, {"loss": 0.5, "gradient_norm": 2.0})
+        reporter.log(128, {"psnr": 20.125}, kind="validation")
+    assert lines(tmp_path / "new") == [
+        {"images_seen": 64, "kind": "train", "loss": 0.5, "gradient_norm": 2.0},
+        {"images_seen": 128, "kind": "validation", "psnr": 20.125},
+    ]
+    first, second = shown.getvalue().splitlines()
+    assert first.split() == ["tokenizer", "64", "images", "train", "loss", "0.5"]
+    assert second.split() == ["tokenizer", "128", "images", "validation", "psnr", "20.12"]
+
+
+def test_a_line_is_there_at_once(tmp_path: Path) -> None:
+    """A run that is killed keeps what it reported."""
+    reporter, _ = report(tmp_path)
+    with reporter:
+        reporter.log(64, {"loss": 0.5})
+        assert len(lines(tmp_path)) == 1
+
+
+def test_going_on_drops_what_comes_again(tmp_path: Path) -> None:
+    reporter, _ = report(tmp_path)
+    with reporter:
+        for images_seen in (64, 128, 192):
+            reporter.log(images_seen, {"loss": images_seen / 64})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"images_seen": 25')  # cut off by a crash
+
+    reporter, _ = report(tmp_path, images_seen=128)
+    with reporter:
+        reporter.log(192, {"loss": 9.0})
+    assert [(line["images_seen"], line["loss"]) for line in lines(tmp_path)] == [
+        (64, 1.0),
+        (128, 2.0),
+        (192, 9.0),
+    ]
+
+
+def test_tensorboard_shows_the_same_points(tmp_path: Path) -> None:
+    """Going on from a checkpoint once took the point of the checkpoint itself off the board."""
+    reporter, _ = report(tmp_path)
+    with reporter:
+        for images_seen in (64, 128, 192):
+            reporter.log(images_seen, {"loss": images_seen / 64})
+    reporter, _ = report(tmp_path, images_seen=128)
+    with reporter:
+        reporter.log(192, {"loss": 9.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(point.step, point.value) for point in board.Scalars("train/loss")]
+    assert points == [(64, 1.0), (128, 2.0), (192, 9.0)]
+
+
+def test_pictures_are_kept_by_progress(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    reporter, _ = report(tmp_path)
+    with reporter:
+        reporter.show(640, picture)
+    with Image.open(tmp_path / "samples" / "000000000640.png") as saved:
+        assert np.array_equal(np.asarray(saved), picture)
+
+
+def test_a_terminal_has_a_bar_and_only_validation_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one, as in CI, has no bar
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120)
+    with Reporter(tmp_path, "tokenizer", 1000, 0, console) as reporter:
+        reporter.advance(500)
+        reporter.log(500, {"loss": 0.5})
+        reporter.log(500, {"psnr": 20.0}, kind="validation")
+    text = shown.getvalue()
+    assert "500/1,000 images" in text
+    assert "validation" in text
+    assert "images  train" not in text

@@ -1,0 +1,200 @@
+"""The two stages: which batches they read, how they are evaluated."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from tessella.data.cache import CaptionedImages
+from tessella.images import to_uint8
+from tessella.objectives import LatentMSE
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.tokenizer import ImageTokenizer, ReconstructionLossSettings, TokenizerSettings
+from tessella.training import stages
+from tessella.training.ema import create_average
+from tessella.training.stages import (
+    TokenizerStage,
+    TransformerStage,
+    TransformerTrainingSettings,
+)
+
+Data = Mapping[str, CaptionedImages]
+
+CPU = torch.device("cpu")
+TOKENIZER = TokenizerSettings.model_validate(
+    {"patch": 2, "widths": (16, 32), "quantizer": {"codebook_size": 16, "code_width": 4}}
+)
+
+
+def tokenizer_stage(data: Data) -> TokenizerStage:
+    torch.manual_seed(0)
+    return TokenizerStage(ImageTokenizer(TOKENIZER), ReconstructionLossSettings(), data)
+
+
+def transformer_stage(data: Data, **changes: object) -> TransformerStage:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {
+            "image_size": 16,
+            "tokenizer": TOKENIZER,
+            "transformer": {"width": 16, "depth": 2, "heads": 2},
+            "generation": {"steps": 2},
+        }
+    )
+    text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
+    rng = np.random.default_rng(0)
+    codes = {
+        side: rng.integers(16, size=(len(images), *config.grid)).astype(np.uint16)
+        for side, images in data.items()
+    }
+    settings = TransformerTrainingSettings().replace(**changes)
+    return TransformerStage(TextToImage.create(config, text), settings, data, codes)
+
+
+def without_validation(data: Data) -> Data:
+    class Nothing:
+        def __len__(self) -> int:
+            return 0
+
+    return {"train": data["train"], "validation": Nothing()}  # type: ignore[dict-item]
+
+
+INDICES = np.array([3, 0, 7, 3])
+
+
+# The image tokenizer.
+
+
+def test_a_tokenizer_batch_is_pixels(scenes: Data) -> None:
+    (pixels,) = tokenizer_stage(scenes).load_batch(INDICES, np.random.default_rng(0))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.numpy(), scenes["train"].pixels(INDICES))
+
+
+def test_a_tokenizer_step_tells_both_losses(scenes: Data) -> None:
+    stage = tokenizer_stage(scenes)
+    stage.network.train()
+    pixels = torch.from_numpy(scenes["train"].pixels(np.arange(8)))
+    result = stage.network(pixels)
+    image = pixels.movedim(-1, 1).float() / 127.5 - 1
+    made = stage.network.tokenizer.eval()(image)
+    assert result.metrics["reconstruction_loss"].item() == pytest.approx(
+        (made.image - image).square().mean().item(), rel=1e-4
+    )
+    assert result.loss > result.metrics["reconstruction_loss"]
+    assert result.metrics["codes_used"] == made.quantized.codes.unique().numel()
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_reconstructions_are_measured(scenes: Data, held_out: bool) -> None:
+    """On what was kept out of training; on training images if nothing was."""
+    data = scenes if held_out else without_validation(scenes)
+    stage = tokenizer_stage(data)
+    average = create_average(stage.network)
+    made = stage.evaluate(average, CPU)
+    images = data["validation" if held_out else "train"]
+    pixels = images.pixels(np.arange(len(images)))
+    image = torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
+    with torch.no_grad():
+        again = to_uint8(average.tokenizer.decode(average.tokenizer.encode(image)))
+    errors = np.square(again.astype(float) - pixels).mean((1, 2, 3))
+    expected = (10 * np.log10(255**2 / errors)).mean()
+    assert made.metrics["psnr"] == pytest.approx(expected, abs=0.05)
+    assert made.picture.dtype == np.uint8
+
+
+# The transformer.
+
+
+def test_a_transformer_batch_is_a_caption_and_the_codes_of_each_image(scenes: Data) -> None:
+    stage = transformer_stage(scenes, caption_dropout=0.0)
+    tokens, codes = stage.load_batch(INDICES, np.random.default_rng(0))
+    assert codes.dtype == torch.int64
+    assert np.array_equal(codes.numpy(), stage._codes["train"][INDICES])
+    text = stage._model.text_tokenizer
+    for caption, index in zip(text.decode(tokens), INDICES, strict=True):
+        assert caption in scenes["train"].captions(int(index))
+
+
+def test_every_caption_has_its_turn(scenes: Data) -> None:
+    stage = transformer_stage(scenes, caption_dropout=0.0)
+    choices = set(scenes["train"].captions(0))
+    assert len(choices) > 2
+    rng = np.random.default_rng(0)
+    tokens, _ = stage.load_batch(np.zeros(200, dtype=np.int64), rng)
+    assert set(stage._model.text_tokenizer.decode(tokens)) == choices
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)])
+def test_some_captions_are_dropped(scenes: Data, share: float, low: int, high: int) -> None:
+    stage = transformer_stage(scenes, caption_dropout=share)
+    tokens, _ = stage.load_batch(np.arange(400) % 20, np.random.default_rng(0))
+    dropped = stage._model.text_tokenizer.decode(tokens).count("")
+    assert low <= dropped <= high
+
+
+def test_a_batch_follows_from_its_random_numbers(scenes: Data) -> None:
+    stage = transformer_stage(scenes, caption_dropout=0.5)
+    first, again, other = (
+        stage.load_batch(INDICES, np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_a_score_does_not_depend_on_chance_or_portions(
+    scenes: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders are drawn in scoring: the same ones each time, else two scores could not be compared.
+
+    With `latent_mse`, which draws nothing, also the portions that it is scored in do not matter.
+    """
+    stage = transformer_stage(scenes)
+    average = create_average(stage.network)
+    torch.manual_seed(5)
+    first = stage.evaluate(average, CPU)
+    again = stage.evaluate(average, CPU)
+    assert first.metrics == again.metrics
+    assert np.array_equal(first.picture, again.picture)
+
+    for name in ("loss", "accuracy"):
+        assert name in first.metrics
+    average._objective = LatentMSE()
+    whole = stage.evaluate(average, CPU).metrics
+    monkeypatch.setattr(stages, "_VALIDATION_BATCH", 3)
+    assert len(scenes["validation"]) % 3
+    assert stage.evaluate(average, CPU).metrics == pytest.approx(whole, rel=1e-4)
+
+
+def test_without_validation_the_training_images_are_scored(scenes: Data) -> None:
+    stage = transformer_stage(without_validation(scenes))
+    average = create_average(stage.network)
+    average._objective = LatentMSE()
+    count = len(scenes["train"])
+    captions = [scenes["train"].captions(index)[0] for index in range(count)]
+    text = stage._model.text_tokenizer.encode(captions)
+    codes = torch.from_numpy(stage._codes["train"].astype(np.int64))
+    expected = average(text, codes).loss.item()
+    assert stage.evaluate(average, CPU).metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+# On a GPU.
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "transformer"])
+def test_both_learn_in_mixed_precision(scenes: Data, name: str) -> None:
+    """As on CUDA: what autocast hands from layer to layer in bfloat16 must fit together."""
+    stage = {"tokenizer": tokenizer_stage, "transformer": transformer_stage}[name](scenes)
+    network = stage.network.train()
+    batch = stage.load_batch(INDICES, np.random.default_rng(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = network(*batch)
+    assert result.loss.dtype == torch.float32
+    exact = network(*batch)
+    assert result.loss.item() == pytest.approx(exact.loss.item(), rel=0.1)
+    result.loss.backward()
+    learning = [p for p in network.parameters() if p.requires_grad]
+    assert all(p.grad is None or p.grad.isfinite().all() for p in learning)
+    assert sum(p.grad is not None for p in learning) > len(learning) / 2
