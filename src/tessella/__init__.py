@@ -1,0 +1,69 @@
+"""tessella trains a text-to-image model on your own captioned images, and paints from it.
+
+    import tessella
+
+    model = tessella.load()  # the bundled model; or tessella.load("runs/stickers/model")
+    [image] = model.generate("a large red star on a navy background", seed=7)
+    image.save("star.png")
+
+Importing this package costs nothing: torch is imported by what needs it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessella.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GenerationError,
+    ShapeError,
+    TessellaError,
+)
+
+if TYPE_CHECKING:
+    from tessella.pipeline import TextToImage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "GenerationError",
+    "ShapeError",
+    "TessellaError",
+    "TextToImage",
+    "__version__",
+    "load",
+]
+
+
+def load(folder_or_name: str | Path = "scenes", device: str = "auto") -> "TextToImage":
+    """Loads a model, ready to paint.
+
+    Args:
+        folder_or_name: a model folder, a run's folder, or the name of a bundled model.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        CheckpointError: there is no such model, or its folder is damaged or foreign.
+        ConfigError: the device is not there.
+    """
+    from tessella.bundled import find_model
+    from tessella.pipeline import TextToImage
+
+    return TextToImage.load(find_model(folder_or_name), device)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is heavy when it is first asked for."""
+    if name == "TextToImage":
+        from tessella.pipeline import TextToImage
+
+        return TextToImage
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

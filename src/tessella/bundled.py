@@ -1,0 +1,51 @@
+"""Finds the model that `--model` and `tessella.load` name: bundled, a run's, or any folder.
+
+The bundled models are model folders in `models/` beside this file and are installed with the
+package. Nothing heavy is imported: what is found is loaded by `pipeline.py`.
+"""
+
+from pathlib import Path
+
+from tessella.errors import CheckpointError
+
+DEFAULT_MODEL = "scenes"
+
+_BUNDLED = Path(__file__).parent / "models"
+_MODEL_FILE = "config.json"  # of every model folder
+_RUN_FILE = "run.json"  # of every run's folder
+_MODEL_IN_RUN = "model"
+
+
+def list_bundled() -> list[str]:
+    """Names the models that are installed with the package."""
+    return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_MODEL_FILE}"))
+
+
+def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
+    """Finds a model folder; whether it is a good one shows when it is loaded.
+
+    Args:
+        folder_or_name: the name of a bundled model, which goes before a folder of that name
+            (`./scenes` is the folder); a model folder; or a run's folder.
+
+    Raises:
+        CheckpointError: there is no such model; says which ones are bundled.
+    """
+    bundled = list_bundled()
+    if folder_or_name in bundled:
+        return _BUNDLED / folder_or_name
+    folder = Path(folder_or_name).expanduser()
+    if not folder.is_dir():
+        what = "That is a file, no model folder" if folder.exists() else "There is no such model"
+        raise CheckpointError(
+            f"{what}: `{folder_or_name}`. Give a model folder, the folder of a run of "
+            f"`tessella fit`, or the name of a bundled model: {', '.join(bundled) or 'none here'}."
+        )
+    if (folder / _MODEL_FILE).exists() or not (folder / _RUN_FILE).exists():
+        return folder
+    if not (folder / _MODEL_IN_RUN).is_dir():
+        raise CheckpointError(
+            f"The run has no finished model yet: `{folder_or_name}`. Run the command that began "
+            "it again; it goes on where it stopped."
+        )
+    return folder / _MODEL_IN_RUN

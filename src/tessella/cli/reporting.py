@@ -1,0 +1,126 @@
+"""What every command says and how it ends: console, JSON, TOML, errors, exit status.
+
+The exit status is 0 when done; 1 when failed, with one line on stderr: `Error: what, got,
+expected, what next`; 2 for wrong usage, which typer tells; 130 when interrupted.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tessella.errors import TessellaError
+from tessella.training.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def create_console(as_json: bool) -> "Console":
+    """Creates where a command tells what it does: stdout, or stderr if that is for JSON.
+
+    Of several processes that train together only the first tells anything.
+    """
+    from rich.console import Console
+
+    # Without markup: a folder may be called `[red]`. Soft-wrapped: logs keep their lines.
+    return Console(
+        stderr=as_json,
+        quiet=not is_first_process(),
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that train together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Prints the one JSON object of `--json` on stdout."""
+    if is_first_process():
+        typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+@contextlib.contextmanager
+def told_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
+    """Turns what goes wrong inside into one line on stderr and the exit status.
+
+    SIGTERM counts as Ctrl-C: what is half-written is removed.
+
+    Args:
+        debug: lets errors through, with their traceback.
+        if_interrupted: what to do next after Ctrl-C.
+    """
+    try:
+        with _sigterm_interrupts():
+            yield
+    except Interrupted:
+        _tell("Interrupted: the state is saved; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        _tell(f"Interrupted. {if_interrupted}")
+        raise typer.Exit(INTERRUPTED) from None
+    except (typer.Exit, BrokenPipeError):
+        raise  # typer ends quietly when the reader of a pipe has gone
+    except Exception as error:
+        if debug:
+            raise
+        _tell(f"Error: {_explain(error)}")
+        raise typer.Exit(FAILED) from None
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, TessellaError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": `{error.filename}`" if error.filename is not None else ""
+        return f"The system refused{where}. {error.strerror}. Run again with --debug to see where."
+    text = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
+
+
+def _tell(line: str) -> None:
+    # Not through a Console: it may be the very thing that failed.
+    typer.echo(line, err=True)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def to_toml(values: Mapping[str, Any], section: str = "") -> str:
+    """Writes nested plain values as TOML, which `--config` reads back; None is left out."""
+    plain = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
+    tables = {k: v for k, v in values.items() if isinstance(v, Mapping)}
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in plain.items()]
+    if section and lines:
+        lines.insert(0, f"[{section}]")
+    parts = ["\n".join(lines)] if lines else []
+    parts += [to_toml(v, f"{section}.{k}" if section else k) for k, v in tables.items()]
+    return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,581 @@
+"""The command line: what it prints, what it writes, what it refuses, how it ends."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from tessella.cli import app
+from tessella.cli.reporting import to_toml
+from tessella.config import build, read_config
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.training.recipe import Recipe, resolve_recipe
+
+PROMPT = "a red square"
+TINY = [
+    *("--set", "data.image_size=16"),
+    *("--set", "data.workers=1"),
+    *("--set", "tokenizer.widths=[16,16]"),
+    *("--set", "tokenizer.quantizer.codebook_size=16"),
+    *("--set", "tokenizer_training.batch_size=8"),
+    *("--set", "transformer.width=32"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own: a command without --out writes to the current one."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder; untrained, which makes no difference to the command line."""
+    values = {
+        "image_size": 16,
+        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
+        "transformer": {"width": 32, "depth": 2},
+        "generation": {"steps": 4},
+    }
+    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
+    folder = tmp_path_factory.mktemp("model") / "model"
+    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
+        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
+    )
+    return str(folder)
+
+
+def run(*arguments: object) -> Any:
+    """Runs a command in this process; what is no exit is raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def succeed(*arguments: object) -> str:
+    """Runs a command that has to succeed; returns its stdout."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return str(result.stdout)
+
+
+def fail(*arguments: object) -> str:
+    """Runs a command that has to fail with one line; returns it."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    return str(result.stderr)
+
+
+def files() -> list[str]:
+    """All that lies in the current folder."""
+    return sorted(path.as_posix() for path in Path().rglob("*"))
+
+
+def read_pixels(path: str | Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Reads a picture and closes its file."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def draw_data(folder: Path, number: int = 6) -> Path:
+    """Draws captioned pictures, all different."""
+    folder.mkdir(parents=True)
+    for index in range(number):
+        color = (40 * index, 250 - 40 * index, 128)
+        Image.new("RGB", (20, 24), color).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"picture number {index}", encoding="utf-8")
+    return folder
+
+
+# --- usage ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "paint x",
+        "generate",
+        "generate x --sead 3",
+        "generate x --count 0",
+        "generate x --count 1000000",
+        "generate x --seed -1",
+        "generate x --steps many",
+        "reconstruct",
+        "doctor",
+        "fit data",
+        "fit --out run",
+    ],
+)
+def test_wrong_usage_is_status_2(line: str) -> None:
+    result = run(*line.split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "Usage: " in result.stderr
+    assert not files()
+
+
+def test_the_version_is_told() -> None:
+    import tessella
+
+    assert succeed("--version") == f"tessella {tessella.__version__}\n"
+
+
+def test_help_shows_defaults() -> None:
+    text = " ".join(succeed("generate", "--help").split())
+    assert "[default: scenes]" in text
+    assert "the model's" in text
+    assert "after the first prompt" in text
+
+
+def test_an_option_means_the_same_in_every_command() -> None:
+    meanings: dict[str, set[str | None]] = {}
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in command.params:
+            for name in option.opts:
+                # Both are where the result goes, each with its own kind of place.
+                if name.startswith("--") and name != "--out":
+                    meanings.setdefault(name, set()).add(option.help)
+    assert {"--config", "--set", "--device", "--seed", "--json", "--debug"} <= meanings.keys()
+    assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
+
+
+def test_help_answers_at_once() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "tessella", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, because other processes may keep this one waiting; 0.12 s as measured.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
+
+
+# --- how a command ends ---------------------------------------------------------------------
+
+
+def break_loading(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def load(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TextToImage, "load", load)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("out of luck\nsecond line"), "RuntimeError: out of luck Run again"),
+        (ValueError(), "ValueError: no message Run again"),
+        (OSError(28, "No space left on device", "/x"), "`/x`. No space left on device."),
+    ],
+)
+def test_an_unexpected_error_is_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    break_loading(monkeypatch, error)
+    message = fail("generate", PROMPT, "--model", model)
+    assert line in message
+    assert "--debug" in message
+    assert message.count("\n") == 1
+
+
+def test_debug_lets_an_error_through(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_loading(monkeypatch, RuntimeError("out of luck"))
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run("generate", PROMPT, "--model", model, "--debug")
+
+
+def test_debug_is_a_traceback_and_status_1_for_the_shell() -> None:
+    words = ["generate", PROMPT, "--model", "nowhere", "--debug"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tessella", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "CheckpointError: There is no such model: `nowhere`" in done.stderr
+
+
+def test_an_interrupted_command_writes_nothing(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextToImage, "paint", interrupt)
+    result = run("generate", PROMPT, "--model", model, "--out", "pictures")
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted. Nothing was written.\n"
+    assert not files()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_training_and_is_status_130(number: signal.Signals) -> None:
+    words = ["fit", "scenes:40", "--out", "run", *TINY]
+    words += ["--set", "tokenizer_training.images=1000000000"]
+    words += ["--set", "tokenizer_training.save_every_seconds=0.001"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tessella", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.poll() is None and not list(Path().glob("run/tokenizer/checkpoints/check*")):
+            time.sleep(0.05)
+        process.send_signal(number)
+        stdout, stderr = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, stderr
+    assert stderr.endswith(
+        "Interrupted: the state is saved; the same command goes on from there.\n"
+    )
+    assert "Traceback" not in stderr
+    assert "40 images" in stdout
+
+
+# --- doctor ---------------------------------------------------------------------------------
+
+
+def test_doctor_tells_what_is_in_the_data_and_what_next() -> None:
+    draw_data(Path("data"))
+    told = succeed("doctor", "data")
+    for part in ("data", "captions", "6", "20x24", "picture, number", "Warnings:"):
+        assert part in told
+    assert told.rstrip().endswith("tessella fit data --out RUN")
+    assert files() == ["data", *sorted(f"data/{i}.{s}" for i in range(6) for s in ("png", "txt"))]
+
+
+def test_doctor_tells_json() -> None:
+    draw_data(Path("data"))
+    report = json.loads(succeed("doctor", "data", "--json"))
+    assert report["is_usable"]
+    assert report["images"] == 6
+
+
+def test_doctor_names_bad_files_and_ends_with_status_1() -> None:
+    draw_data(Path("data"))
+    Path("data/0.png").write_bytes(b"no picture")
+    result = run("doctor", "data")
+    assert result.exit_code == 1
+    assert "0.png: Not a picture" in result.stdout
+    assert "Errors:" in result.stdout
+    as_json = run("doctor", "data", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["is_usable"] is False
+    assert succeed("doctor", "data", "--set", "data.max_skipped_fraction=0.5")
+
+
+def test_doctor_says_that_there_is_no_data() -> None:
+    result = run("doctor", "nowhere")
+    assert result.exit_code == 1
+    assert "not readable" in result.stdout
+    assert "There is no such data: `nowhere`" in result.stdout
+
+
+# --- settings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "data.image_sise=3"], "`data.image_sise`; did you mean `data.image_size`?"),
+        (["--set", "data.image_size=3"], "Setting `data.image_size`: got: `3`;"),
+        (["--set", "data.image_size"], "A setting is written section.key=value"),
+        (["--preset", "enormous"], "Unknown preset: `enormous`. Known are: tiny"),
+        (["--config", "nowhere.toml"], "Cannot read the configuration: `nowhere.toml`"),
+    ],
+)
+@pytest.mark.parametrize("command", ["doctor", "fit"])
+def test_a_wrong_setting_is_explained(command: str, words: list[str], message: str) -> None:
+    out = ["--out", "run", "--dry-run"] if command == "fit" else []
+    assert message in fail(command, "scenes:10", *out, *words)
+    assert not files()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "base", "report2021"])
+def test_a_recipe_as_toml_is_read_back(preset: str) -> None:
+    recipe = resolve_recipe(preset, assignments=["data.licence='a \"b\" \\u00e9'"])
+    Path("recipe.toml").write_text(to_toml(recipe.model_dump(mode="json")), encoding="utf-8")
+    assert build(Recipe, read_config(Path("recipe.toml"))) == recipe
+
+
+def test_a_dry_run_of_fit_writes_nothing_and_prints_its_config() -> None:
+    told = succeed("fit", "scenes:40", "--out", "run", "--dry-run", *TINY)
+    assert not files()
+    assert told.startswith("# Would begin the run run\n# on scenes:40 (scenes, 40 images)\n")
+    Path("recipe.toml").write_text(told, encoding="utf-8")
+    assert resolve_recipe(None, Path("recipe.toml")) == resolve_recipe(None, None, TINY[1::2])
+
+
+def test_a_dry_run_of_fit_tells_json() -> None:
+    told = json.loads(succeed("fit", "scenes:40", "--out", "run", "--dry-run", "--json"))
+    assert told["dry_run"] is True
+    assert told["is_new"] is True
+    assert told["sources"] == [{"given": "scenes:40", "kind": "scenes", "images": 40}]
+    assert build(Recipe, told["recipe"]) == Recipe()
+    assert not files()
+
+
+def test_fit_refuses_what_cannot_be_done() -> None:
+    assert "no such data: `nowhere`" in fail("fit", "nowhere", "--out", "run", "--dry-run")
+    assert "no such device here: `tpu`" in fail(
+        "fit", "scenes:9", "--out", "run", "--device", "tpu"
+    )
+    Path("file").touch()
+    assert "`file`" in fail("fit", "scenes:9", "--out", "file")
+    draw_data(Path("data"))
+    message = fail("fit", "scenes:9", "--out", "data", "--dry-run")
+    assert "something else than a run: `data`" in message
+
+
+# --- generate -------------------------------------------------------------------------------
+
+
+def test_one_prompt_becomes_a_picture_with_a_free_name(model: str) -> None:
+    assert "a-red-square.png" in succeed("generate", PROMPT, "--model", model)
+    assert "a-red-square-2.png" in succeed("generate", PROMPT, "--model", model, "--seed", 1)
+    assert files() == ["a-red-square-2.png", "a-red-square.png"]
+    first, second = (read_pixels(name) for name in files())
+    assert first.shape == (16, 16, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_the_picture_is_that_of_python(model: str) -> None:
+    succeed("generate", PROMPT, "--model", model, "--out", "x.png", "--seed", 7, "--steps", 2)
+    [image] = TextToImage.load(model, "cpu").generate(PROMPT, seed=7, steps=2)
+    assert np.array_equal(read_pixels("x.png"), np.asarray(image))
+
+
+def test_several_pictures_share_a_sheet(model: str) -> None:
+    told = succeed("generate", PROMPT, "b \N{OCTOPUS}", "--model", model, "--out", "x/sheet.png")
+    assert "2 pictures" in told
+    assert read_pixels("x/sheet.png").shape[1] > 2 * 192
+    assert files() == ["x", "x/sheet.png"]
+
+
+def test_several_pictures_a_prompt_make_a_row_each(model: str) -> None:
+    succeed("generate", *"abcde", "--count", 2, "--model", model, "--out", "x.png")
+    height, width, _ = read_pixels("x.png").shape
+    assert 2 * 192 < width < 3 * 192
+    assert height > 5 * 192
+
+
+def test_a_folder_gets_every_picture_and_its_prompt(model: str) -> None:
+    Path("prompts.txt").write_bytes("\N{BOM}one\r\n\r\n  \nzwei ü\n".encode())
+    told = succeed(
+        *("generate", PROMPT, "--prompts", "prompts.txt", "--model", model, "--count", 2),
+        *("--seed", 5, "--top-k", 3, "--out", "out/pictures", "--json"),
+    )
+    lines = [
+        json.loads(line) for line in Path("out/pictures/prompts.jsonl").read_text().splitlines()
+    ]
+    assert [line["file"] for line in lines] == [f"{number:04d}.png" for number in range(6)]
+    assert [line["prompt"] for line in lines] == [PROMPT, PROMPT, "one", "one", "zwei ü", "zwei ü"]
+    assert [line["seed"] for line in lines] == [5, 6] * 3
+    assert lines[0]["settings"]["top_k"] == 3
+    assert lines[0]["settings"]["steps"] == 4
+    result = json.loads(told)
+    assert result["settings"] == lines[0]["settings"]
+    assert result["dry_run"] is False
+    assert [Path(p["file"]).name for p in result["pictures"]] == [line["file"] for line in lines]
+    assert all(read_pixels(picture["file"]).shape == (16, 16, 3) for picture in result["pictures"])
+    # The first picture of the third prompt, painted alone, is the same.
+    succeed("generate", "zwei ü", "--model", model, "--seed", 5, "--top-k", 3, "--out", "a.png")
+    assert Path("a.png").read_bytes() == Path("out/pictures/0004.png").read_bytes()
+
+
+def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model]
+    for out in ("x.png", "pictures"):
+        succeed(*words, "--out", out)
+        before = {name: Path(name).stat().st_ino for name in files()}
+        assert "--force" in fail(*words, "--out", out, "--seed", 1)
+        assert {name: Path(name).stat().st_ino for name in files()} == before
+        succeed(*words, "--out", out, "--seed", 1, "--force")
+        assert files() == list(before)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("data", "something else than pictures of tessella: `data`"),
+        ("data/0.txt", "A file has the name of the folder"),
+        ("data/0.txt/x.png", "Cannot write the picture"),
+        ("data/0.txt/x", "Cannot write the pictures"),
+        (".", "The current folder"),
+        ("empty/.", "The current folder"),
+        ("x.jpg", "Pictures are written as PNG: `x.jpg`. Name it x.png"),
+        ("folder.png", "A folder has the name of the sheet"),
+    ],
+)
+def test_an_out_that_does_not_suit_is_refused(
+    model: str, out: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_data(Path("data"))
+    Path("folder.png").mkdir()
+    before = files()
+    if out == "empty/.":
+        Path("empty").mkdir()
+        monkeypatch.chdir("empty")
+        out, before = ".", []
+    assert message in fail("generate", PROMPT, "--model", model, "--out", out, "--force")
+    assert files() == before
+
+
+def test_more_than_a_sheet_holds_needs_a_folder(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model, "--count", 1025, "--dry-run"]
+    assert "Too many pictures for one sheet: `1025`" in fail(*words, "--out", "x.png")
+    assert "Would paint 1,025 pictures: a-red-square\n" in succeed(*words)
+
+
+def test_a_dry_run_of_generate_writes_nothing(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model, "--count", 2, "--out", "x", "--dry-run"]
+    told = succeed(*words)
+    assert "Would paint 2 pictures: x\n" in told
+    assert "steps 4" in told
+    assert "x/0001.png  seed 1  a red square" in told
+    result = json.loads(succeed(*words, "--json"))
+    assert result["dry_run"] is True
+    assert result["seconds"] is None
+    assert not files()
+
+
+def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> None:
+    Path("c.toml").write_text(
+        "[generation]\nsteps = 2\ntemperature = 0.5\ntop_p = 0.5\n[transformer]\ndepth = 8\n"
+    )
+    told = succeed(
+        *("generate", PROMPT, "--model", model, "--config", "c.toml", "--dry-run", "--json"),
+        *("--set", "generation.temperature=0.25", "--set", "generation.top_p=0.25"),
+        *("--top-p", 0.125),
+    )
+    settings = json.loads(told)["settings"]
+    assert settings["order"] == "random"
+    assert [settings[name] for name in ("steps", "temperature", "top_p")] == [2, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "0"], "`steps`: got: `0`"),
+        (["--temperature", "nan"], "`temperature`: got: `nan`"),
+        (["--temperature", "inf"], "`temperature`: got: `inf`"),
+        (["--temperature", "-1"], "`temperature`: got: `-1.0`"),
+        (["--guidance-scale", "nan"], "`guidance_scale`: got: `nan`"),
+        (["--top-k", "0"], "`top_k`: got: `0`"),
+        (["--top-p", "0"], "`top_p`: got: `0.0`"),
+        (["--order", "spiral"], "`order`: got: `spiral`; input should be 'random' or 'halton'"),
+        (["--set", "generation.stepz=3"], "`stepz`; did you mean `steps`?"),
+        (["--set", "transformer.depth=8"], "section `generation` alone: `transformer`"),
+        (["--set", "generation=8"], "section `generation` alone"),
+        (["--device", "tpu"], "no such device here: `tpu`"),
+        (["word " * 100], "tokens (begin and end included), at most 64 can be read"),
+        (["  "], "A prompt must say something: `  `"),
+        (["--prompts", "nowhere.txt"], "Cannot read the prompts: `nowhere.txt`. No such file"),
+        (["--prompts", "blank.txt"], "The file holds no prompt: `blank.txt`"),
+        (["--prompts", "latin.txt"], "not UTF-8: `latin.txt`, line 2"),
+        (["--model", "nowhere"], "There is no such model: `nowhere`"),
+        (["--model", "blank.txt"], "That is a file, no model folder: `blank.txt`"),
+        (["--model", "."], "This is no model folder"),
+    ],
+)
+def test_what_cannot_be_painted_is_refused(model: str, words: list[str], message: str) -> None:
+    Path("blank.txt").write_text("\n  \n")
+    Path("latin.txt").write_bytes("one\nfünf\n".encode("latin-1"))
+    before = files()
+    assert message in fail("generate", PROMPT, "--model", model, *words)
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("transformer.safetensors", b"cut", "Cannot read the tensors"),
+        ("tokenizer.safetensors", None, "Cannot read the tensors"),
+        ("text_tokenizer.json", b"{}", "Not a text tokenizer of tessella"),
+        ("config.json", b"{}", "This is no model folder"),
+        ("config.json", b'{"format": 99}', "has format `99`"),
+        ("config.json", b'{"format": 1, "image_size": 18}', "multiple of 8"),
+        ("config.json", b'{"format": 1, "image_size": 16}', "do not fit"),
+        ("config.json", b'{"format": 1, "image_sise": 16}', "Unknown setting `image_sise`"),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    model: str, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for path in Path(model).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert message in fail("generate", PROMPT, "--model", folder)
+    assert not files()
+
+
+# --- reconstruct ----------------------------------------------------------------------------
+
+
+def test_reconstruct_shows_pictures_beside_what_is_kept(model: str) -> None:
+    draw_data(Path("data"), 2)
+    words = ["reconstruct", "data/0.png", "data/1.png", "--model", model]
+    told = succeed(*words)
+    lines = told.splitlines()
+    assert [line.split()[1:] for line in lines[:2]] == [["dB", "data/0.png"], ["dB", "data/1.png"]]
+    assert lines[-1] == "Written: reconstruction.png"
+    # Four pictures side by side, enlarged.
+    assert read_pixels("reconstruction.png").shape[1] > 4 * 192
+    result = json.loads(succeed(*words, "--json"))
+    assert result["out"] == "reconstruction-2.png"
+    assert [image["file"] for image in result["images"]] == ["data/0.png", "data/1.png"]
+    assert f"{result['images'][0]['psnr']:.1f} dB" in lines[0]
+
+
+def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
+    draw_data(Path("data"), 1)
+    before = files()
+    told = succeed("reconstruct", "data/0.png", "--model", model, "--dry-run")
+    assert told == "data/0.png\nWould be written: reconstruction.png\n"
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data/0.txt"], "Cannot reconstruct: `data/0.txt`. Not a picture of a known format"),
+        (["data"], "Cannot reconstruct: `data`."),
+        (["nowhere.png"], "There is no such picture: `nowhere.png`"),
+        (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
+        (["data/0.png", "--out", "data/0.png"], "There is a picture already: `data/0.png`"),
+        (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
+    ],
+)
+def test_what_cannot_be_reconstructed_is_refused(
+    model: str, words: list[str], message: str
+) -> None:
+    draw_data(Path("data"), 1)
+    before = files()
+    assert message in fail("reconstruct", *words, "--model", model)
+    assert files() == before
+
+
+def test_only_the_first_of_several_processes_tells(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    assert succeed("generate", PROMPT, "--model", model, "--dry-run", "--json") == ""
+    assert succeed("generate", PROMPT, "--model", model, "--dry-run") == ""
