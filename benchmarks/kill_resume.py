@@ -1,0 +1,150 @@
+"""Whether a run survives `kill -9` at any moment, and ends in the same weights.
+
+Why: the founding report lost its only run because the machine crashed while it was saving.
+
+Theory: every step is a function of the state and of (seed, rank, images seen), and a checkpoint
+is complete or not there. So a run that is killed any number of times ends, bit for bit, in the
+weights of one that never was.
+
+Output contract: a line a kill; the last line of stdout is the record, one JSON object: `kills`,
+`kills_while_saving` (a half-written checkpoint lay there when the process was dead), `resumed`
+(how often the same command went on without an error), `identical` (of the files of weights) and
+the files' hashes. Exit status 1 unless all resumed and all are identical.
+
+    python benchmarks/kill_resume.py --kills 20
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import RESULTS, environment, print_record, write_result
+
+WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
+
+
+def main() -> None:
+    """Trains once in peace and once under fire; compares."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--images", type=int, default=16_000, help="of each stage")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
+    options = parser.parse_args()
+    if options.quick:
+        options.kills, options.images = 2, 4_000
+    moments = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        peaceful, hunted = Path(folder) / "peaceful", Path(folder) / "hunted"
+        began = time.monotonic()
+        finish(peaceful, options.images)
+        duration = time.monotonic() - began
+        print(f"uninterrupted: {duration:.0f} s", flush=True)
+        kills = saving = 0
+        while kills < options.kills:
+            process = start(hunted, options.images)
+            wait_for_progress(process, hunted)
+            # Every other kill waits for a checkpoint that is being written.
+            aimed = kills % 2 == 0
+            time.sleep(moments.uniform(0.0, 1.0))
+            while aimed and process.poll() is None and not half_written(hunted):
+                time.sleep(0.0005)
+            if process.poll() is not None:
+                raise SystemExit(f"The run ended by itself: {process.returncode}; more --images.")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            saving += half_written(hunted)
+            print(f"kill {kills}: {progress(hunted)}, half-written: {half_written(hunted)}")
+        finish(hunted, options.images)
+        hashes = {
+            name: [
+                hashlib.sha256((run / name).read_bytes()).hexdigest()[:16]
+                for run in (peaceful, hunted)
+            ]
+            for name in WEIGHTS
+        }
+    identical = all(first == second for first, second in hashes.values())
+    record = write_result(
+        "kill-resume",
+        {
+            "kills": kills,
+            "kills_while_saving": saving,
+            "resumed": kills,
+            "identical": identical,
+            "hashes": hashes,
+        },
+        config={"images": options.images, "seed": options.seed},
+        where=environment("cpu"),
+        folder=None if options.quick else RESULTS,
+    )
+    print_record(record)
+    if not identical:
+        raise SystemExit(1)
+
+
+def start(run: Path, images: int) -> subprocess.Popen[bytes]:
+    """Begins the run, or goes on with it, in a process group of its own."""
+    settings = {
+        "data.image_size": 32,
+        "tokenizer.widths": "[16, 32]",
+        "transformer.width": 32,
+        "transformer.depth": 2,
+        "transformer.dropout": 0.1,
+        "tokenizer.quantizer.codebook_size": 64,
+        "tokenizer.quantizer.revive_after_images": 256,
+        "tokenizer_training.images": images,
+        "transformer_training.images": images,
+        "tokenizer_training.save_every_seconds": 0.5,
+        "transformer_training.save_every_seconds": 0.5,
+    }
+    command = [sys.executable, "-m", "tessella", "fit", "scenes:500", "--out", str(run)]
+    for name, value in settings.items():
+        command += ["--set", f"{name}={value}"]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=(run.parent / f"{run.name}.err").open("ab"),
+        start_new_session=True,
+    )
+
+
+def finish(run: Path, images: int) -> None:
+    """Lets the run end by itself."""
+    process = start(run, images)
+    if process.wait() != 0:
+        raise SystemExit((run.parent / f"{run.name}.err").read_text())
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], run: Path) -> None:
+    """Waits until the run has seen more than it had when it was killed."""
+    before = progress(run)
+    while process.poll() is None and progress(run) == before:
+        time.sleep(0.02)
+
+
+def progress(run: Path) -> list[str]:
+    """Names the newest checkpoint of each stage."""
+    newest = []
+    for stage in ("tokenizer", "transformer"):
+        names = [path.name for path in (run / stage / "checkpoints").glob("checkpoint-*")]
+        newest.append(f"{stage} {max(names, default='-')}")
+    return newest
+
+
+def half_written(run: Path) -> bool:
+    """Whether a checkpoint lies there under a temporary name."""
+    return any(
+        any(run.glob(f"{stage}/checkpoints/.tmp-*")) for stage in ("tokenizer", "transformer")
+    )
+
+
+if __name__ == "__main__":
+    main()

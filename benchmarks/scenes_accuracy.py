@@ -1,0 +1,83 @@
+"""How many scenes a model paints all-correct, read off the pictures.
+
+Why: on scenes a picture is right or wrong, without a person or another model to judge it. Scenes
+with a held-out (colour, shape) pair, which training never shows, ask whether the model composes.
+
+Theory: the bound is the image tokenizer: a scene that it cannot reconstruct all-correct is not
+painted all-correct either, but by luck. Real scenes score 100 %.
+
+Output contract: the last line of stdout is the record, one JSON object. Each entry has the share
+of all-correct pictures and its 95 % interval (Wilson); the first picture of each canonical
+prompt counts, with the model's own settings. Prompts come from another stream of random numbers
+than any training scene.
+
+    python benchmarks/scenes_accuracy.py --model scenes
+"""
+
+import argparse
+import math
+
+import numpy as np
+import torch
+
+import tessella
+from harness import RESULTS, environment, print_record, write_result
+from tessella.data.scenes import draw_scene
+from tessella.evaluation.model import measure_scene_accuracy
+from tessella.evaluation.reconstruction import evaluate_reconstructions
+from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
+
+
+def main() -> None:
+    """Measures, stores and prints the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="scenes", help="model folder, run or bundled name")
+    parser.add_argument("--name", default="scenes-accuracy", help="of the result files")
+    parser.add_argument("--count", type=int, default=500, help="scenes of each kind")
+    parser.add_argument("--seed", type=int, default=1, help="of the scenes")
+    parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
+    options = parser.parse_args()
+    if options.quick:
+        options.count = 50
+    model = tessella.load(options.model)
+    results: dict[str, object] = {}
+    for kind, held_out in (("seen", False), ("held_out", True)):
+        scenes = sample_prompts(options.count, seed=options.seed, held_out=held_out)
+        pixels = np.stack([draw_scene(scene, model.config.image_size) for scene in scenes])
+        made = evaluate_reconstructions(model.tokenizer, pixels, model.device)
+        kept = compute_scene_accuracy(made.pixels, scenes).all_correct.accuracy
+        painted = measure_scene_accuracy(
+            model, options.count, held_out=held_out, seed=options.seed
+        ).value
+        results[kind] = {
+            "painted": describe(painted, options.count),
+            "reconstructed": describe(kept, options.count),
+            "reconstruction_psnr": made.psnr,
+        }
+        print(kind, results[kind])
+    record = write_result(
+        options.name,
+        results,
+        config={
+            "model": options.model,
+            "scenes": options.count,
+            "seed": options.seed,
+            "generation": model.config.generation.model_dump(),
+        },
+        where=environment(model.device if model.device.type != "mps" else torch.device("cpu")),
+        folder=None if options.quick else RESULTS,
+    )
+    print_record(record)
+
+
+def describe(share: float, count: int) -> dict[str, float]:
+    """Gives a share its 95 % interval (Wilson's)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count)
+    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return {"share": share, "low": middle - half, "high": min(1.0, middle + half)}
+
+
+if __name__ == "__main__":
+    main()
