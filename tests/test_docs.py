@@ -1,0 +1,441 @@
+"""What the pages say is true: code runs, commands parse, links lead somewhere, references fit."""
+
+import importlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import Field
+
+from tessella.config import Settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / "docs"
+SHELLS = ("sh", "bash", "shell", "console")
+
+
+def pages() -> list[Path]:
+    """All pages that people write; generated references and results are checked elsewhere."""
+    found = [
+        *REPOSITORY.glob("*.md"),
+        *DOCS.rglob("*.md"),
+        *(REPOSITORY / "examples").rglob("*.md"),
+        *(REPOSITORY / "configs").rglob("*.md"),
+        REPOSITORY / "benchmarks" / "README.md",
+    ]
+    return sorted(page for page in found if DOCS / "reference" not in page.parents)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+def load_build_reference() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("build_reference", DOCS / "build_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- reading pages --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    language: str  # the first word after the fence, "" for none
+    text: str  # its lines, without the fence and its indentation
+    line: int  # where it begins, for messages
+
+
+def blocks(text: str) -> list[Block]:
+    """Finds the fenced blocks of a page."""
+    found = []
+    pattern = r"^( *)```([^\n`]*)\n(.*?)^\1```[ \t]*$"
+    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
+        indent, info, body = match.groups()
+        lines = [line.removeprefix(indent) for line in body.splitlines()]
+        language = (info.split() or [""])[0]
+        found.append(Block(language, "\n".join(lines), text[: match.start()].count("\n") + 1))
+    return found
+
+
+def without_blocks(text: str) -> str:
+    """A page without its fenced blocks: prose."""
+    return re.sub(r"^( *)```.*?^\1```[ \t]*$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def shell_commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a shell block, one list of words each."""
+    text = block.text.replace("\\\n", " ")
+    for line in text.splitlines():
+        line = line.strip()
+        if block.language == "console":
+            if not line.startswith("$ "):
+                continue  # what a command printed
+            line = line.removeprefix("$ ")
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in lexer:
+            if set(word) <= set("|&;<>"):
+                yield words
+                words = []
+            else:
+                words.append(word)
+        yield words
+
+
+def tessella_arguments(words: list[str]) -> list[str] | None:
+    """What a command passes to tessella, or None when it runs something else.
+
+    `tessella …`, `.venv/bin/tessella …`, `python -m tessella …`, and the same under torchrun,
+    accelerate, time or an environment variable.
+    """
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if not words:
+        return None
+    for at, word in enumerate(words):
+        by_module = at > 0 and words[at - 1] == "-m" and word == "tessella"
+        by_name = Path(word).name == "tessella" and (at == 0 or words[0] in ("time", "nice"))
+        if by_module or by_name:
+            return words[at + 1 :]
+    return None
+
+
+def commands_of(page: Path) -> list[tuple[str, list[str]]]:
+    """The tessella commands of a page's shell blocks: for the message, and as words."""
+    found = []
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language in SHELLS:
+            for words in shell_commands(block):
+                arguments = tessella_arguments(words)
+                if arguments is not None:
+                    found.append((f"{name_of(page)}:{block.line}: {shlex.join(words)}", arguments))
+    return found
+
+
+def mentions_of(page: Path) -> list[tuple[str, list[str]]]:
+    """The tessella commands that a page's prose mentions in backticks; they may be partial."""
+    found = []
+    prose = without_blocks(page.read_text(encoding="utf-8"))
+    for span in re.findall(r"`(tessella [^`]+)`", prose):
+        words = span.replace("…", " ").replace("[", " ").replace("]", " ").split()[1:]
+        found.append((f"{name_of(page)}: {span}", words))
+    return found
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+def command_faults(arguments: list[str], *, whole: bool) -> list[str]:
+    """Says what the command line would refuse in some words.
+
+    Args:
+        arguments: the words after `tessella`.
+        whole: a command that can be run as it stands: its required values are there too.
+    """
+    build_reference = load_build_reference()
+    app = build_reference.find_app(importlib.import_module("tessella.cli"))
+    return parse_faults(typer.main.get_command(app), arguments, whole=whole)
+
+
+def parse_faults(command: Any, arguments: list[str], *, whole: bool) -> list[str]:
+    """The same for any command; values are not looked at, so that no file has to exist."""
+    context = typer.Context(command, info_name="tessella")
+    inner = getattr(command, "commands", None)
+    if inner is not None:
+        own = [word for word in arguments[:1] if word.startswith("-")]
+        if own or not arguments:
+            known = {name for param in command.get_params(context) for name in param.opts}
+            return [f"no such option: {word}" for word in own if word.split("=")[0] not in known]
+        if arguments[0] not in inner:
+            return [f"no such command: {arguments[0]}"]
+        return parse_faults(inner[arguments[0]], arguments[1:], whole=whole)
+    params = command.get_params(context)
+    if not whole:
+        known = {name for param in params for name in [*param.opts, *param.secondary_opts]}
+        words = [word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)]
+        return [f"no such option: {word}" for word in words if word not in known]
+    try:
+        values, rest, _ = command.make_parser(context).parse_args(list(arguments))
+    except Exception as error:  # noqa: BLE001 — whatever the parser refuses is what is asked
+        return [getattr(error, "message", str(error))]
+    if {"--help"} & set(arguments):
+        return []
+    faults = [f"unexpected: {word}" for word in rest]
+    for param in params:
+        if param.required and not values.get(param.name):
+            faults.append(f"missing: {param.name}")
+    return faults
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_every_command_of_a_page_parses(page: Path) -> None:
+    faults = [
+        f"{where}: {fault}"
+        for whole, found in ((True, commands_of(page)), (False, mentions_of(page)))
+        for where, arguments in found
+        for fault in command_faults(arguments, whole=whole)
+    ]
+    assert not faults
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_every_make_target_of_a_page_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    lines = [
+        line
+        for block in blocks(text)
+        if block.language in SHELLS
+        for line in block.text.split("\n")
+    ]
+    lines += re.findall(r"`(make [^`]+)`", without_blocks(text))
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for line in lines:
+        found = re.match(r"(?:\$ )?make ([a-z]+)\b", line)
+        if found:
+            assert found.group(1) in targets, line
+
+
+def stand_in() -> typer.Typer:
+    app = typer.Typer(help="A stand-in.")
+
+    @app.command()
+    def generate(prompt: list[str], seed: int = 0, json: bool = False) -> None:
+        """Paints."""
+
+    @app.command()
+    def doctor(data: str) -> None:
+        """Looks."""
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("line", "whole", "refused"),
+    [
+        ("generate 'a red circle' --seed 7", True, False),
+        ("generate 'a red circle' --json --seed=7", True, False),
+        ("generate --help", True, False),
+        ("--help", True, False),
+        ("generate a --sead 7", True, True),
+        ("generate --seed 7", True, True),
+        ("generate a --seed", True, True),
+        ("doctor a b", True, True),
+        ("paint a", True, True),
+        ("--versoin", True, True),
+        ("generate --seed", False, False),
+        ("generate --json --sead", False, True),
+    ],
+)
+def test_the_parser_refuses_what_the_command_line_refuses(
+    line: str, whole: bool, refused: bool
+) -> None:
+    command = typer.main.get_command(stand_in())
+    assert bool(parse_faults(command, shlex.split(line), whole=whole)) is refused
+
+
+def test_commands_are_found_in_shell_blocks() -> None:
+    text = (
+        "```sh\n"
+        "make demo  # paints\n"
+        "tessella fit data \\\n"
+        "    --out run && tessella serve run/model\n"
+        "OMP_NUM_THREADS=2 python -m tessella doctor data | head\n"
+        "torchrun --nproc-per-node 2 -m tessella fit data\n"
+        "cd src/tessella\n"
+        "```\n"
+        "```console\n"
+        "$ tessella --help\n"
+        "Usage: tessella [OPTIONS]\n"
+        "```\n"
+    )
+    found = [
+        arguments
+        for block in blocks(text)
+        for words in shell_commands(block)
+        if (arguments := tessella_arguments(words)) is not None
+    ]
+    assert found == [
+        ["fit", "data", "--out", "run"],
+        ["serve", "run/model"],
+        ["doctor", "data"],
+        ["fit", "data"],
+        ["--help"],
+    ]
+
+
+# --- code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_every_python_block_compiles(page: Path) -> None:
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language == "python":
+            compile(block.text, f"{name_of(page)}:{block.line}", "exec")
+
+
+def test_the_readmes_five_lines_run(tmp_path: Path) -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    found = [b for b in blocks(readme) if b.language == "python" and "tessella.load(" in b.text]
+    assert found, "the README shows how to load a model and paint"
+    code = found[0].text
+    assert len([line for line in code.splitlines() if line.strip()]) <= 5
+    # A run of one's own is not at hand here: the bundled model stands in for it.
+    code = re.sub(r"tessella\.load\([^()]*\)", "tessella.load()", code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# --- links ----------------------------------------------------------------------------------
+
+
+def links(text: str) -> list[str]:
+    """The targets of a page's links and pictures, those written in HTML included."""
+    prose = re.sub(r"`[^`\n]*`", "", without_blocks(text))
+    found = re.findall(r"\]\(<?([^()\s<>]+)>?(?:\s+\"[^\"]*\")?\)", prose)
+    found += re.findall(r"<(?:img|a|source)\b[^>]*?\b(?:src|href|srcset)=\"([^\"]+)\"", prose)
+    found += re.findall(r"^\[[^\]]+\]:\s+(\S+)", prose, re.MULTILINE)
+    return found
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", without_blocks(text), re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        number = 0
+        while (f"{slug}-{number}" if number else slug) in found:
+            number += 1
+        found.add(f"{slug}-{number}" if number else slug)
+    return found | set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", text))
+
+
+def link_fault(page: Path, target: str) -> str:
+    """Says why a link leads nowhere; "" when it leads somewhere or out of the repository."""
+    if re.match(r"[a-z][a-z0-9+.-]*:", target):
+        return ""
+    path_text, _, anchor = target.partition("#")
+    path = (page.parent / path_text).resolve() if path_text else page
+    if not path.exists():
+        return f"{name_of(page)}: no such file: `{target}`"
+    if not path.is_relative_to(REPOSITORY):
+        return f"{name_of(page)}: outside of the repository: `{target}`"
+    if not anchor or path.suffix != ".md":
+        return ""
+    known = anchors(path.read_text(encoding="utf-8"))
+    return "" if anchor in known else f"{name_of(page)}: no such heading: `{target}`"
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    faults = [fault for target in links(text) if (fault := link_fault(page, target))]
+    assert not faults
+
+
+def test_the_index_of_docs_names_every_page() -> None:
+    index = DOCS / "README.md"
+    targets = links(index.read_text(encoding="utf-8"))
+    linked = {(DOCS / target.partition("#")[0]).resolve() for target in targets}
+    missing = [name_of(page) for page in DOCS.rglob("*.md") if page != index and page not in linked]
+    assert not missing, "add them to docs/README.md"
+
+
+def test_links_and_anchors_are_read() -> None:
+    text = '# The data\'s way\n## A `b` c\n## A b c\n[x](a.md#b) ![y](p.png "t") `[no](no)`\n'
+    assert links(text + '<img width="3" src="q.png">\n') == ["a.md#b", "p.png", "q.png"]
+    assert anchors(text) == {"the-datas-way", "a-b-c", "a-b-c-1"}
+    page = DOCS / "README.md"
+    assert not link_fault(page, "https://example.org/x")
+    assert not link_fault(page, "../Makefile")
+    assert "no such file" in link_fault(page, "nowhere.md")
+    assert "no such heading" in link_fault(page, "README.md#nowhere")
+
+
+# --- the generated reference ----------------------------------------------------------------
+
+
+def test_the_reference_is_current(capsys: pytest.CaptureFixture[str]) -> None:
+    status = load_build_reference().main(["--check"])
+    assert status == 0, capsys.readouterr().err
+
+
+class Depth(Settings):
+    """How deep."""
+
+    depth: int = Field(default=8, ge=1, le=64)
+    """Number of blocks | layers."""
+
+
+class Root(Settings):
+    """A run."""
+
+    part: Depth = Depth(depth=3)
+    """A part of it."""
+
+
+class Undocumented(Settings):
+    """A section with a fault."""
+
+    part: Depth = Depth()
+    width: int = 4
+
+
+def test_a_setting_shows_name_type_default_range_and_help() -> None:
+    page = load_build_reference().settings_page(Root)
+    assert (
+        "| `part.depth` | whole number | `3` | ≥ 1, ≤ 64 | Number of blocks \\| layers. |" in page
+    )
+
+
+def test_a_setting_without_a_docstring_is_refused() -> None:
+    build_reference = load_build_reference()
+    with pytest.raises(build_reference.UndocumentedError, match="without a docstring: `width`"):
+        build_reference.settings_page(Undocumented)
+
+
+def test_a_stale_page_is_named_with_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_reference = load_build_reference()
+    page = tmp_path / "docs" / "reference" / "settings.md"
+    monkeypatch.setattr(build_reference, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(build_reference, "pages", lambda: {page: "as the code says\n"})
+    assert build_reference.main(["--check"]) == 1
+    assert "Stale: docs/reference/settings.md. Run: make docs" in capsys.readouterr().err
+    assert not page.exists()
+    assert build_reference.main([]) == 0
+    assert build_reference.main(["--check"]) == 0
+    page.write_text("changed by hand\n", encoding="utf-8")
+    assert build_reference.main(["--check"]) == 1
+
+
+def test_the_command_lines_page_is_plain_and_complete() -> None:
+    build_reference = load_build_reference()
+    page = build_reference.cli_page(stand_in(), "paint")
+    assert "## paint generate" in page
+    assert "## paint doctor" in page
+    assert "--seed" in page
+    assert "\x1b" not in page
+    assert page == build_reference.cli_page(stand_in(), "paint")
