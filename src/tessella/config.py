@@ -106,7 +106,7 @@ def _sections(annotation: Any) -> Iterator[type[Settings]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Reads a TOML file, or the JSON that a run saves, into plain nested values.
+    """Reads a TOML or JSON file into plain nested values.
 
     Raises:
         ConfigError: the file is missing or is not what its suffix says.

@@ -19,7 +19,7 @@ from tessella.training.loop import measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
 
-# Of the time for training. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
+# Of the training time. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
 _TOKENIZER_SHARE = 0.4
 _EVALUATIONS = 6  # a stage: enough to see where it goes
 _MEASURE_SECONDS = 6.0

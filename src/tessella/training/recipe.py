@@ -99,7 +99,7 @@ def resolve_recipe(
 
     Args:
         preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.
-        config_file: TOML, or the recipe.json of a run.
+        config_file: TOML, or the same as JSON.
         assignments: words such as `transformer.depth=8`.
 
     Raises:
