@@ -102,8 +102,10 @@ class TokenizerStage(Stage[TokenizerLearner]):
         count = min(_MAX_VALIDATION_IMAGES, len(self._validation))
         pixels = self._validation.pixels(np.arange(count))
         measured = evaluate_reconstructions(average.tokenizer, pixels, device)
+        # Whole rows only, so that each picture stands under its original.
+        whole_rows = count // _SHEET_COLUMNS * _SHEET_COLUMNS or count
         rows = []
-        for start in range(0, min(_SHEET_PICTURES, count), _SHEET_COLUMNS):
+        for start in range(0, min(_SHEET_PICTURES, whole_rows), _SHEET_COLUMNS):
             chosen = slice(start, start + _SHEET_COLUMNS)
             rows += [pixels[chosen], measured.pixels[chosen]]
         sheet = make_sheet(np.concatenate(rows), columns=min(_SHEET_COLUMNS, count))
