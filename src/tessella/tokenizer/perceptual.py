@@ -1,0 +1,319 @@
+"""image → features of ResNet-18 → how different two images look to it.
+
+Beside the tokenizer: its loss, the probe and the evaluation look at images with this network,
+which is never trained here. It is written out with torchvision's names, so that torchvision's
+published file fits.
+
+Source: network arXiv:1512.03385; distance arXiv:1801.03924 without its learned weights.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import takewhile
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Self
+
+import torch
+from pydantic import field_validator
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
+
+from tessella.config import Settings
+from tessella.errors import CheckpointError, ConfigError
+from tessella.tokenizer.weights import PublishedWeights, find_weights, read_weights
+
+_BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+
+LAYERS = ("conv1", *_BLOCKS, "avgpool", "fc")
+"""The layers whose features can be had, in the network's order.
+
+`conv1` is the stem after batch norm and ReLU, before max pooling; `layer1.0` … `layer4.1` are
+the blocks; `avgpool` is the pooled vector; `fc` is ImageNet's 1000 classes.
+"""
+
+ALIASES = {f"layer{stage}": f"layer{stage}.1" for stage in (1, 2, 3, 4)}
+"""The end of a stage by the name of the stage."""
+
+RESNET18 = PublishedWeights(
+    name="ResNet-18",
+    variable="TESSELLA_RESNET18",
+    option="--set tokenizer_training.loss.perceptual.weights=FILE",
+    url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    sha256="f37072fd",
+)
+"""torchvision's, trained on ImageNet."""
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PerceptualLossSettings(Settings):
+    """The distance of ResNet-18's features."""
+
+    layers: Mapping[str, float] = {}
+    """Weight of each layer that is compared: conv1, layer1.0, layer1.1 (or layer1, the end of
+    the stage) … layer4.1, avgpool, fc. Without any the loss is off."""
+    normalize: bool = True
+    """Compares the direction of the feature vector at each place, not its length."""
+    weights: Path | None = None
+    """File of ResNet-18's weights. Without it: the file that the environment variable
+    TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _join_names(cls, value: Any) -> Any:
+        """Takes `layer1.0 = 1` as TOML and `--set` read it: as a table in a table."""
+        if not isinstance(value, Mapping):
+            return value
+        layers: dict[str, Any] = {}
+        for name, weight in value.items():
+            inner = weight if isinstance(weight, Mapping) else {}
+            layers |= {f"{name}.{block}": w for block, w in inner.items()} or {name: weight}
+        return layers
+
+    @field_validator("layers")
+    @classmethod
+    def _known_and_positive(cls, value: Mapping[str, float]) -> Mapping[str, float]:
+        known = [*LAYERS, *ALIASES]
+        for name, weight in value.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"the nearest is `{near[0]}`" if near else f"known are: {', '.join(known)}"
+                raise ValueError(f"Unknown layer of ResNet-18: `{name}`; {hint}")
+            if not 0 < weight < float("inf"):
+                raise ValueError(
+                    f"The weight of `{name}` must be a number above 0; leave a layer out to "
+                    "turn it off"
+                )
+        return value
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.layers.items()), self.normalize, self.weights))
+
+
+class _Block(nn.Module):
+    """(B, width in, H, W) → (B, width, H / stride, W / stride): two convolutions and a skip."""
+
+    def __init__(self, width_in: int, width: int, stride: int, folded: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, padding=1, bias=folded)
+        self.bn1 = _norm(width, folded)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=folded)
+        self.bn2 = _norm(width, folded)
+        self.downsample = nn.Sequential()
+        if stride > 1:
+            self.downsample.append(nn.Conv2d(width_in, width, 1, stride, bias=folded))
+            self.downsample.append(_norm(width, folded))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # In place where no gradient needs what was there.
+        update = functional.relu(self.bn1(self.conv1(hidden)), inplace=True)
+        update = self.bn2(self.conv2(update)).add_(self.downsample(hidden))
+        return functional.relu(update, inplace=True)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 with torchvision's names: image (B, 3, H, W), normalised, → (B, 1000).
+
+    Args:
+        layers: how far it goes: the first of `LAYERS`, one or more.
+        folded: its convolutions have a bias and there is no batch norm.
+    """
+
+    def __init__(self, layers: Iterable[str] = LAYERS, *, folded: bool = False) -> None:
+        super().__init__()
+        layers = set(layers)
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=folded)
+        self.bn1 = _norm(64, folded)
+        for stage in (1, 2, 3, 4):
+            width = 32 * 2**stage
+            blocks = nn.Sequential()
+            if f"layer{stage}.0" in layers:
+                first = (64, 1) if stage == 1 else (width // 2, 2)
+                blocks.append(_Block(first[0], width, first[1], folded))
+            if f"layer{stage}.1" in layers:
+                blocks.append(_Block(width, width, 1, folded))
+            self.add_module(f"layer{stage}", blocks)
+        self.fc = nn.Linear(512, 1000) if "fc" in layers else nn.Identity()
+
+    def fold(self) -> Self:
+        """Puts each batch norm, as it is in evaluation, into the convolution before it."""
+        self.eval()
+        for name, norm in list(self.named_modules()):
+            before = name.replace("bn", "conv").replace("downsample.1", "downsample.0")
+            conv = self.get_submodule(before)
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+                self.set_submodule(before, fuse_conv_bn_eval(conv, norm))
+                self.set_submodule(name, nn.Identity())
+        return self
+
+    def walk(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yields the name and the features of one layer after the other, each when asked for."""
+        hidden = functional.relu(self.bn1(self.conv1(image)), inplace=True)
+        yield "conv1", hidden
+        hidden = functional.max_pool2d(hidden, 3, stride=2, padding=1)
+        for name in _BLOCKS:
+            hidden = self.get_submodule(name)(hidden)
+            yield name, hidden
+        hidden = hidden.mean((2, 3))
+        yield "avgpool", hidden
+        yield "fc", self.fc(hidden)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Computes the logits of ImageNet's classes."""
+        return dict(self.walk(image))["fc"]
+
+
+def _norm(width: int, folded: bool) -> nn.Module:
+    return nn.Identity() if folded else nn.BatchNorm2d(width)
+
+
+class ResNetFeatures:
+    """Looks at images with a ResNet-18 that nothing trains.
+
+    No `nn.Module`: whoever holds it neither saves nor counts its weights, and a deep copy of
+    the holder shares them.
+
+    Args:
+        state: weights by torchvision's names, all or those of the first layers; or the same
+            with each batch norm folded into a bias of its convolution.
+
+    Raises:
+        CheckpointError: these are not ResNet-18's weights.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        def has(layer: str) -> bool:
+            return layer == "avgpool" or any(name.startswith(f"{layer}.") for name in state)
+
+        self.available = tuple(takewhile(has, LAYERS))
+        """The layers that the weights reach."""
+        # Without memory of its own: the weights come from the state, no random ones are drawn.
+        with torch.device("meta"):
+            network = ResNet18(self.available, folded="conv1.bias" in state)
+        try:
+            network.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"These are not the weights of a ResNet-18: {shorten(str(error), 400)}. Give "
+                "torchvision's file, or one with the same names."
+            ) from error
+        self._network = network.fold().requires_grad_(False)
+        convert_conv2d_weight_memory_format(network, torch.channels_last)
+        # From [-1, 1] to ImageNet's zero mean and unit variance.
+        std = torch.tensor(_IMAGENET_STD).reshape(3, 1, 1)
+        self._scale = 0.5 / std
+        self._shift = (0.5 - torch.tensor(_IMAGENET_MEAN).reshape(3, 1, 1)) / std
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the weights; `features` does it by itself when an image is elsewhere."""
+        self._network.to(device)
+        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
+        return self
+
+    def require(self, layers: Iterable[str]) -> None:
+        """Makes sure that the weights have these layers.
+
+        Raises:
+            ConfigError: they lack one; lists those that they have.
+        """
+        for layer in layers:
+            if ALIASES.get(layer, layer) not in self.available:
+                raise ConfigError(
+                    f"These weights of ResNet-18 have no layer `{layer}`; they have: "
+                    f"{', '.join(self.available)}. Choose one of these, or other weights."
+                )
+
+    def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
+        """Computes the features of some layers, and no layer beyond the last of them.
+
+        The image is not resized. Any size will do, but a place of `conv1` stands for 2×2
+        pixels, of `layer1` … `layer4` for 4×4, 8×8, 16×16 and 32×32: smaller images are mostly
+        padding there. ImageNet's were 224×224.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1]; gradients flow to it.
+            layers: names of `LAYERS` or `ALIASES`.
+
+        Returns:
+            By the names that were asked for: (B, channels, places, places), H and W halved up
+            to five times and rounded up; (B, channels) for `avgpool` and `fc`.
+
+        Raises:
+            ConfigError: the weights lack a layer.
+        """
+        wanted = {layer: ALIASES.get(layer, layer) for layer in layers}
+        self.require(wanted)
+        if self._scale.device != image.device:
+            self.to(image.device)
+        image = image.contiguous(memory_format=torch.channels_last) * self._scale + self._shift
+        missing, found = set(wanted.values()), {}
+        walk = self._network.walk(image)
+        while missing:
+            name, hidden = next(walk)
+            if name in missing:
+                missing.remove(name)
+                found[name] = hidden
+        return {layer: found[name] for layer, name in wanted.items()}
+
+
+def load_resnet18(path: Path | None = None) -> ResNetFeatures:
+    """Loads ResNet-18 from a file, or else from where `find_weights` finds it.
+
+    Raises:
+        ConfigError: there is no such file, or none can be had; says how to get it.
+        CheckpointError: the file is damaged or holds something else.
+    """
+    path = find_weights(RESNET18, path)
+    state = read_weights(path)
+    try:
+        return ResNetFeatures(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} File: `{path}`.") from error
+
+
+class PerceptualLoss:
+    """How different two batches of images look to ResNet-18.
+
+    The sum over the layers of weight × distance. With `normalize` the feature vector at each
+    place is scaled to length 1, and the distance is the squared length of the difference, from
+    0 to 4, averaged over places and batch. Else it is the squared difference of features,
+    averaged over channels, places and batch.
+
+    Raises:
+        ConfigError: the weights cannot be had or lack a layer.
+        CheckpointError: the file of the weights is damaged or holds something else.
+    """
+
+    def __init__(self, settings: PerceptualLossSettings) -> None:
+        """Loads the network; `settings` name at least one layer."""
+        self.settings = settings
+        self._network = load_resnet18(settings.weights)
+        self._network.require(settings.layers)
+
+    def __call__(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Compares (B, 3, H, W) in about [-1, 1]; gradients flow to the reconstruction alone.
+
+        Returns:
+            () in float32.
+        """
+        with torch.no_grad():
+            expected = self._network.features(image, self.settings.layers)
+        got = self._network.features(reconstruction, self.settings.layers)
+        loss = reconstruction.new_zeros((), dtype=torch.float32)
+        for layer, weight in self.settings.layers.items():
+            loss = loss + weight * self._distance(got[layer].float(), expected[layer].float())
+        return loss
+
+    def _distance(self, got: Tensor, expected: Tensor) -> Tensor:
+        """Compares features (B, channels, …)."""
+        if not self.settings.normalize:
+            return functional.mse_loss(got, expected)
+        # A vector of zeros stays one, without the infinite gradient of its length.
+        got, expected = functional.normalize(got), functional.normalize(expected)
+        return got.shape[1] * functional.mse_loss(got, expected)
