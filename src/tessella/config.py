@@ -67,7 +67,11 @@ def _explain(kind: type[Settings], error: Any) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
         near = _nearest(name, names)
-        hint = f"; did you mean `{near}`?" if near else f". Known are: {', '.join(names)}."
+        hint = (
+            f"; did you mean `{near}`?"
+            if near and near != name
+            else f". Known are: {', '.join(names)}."
+        )
         return f"Unknown setting `{name}`{hint}"
     what = f"Setting `{name}`" if name else "Settings"
     message = error["msg"].removeprefix("Value error, ")
@@ -146,11 +150,24 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays one nested table over another; where both have a value, `over` wins."""
+    """Lays one nested table over another; where both have a value, `over` wins.
+
+    A part that comes in kinds says which by its `name`, or is that name alone; whoever names
+    another kind leaves the settings of the old one behind.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = merge(old, value)
+        if isinstance(old, Mapping) and isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping):
+            old = {"name": old} if isinstance(old, str) else old
+            is_other_kind = (
+                isinstance(old, Mapping)
+                and {"name"} <= old.keys() & value.keys()
+                and old["name"] != value["name"]
+            )
+            if isinstance(old, Mapping) and not is_other_kind:
+                value = merge(old, value)
         merged[key] = value
     return merged

@@ -247,3 +247,16 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: bytes, said: st
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`.*nowhere.toml`\. .*No such file"):
         read_config(tmp_path / "nowhere.toml")
+
+
+def test_another_kind_leaves_the_old_one_s_settings_behind() -> None:
+    old = {"part": {"name": "a", "size": 3}}
+    assert merge(old, {"part": {"name": "b"}}) == {"part": {"name": "b"}}
+    assert merge(old, {"part": {"name": "a", "depth": 1}}) == {
+        "part": {"name": "a", "size": 3, "depth": 1}
+    }
+    assert merge(old, {"part": {"size": 4}}) == {"part": {"name": "a", "size": 4}}
+    # A name may stand for the part, before or after its settings.
+    assert merge(old, {"part": "b"}) == {"part": {"name": "b"}}
+    assert merge({"part": "b"}, {"part": {"depth": 1}}) == {"part": {"name": "b", "depth": 1}}
+    assert merge({"part": {"depth": 1}}, {"part": "b"}) == {"part": {"name": "b", "depth": 1}}

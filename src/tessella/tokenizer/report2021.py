@@ -4,10 +4,13 @@ Every convolution of a block is followed by batch normalization and ReLU (the la
 normalization alone, then the skip, then ReLU: "in between"). Blocks 1, 3 and 5 halve height and
 width with their first convolution; 128×128 pixels give `nhid` × 16×16. The report gives the
 width at the end only: it halves with every doubling of resolution. The decoder is the mirror image,
-with transposed convolutions.
+with transposed convolutions; "more upsampling layers", which the report names as future work, are
+further pairs of blocks.
 """
 
 from torch import Tensor, nn
+
+from tessella.tokenizer.body import Body
 
 NUM_BLOCKS = 6
 CONVOLUTIONS_PER_BLOCK = 4
@@ -58,7 +61,7 @@ class ReportEncoder(nn.Module):
             blocks.append(ReportBlock(width, 2 * width, stride=2, transposed=False))
             blocks.append(ReportBlock(2 * width, 2 * width, stride=1, transposed=False))
             width *= 2
-        self.body = nn.Sequential(*blocks)
+        self.body = Body(*blocks)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encodes a batch of images in [-1, 1]."""
@@ -67,18 +70,18 @@ class ReportEncoder(nn.Module):
 
 
 class ReportDecoder(nn.Module):
-    """quantized (B, nhid, h, w) → image (B, 3, 8h, 8w)."""
+    """quantized (B, nhid, h, w) → image (B, 3, 8h, 8w), times 2 for each further upsampling."""
 
-    def __init__(self, nhid: int) -> None:
-        """Creates the mirror image of the encoder; `nhid` is a multiple of 8."""
+    def __init__(self, nhid: int, upsampling: int = 0) -> None:
+        """Creates the mirror image of the encoder; `nhid` is a multiple of 8 · 2 ** upsampling."""
         super().__init__()
         blocks: list[nn.Module] = []
         width = nhid
-        for _ in range(NUM_BLOCKS // 2):
+        for _ in range(NUM_BLOCKS // 2 + upsampling):
             blocks.append(ReportBlock(width, width, stride=1, transposed=True))
             blocks.append(ReportBlock(width, width // 2, stride=2, transposed=True))
             width //= 2
-        self.body = nn.Sequential(*blocks)
+        self.body = Body(*blocks)
         self.last = nn.ConvTranspose2d(width, 3, 7, padding=3)
 
     def forward(self, quantized: Tensor) -> Tensor:

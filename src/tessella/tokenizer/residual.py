@@ -2,7 +2,8 @@
 
 A pixel-unshuffle stem hands the first convolution `patch` × `patch` pixels at a place: the finest
 resolution, where convolutions are bound by memory, costs nothing. Each level below halves height
-and width. Blocks are normalise → SiLU → convolve, twice, around a skip; the decoder mirrors.
+and width. Blocks are normalise → SiLU → convolve, twice, around a skip; the decoder mirrors, and
+may go on to higher resolutions than the encoder reads.
 
 Source: block as in Taming Transformers (arXiv:2012.09841), without its attention.
 """
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from tessella.tokenizer.body import Body
 
 _GROUP_WIDTH = 16
 
@@ -46,7 +49,7 @@ class ResidualEncoder(nn.Module):
             if level > 0:
                 layers.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
             layers += [ResidualBlock(width) for _ in range(blocks)]
-        self.body = nn.Sequential(*layers, _norm(widths[-1]), nn.SiLU())
+        self.body = Body(*layers, _norm(widths[-1]), nn.SiLU())
         self.last = nn.Conv2d(widths[-1], code_width, 1)
         self.patch = patch
 
@@ -60,24 +63,35 @@ class ResidualEncoder(nn.Module):
 class ResidualDecoder(nn.Module):
     """quantized (B, C, h, w) → image (B, 3, h · downsampling, w · downsampling)."""
 
-    def __init__(self, patch: int, widths: Sequence[int], blocks: int, code_width: int) -> None:
-        """Creates one level a width; `widths` go from the finest to the coarsest, as encoded."""
+    def __init__(
+        self, patch: int, widths: Sequence[int], blocks: int, code_width: int, upsampling: int = 0
+    ) -> None:
+        """Creates one level a width; `widths` go from the finest to the coarsest, as encoded.
+
+        Each of the `upsampling` levels after them doubles height and width at half the channels.
+        """
         super().__init__()
+        finer = [max(_GROUP_WIDTH, _round(widths[0] / 2**n)) for n in range(upsampling, 0, -1)]
+        widths = [*finer, *widths]
         self.first = nn.Conv2d(code_width, widths[-1], 3, padding=1)
         layers: list[nn.Module] = []
         for level in reversed(range(len(widths))):
             width = widths[level]
             layers += [ResidualBlock(width) for _ in range(blocks)]
             if level > 0:
-                finer = 4 * widths[level - 1]
-                layers += [nn.Conv2d(width, finer, 3, padding=1), nn.PixelShuffle(2)]
-        self.body = nn.Sequential(*layers, _norm(widths[0]), nn.SiLU())
+                upsample = nn.Conv2d(width, 4 * widths[level - 1], 3, padding=1)
+                layers += [upsample, nn.PixelShuffle(2)]
+        self.body = Body(*layers, _norm(widths[0]), nn.SiLU())
         self.last = nn.Conv2d(widths[0], 3 * patch**2, 3, padding=1)
         self.patch = patch
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Decodes to images, unclamped."""
         return functional.pixel_shuffle(self.last(self.body(self.first(quantized))), self.patch)
+
+
+def _round(width: float) -> int:
+    return round(width / _GROUP_WIDTH) * _GROUP_WIDTH
 
 
 def _norm(width: int) -> nn.GroupNorm:

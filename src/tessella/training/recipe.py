@@ -55,21 +55,26 @@ class Recipe(Settings):
 
 PRESETS: Mapping[str, dict[str, Any]] = {
     # 64×64 pixels, 8×8 codes: a laptop.
-    "tiny": {},
+    "tiny": {"tokenizer": {"quantizer": {"name": "vq"}}},
     # 128×128 pixels, 16×16 codes: a laptop overnight, any GPU.
     "small": {
         "data": {"image_size": 128},
-        "tokenizer": {"patch": 4, "widths": [96, 192], "blocks": 2},
+        "tokenizer": {
+            "patch": 4,
+            "widths": [96, 192],
+            "blocks": 2,
+            "quantizer": {"name": "vq"},
+        },
         "transformer": {"width": 256, "depth": 8, "heads": 8},
     },
     # 128×128 pixels, 16×16 codes of 1024: one GPU.
     "base": {
         "data": {"image_size": 128},
         "tokenizer": {
-            "patch": 2,
-            "widths": [96, 192, 384],
+            "patch": 4,
+            "widths": [128, 448],
             "blocks": 2,
-            "quantizer": {"codebook_size": 1024},
+            "quantizer": {"name": "vq", "codebook_size": 1024},
         },
         "transformer": {"width": 512, "depth": 12, "heads": 8},
     },
@@ -79,10 +84,45 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "tokenizer": {
             "network": "report2021",
             "nhid": 256,
-            "quantizer": {"codebook_size": 512, "code_width": 256, "normalize": False},
+            "quantizer": {
+                "name": "vq",
+                "codebook_size": 512,
+                "code_width": 256,
+                "normalize": False,
+            },
         },
         "objective": {"name": "latent_mse"},
         "transformer": {"width": 256, "depth": 8, "heads": 8},
+    },
+    # VQGAN's network for 8 pixels a code (Taming Transformers), to compare with: one large GPU.
+    "taming": {
+        "data": {"image_size": 128},
+        "tokenizer": {
+            "network": "taming",
+            "widths": [128, 128, 256, 512],
+            "blocks": 2,
+            "quantizer": {
+                "name": "vq",
+                "codebook_size": 1024,
+                "code_width": 256,
+                "normalize": False,
+            },
+        },
+        "transformer": {"width": 512, "depth": 12, "heads": 8},
+    },
+    # Image GPT's way: 32×32 pixels, each one of 512 colours.
+    "palette": {
+        "data": {"image_size": 32},
+        "tokenizer": {
+            "network": "palette",
+            "quantizer": {
+                "name": "vq",
+                "codebook_size": 512,
+                "code_width": 3,
+                "normalize": False,
+                "learning": "ema",
+            },
+        },
     },
 }
 """Sizes by name; what they leave out is as in `Recipe`."""
@@ -110,9 +150,5 @@ def resolve_recipe(
     preset = preset or named or DEFAULT_PRESET
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"Unknown preset: `{preset}`. Known are: {', '.join(PRESETS)}.")
-    values = merge(PRESETS[preset], values)
-    for over in (parse_assignments([word]) for word in assignments):
-        if isinstance(over.get("objective"), str):
-            over["objective"] = {"name": over["objective"]}
-        values = merge(values, over)
+    values = merge(merge(PRESETS[preset], values), parse_assignments(assignments))
     return build(Recipe, values)

@@ -1,29 +1,57 @@
 """Encoder, quantizer and decoder together; a tiny one learns eight pictures by heart."""
 
+import numpy as np
 import pytest
 import torch
 
 from tessella.errors import ConfigError, ShapeError
+from tessella.images import to_float, to_uint8
 from tessella.tokenizer import (
     ImageTokenizer,
-    QuantizerSettings,
+    ReconstructionLoss,
     ReconstructionLossSettings,
     TokenizerSettings,
-    compute_reconstruction_loss,
+    VectorQuantizerSettings,
 )
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 
 TINY = TokenizerSettings(
-    patch=2, widths=(16, 32), quantizer=QuantizerSettings(codebook_size=64, code_width=4)
+    patch=2, widths=(16, 32), quantizer=VectorQuantizerSettings(codebook_size=64, code_width=4)
 )
 REPORT = TokenizerSettings(
     network="report2021",
     nhid=16,
-    quantizer=QuantizerSettings(codebook_size=32, code_width=16, normalize=False),
+    quantizer=VectorQuantizerSettings(codebook_size=32, code_width=16, normalize=False),
 )
+TAMING = TokenizerSettings(
+    network="taming",
+    widths=(32, 64),
+    quantizer=VectorQuantizerSettings(codebook_size=32, code_width=16, normalize=False),
+)
+PALETTE = TokenizerSettings(
+    network="palette",
+    quantizer=VectorQuantizerSettings(
+        codebook_size=8, code_width=3, normalize=False, learning="ema"
+    ),
+)
+ROUNDED = TINY.replace(quantizer={"name": "fsq", "levels": (5, 4, 3)})
+LARGER = TINY.replace(upsampling=2)
+LARGER_REPORT = REPORT.replace(upsampling=1)
+LARGER_TAMING = TAMING.replace(upsampling=1)
+ALL = {
+    "residual": TINY,
+    "report2021": REPORT,
+    "taming": TAMING,
+    "palette": PALETTE,
+    "fsq": ROUNDED,
+    "larger": LARGER,
+    "larger report2021": LARGER_REPORT,
+    "larger taming": LARGER_TAMING,
+}
+every_kind = pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
 
 
-@pytest.mark.parametrize("settings", [TINY, REPORT])
+@every_kind
 def test_pixels_to_codes_to_pixels(settings: TokenizerSettings) -> None:
     tokenizer = ImageTokenizer(settings).eval()
     factor = settings.downsampling
@@ -45,6 +73,11 @@ def test_downsampling() -> None:
     assert TINY.downsampling == 4
     assert TokenizerSettings(patch=4, widths=(16, 16, 16)).downsampling == 16
     assert REPORT.downsampling == 8
+    assert TAMING.downsampling == 2
+    assert PALETTE.downsampling == 1
+    # In the picture that is painted.
+    assert LARGER.downsampling == 4 * TINY.downsampling
+    assert LARGER_REPORT.downsampling == 16
 
 
 @pytest.mark.parametrize(
@@ -67,7 +100,71 @@ def test_the_report_s_codes_are_as_wide_as_its_encoder() -> None:
         REPORT.replace(nhid=32)
 
 
-@pytest.mark.parametrize("settings", [TINY, REPORT])
+def test_a_larger_picture_has_the_codes_of_the_mean_of_its_blocks() -> None:
+    """What an encoder learned at one size stays true for a decoder that paints four times it."""
+    small, large = ImageTokenizer(TINY).eval(), ImageTokenizer(LARGER).eval()
+    large.encoder.load_state_dict(small.encoder.state_dict())
+    large.quantizer.load_state_dict(small.quantizer.state_dict())
+    image = torch.rand(2, 3, 32, 48) * 2 - 1
+    blocks = image.unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
+    assert blocks.shape == (2, 3, 8, 12)
+    assert torch.equal(large.encode(image), small.encode(blocks))
+
+
+def test_a_report_that_cannot_halve_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`nhid` halves .* multiple of 32, not 16"):
+        REPORT.replace(upsampling=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantizer": {"name": "fsq", "levels": (8, 8, 8)}}, r"codes are colours"),
+        ({"quantizer": {"code_width": 8, "normalize": False}}, r"codes are colours.*code_width=3"),
+        ({"quantizer": {"code_width": 3}}, r"codes are colours.*normalize=false"),
+        ({"upsampling": 1}, r"no decoder that could upsample.*upsampling=0"),
+    ],
+)
+def test_a_palette_that_is_none_is_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PALETTE.replace(**changes)
+
+
+def test_a_palette_of_all_colours_loses_nothing() -> None:
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 0], [255, 255, 255]], dtype=np.uint8)
+    pixels = colours[np.random.default_rng(0).integers(4, size=(5, 6, 6))]
+    tokenizer = ImageTokenizer(PALETTE)
+    tokenizer.learn_palette(pixels, seed=0)
+    made = to_uint8(tokenizer.eval().decode(tokenizer.encode(to_float(pixels))))
+    assert np.array_equal(made, pixels)
+
+
+@pytest.mark.parametrize("settings", [TINY, TAMING, ROUNDED, LARGER, LARGER_TAMING])
+def test_memory_can_be_saved(settings: TokenizerSettings) -> None:
+    """Computing again what was not kept changes no gradient, whatever the network."""
+    factor = settings.downsampling
+    image = torch.rand(2, 3, 2 * factor, 2 * factor) * 2 - 1
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        tokenizer = ImageTokenizer(settings).train()
+        tokenizer.set_recompute(recompute)
+        tokenizer(image).image.square().mean().backward()
+        found.append([p.grad for p in tokenizer.parameters() if p.grad is not None])
+    kept, again = found
+    assert len(kept) == len(again) > 10
+    for one, other in zip(kept, again, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_batch_normalization_cannot_be_computed_again() -> None:
+    """Its running statistics would move twice a step: another network in the end."""
+    with pytest.raises(ConfigError, match=r"`report2021` cannot .*recompute=false"):
+        ImageTokenizer(REPORT).set_recompute(True)
+    ImageTokenizer(REPORT).set_recompute(False)
+
+
+@pytest.mark.parametrize("settings", [TINY, REPORT, TAMING])
 def test_muon_gets_the_convolutions_inside(settings: TokenizerSettings) -> None:
     tokenizer = ImageTokenizer(settings)
     names = {id(p): name for name, p in tokenizer.named_parameters()}
@@ -107,7 +204,7 @@ def test_eight_pictures_are_learned_by_heart() -> None:
     for step in range(60):
         optimizer.set_learning_rate(1 - step / 60)
         made = tokenizer(image)
-        loss = compute_reconstruction_loss(made.image, image, ReconstructionLossSettings())
+        loss = ReconstructionLoss(ReconstructionLossSettings())(made.image, image).total
         (loss + made.quantized.loss).backward()
         optimizer.step()
         optimizer.zero_grad()

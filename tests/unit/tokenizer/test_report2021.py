@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.tokenizer import ImageTokenizer, QuantizerSettings, TokenizerSettings
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings
 from tessella.tokenizer.report2021 import ReportBlock, ReportDecoder, ReportEncoder
 
 
@@ -93,7 +93,7 @@ def test_a_small_one_learns_on_64_pixels() -> None:
     oneDNN does not survive a strided 1×1 convolution of four channels laid out channels last.
     """
     torch.manual_seed(0)
-    quantizer = QuantizerSettings(code_width=32, normalize=False)
+    quantizer = VectorQuantizerSettings(code_width=32, normalize=False)
     settings = TokenizerSettings(network="report2021", nhid=32, quantizer=quantizer)
     tokenizer = ImageTokenizer(settings)
     image = torch.rand(32, 3, 64, 64) * 2 - 1

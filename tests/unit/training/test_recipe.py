@@ -9,6 +9,7 @@ from tessella.errors import ConfigError
 from tessella.objectives import AnyOrderSettings, LatentMSESettings
 from tessella.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
+from tessella.tokenizer import FiniteScalarSettings
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe, resolve_recipe
 
 
@@ -75,6 +76,19 @@ def test_an_objective_is_named_by_a_word(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('preset = "report2021"\nobjective = "any_order"\n')
     assert resolve_recipe(None, file).objective == AnyOrderSettings()
+
+
+def test_a_quantizer_is_named_by_a_word() -> None:
+    """Over a preset that has settings of another kind, in any order of the words."""
+    for words in (
+        ["tokenizer.quantizer=fsq", "tokenizer.quantizer.levels=[8,5,5,5]"],
+        ["tokenizer.quantizer.levels=[8,5,5,5]", "tokenizer.quantizer.name=fsq"],
+    ):
+        quantizer = resolve_recipe("base", None, words).tokenizer.quantizer
+        assert quantizer == FiniteScalarSettings(levels=(8, 5, 5, 5))
+        assert quantizer.codebook_size == 1000
+    quantizer = resolve_recipe("base", None, ["tokenizer.quantizer=vq"]).tokenizer.quantizer
+    assert quantizer.codebook_size == 1024
 
 
 @pytest.mark.parametrize(

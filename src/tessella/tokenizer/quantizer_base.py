@@ -1,0 +1,92 @@
+"""What every quantizer has in common: latent (B, C, h, w) ⇄ codes (B, h, w), one codebook (K, C).
+
+On the data's way it stands between the encoder and the decoder of the image tokenizer.
+"""
+
+import abc
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tessella.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer makes of a latent."""
+
+    quantized: Tensor  # (B, C, h, w) the chosen vectors, with a gradient for the latent
+    codes: Tensor  # (B, h, w) int64 in [0, K)
+    loss: Tensor  # () what the quantizer itself wants minimised, weighted; 0 where nothing
+
+
+class Quantizer(nn.Module, abc.ABC):
+    """A codebook and the rule by which latents choose from it."""
+
+    idle_images: Tensor  # (K,) int64, images of training since each code was last chosen
+
+    def __init__(self, codebook_size: int) -> None:
+        """Creates the count of how long each code has been idle."""
+        super().__init__()
+        self.register_buffer("idle_images", torch.zeros(codebook_size, dtype=torch.int64))
+
+    @property
+    @abc.abstractmethod
+    def codebook(self) -> Tensor:
+        """(K, C) the vectors that stand for the codes."""
+
+    @abc.abstractmethod
+    def encode(self, latent: Tensor) -> Tensor:
+        """Turns latents (B, C, h, w) of any finite scale into codes (B, h, w) int64.
+
+        Raises:
+            ShapeError: the latent's channels are not the codebook's.
+        """
+
+    @abc.abstractmethod
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes latents (B, C, h, w) of any finite scale; in training also counts and learns.
+
+        Raises:
+            ShapeError: the latent's channels are not the codebook's.
+        """
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Turns codes (B, h, w) into quantized latents (B, C, h, w)."""
+        return functional.embedding(codes, self.codebook).movedim(-1, 1)
+
+    @torch.no_grad()
+    def _count_use(self, codes: Tensor) -> Tensor:
+        """Counts (K,) int64 how often each code was chosen, over all processes.
+
+        A code that was not chosen has been idle for the images of this batch too.
+        """
+        # Not `bincount`: on CUDA it waits for the device.
+        flat = codes.flatten()
+        counts = torch.zeros_like(self.idle_images).scatter_add_(0, flat, torch.ones_like(flat))
+        if world_size() > 1:
+            torch.distributed.all_reduce(counts)
+        self.idle_images.add_(len(codes) * world_size()).masked_fill_(counts > 0, 0)
+        return counts
+
+
+def check_channels(latent: Tensor, width: int) -> None:
+    """Refuses a latent (B, C, …) whose channels are not the codebook's `width`.
+
+    Raises:
+        ShapeError: says both.
+    """
+    if latent.shape[1] != width:
+        raise ShapeError(
+            f"The latent has {latent.shape[1]} channels, the codebook {width}: "
+            "they must be equal. Is this latent another tokenizer's?"
+        )
+
+
+def world_size() -> int:
+    """Counts the processes that train together."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if distributed else 1

@@ -1,0 +1,251 @@
+"""latent (B, C, h, w) → the nearest of K codebook vectors → codes (B, h, w).
+
+A commitment loss, a codebook learned by gradient or by exponential moving averages, started by
+k-means on the first batch, its dead codes revived.
+
+Source: arXiv:1711.00937 (rule, losses and moving averages); arXiv:2110.04627 (l2-normalised,
+low-width codes); arXiv:2410.06424 (rotation trick).
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tessella.config import Settings
+from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels, world_size
+
+_KMEANS_STEPS = 10
+_EPSILON = 1e-5
+_TINY = 1e-6
+# Scores that are computed at once: on a CPU so many that they stay in the cache of a core
+# (2 MiB), elsewhere so many that a device is busy (64 MiB).
+_SCORES_AT_ONCE = {"cpu": 2**19}
+_SCORES_AT_ONCE_ELSEWHERE = 2**24
+
+
+class VectorQuantizerSettings(Settings):
+    """A learned codebook; a latent takes the nearest vector."""
+
+    name: Literal["vq"] = "vq"
+    """The quantizer's name."""
+    codebook_size: int = Field(512, ge=2, le=65536)
+    """Number of codes (K)."""
+    code_width: int = Field(8, ge=1)
+    """Channels of a code (C). Few channels keep more of the codebook in use."""
+    normalize: bool = True
+    """Puts latents and codebook on the unit sphere, so that the nearest code is the one with the
+    highest cosine similarity."""
+    learning: Literal["gradient", "ema"] = "gradient"
+    """How the codebook follows the latents: `gradient` of the codebook loss, or `ema` (moving
+    averages of the latents that chose each code)."""
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    """How the decoder's gradient reaches a latent: `straight_through` as it is, or turned and
+    scaled back by the `rotation` that took the latent to its code."""
+    ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
+    """Share that the moving averages keep at each step (learning = `ema` only)."""
+    commitment_weight: float = Field(0.25, ge=0.0)
+    """Weight of the loss that pulls a latent to its code."""
+    revive_after_images: int = Field(4096, ge=1)
+    """A code that no latent has chosen for so many images is moved to a random latent of the
+    batch."""
+
+
+def nearest_codes(latent: Tensor, codebook: Tensor) -> Tensor:
+    """Finds the nearest codebook vector of each latent, in fp32 or better under any autocast.
+
+    Where two codes are equally near but for rounding, which one is chosen may depend on the rest
+    of the batch.
+
+    Args:
+        latent: (B, C, h, w), any finite scale.
+        codebook: (K, C), K >= 1.
+
+    Returns:
+        (B, h, w) int64 in [0, K): lowest squared distance; the lower index on a tie.
+
+    Raises:
+        ShapeError: the channel counts differ; says both.
+
+    Source:
+        Equation 1 of arXiv:1711.00937.
+    """
+    check_channels(latent, codebook.shape[1])
+    vectors = latent.movedim(1, -1)
+    return _nearest(vectors.flatten(0, -2), codebook).view(vectors.shape[:-1])
+
+
+@torch.no_grad()
+def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
+    """Finds the nearest codebook vector of each row (N, C), without ever holding N·K scores."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    rows, codebook = rows.to(dtype), codebook.to(dtype)
+    # -|row - code|² / 2 without |row|², which is the same for every code.
+    penalty = codebook.square().sum(1) / 2
+    at_once = _SCORES_AT_ONCE.get(rows.device.type, _SCORES_AT_ONCE_ELSEWHERE)
+    size = max(1, at_once // len(codebook))
+    # Made first: small results between the large scores would break the memory into pieces.
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for part, chosen in zip(rows.split(size), codes.split(size), strict=True):
+            scores = torch.addmm(penalty, part, codebook.T, beta=-1)
+            torch.argmax(scores, 1, out=chosen)  # the first of the highest
+    return codes
+
+
+class VectorQuantizer(Quantizer):
+    """A codebook of learned vectors, of which latents choose the nearest."""
+
+    cluster_size: Tensor
+    cluster_sum: Tensor
+    started: Tensor
+
+    def __init__(self, settings: VectorQuantizerSettings) -> None:
+        """Creates a codebook that the first training batch will start by k-means."""
+        super().__init__(settings.codebook_size)
+        self.settings = settings
+        size, width = settings.codebook_size, settings.code_width
+        vectors = self._on_sphere(torch.randn(size, width))
+        self.vectors = nn.Parameter(vectors, requires_grad=settings.learning == "gradient")
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self._is_known_started = False  # asking `started` waits for the device
+        if settings.learning == "ema":
+            self.register_buffer("cluster_size", torch.ones(size))
+            self.register_buffer("cluster_sum", vectors.clone())
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, C) the vectors that latents are compared with."""
+        return self._on_sphere(self.vectors)
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """Turns latents (B, C, h, w) into codes (B, h, w)."""
+        return nearest_codes(self._on_sphere(latent.float(), dim=1), self.codebook)
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes; in training also starts, moves and revives the codebook.
+
+        Args:
+            latent: (B, C, h, w) of any finite scale.
+
+        Raises:
+            ShapeError: the latent's channels are not the codebook's.
+        """
+        # The codebook is chosen and learned in fp32 under any autocast.
+        with torch.autocast(latent.device.type, enabled=False):
+            return self._quantize(self._on_sphere(latent.float(), dim=1))
+
+    def _quantize(self, latent: Tensor) -> Quantized:
+        check_channels(latent, self.settings.code_width)
+        vectors = latent.movedim(1, -1)  # (B, h, w, C)
+        rows = vectors.detach().flatten(0, -2)  # (B·h·w, C)
+        if self.training:
+            if not self._is_known_started:
+                if not self.started:
+                    self._start(rows)
+                self._is_known_started = True
+            self._revive(rows)
+        # Of a copy: another batch may revive codes before this one's gradients are taken.
+        codebook = self._on_sphere(self.vectors.clone())
+        codes = _nearest(rows, codebook).view(vectors.shape[:-1])
+        chosen = functional.embedding(codes, codebook)  # (B, h, w, C)
+        loss = self.settings.commitment_weight * functional.mse_loss(vectors, chosen.detach())
+        if self.settings.learning == "gradient":
+            loss = loss + functional.mse_loss(chosen, vectors.detach())
+        if self.training:
+            counts = self._count_use(codes)
+            if self.settings.learning == "ema":
+                self._follow(rows, codes.flatten(), counts)
+        chosen = chosen.detach()
+        # What has the latent's gradient, and takes the chosen vector's value.
+        carrier = vectors
+        if self.settings.gradient == "rotation":
+            carrier = _rotate(vectors, chosen)
+        return Quantized((carrier + (chosen - carrier).detach()).movedim(-1, 1), codes, loss)
+
+    @torch.no_grad()
+    def _start(self, rows: Tensor) -> None:
+        """Starts the codebook by k-means (Lloyd's steps) on the latents of one batch."""
+        size = len(self.vectors)
+        vectors = rows[torch.randint(len(rows), (size,), device=rows.device)]
+        self._broadcast(vectors)  # before the steps: they average over all processes
+        for _ in range(_KMEANS_STEPS):
+            codes = _nearest(rows, vectors)
+            counts = _sum_clusters(torch.ones_like(rows[:, :1]), codes, size)
+            means = _sum_clusters(rows, codes, size) / counts.clamp(min=1)
+            vectors = self._on_sphere(torch.where(counts > 0, means, vectors))
+        self.vectors.copy_(vectors)
+        if self.settings.learning == "ema":
+            self.cluster_sum.copy_(vectors)
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def _follow(self, rows: Tensor, codes: Tensor, counts: Tensor) -> None:
+        """Moves the averages to the latents that chose each code, and the codebook to them."""
+        decay = self.settings.ema_decay
+        self.cluster_size.lerp_(counts.to(self.cluster_size), 1 - decay)
+        self.cluster_sum.lerp_(_sum_clusters(rows, codes, len(counts)), 1 - decay)
+        # Laplace smoothing keeps the mean of a code that was hardly chosen finite.
+        total = self.cluster_size.sum()
+        smooth = (self.cluster_size + _EPSILON) * total / (total + len(counts) * _EPSILON)
+        self.vectors.copy_(self._on_sphere(self.cluster_sum / smooth[:, None]))
+
+    @torch.no_grad()
+    def _revive(self, rows: Tensor) -> None:
+        """Moves every code that has long been unused to a random latent of the batch.
+
+        Before the codebook is used, not after: autograd must find it as the forward pass saw it.
+        At every step, whether a code is dead or not: asking would wait for the device.
+        """
+        dead = self.idle_images >= self.settings.revive_after_images
+        fresh = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
+        self._broadcast(fresh)
+        self.vectors.copy_(torch.where(dead[:, None], fresh, self.vectors))
+        self.idle_images.masked_fill_(dead, 0)
+        if self.settings.learning == "ema":
+            self.cluster_sum.copy_(torch.where(dead[:, None], fresh, self.cluster_sum))
+            self.cluster_size.masked_fill_(dead, 1.0)
+
+    def _on_sphere(self, vectors: Tensor, dim: int = -1) -> Tensor:
+        return functional.normalize(vectors, dim=dim) if self.settings.normalize else vectors
+
+    @staticmethod
+    def _broadcast(vectors: Tensor) -> None:
+        """Makes every process of a distributed run hold the first one's vectors."""
+        if world_size() > 1:
+            torch.distributed.broadcast(vectors, src=0)
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*arguments, **named)
+        self._is_known_started = False
+
+
+def _rotate(vectors: Tensor, chosen: Tensor) -> Tensor:
+    """Turns and scales vectors (…, C) onto those that they chose, by constants of autograd.
+
+    The gradient of a vector is therefore turned back and scaled, so that it keeps its angle to
+    the vector.
+
+    Source:
+        Section 4.2 of arXiv:2410.06424.
+    """
+    source = functional.normalize(vectors.detach(), dim=-1, eps=_TINY)
+    target = functional.normalize(chosen, dim=-1, eps=_TINY)
+    middle = functional.normalize(source + target, dim=-1, eps=_TINY)
+    length = torch.linalg.vector_norm(vectors.detach(), dim=-1, keepdim=True)
+    scale = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True) / length.clamp(min=_TINY)
+    mirrored = (vectors * middle).sum(-1, keepdim=True) * middle
+    restored = (vectors * source).sum(-1, keepdim=True) * target
+    rotated: Tensor = scale * (vectors + 2 * (restored - mirrored))
+    return rotated
+
+
+def _sum_clusters(rows: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
+    """Sums (K, C) the rows that chose each code, over all processes."""
+    sums = rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows)
+    if world_size() > 1:
+        torch.distributed.all_reduce(sums)
+    return sums
