@@ -5,11 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import DataError
-from tessella.evaluation.reconstruction import evaluate_reconstructions
+from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.reconstruction import (
+    Metric,
+    evaluate_reconstructions,
+    measure_reconstructions,
+)
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
+from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, make_sheet
 from tessella.pipeline import TextToImage
 
@@ -20,11 +27,20 @@ _SHEET_COLUMNS = 4
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A number, and how it was got."""
+class ChosenImages:
+    """Captioned images that a model is measured on."""
 
-    value: float
-    protocol: str  # on what, how many, with which settings
+    pixels: Pixels  # (B, S, S, 3), B >= 1
+    captions: Sequence[str]  # the first of each
+    description: str  # which ones they are, for the protocol
+
+
+@dataclass(frozen=True)
+class ImagesEvaluation:
+    """What was found on some images."""
+
+    metrics: Mapping[str, Metric]
+    reconstructions: Pixels  # (B, S, S, 3)
 
 
 @dataclass(frozen=True)
@@ -43,20 +59,49 @@ def count_pictures(data: PreparedData) -> int:
 
 
 def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
-    """Measures a model on the images that were kept out; on scenes also reads its pictures."""
+    """Measures a model on the images that were kept out, and paints their captions."""
     side = "validation" if len(data.validation) else "train"
-    images = data.sides[side]
-    count = min(_MAX_IMAGES, len(images))
-    pixels = images.pixels(np.arange(count))
-    captions = [images.captions(index)[0] for index in range(count)]
-    what = f"first {count} {side} images"
-    made = evaluate_reconstructions(model.tokenizer, pixels, model.device)
-    metrics = {
-        "reconstruction_psnr": Metric(made.psnr, f"dB, mean over the {what}"),
-        "codes_used": Metric(made.codes_used, f"of {len(model.tokenizer.codebook)}, {what}"),
-        "code_perplexity": Metric(made.perplexity, what),
-    }
-    scenes = _parse_scenes(captions)
+    count = min(_MAX_IMAGES, len(data.sides[side]))
+    images = read_images(data.sides[side], range(count), f"the first {count} {side} images")
+    found = evaluate_images(model, images)
+    prompts = images.captions[:_SHEET_PROMPTS]
+    painted = model.paint(prompts, seeds=range(len(prompts)))
+    sheet = make_sheet(painted.pixels, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
+    return ModelEvaluation(found.metrics, prompts, sheet)
+
+
+def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> ChosenImages:
+    """Reads some images with the first caption of each."""
+    captions = [images.captions(index)[0] for index in indices]
+    return ChosenImages(images.pixels(np.asarray(indices)), captions, description)
+
+
+def evaluate_images(
+    model: TextToImage,
+    images: ChosenImages,
+    *,
+    squeezenet: SqueezeNet | None = None,
+    features: Sequence[FeatureExtractor] = (),
+) -> ImagesEvaluation:
+    """Measures a model's reconstructions of images; of scenes it also paints and reads some.
+
+    Args:
+        model: what is measured.
+        images: of the model's size.
+        squeezenet: adds the perceptual distance of the reconstructions.
+        features: each adds FID and KID of the reconstructions.
+    """
+    what = images.description
+    made = evaluate_reconstructions(model.tokenizer, images.pixels, model.device)
+    compared = measure_reconstructions(
+        images.pixels, made.pixels, squeezenet=squeezenet, features=features, description=what
+    )
+    metrics = {f"reconstruction_{name}": metric for name, metric in compared.items()}
+    metrics["codes_used"] = Metric(
+        made.health.codes_used, f"of {len(model.tokenizer.codebook)}, {what}"
+    )
+    metrics["code_perplexity"] = Metric(made.health.perplexity, what)
+    scenes = _parse_scenes(images.captions)
     if scenes is not None:
         accuracy = compute_scene_accuracy(made.pixels, scenes).all_correct
         metrics["reconstruction_all_correct"] = Metric(accuracy.accuracy, f"scenes, {what}")
@@ -64,10 +109,7 @@ def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
             metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
                 model, _SCENE_PROMPTS, held_out=only_held_out
             )
-    prompts = captions[:_SHEET_PROMPTS]
-    painted = model.paint(prompts, seeds=range(len(prompts)))
-    sheet = make_sheet(painted.pixels, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
-    return ModelEvaluation(metrics, prompts, sheet)
+    return ImagesEvaluation(metrics, made.pixels)
 
 
 def measure_scene_accuracy(

@@ -12,7 +12,16 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import canonical_caption, draw_scene, parse_caption
 from tessella.data.settings import DataSettings
 from tessella.evaluation import model as module
-from tessella.evaluation.model import count_pictures, evaluate_model, measure_scene_accuracy
+from tessella.evaluation import squeezenet as squeezenet_module
+from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.model import (
+    count_pictures,
+    evaluate_images,
+    evaluate_model,
+    measure_scene_accuracy,
+    read_images,
+)
+from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.pipeline import PaintedPixels
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 
@@ -67,6 +76,12 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SCENE_PROMPTS", 12)
 
 
+@pytest.fixture(autouse=True)
+def _small_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SqueezeNet on 63×63 pixels: a twelfth of the time."""
+    monkeypatch.setattr(squeezenet_module, "INPUT_SIZE_PX", 63)
+
+
 def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> None:
     painter: Any = Painter()
     made = evaluate_model(painter, scenes32)
@@ -75,7 +90,10 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
     assert made.metrics["all_correct_held_out_pairs"].value == 1.0
     assert made.metrics["reconstruction_all_correct"].value == 1.0
     assert made.metrics["reconstruction_psnr"].value > 60
-    assert f"first {count} validation images" in made.metrics["reconstruction_psnr"].protocol
+    assert (
+        f"mean over the first {count} validation images"
+        in made.metrics["reconstruction_psnr"].protocol
+    )
     assert made.metrics["codes_used"].value == 1
     assert made.metrics["codes_used"].protocol.startswith("of 8")
     # The sheet shows captions that were kept out of training.
@@ -109,7 +127,12 @@ def test_other_pictures_have_no_scene_metrics(
 ) -> None:
     monkeypatch.setattr(module, "_parse_scenes", lambda _: None)
     made = evaluate_model(Painter(), scenes32)  # type: ignore[arg-type]
-    assert set(made.metrics) == {"reconstruction_psnr", "codes_used", "code_perplexity"}
+    assert set(made.metrics) == {
+        "reconstruction_psnr",
+        "reconstruction_ssim",
+        "codes_used",
+        "code_perplexity",
+    }
     assert count_pictures(scenes32) == 16
 
 
@@ -119,3 +142,23 @@ def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
     made = evaluate_model(Painter(), data)  # type: ignore[arg-type]
     protocol = made.metrics["reconstruction_psnr"].protocol
     assert protocol == "dB, mean over the first 5 train images"
+
+
+def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
+    torch.manual_seed(0)
+    squeezenet = SqueezeNet().eval().requires_grad_(False)
+    features = [FeatureExtractor("squeezenet-conv1", squeezenet, "conv1")]
+    painter: Any = Painter()
+    images = read_images(scenes32.train, [5, 0, 7, 2], "four of mine")
+    assert images.captions[1] == scenes32.train.captions(0)[0]
+    assert np.array_equal(images.pixels[0], scenes32.train.pixels(5)[0])
+    made = evaluate_images(painter, images, squeezenet=squeezenet, features=features)
+    assert made.metrics["reconstruction_perceptual_distance"].value == 0
+    assert abs(made.metrics["reconstruction_fid_squeezenet-conv1"].value) < 0.1
+    assert "reconstruction_kid_squeezenet-conv1" in made.metrics
+    assert made.metrics["all_correct_seen_pairs"].value == 1.0
+    for name, metric in made.metrics.items():
+        assert metric.protocol.endswith("pairs, first picture, seed 0") or (
+            "four of mine" in metric.protocol
+        ), name
+    assert np.array_equal(made.reconstructions, images.pixels)
