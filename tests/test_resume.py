@@ -33,7 +33,7 @@ from tessella.data.settings import DataSettings
 from tessella.errors import CheckpointError, TessellaError
 from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.tokenizer import ImageTokenizer, ReconstructionLossSettings, TokenizerSettings
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint
 from tessella.training.interrupt import Interrupted
 from tessella.training.loop import (
@@ -43,7 +43,12 @@ from tessella.training.loop import (
     create_accelerator,
     train,
 )
-from tessella.training.stages import TokenizerStage, TransformerStage, TransformerTrainingSettings
+from tessella.training.stages import (
+    TokenizerStage,
+    TokenizerTrainingSettings,
+    TransformerStage,
+    TransformerTrainingSettings,
+)
 
 Data = Mapping[str, CaptionedImages]
 
@@ -80,12 +85,31 @@ TOKENIZERS: Mapping[str, dict[str, Any]] = {
         },
     },
 }
+TOKENIZERS = {**TOKENIZERS, "discriminator": TOKENIZERS["gradient"]}
+
+LOSSES: Mapping[str, dict[str, Any]] = {
+    # It learns from the second step on and counts from the third; every evaluation that finds
+    # reconstructions worse changes its weight, which a resumed run must not forget.
+    "discriminator": {
+        "adversarial": {
+            "weight": 0.5,
+            "start_images": BATCH,
+            "warmup_images": BATCH,
+            "width": 16,
+            "layers": 1,
+            "augment": True,
+            "lecam_weight": 0.1,
+            "error_tolerance": 0.0,
+        }
+    }
+}
 
 
 def tokenizer_stage(kind: str, data: Data) -> TokenizerStage:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(TokenizerSettings.model_validate(TOKENIZERS[kind]))
-    return TokenizerStage(tokenizer, ReconstructionLossSettings(), data)
+    settings = TokenizerTrainingSettings.model_validate({"loss": LOSSES.get(kind, {})})
+    return TokenizerStage(tokenizer, settings, data, torch.device("cpu"))
 
 
 def transformer_stage(objective: str, data: Data) -> TransformerStage:
@@ -421,6 +445,7 @@ def test_metrics_are_not_told_twice(scenes: Data, tmp_path: Path) -> None:
     run(STAGES["gradient"](scenes), tmp_path)
     told = [(m["images_seen"], m["kind"]) for m in metrics(tmp_path)]
     assert told == [
+        (2 * BATCH, "train"),
         (2 * BATCH, "validation"),
         (3 * BATCH, "train"),
         (4 * BATCH, "train"),

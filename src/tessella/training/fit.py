@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -48,6 +49,7 @@ from tessella.training.model_card import CardFacts, write_card
 from tessella.training.plan import choose_preset, plan_training
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
+from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
 from tessella.transformer import Transformer
 
 FORMAT = 1
@@ -60,6 +62,7 @@ MODEL_FOLDER = "model"
 _LOCK_FILE = ".lock"
 
 _CARD_CAPTIONS = 8
+_PALETTE_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     recipe, is_new = resolve_run(request, accelerator)
     with accelerator.main_process_first():
         data = _prepare_data(request, recipe, console)
-        text_tokenizer = TextTokenizer.train(data.train.all_captions(), recipe.text)
+        text_tokenizer = _create_text_tokenizer(recipe, data)
     if is_new:
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
@@ -151,15 +154,29 @@ class _Run:
 
     def train_tokenizer(self, model: TextToImage) -> None:
         """Trains the tokenizer, or finds it trained; the model then has the averaged weights."""
+        if self._recipe.tokenizer.network == "palette":
+            self._choose_palette(model)
+            return
         settings = self._recipe.tokenizer_training
         torch.manual_seed(self._request.seed)
+        tokenizer = ImageTokenizer(self._recipe.tokenizer)
+        if settings.start_from is not None:
+            start_tokenizer(tokenizer, settings.start_from)
         stage = TokenizerStage(
-            ImageTokenizer(self._recipe.tokenizer), settings.loss, self._data.sides
+            tokenizer, settings, self._data.sides, self._accelerator.device, self._request.seed
         )
         if self._request.stage == "transformer":
             _require_finished(self._request.out / stage.name, settings)
         average = self._train(stage, settings, self._fingerprint("tokenizer"))
         model.tokenizer.load_state_dict(average.tokenizer.state_dict())
+        model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
+
+    def _choose_palette(self, model: TextToImage) -> None:
+        """Chooses the colours; in seconds, and the same ones each time, so nothing is saved."""
+        images = self._data.train
+        rng = np.random.default_rng(self._request.seed)
+        chosen = np.sort(rng.permutation(len(images))[:_PALETTE_IMAGES])
+        model.tokenizer.learn_palette(images.pixels(chosen), self._request.seed)
         model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
 
     def prepare_codes(self, model: TextToImage) -> dict[str, Codes]:
@@ -181,6 +198,8 @@ class _Run:
         settings = self._recipe.transformer_training
         torch.manual_seed(self._request.seed)
         transformer = Transformer(self._recipe.transformer, model.transformer.shape)
+        if settings.start_from is not None:
+            start_transformer(transformer, settings.start_from)
         stage = TransformerStage(
             model.with_transformer(transformer), settings, self._data.sides, codes
         )
@@ -231,6 +250,14 @@ class _Run:
         values = self._recipe.model_dump(mode="json", include=set(sections))
         parts = [values, self._data.train.fingerprint, self._request.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _create_text_tokenizer(recipe: Recipe, data: PreparedData) -> TextTokenizer:
+    """Learns a vocabulary, or takes that of the transformer that training starts from."""
+    start = recipe.transformer_training.start_from
+    if start is not None:
+        return load_text_tokenizer(start)
+    return TextTokenizer.train(data.train.all_captions(), recipe.text)
 
 
 def resolve_run(request: FitRequest, accelerator: Accelerator) -> tuple[Recipe, bool]:

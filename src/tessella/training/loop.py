@@ -11,18 +11,20 @@ import datetime
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from pydantic import Field
+from accelerate.utils import broadcast_object_list
+from pydantic import Field, model_validator
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -51,8 +53,11 @@ _WAIT = datetime.timedelta(days=1)
 class TrainingSettings(Settings):
     """How long and how a stage trains."""
 
-    images: int = Field(200_000, ge=1)
-    """Images seen in training, repetitions included; rounded up to whole batches."""
+    images: int = Field(200_000, ge=0)
+    """Images seen in training, repetitions included; rounded up to whole batches. 0 keeps the
+    weights of `start_from` as they are."""
+    start_from: Path | None = None
+    """A model folder whose weights this stage begins with, instead of random ones."""
     batch_size: int = Field(32, ge=1)
     """Images a step, over all processes. Many small steps beat few large ones: docs/log.md."""
     warmup_images: int = Field(2_000, ge=0)
@@ -68,6 +73,12 @@ class TrainingSettings(Settings):
     save_every_seconds: float = Field(60.0, gt=0.0)
     """Seconds between two checkpoints."""
 
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> Self:
+        if self.images == 0 and self.start_from is None:
+            raise ValueError("0 images leave random weights. Give images, or start_from")
+        return self
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -82,7 +93,37 @@ class Evaluation:
     """What a stage finds on the validation images."""
 
     metrics: Mapping[str, float]
-    picture: Pixels  # a sheet to look at
+    pictures: Mapping[str, Pixels]  # to look at, by name
+    warnings: Sequence[str] = ()  # what goes wrong, and what to try
+
+
+class Companion(abc.ABC):
+    """What learns beside a stage's network, by an optimizer and a rule of its own."""
+
+    @property
+    @abc.abstractmethod
+    def counts_from_images(self) -> int:
+        """Images seen from which it takes part in every step."""
+
+    @abc.abstractmethod
+    def begin_step(self, images_seen: int) -> None:
+        """Is told where training stands, before the network's step."""
+
+    @abc.abstractmethod
+    def finish_step(self) -> Mapping[str, Tensor]:
+        """Learns after the network's step; returns metrics, () each."""
+
+    @abc.abstractmethod
+    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
+        """Is told what an evaluation found; returns a sentence if it changes its ways."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns all that a resumed run needs."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to what `state_dict` returned."""
 
 
 N = TypeVar("N", bound=nn.Module)
@@ -94,6 +135,8 @@ class Stage(abc.ABC, Generic[N]):
     name: str
     network: N  # calling it on a batch gives a `StepResult`
     num_images: int  # images to train on
+    companion: Companion | None = None  # what learns beside it
+    compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
 
     @abc.abstractmethod
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -106,8 +149,8 @@ class Stage(abc.ABC, Generic[N]):
         """Reads training images by index, on the CPU; `rng` draws what is drawn afresh."""
 
     @abc.abstractmethod
-    def evaluate(self, average: N, device: torch.device) -> Evaluation:
-        """Measures the averaged network on the validation images."""
+    def evaluate(self, average: N, device: torch.device, images_seen: int) -> Evaluation:
+        """Measures the averaged network, after so many images, on the validation images."""
 
 
 def create_accelerator(device: str) -> Accelerator:
@@ -178,34 +221,37 @@ def train(
         loader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
         reporter = None
         if main:
-            reporter = Reporter(folder, stage.name, settings.images, state.images_seen, console)
+            seen, due = state.images_seen, state.evaluation_due
+            reporter = Reporter(folder, stage.name, settings.images, seen, console, redo=due)
             stack.enter_context(reporter)
         meter = _Meter()
         upcoming = loader.submit(load, state.images_seen)
-        while state.images_seen < settings.images:
+        while True:
+            done = state.images_seen >= settings.images
+            if state.evaluation_due:
+                # Here, not at the end of the step: a run that was killed between makes it up.
+                state.evaluate(stage, reporter)
+                meter.restart()
+                if done and main:
+                    state.save()
+            if done:
+                break
             batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
             upcoming = loader.submit(load, state.images_seen + settings.batch_size)
 
             torch.manual_seed(step_seed(seed, rank, state.images_seen))
-            result = state.step(batch)
-            meter.add(result, settings.batch_size)
+            meter.add(state.step(batch), settings.batch_size)
 
-            done = state.images_seen >= settings.images
             stopping = _anyone(stop.asked, accelerator)
             if reporter is not None:
                 reporter.advance(state.images_seen)
-                save = done or stopping or state.is_save_due()
+                save = stopping or state.evaluation_due or state.is_save_due()
                 if save or meter.is_due():
                     # Before saving: a loss that is no number must not become a checkpoint.
                     reporter.log(state.images_seen, meter.take())
                 if save:
                     state.save()
-                if done or (state.passed(settings.evaluate_every_images) and not stopping):
-                    evaluation = stage.evaluate(state.average, accelerator.device)
-                    reporter.log(state.images_seen, evaluation.metrics, kind="validation")
-                    reporter.show(state.images_seen, evaluation.picture)
-                    meter.restart()
-            if stopping and not done:
+            if stopping and state.images_seen < settings.images:
                 # The first process saves: whoever ended before it would have it killed meanwhile.
                 accelerator.wait_for_everyone()
                 raise Interrupted
@@ -236,6 +282,8 @@ def measure_pace(
         seconds: how long to measure, after two steps to warm up.
     """
     state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
+    if stage.companion is not None:
+        state.images_seen = stage.companion.counts_from_images
     order = ImageOrder(stage.num_images, seed=0)
     share = _batch_share(settings.batch_size, accelerator.num_processes)
     times: list[float] = []
@@ -248,7 +296,7 @@ def measure_pace(
             torch.cuda.synchronize()
         times.append(time.monotonic() - began)
     began = time.monotonic()
-    stage.evaluate(state.average, accelerator.device)
+    stage.evaluate(state.average, accelerator.device, images_seen=0)
     accelerator.free_memory()
     return Pace(statistics.median(times[2:]), time.monotonic() - began)
 
@@ -269,8 +317,12 @@ class _TrainingState(Generic[N]):
         self._accelerator = accelerator
         self._fingerprint = fingerprint
         self.images_seen = 0
+        self.evaluation_due = False  # it belongs to the images seen, and was not made yet
+        self._companion = stage.companion
         network = stage.network.to(accelerator.device).train()
         self.average = create_average(network)
+        for module in stage.compiled:  # not the average: it is evaluated in other shapes
+            module.compile()
         hidden = stage.hidden_matrices()
         groups = _group_parameters(network, hidden)
         self._names = [name for group in groups for name in group.pop("names")]
@@ -286,6 +338,8 @@ class _TrainingState(Generic[N]):
             self.images_seen, settings.images, settings.warmup_images, settings.decay_fraction
         )
         self._optimizer.set_learning_rate(rate)
+        if self._companion is not None:
+            self._companion.begin_step(self.images_seen)
         result: StepResult = self._prepared(*batch)
         self._accelerator.backward(result.loss)
         norm = self._accelerator.clip_grad_norm_(
@@ -293,7 +347,14 @@ class _TrainingState(Generic[N]):
         )
         self._stepper.step()
         self._stepper.zero_grad()
-        self.images_seen += settings.batch_size
+        metrics = {**result.metrics, "gradient_norm": norm}
+        if self._companion is not None:
+            with self._accelerator.autocast():
+                metrics |= self._companion.finish_step()
+        before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
+        every = settings.evaluate_every_images
+        passed = self.images_seen // every > before // every
+        self.evaluation_due = passed or self.images_seen >= settings.images
         update_average(
             self.average,
             self._network,
@@ -301,11 +362,25 @@ class _TrainingState(Generic[N]):
             images_seen=self.images_seen,
             step_images=settings.batch_size,
         )
-        return dataclasses.replace(result, metrics={**result.metrics, "gradient_norm": norm})
+        return dataclasses.replace(result, metrics=metrics)
 
-    def passed(self, every: int) -> bool:
-        """Whether the last step went past a multiple of so many images."""
-        return self.images_seen // every > (self.images_seen - self._settings.batch_size) // every
+    def evaluate(self, stage: Stage[N], reporter: Reporter | None) -> None:
+        """Measures the averaged network; only the first process, which has a reporter, does."""
+        found: list[Any] = [None]
+        if reporter is not None:
+            device = self._accelerator.device
+            evaluation = stage.evaluate(self.average, device, self.images_seen)
+            reporter.log(self.images_seen, evaluation.metrics, kind="validation")
+            reporter.show(self.images_seen, evaluation.pictures)
+            for warning in evaluation.warnings:
+                reporter.say(self.images_seen, warning)
+            found = [dict(evaluation.metrics)]
+        if self._companion is not None:
+            broadcast_object_list(found)
+            change = self._companion.note_validation(found[0])
+            if change is not None and reporter is not None:
+                reporter.say(self.images_seen, change)
+        self.evaluation_due = False
 
     def is_save_due(self) -> bool:
         """Whether the last checkpoint was written long enough ago."""
@@ -318,9 +393,14 @@ class _TrainingState(Generic[N]):
             "network": self._network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": optimizer,
+            "companion": {} if self._companion is None else self._companion.state_dict(),
         }
         tensors = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
-        info = {"fingerprint": self._fingerprint, "optimizer": scalars}
+        info = {
+            "fingerprint": self._fingerprint,
+            "optimizer": scalars,
+            "evaluation_due": self.evaluation_due,
+        }
         save_checkpoint(self._folder, CheckpointState(self.images_seen, tensors, info))
         self._saved_at = time.monotonic()
 
@@ -340,7 +420,10 @@ class _TrainingState(Generic[N]):
         restore_optimizer(
             self._optimizer, self._names, saved.section("optimizer"), saved.info["optimizer"]
         )
+        if self._companion is not None:
+            self._companion.load_state_dict(saved.section("companion"))
         self.images_seen = saved.images_seen
+        self.evaluation_due = saved.info["evaluation_due"]
 
 
 class _Meter:
@@ -354,15 +437,15 @@ class _Meter:
         self._began = time.monotonic()
         self._images = 0
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._counts: Counter[str] = Counter()  # what begins in between is in fewer steps
 
     def add(self, result: StepResult, images: int) -> None:
         """Adds a step; the values stay on their device until they are taken."""
         for name, value in {"loss": result.loss, **result.metrics}.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
         self._images += images
-        self._steps += 1
 
     def is_due(self) -> bool:
         """Whether it is time for another line."""
@@ -374,7 +457,7 @@ class _Meter:
         Raises:
             TessellaError: the loss or its gradient is not a finite number.
         """
-        means = {name: (value / self._steps).item() for name, value in self._sums.items()}
+        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
         # A gradient that is no number has spoilt the weights before the loss shows it.
         for name in ("loss", "gradient_norm"):
             if math.isfinite(means[name]):

@@ -15,7 +15,7 @@ from tessella.images import to_float
 from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.loop import measure_pace
+from tessella.training.loop import Pace, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
 
@@ -109,8 +109,12 @@ def plan_training(
         accelerator,
         _MEASURE_SECONDS,
     )
-    stage = TokenizerStage(model.tokenizer, recipe.tokenizer_training.loss, data.sides)
-    tokenizer = measure_pace(stage, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS)
+    is_palette = recipe.tokenizer.network == "palette"
+    if is_palette:
+        tokenizer = Pace(step_seconds=0.0, evaluation_seconds=0.0)  # it takes seconds in all
+    else:
+        stage = TokenizerStage(model.tokenizer, recipe.tokenizer_training, data.sides, device)
+        tokenizer = measure_pace(stage, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS)
     num_images = len(data.train) + len(data.validation)
     encode = _measure_encoding(model.tokenizer, data.train, device) * num_images
     paint = _measure_painting(model) * count_pictures(data)
@@ -119,8 +123,11 @@ def plan_training(
     evaluations = _EVALUATIONS * (tokenizer.evaluation_seconds + transformer.evaluation_seconds)
     other = encode + paint
     training = seconds_left - other - evaluations
-    shares = {"tokenizer": _TOKENIZER_SHARE, "transformer": 1 - _TOKENIZER_SHARE}
-    if training * min(shares.values()) < 5 * max(tokenizer.step_seconds, transformer.step_seconds):
+    share = 0.0 if is_palette else _TOKENIZER_SHARE
+    shares = {"tokenizer": share, "transformer": 1 - share}
+    if training * min(s for s in shares.values() if s) < 5 * max(
+        tokenizer.step_seconds, transformer.step_seconds
+    ):
         raise ConfigError(
             f"The time is too short to train anything: {seconds_left:.0f} seconds are left and "
             f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give more "
@@ -131,6 +138,8 @@ def plan_training(
         ("tokenizer", recipe.tokenizer_training, tokenizer.step_seconds),
         ("transformer", recipe.transformer_training, transformer.step_seconds),
     ):
+        if not shares[name]:
+            continue
         images = int(training * shares[name] / step) * settings.batch_size
         lengths[f"{name}_training"] = settings.replace(
             images=images, evaluate_every_images=-(-images // _EVALUATIONS)

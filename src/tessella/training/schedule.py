@@ -10,13 +10,13 @@ def learning_rate_share(
     """Returns the share of the peak learning rate: up linearly, level, down linearly to 0.
 
     Args:
-        images_seen: progress, in [0, images].
-        images: the length of the training.
+        images_seen: progress; beyond the end the rate is 0.
+        images: the length of the training, at least 1.
         warmup_images: images until the peak.
         decay_fraction: share of the training, at its end, in which the rate falls.
     """
     warmup = min(1.0, (images_seen + 1) / (warmup_images + 1))
-    left = (images - images_seen) / images
+    left = max(0.0, (images - images_seen) / images)
     return min(warmup, left / decay_fraction if decay_fraction else 1.0, 1.0)
 
 

@@ -1,11 +1,12 @@
 """The two stages: how each reads a batch, what its network makes of it, how it is evaluated."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,11 +17,16 @@ from tessella.objectives import Objective
 from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import (
+    AdversarialLoss,
+    GeneratorLoss,
     ImageTokenizer,
+    Reconstruction,
+    ReconstructionLoss,
+    ReconstructionLosses,
     ReconstructionLossSettings,
-    compute_reconstruction_loss,
 )
-from tessella.training.loop import Evaluation, Stage, StepResult, TrainingSettings
+from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
+from tessella.training.loop import Companion, Evaluation, Stage, StepResult, TrainingSettings
 from tessella.transformer import Transformer
 
 _MAX_VALIDATION_IMAGES = 512
@@ -34,6 +40,24 @@ class TokenizerTrainingSettings(TrainingSettings):
 
     loss: ReconstructionLossSettings = ReconstructionLossSettings()
     """What a good reconstruction is."""
+    learn: Literal["all", "decoder"] = "all"
+    """What learns: `all`, or the `decoder` alone, for an encoder and a codebook that were learned
+    before (`start_from`): their codes stay what they are."""
+    recompute: bool = False
+    """Keeps less of each step in memory and computes it again for the gradients (activation
+    checkpointing): for larger pictures, networks or batches."""
+    compile: bool = False
+    """Compiles encoder and decoder with `torch.compile`: a slow start, then faster steps where a
+    compiler for the device is installed."""
+
+    @model_validator(mode="after")
+    def _decoder_of_something(self) -> "TokenizerTrainingSettings":
+        if self.learn == "decoder" and self.start_from is None:
+            raise ValueError(
+                "a decoder alone needs an encoder and a codebook that are learned. Set "
+                "tokenizer_training.start_from to a model folder"
+            )
+        return self
 
 
 class TransformerTrainingSettings(TrainingSettings):
@@ -46,28 +70,130 @@ class TransformerTrainingSettings(TrainingSettings):
 class TokenizerLearner(nn.Module):
     """The image tokenizer and its loss: pixels in, `StepResult` out."""
 
-    def __init__(self, tokenizer: ImageTokenizer, loss: ReconstructionLossSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        loss: ReconstructionLoss,
+        critic: "Critic | None" = None,
+        *,
+        decoder_only: bool = False,
+    ) -> None:
         """Takes the tokenizer that learns."""
         super().__init__()
         self.tokenizer = tokenizer
         self._loss = loss
+        self._critic = critic
+        self._decoder_only = decoder_only
+        if decoder_only:
+            tokenizer.encoder.requires_grad_(False)
+            tokenizer.quantizer.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "TokenizerLearner":
+        """Switches to training; what is not to learn stays as it is in use."""
+        super().train(mode)
+        if self._decoder_only:
+            self.tokenizer.encoder.eval()
+            self.tokenizer.quantizer.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> StepResult:
         """Reconstructs (B, H, W, 3) uint8."""
         image = to_float(pixels)
         made = self.tokenizer(image)
         reconstruction = made.image.float()
-        loss = compute_reconstruction_loss(reconstruction, image, self._loss)
-        with torch.no_grad():
-            # Pixels are in [-1, 1]: the peak is 2. Of the batch as one; evaluation is by image.
-            psnr = 10 * torch.log10(4 / functional.mse_loss(reconstruction, image))
-            used = made.quantized.codes.unique().numel()
-        metrics = {
-            "reconstruction_loss": loss,
-            "psnr": psnr,
-            "codes_used": torch.tensor(float(used), device=loss.device),
-        }
-        return StepResult(loss + made.quantized.loss, metrics)
+        losses = self._loss(reconstruction, image)
+        total = losses.total + made.quantized.loss
+        metrics = _measure_step(made, image, losses)
+        if self._critic is not None and self.training:
+            judged = self._critic.judge(reconstruction, image, losses, self.tokenizer.last_layer)
+            if judged is not None:
+                total = total + judged.loss
+                metrics["adversarial_loss"] = judged.loss
+                metrics["adaptive_weight"] = judged.adaptive_weight
+        return StepResult(total, metrics)
+
+
+def _measure_step(
+    made: Reconstruction, image: Tensor, losses: ReconstructionLosses
+) -> dict[str, Tensor]:
+    """Gathers what a step is judged by, of its batch as one; evaluation is by image."""
+    with torch.no_grad():
+        # Pixels are in [-1, 1]: the peak is 2.
+        psnr = 10 * torch.log10(4 / functional.mse_loss(made.image.float(), image))
+        used = made.quantized.codes.unique().numel()
+    metrics = {
+        "reconstruction_loss": losses.total,
+        "psnr": psnr,
+        "codes_used": torch.tensor(float(used), device=image.device),
+    }
+    if losses.perceptual is not None:
+        metrics["perceptual_loss"] = losses.perceptual
+    return metrics
+
+
+class Critic(Companion):
+    """The discriminator beside the tokenizer: judges in its step, learns after it."""
+
+    def __init__(self, loss: AdversarialLoss) -> None:
+        """Takes a discriminator that has learned nothing."""
+        self._adversarial = loss
+        self._images_seen = 0
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    def __deepcopy__(self, memo: object) -> "Critic":
+        """Shares itself: the averaged tokenizer has no discriminator of its own."""
+        return self
+
+    @property
+    def counts_from_images(self) -> int:
+        """Images seen from which it counts in the tokenizer's loss."""
+        settings = self._adversarial.settings
+        return settings.start_images + settings.warmup_images
+
+    def begin_step(self, images_seen: int) -> None:
+        """Is told where training stands."""
+        self._images_seen = images_seen
+
+    def judge(
+        self,
+        reconstruction: Tensor,
+        image: Tensor,
+        losses: ReconstructionLosses,
+        last_layer: Tensor,
+    ) -> GeneratorLoss | None:
+        """Says what a batch is worth, once that counts, and keeps it to learn from."""
+        if self._adversarial.is_learning(self._images_seen):
+            self._batch = reconstruction.detach(), image
+        if not self._adversarial.is_counting(self._images_seen):
+            return None
+        return self._adversarial.compute_generator_loss(reconstruction, losses.total, last_layer)
+
+    def finish_step(self) -> Mapping[str, Tensor]:
+        """Lets the discriminator learn from the batch that it judged."""
+        if self._batch is None:
+            return {}
+        reconstruction, image = self._batch
+        self._batch = None
+        return self._adversarial.step(reconstruction, image)
+
+    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
+        """Counts half when reconstructions get worse."""
+        error = 10 ** (-metrics["psnr"] / 10)
+        share = self._adversarial.note_validation(error)
+        if share is None:
+            return None
+        return (
+            f"Reconstructions got worse ({metrics['psnr']:.2f} dB) since the discriminator counts: "
+            f"its weight is now {share:g} of tokenizer_training.loss.adversarial.weight."
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the discriminator and its optimizer."""
+        return self._adversarial.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Goes back to a discriminator as it was."""
+        self._adversarial.load_state_dict(state)
 
 
 class TokenizerStage(Stage[TokenizerLearner]):
@@ -78,18 +204,40 @@ class TokenizerStage(Stage[TokenizerLearner]):
     def __init__(
         self,
         tokenizer: ImageTokenizer,
-        loss: ReconstructionLossSettings,
+        settings: TokenizerTrainingSettings,
         data: Mapping[str, CaptionedImages],
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
-        """Takes the tokenizer and both sides of the data; none kept out: measures on training."""
-        self.network = TokenizerLearner(tokenizer, loss)
+        """Takes the tokenizer and both sides of the data; none kept out: measures on training.
+
+        Raises:
+            ConfigError: weights that the loss needs are not to be found.
+        """
+        critic = None
+        if settings.loss.adversarial.weight:
+            size = data["train"].image_size
+            critic = Critic(AdversarialLoss(settings.loss.adversarial, size, device, seed))
+        self.companion = critic
+        self.network = TokenizerLearner(
+            tokenizer,
+            ReconstructionLoss(settings.loss),
+            critic,
+            decoder_only=settings.learn == "decoder",
+        )
+        tokenizer.set_recompute(settings.recompute)
+        if settings.compile:
+            # Not the quantizer, whose work depends on what was chosen; not the last layer, for
+            # which the discriminator asks gradients of its own.
+            self.compiled = [tokenizer.encoder.body, tokenizer.decoder.body]
         self.num_images = len(data["train"])
         self._train = data["train"]
         self._validation = data["validation"] if len(data["validation"]) else self._train
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the convolutions inside encoder and decoder."""
-        return self.network.tokenizer.hidden_matrices()
+        """Lists the convolutions inside encoder and decoder that learn."""
+        matrices = self.network.tokenizer.hidden_matrices()
+        return [matrix for matrix in matrices if matrix.requires_grad]
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator
@@ -97,8 +245,13 @@ class TokenizerStage(Stage[TokenizerLearner]):
         """Reads pixels (B, H, W, 3) uint8."""
         return (torch.from_numpy(self._train.pixels(indices)),)
 
-    def evaluate(self, average: TokenizerLearner, device: torch.device) -> Evaluation:
-        """Measures reconstructions; the sheet has originals above what became of them."""
+    def evaluate(
+        self, average: TokenizerLearner, device: torch.device, images_seen: int
+    ) -> Evaluation:
+        """Measures reconstructions and the codebook's use.
+
+        The sheet has originals above what became of them.
+        """
         count = min(_MAX_VALIDATION_IMAGES, len(self._validation))
         pixels = self._validation.pixels(np.arange(count))
         measured = evaluate_reconstructions(average.tokenizer, pixels, device)
@@ -109,7 +262,13 @@ class TokenizerStage(Stage[TokenizerLearner]):
             chosen = slice(start, start + _SHEET_COLUMNS)
             rows += [pixels[chosen], measured.pixels[chosen]]
         sheet = make_sheet(np.concatenate(rows), columns=min(_SHEET_COLUMNS, count))
-        return Evaluation(measured.metrics(), sheet)
+        health, settings = measured.health, average.tokenizer.settings.quantizer
+        problem = describe_codebook_problem(health, settings, images_seen)
+        return Evaluation(
+            metrics=measured.metrics(),
+            pictures={"samples": sheet, "codebook": plot_codebook_use(health)},
+            warnings=[problem] if problem else [],
+        )
 
 
 class TransformerLearner(nn.Module):
@@ -168,7 +327,9 @@ class TransformerStage(Stage[TransformerLearner]):
             captions.append("" if rng.random() < self._caption_dropout else caption)
         return self._batch(captions, self._codes["train"][indices])
 
-    def evaluate(self, average: TransformerLearner, device: torch.device) -> Evaluation:
+    def evaluate(
+        self, average: TransformerLearner, device: torch.device, images_seen: int
+    ) -> Evaluation:
         """Scores held-out images with their first captions; paints some of those captions."""
         data, codes = self._data[self._held], self._codes[self._held]
         count = min(_MAX_VALIDATION_IMAGES, len(data))
@@ -187,7 +348,7 @@ class TransformerStage(Stage[TransformerLearner]):
         prompts = captions[:_SHEET_PICTURES]
         pixels = painter.paint(prompts, seeds=range(len(prompts))).pixels
         sheet = make_sheet(pixels, columns=_SHEET_COLUMNS // 2, labels=prompts, scale=2)
-        return Evaluation(totals, sheet)
+        return Evaluation(totals, {"samples": sheet})
 
     def _batch(self, captions: list[str], codes: npt.NDArray[np.uint16]) -> tuple[Tensor, ...]:
         text: TextTokenizer = self._model.text_tokenizer

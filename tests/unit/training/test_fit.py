@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import read_tensors
+from tessella.images import to_uint8
 from tessella.pipeline import TextToImage
 from tessella.training import fit as fit_module
 from tessella.training.fit import FitRequest, fit
@@ -111,6 +113,49 @@ def test_again_it_finds_all_done(
     before = (whole / "model" / "transformer.safetensors").read_bytes()
     call(whole, pictures)
     assert (whole / "model" / "transformer.safetensors").read_bytes() == before
+
+
+def test_a_model_paints_larger_with_a_new_decoder(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """The report's way to higher resolution, on a model that is there already."""
+    start = str(whole / "model")
+    call(
+        tmp_path / "large",
+        pictures,
+        "data.image_size=32",
+        "tokenizer.upsampling=1",
+        "tokenizer_training.learn=decoder",
+        f"tokenizer_training.start_from={start}",
+        f"transformer_training.start_from={start}",
+        "transformer_training.images=0",
+    )
+    old, large = (TextToImage.load(run, "cpu") for run in (start, tmp_path / "large" / "model"))
+    [small_picture], [picture] = (model.generate("picture 3", seed=1) for model in (old, large))
+    assert (small_picture.size, picture.size) == ((16, 16), (32, 32))
+    codes, larger_codes = (model.paint(["picture 3"], seeds=[1]).codes for model in (old, large))
+    assert torch.equal(codes, larger_codes)
+
+
+def test_a_palette_is_chosen_not_trained(pictures: Path, tmp_path: Path) -> None:
+    """Image GPT's way, from folder to picture: every pixel is one of the palette's colours."""
+    words = [word for word in TINY if not word.startswith("tokenizer")]
+    request = FitRequest(
+        sources=[str(pictures)],
+        out=tmp_path / "run",
+        device="cpu",
+        preset="palette",
+        assignments=[*words, "tokenizer.quantizer.codebook_size=12"],
+    )
+    fit(request, Console(quiet=True))
+    model = TextToImage.load(tmp_path / "run" / "model", "cpu")
+    palette = to_uint8(model.tokenizer.codebook[None, :, :, None].movedim(1, 2)).reshape(-1, 3)
+    [picture] = model.generate("picture 3", seed=1)
+    painted = np.asarray(picture).reshape(-1, 3)
+    assert {tuple(colour) for colour in painted} <= {tuple(colour) for colour in palette}
+    before = (tmp_path / "run" / "model" / "tokenizer.safetensors").read_bytes()
+    fit(request, Console(quiet=True))
+    assert (tmp_path / "run" / "model" / "tokenizer.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])

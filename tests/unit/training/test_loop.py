@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from tessella.errors import ConfigError, TessellaError
 from tessella.training.checkpoint import load_latest_checkpoint
 from tessella.training.loop import (
+    Companion,
     Evaluation,
     Stage,
     StepResult,
@@ -73,10 +75,10 @@ class Toy(Stage[ToyNetwork]):
         self.drawn.append(rng.random())
         return (torch.from_numpy(indices),)
 
-    def evaluate(self, average: ToyNetwork, device: torch.device) -> Evaluation:
+    def evaluate(self, average: ToyNetwork, device: torch.device, images_seen: int) -> Evaluation:
         assert not average.training
         self.evaluated.append(average.guess.item())
-        return Evaluation({"psnr": 1.0}, np.zeros((8, 8, 3), dtype=np.uint8))
+        return Evaluation({"psnr": 1.0}, {"samples": np.zeros((8, 8, 3), dtype=np.uint8)})
 
 
 def run(stage: Stage[Any], folder: Path, **changes: Any) -> Any:
@@ -155,11 +157,119 @@ def test_it_evaluates_when_it_passes_a_multiple_and_at_the_end(
     assert pictures == [f"{images:012d}" for images in expected]
 
 
+def test_an_evaluation_that_a_kill_fell_on_is_made_up(tmp_path: Path) -> None:
+    """The checkpoint is written before the evaluation: what belongs to it used to be missing."""
+
+    class Killed(Toy):
+        def evaluate(
+            self, average: ToyNetwork, device: torch.device, images_seen: int
+        ) -> Evaluation:
+            evaluation = super().evaluate(average, device, images_seen)
+            if len(self.evaluated) == 2:
+                raise KeyboardInterrupt
+            return evaluation
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Killed(), tmp_path / "killed", evaluate_every_images=12)
+    resumed = Toy()
+    made = run(resumed, tmp_path / "killed", evaluate_every_images=12)
+    undisturbed = Toy()
+    expected = run(undisturbed, tmp_path / "whole", evaluate_every_images=12)
+    assert made.guess == expected.guess
+    assert resumed.evaluated == undisturbed.evaluated[1:]
+    seen = [
+        [line["images_seen"] for line in metrics(tmp_path / which, "validation")]
+        for which in ("killed", "whole")
+    ]
+    assert seen == [[12, 24, 36, 40]] * 2
+    # Finished is finished: nothing is evaluated again.
+    finished = Toy()
+    run(finished, tmp_path / "whole", evaluate_every_images=12)
+    assert finished.evaluated == []
+
+
+class ToyCompanion(Companion):
+    """Counts, and stops counting when it is told that things get worse."""
+
+    counts_from_images = 8
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())
+        self.begun: list[int] = []
+        self.told: list[float] = []
+
+    def begin_step(self, images_seen: int) -> None:
+        self.begun.append(images_seen)
+
+    def finish_step(self) -> dict[str, Tensor]:
+        if self.begun[-1] < self.counts_from_images:
+            return {}
+        self.total += 1
+        return {"total": self.total.clone()}
+
+    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
+        self.told.append(metrics["psnr"])
+        return "It got worse." if len(self.told) == 2 else None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.total = state["total"].clone()
+
+
+def test_a_companion_learns_beside_the_network(tmp_path: Path) -> None:
+    stage = Toy()
+    stage.companion = companion = ToyCompanion()
+    run(stage, tmp_path, images=24, evaluate_every_images=12)
+    assert companion.begun == [0, 4, 8, 12, 16, 20]
+    assert companion.told == [1.0, 1.0]
+    [*_, note] = metrics(tmp_path, "note")
+    assert note == {"images_seen": 24, "kind": "note", "note": "It got worse."}
+    state = load_latest_checkpoint(tmp_path / "checkpoints")
+    assert state is not None
+    assert state.section("companion")["total"] == 4
+    # The mean over the steps that it took part in, not over all.
+    totals = [line["total"] for line in metrics(tmp_path, "train")]
+    assert totals == [1.0, 3.0]
+
+
+def test_a_companion_goes_on_where_it_was(tmp_path: Path) -> None:
+    first, second = Toy(), Toy()
+    first.companion, second.companion = ToyCompanion(), ToyCompanion()
+    run(first, tmp_path, images=12)
+    run(second, tmp_path, images=24)
+    assert second.companion.total == 4
+
+
+def test_what_a_stage_names_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    stage = Toy()
+    run(stage, tmp_path / "plain")
+    assert compiled == []
+    stage = Toy()
+    stage.compiled = [stage.network]
+    run(stage, tmp_path / "compiled")
+    assert compiled == [stage.network]
+
+
+def test_no_images_need_weights_to_start_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0 images leave random weights"):
+        TrainingSettings().replace(images=0)
+    stage = Toy()
+    made = run(stage, tmp_path, images=0, start_from=Path("elsewhere"))
+    assert made.guess == 0
+    assert stage.evaluated == []
+
+
 def test_evaluating_changes_no_weight(tmp_path: Path) -> None:
     class Careless(Toy):
-        def evaluate(self, average: ToyNetwork, device: torch.device) -> Evaluation:
+        def evaluate(
+            self, average: ToyNetwork, device: torch.device, images_seen: int
+        ) -> Evaluation:
             torch.manual_seed(99)
-            return super().evaluate(average, device)
+            return super().evaluate(average, device, images_seen)
 
     class Noisy(ToyNetwork):
         def forward(self, numbers: Tensor) -> StepResult:
@@ -276,7 +386,7 @@ def test_the_pace_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.Monke
     stage = Toy()
     stage.seconds = 0.02
     pace = measure_pace(stage, TrainingSettings(batch_size=4), create_accelerator("cpu"), 0.1)
-    assert 0.02 <= pace.step_seconds < 1.0
+    assert 0.02 <= pace.step_seconds < 60
     assert len(stage.evaluated) == 1
-    assert pace.evaluation_seconds < 1.0
+    assert 0 < pace.evaluation_seconds < 60
     assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def test_pictures_are_kept_by_progress(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     reporter, _ = report(tmp_path)
     with reporter:
-        reporter.show(640, picture)
+        reporter.show(640, {"samples": picture})
     with Image.open(tmp_path / "samples" / "000000000640.png") as saved:
         assert np.array_equal(np.asarray(saved), picture)
 

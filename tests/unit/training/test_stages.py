@@ -1,21 +1,34 @@
 """The two stages: which batches they read, how they are evaluated."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from tessella.data.cache import CaptionedImages
-from tessella.images import to_uint8
+from tessella.errors import ConfigError
+from tessella.images import to_float, to_uint8
 from tessella.objectives import LatentMSE
 from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.tokenizer import ImageTokenizer, ReconstructionLossSettings, TokenizerSettings
+from tessella.tokenizer import (
+    AdversarialLoss,
+    AdversarialSettings,
+    ImageTokenizer,
+    ReconstructionLoss,
+    ReconstructionLossSettings,
+    TokenizerSettings,
+)
 from tessella.training import stages
 from tessella.training.ema import create_average
+from tessella.training.loop import create_accelerator, train
 from tessella.training.stages import (
+    Critic,
     TokenizerStage,
+    TokenizerTrainingSettings,
     TransformerStage,
     TransformerTrainingSettings,
 )
@@ -30,7 +43,7 @@ TOKENIZER = TokenizerSettings.model_validate(
 
 def tokenizer_stage(data: Data) -> TokenizerStage:
     torch.manual_seed(0)
-    return TokenizerStage(ImageTokenizer(TOKENIZER), ReconstructionLossSettings(), data)
+    return TokenizerStage(ImageTokenizer(TOKENIZER), TokenizerTrainingSettings(), data, CPU)
 
 
 def transformer_stage(data: Data, **changes: object) -> TransformerStage:
@@ -93,7 +106,7 @@ def test_reconstructions_are_measured(scenes: Data, held_out: bool) -> None:
     data = scenes if held_out else without_validation(scenes)
     stage = tokenizer_stage(data)
     average = create_average(stage.network)
-    made = stage.evaluate(average, CPU)
+    made = stage.evaluate(average, CPU, 0)
     images = data["validation" if held_out else "train"]
     pixels = images.pixels(np.arange(len(images)))
     image = torch.from_numpy(pixels).movedim(-1, 1).float() / 127.5 - 1
@@ -102,7 +115,100 @@ def test_reconstructions_are_measured(scenes: Data, held_out: bool) -> None:
     errors = np.square(again.astype(float) - pixels).mean((1, 2, 3))
     expected = (10 * np.log10(255**2 / errors)).mean()
     assert made.metrics["psnr"] == pytest.approx(expected, abs=0.05)
-    assert made.picture.dtype == np.uint8
+    assert made.pictures["samples"].dtype == np.uint8
+
+
+def test_the_discriminator_begins_learns_and_counts_in_turn(scenes: Data) -> None:
+    torch.manual_seed(0)
+    settings = TokenizerTrainingSettings.model_validate(
+        {
+            "loss": {
+                "adversarial": {
+                    "weight": 0.5,
+                    "start_images": 8,
+                    "warmup_images": 8,
+                    "width": 16,
+                    "layers": 1,
+                }
+            }
+        }
+    )
+    stage = TokenizerStage(ImageTokenizer(TOKENIZER), settings, scenes, CPU)
+    critic = stage.companion
+    assert critic is not None
+    assert critic.counts_from_images == 16
+    network = stage.network.train()
+    assert not any("discriminator" in name for name in network.state_dict())
+    (pixels,) = stage.load_batch(np.arange(8), np.random.default_rng(0))
+    told = []
+    for images_seen in (0, 8, 16):
+        critic.begin_step(images_seen)
+        result = network(pixels)
+        told.append(set(result.metrics) | set(critic.finish_step()))
+    assert "discriminator_loss" not in told[0]
+    assert "discriminator_loss" in told[1] - told[0]
+    assert {"adversarial_loss", "adaptive_weight"} <= told[2] - told[1]
+    parts = result.metrics["reconstruction_loss"] + result.metrics["adversarial_loss"]
+    quantizer = network.tokenizer(to_float(pixels)).quantized.loss
+    assert result.loss.item() == pytest.approx((parts + quantizer).item(), rel=0.05)
+    # In an evaluation it has no say.
+    assert "adversarial_loss" not in network.eval()(pixels).metrics
+
+
+def test_worse_reconstructions_count_the_discriminator_half(scenes: Data) -> None:
+    settings = AdversarialSettings(
+        weight=0.5, start_images=0, warmup_images=0, layers=1, width=16, error_tolerance=0.1
+    )
+    critic = Critic(AdversarialLoss(settings, 16, CPU))
+    assert critic.note_validation({"psnr": 20.0}) is None
+    image = torch.rand(2, 3, 16, 16)
+    layer = torch.nn.Conv2d(3, 3, 1)
+    critic.begin_step(8)
+    made = layer(image)
+    losses = ReconstructionLoss(ReconstructionLossSettings())(made, image)
+    assert critic.judge(made, image, losses, layer.weight) is not None
+    assert critic.note_validation({"psnr": 20.1}) is None
+    assert critic.note_validation({"psnr": 19.8}) is None  # 7 % more error than at 20.1
+    said = critic.note_validation({"psnr": 19.0})
+    assert said is not None
+    assert "(19.00 dB)" in said
+    assert "is now 0.5 of" in said
+
+
+def test_a_decoder_learns_alone(scenes: Data, tmp_path: Path) -> None:
+    """Encoder and codebook stay bit for bit what they are: their codes are someone's data."""
+    torch.manual_seed(0)
+    settings = TokenizerTrainingSettings(learn="decoder", start_from=tmp_path, batch_size=8)
+    stage = TokenizerStage(ImageTokenizer(TOKENIZER), settings, scenes, CPU)
+    before = {n: t.clone() for n, t in stage.network.state_dict().items()}
+    train(
+        stage,
+        settings.replace(images=16),
+        tmp_path / "run",
+        seed=0,
+        accelerator=create_accelerator("cpu"),
+        console=Console(quiet=True),
+        fingerprint="",
+    )
+    changed = {
+        n.split(".")[1] for n, t in stage.network.state_dict().items() if (t != before[n]).any()
+    }
+    assert changed == {"decoder"}
+
+
+def test_a_decoder_alone_needs_something_to_decode() -> None:
+    with pytest.raises(ConfigError, match=r"decoder alone needs an encoder.*start_from"):
+        TokenizerTrainingSettings().replace(learn="decoder")
+
+
+def test_what_is_compiled_and_computed_again(scenes: Data) -> None:
+    settings = TokenizerTrainingSettings(compile=True, recompute=True)
+    stage = TokenizerStage(ImageTokenizer(TOKENIZER), settings, scenes, CPU)
+    tokenizer = stage.network.tokenizer
+    assert stage.compiled == [tokenizer.encoder.body, tokenizer.decoder.body]
+    assert tokenizer.encoder.body.recompute
+    assert tokenizer.decoder.body.recompute
+    assert not tokenizer_stage(scenes).compiled
 
 
 # The transformer.
@@ -154,18 +260,18 @@ def test_a_score_does_not_depend_on_chance_or_portions(
     stage = transformer_stage(scenes)
     average = create_average(stage.network)
     torch.manual_seed(5)
-    first = stage.evaluate(average, CPU)
-    again = stage.evaluate(average, CPU)
+    first = stage.evaluate(average, CPU, 0)
+    again = stage.evaluate(average, CPU, 0)
     assert first.metrics == again.metrics
-    assert np.array_equal(first.picture, again.picture)
+    assert np.array_equal(first.pictures["samples"], again.pictures["samples"])
 
     for name in ("loss", "accuracy"):
         assert name in first.metrics
     average._objective = LatentMSE()
-    whole = stage.evaluate(average, CPU).metrics
+    whole = stage.evaluate(average, CPU, 0).metrics
     monkeypatch.setattr(stages, "_VALIDATION_BATCH", 3)
     assert len(scenes["validation"]) % 3
-    assert stage.evaluate(average, CPU).metrics == pytest.approx(whole, rel=1e-4)
+    assert stage.evaluate(average, CPU, 0).metrics == pytest.approx(whole, rel=1e-4)
 
 
 def test_without_validation_the_training_images_are_scored(scenes: Data) -> None:
@@ -177,7 +283,7 @@ def test_without_validation_the_training_images_are_scored(scenes: Data) -> None
     text = stage._model.text_tokenizer.encode(captions)
     codes = torch.from_numpy(stage._codes["train"].astype(np.int64))
     expected = average(text, codes).loss.item()
-    assert stage.evaluate(average, CPU).metrics["loss"] == pytest.approx(expected, rel=1e-4)
+    assert stage.evaluate(average, CPU, 0).metrics["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 # On a GPU.

@@ -1,0 +1,65 @@
+"""Begins a stage with weights that were learned before, instead of random ones."""
+
+from pathlib import Path
+
+from tessella.bundled import find_model
+from tessella.config import Settings
+from tessella.errors import ConfigError
+from tessella.pipeline import TEXT_FILE, TextToImage
+from tessella.text import TextTokenizer
+from tessella.tokenizer import ImageTokenizer
+from tessella.transformer import Transformer
+
+
+def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
+    """Copies encoder and codebook of a model, and its decoder if it paints as large.
+
+    Raises:
+        ConfigError: the model's tokenizer has other settings; `upsampling` alone may differ.
+        CheckpointError: the model cannot be read.
+    """
+    old = TextToImage.load(find_model(folder), "cpu").tokenizer
+    upsampling = tokenizer.settings.upsampling
+    _require_same("tokenizer", old.settings.replace(upsampling=upsampling), tokenizer.settings)
+    tokenizer.encoder.load_state_dict(old.encoder.state_dict())
+    tokenizer.quantizer.load_state_dict(old.quantizer.state_dict())
+    if old.settings.upsampling == upsampling:
+        tokenizer.decoder.load_state_dict(old.decoder.state_dict())
+
+
+def start_transformer(transformer: Transformer, folder: Path) -> None:
+    """Copies the transformer of a model.
+
+    Raises:
+        ConfigError: the model's transformer has other settings, or other codes to choose from.
+        CheckpointError: the model cannot be read.
+    """
+    old = TextToImage.load(find_model(folder), "cpu").transformer
+    _require_same("transformer", old.settings, transformer.settings)
+    if old.shape != transformer.shape:
+        raise ConfigError(
+            f"The transformer to start from has another shape: {old.shape}, not "
+            f"{transformer.shape}. Codebook size, number of codes and captions' vocabulary must be "
+            "the same: set tokenizer and data as that model's config.json has them."
+        )
+    transformer.load_state_dict(old.state_dict())
+
+
+def load_text_tokenizer(folder: Path) -> TextTokenizer:
+    """Loads the vocabulary that a model's transformer was trained with.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return TextTokenizer.load(find_model(folder) / TEXT_FILE)
+
+
+def _require_same(section: str, old: Settings, new: Settings) -> None:
+    before, now = old.model_dump(mode="json"), new.model_dump(mode="json")
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"The {section} to start from has other settings: {section}.{name} is "
+            f"`{before.get(name)}` there, here `{now.get(name)}`. Set it to the same."
+        )

@@ -1,0 +1,90 @@
+"""Weights to begin with: what fits is taken, what does not is refused."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tessella.errors import CheckpointError, ConfigError
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.tokenizer import ImageTokenizer
+from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
+from tessella.transformer import Transformer
+
+CONFIG = ModelConfig.model_validate(
+    {
+        "image_size": 16,
+        "tokenizer": {
+            "patch": 2,
+            "widths": (16, 16),
+            "quantizer": {"codebook_size": 16, "code_width": 4},
+        },
+        "transformer": {"width": 16, "depth": 2, "heads": 2},
+    }
+)
+TOKENIZER = CONFIG.tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    text = TextTokenizer.train(["a red star"], TextSettings())
+    folder = tmp_path_factory.mktemp("models") / "model"
+    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
+    TextToImage.create(CONFIG, text).save(folder, card="", metrics={}, samples=sheet)
+    return folder
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_a_tokenizer_begins_as_the_model_s(model: Path) -> None:
+    tokenizer, old = ImageTokenizer(TOKENIZER), TextToImage.load(model, "cpu").tokenizer
+    assert not same(tokenizer, old)
+    start_tokenizer(tokenizer, model)
+    assert same(tokenizer, old)
+
+
+def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
+    larger = ImageTokenizer(TOKENIZER.replace(upsampling=1)).eval()
+    old = TextToImage.load(model, "cpu").tokenizer
+    start_tokenizer(larger, model)
+    assert same(larger.encoder, old.encoder)
+    assert same(larger.quantizer, old.quantizer)
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    enlarged = image.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    codes = old.encode(image)
+    assert torch.equal(larger.encode(enlarged), codes)
+    assert larger.decode(codes).shape == (2, 3, 32, 32)
+
+
+def test_another_network_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer\.blocks is `1` there, here `2`.*the same"):
+        start_tokenizer(ImageTokenizer(TOKENIZER.replace(blocks=2)), model)
+
+
+def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
+    old = TextToImage.load(model, "cpu")
+    assert load_text_tokenizer(model).vocabulary_size == old.text_tokenizer.vocabulary_size
+    transformer = Transformer(CONFIG.transformer, old.transformer.shape)
+    start_transformer(transformer, model)
+    assert same(transformer, old.transformer)
+
+
+def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
+    shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, num_places=64)
+    with pytest.raises(ConfigError, match=r"another shape.*num_places=16.*num_places=64"):
+        start_transformer(Transformer(CONFIG.transformer, shape), model)
+    deeper = Transformer(CONFIG.transformer.replace(depth=4), shape)
+    with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
+        start_transformer(deeper, model)
+
+
+def test_no_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model"):
+        start_tokenizer(ImageTokenizer(TOKENIZER), tmp_path / "nothing")
