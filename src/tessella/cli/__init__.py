@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from tessella.cli.data import doctor
+from tessella.cli.evaluation import evaluate
 from tessella.cli.painting import generate, reconstruct
+from tessella.cli.probe import probe
 from tessella.cli.training import fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
@@ -31,6 +33,8 @@ app.command("fit-tokenizer")(fit_tokenizer)
 app.command("fit-transformer")(fit_transformer)
 app.command()(generate)
 app.command()(reconstruct)
+app.command()(probe)
+app.command()(evaluate)
 
 
 def _show_version(asked: bool) -> None:

@@ -38,7 +38,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="A size by name: tiny, small, base, report2021.",
+        help="A size by name: tiny, small, base, report2021, taming, palette.",
         show_default="tiny",
     ),
 ]
@@ -61,7 +61,7 @@ Model = Annotated[
         help="A model folder, a run's folder, or the name of a bundled model.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace pictures that are there already.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there already.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only say what would be done; write nothing.")
 ]

@@ -1,0 +1,253 @@
+"""`tessella evaluate`: what it prints and saves, on which images, what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from tessella.cli.evaluation import evaluate
+from tessella.config import build
+from tessella.data.prepare import prepare
+from tessella.data.settings import DataSettings
+from tessella.evaluation import squeezenet
+from tessella.evaluation.reconstruction import compute_psnr
+from tessella.evaluation.squeezenet import SqueezeNet
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+
+SIZE = 16
+FROM_SQUEEZENET = (
+    "reconstruction_perceptual_distance",
+    "reconstruction_fid_squeezenet-fire9",
+    "reconstruction_kid_squeezenet-fire9",
+)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, without any weights, and SqueezeNet on few pixels."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("TESSELLA_SQUEEZENET", raising=False)
+    monkeypatch.setattr(squeezenet, "INPUT_SIZE_PX", 31)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder; untrained, which makes no difference to the command line."""
+    torch.manual_seed(0)
+    values = {
+        "image_size": SIZE,
+        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
+        "transformer": {"width": 32, "depth": 2},
+    }
+    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
+    folder = tmp_path_factory.mktemp("model") / "model"
+    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
+        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten captioned pictures."""
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(10):
+        pixels = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"picture number {index}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights of SqueezeNet."""
+    torch.manual_seed(0)
+    state = {name: value.numpy() for name, value in SqueezeNet().state_dict().items()}
+    np.savez(tmp_path / "squeezenet.npz", **state)
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "squeezenet.npz"))
+
+
+def run(*arguments: object) -> Any:
+    """Runs the command in this process; what is no exit is raised."""
+    app = typer.Typer()
+    app.command()(evaluate)
+    words = [*arguments, "--device", "cpu", "--set", "data.workers=1"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def succeed(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return str(result.stdout)
+
+
+def fail(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("Error: ")
+    return str(result.stderr)
+
+
+def test_a_table_of_numbers_with_their_protocol(model: Path, data: Path, weights: None) -> None:
+    text = " ".join(succeed(model, data, "--features", "squeezenet-fire2").split())
+    assert text.startswith("Measuring on all 10 images of drawn. metric value protocol")
+    assert "dB, mean over all 10 images of drawn" in text
+    assert "of 16, all 10 images of drawn" in text
+    for name in ("perceptual_distance", "fid_squeezenet-fire2", "kid_squeezenet-fire2"):
+        assert f"reconstruction_{name} " in text
+    assert "Left out" not in text
+    assert not list(Path().iterdir())  # nothing is written unasked, the cache is gone
+
+
+def test_json_and_files_hold_the_same(model: Path, data: Path, weights: None) -> None:
+    printed = json.loads(
+        succeed(model, data, "--json", "--out", "found.json", "--sheet", "s.png", "--cache", "c")
+    )
+    assert json.loads(Path("found.json").read_text(encoding="utf-8")) == printed
+    assert (printed["model"], printed["data"]) == (str(model), [str(data)])
+    assert (printed["images"], printed["left_out"]) == (10, {})
+    assert set(printed["metrics"]) == {
+        "reconstruction_psnr",
+        "reconstruction_ssim",
+        *FROM_SQUEEZENET,
+        "codes_used",
+        "code_perplexity",
+    }
+    assert all(entry["protocol"] for entry in printed["metrics"].values())
+    assert Path("c/manifest.json").is_file()
+
+
+def test_the_numbers_are_those_of_the_model(model: Path, data: Path) -> None:
+    """Every picture of DATA counts, through the model as Python has it."""
+    metrics = json.loads(succeed(model, data, "--json"))["metrics"]
+    loaded = TextToImage.load(model, "cpu")
+    pictures = []
+    for path in sorted(data.glob("*.png")):
+        with Image.open(path) as image:
+            pictures.append(image.convert("RGB"))
+    made = np.stack([np.asarray(image) for image in loaded.reconstruct(pictures)])
+    expected = compute_psnr(made, np.stack([np.asarray(image) for image in pictures]))
+    assert metrics["reconstruction_psnr"]["value"] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_sheet_has_each_picture_above_what_is_kept(model: Path, data: Path) -> None:
+    """Ten pictures, eight in a row: the first eight, and below them their reconstructions."""
+    succeed(model, data, "--sheet", "sheet.png", "--cache", "cache")
+    with Image.open("sheet.png") as image:
+        sheet = np.asarray(image)
+    settings = DataSettings(image_size=SIZE, validation_fraction=0.0, workers=1)
+    pixels = prepare([str(data)], settings, Path("cache")).train.pixels(range(8))
+    scale, gap = 12, 6
+    side = scale * SIZE
+    assert sheet.shape[1] == 8 * (side + gap) + gap
+    for place, original in enumerate(pixels):
+        left = gap + place * (side + gap)
+        shown = sheet[gap : gap + side : scale, left : left + side : scale]
+        assert np.array_equal(shown, original)
+    assert sheet.shape[0] > 2 * side
+
+
+def test_too_many_images_are_drawn_by_the_seed(model: Path, data: Path) -> None:
+    first, again, other = (
+        json.loads(succeed(model, data, "--json", "--max-images", 4, "--seed", seed))
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first["images"] == 4
+    found = first["metrics"]["reconstruction_psnr"]
+    assert found["protocol"].endswith("4 of the 10 images of drawn, drawn with seed 1")
+    assert found["value"] != other["metrics"]["reconstruction_psnr"]["value"]
+
+
+def test_without_weights_the_table_says_how_to_get_them(model: Path, data: Path) -> None:
+    text = " ".join(succeed(model, data).split())
+    assert f"Left out: {', '.join(FROM_SQUEEZENET)}. The weights of SqueezeNet 1.1" in text
+    assert "TESSELLA_SQUEEZENET" in text
+    left_out = json.loads(succeed(model, data, "--json"))["left_out"]
+    assert set(left_out) == set(FROM_SQUEEZENET)
+
+
+def test_features_that_are_asked_for_have_to_be_there(model: Path, data: Path) -> None:
+    assert "SqueezeNet 1.1" in fail(model, data, "--features", "squeezenet-fire5")
+    assert "named NETWORK-LAYER" in fail(model, data, "--features", "inception")
+
+
+def test_features_are_those_asked_for(model: Path, data: Path, weights: None) -> None:
+    words = ("--features", "squeezenet-fire2", "--features", "squeezenet-fire3")
+    metrics = json.loads(succeed(model, data, "--json", *words))["metrics"]
+    assert {name for name in metrics if "fid" in name} == {
+        "reconstruction_fid_squeezenet-fire2",
+        "reconstruction_fid_squeezenet-fire3",
+    }
+
+
+def test_few_images_leave_fid_and_kid_out(model: Path, data: Path, weights: None) -> None:
+    left_out = json.loads(succeed(model, data, "--json", "--max-images", 3))["left_out"]
+    assert left_out == dict.fromkeys(FROM_SQUEEZENET[1:], "It takes at least 4 images.")
+
+
+def make_run(folder: Path, model: Path, data: Path, validation_fraction: float) -> Path:
+    """A finished run, as far as evaluation looks at it."""
+    folder.mkdir()
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    (folder / "model").symlink_to(model)
+    settings = DataSettings(image_size=SIZE, validation_fraction=validation_fraction, workers=1)
+    prepare([str(data)], settings, folder / "data")
+    return folder
+
+
+def test_a_run_brings_the_images_that_it_kept_out(model: Path, data: Path) -> None:
+    run_folder = make_run(Path("mine"), model, data, 0.3)
+    manifest = json.loads((run_folder / "data/manifest.json").read_text(encoding="utf-8"))
+    count = manifest["counts"]["validation"]
+    assert 0 < count < 10
+    found = json.loads(succeed(run_folder, "--json"))
+    assert (found["images"], found["data"]) == (count, [])
+    assert f"all {count} images of what the run kept out" in succeed(run_folder)
+    # DATA goes before them.
+    assert json.loads(succeed(run_folder, data, "--json"))["images"] == 10
+
+
+def test_without_images_there_is_nothing_to_measure(model: Path, data: Path) -> None:
+    assert "Only the folder of a run brings its own images" in fail(model)
+    run_folder = make_run(Path("all"), model, data, 0.0)
+    assert "The run kept no images out of training: `all`. Name DATA" in fail(run_folder)
+    (run_folder / "data/manifest.json").unlink()
+    assert "The run has no images any more: `all`. Name DATA" in fail(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--out", "there.json"), "The file is there already: `there.json`"),
+        (("--sheet", "there.png"), "The file is there already: `there.png`"),
+        (("--out", "found.txt"), "NAME.json: `found.txt`"),
+        (("--sheet", "folder.png"), "NAME.png: `folder.png`"),
+    ],
+)
+def test_a_file_that_does_not_suit_is_refused_before_the_work(
+    words: tuple[str, str], message: str, data: Path
+) -> None:
+    Path("there.json").write_text("mine", encoding="utf-8")
+    Path("there.png").write_text("mine", encoding="utf-8")
+    Path("folder.png").mkdir()
+    assert message in fail("no-such-model", data, *words)
+
+
+def test_force_replaces_a_file(model: Path, data: Path) -> None:
+    Path("found.json").write_text("mine", encoding="utf-8")
+    succeed(model, data, "--out", "found.json", "--force")
+    assert json.loads(Path("found.json").read_text(encoding="utf-8"))["images"] == 10
