@@ -85,7 +85,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
         settings = recipe.tokenizer_training
 
         def make() -> Stage[torch.nn.Module]:
-            return TokenizerStage(ImageTokenizer(recipe.tokenizer), settings.loss, data.sides)
+            return TokenizerStage(ImageTokenizer(recipe.tokenizer), settings, data.sides, CPU)
     else:
         settings = recipe.transformer_training
         model, codes = load_codes(recipe, data, folder, options.model)
@@ -108,7 +108,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
         console=Console(quiet=True),
         fingerprint="",
     )
-    learned = dict(stage.evaluate(average, CPU).metrics)
+    learned = dict(stage.evaluate(average, CPU, 0).metrics)
     if options.stage == "tokenizer":
         learned["all_correct"] = reconstruct_scenes(average.tokenizer, data.validation)
     parameters = sum(p.numel() for p in average.parameters())

@@ -24,6 +24,7 @@ import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -227,6 +229,36 @@ def convolution_bound(
             layer(maps)
 
     return _rate(convolve, flops, repeats, device)
+
+
+def measure_peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Measures how many bytes of tensors a step adds at its highest.
+
+    On a CPU these are torch's own allocations, from the profiler's trace; what the math libraries
+    take for themselves is not counted.
+
+    Args:
+        step: what is run once, warmed up.
+        device: where it works.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    held = highest = 0
+    for _, num_bytes in moves:  # below 0 where memory is given back
+        held += num_bytes
+        highest = max(highest, held)
+    return highest
 
 
 def write_result(

@@ -74,8 +74,9 @@ def main() -> None:
         }
 
         def tokenizer_stage() -> Stage[nn.Module]:
-            loss = recipe.tokenizer_training.loss
-            return TokenizerStage(ImageTokenizer(recipe.tokenizer), loss, data.sides)
+            settings = recipe.tokenizer_training
+            tokenizer = ImageTokenizer(recipe.tokenizer)
+            return TokenizerStage(tokenizer, settings, data.sides, torch.device("cpu"))
 
         def transformer_stage() -> Stage[nn.Module]:
             fresh = Transformer(recipe.transformer, model.transformer.shape)
