@@ -231,6 +231,21 @@ def convolution_bound(
     return _rate(convolve, flops, repeats, device)
 
 
+def training_bound(device: torch.device) -> Spread:
+    """Measures the rate, in GFLOP/s, that no training step can beat.
+
+    bf16 products on CUDA, where training runs in bf16; fp32 convolutions elsewhere.
+    """
+    if device.type != "cuda":
+        return convolution_bound(device=str(device))
+    size = 8192
+    left, right = (torch.rand(size, size, device=device).bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    spread = measure(lambda: torch.mm(left, right, out=out), warmup=5, repeats=20, device=device)
+    rates = [2 * size**3 / seconds / 1e9 for seconds in (spread.median, spread.min, spread.max)]
+    return Spread(rates[0], rates[2], rates[1], spread.iqr / spread.median * rates[0], 20, 5)
+
+
 def measure_peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     """Measures how many bytes of tensors a step adds at its highest.
 

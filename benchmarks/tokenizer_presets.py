@@ -3,9 +3,9 @@ r"""What each preset's image tokenizer costs to train: arithmetic, time, memory.
 Why: who chooses a preset wants to know before the night is over whether it fits the machine.
 
 Theory: a step cannot take less than its floating-point operations over the machine's rate of
-convolutions, measured in the same run. Memory is what activations, weights, gradients and the
-optimizer's moments take; recomputing activations (`tokenizer_training.recompute`) trades about a
-third more arithmetic for most of the first.
+convolutions (bf16 products on CUDA), measured in the same run. Memory is what activations, weights,
+gradients and the optimizer's moments take; recomputing activations
+(`tokenizer_training.recompute`) trades about a third more arithmetic for most of the first.
 
 Output contract: one line a row; the last line of stdout is the record, one JSON object: for each
 preset parameters, GFLOP of a training step an image (forward and backward, counted by torch),
@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import (
     RESULTS,
-    convolution_bound,
     environment,
     measure,
     measure_peak_bytes,
     print_record,
+    training_bound,
     write_result,
 )
 from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.quick:
         options.presets, options.steps, options.batch = ("tiny",), 1, 2
-    bound = convolution_bound(device=options.device)
+    bound = training_bound(torch.device(options.device))
     results: dict[str, object] = {"bound_gflops": bound}
     for preset in options.presets:
         row = measure_row(preset, False, options)

@@ -6,15 +6,16 @@ or a data set's official dev split) it says what a user's next picture will look
 Theory: none; the bar is a published or a measured number at the same geometry.
 
 Output contract: the last line of stdout is the record, one JSON object, for each try: images seen,
-seconds of training, parameters, PSNR and SSIM on the held-out pictures, codes used of K by them,
-perplexity. The trained network stays in OUT as the last checkpoint of a stage; the same command
-resumes.
+seconds of training (of the last call), parameters, PSNR and SSIM on the held-out pictures, codes
+used of K by them, perplexity. The trained network stays in OUT as the last checkpoint of a stage;
+the same command resumes.
 
     python benchmarks/tokenizer_quality.py --train a.tar b.tar --heldout c.tar --out runs/quality \
         --minutes 40 --try "8x8:" --try "16x16: tokenizer.widths=[96]"
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from harness import RESULTS, environment, print_record, write_result
 from tessella.data.prepare import prepare
-from tessella.evaluation.reconstruction import evaluate_reconstructions
+from tessella.evaluation.reconstruction import compute_ssim, evaluate_reconstructions
 from tessella.images import make_sheet, save_png
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import create_accelerator, measure_pace, train
@@ -32,7 +33,6 @@ from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.stages import TokenizerStage
 
 SHEET_PICTURES = 16
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
         options.name,
         results,
         config=shown,
-        where=environment("cpu"),
+        where=environment("cuda" if torch.cuda.is_available() else "cpu"),
         folder=None if options.quick else RESULTS,
     )
     print_record(record)
@@ -89,10 +89,14 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
             ImageTokenizer(recipe.tokenizer), settings, data, accelerator.device, options.seed
         )
 
-    images = options.images
-    if images is None:
+    images, plan = options.images, folder / "images.json"
+    if images is None and plan.exists():
+        images = json.loads(plan.read_text(encoding="utf-8"))
+    elif images is None:
         pace = measure_pace(make(), settings, accelerator, seconds=20.0)
         images = int(60 * options.minutes / pace.step_seconds) * settings.batch_size
+        folder.mkdir(parents=True, exist_ok=True)
+        plan.write_text(json.dumps(images), encoding="utf-8")
     print(folder.name, images, "images", flush=True)
     began = time.monotonic()
     average = train(
@@ -102,7 +106,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
         seed=options.seed,
         accelerator=accelerator,
         console=Console(quiet=True),
-        fingerprint=f"{images}",
+        fingerprint=json.dumps([images, recipe.model_dump(mode="json")]),
     )
     seconds = time.monotonic() - began
     pixels = data["validation"].pixels(np.arange(len(data["validation"])))
@@ -114,6 +118,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
         "train_seconds": seconds,
         "parameters": sum(p.numel() for p in average.parameters()),
         "heldout_images": len(pixels),
+        "ssim": compute_ssim(measured.pixels, pixels),
         **measured.metrics(),
     }
 

@@ -46,11 +46,11 @@ from vector_quantize_pytorch import VectorQuantize
 from harness import (
     RESULTS,
     Spread,
-    convolution_bound,
     environment,
     measure,
     measure_peak_bytes,
     print_record,
+    training_bound,
     write_result,
 )
 from tessella.tokenizer import ImageTokenizer
@@ -202,7 +202,7 @@ def main() -> None:
         print("Without the row of diffusers, which is not installed.")
     torch.manual_seed(0)
     image = (torch.rand(options.batch, 3, size_px, size_px) * 2 - 1).to(device)
-    bound = measure_bound(device)
+    bound = training_bound(device)
     rows: dict[str, Row] = {}
     for name, make in makers.items():
         for suffix in ("", COMPILED) if options.compile else ("",):
@@ -288,18 +288,6 @@ def create_step(
 def autocast(device: torch.device) -> torch.autocast:
     """Trains in bf16 on CUDA, as the project does; in fp32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def measure_bound(device: torch.device) -> Spread:
-    """Measures the rate, in GFLOP/s, that no step can beat."""
-    if device.type != "cuda":
-        return convolution_bound(device=str(device))
-    size = 8192
-    left, right = (torch.rand(size, size, device=device).bfloat16() for _ in range(2))
-    out = torch.empty_like(left)
-    spread = measure(lambda: torch.mm(left, right, out=out), warmup=5, repeats=20, device=device)
-    rates = [2 * size**3 / seconds / 1e9 for seconds in (spread.median, spread.min, spread.max)]
-    return Spread(rates[0], rates[2], rates[1], spread.iqr / spread.median * rates[0], 20, 5)
 
 
 def time_rounds(

@@ -88,12 +88,12 @@ TOKENIZERS: Mapping[str, dict[str, Any]] = {
 TOKENIZERS = {**TOKENIZERS, "discriminator": TOKENIZERS["gradient"]}
 
 LOSSES: Mapping[str, dict[str, Any]] = {
-    # It learns from the second step on and counts from the third; every evaluation that finds
-    # reconstructions worse changes its weight, which a resumed run must not forget.
+    # It counts from the second step on; an evaluation that finds reconstructions worse halves its
+    # weight, which a resumed run must not forget.
     "discriminator": {
         "adversarial": {
             "weight": 0.5,
-            "start_images": BATCH,
+            "start_images": 0,
             "warmup_images": BATCH,
             "width": 16,
             "layers": 1,
@@ -348,7 +348,7 @@ def progress(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ema", "report2021", "latent_mse"])
+@pytest.mark.parametrize("kind", ["ema", "report2021", "discriminator", "latent_mse"])
 def test_two_processes(kind: str, tmp_path: Path) -> None:
     """Asked to stop in one of them, both do, at one step; resumed, both end as if undisturbed."""
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)

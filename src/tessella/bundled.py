@@ -32,7 +32,7 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
         CheckpointError: there is no such model; says which ones are bundled.
     """
     bundled = list_bundled()
-    if folder_or_name in bundled:
+    if str(folder_or_name) in bundled:
         return _BUNDLED / folder_or_name
     folder = Path(folder_or_name).expanduser()
     if not folder.is_dir():

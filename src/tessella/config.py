@@ -66,12 +66,11 @@ def _explain(kind: type[Settings], error: Any) -> str:
             path.append(str(part))
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
+        if name in names:
+            part = name.rpartition(".")[0]
+            return f"Setting `{name}` belongs to another kind of `{part}`; set `{part}.name` too."
         near = _nearest(name, names)
-        hint = (
-            f"; did you mean `{near}`?"
-            if near and near != name
-            else f". Known are: {', '.join(names)}."
-        )
+        hint = f"; did you mean `{near}`?" if near else f". Known are: {', '.join(names)}."
         return f"Unknown setting `{name}`{hint}"
     what = f"Setting `{name}`" if name else "Settings"
     message = error["msg"].removeprefix("Value error, ")

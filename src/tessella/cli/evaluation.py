@@ -163,7 +163,12 @@ class _Judges:
         distributions = [f"{kind}_{name}" for name in self.names for kind in ("fid", "kid")]
         wanted = [f"reconstruction_{name}" for name in ("perceptual_distance", *distributions)]
         too_few = f"It takes at least {MIN_PICTURES} images."
-        return {name: self.missing or too_few for name in wanted if name not in metrics}
+        loaded = [f"_{extractor.name}" for extractor in self.features]
+        return {
+            name: too_few if name.endswith(tuple(loaded)) else self.missing or too_few
+            for name in wanted
+            if name not in metrics
+        }
 
 
 def _load_judges(names: Sequence[str], device: "torch.device") -> _Judges:

@@ -24,9 +24,10 @@ from tessella.cli.pictures import (
     AskedPicture,
     choose_place,
     make_labelled_sheet,
+    read_square,
 )
 from tessella.cli.reporting import create_console, print_json, told_errors
-from tessella.errors import ConfigError, DataError, GenerationError
+from tessella.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -222,7 +223,7 @@ def reconstruct(
         if place.is_folder:
             raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
         loaded = TextToImage.load(find_model(model), device)
-        squares = [_read_square(path, loaded.config.image_size) for path in images]
+        squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
         console = create_console(as_json)
         if dry_run:
             psnr = None
@@ -323,18 +324,6 @@ def _paint(
             settings=settings,
         )
         yield from painted.pixels
-
-
-def _read_square(path: Path, size: int) -> "Pixels":
-    """Reads a picture as the model would see it, (size, size, 3) uint8."""
-    from tessella.data.settings import DataSettings
-    from tessella.images import fit_square, read_image
-
-    try:
-        image = read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=2 * size)
-    except DataError as error:
-        raise DataError(f"Cannot reconstruct: `{path}`. {error}") from None
-    return fit_square(image, size)
 
 
 def _reconstruct(

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tessella.images import Pixels
@@ -170,6 +170,24 @@ def _lay_out(pictures: list["Pixels"], labels: list[str]) -> "Pixels":
     if not 1 < same < len(labels):
         same = len(labels) if len(labels) <= 4 else -(-len(labels) // 2)
     return make_labelled_sheet(pictures, labels, min(same, _SHEET_COLUMNS))
+
+
+def read_square(path: Path, size: int, verb: str) -> "Pixels":
+    """Reads a picture as a model would see it, (size, size, 3) uint8.
+
+    One of that size stays as it is.
+
+    Raises:
+        DataError: it cannot be read; says what was wanted of it.
+    """
+    from tessella.data.settings import DataSettings
+    from tessella.images import fit_square, read_image
+
+    try:
+        image = read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=2 * size)
+    except DataError as error:
+        raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
+    return fit_square(image, size)
 
 
 def make_labelled_sheet(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessella.cli.options import Debug, Force, Json, Seed
+from tessella.cli.pictures import read_square
 from tessella.cli.reporting import create_console, print_json, told_errors
 from tessella.errors import ConfigError, DataError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tessella.evaluation.probe import Distance, LayerDistances, Separation
-    from tessella.images import Pixels
 
     Separations = Mapping[Distance, Mapping[str, Separation]]
 
@@ -88,7 +88,7 @@ def probe(
         paths, is_like = _choose_pictures(images, like or [])
         if plot is not None:
             _check_plot(plot, force)
-        squares = [_read_square(path, size) for path in paths]
+        squares = [read_square(path, size, "compare") for path in paths]
         if all(np.array_equal(squares[0], square) for square in squares[1:]):
             raise DataError(f"Every picture is the same as the first: `{paths[0]}`. Give others.")
         found = find_weights(replace(RESNET18, option="--weights FILE"), weights)
@@ -153,18 +153,6 @@ def _check_plot(path: Path, force: bool) -> None:
         raise ConfigError(
             f"There is a plot already: `{path}`. Choose another --plot, or replace it with --force."
         )
-
-
-def _read_square(path: Path, size: int) -> "Pixels":
-    """Reads a picture as (size, size, 3) uint8; one of that size stays as it is."""
-    from tessella.data.settings import DataSettings
-    from tessella.images import fit_square, read_image
-
-    try:
-        image = read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=2 * size)
-    except DataError as error:
-        raise DataError(f"Cannot compare: `{path}`. {error}") from None
-    return fit_square(image, size)
 
 
 def _name(paths: Sequence[Path]) -> list[str]:

@@ -118,7 +118,8 @@ def to_toml(values: Mapping[str, Any], section: str = "") -> str:
     """Writes nested plain values as TOML, which `--config` reads back; None is left out."""
     plain = {k: v for k, v in values.items() if not isinstance(v, Mapping) and v is not None}
     tables = {k: v for k, v in values.items() if isinstance(v, Mapping)}
-    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in plain.items()]
+    names = {name: json.dumps(name) if "." in name else name for name in plain}
+    lines = [f"{names[k]} = {json.dumps(value, ensure_ascii=False)}" for k, value in plain.items()]
     if section and lines:
         lines.insert(0, f"[{section}]")
     parts = ["\n".join(lines)] if lines else []

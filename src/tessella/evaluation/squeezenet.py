@@ -42,7 +42,7 @@ SQUEEZENET = PublishedWeights(
     variable="TESSELLA_SQUEEZENET",
     option=None,
     url=None,
-    sha256="8bdbb1aef5ee64879d83622131e2ffdb2838dae692d351ee8b29407459920c5a",
+    sha256="",
 )
 """The published Caffe model, its arrays by name: `conv1.weight`, `fire2/squeeze1x1.bias`, …"""
 

@@ -3,8 +3,8 @@
 `AdversarialLoss` owns the discriminator and its optimizer. The tokenizer asks it for a loss, then
 the discriminator takes a step of its own; neither leaves a gradient in the other.
 
-Source: Taming Transformers (arXiv:2012.09841), equations 5 to 7, with the hinge loss of its code;
-LeCam regularisation (arXiv:2104.03310).
+Source: Taming Transformers (arXiv:2012.09841), equations 5 to 7, with the hinge loss of its code,
+without its factor 1/2; LeCam regularisation (arXiv:2104.03310).
 """
 
 import math
@@ -21,6 +21,7 @@ from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.tokenizer.augment import augment
 from tessella.tokenizer.discriminator import PatchDiscriminator, smallest_image_size
+from tessella.tokenizer.quantizer_base import world_size
 
 _BETAS = (0.5, 0.9)  # Taming's: a discriminator's aim moves, so it remembers little
 _MAX_GRADIENT_NORM = 1.0
@@ -120,7 +121,7 @@ class AdversarialLoss:
             torch.default_generator.manual_seed(seed)
             network = PatchDiscriminator(settings.width, settings.layers)
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.AdamW(
+        self._optimizer = torch.optim.Adam(
             self.network.parameters(), lr=settings.learning_rate, betas=_BETAS
         )
         self._steps = 0
@@ -190,7 +191,6 @@ class AdversarialLoss:
             discriminator_loss, logits_real and logits_fake, () each; nothing once the share is 0,
             for then it has nothing to learn for.
         """
-        self._agree_on_share()
         if self.share == 0:
             return {}
         images = torch.cat([image.float(), reconstruction.detach().float()])
@@ -218,8 +218,8 @@ class AdversarialLoss:
         """Halves the share when reconstructions got worse since the discriminator counts.
 
         Call it with every validation: the best error so far, that before the discriminator
-        counted included, is what others are compared with. In a distributed run the first
-        process's share reaches the others with the next step.
+        counted included, is what others are compared with. In a distributed run every
+        process must be told the same.
 
         Returns:
             The new share if it was lowered, for the log: 0 once it would fall under 1/64.
@@ -271,7 +271,8 @@ class AdversarialLoss:
     def _judge(self, image: Tensor) -> Tensor:
         """Returns the logits of images (B, 3, H, W): in bf16 on CUDA, as the tokenizer trains."""
         if self.settings.augment:
-            image = augment(image)
+            with torch.autocast(self._device.type, enabled=False):
+                image = augment(image)
         # No cache: inside of another autocast it would outlive a step.
         with torch.autocast(
             self._device.type,
@@ -288,21 +289,9 @@ class AdversarialLoss:
         # The weight of a moving average without the bias towards its start at 0.
         self._anchors.lerp_(means, (1 - _LECAM_DECAY) / (1 - _LECAM_DECAY**self._steps))
 
-    def _agree_on_share(self) -> None:
-        """Takes over the first process's share: it alone validates."""
-        if _world_size() > 1:
-            share = torch.tensor(self.share, device=self._device)
-            torch.distributed.broadcast(share, src=0)
-            self.share = share.item()
-
 
 def _average_over_processes(tensor: Tensor) -> None:
     """Averages a tensor in place over the processes of a distributed run."""
-    if _world_size() > 1:
+    if world_size() > 1:
         torch.distributed.all_reduce(tensor)
-        tensor /= _world_size()
-
-
-def _world_size() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
+        tensor /= world_size()

@@ -37,7 +37,7 @@ class PublishedWeights:
     variable: str  # the environment variable that names a local file
     option: str | None  # what a command takes to name a local file; None: nothing
     url: str | None  # where the file is published; None: nowhere that it may be downloaded from
-    sha256: str  # of the published file, its first 8 or more hexadecimal digits
+    sha256: str  # of the file there, its first 8 or more hexadecimal digits; else empty
 
 
 def find_weights(published: PublishedWeights, given: Path | None = None) -> Path:

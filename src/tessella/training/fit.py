@@ -1,6 +1,7 @@
 """`fit`: captioned images in, a model folder out; the same call again goes on where it stopped.
 
 RUN/run.json                what was asked, and the recipe that the run keeps to
+RUN/text_tokenizer.json     the vocabulary
 RUN/data/                   the cache of checked images; skipped.jsonl
 RUN/tokenizer/              checkpoints, metrics.jsonl, tensorboard, samples of stage 1
 RUN/codes/                  every image's codes
@@ -32,7 +33,7 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
 from tessella.evaluation.model import evaluate_model
 from tessella.files import remove_leftovers, write_json
-from tessella.pipeline import TextToImage
+from tessella.pipeline import TEXT_FILE, TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.checkpoint import load_latest_checkpoint
@@ -52,7 +53,7 @@ from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
 from tessella.transformer import Transformer
 
-FORMAT = 1
+FORMAT = 2
 """Of run.json; goes up when an older tessella could no longer read it."""
 
 RUN_FILE = "run.json"
@@ -109,7 +110,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     recipe, is_new = resolve_run(request, accelerator)
     with accelerator.main_process_first():
         data = _prepare_data(request, recipe, console)
-        text_tokenizer = _create_text_tokenizer(recipe, data)
+        text_tokenizer = _create_text_tokenizer(recipe, data, request.out, is_new)
     if is_new:
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
@@ -117,6 +118,8 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
             console.print(f"Plan for {request.minutes:g} minutes: {plan.describe()}")
             recipe = plan.recipe
         recipe = _keep_run(request, recipe, accelerator)
+        if accelerator.is_main_process:
+            text_tokenizer.save(request.out / TEXT_FILE)
 
     run = _Run(request, recipe, data, accelerator, console)
     model = TextToImage.create(recipe.describe_model(), text_tokenizer)
@@ -160,8 +163,12 @@ class _Run:
         settings = self._recipe.tokenizer_training
         torch.manual_seed(self._request.seed)
         tokenizer = ImageTokenizer(self._recipe.tokenizer)
-        if settings.start_from is not None:
-            start_tokenizer(tokenizer, settings.start_from)
+        if settings.start_from is not None and not self._is_begun("tokenizer"):
+            whole = start_tokenizer(tokenizer, settings.start_from)
+            if not whole and not settings.images:
+                raise ConfigError(
+                    "A new decoder has to learn: `0` images. Set tokenizer_training.images."
+                )
         stage = TokenizerStage(
             tokenizer, settings, self._data.sides, self._accelerator.device, self._request.seed
         )
@@ -173,10 +180,13 @@ class _Run:
 
     def _choose_palette(self, model: TextToImage) -> None:
         """Chooses the colours; in seconds, and the same ones each time, so nothing is saved."""
-        images = self._data.train
-        rng = np.random.default_rng(self._request.seed)
-        chosen = np.sort(rng.permutation(len(images))[:_PALETTE_IMAGES])
-        model.tokenizer.learn_palette(images.pixels(chosen), self._request.seed)
+        start = self._recipe.tokenizer_training.start_from
+        if start is not None:
+            start_tokenizer(model.tokenizer, start)
+        else:
+            images, seed = self._data.train, self._request.seed
+            chosen = np.random.default_rng(seed).permutation(len(images))[:_PALETTE_IMAGES]
+            model.tokenizer.learn_palette(images.pixels(np.sort(chosen)), seed)
         model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
 
     def prepare_codes(self, model: TextToImage) -> dict[str, Codes]:
@@ -198,8 +208,9 @@ class _Run:
         settings = self._recipe.transformer_training
         torch.manual_seed(self._request.seed)
         transformer = Transformer(self._recipe.transformer, model.transformer.shape)
-        if settings.start_from is not None:
-            start_transformer(transformer, settings.start_from)
+        if settings.start_from is not None and not self._is_begun("transformer"):
+            codebook = None if settings.images else model.tokenizer.codebook
+            start_transformer(transformer, settings.start_from, codebook)
         stage = TransformerStage(
             model.with_transformer(transformer), settings, self._data.sides, codes
         )
@@ -242,6 +253,11 @@ class _Run:
             fingerprint=fingerprint,
         )
 
+    def _is_begun(self, stage: str) -> bool:
+        """Whether a stage has a checkpoint, which goes before the weights that it started from."""
+        folder = self._request.out / stage / CHECKPOINTS_FOLDER
+        return load_latest_checkpoint(folder) is not None
+
     def _fingerprint(self, *sections: str) -> str:
         """Hashes what the weights of a stage follow from, besides its training settings.
 
@@ -252,8 +268,12 @@ class _Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _create_text_tokenizer(recipe: Recipe, data: PreparedData) -> TextTokenizer:
-    """Learns a vocabulary, or takes that of the transformer that training starts from."""
+def _create_text_tokenizer(
+    recipe: Recipe, data: PreparedData, out: Path, is_new: bool
+) -> TextTokenizer:
+    """Learns a vocabulary, or takes the run's, or that of the transformer that it starts from."""
+    if not is_new and (out / TEXT_FILE).exists():
+        return TextTokenizer.load(out / TEXT_FILE)
     start = recipe.transformer_training.start_from
     if start is not None:
         return load_text_tokenizer(start)

@@ -215,7 +215,9 @@ def train(
         return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
 
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
-    state.restore()
+    is_new = not state.restore()
+    if main and is_new and settings.images == 0:
+        state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         loader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
@@ -349,8 +351,7 @@ class _TrainingState(Generic[N]):
         self._stepper.zero_grad()
         metrics = {**result.metrics, "gradient_norm": norm}
         if self._companion is not None:
-            with self._accelerator.autocast():
-                metrics |= self._companion.finish_step()
+            metrics |= self._companion.finish_step()
         before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
         every = settings.evaluate_every_images
         passed = self.images_seen // every > before // every
@@ -404,11 +405,11 @@ class _TrainingState(Generic[N]):
         save_checkpoint(self._folder, CheckpointState(self.images_seen, tensors, info))
         self._saved_at = time.monotonic()
 
-    def restore(self) -> None:
-        """Goes back to the last good checkpoint, if there is one."""
+    def restore(self) -> bool:
+        """Goes back to the last good checkpoint; returns whether there is one."""
         saved = load_latest_checkpoint(self._folder)
         if saved is None:
-            return
+            return False
         if saved.info["fingerprint"] != self._fingerprint:
             raise CheckpointError(
                 f"The checkpoints are of other data or another recipe: `{self._folder}`. "
@@ -424,6 +425,7 @@ class _TrainingState(Generic[N]):
             self._companion.load_state_dict(saved.section("companion"))
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
+        return True
 
 
 class _Meter:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tessella.training.loop import TrainingSettings
 from tessella.training.recipe import Recipe
 
 
@@ -65,11 +66,10 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
         "## Training",
         "",
         f"- Image tokenizer: `{recipe.tokenizer.network}`, "
-        f"{facts.parameters['tokenizer'] / 1e6:.2f} M parameters, "
-        f"{recipe.tokenizer_training.images:,} images seen",
+        f"{facts.parameters['tokenizer'] / 1e6:.2f} M parameters, {_describe_tokenizer(recipe)}",
         f"- Transformer: objective `{recipe.objective.name}`, "
         f"{facts.parameters['transformer'] / 1e6:.2f} M parameters, "
-        f"{recipe.transformer_training.images:,} images seen",
+        f"{_describe_length(recipe.transformer_training)}",
         f"- Seed: {facts.seed}",
         "",
         "## Measured",
@@ -83,6 +83,21 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _describe_tokenizer(recipe: Recipe) -> str:
+    """Says how the tokenizer came to what it knows."""
+    if recipe.tokenizer.network == "palette":
+        return "its colours chosen by k-means"
+    settings = recipe.tokenizer_training
+    part = "its decoder alone, " if settings.learn == "decoder" else ""
+    return part + _describe_length(settings)
+
+
+def _describe_length(settings: TrainingSettings) -> str:
+    """Says how many images were seen, and by what model before."""
+    start = settings.start_from
+    return f"{settings.images:,} images seen" + (f" after those of `{start.name}`" if start else "")
 
 
 def _first(captions: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """`--minutes M`: measures this machine, then chooses size and length of training to fit."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,15 @@ from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Pace, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
+from tessella.training.stages import (
+    TokenizerStage,
+    TokenizerTrainingSettings,
+    TransformerStage,
+    TransformerTrainingSettings,
+)
 
 # Of the training time. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
-_TOKENIZER_SHARE = 0.4
+_SHARES = {"tokenizer": 0.4, "transformer": 0.6}
 _EVALUATIONS = 6  # a stage: enough to see where it goes
 _MEASURE_SECONDS = 6.0
 _BATCH = 16
@@ -33,21 +39,22 @@ _SIZES = ("tiny", "small", "base")
 class Plan:
     """What fits into the minutes, and how long each part should take."""
 
-    recipe: Recipe  # with both lengths of training set
-    tokenizer_seconds: float
-    transformer_seconds: float
+    recipe: Recipe  # with the lengths of training set
+    seconds: Mapping[str, float]  # of each part that trains, evaluations included
     other_seconds: float  # codes, evaluation of the finished model
 
     def describe(self) -> str:
         """Says the plan in one line."""
-        recipe = self.recipe
-        return (
-            f"tokenizer {recipe.tokenizer_training.images:,} images "
-            f"({self.tokenizer_seconds / 60:.1f} min), "
-            f"transformer {recipe.transformer_training.images:,} images "
-            f"({self.transformer_seconds / 60:.1f} min), "
-            f"codes and evaluation {self.other_seconds / 60:.1f} min."
-        )
+        settings = {
+            "tokenizer": self.recipe.tokenizer_training,
+            "transformer": self.recipe.transformer_training,
+        }
+        parts = [
+            f"{name} {settings[name].images:,} images ({self.seconds[name] / 60:.1f} min)"
+            for name in settings
+            if name in self.seconds
+        ]
+        return ", ".join([*parts, f"codes and evaluation {self.other_seconds / 60:.1f} min."])
 
 
 def choose_preset(minutes: float, accelerator: Accelerator) -> str:
@@ -69,7 +76,7 @@ def choose_preset(minutes: float, accelerator: Accelerator) -> str:
             if accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = time.monotonic() - began
-        if 60 * minutes * _TOKENIZER_SHARE * batch / seconds < _WORTH_IMAGES:
+        if 60 * minutes * _SHARES["tokenizer"] * batch / seconds < _WORTH_IMAGES:
             break
         chosen = name
     return chosen
@@ -103,53 +110,47 @@ def plan_training(
     codes = {
         name: np.broadcast_to(one, (len(images), *side)) for name, images in data.sides.items()
     }
-    transformer = measure_pace(
-        TransformerStage(model, recipe.transformer_training, data.sides, codes),
-        recipe.transformer_training,
-        accelerator,
-        _MEASURE_SECONDS,
-    )
-    is_palette = recipe.tokenizer.network == "palette"
-    if is_palette:
-        tokenizer = Pace(step_seconds=0.0, evaluation_seconds=0.0)  # it takes seconds in all
-    else:
-        stage = TokenizerStage(model.tokenizer, recipe.tokenizer_training, data.sides, device)
-        tokenizer = measure_pace(stage, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS)
+    settings: dict[str, TokenizerTrainingSettings | TransformerTrainingSettings] = {
+        "tokenizer": recipe.tokenizer_training,
+        "transformer": recipe.transformer_training,
+    }
+    paces: dict[str, Pace] = {}
+    # The transformer's first: measuring the tokenizer's spoils what it reads.
+    if recipe.transformer_training.images:
+        transformer = TransformerStage(model, recipe.transformer_training, data.sides, codes)
+        paces["transformer"] = measure_pace(
+            transformer, recipe.transformer_training, accelerator, _MEASURE_SECONDS
+        )
+    if recipe.tokenizer_training.images and recipe.tokenizer.network != "palette":
+        tokenizer = TokenizerStage(model.tokenizer, recipe.tokenizer_training, data.sides, device)
+        paces["tokenizer"] = measure_pace(
+            tokenizer, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS
+        )
     num_images = len(data.train) + len(data.validation)
     encode = _measure_encoding(model.tokenizer, data.train, device) * num_images
     paint = _measure_painting(model) * count_pictures(data)
 
     seconds_left -= time.monotonic() - began
-    evaluations = _EVALUATIONS * (tokenizer.evaluation_seconds + transformer.evaluation_seconds)
+    evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
     other = encode + paint
     training = seconds_left - other - evaluations
-    share = 0.0 if is_palette else _TOKENIZER_SHARE
-    shares = {"tokenizer": share, "transformer": 1 - share}
-    if training * min(s for s in shares.values() if s) < 5 * max(
-        tokenizer.step_seconds, transformer.step_seconds
-    ):
+    shares = {name: _SHARES[name] for name in paces}
+    shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+    seconds = {name: training * share for name, share in shares.items()}
+    if any(seconds[name] < 5 * pace.step_seconds for name, pace in paces.items()):
         raise ConfigError(
             f"The time is too short to train anything: {seconds_left:.0f} seconds are left and "
             f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give more "
             "--minutes, or fewer images."
         )
-    lengths = {}
-    for name, settings, step in (
-        ("tokenizer", recipe.tokenizer_training, tokenizer.step_seconds),
-        ("transformer", recipe.transformer_training, transformer.step_seconds),
-    ):
-        if not shares[name]:
-            continue
-        images = int(training * shares[name] / step) * settings.batch_size
-        lengths[f"{name}_training"] = settings.replace(
+    changes = {}
+    for name, pace in paces.items():
+        images = int(seconds[name] / pace.step_seconds) * settings[name].batch_size
+        changes[f"{name}_training"] = settings[name].replace(
             images=images, evaluate_every_images=-(-images // _EVALUATIONS)
         )
-    return Plan(
-        recipe.replace(**lengths),
-        tokenizer_seconds=training * shares["tokenizer"] + evaluations / 2,
-        transformer_seconds=training * shares["transformer"] + evaluations / 2,
-        other_seconds=other,
-    )
+        seconds[name] += _EVALUATIONS * pace.evaluation_seconds
+    return Plan(recipe.replace(**changes), seconds, other)
 
 
 @torch.inference_mode()

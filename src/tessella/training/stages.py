@@ -51,6 +51,17 @@ class TokenizerTrainingSettings(TrainingSettings):
     compiler for the device is installed."""
 
     @model_validator(mode="after")
+    def _discriminator_has_its_time(self) -> "TokenizerTrainingSettings":
+        adversarial = self.loss.adversarial
+        begins = adversarial.start_images + adversarial.warmup_images
+        if adversarial.weight and 0 < self.images <= begins:
+            raise ValueError(
+                f"the discriminator would count from {begins:,} images on, and training ends at "
+                f"{self.images:,}. Lower loss.adversarial.start_images and .warmup_images"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _decoder_of_something(self) -> "TokenizerTrainingSettings":
         if self.learn == "decoder" and self.start_from is None:
             raise ValueError(
@@ -103,7 +114,8 @@ class TokenizerLearner(nn.Module):
         reconstruction = made.image.float()
         losses = self._loss(reconstruction, image)
         total = losses.total + made.quantized.loss
-        metrics = _measure_step(made, image, losses)
+        size = self.tokenizer.settings.quantizer.codebook_size
+        metrics = _measure_step(made, image, losses, size)
         if self._critic is not None and self.training:
             judged = self._critic.judge(reconstruction, image, losses, self.tokenizer.last_layer)
             if judged is not None:
@@ -114,17 +126,19 @@ class TokenizerLearner(nn.Module):
 
 
 def _measure_step(
-    made: Reconstruction, image: Tensor, losses: ReconstructionLosses
+    made: Reconstruction, image: Tensor, losses: ReconstructionLosses, codebook_size: int
 ) -> dict[str, Tensor]:
     """Gathers what a step is judged by, of its batch as one; evaluation is by image."""
     with torch.no_grad():
         # Pixels are in [-1, 1]: the peak is 2.
         psnr = 10 * torch.log10(4 / functional.mse_loss(made.image.float(), image))
-        used = made.quantized.codes.unique().numel()
+        # Not `unique`: on CUDA it waits for the device.
+        codes = made.quantized.codes.flatten()
+        used = image.new_zeros(codebook_size).index_fill_(0, codes, 1).sum()
     metrics = {
         "reconstruction_loss": losses.total,
         "psnr": psnr,
-        "codes_used": torch.tensor(float(used), device=image.device),
+        "codes_used": used,
     }
     if losses.perceptual is not None:
         metrics["perceptual_loss"] = losses.perceptual

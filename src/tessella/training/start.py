@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tessella.bundled import find_model
 from tessella.config import Settings
 from tessella.errors import ConfigError
@@ -11,8 +14,11 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
 
-def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
+def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> bool:
     """Copies encoder and codebook of a model, and its decoder if it paints as large.
+
+    Returns:
+        Whether the decoder came too; else it is as it was.
 
     Raises:
         ConfigError: the model's tokenizer has other settings; `upsampling` alone may differ.
@@ -23,24 +29,40 @@ def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     _require_same("tokenizer", old.settings.replace(upsampling=upsampling), tokenizer.settings)
     tokenizer.encoder.load_state_dict(old.encoder.state_dict())
     tokenizer.quantizer.load_state_dict(old.quantizer.state_dict())
-    if old.settings.upsampling == upsampling:
-        tokenizer.decoder.load_state_dict(old.decoder.state_dict())
+    if old.settings.upsampling != upsampling:
+        return False
+    tokenizer.decoder.load_state_dict(old.decoder.state_dict())
+    return True
 
 
-def start_transformer(transformer: Transformer, folder: Path) -> None:
+def start_transformer(
+    transformer: Transformer, folder: Path, codebook: Tensor | None = None
+) -> None:
     """Copies the transformer of a model.
+
+    Args:
+        transformer: takes the weights.
+        folder: the model's, or its name.
+        codebook: (K, C) of the codes that it is to choose from, if it will not learn them anew.
 
     Raises:
         ConfigError: the model's transformer has other settings, or other codes to choose from.
         CheckpointError: the model cannot be read.
     """
-    old = TextToImage.load(find_model(folder), "cpu").transformer
+    model = TextToImage.load(find_model(folder), "cpu")
+    old = model.transformer
     _require_same("transformer", old.settings, transformer.settings)
     if old.shape != transformer.shape:
         raise ConfigError(
             f"The transformer to start from has another shape: {old.shape}, not "
             f"{transformer.shape}. Codebook size, number of codes and captions' vocabulary must be "
             "the same: set tokenizer and data as that model's config.json has them."
+        )
+    if codebook is not None and not torch.equal(model.tokenizer.codebook, codebook.cpu()):
+        raise ConfigError(
+            f"The transformer to start from chooses from another codebook: `{folder}`, and 0 "
+            "images leave it so. Set tokenizer_training.start_from to the same model and .learn to "
+            "decoder, or give transformer_training.images."
         )
     transformer.load_state_dict(old.state_dict())
 

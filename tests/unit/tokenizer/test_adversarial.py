@@ -479,18 +479,6 @@ def test_two_halves_on_two_processes_are_the_whole_batch(
             torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_the_first_process_s_share_is_everyone_s(processes: TwoProcesses) -> None:
-    """Only it validates; one that stopped learning by itself would leave the others waiting."""
-    losses = [create() for _ in range(2)]
-    losses[0].share = 0.25
-    processes.run(lambda rank: losses[rank].step(*batch(rank, 1)))
-    assert [loss.share for loss in losses] == [0.25, 0.25]
-    losses[0].share = 0.0
-    processes.run(lambda rank: losses[rank].step(*batch(rank, 1)))
-    assert [loss.share for loss in losses] == [0.0, 0.0]
-    assert losses[0].is_learning(0) and losses[1].is_learning(0)
-
-
 # Settings.
 
 

@@ -38,6 +38,20 @@ def test_computing_again_changes_no_gradient() -> None:
         assert torch.equal(a, b)
 
 
+def test_it_can_be_compiled_and_compute_again() -> None:
+    """By the frontend of `torch.compile`, without its code generator."""
+    torch.manual_seed(0)
+    body, image = (
+        Body(nn.Conv2d(2, 2, 3, padding=1), nn.SiLU(), nn.Conv2d(2, 2, 1)),
+        torch.rand(1, 2, 4, 4),
+    )
+    plain = gradients(body, image)
+    body.recompute = True
+    body.compile(backend="eager")
+    for one, other in zip(plain, gradients(body, image), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_in_use_nothing_is_computed_twice() -> None:
     body = Body(Counted()).eval()
     body.recompute = True

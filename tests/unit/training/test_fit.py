@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,45 @@ def test_a_palette_is_chosen_not_trained(pictures: Path, tmp_path: Path) -> None
     assert (tmp_path / "run" / "model" / "tokenizer.safetensors").read_bytes() == before
 
 
+def test_a_part_without_images_is_its_model_s(whole: Path, pictures: Path, tmp_path: Path) -> None:
+    """Either command finds it done, and a run that is moved away from its model goes on."""
+    model = tmp_path / "model"
+    shutil.copytree(whole / "model", model)
+    kept = ("tokenizer_training.images=0", f"tokenizer_training.start_from={model}")
+    out = tmp_path / "run"
+    call(out, pictures, *kept, stage="tokenizer")
+    shutil.rmtree(model)
+    call(out, pictures, *kept, stage="transformer")
+    call(out, pictures, *kept)
+    mine, theirs = (read_tensors(run / "model" / "tokenizer.safetensors") for run in (out, whole))
+    assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    assert (
+        f"0 images seen after those of `{model.name}`" in (out / "model" / "README.md").read_text()
+    )
+
+
+def test_weights_that_do_not_go_together_are_refused(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    start = str(whole / "model")
+    with pytest.raises(ConfigError, match=r"new decoder has to learn: `0` images"):
+        call(
+            tmp_path / "noise",
+            pictures,
+            "data.image_size=32",
+            "tokenizer.upsampling=1",
+            "tokenizer_training.images=0",
+            f"tokenizer_training.start_from={start}",
+        )
+    with pytest.raises(ConfigError, match=r"chooses from another codebook.*learn to decoder"):
+        call(
+            tmp_path / "codes",
+            pictures,
+            "transformer_training.images=0",
+            f"transformer_training.start_from={start}",
+        )
+
+
 @pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])
 def test_stopped_and_called_again_it_ends_in_the_same_model(
     learner: type, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +286,7 @@ def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path) -> None:
 def test_a_run_of_another_format(whole: Path, pictures: Path, tmp_path: Path) -> None:
     run = json.loads((whole / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(run | {"format": 0}))
-    with pytest.raises(CheckpointError, match=r"has format `0`; this tessella reads format 1: `"):
+    with pytest.raises(CheckpointError, match=r"has format `0`; this tessella reads format 2: `"):
         call(tmp_path, pictures)
 
 
@@ -281,7 +321,7 @@ def test_a_plan_is_made_once_and_kept(
     def plan(recipe: Any, seconds_left: float, *_: object) -> Plan:
         plans.append(seconds_left)
         shorter = recipe.tokenizer_training.replace(images=16)
-        return Plan(recipe.replace(tokenizer_training=shorter), 1.0, 1.0, 1.0)
+        return Plan(recipe.replace(tokenizer_training=shorter), {"tokenizer": 1.0}, 1.0)
 
     monkeypatch.setattr(fit_module, "choose_preset", lambda *_: "tiny")
     monkeypatch.setattr(fit_module, "plan_training", plan)

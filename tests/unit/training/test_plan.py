@@ -81,7 +81,7 @@ def test_the_largest_size_that_is_worth_it(
     minutes: float, expected: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Recipe().tokenizer_training.batch_size == 32
-    monkeypatch.setattr(plan_module, "_TOKENIZER_SHARE", 0.4)
+    monkeypatch.setattr(plan_module, "_SHARES", {"tokenizer": 0.4, "transformer": 0.6})
     monkeypatch.setattr(
         plan_module, "ImageTokenizer", Tokenizers(clock, {"small": 0.1, "base": 1.0})
     )
@@ -96,6 +96,7 @@ def plan(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     seconds_left: float,
+    *words: str,
 ) -> Any:
     """A machine whose tokenizer's step takes 0.5 s, and transformer's 0.25 s."""
 
@@ -104,13 +105,13 @@ def plan(
         step = {"tokenizer": 0.5, "transformer": 0.25}[stage.name]
         return Pace(step_seconds=step, evaluation_seconds=2.0)
 
-    monkeypatch.setattr(plan_module, "_TOKENIZER_SHARE", 0.4)
+    monkeypatch.setattr(plan_module, "_SHARES", {"tokenizer": 0.4, "transformer": 0.6})
     monkeypatch.setattr(plan_module, "measure_pace", pace)
     monkeypatch.setattr(plan_module, "_measure_encoding", lambda *_: 0.25)
     monkeypatch.setattr(plan_module, "_measure_painting", lambda *_: 0.5)
     monkeypatch.setattr(plan_module, "count_pictures", lambda _: 20)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
-    recipe = resolve_recipe(None, None, TINY)
+    recipe = resolve_recipe(None, None, [*TINY, *words])
     return plan_training(recipe, seconds_left, data, text, create_accelerator("cpu"))
 
 
@@ -125,13 +126,33 @@ def test_all_that_is_left_to_do_fits(
     assert made.recipe.tokenizer_training.images == 800 * 32
     assert made.recipe.transformer_training.images == 2400 * 32
     assert made.recipe.tokenizer_training.evaluate_every_images == -(-800 * 32 // 6)
-    assert made.tokenizer_seconds == pytest.approx(400 + 12)
-    assert made.transformer_seconds == pytest.approx(600 + 12)
+    assert made.seconds["tokenizer"] == pytest.approx(400 + 12)
+    assert made.seconds["transformer"] == pytest.approx(600 + 12)
     assert made.other_seconds == pytest.approx(20)
     assert made.describe() == (
         "tokenizer 25,600 images (6.9 min), transformer 76,800 images (10.2 min), "
         "codes and evaluation 0.3 min."
     )
+
+
+def test_what_does_not_train_takes_no_time(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A palette is chosen, and a part with 0 images stays as it is: the other has all the time."""
+    palette = (
+        "tokenizer.network=palette",
+        "tokenizer.quantizer.code_width=3",
+        "tokenizer.quantizer.normalize=false",
+    )
+    # 5 to measure, 12 for six evaluations, 10 to encode 40, 10 to paint 20; 1000 are left.
+    made = plan(data, clock, monkeypatch, 1037.0, *palette)
+    assert made.recipe.transformer_training.images == 4000 * 32
+    assert made.recipe.tokenizer_training == resolve_recipe(None, None, TINY).tokenizer_training
+    assert made.describe().startswith("transformer 128,000 images (16.9 min), codes")
+    kept = ("transformer_training.images=0", "transformer_training.start_from=elsewhere")
+    made = plan(data, clock, monkeypatch, 1037.0, *kept)
+    assert made.recipe.tokenizer_training.images == 2000 * 32
+    assert made.recipe.transformer_training.images == 0
 
 
 def test_all_but_the_lengths_is_kept(
@@ -162,5 +183,5 @@ def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.Monk
     for training in (made.recipe.tokenizer_training, made.recipe.transformer_training):
         assert training.images > 100
         assert training.images % 4 == 0
-    total = made.tokenizer_seconds + made.transformer_seconds + made.other_seconds
+    total = sum(made.seconds.values()) + made.other_seconds
     assert 9_000 < total <= 10_000

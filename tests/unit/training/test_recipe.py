@@ -87,6 +87,10 @@ def test_a_quantizer_is_named_by_a_word() -> None:
         quantizer = resolve_recipe("base", None, words).tokenizer.quantizer
         assert quantizer == FiniteScalarSettings(levels=(8, 5, 5, 5))
         assert quantizer.codebook_size == 1000
+    with pytest.raises(
+        ConfigError, match=r"`tokenizer\.quantizer\.levels` belongs to another kind"
+    ):
+        resolve_recipe("base", None, ["tokenizer.quantizer.levels=[8,8,8]"])
     quantizer = resolve_recipe("base", None, ["tokenizer.quantizer=vq"]).tokenizer.quantizer
     assert quantizer.codebook_size == 1024
 

@@ -196,6 +196,13 @@ def test_a_decoder_learns_alone(scenes: Data, tmp_path: Path) -> None:
     assert changed == {"decoder"}
 
 
+def test_a_discriminator_that_would_never_count_is_refused() -> None:
+    settings = TokenizerTrainingSettings(loss={"adversarial": {"weight": 0.5}})
+    with pytest.raises(ConfigError, match=r"count from 110,000 images on, .* ends at 110,000"):
+        settings.replace(images=110_000)
+    assert settings.replace(images=110_032).images == 110_032
+
+
 def test_a_decoder_alone_needs_something_to_decode() -> None:
     with pytest.raises(ConfigError, match=r"decoder alone needs an encoder.*start_from"):
         TokenizerTrainingSettings().replace(learn="decoder")

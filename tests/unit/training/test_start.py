@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessella.bundled import find_model
 from tessella.errors import CheckpointError, ConfigError
 from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
@@ -46,14 +47,14 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_a_tokenizer_begins_as_the_model_s(model: Path) -> None:
     tokenizer, old = ImageTokenizer(TOKENIZER), TextToImage.load(model, "cpu").tokenizer
     assert not same(tokenizer, old)
-    start_tokenizer(tokenizer, model)
+    assert start_tokenizer(tokenizer, model)
     assert same(tokenizer, old)
 
 
 def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
     larger = ImageTokenizer(TOKENIZER.replace(upsampling=1)).eval()
     old = TextToImage.load(model, "cpu").tokenizer
-    start_tokenizer(larger, model)
+    assert not start_tokenizer(larger, model)
     assert same(larger.encoder, old.encoder)
     assert same(larger.quantizer, old.quantizer)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -83,6 +84,21 @@ def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
     deeper = Transformer(CONFIG.transformer.replace(depth=4), shape)
     with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
         start_transformer(deeper, model)
+
+
+def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> None:
+    old = TextToImage.load(model, "cpu")
+    transformer = Transformer(CONFIG.transformer, old.transformer.shape)
+    start_transformer(transformer, model, old.tokenizer.codebook)
+    with pytest.raises(ConfigError, match=r"another codebook.*0 images leave it so.*decoder"):
+        start_transformer(transformer, model, old.tokenizer.codebook.roll(1, 0))
+
+
+def test_a_bundled_model_is_named() -> None:
+    bundled = TextToImage.load(find_model("scenes"), "cpu")
+    tokenizer = ImageTokenizer(bundled.config.tokenizer)
+    assert start_tokenizer(tokenizer, Path("scenes"))
+    assert same(tokenizer, bundled.tokenizer)
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:
