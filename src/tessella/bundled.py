@@ -14,6 +14,7 @@ _BUNDLED = Path(__file__).parent / "models"
 _MODEL_FILE = "config.json"  # of every model folder
 _RUN_FILE = "run.json"  # of every run's folder
 _MODEL_IN_RUN = "model"
+_TOKENIZER_IN_RUN = "tokenizer/model"
 
 
 def list_bundled() -> list[str]:
@@ -49,3 +50,20 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
             "it again; it goes on where it stopped."
         )
     return folder / _MODEL_IN_RUN
+
+
+def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
+    """Finds a folder that holds an image tokenizer, with or without a transformer.
+
+    Args:
+        folder_or_name: as for `find_model`; of a run whose transformer is not trained, what
+            `fit-tokenizer` left.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    alone = Path(folder_or_name).expanduser() / _TOKENIZER_IN_RUN
+    whole = alone.parent.parent / _MODEL_IN_RUN
+    if str(folder_or_name) not in list_bundled() and alone.is_dir() and not whole.is_dir():
+        return alone
+    return find_model(folder_or_name)

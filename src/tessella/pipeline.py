@@ -80,6 +80,58 @@ class PaintedPixels:
     codes: Tensor | None  # (B, h, w) int64; None where the objective lays no codes
 
 
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """An image tokenizer as training left it, alone or as a part of a model."""
+
+    config: ModelConfig  # of which the transformer's part means nothing where there is none
+    tokenizer: ImageTokenizer  # in eval mode
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str = "auto") -> "TrainedTokenizer":
+        """Loads the tokenizer of a model folder, or of what `fit-tokenizer` left.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, foreign or of another format.
+            ConfigError: the device is not there.
+        """
+        folder = Path(folder)
+        config = _read_config(folder)
+        with _damaged_config(folder):
+            tokenizer = ImageTokenizer(config.tokenizer)
+        _load_weights(tokenizer, folder / TOKENIZER_FILE)
+        return cls(config, tokenizer.eval().requires_grad_(False).to(choose_device(device)))
+
+    def save(self, folder: Path) -> None:
+        """Writes settings and weights, whole or not at all.
+
+        Raises:
+            CheckpointError: they cannot be written; what was there stays.
+        """
+        with new_folder(folder, what="the image tokenizer") as building:
+            write_json(building / CONFIG_FILE, self.config.model_dump(mode="json"))
+            write_tensors(building / TOKENIZER_FILE, self.tokenizer.state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokenizer is."""
+        return self.tokenizer.codebook.device
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
+
+        Args:
+            images: of any size; cropped to the square in the middle and resized.
+        """
+        made = []
+        for image in images:
+            square = to_float(fit_square(image, self.config.image_size)[None])
+            codes = self.tokenizer.encode(square.to(self.device))
+            made.append(Image.fromarray(to_uint8(self.tokenizer.decode(codes))[0]))
+        return made
+
+
 class TextToImage:
     """A trained model: paints prompts, reconstructs pictures."""
 
@@ -294,19 +346,13 @@ class TextToImage:
         )
         return PaintedPixels(to_uint8(self.tokenizer.decode_latent(painted.latent)), painted.codes)
 
-    @torch.inference_mode()
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
 
         Args:
             images: of any size; cropped to the square in the middle and resized.
         """
-        made = []
-        for image in images:
-            square = to_float(fit_square(image, self.config.image_size)[None])
-            codes = self.tokenizer.encode(square.to(self.device))
-            made.append(Image.fromarray(to_uint8(self.tokenizer.decode(codes))[0]))
-        return made
+        return TrainedTokenizer(self.config, self.tokenizer).reconstruct(images)
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda", "mps"] | str) -> torch.device:

@@ -1,6 +1,7 @@
 """`tessella evaluate`: what it prints and saves, on which images, what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tessella.data.settings import DataSettings
 from tessella.evaluation import squeezenet
 from tessella.evaluation.reconstruction import compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.pipeline import ModelConfig, TextToImage
+from tessella.pipeline import ModelConfig, TextToImage, TrainedTokenizer
 from tessella.text import TextSettings, TextTokenizer
 
 SIZE = 16
@@ -53,6 +54,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `fit-tokenizer` leaves of the same."""
+    folder = tmp_path_factory.mktemp("run") / "tokenizer" / "model"
+    TrainedTokenizer.load(model, "cpu").save(folder)
+    return folder.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +137,19 @@ def test_json_and_files_hold_the_same(model: Path, data: Path, weights: None) ->
     }
     assert all(entry["protocol"] for entry in printed["metrics"].values())
     assert Path("c/manifest.json").is_file()
+
+
+def test_a_tokenizer_alone_is_measured_as_in_its_model(
+    model: Path, tokenizer_alone: Path, data: Path
+) -> None:
+    alone, whole = (
+        json.loads(succeed(which, data, "--json"))["metrics"] for which in (tokenizer_alone, model)
+    )
+    assert alone == whole
+    damaged = Path("damaged")
+    shutil.copytree(model, damaged)
+    (damaged / "transformer.safetensors").unlink()
+    assert "transformer.safetensors" in fail(damaged, data)
 
 
 def test_the_numbers_are_those_of_the_model(model: Path, data: Path) -> None:

@@ -34,7 +34,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model folder, a run's folder, or the name of a bundled model.",
+            help="A model folder, a run's folder (after fit-tokenizer too), or the name of a "
+            "bundled model.",
             show_default=False,
         ),
     ],
@@ -103,18 +104,22 @@ def evaluate(
     settings. Of the settings only the section data counts.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_model
+        from tessella.bundled import find_tokenizer
         from tessella.evaluation.model import evaluate_images
         from tessella.files import write_json
         from tessella.images import save_png
-        from tessella.pipeline import TextToImage
+        from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
         from tessella.training.recipe import resolve_recipe
 
         _check_file(out, ".json", force)
         _check_file(sheet, ".png", force)
-        folder = find_model(model)
+        folder = find_tokenizer(model)
         console = create_console(as_json)
-        loaded = TextToImage.load(folder, device)
+        loaded: TextToImage | TrainedTokenizer
+        if (folder / TEXT_FILE).exists():
+            loaded = TextToImage.load(folder, device)
+        else:
+            loaded = TrainedTokenizer.load(folder, device)
         judges = _load_judges(features or (), loaded.device)
         if data:
             settings = resolve_recipe(None, config, set_ or ()).data.replace(

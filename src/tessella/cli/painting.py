@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tessella.images import Pixels
     from tessella.objectives import GenerationSettings
-    from tessella.pipeline import TextToImage
+    from tessella.pipeline import TextToImage, TrainedTokenizer
 
 _BATCH = 64
 _PAIRS_IN_A_ROW = 4
@@ -212,9 +212,9 @@ def reconstruct(
     picture is cropped to its middle square first. PSNR is in dB; more is closer.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_model
+        from tessella.bundled import find_tokenizer
         from tessella.images import save_png
-        from tessella.pipeline import TextToImage
+        from tessella.pipeline import TrainedTokenizer
 
         if 2 * len(images) > MAX_ON_SHEET:
             most = MAX_ON_SHEET // 2
@@ -222,7 +222,7 @@ def reconstruct(
         place = choose_place(out, "reconstruction", 2, force=force)
         if place.is_folder:
             raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
-        loaded = TextToImage.load(find_model(model), device)
+        loaded = TrainedTokenizer.load(find_tokenizer(model), device)
         squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
         console = create_console(as_json)
         if dry_run:
@@ -327,7 +327,7 @@ def _paint(
 
 
 def _reconstruct(
-    model: "TextToImage", paths: Sequence[Path], squares: Sequence["Pixels"]
+    model: "TrainedTokenizer", paths: Sequence[Path], squares: Sequence["Pixels"]
 ) -> tuple["Pixels", list[float]]:
     """Makes the sheet of originals and reconstructions, and measures each."""
     import numpy as np

@@ -18,7 +18,7 @@ from tessella.evaluation.reconstruction import (
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, make_sheet
-from tessella.pipeline import TextToImage
+from tessella.pipeline import TextToImage, TrainedTokenizer
 
 _MAX_IMAGES = 512
 _SCENE_PROMPTS = 500
@@ -77,7 +77,7 @@ def read_images(images: CaptionedImages, indices: Sequence[int], description: st
 
 
 def evaluate_images(
-    model: TextToImage,
+    model: TextToImage | TrainedTokenizer,
     images: ChosenImages,
     *,
     squeezenet: SqueezeNet | None = None,
@@ -86,7 +86,7 @@ def evaluate_images(
     """Measures a model's reconstructions of images; of scenes it also paints and reads some.
 
     Args:
-        model: what is measured.
+        model: what is measured; a tokenizer alone paints nothing.
         images: of the model's size.
         squeezenet: adds the perceptual distance of the reconstructions.
         features: each adds FID and KID of the reconstructions.
@@ -105,6 +105,7 @@ def evaluate_images(
     if scenes is not None:
         accuracy = compute_scene_accuracy(made.pixels, scenes).all_correct
         metrics["reconstruction_all_correct"] = Metric(accuracy.accuracy, f"scenes, {what}")
+    if scenes is not None and isinstance(model, TextToImage):
         for name, only_held_out in (("seen", False), ("held_out", True)):
             metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
                 model, _SCENE_PROMPTS, held_out=only_held_out

@@ -3,7 +3,8 @@
 RUN/run.json                what was asked, and the recipe that the run keeps to
 RUN/text_tokenizer.json     the vocabulary
 RUN/data/                   the cache of checked images; skipped.jsonl
-RUN/tokenizer/              checkpoints, metrics.jsonl, tensorboard, samples of stage 1
+RUN/tokenizer/              checkpoints, metrics.jsonl, tensorboard, samples of stage 1;
+                            after fit-tokenizer its model, without a transformer
 RUN/codes/                  every image's codes
 RUN/transformer/            checkpoints, metrics.jsonl, tensorboard, samples of stage 2
 RUN/model/                  the finished model
@@ -33,7 +34,7 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
 from tessella.evaluation.model import evaluate_model
 from tessella.files import remove_leftovers, write_json
-from tessella.pipeline import TEXT_FILE, TextToImage
+from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.checkpoint import load_latest_checkpoint
@@ -60,6 +61,7 @@ RUN_FILE = "run.json"
 DATA_FOLDER = "data"
 CODES_FOLDER = "codes"
 MODEL_FOLDER = "model"
+TOKENIZER_MODEL_FOLDER = "tokenizer/model"
 _LOCK_FILE = ".lock"
 
 _CARD_CAPTIONS = 8
@@ -176,7 +178,15 @@ class _Run:
             _require_finished(self._request.out / stage.name, settings)
         average = self._train(stage, settings, self._fingerprint("tokenizer"))
         model.tokenizer.load_state_dict(average.tokenizer.state_dict())
+        self._finish_tokenizer(model)
+
+    def _finish_tokenizer(self, model: TextToImage) -> None:
+        """Ends the tokenizer's training; it can be looked at without a transformer."""
         model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
+        if self._accelerator.is_main_process and self._request.stage == "tokenizer":
+            folder = self._request.out / TOKENIZER_MODEL_FOLDER
+            TrainedTokenizer(model.config, model.tokenizer).save(folder)
+            self._console.print(f"The image tokenizer is in {folder}.")
 
     def _choose_palette(self, model: TextToImage) -> None:
         """Chooses the colours; in seconds, and the same ones each time, so nothing is saved."""
@@ -187,7 +197,7 @@ class _Run:
             images, seed = self._data.train, self._request.seed
             chosen = np.random.default_rng(seed).permutation(len(images))[:_PALETTE_IMAGES]
             model.tokenizer.learn_palette(images.pixels(np.sort(chosen)), seed)
-        model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
+        self._finish_tokenizer(model)
 
     def prepare_codes(self, model: TextToImage) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""

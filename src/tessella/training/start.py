@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tessella.bundled import find_model
+from tessella.bundled import find_model, find_tokenizer
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.pipeline import TEXT_FILE, TextToImage
+from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
@@ -24,7 +24,7 @@ def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> bool:
         ConfigError: the model's tokenizer has other settings; `upsampling` alone may differ.
         CheckpointError: the model cannot be read.
     """
-    old = TextToImage.load(find_model(folder), "cpu").tokenizer
+    old = TrainedTokenizer.load(find_tokenizer(folder), "cpu").tokenizer
     upsampling = tokenizer.settings.upsampling
     _require_same("tokenizer", old.settings.replace(upsampling=upsampling), tokenizer.settings)
     tokenizer.encoder.load_state_dict(old.encoder.state_dict())

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from tessella.bundled import find_model, find_tokenizer
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import read_tensors
 from tessella.images import to_uint8
-from tessella.pipeline import TextToImage
+from tessella.pipeline import TextToImage, TrainedTokenizer
 from tessella.training import fit as fit_module
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
@@ -136,6 +137,30 @@ def test_a_model_paints_larger_with_a_new_decoder(
     assert (small_picture.size, picture.size) == ((16, 16), (32, 32))
     codes, larger_codes = (model.paint(["picture 3"], seeds=[1]).codes for model in (old, large))
     assert torch.equal(codes, larger_codes)
+
+
+def test_a_tokenizer_alone_can_be_looked_at_and_started_from(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _, said = call(out, pictures, stage="tokenizer")
+    assert "The image tokenizer is in" in said
+    found = TrainedTokenizer.load(find_tokenizer(out), "cpu")
+    theirs = read_tensors(whole / "model" / "tokenizer.safetensors")
+    mine = found.tokenizer.state_dict()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    with Image.open(pictures / "00.png") as image:
+        [made] = found.reconstruct([image])
+    assert made.size == (16, 16)
+    with pytest.raises(CheckpointError, match="no finished model yet"):
+        find_model(out)
+    # A finished model goes before it; the name of a bundled one stays its name.
+    assert find_tokenizer(whole) == find_model(whole)
+    assert find_tokenizer("scenes") == find_model("scenes")
+    start = (f"tokenizer_training.start_from={out}", "tokenizer_training.images=0")
+    call(tmp_path / "next", pictures, *start, stage="tokenizer")
+    again = read_tensors(tmp_path / "next" / "tokenizer" / "model" / "tokenizer.safetensors")
+    assert all(np.array_equal(mine[name], again[name]) for name in again)
 
 
 def test_a_palette_is_chosen_not_trained(pictures: Path, tmp_path: Path) -> None:
