@@ -33,7 +33,7 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
         CheckpointError: there is no such model; says which ones are bundled.
     """
     bundled = list_bundled()
-    if str(folder_or_name) in bundled:
+    if folder_or_name in bundled:
         return _BUNDLED / folder_or_name
     folder = Path(folder_or_name).expanduser()
     if not folder.is_dir():
@@ -64,6 +64,6 @@ def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     """
     alone = Path(folder_or_name).expanduser() / _TOKENIZER_IN_RUN
     whole = alone.parent.parent / _MODEL_IN_RUN
-    if str(folder_or_name) not in list_bundled() and alone.is_dir() and not whole.is_dir():
+    if folder_or_name not in list_bundled() and alone.is_dir() and not whole.is_dir():
         return alone
     return find_model(folder_or_name)

@@ -105,7 +105,7 @@ def evaluate_images(
     if scenes is not None:
         accuracy = compute_scene_accuracy(made.pixels, scenes).all_correct
         metrics["reconstruction_all_correct"] = Metric(accuracy.accuracy, f"scenes, {what}")
-    if scenes is not None and isinstance(model, TextToImage):
+    if scenes is not None and not isinstance(model, TrainedTokenizer):
         for name, only_held_out in (("seen", False), ("held_out", True)):
             metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
                 model, _SCENE_PROMPTS, held_out=only_held_out

@@ -56,8 +56,9 @@ class TrainingSettings(Settings):
     images: int = Field(200_000, ge=0)
     """Images seen in training, repetitions included; rounded up to whole batches. 0 keeps the
     weights of `start_from` as they are."""
-    start_from: Path | None = None
-    """A model folder whose weights this stage begins with, instead of random ones."""
+    start_from: str | None = Field(None, min_length=1)
+    """A model folder, a run's folder or a bundled model's name: the weights that this stage begins
+    with, instead of random ones."""
     batch_size: int = Field(32, ge=1)
     """Images a step, over all processes. Many small steps beat few large ones: docs/log.md."""
     warmup_images: int = Field(2_000, ge=0)

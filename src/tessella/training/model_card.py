@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tessella.training.loop import TrainingSettings
@@ -97,7 +98,9 @@ def _describe_tokenizer(recipe: Recipe) -> str:
 def _describe_length(settings: TrainingSettings) -> str:
     """Says how many images were seen, and by what model before."""
     start = settings.start_from
-    return f"{settings.images:,} images seen" + (f" after those of `{start.name}`" if start else "")
+    return f"{settings.images:,} images seen" + (
+        f" after those of `{Path(start).name}`" if start else ""
+    )
 
 
 def _first(captions: Sequence[str]) -> str:

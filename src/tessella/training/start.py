@@ -14,7 +14,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
 
-def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> bool:
+def start_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
     """Copies encoder and codebook of a model, and its decoder if it paints as large.
 
     Returns:
@@ -36,7 +36,7 @@ def start_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> bool:
 
 
 def start_transformer(
-    transformer: Transformer, folder: Path, codebook: Tensor | None = None
+    transformer: Transformer, folder: str | Path, codebook: Tensor | None = None
 ) -> None:
     """Copies the transformer of a model.
 
@@ -67,7 +67,7 @@ def start_transformer(
     transformer.load_state_dict(old.state_dict())
 
 
-def load_text_tokenizer(folder: Path) -> TextTokenizer:
+def load_text_tokenizer(folder: str | Path) -> TextTokenizer:
     """Loads the vocabulary that a model's transformer was trained with.
 
     Raises:

@@ -218,6 +218,7 @@ def test_weights_that_do_not_go_together_are_refused(
         call(
             tmp_path / "codes",
             pictures,
+            "tokenizer_training.images=16",
             "transformer_training.images=0",
             f"transformer_training.start_from={start}",
         )

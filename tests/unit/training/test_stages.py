@@ -178,7 +178,7 @@ def test_worse_reconstructions_count_the_discriminator_half(scenes: Data) -> Non
 def test_a_decoder_learns_alone(scenes: Data, tmp_path: Path) -> None:
     """Encoder and codebook stay bit for bit what they are: their codes are someone's data."""
     torch.manual_seed(0)
-    settings = TokenizerTrainingSettings(learn="decoder", start_from=tmp_path, batch_size=8)
+    settings = TokenizerTrainingSettings(learn="decoder", start_from=str(tmp_path), batch_size=8)
     stage = TokenizerStage(ImageTokenizer(TOKENIZER), settings, scenes, CPU)
     before = {n: t.clone() for n, t in stage.network.state_dict().items()}
     train(

@@ -97,7 +97,7 @@ def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> No
 def test_a_bundled_model_is_named() -> None:
     bundled = TextToImage.load(find_model("scenes"), "cpu")
     tokenizer = ImageTokenizer(bundled.config.tokenizer)
-    assert start_tokenizer(tokenizer, Path("scenes"))
+    assert start_tokenizer(tokenizer, "scenes")
     assert same(tokenizer, bundled.tokenizer)
 
 
