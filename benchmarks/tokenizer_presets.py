@@ -9,8 +9,9 @@ gradients and the optimizer's moments take; recomputing activations
 
 Output contract: one line a row; the last line of stdout is the record, one JSON object: for each
 preset parameters, GFLOP of a training step an image (forward and backward, counted by torch),
-images/s, share of the bound, and the peak of memory that a step adds to weights and optimizer,
-with and without recomputing.
+images/s of whole steps (Muon's work included, which small batches feel), share of the bound, and
+the peak of memory that forward and backward add to weights and optimizer's moments, with and
+without recomputing.
 
     python benchmarks/tokenizer_presets.py --batch 4
 """
@@ -90,22 +91,26 @@ def measure_row(preset: str, recompute: bool, options: argparse.Namespace) -> di
     size = recipe.data.image_size
     pixels = torch.randint(256, (options.batch, size, size, 3), dtype=torch.uint8, device=device)
 
-    def step() -> None:
+    def learn() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             result = learner(pixels)
         result.loss.backward()
+
+    def step() -> None:
+        learn()
         optimizer.step()
         optimizer.zero_grad()
 
     step()  # the first starts the codebook by k-means
     with FlopCounterMode(display=False) as counter:
-        step()
+        learn()
+    optimizer.zero_grad()
     times = measure(step, warmup=1, repeats=options.steps, device=device)
     return {
         "parameters": sum(parameter.numel() for parameter in learner.parameters()),
         "gflop": counter.get_total_flops() / options.batch / 1e9,
         "images_per_second": options.batch / times.median,
-        "peak_mib": measure_peak_bytes(step, device) / 2**20,
+        "peak_mib": measure_peak_bytes(learn, device) / 2**20,
     }
 
 

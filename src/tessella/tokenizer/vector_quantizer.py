@@ -83,16 +83,17 @@ def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     """Finds the nearest codebook vector of each row (N, C), without ever holding N·K scores."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     rows, codebook = rows.to(dtype), codebook.to(dtype)
-    # -|row - code|² / 2 without |row|², which is the same for every code.
-    penalty = codebook.square().sum(1) / 2
+    # -|row - code|² / 2 without |row|², which is the same for every code: (row, 1) times
+    # (code, -|code|² / 2). As one product: a term added to it would be one more pass over all.
+    rows = functional.pad(rows, (0, 1), value=1.0)
+    weights = torch.cat([codebook, codebook.square().sum(1, keepdim=True) / -2], 1).T
     at_once = _SCORES_AT_ONCE.get(rows.device.type, _SCORES_AT_ONCE_ELSEWHERE)
     size = max(1, at_once // len(codebook))
     # Made first: small results between the large scores would break the memory into pieces.
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         for part, chosen in zip(rows.split(size), codes.split(size), strict=True):
-            scores = torch.addmm(penalty, part, codebook.T, beta=-1)
-            torch.argmax(scores, 1, out=chosen)  # the first of the highest
+            torch.argmax(part @ weights, 1, out=chosen)  # the first of the highest
     return codes
 
 
