@@ -47,7 +47,7 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     if not (folder / _MODEL_IN_RUN).is_dir():
         raise CheckpointError(
             f"The run has no finished model yet: `{folder_or_name}`. Run the command that began "
-            "it again; it goes on where it stopped."
+            "it again; it goes on where it stopped. After `fit-tokenizer` it is `fit-transformer`."
         )
     return folder / _MODEL_IN_RUN
 

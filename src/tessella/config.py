@@ -68,14 +68,21 @@ def _explain(kind: type[Settings], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         if name in names:
             part = name.rpartition(".")[0]
-            return f"Setting `{name}` belongs to another kind of `{part}`; set `{part}.name` too."
+            return (
+                f"Setting `{name}` belongs to another kind of `{part}` than the one that is named. "
+                f"Leave it out, or name that kind by `{part}.name`."
+            )
         near = _nearest(name, names)
         hint = f"; did you mean `{near}`?" if near else f". Known are: {', '.join(names)}."
         return f"Unknown setting `{name}`{hint}"
     what = f"Setting `{name}`" if name else "Settings"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    got = "" if error["type"] == "missing" else f" got: `{error['input']}`;"
+    # Of a whole section its message says what matters; all its settings would bury that.
+    is_section = not name or any(n.startswith(f"{name}.") for n in names)
+    got = f" got: `{error['input']}`;"
+    if error["type"] == "missing" or (is_section and error["type"] == "value_error"):
+        got = ""
     return f"{what}:{got} {message}."
 
 

@@ -58,8 +58,9 @@ class PerceptualLossSettings(Settings):
     normalize: bool = True
     """Compares the direction of the feature vector at each place, not its length."""
     weights: Path | None = None
-    """File of ResNet-18's weights. Without it: the file that the environment variable
-    TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
+    """File of ResNet-18's weights: torchvision's .pth, the same as .safetensors, or an .npz with
+    batch norm folded, which may end at an earlier layer. Without it: the file that the
+    environment variable TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from tessella.bundled import find_model, find_tokenizer
 from tessella.config import build, read_config
 from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
@@ -36,7 +37,7 @@ from tessella.evaluation.model import evaluate_model
 from tessella.files import remove_leftovers, write_json
 from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
 from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
 from tessella.training.checkpoint import load_latest_checkpoint
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import (
@@ -110,6 +111,9 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         remove_leftovers(request.out)
     # Before the others are let in: the first one writes run.json once all know that it is new.
     recipe, is_new = resolve_run(request, accelerator)
+    if is_new:
+        with accelerator.main_process_first():
+            _require_what_is_named(recipe)
     with accelerator.main_process_first():
         data = _prepare_data(request, recipe, console)
         text_tokenizer = _create_text_tokenizer(recipe, data, request.out, is_new)
@@ -276,6 +280,20 @@ class _Run:
         values = self._recipe.model_dump(mode="json", include=set(sections))
         parts = [values, self._data.train.fingerprint, self._request.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _require_what_is_named(recipe: Recipe) -> None:
+    """Finds what a recipe names, before data is read and the folder becomes a run.
+
+    Raises:
+        ConfigError: weights of a loss are not to be found.
+        CheckpointError: a model to start from is not there.
+    """
+    ReconstructionLoss(recipe.tokenizer_training.loss)
+    if recipe.tokenizer_training.start_from is not None:
+        find_tokenizer(recipe.tokenizer_training.start_from)
+    if recipe.transformer_training.start_from is not None:
+        find_model(recipe.transformer_training.start_from)
 
 
 def _create_text_tokenizer(

@@ -57,7 +57,8 @@ class TokenizerTrainingSettings(TrainingSettings):
         if adversarial.weight and 0 < self.images <= begins:
             raise ValueError(
                 f"the discriminator would count from {begins:,} images on, and training ends at "
-                f"{self.images:,}. Lower loss.adversarial.start_images and .warmup_images"
+                f"{self.images:,}. Lower loss.adversarial.start_images and .warmup_images, for "
+                f"example to {self.images // 2} and {self.images // 20}"
             )
         return self
 

@@ -1,6 +1,7 @@
 """Begins a stage with weights that were learned before, instead of random ones."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,11 +78,21 @@ def load_text_tokenizer(folder: str | Path) -> TextTokenizer:
 
 
 def _require_same(section: str, old: Settings, new: Settings) -> None:
-    before, now = old.model_dump(mode="json"), new.model_dump(mode="json")
+    before, now = _flatten(section, old), _flatten(section, new)
     changed = [name for name in before | now if before.get(name) != now.get(name)]
     if changed:
         name = changed[0]
         raise ConfigError(
-            f"The {section} to start from has other settings: {section}.{name} is "
-            f"`{before.get(name)}` there, here `{now.get(name)}`. Set it to the same."
+            f"The {section} to start from has other settings: {name} is `{before.get(name)}` "
+            f"there, here `{now.get(name)}`. Set it to the same."
         )
+
+
+def _flatten(prefix: str, settings: Settings) -> dict[str, Any]:
+    """Names every setting of a section and of the sections in it."""
+    flat: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        inner = isinstance(value, Settings)
+        flat |= _flatten(f"{prefix}.{name}", value) if inner else {f"{prefix}.{name}": value}
+    return flat

@@ -201,6 +201,21 @@ def test_a_part_without_images_is_its_model_s(whole: Path, pictures: Path, tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tokenizer_training.start_from=nowhere",
+        "transformer_training.start_from=nowhere",
+        "tokenizer_training.loss.perceptual={layers={conv1=1.0},weights='nowhere.npz'}",
+    ],
+)
+def test_what_is_not_there_claims_no_folder(word: str, pictures: Path, tmp_path: Path) -> None:
+    """The corrected command used to be refused: the folder had become a run of the wrong one."""
+    with pytest.raises((CheckpointError, ConfigError), match="nowhere"):
+        call(tmp_path / "run", pictures, word)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
 def test_weights_that_do_not_go_together_are_refused(
     whole: Path, pictures: Path, tmp_path: Path
 ) -> None:
