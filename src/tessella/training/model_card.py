@@ -68,6 +68,7 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
         "",
         f"- Image tokenizer: `{recipe.tokenizer.network}`, "
         f"{facts.parameters['tokenizer'] / 1e6:.2f} M parameters, {_describe_tokenizer(recipe)}",
+        *_describe_loss(recipe),
         f"- Transformer: objective `{recipe.objective.name}`, "
         f"{facts.parameters['transformer'] / 1e6:.2f} M parameters, "
         f"{_describe_length(recipe.transformer_training)}",
@@ -93,6 +94,18 @@ def _describe_tokenizer(recipe: Recipe) -> str:
     settings = recipe.tokenizer_training
     part = "its decoder alone, " if settings.learn == "decoder" else ""
     return part + _describe_length(settings)
+
+
+def _describe_loss(recipe: Recipe) -> list[str]:
+    """Says what the tokenizer's reconstructions were compared by, a line; none for a palette."""
+    if recipe.tokenizer.network == "palette":
+        return []
+    loss = recipe.tokenizer_training.loss
+    weights = {"pixel MSE": loss.mse, "L1": loss.l1, "LPIPS": loss.lpips}
+    weights |= {f"ResNet-18 {layer}": weight for layer, weight in loss.perceptual.layers.items()}
+    weights["discriminator"] = loss.adversarial.weight
+    parts = [f"{weight:g} {name}" for name, weight in weights.items() if weight]
+    return [f"- Its loss: {', '.join(parts)}"]
 
 
 def _describe_length(settings: TrainingSettings) -> str:

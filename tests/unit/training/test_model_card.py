@@ -7,7 +7,7 @@ from tessella.training.model_card import CardFacts, write_card
 from tessella.training.recipe import resolve_recipe
 
 
-def card(**changes: object) -> str:
+def card(*words: str, preset: str = "small", **changes: object) -> str:
     facts = {
         "sources": ["stickers", "scenes:100"],
         "counts": {
@@ -27,9 +27,9 @@ def card(**changes: object) -> str:
         "seed": 42,
     }
     recipe = resolve_recipe(
-        "small",
+        preset,
         None,
-        ["tokenizer_training.images=280000", "transformer_training.images=1230000"],
+        ["tokenizer_training.images=280000", "transformer_training.images=1230000", *words],
     )
     return write_card(recipe, CardFacts(**(facts | changes)))  # type: ignore[arg-type]
 
@@ -44,6 +44,7 @@ def test_the_facts_are_there() -> None:
         "11,728 to train on, 617 kept out, 7 skipped",
         "Licence of the data: CC0-1.0",
         "1.23 M parameters, 280,000 images seen",
+        "- Its loss: 1 pixel MSE\n",
         "objective `any_order`, 9.88 M parameters, 1,230,000 images seen",
         "Seed: 42",
         "| reconstruction_psnr | 28.77 | dB, first 512 images |",
@@ -52,6 +53,23 @@ def test_the_facts_are_there() -> None:
         "samples.png",
     ):
         assert fact in text, fact
+
+
+def test_how_the_tokenizer_came_to_what_it_knows() -> None:
+    loss = "tokenizer_training.loss"
+    text = card(
+        f"{loss}.perceptual.layers={{conv1=0.05,layer2=0.1}}",
+        f"{loss}.adversarial.weight=0.2",
+        "tokenizer_training.learn=decoder",
+        "tokenizer_training.start_from=runs/first",
+    )
+    assert "its decoder alone, 280,000 images seen after those of `first`" in text
+    assert (
+        "loss: 1 pixel MSE, 0.05 ResNet-18 conv1, 0.1 ResNet-18 layer2, 0.2 discriminator" in text
+    )
+    palette = card(preset="palette")
+    assert "its colours chosen by k-means" in palette
+    assert "loss" not in palette
 
 
 def test_the_header_is_what_model_hubs_read() -> None:
