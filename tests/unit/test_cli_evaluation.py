@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessella.cli.evaluation import evaluate
+from tessella.cli import app
 from tessella.config import build
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
@@ -88,9 +87,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: object) -> Any:
     """Runs the command in this process; what is no exit is raised."""
-    app = typer.Typer()
-    app.command()(evaluate)
-    words = [*arguments, "--device", "cpu", "--set", "data.workers=1"]
+    words = ["evaluate", *arguments, "--device", "cpu", "--set", "data.workers=1"]
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessella.cli.probe import probe
+from tessella.cli import app
 from tessella.evaluation.probe import draw_noise
 from tessella.files import write_tensors
 from tessella.images import to_float
@@ -45,9 +44,7 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) ->
 
 def run(*arguments: object) -> Any:
     """Runs the command in this process; what is no exit is raised."""
-    app = typer.Typer()
-    app.command()(probe)
-    words = [*map(str, arguments), "--size", str(SIZE)]
+    words = ["probe", *map(str, arguments), "--size", str(SIZE)]
     result = CliRunner().invoke(app, words)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -210,9 +207,7 @@ def test_what_is_refused() -> None:
 
 def test_what_is_wrong_usage() -> None:
     """Below 32 pixels a place of layer4 is all padding."""
-    app = typer.Typer()
-    app.command()(probe)
-    result = CliRunner().invoke(app, ["a.png", "b.png", "--size", "31"])
+    result = CliRunner().invoke(app, ["probe", "a.png", "b.png", "--size", "31"])
     assert result.exit_code == 2
     assert "--size" in result.stderr
     assert run().exit_code == 2

@@ -169,7 +169,7 @@ class _Run:
         settings = self._recipe.tokenizer_training
         torch.manual_seed(self._request.seed)
         tokenizer = ImageTokenizer(self._recipe.tokenizer)
-        if settings.start_from is not None and not self._is_begun("tokenizer"):
+        if settings.start_from is not None and not self._has_checkpoint("tokenizer"):
             whole = start_tokenizer(tokenizer, settings.start_from)
             if not whole and not settings.images:
                 raise ConfigError(
@@ -222,7 +222,7 @@ class _Run:
         settings = self._recipe.transformer_training
         torch.manual_seed(self._request.seed)
         transformer = Transformer(self._recipe.transformer, model.transformer.shape)
-        if settings.start_from is not None and not self._is_begun("transformer"):
+        if settings.start_from is not None and not self._has_checkpoint("transformer"):
             codebook = None if settings.images else model.tokenizer.codebook
             start_transformer(transformer, settings.start_from, codebook)
         stage = TransformerStage(
@@ -267,7 +267,7 @@ class _Run:
             fingerprint=fingerprint,
         )
 
-    def _is_begun(self, stage: str) -> bool:
+    def _has_checkpoint(self, stage: str) -> bool:
         """Whether a stage has a checkpoint, which goes before the weights that it started from."""
         folder = self._request.out / stage / CHECKPOINTS_FOLDER
         return load_latest_checkpoint(folder) is not None
