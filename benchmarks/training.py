@@ -134,9 +134,9 @@ def time_loop(stage: Stage[nn.Module], settings: TrainingSettings, folder: Path)
     ended: list[float] = []
     evaluate = stage.evaluate
 
-    def stop_clock(average: nn.Module, device: torch.device) -> object:
+    def stop_clock(average: nn.Module, device: torch.device, images_seen: int) -> object:
         ended.append(time.perf_counter())
-        return evaluate(average, device)
+        return evaluate(average, device, images_seen)
 
     stage.evaluate = stop_clock  # type: ignore[method-assign,assignment]
     accelerator = create_accelerator("cpu")
