@@ -31,6 +31,7 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import parse_caption
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy
+from tessella.objectives import create_transformer
 from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
@@ -38,7 +39,6 @@ from tessella.training.codes import prepare_codes
 from tessella.training.loop import Stage, create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
-from tessella.transformer import Transformer
 
 SHOWN_IMAGES = 500
 CPU = torch.device("cpu")
@@ -92,7 +92,9 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
 
         def make() -> Stage[torch.nn.Module]:
             torch.manual_seed(options.seed)
-            fresh = Transformer(recipe.transformer, model.transformer.shape)
+            fresh = create_transformer(
+                recipe.objective, recipe.transformer, model.transformer.shape
+            )
             return TransformerStage(model.with_transformer(fresh), settings, data.sides, codes)
 
     pace = measure_pace(make(), settings, accelerator, seconds=min(5.0, options.seconds))

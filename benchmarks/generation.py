@@ -81,11 +81,12 @@ def measure_passes(
     model: TextToImage, prompts: list[str], settings: object, repeats: int
 ) -> dict[str, object]:
     """Measures a batch's codes in forward passes, in turn; also with the decoder on both sides."""
-    tokens = model.text_tokenizer.encode(prompts)
+    text = model.encode_text(prompts)
     request = GenerationRequest(
-        text_tokens=tokens,
-        empty_tokens=model.text_tokenizer.encode([""]),
+        text=text,
+        negative_text=model.encode_text([""]),
         prompt_of=torch.arange(len(prompts)),
+        negative_of=torch.zeros(len(prompts), dtype=torch.int64),
         seeds=range(len(prompts)),
         settings=settings,
     )
@@ -102,7 +103,7 @@ def measure_passes(
 
     @torch.inference_mode()
     def full_pass() -> None:
-        memory = model.transformer.read_text(tokens)
+        memory = model.transformer.read_text(text)
         memory = model.transformer.read_codes(memory, codes[:, :-1], places[:, :-1])
         model.transformer.ask(memory, places, torch.arange(num_places))
 

@@ -37,6 +37,7 @@ from harness import (
     write_result,
 )
 from tessella.data.prepare import prepare
+from tessella.objectives import create_transformer
 from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
@@ -44,7 +45,6 @@ from tessella.training.loop import Stage, TrainingSettings, create_accelerator, 
 from tessella.training.optimizer import MuonAdamW
 from tessella.training.recipe import resolve_recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
-from tessella.transformer import Transformer
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         grid = model.config.grid
         codes = {
             side: np.random.default_rng(0)
-            .integers(recipe.tokenizer.quantizer.codebook_size, size=(len(images), *grid))
+            .integers(recipe.tokenizer.quantizer.codebook_size, size=(1, len(images), *grid))
             .astype(np.uint16)
             for side, images in data.sides.items()
         }
@@ -79,7 +79,9 @@ def main() -> None:
             return TokenizerStage(tokenizer, settings, data.sides, torch.device("cpu"))
 
         def transformer_stage() -> Stage[nn.Module]:
-            fresh = Transformer(recipe.transformer, model.transformer.shape)
+            fresh = create_transformer(
+                recipe.objective, recipe.transformer, model.transformer.shape
+            )
             settings = recipe.transformer_training
             return TransformerStage(model.with_transformer(fresh), settings, data.sides, codes)
 

@@ -1,6 +1,5 @@
 """One suite for every objective: what learning and generating must be, whatever the rule."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,65 +8,120 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.errors import ConfigError
 from tessella.objectives import (
-    AnyOrder,
     AnyOrderSettings,
+    AutoregressiveSettings,
     GenerationRequest,
     GenerationSettings,
     GenerationStep,
-    LatentMSE,
     LatentMSESettings,
+    MaskedSettings,
     Objective,
     Painted,
+    ParallelSettings,
+    SharedLatentSettings,
+    SharedLatentTransformer,
     create_objective,
+    create_transformer,
 )
-from tessella.objectives.sampling import halton_order
+from tessella.objectives.sampling import split_places
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 from tessella.training.stages import TransformerLearner
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
-OBJECTIVES = {
-    "any_order": create_objective(AnyOrderSettings()),
-    "latent_mse": create_objective(LatentMSESettings()),
+SETTINGS = {
+    settings.name: settings
+    for settings in (
+        AnyOrderSettings(),
+        AutoregressiveSettings(),
+        LatentMSESettings(),
+        MaskedSettings(),
+        ParallelSettings(),
+        SharedLatentSettings(),
+    )
 }
+OBJECTIVES = {name: create_objective(settings) for name, settings in SETTINGS.items()}
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
-LAYS_CODES = pytest.mark.parametrize("objective", [OBJECTIVES["any_order"]], ids=["any_order"])
+SAMPLING = ["any_order", "autoregressive", "masked", "parallel"]
+"""Those that draw codes; the others paint the same whatever the seed."""
+SAMPLES = pytest.mark.parametrize("objective", [OBJECTIVES[n] for n in SAMPLING], ids=SAMPLING)
+ORDERED = ["any_order", "masked"]
+"""Those that may go in any order, in any number of steps."""
+ORDERS = [
+    (name, order) for name in ORDERED for order in ("auto", "random", "halton", "confidence")
+] + [(name, "auto") for name in OBJECTIVES if name not in ORDERED]
 
 K, GRID, PAD = 7, (3, 4), 0
 N = GRID[0] * GRID[1]
 SHAPE = TransformerShape(
-    vocabulary_size=11, max_text_tokens=6, pad_id=PAD, codebook_size=K, num_places=N
+    vocabulary_size=11, max_text_tokens=6, pad_id=PAD, codebook_size=K, grid=GRID, code_width=2
 )
 # Three prompts: a word, three words, another word.
 TEXT = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2], [1, 9, 2, PAD, PAD]])
-EMPTY = torch.tensor([[1, 2]])
+# What guidance moves away from: nothing, and something longer than any prompt.
+NEGATIVE = torch.tensor([[1, 2, PAD, PAD, PAD, PAD], [1, 4, 10, 3, 4, 2]])
+EMPTY = NEGATIVE[:1, :2]
 CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
 
 
-def create(width: int = 16, scale: float = 0.5) -> Transformer:
+def create(name: str, scale: float = 0.5) -> Transformer:
+    """The network of an objective whose every weight matters."""
     torch.manual_seed(0)
-    made = Transformer(TransformerSettings(width=width, depth=2, heads=2), SHAPE).eval()
+    size = TransformerSettings(width=16, depth=2, heads=2)
+    made = create_transformer(SETTINGS[name], size, SHAPE).eval()
     for parameter in made.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=scale)
     return made
 
 
-TRANSFORMER = create().requires_grad_(False)
+NETWORKS = {name: create(name).requires_grad_(False) for name in OBJECTIVES}
 
 
-def request(prompt_of: Sequence[int], seeds: Sequence[int], **changes: Any) -> GenerationRequest:
-    """Asks for one picture a seed."""
-    settings = GenerationSettings().replace(**{"temperature": 1.0, "steps": 4, **changes})
-    return GenerationRequest(TEXT, EMPTY, torch.tensor(prompt_of), seeds, settings)
+def request(
+    prompt_of: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    negative_of: Sequence[int] | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
+    **changes: Any,
+) -> GenerationRequest:
+    """Asks for one picture a seed; `known` is which places and their codes."""
+    negative_of = [0] * len(prompt_of) if negative_of is None else negative_of
+    return GenerationRequest(
+        text=TEXT,
+        negative_text=NEGATIVE,
+        prompt_of=torch.tensor(prompt_of),
+        negative_of=torch.tensor(negative_of),
+        seeds=seeds,
+        settings=GenerationSettings().replace(**{"temperature": 1.0, "steps": 4, **changes}),
+        known=None if known is None else known[0],
+        known_codes=None if known is None else known[1],
+    )
 
 
 def generate(objective: Objective, asked: GenerationRequest, **more: Any) -> Painted:
-    return objective.generate(TRANSFORMER, CODEBOOK, GRID, asked, **more)
+    return objective.generate(NETWORKS[objective.name], CODEBOOK, GRID, asked, **more)
+
+
+def generate_codes(objective: Objective, asked: GenerationRequest) -> Tensor:
+    """Codes (B, N)."""
+    codes = generate(objective, asked).codes
+    assert codes is not None
+    return codes.flatten(1)
 
 
 def draw_codes(batch: int) -> Tensor:
     return torch.randint(K, (batch, *GRID), generator=torch.Generator().manual_seed(2))
+
+
+def draw_known(batch: int, count: int) -> tuple[Tensor, Tensor]:
+    """Places of each picture's own and their codes; -1 where nothing may look."""
+    generator = torch.Generator().manual_seed(6)
+    rank = torch.stack([torch.randperm(N, generator=generator) for _ in range(batch)])
+    known = rank < count
+    return known, draw_codes(batch).flatten(1).masked_fill(~known, -1)
 
 
 # To learn.
@@ -75,8 +129,7 @@ def draw_codes(batch: int) -> Tensor:
 
 @EVERY
 def test_the_loss_teaches_the_transformer_and_not_the_codebook(objective: Objective) -> None:
-    torch.manual_seed(0)
-    transformer, codebook = create(), nn.Parameter(CODEBOOK.clone())
+    transformer, codebook = create(objective.name), nn.Parameter(CODEBOOK.clone())
     learner = TransformerLearner(transformer, objective, codebook).train()
     result = learner(TEXT, draw_codes(3))
     assert result.loss.shape == ()
@@ -85,10 +138,13 @@ def test_the_loss_teaches_the_transformer_and_not_the_codebook(objective: Object
     result.loss.backward()
     assert codebook.grad is None
     assert "codebook" not in learner.state_dict()
-    for name in ("text_embedding", "place_embedding", "out"):
-        assert transformer.get_submodule(name).weight.grad.abs().sum() > 0, name
-    for matrix in transformer.hidden_matrices():
-        assert matrix.grad.abs().sum() > 0
+    idle = {n for n, p in transformer.named_parameters() if p.grad is None or not p.grad.any()}
+    # What reads codes has nothing to learn where only the text is read.
+    reads_text_alone = ("latent_mse", "parallel", "shared_latent")
+    expected = {"code_embedding.weight"} if objective.name in reads_text_alone else set()
+    if objective.name == "shared_latent":
+        expected |= {"out.weight", "out.bias"}
+    assert idle == expected
 
 
 @EVERY
@@ -97,131 +153,66 @@ def test_the_loss_is_a_mean_over_pictures(objective: Objective) -> None:
     drawn."""
     codes = draw_codes(1)
     losses = {}
-    for copies in (1, 64):
-        torch.manual_seed(0)
+    torch.manual_seed(0)
+    for copies in (1, 128):
         losses[copies] = torch.stack(
             [
                 objective.compute_loss(
-                    TRANSFORMER,
+                    NETWORKS[objective.name],
                     CODEBOOK,
                     TEXT[:1].expand(copies, -1),
                     codes.expand(copies, -1, -1),
                 ).loss
-                for _ in range(64 // copies)
+                for _ in range(128 // copies)
             ]
         ).mean()
-    spread = 0.1 if isinstance(objective, AnyOrder) else 1e-5
-    assert losses[1].item() == pytest.approx(losses[64].item(), rel=spread)
-
-
-def test_any_order_is_every_question_asked_by_itself() -> None:
-    """Brute force: for each place a fresh reading of the text and of the codes before it."""
-    torch.manual_seed(3)
-    codes, orders = draw_codes(3), []
-    ask = TRANSFORMER.ask
-
-    class Spy:
-        """The transformer, watched for the order that was drawn."""
-
-        read_text = staticmethod(TRANSFORMER.read_text)
-        read_codes = staticmethod(TRANSFORMER.read_codes)
-
-        @staticmethod
-        def ask(memory: Any, places: Tensor, visible: Tensor) -> Tensor:
-            orders.append(places)
-            return ask(memory, places, visible)
-
-    made = AnyOrder().compute_loss(Spy(), CODEBOOK, TEXT, codes)  # type: ignore[arg-type]
-    [order] = orders
-    assert torch.equal(order.sort(1).values, torch.arange(N).expand(3, -1))
-    assert len({tuple(row) for row in order.tolist()}) == 3  # each picture's is its own
-
-    flat, losses, right = codes.flatten(1), [], 0
-    for picture, index in itertools.product(range(3), range(N)):
-        memory = TRANSFORMER.read_text(TEXT[picture : picture + 1])
-        for place in order[picture, :index].tolist():
-            memory = TRANSFORMER.read_codes(
-                memory, flat[picture, place].reshape(1, 1), torch.tensor([[place]])
-            )
-        place = int(order[picture, index])
-        [[logits]] = TRANSFORMER.ask(memory, torch.tensor([[place]]), torch.tensor([index]))
-        losses.append(functional.cross_entropy(logits, flat[picture, place]))
-        right += int(logits.argmax() == flat[picture, place])
-    assert made.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
-    assert made.accuracy.item() == pytest.approx(right / (3 * N))
-
-
-def test_any_order_draws_a_fresh_order_each_time() -> None:
-    losses = {
-        AnyOrder().compute_loss(TRANSFORMER, CODEBOOK, TEXT, draw_codes(3)).loss.item()
-        for _ in range(4)
-    }
-    assert len(losses) == 4
-
-
-class Fixed(nn.Module):
-    """A transformer of two places and three codes that always answers the same."""
-
-    shape = TransformerShape(4, 4, PAD, codebook_size=3, num_places=2)
-
-    def __init__(self, shares: list[list[float]]) -> None:
-        super().__init__()
-        self.logits = torch.tensor(shares).log()
-
-    def read_text(self, text_tokens: Tensor) -> Any:
-        return TRANSFORMER.read_text(text_tokens)
-
-    def ask(self, memory: Any, places: Tensor, visible: Tensor) -> Tensor:
-        assert places.tolist() == [[0, 1]] * len(places)
-        assert visible.tolist() == [0, 0]
-        return self.logits.expand(len(places), -1, -1)
-
-
-def test_latent_mse_by_hand() -> None:
-    """Codes 0, 4 and 8 on a line; expected 4·½ + 8·¼ = 4 and 0; the picture has 8 and 4.
-
-    The squares are 16 and 16: the mean is 16. The likeliest codes are 1 and 0: none is right.
-    """
-    fixed: Any = Fixed([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]])
-    codebook = torch.tensor([[0.0], [4.0], [8.0]])
-    made = LatentMSE().compute_loss(fixed, codebook, TEXT[:1], torch.tensor([[[2, 1]]]))
-    assert made.loss.item() == pytest.approx(16.0)
-    assert made.accuracy.item() == 0.0
-    painted = LatentMSE().generate(fixed, codebook, (1, 2), request([0, 1], [1, 2]))
-    assert painted.codes is None
-    assert painted.latent.tolist() == [[[[4.0, 0.0]]]] * 2
+    spread = 0.1 if objective.name in ORDERED else 1e-5
+    assert losses[1].item() == pytest.approx(losses[128].item(), rel=spread)
 
 
 @EVERY
 def test_a_toy_mapping_is_learned_and_painted(objective: Objective) -> None:
     """Three captions, three mosaics: after some hundred steps the right one is painted."""
     torch.manual_seed(0)
-    transformer = Transformer(TransformerSettings(width=32, depth=2, heads=2), SHAPE).train()
-    codes = draw_codes(3)
+    # Codes well apart, as a trained codebook's are.
+    codebook, codes = functional.one_hot(torch.arange(K), K).float(), draw_codes(3)
+    shape = TransformerShape(11, 6, PAD, codebook_size=K, grid=GRID, code_width=K)
+    size = TransformerSettings(width=32, depth=2, heads=2)
+    transformer = create_transformer(SETTINGS[objective.name], size, shape).train()
     hidden = transformer.hidden_matrices()
     inside = {id(p) for p in hidden}
     rest = [p for p in transformer.parameters() if id(p) not in inside]
     optimizer = MuonAdamW(
         [{"params": hidden, "muon": True}, {"params": rest, "muon": False}], OptimizerSettings()
     )
-    # Codes well apart, as a trained codebook's are.
-    codebook = functional.one_hot(torch.arange(K), K).float()
-    first = last = 0.0
-    for step in range(200):
-        optimizer.set_learning_rate(1 - step / 200)
+    losses = []
+    for step in range(150):
+        optimizer.set_learning_rate(1 - step / 150)
         made = objective.compute_loss(transformer, codebook, TEXT, codes)
         made.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        last = made.loss.item()
-        first = first or last
-    assert last < first / 30
+        losses.append(made.loss.item())
+    assert losses[-1] < losses[0] / 10
     assert made.accuracy == 1.0
 
     asked = request([2, 0, 1, 0], [5, 6, 7, 8], temperature=0.5)
     painted = objective.generate(transformer.eval(), codebook, GRID, asked)
     nearest = torch.einsum("bchw,kc->bhwk", painted.latent, codebook).argmax(-1)
     assert torch.equal(nearest, codes[[2, 0, 1, 0]])
+
+
+def test_each_objective_has_its_network() -> None:
+    for name, network in NETWORKS.items():
+        expected = SharedLatentTransformer if name == "shared_latent" else Transformer
+        assert type(network) is expected
+        assert OBJECTIVES[name].name == name
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -0.1])
+def test_a_weight_that_cannot_be(weight: float) -> None:
+    with pytest.raises(ConfigError, match=f"`text_weight`: got: `{weight}`"):
+        SharedLatentSettings().replace(text_weight=weight)
 
 
 # To generate.
@@ -232,6 +223,7 @@ def test_what_is_painted(objective: Objective) -> None:
     painted = generate(objective, request([0, 1, 1], [3, 4, 5]))
     assert painted.latent.shape == (3, 2, *GRID)
     assert painted.latent.isfinite().all()
+    assert (painted.codes is None) is (objective.name == "latent_mse")
     if painted.codes is not None:
         assert painted.codes.shape == (3, *GRID)
         assert painted.codes.dtype == torch.int64
@@ -239,31 +231,46 @@ def test_what_is_painted(objective: Objective) -> None:
         assert torch.equal(painted.latent, CODEBOOK[painted.codes].movedim(-1, 1))
 
 
-@EVERY
-@pytest.mark.parametrize("order", ["random", "halton"])
-@pytest.mark.parametrize("steps", [1, 5, N, 4096])
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-def test_every_place_is_laid_once(
-    objective: Objective, order: str, steps: int, guidance_scale: float
-) -> None:
+def watch_steps(objective: Objective, asked: GenerationRequest) -> list[GenerationStep]:
+    """Generates; checks that steps count up, that what is laid stays, and that all is laid."""
     seen: list[GenerationStep] = []
-    asked = request([0, 1, 2], [3, 4, 5], order=order, steps=steps, guidance_scale=guidance_scale)
     painted = generate(objective, asked, watch=seen.append)
-    expected = min(steps, N) if painted.codes is not None else 1
-    assert [step.step for step in seen] == list(range(1, expected + 1))
-    assert {step.steps for step in seen} == {expected}
-    laid = torch.zeros(3, N, dtype=torch.bool)
-    codes = torch.zeros(3, N, dtype=torch.int64)
+    assert [step.step for step in seen] == list(range(1, len(seen) + 1))
+    assert {step.steps for step in seen} == {len(seen)}
+    laid = torch.zeros(len(asked.seeds), N, dtype=torch.bool)
+    codes = torch.zeros(len(asked.seeds), N, dtype=torch.int64)
+    if asked.known is not None and asked.known_codes is not None:
+        laid, codes = asked.known, asked.known_codes.where(asked.known, 0)
     for step in seen:
         assert (step.laid | ~laid).all()  # what is laid stays
-        fresh = step.laid & ~laid
-        assert (fresh.sum(1) >= 1).all()
-        codes = torch.where(fresh, step.codes, codes)
+        codes = torch.where(step.laid & ~laid, step.codes, codes)
         assert torch.equal(step.codes, codes)  # and is not changed; the rest is 0
         laid = step.laid
     assert laid.all()
     if painted.codes is not None:
         assert torch.equal(codes.unflatten(1, GRID), painted.codes)
+    return seen
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_every_place_is_laid_once(name: str, order: str, guidance_scale: float) -> None:
+    for steps in (1, 5, 4096):
+        asked = request(
+            [0, 1, 2], [3, 4, 5], order=order, steps=steps, guidance_scale=guidance_scale
+        )
+        seen = watch_steps(OBJECTIVES[name], asked)
+        before = torch.zeros(3, dtype=torch.int64)
+        sizes = []
+        for step in seen:
+            now = step.laid.sum(1)
+            assert (now == now[0]).all()
+            sizes.append(int((now - before)[0]))
+            before = now
+        if name in ORDERED:
+            assert sizes == split_places(N, steps)
+        else:
+            assert sizes == ([1] * N if name == "autoregressive" else [N])
 
 
 @EVERY
@@ -273,26 +280,36 @@ def test_a_seed_is_a_picture(objective: Objective) -> None:
     assert torch.equal(first, again)
     assert torch.equal(first[0], first[2])
     differs = not torch.equal(first[0], first[1])
-    assert differs is isinstance(objective, AnyOrder)
+    assert differs is (objective.name in SAMPLING)
 
 
-@EVERY
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize(("name", "order"), ORDERS)
+@pytest.mark.parametrize(("guidance_scale", "num_known"), [(1.0, 0), (3.0, 3)])
 def test_the_batch_around_a_picture_does_not_matter(
-    objective: Objective, guidance_scale: float
+    name: str, order: str, guidance_scale: float, num_known: int
 ) -> None:
-    """Alone, beside others, in another order, its prompt shared or not: the same picture."""
-    prompts, seeds = [0, 1, 2, 1, 0, 2, 2], [11, 12, 13, 14, 15, 16, 17]
-    settings = {"guidance_scale": guidance_scale, "steps": 5}
-    together = generate(objective, request(prompts, seeds, **settings))
-    turned = generate(objective, request(prompts[::-1], seeds[::-1], **settings))
-    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        alone = generate(objective, request([prompt], [seed], **settings))
-        for other in (alone.latent[0], turned.latent[-1 - index]):
-            torch.testing.assert_close(other, together.latent[index], atol=1e-5, rtol=1e-5)
-        if together.codes is not None:
-            assert torch.equal(alone.codes[0], together.codes[index])
-            assert torch.equal(turned.codes[-1 - index], together.codes[index])
+    """Alone, beside others, in another order, its prompts shared or not: the same picture.
+
+    `autoregressive` once skipped the first places if all pictures knew them, and drew less then.
+    """
+    prompts, negatives, seeds = [0, 1, 2, 1, 0], [0, 1, 1, 0, 1], [11, 12, 13, 14, 15]
+    known, codes = draw_known(5, num_known)
+
+    def paint(rows: Sequence[int]) -> Tensor:
+        asked = request(
+            [prompts[row] for row in rows],
+            [seeds[row] for row in rows],
+            negative_of=[negatives[row] for row in rows],
+            known=(known[rows], codes[rows]) if num_known else None,
+            guidance_scale=guidance_scale,
+            order=order,
+        )
+        return generate(OBJECTIVES[name], asked).latent
+
+    together, turned = paint([0, 1, 2, 3, 4]), paint([4, 3, 2, 1, 0]).flip(0)
+    torch.testing.assert_close(turned, together, atol=1e-5, rtol=1e-5)
+    for index in range(5):
+        torch.testing.assert_close(paint([index])[0], together[index], atol=1e-5, rtol=1e-5)
 
 
 @EVERY
@@ -302,66 +319,107 @@ def test_the_prompt_matters(objective: Objective) -> None:
     assert not torch.equal(painted[0], painted[2])
 
 
-@LAYS_CODES
+@SAMPLES
 def test_guidance_from_nothing_to_beyond(objective: Objective) -> None:
     prompts, seeds = [0, 1, 2, 0], [1, 2, 3, 4]
 
-    def codes(**changes: Any) -> Tensor:
-        made = generate(objective, request(prompts, seeds, **changes)).codes
-        assert made is not None
-        return made
+    def paint(negative: int = 0, **changes: Any) -> Tensor:
+        return generate_codes(
+            objective, request(prompts, seeds, negative_of=[negative] * 4, **changes)
+        )
 
     # 1 is off; a hair beside 1 takes the guided way and paints the same.
-    assert torch.equal(codes(guidance_scale=1.0000001), codes())
-    # 0 paints the empty prompt.
-    empty = GenerationRequest(
-        EMPTY, EMPTY, torch.zeros(4, dtype=torch.int64), seeds, request([0], [0]).settings
-    )
-    assert torch.equal(codes(guidance_scale=0.0), generate(objective, empty).codes)
-    assert not torch.equal(codes(guidance_scale=5.0), codes())
+    assert torch.equal(paint(guidance_scale=1.0000001), paint())
+    assert torch.equal(paint(negative=1), paint())
+    # 0 paints what guidance moves away from, as a prompt of its own would.
+    for negative, text in enumerate((EMPTY, NEGATIVE[1:])):
+        zeros = torch.zeros(4, dtype=torch.int64)
+        itself = GenerationRequest(text, text, zeros, zeros, seeds, request([0], [0]).settings)
+        made = paint(negative, guidance_scale=0.0)
+        assert torch.equal(made, generate_codes(objective, itself))
+    # Beyond 1 both prompts count.
+    assert not torch.equal(paint(guidance_scale=5.0), paint())
+    assert not torch.equal(paint(guidance_scale=5.0), paint(1, guidance_scale=5.0))
 
 
-@LAYS_CODES
-def test_halton_lays_its_first_places_first(objective: Objective) -> None:
-    seen: list[GenerationStep] = []
-    generate(objective, request([0, 1], [1, 2], order="halton", steps=N), watch=seen.append)
-    laid = [step.laid.nonzero()[:, 1].unflatten(0, (2, -1)) for step in seen]
-    for count, places in enumerate(laid, start=1):
-        expected = halton_order(*GRID)[:count].sort().values
-        assert torch.equal(places, expected.expand(2, -1))
+@SAMPLES
+def test_a_ramp_of_one_step_is_no_ramp(objective: Objective) -> None:
+    """The last step has the scale in full, so only what has steps before it is changed."""
+
+    def paint(schedule: str, steps: int) -> Tensor:
+        asked = {"guidance_schedule": schedule, "steps": steps, "guidance_scale": 6.0}
+        return generate_codes(objective, request([0, 1, 2], [1, 2, 3], **asked))
+
+    one_step = objective.name != "autoregressive"
+    assert torch.equal(paint("linear", 1), paint("constant", 1)) is one_step
+    is_ramped = objective.name != "parallel"
+    assert torch.equal(paint("linear", N), paint("constant", N)) is not is_ramped
 
 
-@LAYS_CODES
+@EVERY
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize("order", ["halton", "confidence"])
+def test_known_codes_are_kept(objective: Objective, guidance_scale: float, order: str) -> None:
+    """None, some and all of the places; what stands where nothing is known is never looked at."""
+    for count in (0, 1, 5, N - 1, N):
+        known, codes = draw_known(3, count)
+        asked = request(
+            [0, 1, 2],
+            [1, 2, 3],
+            known=(known, codes),
+            guidance_scale=guidance_scale,
+            guidance_schedule="linear",
+            order=order,
+        )
+        painted = generate(objective, asked)
+        kept = painted.latent.flatten(2).movedim(1, -1)[known]
+        assert torch.equal(kept, CODEBOOK[codes[known]])
+        if painted.codes is not None:
+            assert torch.equal(painted.codes.flatten(1)[known], codes[known])
+        if count < N:
+            watch_steps(objective, asked)
+        if count == 0:
+            free = request(
+                [0, 1, 2],
+                [1, 2, 3],
+                guidance_scale=guidance_scale,
+                guidance_schedule="linear",
+                order=order,
+            )
+            assert torch.equal(painted.latent, generate(objective, free).latent)
+
+
+@pytest.mark.parametrize("name", ["any_order", "autoregressive", "masked"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_known_codes_are_looked_at(name: str, guidance_scale: float) -> None:
+    """The rest of the picture is another one beside other known codes."""
+    known = (torch.arange(N) < 4).expand(3, -1)
+    changes = {"temperature": 0.0, "order": "halton", "guidance_scale": guidance_scale}
+    painted = [
+        generate_codes(
+            OBJECTIVES[name],
+            request([0, 1, 2], [1, 2, 3], known=(known, torch.full((3, N), code)), **changes),
+        )
+        for code in (0, 3)
+    ]
+    assert (painted[0] != painted[1])[:, 4:].any()
+
+
+@SAMPLES
 def test_without_chance_the_seed_is_only_the_order(objective: Objective) -> None:
-    settings = {"temperature": 0.0, "order": "halton"}
-    painted = generate(objective, request([0, 0], [1, 2], **settings)).codes
-    assert painted is not None
-    assert torch.equal(painted[0], painted[1])
-
-
-@LAYS_CODES
-def test_later_codes_know_the_earlier_ones(objective: Objective) -> None:
-    """One place a step at temperature 0 is the chain of likeliest codes, worked out by itself."""
-    asked = request([1], [9], temperature=0.0, order="halton", steps=N)
-    painted = generate(objective, asked).codes
-    assert painted is not None
-    memory, expected = TRANSFORMER.read_text(TEXT[1:2]), {}
-    for index, place in enumerate(halton_order(*GRID).tolist()):
-        here = torch.tensor([[place]])
-        code = TRANSFORMER.ask(memory, here, torch.tensor([index])).argmax(-1)
-        expected[place] = code.item()
-        memory = TRANSFORMER.read_codes(memory, code, here)
-    assert painted.flatten().tolist() == [expected[place] for place in range(N)]
+    for order in ("halton", "confidence"):
+        changes = {"temperature": 0.0, "order": order, "confidence_temperature": 0.0}
+        painted = generate_codes(objective, request([0, 0], [1, 2], **changes))
+        assert torch.equal(painted[0], painted[1])
 
 
 @EVERY
 def test_generating_leaves_the_rest_alone(objective: Objective) -> None:
     """Neither gradients nor the random numbers of training are touched."""
-    torch.manual_seed(0)
+    transformer = create(objective.name)
     state = torch.get_rng_state()
-    transformer = create()
-    torch.set_rng_state(state)
     painted = objective.generate(transformer, CODEBOOK, GRID, request([0], [1]))
     assert torch.equal(torch.get_rng_state(), state)
     assert not painted.latent.requires_grad
+    assert all(p.grad is None for p in transformer.parameters())
     assert torch.is_grad_enabled()

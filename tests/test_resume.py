@@ -126,7 +126,7 @@ def transformer_stage(objective: str, data: Data) -> TransformerStage:
     text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
     rng = np.random.default_rng(0)
     codes = {
-        side: rng.integers(32, size=(len(images), *config.grid)).astype(np.uint16)
+        side: rng.integers(32, size=(2, len(images), *config.grid)).astype(np.uint16)
         for side, images in data.items()
     }
     settings = TransformerTrainingSettings(caption_dropout=0.3)

@@ -12,6 +12,7 @@ Importing this package costs nothing: torch is imported by what needs it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessella.bundled import DEFAULT_MODEL as _DEFAULT_MODEL
 from tessella.errors import (
     CheckpointError,
     ConfigError,
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 
-def load(folder_or_name: str | Path = "scenes", device: str = "auto") -> "TextToImage":
+def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "TextToImage":
     """Loads a model, ready to paint.
 
     Args:

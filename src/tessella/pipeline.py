@@ -1,156 +1,87 @@
-"""TextToImage: prompts in, pictures out; the model folder that holds all it needs.
+"""TextToImage: what a person asks of a model, and the folder that it is loaded from.
 
-prompt ─ text ─▶ text tokens ─ transformer + objective ─▶ codes ─ tokenizer ─▶ picture
+A request becomes canvases (what of each picture is known), `Painter` lays and decodes them, and
+what was to stay of a picture is put back, pixel for pixel.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
-from torch import Tensor, nn
 
-from tessella import config
-from tessella.config import Settings
-from tessella.errors import CheckpointError, ConfigError, GenerationError
-from tessella.files import new_folder, read_tensors, write_json, write_tensors, write_text
-from tessella.images import Pixels, fit_square, save_png, to_float, to_uint8
-from tessella.objectives import (
-    AnyOrderSettings,
-    GenerationRequest,
-    GenerationSettings,
-    Objective,
-    ObjectiveSettings,
-    StepCallback,
-    create_objective,
+from tessella.canvas import (
+    KnownCodes,
+    Mask,
+    check_margins,
+    find_grid,
+    fit_images,
+    fit_mask,
+    half_mask,
 )
-from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
-from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+from tessella.errors import ConfigError, GenerationError
+from tessella.files import new_folder, write_json, write_tensors, write_text
+from tessella.images import Pixels, save_png
+from tessella.model_folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
+    ModelConfig,
+    TrainedTokenizer,
+    choose_device,
+    damaged_config,
+    load_weights,
+    read_config,
+)
+from tessella.objectives import StepCallback, create_transformer
+from tessella.painting import PaintedPixels, Painter, Scores, check_prompts, list_seeds
+from tessella.text import TEXT_FILE, TextEncoder, load_text
+from tessella.tokenizer import ImageTokenizer
+from tessella.transformer import Transformer, TransformerShape
 
-FORMAT = 1
-"""Of the model folder; goes up when an older tessella could no longer read it."""
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.safetensors"
-TRANSFORMER_FILE = "transformer.safetensors"
-TEXT_FILE = "text_tokenizer.json"
-CARD_FILE = "README.md"
-METRICS_FILE = "metrics.json"
-SAMPLES_FILE = "samples.png"
-
-MAX_COUNT = 10_000
-MAX_SEED = 2**63 - 1
-_BATCH = 16
-
-
-class ModelConfig(Settings):
-    """All settings that a model folder needs to be loaded again."""
-
-    format: int = FORMAT
-    """Format of the model folder."""
-    image_size: int = Field(64, ge=8)
-    """Side of the pictures, in pixels."""
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    """The image tokenizer."""
-    transformer: TransformerSettings = TransformerSettings()
-    """The transformer."""
-    objective: ObjectiveSettings = AnyOrderSettings()
-    """The objective that it learned."""
-    generation: GenerationSettings = GenerationSettings()
-    """How it paints unless told otherwise."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Places of a picture, (h, w)."""
-        side = self.image_size // self.tokenizer.downsampling
-        return side, side
+__all__ = [
+    "METRICS_FILE",
+    "TEXT_FILE",
+    "KnownCodes",
+    "ModelConfig",
+    "PaintedPixels",
+    "Scores",
+    "TextToImage",
+    "TrainedTokenizer",
+    "choose_device",
+    "half_mask",
+]
 
 
-@dataclass(frozen=True)
-class PaintedPixels:
-    """Pictures as pixels, with the codes that they are made of."""
+class TextToImage(Painter):
+    """A trained model: paints prompts, changes pictures, scores and reconstructs them.
 
-    pixels: Pixels  # (B, S, S, 3) uint8
-    codes: Tensor | None  # (B, h, w) int64; None where the objective lays no codes
+    What paints takes the same words:
 
+        count             pictures a prompt
+        seed              where their random numbers start: picture i, counted from 0, has
+                          seed + i · best_of. The same request gives the same pictures
+        negative_prompt   what guidance moves away from, instead of from no prompt
+        best_of           candidates a picture: those with its seed and the best_of - 1 next
+                          ones. That which gains most likelihood by the prompt is kept
+        on_step           called after each step of a batch with the codes so far (of a larger
+                          picture: of the window that is being laid)
+        **settings        those of `GenerationSettings` that differ from the model's own: steps,
+                          temperature, top_k, top_p, guidance_scale, order, …
 
-@dataclass(frozen=True)
-class TrainedTokenizer:
-    """An image tokenizer as training left it, alone or as a part of a model."""
-
-    config: ModelConfig  # of which the transformer's part means nothing where there is none
-    tokenizer: ImageTokenizer  # in eval mode
-
-    @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> "TrainedTokenizer":
-        """Loads the tokenizer of a model folder, or of what `fit-tokenizer` left.
-
-        Raises:
-            CheckpointError: a file is missing, damaged, foreign or of another format.
-            ConfigError: the device is not there.
-        """
-        folder = Path(folder)
-        config = _read_config(folder)
-        with _damaged_config(folder):
-            tokenizer = ImageTokenizer(config.tokenizer)
-        _load_weights(tokenizer, folder / TOKENIZER_FILE)
-        return cls(config, tokenizer.eval().requires_grad_(False).to(choose_device(device)))
-
-    def save(self, folder: Path) -> None:
-        """Writes settings and weights, whole or not at all.
-
-        Raises:
-            CheckpointError: they cannot be written; what was there stays.
-        """
-        with new_folder(folder, what="the image tokenizer") as building:
-            write_json(building / CONFIG_FILE, self.config.model_dump(mode="json"))
-            write_tensors(building / TOKENIZER_FILE, self.tokenizer.state_dict())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tokenizer is."""
-        return self.tokenizer.codebook.device
-
-    @torch.inference_mode()
-    def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
-
-        Args:
-            images: of any size; cropped to the square in the middle and resized.
-        """
-        made = []
-        for image in images:
-            square = to_float(fit_square(image, self.config.image_size)[None])
-            codes = self.tokenizer.encode(square.to(self.device))
-            made.append(Image.fromarray(to_uint8(self.tokenizer.decode(codes))[0]))
-        return made
-
-
-class TextToImage:
-    """A trained model: paints prompts, reconstructs pictures."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        text_tokenizer: TextTokenizer,
-        tokenizer: ImageTokenizer,
-        transformer: Transformer,
-    ) -> None:
-        """Joins parts that belong together; `TextToImage.load` does it from a folder."""
-        self.config = config
-        self.text_tokenizer = text_tokenizer
-        self.tokenizer = tokenizer
-        self.transformer = transformer
-        self.objective: Objective = create_objective(config.objective)
+    and refuses the same: a `GenerationError` says that a prompt is blank or too long, that a
+    number is out of range, that there is a negative prompt without guidance, or `best_of` with
+    an objective that has no likelihood; a `ConfigError` that a setting is unknown or out of range.
+    """
 
     @classmethod
-    def create(cls, config: ModelConfig, text_tokenizer: TextTokenizer) -> "TextToImage":
+    def create(cls, config: ModelConfig, text_tokenizer: TextEncoder) -> "TextToImage":
         """Builds an untrained model.
 
         Raises:
@@ -163,19 +94,20 @@ class TextToImage:
                 f"Image size must be a multiple of {factor} (the tokenizer's downsampling): "
                 f"`{config.image_size}`. Try {low} or {low + factor}."
             )
-        height, width = config.grid
         shape = TransformerShape(
             vocabulary_size=text_tokenizer.vocabulary_size,
             max_text_tokens=text_tokenizer.max_tokens,
             pad_id=text_tokenizer.pad_id,
             codebook_size=config.tokenizer.quantizer.codebook_size,
-            num_places=height * width,
+            grid=config.grid,
+            code_width=config.tokenizer.quantizer.code_width,
+            text_features=text_tokenizer.num_features,
         )
         return cls(
             config,
             text_tokenizer,
             ImageTokenizer(config.tokenizer),
-            Transformer(config.transformer, shape),
+            create_transformer(config.objective, config.transformer, shape),
         )
 
     @classmethod
@@ -191,12 +123,12 @@ class TextToImage:
             ConfigError: the device is not there.
         """
         folder = Path(folder)
-        config = _read_config(folder)
-        text_tokenizer = TextTokenizer.load(folder / TEXT_FILE)
-        with _damaged_config(folder):
+        config = read_config(folder)
+        text_tokenizer = load_text(folder)
+        with damaged_config(folder):
             model = cls.create(config, text_tokenizer)
-        _load_weights(model.tokenizer, folder / TOKENIZER_FILE)
-        _load_weights(model.transformer, folder / TRANSFORMER_FILE)
+        load_weights(model.tokenizer, folder / TOKENIZER_FILE)
+        load_weights(model.transformer, folder / TRANSFORMER_FILE)
         model.tokenizer.eval().requires_grad_(False)
         model.transformer.eval().requires_grad_(False)
         return model.to(choose_device(device))
@@ -222,17 +154,6 @@ class TextToImage:
             write_json(building / METRICS_FILE, metrics)
             save_png(building / SAMPLES_FILE, samples)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.tokenizer.codebook.device
-
-    def to(self, device: torch.device) -> "TextToImage":
-        """Moves the model and returns it."""
-        self.tokenizer.to(device)
-        self.transformer.to(device)
-        return self
-
     def with_transformer(self, transformer: Transformer) -> "TextToImage":
         """Returns a model that shares all but the transformer."""
         return TextToImage(self.config, self.text_tokenizer, self.tokenizer, transformer)
@@ -243,108 +164,216 @@ class TextToImage:
         *,
         count: int = 1,
         seed: int = 0,
+        negative_prompt: str = "",
+        size: tuple[int, int] | None = None,
+        best_of: int = 1,
         on_step: StepCallback | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
         """Paints pictures.
 
+        A picture larger than the model learned is laid by a window that slides over it, and
+        decoded as a whole. Each window continues its neighbours and reads the prompt anew, so
+        that it suits textures and scenery better than one large object. The decoder normalises
+        over the whole picture, which it learned at the trained size alone.
+
         Args:
             prompts: one, or several.
             count: pictures a prompt.
-            seed: of each prompt's first picture; its next ones have seed + 1, seed + 2, …
-                The same prompt, seed and settings give the same picture.
-            on_step: called after each step of a batch with the codes so far.
-            **settings: those of `GenerationSettings` that differ from the model's own: steps,
-                temperature, top_k, top_p, guidance_scale, order.
+            seed: of each prompt's first picture; see the class.
+            negative_prompt: what guidance moves away from.
+            size: (width, height) in pixels, multiples of the tokenizer's downsampling, at least
+                the size that the model learned, which it is unless given, and at most 4096.
+            best_of: candidates a picture.
+            on_step: called after each step.
+            **settings: that differ from the model's own.
 
         Returns:
             The pictures, prompt after prompt.
 
         Raises:
-            GenerationError: a prompt is blank or too long, the count or a seed is out of range.
+            GenerationError: the request cannot be met (see the class), or the size is wrong;
+                a larger one needs an objective that lays codes.
             ConfigError: a setting is unknown or out of range.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not 1 <= count <= MAX_COUNT:
-            raise GenerationError(
-                f"The count of pictures must be between 1 and {MAX_COUNT}: `{count}`."
-            )
-        wanted = [(prompt, seed + i) for prompt in prompts for i in range(count)]
-        painted = self.paint(
-            [prompt for prompt, _ in wanted],
-            seeds=[picture_seed for _, picture_seed in wanted],
-            on_step=on_step,
-            settings=self.generation_settings(**settings),
-        )
-        return [Image.fromarray(pixels) for pixels in painted.pixels]
+        check_prompts(prompts)
+        grid = self.config.grid
+        if size is not None:
+            grid = find_grid(size, self.config.tokenizer.downsampling, self.config.image_size)
+        seeds = list_seeds(count, seed, best_of)
+        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
+        return _to_images(self._paint_asked(prompts, KnownCodes.nothing(grid), asked))
 
-    def generation_settings(self, **changes: Any) -> GenerationSettings:
-        """Returns the model's settings with some changed; None leaves one as it is.
+    def edit(
+        self,
+        image: Image.Image,
+        prompt: str,
+        mask: Image.Image | Mask,
+        *,
+        count: int = 1,
+        seed: int = 0,
+        negative_prompt: str = "",
+        best_of: int = 1,
+        on_step: StepCallback | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Paints a part of a picture anew (inpainting).
+
+        Every code that the mask touches is laid anew. Pixels outside of the mask stay exactly the
+        picture's own.
+
+        Args:
+            image: of any size; it and the mask are cropped to the square in the middle and resized
+                to the model's size.
+            prompt: what the whole picture shows.
+            mask: of the picture's size, white (or anything but black) where it is painted anew; or
+                (H, W) bool. `half_mask` makes one that completes half a picture.
+            count: pictures.
+            seed: of the first one; see the class.
+            negative_prompt: what guidance moves away from.
+            best_of: candidates a picture.
+            on_step: called after each step.
+            **settings: that differ from the model's own.
+
+        Returns:
+            `count` pictures of the model's size.
 
         Raises:
+            GenerationError: the request cannot be met (see the class), or the mask has another
+                size than the picture or marks nothing.
             ConfigError: a setting is unknown or out of range.
         """
-        return self.config.generation.replace(
-            **{name: value for name, value in changes.items() if value is not None}
-        )
+        check_prompts([prompt])
+        own = fit_images([image], self.config.image_size)
+        marked = fit_mask(mask, image, self.config.image_size)
+        seeds = list_seeds(count, seed, best_of)
+        (height, width), side = self.config.grid, self.config.tokenizer.downsampling
+        anew = torch.from_numpy(marked).view(height, side, width, side).any(3).any(1)
+        known = KnownCodes(self.encode_images(own), ~anew[None])
+        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
+        painted = self._paint_asked([prompt], known, asked)
+        return _to_images(np.where(marked[..., None], painted, own))
 
-    def paint(
+    def outpaint(
         self,
-        prompts: Sequence[str],
+        image: Image.Image,
+        prompt: str,
         *,
-        seeds: Sequence[int],
-        settings: GenerationSettings | None = None,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        count: int = 1,
+        seed: int = 0,
+        negative_prompt: str = "",
+        best_of: int = 1,
         on_step: StepCallback | None = None,
-    ) -> PaintedPixels:
-        """Paints one picture a prompt and seed; equal prompts are read once a batch.
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Paints on around a picture, from its middle outwards.
+
+        The picture's own pixels stay exactly. What `generate` says of larger pictures holds here.
+
+        Args:
+            image: of any size; cropped to the square in the middle and resized to the model's
+                size.
+            prompt: what the whole picture shows.
+            left: pixels to add there, a multiple of the tokenizer's downsampling.
+            top: the same above.
+            right: the same on the right.
+            bottom: the same below.
+            count: pictures.
+            seed: of the first one; see the class.
+            negative_prompt: what guidance moves away from.
+            best_of: candidates a picture.
+            on_step: called after each step.
+            **settings: that differ from the model's own.
+
+        Returns:
+            `count` pictures, larger by what was added.
 
         Raises:
-            GenerationError: there is no prompt, one is blank or too long, or a seed is out of
-                range.
+            GenerationError: the request cannot be met (see the class), nothing is added, or not
+                by multiples of the downsampling, or too much; the objective lays no codes.
+            ConfigError: a setting is unknown or out of range.
         """
-        if not prompts:
-            raise GenerationError("There is no prompt to paint. Give at least one.")
-        for seed in seeds:
-            if not 0 <= seed <= MAX_SEED:
-                raise GenerationError(f"A seed must be between 0 and {MAX_SEED}: `{seed}`.")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise GenerationError(
-                    f"A prompt must say something: `{prompt}`. Describe the picture as the "
-                    "captions do."
-                )
-        pixels, codes = [], []
-        for start in range(0, len(prompts), _BATCH):
-            chosen = slice(start, start + _BATCH)
-            painted = self._paint_batch(
-                prompts[chosen], seeds[chosen], settings or self.config.generation, on_step
-            )
-            pixels.append(torch.from_numpy(painted.pixels))
-            if painted.codes is not None:
-                codes.append(painted.codes)
-        return PaintedPixels(torch.cat(pixels).numpy(), torch.cat(codes) if codes else None)
+        check_prompts([prompt])
+        size, side = self.config.image_size, self.config.tokenizer.downsampling
+        check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
+        grid = find_grid((left + size + right, top + size + bottom), side, size)
+        own = fit_images([image], size)
+        seeds = list_seeds(count, seed, best_of)
+        known = KnownCodes.nothing(grid).with_codes(
+            self.encode_images(own), top // side, left // side
+        )
+        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
+        painted = self._paint_asked([prompt], known, asked)
+        painted[:, top : top + size, left : left + size] = own
+        return _to_images(painted)
 
-    @torch.inference_mode()
-    def _paint_batch(
+    def vary(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: GenerationSettings,
-        on_step: StepCallback | None,
-    ) -> PaintedPixels:
-        unique = list(dict.fromkeys(prompts))
-        rows = torch.tensor([unique.index(prompt) for prompt in prompts])
-        request = GenerationRequest(
-            text_tokens=self.text_tokenizer.encode(unique).to(self.device),
-            empty_tokens=self.text_tokenizer.encode([""]).to(self.device),
-            prompt_of=rows.to(self.device),
-            seeds=seeds,
-            settings=settings,
-        )
-        painted = self.objective.generate(
-            self.transformer, self.tokenizer.codebook, self.config.grid, request, on_step
-        )
-        return PaintedPixels(to_uint8(self.tokenizer.decode_latent(painted.latent)), painted.codes)
+        image: Image.Image,
+        prompt: str = "",
+        *,
+        strength: float = 0.5,
+        count: int = 1,
+        seed: int = 0,
+        negative_prompt: str = "",
+        best_of: int = 1,
+        on_step: StepCallback | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Paints variations of a picture: some of its codes stay, at places drawn by the seed.
+
+        Args:
+            image: of any size; cropped to the square in the middle and resized to the model's
+                size.
+            prompt: what the picture shows; "" is no prompt.
+            strength: share of the codes that are laid anew, in (0, 1]; at least one is.
+            count: pictures.
+            seed: of the first one; see the class.
+            negative_prompt: what guidance moves away from.
+            best_of: candidates a picture, which keep the same places.
+            on_step: called after each step.
+            **settings: that differ from the model's own.
+
+        Returns:
+            `count` pictures of the model's size.
+
+        Raises:
+            GenerationError: the request cannot be met (see the class), or the strength is out of
+                range.
+            ConfigError: a setting is unknown or out of range.
+        """
+        if not 0 < strength <= 1:
+            raise GenerationError(
+                f"The strength is the share of a picture that is painted anew, above 0 and at most "
+                f"1: `{strength}`. Try 0.5."
+            )
+        seeds = list_seeds(count, seed, best_of)
+        codes = self.encode_images(fit_images([image], self.config.image_size))
+        num_places = codes[0].numel()
+        anew = max(1, round(strength * num_places))
+        ranks = [np.random.default_rng(seed).permutation(num_places) for seed in seeds]
+        known = torch.from_numpy(np.stack(ranks) >= anew).view(-1, *self.config.grid)
+        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
+        kept = KnownCodes(codes.expand(len(seeds), -1, -1), known)
+        return _to_images(self._paint_asked([prompt], kept, asked))
+
+    def _paint_asked(self, prompts: Sequence[str], known: KnownCodes, asked: "_Asked") -> Pixels:
+        """Paints each prompt on canvases of which there is one for all or one a picture."""
+        wanted = [(prompt, seed) for prompt in prompts for seed in asked.seeds]
+        return self.paint(
+            [prompt for prompt, _ in wanted],
+            seeds=[seed for _, seed in wanted],
+            settings=self.generation_settings(**asked.settings),
+            negative_prompts=[asked.negative_prompt] * len(wanted),
+            known=known,
+            best_of=asked.best_of,
+            on_step=asked.on_step,
+        ).pixels
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
@@ -355,60 +384,16 @@ class TextToImage:
         return TrainedTokenizer(self.config, self.tokenizer).reconstruct(images)
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda", "mps"] | str) -> torch.device:
-    """Finds a device by name; auto takes CUDA, then Apple's MPS, then the CPU.
+@dataclass(frozen=True)
+class _Asked:
+    """What every request for pictures says beside the canvas."""
 
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}
-    there["mps"] = torch.backends.mps.is_available()
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there.get(name.partition(":")[0], False):
-        known = ", ".join(kind for kind, here in there.items() if here)
-        raise ConfigError(f"There is no such device here: `{name}`. Choose auto, {known}.")
-    return torch.device(name)
+    seeds: Sequence[int]  # one a picture of a prompt
+    negative_prompt: str
+    best_of: int
+    on_step: StepCallback | None
+    settings: Mapping[str, Any]
 
 
-def _read_config(folder: Path) -> ModelConfig:
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["format"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        raise CheckpointError(
-            f"This is no model folder: `{folder}`. A readable {CONFIG_FILE} with a `format` was "
-            "expected. Name the folder that `tessella fit` wrote, RUN/model."
-        ) from None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"The model folder has format `{found}`; this tessella reads format {FORMAT}: "
-            f"`{folder}`. Install the tessella that wrote it, or train again."
-        )
-    with _damaged_config(folder):
-        return config.build(ModelConfig, values)
-
-
-@contextlib.contextmanager
-def _damaged_config(folder: Path) -> Iterator[None]:
-    """Says of a setting that cannot be that it stands in a model folder."""
-    try:
-        yield
-    except ConfigError as error:
-        raise CheckpointError(
-            f"The model folder's configuration is damaged: `{folder / CONFIG_FILE}`. {error} Copy "
-            "the whole model folder again."
-        ) from None
-
-
-def _load_weights(network: nn.Module, path: Path) -> None:
-    tensors = read_tensors(path)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(
-            f"The weights do not fit the configuration beside them: `{path}`. {first} Copy the "
-            "whole model folder again."
-        ) from None
+def _to_images(pixels: Pixels) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in pixels]

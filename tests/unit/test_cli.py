@@ -16,9 +16,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from tessella import painting
 from tessella.cli import app
 from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
+from tessella.model_folder import FORMAT
 from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -50,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         "transformer": {"width": 32, "depth": 2},
         "generation": {"steps": 4},
     }
-    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
+    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"] * 2, TextSettings())
     folder = tmp_path_factory.mktemp("model") / "model"
     TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
         folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
@@ -115,8 +117,15 @@ def draw_data(folder: Path, number: int = 6) -> Path:
         "generate x --sead 3",
         "generate x --count 0",
         "generate x --count 1000000",
+        "generate x --count half",
         "generate x --seed -1",
         "generate x --steps many",
+        "generate x --best-of 0",
+        "generate x --best-of 1000000",
+        "generate x --size big",
+        "generate x --size 100",
+        "generate x --size 64x64x64",
+        "generate x --size -64x64",
         "reconstruct",
         "doctor",
         "fit data",
@@ -141,7 +150,7 @@ def test_help_shows_defaults() -> None:
     text = " ".join(succeed("generate", "--help").split())
     assert "[default: scenes]" in text
     assert "the model's" in text
-    assert "after the first prompt" in text
+    assert "after what is painted" in text
 
 
 def test_an_option_means_the_same_in_every_command() -> None:
@@ -149,11 +158,19 @@ def test_an_option_means_the_same_in_every_command() -> None:
     for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         for option in command.params:
             for name in option.opts:
-                # Both are where the result goes, each with its own kind of place.
-                if name.startswith("--") and name != "--out":
+                # Where a result goes, and how large, is each command's own kind of place and size.
+                if name.startswith("--") and name not in ("--out", "--size"):
                     meanings.setdefault(name, set()).add(option.help)
     assert {"--config", "--set", "--device", "--seed", "--json", "--debug"} <= meanings.keys()
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
+
+
+def test_the_limits_of_options_are_those_of_python() -> None:
+    text = "".join(succeed("generate", "--help").split())
+    for most in (f"1<=x<={painting.MAX_COUNT}", f"1<=x<={painting.MAX_BEST_OF}"):
+        assert f"[default:1;{most}]" in text
+    assert f"[default:0;0<=x<={painting.MAX_SEED}]" in text
+    assert f"1<=x<={painting.MAX_ORDERS}]" in "".join(succeed("score", "--help").split())
 
 
 def test_help_answers_at_once() -> None:
@@ -463,7 +480,7 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
         *("--top-p", 0.125),
     )
     settings = json.loads(told)["settings"]
-    assert settings["order"] == "random"
+    assert settings["order"] == "auto"
     assert [settings[name] for name in ("steps", "temperature", "top_p")] == [2, 0.25, 0.125]
 
 
@@ -471,13 +488,22 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
     ("words", "message"),
     [
         (["--steps", "0"], "`steps`: got: `0`"),
+        (["--steps", "1000000"], "`steps`: got: `1000000`"),
+        (["--guidance-schedule", "bent"], "`guidance_schedule`: got: `bent`"),
+        (["--step-schedule", "bent"], "`step_schedule`: got: `bent`"),
+        (["--size", "33x32"], "multiple of"),
+        (["--size", "8x16"], "at least 16 pixels a side"),
+        (["--size", "16x999999"], "at most 4096: `16x999999`"),
+        (["--negative-prompt", "blue"], "A negative prompt works by guidance, which is off"),
+        (["--negative-prompt", "word " * 100, "--guidance-scale", "2"], "at most 64 can be read"),
+        (["--seed", str(2**63 - 1), "--count", "2"], "A seed must be between 0 and"),
         (["--temperature", "nan"], "`temperature`: got: `nan`"),
         (["--temperature", "inf"], "`temperature`: got: `inf`"),
         (["--temperature", "-1"], "`temperature`: got: `-1.0`"),
         (["--guidance-scale", "nan"], "`guidance_scale`: got: `nan`"),
         (["--top-k", "0"], "`top_k`: got: `0`"),
         (["--top-p", "0"], "`top_p`: got: `0.0`"),
-        (["--order", "spiral"], "`order`: got: `spiral`; input should be 'random' or 'halton'"),
+        (["--order", "spiral"], "`order`: got: `spiral`; input should be 'auto', 'random', 'halt"),
         (["--set", "generation.stepz=3"], "`stepz`; did you mean `steps`?"),
         (["--set", "transformer.depth=8"], "section `generation` alone: `transformer`"),
         (["--set", "generation=8"], "section `generation` alone"),
@@ -492,12 +518,76 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
         (["--model", "."], "This is no model folder"),
     ],
 )
-def test_what_cannot_be_painted_is_refused(model: str, words: list[str], message: str) -> None:
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_what_cannot_be_painted_is_refused_also_by_a_dry_run(
+    model: str, words: list[str], message: str, dry_run: list[str]
+) -> None:
     Path("blank.txt").write_text("\n  \n")
     Path("latin.txt").write_bytes("one\nfünf\n".encode("latin-1"))
     before = files()
-    assert message in fail("generate", PROMPT, "--model", model, *words)
+    assert message in fail("generate", PROMPT, "--model", model, *words, *dry_run)
     assert files() == before
+
+
+def test_many_pictures_of_a_prompt_are_those_of_python(model: str) -> None:
+    words = ["generate", PROMPT, "a blue circle", "--model", model, "--seed", 3, "--steps", 1]
+    succeed(*words, "--count", 18, "--out", "x")  # more than are painted at once
+    made = TextToImage.load(model, "cpu").generate(
+        [PROMPT, "a blue circle"], seed=3, count=18, steps=1
+    )
+    for number in (0, 15, 16, 17, 18, 35):
+        assert np.array_equal(read_pixels(f"x/{number:04d}.png"), np.asarray(made[number]))
+
+
+def test_the_best_of_several_has_the_seed_that_paints_it_again(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model, "--best-of", 3, "--steps", 1]
+    succeed(*words, "--count", 17, "--seed", 4, "--out", "x")
+    lines = [json.loads(line) for line in Path("x/prompts.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [4 + 3 * number for number in range(17)]
+    assert {line["best_of"] for line in lines} == {3}
+    succeed(*words, "--seed", lines[16]["seed"], "--out", "one.png")
+    assert Path("one.png").read_bytes() == Path("x/0016.png").read_bytes()
+    candidates = TextToImage.load(model, "cpu").generate(PROMPT, count=3, seed=4, steps=1)
+    kept = read_pixels("x/0000.png")
+    assert any(np.array_equal(kept, np.asarray(candidate)) for candidate in candidates)
+
+
+def test_a_larger_picture_has_the_size_that_is_asked_for(model: str) -> None:
+    told = json.loads(succeed("generate", PROMPT, "--model", model, "--size", "32X16", "--json"))
+    assert told["size"] == [32, 16]
+    assert read_pixels("a-red-square.png").shape == (16, 32, 3)
+
+
+def test_guidance_moves_away_from_a_negative_prompt(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model, "--guidance-scale", 8]
+    succeed(*words, "--out", "a.png")
+    told = succeed(*words, "--negative-prompt", "a blue circle", "--out", "b.png", "--json")
+    assert json.loads(told)["negative_prompt"] == "a blue circle"
+    [image] = TextToImage.load(model, "cpu").generate(
+        PROMPT, negative_prompt="a blue circle", guidance_scale=8
+    )
+    assert np.array_equal(read_pixels("b.png"), np.asarray(image))
+
+
+def test_schedules_and_order_are_settings(model: str) -> None:
+    words = ["--order", "confidence", "--step-schedule", "arccos", "--guidance-schedule", "linear"]
+    told = succeed("generate", PROMPT, "--model", model, *words, "--dry-run", "--json")
+    settings = json.loads(told)["settings"]
+    names = ("order", "step_schedule", "guidance_schedule")
+    assert [settings[name] for name in names] == ["confidence", "arccos", "linear"]
+
+
+def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
+    words = ["--model", model, "--dry-run"]
+    result = run("generate", "a red Xyzzy, (plugh)!", "xyzzy", "3d \N{OCTOPUS} don't!", *words)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. Its captions had these words "
+        "rarely or never, so it may paint anything for them.\n"
+    )
+    many = run("generate", "uu vv ww xx yy zz qq", *words).stderr
+    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. Its" in many
+    assert run("generate", "A  red circle.", *words).stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -508,9 +598,13 @@ def test_what_cannot_be_painted_is_refused(model: str, words: list[str], message
         ("text_tokenizer.json", b"{}", "Not a text tokenizer of tessella"),
         ("config.json", b"{}", "This is no model folder"),
         ("config.json", b'{"format": 99}', "has format `99`"),
-        ("config.json", b'{"format": 1, "image_size": 18}', "multiple of 8"),
-        ("config.json", b'{"format": 1, "image_size": 16}', "do not fit"),
-        ("config.json", b'{"format": 1, "image_sise": 16}', "Unknown setting `image_sise`"),
+        ("config.json", b'{"format": %d, "image_size": 18}' % FORMAT, "multiple of 8"),
+        ("config.json", b'{"format": %d, "image_size": 16}' % FORMAT, "do not fit"),
+        (
+            "config.json",
+            b'{"format": %d, "image_sise": 16}' % FORMAT,
+            "Unknown setting `image_sise`",
+        ),
     ],
 )
 def test_a_damaged_model_is_refused(

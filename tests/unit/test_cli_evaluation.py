@@ -86,8 +86,10 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: object) -> Any:
-    """Runs the command in this process; what is no exit is raised."""
+    """Runs the command in this process; what is no exit is raised. Paints only if asked to."""
     words = ["evaluate", *arguments, "--device", "cpu", "--set", "data.workers=1"]
+    if "--pictures" not in words:
+        words += ["--pictures", 0]
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -124,7 +126,7 @@ def test_json_and_files_hold_the_same(model: Path, data: Path, weights: None) ->
     )
     assert json.loads(Path("found.json").read_text(encoding="utf-8")) == printed
     assert (printed["model"], printed["data"]) == (str(model), [str(data)])
-    assert (printed["images"], printed["left_out"]) == (10, {})
+    assert (printed["images"], printed["pictures"], printed["left_out"]) == (10, 0, {})
     assert set(printed["metrics"]) == {
         "reconstruction_psnr",
         "reconstruction_ssim",
@@ -248,9 +250,69 @@ def test_without_images_there_is_nothing_to_measure(model: Path, data: Path) -> 
     assert "The run has no images any more: `all`. Name DATA" in fail(run_folder)
 
 
+PAINT = ("--pictures", 8, "--pmi-pictures", 3)
+
+
+def test_painted_pictures_are_measured(model: Path, data: Path, weights: None) -> None:
+    words = (*PAINT, "--json", "--train-data", data, "--pairs", "pairs.png", "--cache", "cache")
+    printed = json.loads(succeed(model, data, *words))
+    assert (printed["images"], printed["pictures"], printed["left_out"]) == (10, 8, {})
+    assert {
+        *(f"painted_{k}_squeezenet-fire9" for k in ("fid", "kid", "precision", "recall")),
+        "retrieval_by_features",
+        "retrieval_by_pmi",
+        "copy_rate",
+        "loss_train",
+        "loss_held_out",
+        "loss_gap",
+    } < set(printed["metrics"])
+    assert "of 3 pictures" in printed["metrics"]["retrieval_by_pmi"]["protocol"]
+    # The same images on both sides are told apart by nothing.
+    assert printed["metrics"]["loss_gap"]["value"] == 0
+    assert Path("cache-train/manifest.json").is_file()
+    with Image.open("pairs.png") as image:
+        assert image.width > 8 * 128
+
+
+def test_a_run_brings_its_training_pictures(model: Path, data: Path, weights: None) -> None:
+    run_folder = make_run(Path("mine"), model, data, 0.3)
+    for name in (run_folder, run_folder / "model"):
+        found = json.loads(succeed(name, data, "--json", *PAINT))
+        assert "training pictures" in found["metrics"]["copy_rate"]["protocol"]
+
+
+def test_without_training_pictures_or_weights_the_table_says_so(model: Path, data: Path) -> None:
+    left_out = json.loads(succeed(model, data, "--json", *PAINT))["left_out"]
+    assert left_out["loss_gap"].startswith("It takes the training pictures: name them with --train")
+    assert "TESSELLA_SQUEEZENET" in left_out["copy_rate"]
+    assert "TESSELLA_SQUEEZENET" in left_out["retrieval_by_features"]
+    assert "TESSELLA_SQUEEZENET" in left_out["painted_recall_squeezenet-fire9"]
+    assert "retrieval_by_pmi" not in left_out
+
+
+def test_pairs_that_there_cannot_be_are_refused_before_the_work(
+    model: Path, tokenizer_alone: Path, data: Path
+) -> None:
+    pairs = ("--pairs", "pairs.png")
+    assert "no pairs for --pairs. Nothing is painted." in fail(model, data, *pairs)
+    assert "Nothing is painted." in fail(tokenizer_alone, data, *pairs, *PAINT)
+    assert "no pairs for --pairs. The weights of Squeeze" in fail(model, data, *pairs, *PAINT)
+    assert not Path("pairs.png").exists()
+
+
+def test_pairs_need_training_pictures(model: Path, data: Path, weights: None) -> None:
+    message = fail(model, data, "--pairs", "pairs.png", *PAINT)
+    assert "no pairs for --pairs. It takes the training pictures" in message
+
+
+def test_a_clip_that_is_not_there_is_refused(model: Path, data: Path) -> None:
+    assert "CLIP" in fail(model, data, "--clip", Path("nothing").resolve(), *PAINT)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--pairs", "found.txt"), "NAME.png: `found.txt`"),
         (("--out", "there.json"), "The file is there already: `there.json`"),
         (("--sheet", "there.png"), "The file is there already: `there.png`"),
         (("--out", "found.txt"), "NAME.json: `found.txt`"),

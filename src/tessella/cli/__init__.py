@@ -10,9 +10,13 @@ from typing import Annotated
 import typer
 
 from tessella.cli.data import doctor
+from tessella.cli.editing import edit, vary
 from tessella.cli.evaluation import evaluate
-from tessella.cli.painting import generate, reconstruct
+from tessella.cli.generate import generate
 from tessella.cli.probe import probe
+from tessella.cli.reconstruct import reconstruct
+from tessella.cli.report import report
+from tessella.cli.scoring import score
 from tessella.cli.training import fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
@@ -32,9 +36,13 @@ app.command()(fit)
 app.command("fit-tokenizer")(fit_tokenizer)
 app.command("fit-transformer")(fit_transformer)
 app.command()(generate)
+app.command()(edit)
+app.command()(vary)
+app.command()(score)
 app.command()(reconstruct)
 app.command()(probe)
 app.command()(evaluate)
+app.command()(report)
 
 
 def _show_version(asked: bool) -> None:

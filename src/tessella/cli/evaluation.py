@@ -1,32 +1,33 @@
 """`tessella evaluate`: a model and images in, numbers with their protocol out."""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tessella.cli.options import Config, Debug, Device, Force, Json, Seed, Set
 from tessella.cli.reporting import create_console, print_json, told_errors
-from tessella.errors import ConfigError, DataError
+from tessella.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
     from tessella.data.cache import CaptionedImages
-    from tessella.data.settings import DataSettings
     from tessella.evaluation.features import FeatureExtractor
-    from tessella.evaluation.model import ChosenImages
+    from tessella.evaluation.generation import PaintingChecks
+    from tessella.evaluation.model import ImagesEvaluation
     from tessella.evaluation.reconstruction import Metric
     from tessella.evaluation.squeezenet import SqueezeNet
     from tessella.images import Pixels
 
 _SHEET_COLUMNS = 8
 _SHEET_PAIRS = 32
+_NO_TRAINING = (
+    "It takes the training pictures: name them with --train-data, or give a run's folder as MODEL."
+)
 
 
 def evaluate(
@@ -53,7 +54,8 @@ def evaluate(
         typer.Option(
             "--features",
             metavar="NAME",
-            help="What FID and KID compare: squeezenet-LAYER or resnet18-LAYER. May be repeated.",
+            help="What FID, KID, precision and recall compare: squeezenet-LAYER or "
+            "resnet18-LAYER. May be repeated.",
             show_default="squeezenet-fire9",
         ),
     ] = None,
@@ -66,6 +68,43 @@ def evaluate(
             min=1,
         ),
     ] = 2000,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures",
+            metavar="NUMBER",
+            help="Paint so many captions of DATA and measure the pictures; 0 paints none.",
+            min=0,
+        ),
+    ] = 256,
+    pmi_pictures: Annotated[
+        int,
+        typer.Option(
+            "--pmi-pictures",
+            metavar="NUMBER",
+            help="Of so many pictures the model itself ranks 100 prompts; it takes a pass over "
+            "each picture with each prompt.",
+            min=0,
+        ),
+    ] = 32,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--clip",
+            metavar="FOLDER|NAME",
+            help="A CLIP, loaded by transformers, also ranks 100 prompts for each picture.",
+            show_default=False,
+        ),
+    ] = None,
+    train_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train-data",
+            metavar="DATA",
+            help="What the model learned from, to look for copies. May be repeated.",
+            show_default="the run's",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -81,12 +120,23 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="FILE.png",
+            help="Save painted pictures, and right of each the nearest training picture; the "
+            "nearest pairs come first.",
+            show_default=False,
+        ),
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
             "--cache",
             metavar="FOLDER",
-            help="Keep the checked images of DATA here, to use them again.",
+            help="Keep the checked images of DATA here, to use them again; those of --train-data "
+            "in FOLDER-train.",
             show_default="a temporary folder",
         ),
     ] = None,
@@ -105,7 +155,10 @@ def evaluate(
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
         from tessella.bundled import find_tokenizer
+        from tessella.cli.measured_images import open_training, read_data, read_kept_out
+        from tessella.evaluation.memorisation import make_pairs_sheet
         from tessella.evaluation.model import evaluate_images
+        from tessella.evaluation.retrieval import Clip
         from tessella.files import write_json
         from tessella.images import save_png
         from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
@@ -113,6 +166,7 @@ def evaluate(
 
         _check_file(out, ".json", force)
         _check_file(sheet, ".png", force)
+        _check_file(pairs, ".png", force)
         folder = find_tokenizer(model)
         console = create_console(as_json)
         loaded: TextToImage | TrainedTokenizer
@@ -121,22 +175,34 @@ def evaluate(
         else:
             loaded = TrainedTokenizer.load(folder, device)
         judges = _load_judges(features or (), loaded.device)
-        if data:
-            settings = resolve_recipe(None, config, set_ or ()).data.replace(
-                image_size=loaded.config.image_size, validation_fraction=0.0
-            )
-            images = _read_data(data, settings, cache, max_images, seed)
-        else:
-            images = _read_kept_out(Path(model).expanduser(), max_images, seed)
-        console.print(f"Measuring on {images.description}.")
-        found = evaluate_images(
-            loaded, images, squeezenet=judges.squeezenet, features=judges.features
+        settings = resolve_recipe(None, config, set_ or ()).data.replace(
+            image_size=loaded.config.image_size, validation_fraction=0.0
         )
-        left_out = judges.explain_left_out(found.metrics)
+        if data:
+            images = read_data(data, settings, cache, max_images, seed)
+        else:
+            images = read_kept_out(Path(model).expanduser(), max_images, seed)
+        console.print(f"Measuring on {images.description}.")
+        with open_training(train_data, settings, cache, folder.parent) as training:
+            paints = pictures and isinstance(loaded, TextToImage)
+            checks = judges.choose_checks(pictures, pmi_pictures, training) if paints else None
+            if pairs:
+                _check_pairs(checks)
+            if checks and clip:
+                checks = replace(checks, clip=Clip(clip, loaded.device))
+            found = evaluate_images(
+                loaded,
+                images,
+                squeezenet=judges.squeezenet,
+                features=judges.features,
+                checks=checks,
+            )
+        left_out = judges.explain_left_out(found)
         result = {
             "model": model,
             "data": data or [],
             "images": len(images.pixels),
+            "pictures": len(found.painted.pixels) if found.painted else 0,
             "metrics": {name: asdict(metric) for name, metric in found.metrics.items()},
             "left_out": left_out,
         }
@@ -144,11 +210,13 @@ def evaluate(
             write_json(out, result, what="the metrics")
         if sheet:
             save_png(sheet, _make_sheet(images.pixels, found.reconstructions))
+        if pairs and found.painted and found.painted.pairs:
+            save_png(pairs, make_pairs_sheet(found.painted.pairs))
         if as_json:
             print_json(result)
         else:
             _show(found.metrics, left_out, console)
-            for path in filter(None, (out, sheet)):
+            for path in filter(None, (out, sheet, pairs)):
                 console.print(f"Written: {path}")
 
 
@@ -157,23 +225,42 @@ class _Judges:
     """The networks that compare pictures."""
 
     squeezenet: "SqueezeNet | None"
+    judge: "FeatureExtractor | None"  # of SqueezeNet
     features: Sequence["FeatureExtractor"]
     names: Sequence[str]  # of the features, those that are missing too
-    missing: str | None  # why there is no SqueezeNet
+    missing: str  # why there is no SqueezeNet
 
-    def explain_left_out(self, metrics: Mapping[str, Any]) -> dict[str, str]:
+    def choose_checks(
+        self, pictures: int, pmi_pictures: int, training: "CaptionedImages | None"
+    ) -> "PaintingChecks":
+        """Chooses what is measured on painted pictures."""
+        from tessella.evaluation.generation import PaintingChecks
+
+        return PaintingChecks(
+            pictures=pictures,
+            features=self.features,
+            judge=self.judge,
+            no_judge=self.missing,
+            pmi_pictures=pmi_pictures,
+            training=training,
+            no_training=_NO_TRAINING,
+        )
+
+    def explain_left_out(self, found: "ImagesEvaluation") -> dict[str, str]:
         """Says of each number that is not there why it is not."""
         from tessella.evaluation.distributions import MIN_PICTURES
 
-        distributions = [f"{kind}_{name}" for name in self.names for kind in ("fid", "kid")]
-        wanted = [f"reconstruction_{name}" for name in ("perceptual_distance", *distributions)]
         too_few = f"It takes at least {MIN_PICTURES} images."
-        loaded = [f"_{extractor.name}" for extractor in self.features]
-        return {
-            name: too_few if name.endswith(tuple(loaded)) else self.missing or too_few
-            for name in wanted
-            if name not in metrics
-        }
+        wanted = {"reconstruction_perceptual_distance": self.missing}
+        loaded = [extractor.name for extractor in self.features]
+        for name in self.names:
+            reason = too_few if name in loaded else self.missing
+            wanted |= {f"reconstruction_{kind}_{name}": reason for kind in ("fid", "kid")}
+            if found.painted:
+                kinds = ("fid", "kid", "precision", "recall")
+                wanted |= {f"painted_{kind}_{name}": reason for kind in kinds}
+        left_out = {name: why for name, why in wanted.items() if name not in found.metrics}
+        return left_out | dict(found.painted.left_out if found.painted else {})
 
 
 def _load_judges(names: Sequence[str], device: "torch.device") -> _Judges:
@@ -191,76 +278,11 @@ def _load_judges(names: Sequence[str], device: "torch.device") -> _Judges:
     try:
         find_weights(SQUEEZENET)
     except ConfigError as error:
-        return _Judges(None, given, names or [DEFAULT_FEATURES], str(error))
-    if not names:
-        given = [create_extractor(DEFAULT_FEATURES, device=device)]
+        return _Judges(None, None, given, names or [DEFAULT_FEATURES], str(error))
     squeezenet = load_squeezenet().to(device)
-    return _Judges(squeezenet, given, [extractor.name for extractor in given], None)
-
-
-def _read_data(
-    sources: Sequence[str],
-    settings: "DataSettings",
-    cache: Path | None,
-    max_images: int,
-    seed: int,
-) -> "ChosenImages":
-    """Reads images of DATA, through a cache that is kept if it has a place."""
-    from tessella.data.prepare import prepare
-
-    with _folder(cache) as folder:
-        images = prepare(sources, settings, folder).train
-        return _choose(images, ", ".join(Path(s).name for s in sources), max_images, seed)
-
-
-@contextlib.contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    """Gives the cache's folder, or a temporary one that is removed again."""
-    if cache is not None:
-        yield cache.expanduser()
-        return
-    with tempfile.TemporaryDirectory(prefix="tessella-") as temporary:
-        yield Path(temporary) / "data"
-
-
-def _read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
-    """Reads the images that a run kept out of its training.
-
-    Raises:
-        DataError: it is no run, has lost its images, or kept none out.
-    """
-    from tessella.data.cache import CaptionedImages, read_manifest
-    from tessella.training.fit import DATA_FOLDER, RUN_FILE
-
-    if not (run / RUN_FILE).is_file():
-        raise DataError(
-            f"Only the folder of a run brings its own images: `{run}`. Name DATA after MODEL."
-        )
-    manifest = read_manifest(run / DATA_FOLDER)
-    if manifest is None or not manifest["counts"]["validation"]:
-        what = "kept no images out of training" if manifest else "has no images any more"
-        raise DataError(f"The run {what}: `{run}`. Name DATA after MODEL.")
-    images = CaptionedImages(
-        run / DATA_FOLDER,
-        "validation",
-        manifest["identity"]["settings"]["image_size"],
-        manifest["fingerprints"]["validation"],
-    )
-    return _choose(images, "what the run kept out", max_images, seed)
-
-
-def _choose(images: "CaptionedImages", name: str, max_images: int, seed: int) -> "ChosenImages":
-    """Reads all images, or as many as may be, drawn by the seed."""
-    import numpy as np
-
-    from tessella.evaluation.model import read_images
-
-    total, count = len(images), min(len(images), max_images)
-    drawn = np.sort(np.random.default_rng(seed).permutation(total)[:count])
-    which = f"all {total:,} images of {name}"
-    if count < total:
-        which = f"{count:,} of the {total:,} images of {name}, drawn with seed {seed}"
-    return read_images(images, drawn.tolist(), which)
+    judge = create_extractor(device=device)
+    given = given or [judge]
+    return _Judges(squeezenet, judge, given, [extractor.name for extractor in given], "")
 
 
 def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
@@ -291,6 +313,13 @@ def _check_file(path: Path | None, suffix: str, force: bool) -> None:
         raise ConfigError(
             f"The file is there already: `{path}`. Choose another name, or replace it with --force."
         )
+
+
+def _check_pairs(checks: "PaintingChecks | None") -> None:
+    """Refuses to show pairs that there will not be, before the work."""
+    reason = "Nothing is painted." if checks is None else checks.explain_no_copies()
+    if reason:
+        raise ConfigError(f"There will be no pairs for --pairs. {reason}")
 
 
 def _show(metrics: Mapping[str, "Metric"], left_out: Mapping[str, str], console: "Console") -> None:

@@ -1,253 +1,288 @@
-"""`tessella generate` and `tessella reconstruct`: prompts or pictures in, PNG files out."""
+"""What `generate`, `edit` and `vary` share: their options, and the way from asked to written."""
 
+import contextlib
+import dataclasses
+import functools
+import inspect
+import string
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from tessella.cli.options import (
-    MODELS_OWN,
+    DEFAULT_MODEL,
+    BestOf,
     Config,
+    Count,
     Debug,
     Device,
     DryRun,
     Force,
+    GuidanceScale,
+    GuidanceSchedule,
     Json,
     Model,
+    NegativePrompt,
+    Order,
+    Out,
     Seed,
     Set,
+    Steps,
+    StepSchedule,
+    Temperature,
+    TopK,
+    TopP,
 )
-from tessella.cli.pictures import (
-    MAX_ON_SHEET,
-    AskedPicture,
-    choose_place,
-    make_labelled_sheet,
-    read_square,
-)
-from tessella.cli.reporting import create_console, print_json, told_errors
+from tessella.cli.pictures import AskedPicture, Place, choose_place
+from tessella.cli.reporting import create_console, print_json
 from tessella.errors import ConfigError, GenerationError
 
 if TYPE_CHECKING:
+    from PIL import Image
     from rich.console import Console
 
     from tessella.images import Pixels
-    from tessella.objectives import GenerationSettings
-    from tessella.pipeline import TextToImage, TrainedTokenizer
+    from tessella.objectives import GenerationStep
+    from tessella.pipeline import TextToImage
 
-_BATCH = 64
-_PAIRS_IN_A_ROW = 4
+_BATCH = 16  # pictures that are painted between two moves of the progress bar
+_MAX_NAMED = 5  # unknown words
+_SAMPLING = (
+    "steps",
+    "guidance_scale",
+    "guidance_schedule",
+    "temperature",
+    "top_k",
+    "top_p",
+    "order",
+    "step_schedule",
+)
+
+_Call = Callable[..., list["Image.Image"]]
 
 
-def generate(
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False),
-    ] = None,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="Prompts from a UTF-8 file, one a line; blank lines are skipped.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Model = "scenes",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="PATH",
-            help="NAME.png: the picture, or one sheet of all. Anything else: a folder of "
-            "0000.png, 0001.png, … and prompts.jsonl.",
-            show_default="a free name, after the first prompt",
-        ),
-    ] = None,
-    count: Annotated[
-        int,
-        typer.Option("--count", metavar="NUMBER", help="Pictures a prompt.", min=1, max=10_000),
-    ] = 1,
-    seed: Seed = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Rounds in which the places of a picture are filled.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="How far the prompt is followed beyond what was learned; 1 is off.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Below 1 the likely codes get likelier; 0 takes the likeliest.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Choose among so many of the likeliest codes.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Choose among the likeliest codes that together have this probability.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    order: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The order in which places are filled: random or halton.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-    config: Config = None,
-    set_: Set = None,
-    device: Device = "auto",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Paint pictures from prompts.
+@dataclasses.dataclass(frozen=True)
+class PaintingOptions:
+    """The options of every command that paints, in the order of its help."""
 
-    Each prompt's first picture has the given seed, its next ones seed + 1, seed + 2, …
+    model: Model = DEFAULT_MODEL
+    out: Out = None
+    count: Count = 1
+    seed: Seed = 0
+    best_of: BestOf = 1
+    negative_prompt: NegativePrompt = ""
+    steps: Steps = None
+    guidance_scale: GuidanceScale = None
+    guidance_schedule: GuidanceSchedule = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    order: Order = None
+    step_schedule: StepSchedule = None
+    config: Config = None
+    set_: Set = None
+    device: Device = "auto"
+    force: Force = False
+    dry_run: DryRun = False
+    as_json: Json = False
+    debug: Debug = False
+
+    def read_settings(self) -> dict[str, Any]:
+        """Reads what differs from the model's own: of a file, of `--set`, of the options.
+
+        Raises:
+            ConfigError: the file is unreadable, or `--set` names another section.
+        """
+        given = {name: getattr(self, name) for name in _SAMPLING}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return _read_section(self.config, self.set_ or ()) | changed
+
+
+def takes_painting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command, after its own parameters, the options of every command that paints.
+
+    Args:
+        command: its last parameter, `options`, gets them as `PaintingOptions`.
     """
-    if not prompts and prompts_file is None:
-        raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
-    options = {
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "order": order,
+    fields = dataclasses.fields(PaintingOptions)
+    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
+    shared = [
+        inspect.Parameter(f.name, own[0].kind, default=f.default, annotation=f.type) for f in fields
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = PaintingOptions(**{field.name: given.pop(field.name) for field in fields})
+        command(**given, options=options)
+
+    # What typer reads a command's parameters from.
+    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+    return run
+
+
+def paint_and_tell(
+    prompts: Sequence[str],
+    options: PaintingOptions,
+    paint: _Call,
+    *,
+    name: str,
+    asked_too: Mapping[str, Any],
+) -> None:
+    """Paints pictures, writes them all or none, and says so.
+
+    Args:
+        prompts: those that `options.count` pictures each are asked of.
+        options: of the command line.
+        paint: takes the model, some of the prompts and what `TextToImage.generate` takes by
+            name from `count` on; gives their pictures, prompt after prompt.
+        name: a free file name follows from it.
+        asked_too: what else the pictures follow from, as plain values to be written down.
+
+    Raises:
+        TessellaError: a request that cannot be met, before anything is written.
+    """
+    from tessella.bundled import find_model
+    from tessella.painting import list_seeds
+    from tessella.pipeline import TextToImage
+
+    seeds = list_seeds(options.count, options.seed, options.best_of)
+    asked = [AskedPicture(prompt, seed) for prompt in prompts for seed in seeds]
+    place = choose_place(options.out, name, len(asked), force=options.force)
+
+    model = TextToImage.load(find_model(options.model), options.device)
+    changes = options.read_settings()
+    how = {
+        **asked_too,
+        "negative_prompt": options.negative_prompt,
+        "best_of": options.best_of,
+        "settings": model.generation_settings(**changes).model_dump(mode="json"),
     }
-    with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_model
-        from tessella.pipeline import TextToImage
+    for start in range(0, len(prompts), _BATCH):  # refuses what is too long, before the work
+        model.encode_text(prompts[start : start + _BATCH])
+    call = functools.partial(
+        paint,
+        model,
+        negative_prompt=options.negative_prompt,
+        best_of=options.best_of,
+        **changes,
+    )
 
-        wanted = [*(prompts or ()), *(_read_prompts(prompts_file) if prompts_file else ())]
-        _check_prompts(wanted)
-        asked = [AskedPicture(p, seed + number) for p in wanted for number in range(count)]
-        place = choose_place(out, wanted[0], len(asked), force=force)
-
-        loaded = TextToImage.load(find_model(model), device)
-        given = {name: value for name, value in options.items() if value is not None}
-        settings = loaded.generation_settings(**(_read_settings(config, set_ or ()) | given))
-        loaded.text_tokenizer.encode(wanted)  # refuses what is too long, before the work
-
-        console = create_console(as_json)
-        began = time.monotonic()
-        if not dry_run:
-            pixels = _paint(loaded, asked, settings, console)
-            place.write(asked, pixels, settings.model_dump(mode="json"))
-        seconds = time.monotonic() - began
-        if as_json:
-            files = place.files(len(asked))
-            result = {
-                "dry_run": dry_run,
-                "model": model,
-                "out": str(place.path),
-                "settings": settings.model_dump(mode="json"),
-                "pictures": [
-                    {"file": str(file), "prompt": picture.prompt, "seed": picture.seed}
-                    for file, picture in zip(files, asked, strict=True)
-                ],
-                "seconds": None if dry_run else round(seconds, 3),
-            }
-            print_json(result)
-            return
-        what = "1 picture" if len(asked) == 1 else f"{len(asked):,} pictures"
-        if not dry_run:
-            console.print(f"Painted {what} in {seconds:.1f} s: {place.path}")
-            return
-        console.print(f"Would paint {what}: {place.path}")
-        console.print(", ".join(f"{k} {v}" for k, v in settings.model_dump(mode="json").items()))
-        for file, picture in zip(place.files(len(asked)), asked, strict=True):
-            console.print(f"{file}  seed {picture.seed}  {picture.prompt}")
+    began = time.monotonic()
+    if options.dry_run:
+        _begin(call, prompts, options)
+    else:
+        console = create_console(options.as_json)
+        place.write(asked, _paint(call, prompts, options, console), how)
+    seconds = time.monotonic() - began
+    _hint_at_unknown_words(model, prompts)
+    _tell(place, asked, how, options, seconds)
 
 
-def reconstruct(
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE", help="Pictures of any size.", show_default=False),
-    ],
-    model: Model = "scenes",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="NAME.png",
-            help="The sheet: each picture as the model sees it, beside what it keeps.",
-            show_default="a free name: reconstruction.png",
-        ),
-    ] = None,
-    device: Device = "auto",
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+def _tell(
+    place: Place,
+    asked: Sequence[AskedPicture],
+    how: Mapping[str, Any],
+    options: PaintingOptions,
+    seconds: float,
 ) -> None:
-    """Show what a model keeps of pictures.
-
-    They become codes and pictures again, which is the best that the model can paint. Each
-    picture is cropped to its middle square first. PSNR is in dB; more is closer.
-    """
-    with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_tokenizer
-        from tessella.images import save_png
-        from tessella.pipeline import TrainedTokenizer
-
-        if 2 * len(images) > MAX_ON_SHEET:
-            most = MAX_ON_SHEET // 2
-            raise ConfigError(f"Too many pictures for one sheet: `{len(images)}`, at most {most}.")
-        place = choose_place(out, "reconstruction", 2, force=force)
-        if place.is_folder:
-            raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
-        loaded = TrainedTokenizer.load(find_tokenizer(model), device)
-        squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
-        console = create_console(as_json)
-        if dry_run:
-            psnr = None
-        else:
-            sheet, psnr = _reconstruct(loaded, images, squares)
-            save_png(place.path, sheet)
-        if as_json:
-            result = {
-                "dry_run": dry_run,
-                "model": model,
-                "out": str(place.path),
-                "images": [
-                    {"file": str(path), "psnr": psnr and round(psnr[number], 3)}
-                    for number, path in enumerate(images)
-                ],
-            }
-            print_json(result)
-            return
-        for number, path in enumerate(images):
-            console.print(f"{psnr[number]:.1f} dB  {path}" if psnr else str(path))
-        console.print(f"{'Written' if psnr else 'Would be written'}: {place.path}")
+    """Says what was painted, or would be."""
+    if options.as_json:
+        result = {
+            "dry_run": options.dry_run,
+            "model": options.model,
+            "out": str(place.path),
+            **how,
+            "pictures": [
+                {"file": str(file), **dataclasses.asdict(picture)}
+                for file, picture in zip(place.files(len(asked)), asked, strict=True)
+            ],
+            "seconds": None if options.dry_run else round(seconds, 3),
+        }
+        print_json(result)
+        return
+    console = create_console(options.as_json)
+    what = "1 picture" if len(asked) == 1 else f"{len(asked):,} pictures"
+    if not options.dry_run:
+        console.print(f"Painted {what} in {seconds:.1f} s: {place.path}")
+        return
+    console.print(f"Would paint {what}: {place.path}")
+    console.print(", ".join(f"{name} {value}" for name, value in how["settings"].items()))
+    for file, picture in zip(place.files(len(asked)), asked, strict=True):
+        console.print(f"{file}  seed {picture.seed}  {picture.prompt}")
 
 
-def _read_prompts(path: Path) -> list[str]:
+class _BegunError(Exception):
+    """Ends a picture after its first step."""
+
+
+def _begin(call: _Call, prompts: Sequence[str], options: PaintingOptions) -> None:
+    """Paints the first step of the first picture, which refuses all that cannot be painted."""
+
+    def stop(step: "GenerationStep") -> None:
+        raise _BegunError
+
+    with contextlib.suppress(_BegunError):
+        call(prompts[:1], count=1, seed=options.seed, on_step=stop)
+
+
+def _paint(
+    call: _Call, prompts: Sequence[str], options: PaintingOptions, console: "Console"
+) -> Iterator["Pixels"]:
+    """Paints pictures as they are taken, and shows how far it is."""
+    import numpy as np
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = "painting", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}")
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=len(prompts) * options.count, step="")
+
+        def show(step: "GenerationStep") -> None:
+            progress.update(task, step=f"step {step.step} of {step.steps}")
+
+        at_once = max(1, _BATCH // options.count)  # prompts
+        for start in range(0, len(prompts), at_once):
+            for first in range(0, options.count, _BATCH):
+                images = call(
+                    prompts[start : start + at_once],
+                    count=min(_BATCH, options.count - first),
+                    seed=options.seed + first * options.best_of,
+                    on_step=show,
+                )
+                yield from map(np.asarray, images)
+                progress.advance(task, len(images))
+
+
+def _hint_at_unknown_words(model: "TextToImage", prompts: Sequence[str]) -> None:
+    """Names on stderr the words that are no token of the model's own vocabulary."""
+    from tessella.text import TextTokenizer
+
+    vocabulary: object = model.text_tokenizer
+    if not isinstance(vocabulary, TextTokenizer):
+        return  # a frozen encoder knows more words than the captions had
+    words = [
+        word.strip(string.punctuation)
+        for prompt in prompts
+        for word in vocabulary.normalize(prompt).split()
+    ]
+    # A word of the vocabulary is one token between begin and end. What is not letters alone is
+    # always several, however well it is known.
+    unknown = [
+        f"`{word}`"
+        for word in dict.fromkeys(words)
+        if word.isalpha() and len(vocabulary.tokens(word)) > 3
+    ]
+    if unknown:
+        more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
+        create_console(as_json=True).print(
+            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. Its "
+            "captions had these words rarely or never, so it may paint anything for them."
+        )
+
+
+def read_prompts(path: Path) -> list[str]:
     """Reads prompts, one a line, without the blank lines.
 
     Raises:
@@ -270,16 +305,7 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _check_prompts(prompts: Sequence[str]) -> None:
-    """Refuses a blank prompt before anything is loaded."""
-    for prompt in prompts:
-        if not prompt.strip():
-            raise GenerationError(
-                f"A prompt must say something: `{prompt}`. Describe the picture as the captions do."
-            )
-
-
-def _read_settings(config_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
+def _read_section(config_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Reads the section `generation` of a file, and single settings of it.
 
     Raises:
@@ -298,49 +324,3 @@ def _read_settings(config_file: Path | None, assignments: Sequence[str]) -> dict
             "--set generation.temperature=0.8"
         )
     return merge(from_file, own)
-
-
-def _paint(
-    model: "TextToImage",
-    asked: Sequence[AskedPicture],
-    settings: "GenerationSettings",
-    console: "Console",
-) -> Iterator["Pixels"]:
-    """Paints pictures as they are taken, and shows how far it is."""
-    from rich.progress import track
-
-    starts = track(
-        range(0, len(asked), _BATCH),
-        "painting",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    for start in starts:
-        batch = asked[start : start + _BATCH]
-        painted = model.paint(
-            [picture.prompt for picture in batch],
-            seeds=[picture.seed for picture in batch],
-            settings=settings,
-        )
-        yield from painted.pixels
-
-
-def _reconstruct(
-    model: "TrainedTokenizer", paths: Sequence[Path], squares: Sequence["Pixels"]
-) -> tuple["Pixels", list[float]]:
-    """Makes the sheet of originals and reconstructions, and measures each."""
-    import numpy as np
-    from PIL import Image
-
-    from tessella.evaluation.reconstruction import compute_psnr
-
-    made = model.reconstruct([Image.fromarray(square) for square in squares])
-    pictures, labels, psnr = [], [], []
-    for path, square, image in zip(paths, squares, made, strict=True):
-        reconstruction = np.asarray(image)
-        psnr.append(compute_psnr(reconstruction[None], square[None]))
-        pictures += [square, reconstruction]
-        labels += [path.name, f"{psnr[-1]:.1f} dB"]
-    columns = 2 * min(_PAIRS_IN_A_ROW, len(paths))
-    return make_labelled_sheet(pictures, labels, columns), psnr

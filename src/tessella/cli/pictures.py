@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tessella.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tessella.images import Pixels
 
 PROMPTS_FILE = "prompts.jsonl"
@@ -51,14 +53,14 @@ class Place:
         return [self.path / f"{number:0{digits}d}.png" for number in range(num_pictures)]
 
     def write(
-        self, asked: Sequence[AskedPicture], pixels: Iterable["Pixels"], settings: dict[str, Any]
+        self, asked: Sequence[AskedPicture], pixels: Iterable["Pixels"], how: Mapping[str, Any]
     ) -> None:
         """Writes pictures as they come: all or nothing takes its name.
 
         Args:
             asked: what they show.
-            pixels: (S, S, 3) uint8 each.
-            settings: how they were painted.
+            pixels: (H, W, 3) uint8 each.
+            how: they were painted, as plain values.
 
         Raises:
             CheckpointError: they cannot be written.
@@ -76,7 +78,7 @@ class Place:
                 save_png(building / name, picture)
             lines = [
                 json.dumps(
-                    {"file": name, "prompt": one.prompt, "seed": one.seed, "settings": settings},
+                    {"file": name, "prompt": one.prompt, "seed": one.seed, **how},
                     ensure_ascii=False,
                 )
                 for name, one in zip(names, asked, strict=True)
@@ -172,6 +174,26 @@ def _lay_out(pictures: list["Pixels"], labels: list[str]) -> "Pixels":
     return make_labelled_sheet(pictures, labels, min(same, _SHEET_COLUMNS))
 
 
+def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Image.Image":
+    """Reads a picture, upright and in RGB.
+
+    Args:
+        path: the file.
+        verb: what was wanted of it, for the error.
+        at_least: as for `read_image`.
+
+    Raises:
+        DataError: it cannot be read; says what was wanted of it.
+    """
+    from tessella.data.settings import DataSettings
+    from tessella.images import read_image
+
+    try:
+        return read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=at_least)
+    except DataError as error:
+        raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
+
+
 def read_square(path: Path, size: int, verb: str) -> "Pixels":
     """Reads a picture as a model would see it, (size, size, 3) uint8.
 
@@ -180,14 +202,9 @@ def read_square(path: Path, size: int, verb: str) -> "Pixels":
     Raises:
         DataError: it cannot be read; says what was wanted of it.
     """
-    from tessella.data.settings import DataSettings
-    from tessella.images import fit_square, read_image
+    from tessella.images import fit_square
 
-    try:
-        image = read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=2 * size)
-    except DataError as error:
-        raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
-    return fit_square(image, size)
+    return fit_square(read_picture(path, verb, at_least=2 * size), size)
 
 
 def make_labelled_sheet(

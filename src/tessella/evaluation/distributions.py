@@ -1,11 +1,14 @@
-"""How far one set of pictures is from another: FID and KID over any features.
+"""How far one set of pictures is from another: FID, KID, precision and recall over any features.
 
     pictures ─ features ─▶ (B, F) ─▶ one number
 
 FID compares mean and covariance; it falls with the number of pictures, so that only numbers over
 equally many can be compared. KID compares all moments up to the third and does not fall.
+Precision and recall tell apart what the two mix: pictures that look like no original, and
+originals that no picture looks like.
 
-Source: FID arXiv:1706.08500, KID arXiv:1801.01401, both as torchmetrics computes them.
+Source: FID arXiv:1706.08500, KID arXiv:1801.01401, both as torchmetrics computes them; improved
+precision and recall arXiv:1904.06991.
 """
 
 import warnings
@@ -17,10 +20,14 @@ from torch import Tensor, nn
 from tessella.errors import DataError
 
 MIN_PICTURES = 4
-"""On each side; below, no two subsets of KID would differ."""
+"""On each side; below, no two subsets of KID would differ, and no picture has three neighbours."""
+
+NEIGHBOURS = 3
+"""Precision and recall: a picture's ball reaches to its so-manieth nearest neighbour."""
 
 _SUBSETS = 100
 _MAX_SUBSET_SIZE = 1000
+_ROWS = 256  # whose distances to all others are in memory at once
 
 
 class _Given(nn.Module):
@@ -45,6 +52,14 @@ class KernelDistance:
     std: float  # over the subsets
     subsets: int
     subset_size: int  # pictures of each side in a subset
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """How far two sets of pictures lie among each other."""
+
+    precision: float  # share of the others that lie among the originals
+    recall: float  # share of the originals that lie among the others
 
 
 def compute_fid(originals: Tensor, others: Tensor) -> float:
@@ -98,10 +113,50 @@ def compute_kid(originals: Tensor, others: Tensor, *, seed: int = 0) -> KernelDi
     return KernelDistance(float(value), float(std), _SUBSETS, subset_size)
 
 
+def compute_precision_recall(originals: Tensor, others: Tensor) -> PrecisionRecall:
+    """Computes which share of each side lies among the other side's pictures.
+
+    A picture lies among others if it is in the ball around one of them. A ball reaches to the
+    third nearest neighbour on its own side; its border belongs to it.
+
+    Args:
+        originals: (A, F) features, A >= 4.
+        others: (B, F), B >= 4.
+
+    Raises:
+        DataError: there are fewer.
+
+    Source:
+        Section 2 of arXiv:1904.06991, with k = 3.
+    """
+    _check_enough(originals, others)
+    return PrecisionRecall(_share_among(others, originals), _share_among(originals, others))
+
+
+def compute_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Computes the Euclidean distances (A, B) of features (A, F) and (B, F).
+
+    By differences: products would give equal pictures a distance of rounding errors.
+    """
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _share_among(pictures: Tensor, others: Tensor) -> float:
+    """Returns the share of pictures (A, F) that lie among others (B, F)."""
+    # The nearest of all is the picture itself.
+    radii = [
+        compute_distances(rows, others).kthvalue(NEIGHBOURS + 1).values
+        for rows in others.split(_ROWS)
+    ]
+    reach = torch.cat(radii)  # (B,)
+    inside = [(compute_distances(rows, others) <= reach).any(1) for rows in pictures.split(_ROWS)]
+    return float(torch.cat(inside).double().mean())
+
+
 def _check_enough(originals: Tensor, others: Tensor) -> None:
     fewest = min(len(originals), len(others))
     if fewest < MIN_PICTURES:
         raise DataError(
-            f"FID and KID need {MIN_PICTURES} pictures on each side, better thousands: "
-            f"`{fewest}`. Give more."
+            f"FID, KID, precision and recall need {MIN_PICTURES} pictures on each side, better "
+            f"thousands: `{fewest}`. Give more."
         )

@@ -3,36 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
-from tessella.errors import DataError
-from tessella.evaluation.features import FeatureExtractor
+from tessella.errors import CheckpointError, ConfigError, DataError
+from tessella.evaluation.chosen import ChosenImages, read_images
+from tessella.evaluation.features import FeatureExtractor, create_extractor
+from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
 from tessella.evaluation.reconstruction import (
     Metric,
     evaluate_reconstructions,
     measure_reconstructions,
 )
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
-from tessella.evaluation.squeezenet import SqueezeNet
+from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet
 from tessella.images import Pixels, make_sheet
 from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.tokenizer.weights import find_weights
 
 _MAX_IMAGES = 512
 _SCENE_PROMPTS = 500
+_PAINTED = 64
 _SHEET_PROMPTS = 16
 _SHEET_COLUMNS = 4
-
-
-@dataclass(frozen=True)
-class ChosenImages:
-    """Captioned images that a model is measured on."""
-
-    pixels: Pixels  # (B, S, S, 3), B >= 1
-    captions: Sequence[str]  # the first of each
-    description: str  # which ones they are, for the protocol
+_MAX_TRAINING = 512  # about ten seconds of SqueezeNet on two cores
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,7 @@ class ImagesEvaluation:
 
     metrics: Mapping[str, Metric]
     reconstructions: Pixels  # (B, S, S, 3)
+    painted: PaintedEvaluation | None  # None where no pictures were asked for, or can be painted
 
 
 @dataclass(frozen=True)
@@ -50,30 +44,52 @@ class ModelEvaluation:
     metrics: Mapping[str, Metric]
     prompts: Sequence[str]  # of the sheet
     sheet: Pixels  # (height, width, 3) the prompts with their pictures
+    painted: PaintedEvaluation  # the sheet's pictures first
 
 
 def count_pictures(data: PreparedData) -> int:
-    """Returns how many pictures `evaluate_model` paints, for a plan of the time that it takes."""
+    """Returns how long `evaluate_model` takes, for a plan: as long as painting so many pictures.
+
+    A picture that SqueezeNet looks at counts as one more; painting one does not take less.
+    """
+    held_out = data.validation if len(data.validation) else data.train
+    count = min(_PAINTED, len(held_out))
+    if _has_judge():
+        looked_at = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
+        count = 3 * count + looked_at
     are_scenes = _parse_scenes(data.train.captions(0)[:1]) is not None
-    return _SHEET_PROMPTS + (2 * _SCENE_PROMPTS if are_scenes else 0)
+    return count + (2 * _SCENE_PROMPTS if are_scenes else 0)
 
 
 def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
-    """Measures a model on the images that were kept out, and paints their captions."""
+    """Measures a model on the images that were kept out, and paints their captions.
+
+    What takes SqueezeNet is measured where its weights are there, on few pictures: it must not
+    hold up the end of a training.
+    """
     side = "validation" if len(data.validation) else "train"
     count = min(_MAX_IMAGES, len(data.sides[side]))
     images = read_images(data.sides[side], range(count), f"the first {count} {side} images")
+    judge, no_judge = None, ""
+    try:
+        judge = create_extractor(device=model.device)
+    except (ConfigError, CheckpointError) as error:
+        no_judge = str(error)
+    checks = PaintingChecks(
+        pictures=_PAINTED,
+        features=[judge] if judge else [],
+        judge=judge,
+        no_judge=no_judge,
+        training=data.train if len(data.validation) else None,
+        no_training="No images were kept out of training.",
+        max_training=_MAX_TRAINING,
+    )
     found = evaluate_images(model, images)
-    prompts = images.captions[:_SHEET_PROMPTS]
-    painted = model.paint(prompts, seeds=range(len(prompts)))
-    sheet = make_sheet(painted.pixels, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
-    return ModelEvaluation(found.metrics, prompts, sheet)
-
-
-def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> ChosenImages:
-    """Reads some images with the first caption of each."""
-    captions = [images.captions(index)[0] for index in indices]
-    return ChosenImages(images.pixels(np.asarray(indices)), captions, description)
+    painted = evaluate_painted(model, images, checks)
+    prompts = painted.prompts[:_SHEET_PROMPTS]
+    pictures = painted.pixels[:_SHEET_PROMPTS]
+    sheet = make_sheet(pictures, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
+    return ModelEvaluation({**found.metrics, **painted.metrics}, prompts, sheet, painted)
 
 
 def evaluate_images(
@@ -82,14 +98,18 @@ def evaluate_images(
     *,
     squeezenet: SqueezeNet | None = None,
     features: Sequence[FeatureExtractor] = (),
+    checks: PaintingChecks | None = None,
 ) -> ImagesEvaluation:
-    """Measures a model's reconstructions of images; of scenes it also paints and reads some.
+    """Measures a model's reconstructions of images and what it paints of their captions.
+
+    Of scenes it also paints others, and reads them.
 
     Args:
         model: what is measured; a tokenizer alone paints nothing.
         images: of the model's size.
         squeezenet: adds the perceptual distance of the reconstructions.
         features: each adds FID and KID of the reconstructions.
+        checks: what is measured on painted pictures; None paints none of the captions.
     """
     what = images.description
     made = evaluate_reconstructions(model.tokenizer, images.pixels, model.device)
@@ -110,7 +130,11 @@ def evaluate_images(
             metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
                 model, _SCENE_PROMPTS, held_out=only_held_out
             )
-    return ImagesEvaluation(metrics, made.pixels)
+    painted = None
+    if checks is not None and not isinstance(model, TrainedTokenizer):
+        painted = evaluate_painted(model, images, checks)
+        metrics |= painted.metrics
+    return ImagesEvaluation(metrics, made.pixels, painted)
 
 
 def measure_scene_accuracy(
@@ -131,6 +155,15 @@ def measure_scene_accuracy(
     return Metric(
         score.accuracy, f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
     )
+
+
+def _has_judge() -> bool:
+    """Whether the weights of SqueezeNet are there."""
+    try:
+        find_weights(SQUEEZENET)
+    except ConfigError:
+        return False
+    return True
 
 
 def _parse_scenes(captions: Sequence[str]) -> list[Scene] | None:

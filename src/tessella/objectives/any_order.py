@@ -1,9 +1,10 @@
-"""`any_order`, the default: codes in a random order, each asked by its place.
+"""`any_order`, the default: codes in any order, each asked by its place.
 
 To learn: every picture's codes in a fresh random order; the code at each place is predicted from
 the text and the codes before it; cross-entropy at every place.
-To generate: sets of places on a cosine schedule, each set asked at once, sampled, and read. Every
-code is read once and every place asked once, however many steps it takes.
+To generate: sets of places on a schedule, each set asked at once, sampled, and read. Every code is
+read once and, unless the order goes by confidence, every place asked once, however many steps it
+takes.
 
 Source: ARPG (arXiv:2503.10568).
 """
@@ -17,20 +18,16 @@ from torch.nn import functional
 from tessella.config import Settings
 from tessella.objectives.base import (
     GenerationRequest,
-    GenerationStep,
     Objective,
     ObjectiveLoss,
     Painted,
     StepCallback,
     compute_accuracy,
+    gather_log_probability,
+    to_painted,
 )
-from tessella.objectives.sampling import (
-    cosine_schedule,
-    guide,
-    halton_order,
-    random_orders,
-    sample_codes,
-)
+from tessella.objectives.laying import Mosaic, ask_all, lay_in_order, read_prompts
+from tessella.objectives.sampling import split_places
 from tessella.transformer import Memory, Transformer
 
 
@@ -44,17 +41,16 @@ class AnyOrderSettings(Settings):
 class AnyOrder(Objective):
     """Predicts codes in any order, many places at once."""
 
+    name = "any_order"
+
     def compute_loss(
-        self, transformer: Transformer, codebook: Tensor, text_tokens: Tensor, codes: Tensor
+        self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor
     ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text and the codes before it in a random order."""
         flat = codes.flatten(1)
         places = torch.rand(flat.shape, device=flat.device).argsort(1)
         ordered = flat.gather(1, places)
-        memory = transformer.read_text(text_tokens)
-        memory = transformer.read_codes(memory, ordered[:, :-1], places[:, :-1])
-        visible = torch.arange(flat.shape[1], device=flat.device)
-        logits = transformer.ask(memory, places, visible)
+        logits = predict_in_order(transformer, text, ordered, places)
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), ordered.flatten())
         return ObjectiveLoss(loss, compute_accuracy(logits, ordered))
 
@@ -69,50 +65,71 @@ class AnyOrder(Objective):
     ) -> Painted:
         """Lays each picture's codes set by set."""
         settings = request.settings
-        device = request.prompt_of.device
-        batch, num_places = len(request.seeds), grid[0] * grid[1]
-        # Random numbers come from the CPU: a seed means the same picture on every device.
-        generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
-        if settings.order == "halton":
-            order = halton_order(*grid).expand(batch, -1).to(device)
-        else:
-            order = random_orders(num_places, generators).to(device)
-        guided = settings.guidance_scale != 1
-        memory = _read_prompts(transformer, request, guided)
+        known = 0 if request.known is None else int(request.known[0].sum())
+        num_places = grid[0] * grid[1]
+        sizes = split_places(num_places - known, settings.steps, settings.step_schedule)
+        mosaic = Mosaic(request, grid, len(sizes), watch)
+        memory = read_prompts(transformer, request, mosaic, room=num_places)
+        if known:
+            places = mosaic.laid.nonzero()[:, 1].view(mosaic.batch, -1)
+            codes = mosaic.codes.gather(1, places)
+            memory = transformer.read_codes(memory, mosaic.double(codes), mosaic.double(places))
+        if settings.order == "confidence":
+            _lay_by_confidence(transformer, memory, mosaic, sizes)
+        elif sizes:
+            order = "halton" if settings.order == "halton" else "random"
+            sets = mosaic.order_open_places(order).split(sizes, dim=1)
+            lay_in_order(transformer, memory, mosaic, sets)
+        return to_painted(mosaic.codes, codebook, grid)
 
-        codes = torch.zeros(batch, num_places, dtype=torch.int64, device=device)
-        laid = torch.zeros_like(codes, dtype=torch.bool)
-        sizes = cosine_schedule(num_places, settings.steps)
-        for step, places in enumerate(order.split(sizes, dim=1), start=1):
-            asked = places.repeat(2, 1) if guided else places
-            visible = torch.full((asked.shape[1],), memory.num_codes, device=device)
-            logits = transformer.ask(memory, asked, visible).float()
-            if guided:
-                logits = guide(logits[:batch], logits[batch:], settings.guidance_scale)
-            shape = logits.shape[1:]
-            noise = torch.stack([torch.rand(shape, generator=g) for g in generators]).to(device)
-            sampled = sample_codes(logits, noise, settings)
-            codes.scatter_(1, places, sampled)
-            laid.scatter_(1, places, True)
-            if watch is not None:
-                watch(GenerationStep(step, len(sizes), codes.clone(), laid.clone()))
-            if step < len(sizes):
-                known = sampled.repeat(2, 1) if guided else sampled
-                memory = transformer.read_codes(memory, known, asked)
-        mosaic = codes.unflatten(1, grid)
-        return Painted(functional.embedding(mosaic, codebook).movedim(-1, 1), mosaic)
+    @torch.inference_mode()
+    def compute_log_likelihood(
+        self,
+        transformer: Transformer,
+        text: Tensor,
+        codes: Tensor,
+        *,
+        num_orders: int = 4,
+        seed: int = 0,
+    ) -> Tensor:
+        """Sums the log-probabilities along random orders and takes the mean over them.
+
+        By Jensen's inequality it is a lower bound of the likelihood of the mixture over orders.
+        """
+        flat = codes.flatten(1)
+        generator = torch.Generator().manual_seed(seed)
+        total = torch.zeros(len(flat), device=flat.device)
+        for _ in range(num_orders):
+            order = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
+            places = order.expand(len(flat), -1)
+            ordered = flat.gather(1, places)
+            logits = predict_in_order(transformer, text, ordered, places)
+            total += gather_log_probability(logits, ordered).sum(1)
+        return total / num_orders
 
 
-def _read_prompts(transformer: Transformer, request: GenerationRequest, guided: bool) -> Memory:
-    """Reads each prompt once; guided pictures follow in the same order with the empty prompt."""
-    tokens, rows = request.text_tokens, request.prompt_of
-    if guided:
-        length = max(tokens.shape[1], request.empty_tokens.shape[1])
-        pad = transformer.shape.pad_id
-        both = [
-            functional.pad(t, (0, length - t.shape[1]), value=pad)
-            for t in (tokens, request.empty_tokens)
-        ]
-        rows = torch.cat([rows, torch.full_like(rows, len(tokens))])
-        tokens = torch.cat(both)
-    return transformer.read_text(tokens).select(rows)
+def predict_in_order(
+    transformer: Transformer, text: Tensor, codes: Tensor, places: Tensor
+) -> Tensor:
+    """Predicts each code (B, N) at its place (B, N) from the text and the codes before it.
+
+    Returns:
+        (B, N, K) logits, in the order given.
+    """
+    memory = transformer.read_text(text)
+    memory = transformer.read_codes(memory, codes[:, :-1], places[:, :-1])
+    return transformer.ask(memory, places, torch.arange(codes.shape[1], device=codes.device))
+
+
+def _lay_by_confidence(
+    transformer: Transformer, memory: Memory, mosaic: Mosaic, sizes: list[int]
+) -> None:
+    """Asks all open places at each step and keeps the surest: more work, no order given before."""
+    for index, size in enumerate(sizes):
+        still_open = mosaic.open_places()
+        logits = ask_all(transformer, memory, mosaic.double(still_open))
+        kept, codes = mosaic.sample_confident(logits, size)
+        places = still_open.gather(1, kept)
+        mosaic.lay(places, codes)
+        if index + 1 < len(sizes):
+            memory = transformer.read_codes(memory, mosaic.double(codes), mosaic.double(places))

@@ -21,7 +21,8 @@ from tessella.objectives.base import (
     StepCallback,
     compute_accuracy,
 )
-from tessella.transformer import Memory, Transformer
+from tessella.objectives.parallel import ask_everywhere
+from tessella.transformer import Transformer
 
 
 class LatentMSESettings(Settings):
@@ -34,11 +35,13 @@ class LatentMSESettings(Settings):
 class LatentMSE(Objective):
     """Regresses the latent of the image from the text."""
 
+    name = "latent_mse"
+
     def compute_loss(
-        self, transformer: Transformer, codebook: Tensor, text_tokens: Tensor, codes: Tensor
+        self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor
     ) -> ObjectiveLoss:
         """Squared distance between the expected latent and the image's own."""
-        logits = _ask_everywhere(transformer, transformer.read_text(text_tokens))
+        logits = ask_everywhere(transformer, text)
         expected = logits.float().softmax(-1) @ codebook  # (B, N, C)
         own = functional.embedding(codes.flatten(1), codebook)
         return ObjectiveLoss(
@@ -54,19 +57,16 @@ class LatentMSE(Objective):
         request: GenerationRequest,
         watch: StepCallback | None = None,
     ) -> Painted:
-        """Paints each prompt's expected latent; every seed gives the same picture."""
-        memory = transformer.read_text(request.text_tokens)
-        logits = _ask_everywhere(transformer, memory).float()
+        """Paints each prompt's expected latent; every seed gives the same picture.
+
+        There is nothing to guide or to sample; known places have the latent of their codes.
+        """
+        logits = ask_everywhere(transformer, request.text).float()
+        codes = logits.argmax(-1).index_select(0, request.prompt_of)
+        latent = (logits.softmax(-1) @ codebook).index_select(0, request.prompt_of)  # (B, N, C)
+        if request.known is not None and request.known_codes is not None:
+            codes = request.known_codes.where(request.known, codes)
+            latent = functional.embedding(codes, codebook).where(request.known[..., None], latent)
         if watch is not None:
-            codes = logits.argmax(-1)[request.prompt_of]
             watch(GenerationStep(1, 1, codes, torch.ones_like(codes, dtype=torch.bool)))
-        expected = (logits.softmax(-1) @ codebook).index_select(0, request.prompt_of)
-        return Painted(expected.movedim(-1, 1).unflatten(-1, grid), None)
-
-
-def _ask_everywhere(transformer: Transformer, memory: Memory) -> Tensor:
-    """Asks all places at once from the text alone: (B, N, K)."""
-    num_places = transformer.shape.num_places
-    batch, device = len(memory.text_visible), memory.text_visible.device
-    places = torch.arange(num_places, device=device).expand(batch, -1)
-    return transformer.ask(memory, places, torch.zeros_like(places[0]))
+        return Painted(latent.movedim(-1, 1).unflatten(-1, grid), None)

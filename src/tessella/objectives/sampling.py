@@ -9,28 +9,37 @@ from torch import Tensor
 from tessella.objectives.base import GenerationSettings
 
 
-def cosine_schedule(num_places: int, steps: int) -> list[int]:
+def split_places(num_places: int, steps: int, schedule: str = "cosine") -> list[int]:
     """Splits the places into sets: few at first, when little is known, many at the end.
 
     Args:
-        num_places: N >= 1.
+        num_places: N >= 0.
         steps: sets wanted, >= 1; more than there are places counts as one a place.
+        schedule: cosine or arccos; the share of places left after a share t of the steps is
+            cos(π t / 2) or arccos(t) · 2 / π.
 
     Returns:
         Sizes of the sets, each >= 1, that add up to N.
 
     Source:
-        Section 3.2 of MaskGIT (arXiv:2202.04200).
+        Section 3.2 of MaskGIT (arXiv:2202.04200); arccos from Besnier and Chen's MaskGIT
+        (arXiv:2310.14400).
     """
     steps = min(steps, num_places)
     sizes: list[int] = []
     for step in range(1, steps + 1):
-        known = num_places * (1 - math.cos(math.pi / 2 * step / steps))
+        known = num_places * (1 - unknown_share(step / steps, schedule))
         # At least one place now, and one left for each step to come.
         size = max(1, round(known) - sum(sizes))
         sizes.append(min(size, num_places - sum(sizes) - (steps - step)))
-    sizes[-1] += num_places - sum(sizes)
     return sizes
+
+
+def unknown_share(time: float, schedule: str = "cosine") -> float:
+    """Returns the share of places that are unknown after a share of the steps, both in [0, 1]."""
+    if schedule == "arccos":
+        return math.acos(time) * 2 / math.pi
+    return math.cos(math.pi / 2 * time)
 
 
 def random_orders(num_places: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -87,8 +96,12 @@ def sample_codes(logits: Tensor, noise: Tensor, settings: GenerationSettings) ->
         # A code goes when those before it already reach top_p: the likeliest always stays.
         gone = probability.cumsum(-1) - probability >= settings.top_p
         logits = logits.masked_fill(gone.scatter(-1, index, gone), -torch.inf)
-    gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
-    return (logits + gumbel).argmax(-1)
+    return (logits + to_gumbel(noise)).argmax(-1)
+
+
+def to_gumbel(noise: Tensor) -> Tensor:
+    """Turns uniform numbers in [0, 1) into standard Gumbel ones."""
+    return -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -98,3 +111,37 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         Classifier-free guidance, arXiv:2207.12598, on logits as in Muse (arXiv:2301.00704).
     """
     return unconditional + scale * (conditional - unconditional)
+
+
+def scale_guidance(settings: GenerationSettings, step: int, steps: int) -> float:
+    """Returns the guidance scale of a step, counted from 1; the last has the scale in full.
+
+    Source:
+        The linear ramp is Muse's (arXiv:2301.00704, section 2.7).
+    """
+    if settings.guidance_schedule == "linear":
+        return 1 + (settings.guidance_scale - 1) * step / steps
+    return settings.guidance_scale
+
+
+def choose_confident(
+    logits: Tensor, codes: Tensor, noise: Tensor, count: int, temperature: float
+) -> Tensor:
+    """Chooses the places whose sampled codes the transformer is surest of.
+
+    Args:
+        logits: (B, Q, K).
+        codes: (B, Q) sampled from them.
+        noise: (B, Q) uniform in [0, 1).
+        count: how many places a picture, in [1, Q].
+        temperature: of the Gumbel noise that is added to the log-probability; 0 adds none.
+
+    Returns:
+        (B, count) int64 in [0, Q), in rising order.
+
+    Source:
+        MaskGIT (arXiv:2202.04200), section 3.2 and its code's `mask_by_random_topk`.
+    """
+    confidence = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+    confidence = confidence + temperature * to_gumbel(noise)
+    return confidence.topk(count, dim=1).indices.sort(1).values

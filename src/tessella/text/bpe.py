@@ -11,7 +11,6 @@ Source:
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,8 +22,15 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from tessella.config import Settings
-from tessella.errors import CheckpointError, GenerationError
+from tessella.errors import CheckpointError
 from tessella.files import write_text
+from tessella.text.base import (
+    TextEncoder,
+    TrainingTokens,
+    check_is_list,
+    check_prompts,
+    to_utf8,
+)
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 _SPECIAL = (PAD, BEGIN, END)  # their ids are 0, 1, 2
@@ -33,33 +39,30 @@ _SMALLEST = 256 + len(_SPECIAL)
 
 
 class TextSettings(Settings):
-    """How captions become tokens."""
+    """How captions become what the transformer reads."""
+
+    encoder: str | None = Field(default=None, min_length=1)
+    """A frozen text encoder that others have trained: a local folder with its config, safetensors
+    and tokenizer files, or its name on the Hugging Face hub (`clip-vit-base-patch32`). Needs
+    tessella[text]. Left out, the run learns a vocabulary of its own from the captions."""
 
     vocabulary_size: int = Field(default=4096, ge=_SMALLEST, le=65536)
-    """The most tokens that the vocabulary may hold; few captions give fewer."""
+    """The most tokens that the vocabulary may hold; few captions give fewer. Means nothing with
+    an `encoder`."""
 
     max_tokens: int = Field(default=64, ge=4, le=1024)
-    """The most tokens of one caption, begin and end included."""
+    """The most tokens of one caption, begin and end included; an `encoder` may read fewer."""
 
     min_frequency: int = Field(default=2, ge=1)
-    """How often a pair of tokens must occur in the captions to become a token of its own."""
+    """How often a pair of tokens must occur in the captions to become a token of its own. Means
+    nothing with an `encoder`."""
 
     lowercase: bool = True
-    """Whether capitals are read as small letters, so that `A Red Star` asks for `a red star`."""
+    """Whether capitals are read as small letters, so that `A Red Star` asks for `a red star`. An
+    `encoder` has its own way."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingTokens:
-    """The tokens of training captions."""
-
-    text_tokens: Tensor
-    """(B, T) int64, padded to the longest."""
-
-    num_truncated: int
-    """How many of the captions were longer than `max_tokens` and lost their last words."""
-
-
-class TextTokenizer:
+class TextTokenizer(TextEncoder):
     """Turns captions into tokens and back.
 
     Text is normalised first: NFKC (so that wide letters and ligatures are plain ones), small
@@ -116,7 +119,7 @@ class TextTokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator((_utf8(caption) for caption in captions), trainer)
+        tokenizer.train_from_iterator((to_utf8(caption) for caption in captions), trainer)
         tokenizer.post_processor = TemplateProcessing(
             single=f"{BEGIN} $A {END}",
             special_tokens=[(BEGIN, cls.begin_id), (END, cls.end_id)],
@@ -131,7 +134,7 @@ class TextTokenizer:
     def normalize(self, text: str) -> str:
         """Returns the text as the model reads it; what `decode` gives back after `encode`."""
         normalizer = self._tokenizer.normalizer
-        return normalizer.normalize_str(_utf8(text)) if normalizer else _utf8(text)
+        return normalizer.normalize_str(to_utf8(text)) if normalizer else to_utf8(text)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Turns prompts into tokens.
@@ -148,16 +151,9 @@ class TextTokenizer:
             GenerationError: a prompt has more than `max_tokens` tokens; nothing is cut off
                 unsaid.
         """
-        if isinstance(prompts, str):
-            raise GenerationError(f"Expected a list of prompts, got one text: `{prompts}`.")
+        check_is_list(prompts)
         rows = list(self._rows(prompts))
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.max_tokens:
-                raise GenerationError(
-                    f"The prompt has {len(row)} tokens (begin and end included), at most "
-                    f"{self.max_tokens} can be read: `{_shortened(prompt)}`. Shorten it, or "
-                    "train a model with a larger text.max_tokens."
-                )
+        check_prompts(prompts, [len(row) for row in rows], self.max_tokens)
         return self._padded(rows)
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
@@ -234,7 +230,7 @@ class TextTokenizer:
     def _rows(self, texts: Iterable[str]) -> Iterator[list[int]]:
         """Encodes texts of any length, in order, some thousands at once."""
         remaining = iter(texts)
-        while chunk := [_utf8(text) for text in islice(remaining, _CHUNK)]:
+        while chunk := [to_utf8(text) for text in islice(remaining, _CHUNK)]:
             for encoding in self._tokenizer.encode_batch_fast(chunk):
                 yield encoding.ids
 
@@ -246,16 +242,6 @@ class TextTokenizer:
         flat = (token for row in rows for token in row)
         padded[np.arange(longest) < lengths[:, None]] = np.fromiter(flat, dtype=np.int64)
         return torch.from_numpy(padded)
-
-
-def _utf8(text: str) -> str:
-    """Replaces lone surrogates, which JSON may carry and UTF-8 cannot, by question marks."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def _shortened(text: str, length: int = 60) -> str:
-    """Cuts a text for a message."""
-    return text if len(text) <= length else text[:length] + "…"
 
 
 def _foreign(path: Path, why: str) -> str:

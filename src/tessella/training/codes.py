@@ -1,16 +1,20 @@
 """Codes of all images, encoded once by the finished tokenizer: what stage 2 reads.
 
 One memory-mapped file a side of the split, 2 bytes a place, with a note from what it was made.
+Mirrored pictures and crops are passes of their own, behind the pictures as they are.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
 from tessella.files import new_file, write_json
@@ -18,8 +22,23 @@ from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer
 
 _BATCH = 64
+_SMALLEST_CROP = 0.8  # of the picture's side
 
 Codes = npt.NDArray[np.uint16]
+"""(passes, N, h, w); the first pass has the pictures as they are."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """In which ways each picture is encoded beside as it is."""
+
+    flips: bool = False  # mirrored left to right, the crops too
+    crops: int = 0  # random squares of it, each a pass
+
+    @property
+    def count(self) -> int:
+        """Number of passes, that of the pictures as they are included."""
+        return (1 + self.crops) * (2 if self.flips else 1)
 
 
 @torch.inference_mode()
@@ -29,6 +48,7 @@ def prepare_codes(
     path: Path,
     *,
     device: torch.device,
+    passes: Passes = Passes(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Codes:
     """Encodes images into a file of codes, or uses the file that is there.
@@ -38,26 +58,31 @@ def prepare_codes(
         tokenizer: trained, in eval mode, on `device`.
         path: the `.npy` file; beside it a `.json` says from what it was made.
         device: where to encode.
-        progress: called with images done and their number.
+        passes: the ways in which each image is encoded.
+        progress: called with encodings done and their number.
 
     Returns:
-        (N, h, w) uint16, memory-mapped, read only.
+        (passes, N, h, w) uint16, memory-mapped, read only.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     note = path.with_suffix(".json")
-    made_from = {"images": images.fingerprint, "tokenizer": _hash_weights(tokenizer)}
-    if not (path.exists() and _read_note(note) == made_from):
+    made_from = {
+        "images": images.fingerprint,
+        "tokenizer": hash_weights(tokenizer),
+        "passes": asdict(passes),
+    }
+    if not (path.exists() and read_note(note) == made_from):
         note.unlink(missing_ok=True)
         with new_file(path, what="the codes of the images") as building:
-            _encode(images, tokenizer, building, device, progress)
+            _encode(images, tokenizer, passes, building, device, progress)
         write_json(note, made_from)
     codes: Codes = np.load(path, mmap_mode="r")
     return codes
 
 
-def _read_note(note: Path) -> object:
+def read_note(note: Path) -> object:
     """Returns what the note says; nothing if there is none that can be read."""
     try:
         return json.loads(note.read_text(encoding="utf-8"))
@@ -65,9 +90,10 @@ def _read_note(note: Path) -> object:
         return None
 
 
-def _hash_weights(tokenizer: ImageTokenizer) -> str:
+def hash_weights(network: nn.Module) -> str:
+    """Computes the SHA-256 of all weights, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -75,12 +101,13 @@ def _hash_weights(tokenizer: ImageTokenizer) -> str:
 def _encode(
     images: CaptionedImages,
     tokenizer: ImageTokenizer,
+    passes: Passes,
     path: Path,
     device: torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     side = images.image_size // tokenizer.settings.downsampling
-    shape = (len(images), side, side)
+    shape = (passes.count, len(images), side, side)
     if not len(images):
         with path.open("wb") as file:
             np.save(file, np.empty(shape, dtype=np.uint16))
@@ -88,8 +115,25 @@ def _encode(
     codes = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape)
     for start in range(0, len(images), _BATCH):
         chosen = np.arange(start, min(start + _BATCH, len(images)))
-        pixels = torch.from_numpy(images.pixels(chosen)).to(device)
-        codes[chosen] = tokenizer.encode(to_float(pixels)).cpu().numpy().astype(np.uint16)
+        image = to_float(torch.from_numpy(images.pixels(chosen)).to(device))
+        seen = [image]
+        seen += [_crop(image, np.random.default_rng([n, start])) for n in range(passes.crops)]
+        if passes.flips:
+            seen += [picture.flip(-1) for picture in seen]
+        for number, picture in enumerate(seen):
+            codes[number, chosen] = tokenizer.encode(picture).cpu().numpy().astype(np.uint16)
         if progress is not None:
-            progress(int(chosen[-1]) + 1, len(images))
+            progress((int(chosen[-1]) + 1) * passes.count, len(images) * passes.count)
     codes.flush()
+
+
+def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Cuts a random square out of each picture (B, 3, S, S) and enlarges it to its size."""
+    size = image.shape[-1]
+    cropped = []
+    for picture in image:
+        side = int(rng.integers(round(_SMALLEST_CROP * size), size + 1))
+        top, left = rng.integers(0, size - side + 1, size=2)
+        square = picture[None, :, top : top + side, left : left + side]
+        cropped.append(functional.interpolate(square, (size, size), mode="bicubic"))
+    return torch.cat(cropped).clamp(-1, 1)

@@ -1,13 +1,15 @@
 """`fit`: captioned images in, a model folder out; the same call again goes on where it stopped.
 
 RUN/run.json                what was asked, and the recipe that the run keeps to
-RUN/text_tokenizer.json     the vocabulary
+RUN/text_tokenizer.json     the vocabulary, or which frozen encoder is in RUN/text_encoder/
+RUN/text/                   what a frozen encoder makes of every caption
 RUN/data/                   the cache of checked images; skipped.jsonl
 RUN/tokenizer/              checkpoints, metrics.jsonl, tensorboard, samples of stage 1;
                             after fit-tokenizer its model, without a transformer
 RUN/codes/                  every image's codes
 RUN/transformer/            checkpoints, metrics.jsonl, tensorboard, samples of stage 2
 RUN/model/                  the finished model
+RUN/report.html             curves, pictures and numbers on one page
 """
 
 import contextlib
@@ -33,13 +35,16 @@ from tessella.bundled import find_model, find_tokenizer
 from tessella.config import build, read_config
 from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
+from tessella.evaluation.memorisation import make_pairs_sheet
 from tessella.evaluation.model import evaluate_model
 from tessella.files import remove_leftovers, write_json
-from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
-from tessella.text import TextTokenizer
+from tessella.images import save_png
+from tessella.objectives import create_transformer
+from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
 from tessella.training.checkpoint import load_latest_checkpoint
-from tessella.training.codes import Codes, prepare_codes
+from tessella.training.codes import Codes, Passes, prepare_codes
 from tessella.training.loop import (
     CHECKPOINTS_FOLDER,
     N,
@@ -51,9 +56,10 @@ from tessella.training.loop import (
 from tessella.training.model_card import CardFacts, write_card
 from tessella.training.plan import choose_preset, plan_training
 from tessella.training.recipe import Recipe, resolve_recipe
+from tessella.training.report import write_report
 from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
-from tessella.transformer import Transformer
+from tessella.training.text_features import CaptionReader, prepare_captions
 
 FORMAT = 2
 """Of run.json; goes up when an older tessella could no longer read it."""
@@ -61,7 +67,10 @@ FORMAT = 2
 RUN_FILE = "run.json"
 DATA_FOLDER = "data"
 CODES_FOLDER = "codes"
+TEXT_FOLDER = "text"
 MODEL_FOLDER = "model"
+NEAREST_FILE = "nearest.json"
+NEAREST_PICTURE = "nearest.png"
 TOKENIZER_MODEL_FOLDER = "tokenizer/model"
 _LOCK_FILE = ".lock"
 
@@ -117,10 +126,11 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     with accelerator.main_process_first():
         data = _prepare_data(request, recipe, console)
         text_tokenizer = _create_text_tokenizer(recipe, data, request.out, is_new)
+        captions = _prepare_captions(text_tokenizer, data, request.out, console)
     if is_new:
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
-            plan = plan_training(recipe, seconds_left, data, text_tokenizer, accelerator)
+            plan = plan_training(recipe, seconds_left, data, text_tokenizer, captions, accelerator)
             console.print(f"Plan for {request.minutes:g} minutes: {plan.describe()}")
             recipe = plan.recipe
         recipe = _keep_run(request, recipe, accelerator)
@@ -130,14 +140,17 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     run = _Run(request, recipe, data, accelerator, console)
     model = TextToImage.create(recipe.describe_model(), text_tokenizer)
     run.train_tokenizer(model)
+    if accelerator.is_main_process:
+        write_report(request.out)
     if request.stage == "tokenizer":
         return request.out
     with accelerator.main_process_first():
         codes = run.prepare_codes(model)
-    run.train_transformer(model, codes)
+    run.train_transformer(model, codes, captions)
     folder = request.out / MODEL_FOLDER
     if accelerator.is_main_process:
         run.finish(model, folder)
+        write_report(request.out)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {folder}, after {minutes:.1f} minutes.")
     accelerator.wait_for_everyone()
@@ -206,6 +219,8 @@ class _Run:
     def prepare_codes(self, model: TextToImage) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
         codes = {}
+        settings = self._recipe.transformer_training
+        learned = Passes(settings.flips, settings.crops)
         for side, images in self._data.sides.items():
             with _progress(self._console, f"codes of {side}") as progress:
                 codes[side] = prepare_codes(
@@ -213,20 +228,25 @@ class _Run:
                     model.tokenizer,
                     self._request.out / CODES_FOLDER / f"{side}.npy",
                     device=self._accelerator.device,
+                    passes=learned if side == "train" else Passes(),
                     progress=progress,
                 )
         return codes
 
-    def train_transformer(self, model: TextToImage, codes: Mapping[str, Codes]) -> None:
+    def train_transformer(
+        self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
+    ) -> None:
         """Trains the transformer, or finds it trained; the model then has the averaged weights."""
         settings = self._recipe.transformer_training
         torch.manual_seed(self._request.seed)
-        transformer = Transformer(self._recipe.transformer, model.transformer.shape)
+        transformer = create_transformer(
+            self._recipe.objective, self._recipe.transformer, model.transformer.shape
+        )
         if settings.start_from is not None and not self._has_checkpoint("transformer"):
             codebook = None if settings.images else model.tokenizer.codebook
             start_transformer(transformer, settings.start_from, codebook)
         stage = TransformerStage(
-            model.with_transformer(transformer), settings, self._data.sides, codes
+            model.with_transformer(transformer), settings, self._data.sides, codes, captions
         )
         parts = ("tokenizer", "text", "transformer", "objective")
         average = self._train(stage, settings, self._fingerprint(*parts))
@@ -255,6 +275,15 @@ class _Run:
         )
         card = write_card(self._recipe, facts)
         model.save(folder, card=card, metrics=metrics, samples=measured.sheet)
+        pairs = measured.painted.pairs
+        if pairs:
+            save_png(folder / NEAREST_PICTURE, make_pairs_sheet(pairs))
+            said = [
+                {"prompt": pair.prompt, "caption": pair.caption, "distance": pair.distance}
+                for pair in pairs
+            ]
+            protocol = measured.metrics["copy_rate"].protocol
+            write_json(folder / NEAREST_FILE, {"protocol": protocol, "pairs": said})
 
     def _train(self, stage: Stage[N], settings: TrainingSettings, fingerprint: str) -> N:
         return train(
@@ -298,14 +327,24 @@ def _require_what_is_named(recipe: Recipe) -> None:
 
 def _create_text_tokenizer(
     recipe: Recipe, data: PreparedData, out: Path, is_new: bool
-) -> TextTokenizer:
-    """Learns a vocabulary, or takes the run's, or that of the transformer that it starts from."""
+) -> TextEncoder:
+    """Learns a vocabulary or reads a frozen encoder, or takes the run's, or its start's."""
     if not is_new and (out / TEXT_FILE).exists():
-        return TextTokenizer.load(out / TEXT_FILE)
+        return load_text(out)
     start = recipe.transformer_training.start_from
     if start is not None:
         return load_text_tokenizer(start)
-    return TextTokenizer.train(data.train.all_captions(), recipe.text)
+    return create_text_encoder(recipe.text, data.train.all_captions())
+
+
+def _prepare_captions(
+    text_tokenizer: TextEncoder, data: PreparedData, out: Path, console: Console
+) -> CaptionReader:
+    """Lets a frozen encoder read every caption, or finds them read."""
+    captions = (caption for images in data.sides.values() for caption in images.all_captions())
+    with _progress(console, "captions") as progress:
+        path = out / TEXT_FOLDER / "features.npy"
+        return prepare_captions(text_tokenizer, captions, path, progress=progress)
 
 
 def resolve_run(request: FitRequest, accelerator: Accelerator) -> tuple[Recipe, bool]:
@@ -371,7 +410,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _is_begun(out: Path) -> bool:
     """Whether a folder without run.json is a run that stopped before it had one."""
     return all(
-        path.name in (DATA_FOLDER, f"{DATA_FOLDER}.skipped.jsonl") or path.name.startswith(".")
+        path.name in (DATA_FOLDER, f"{DATA_FOLDER}.skipped.jsonl", TEXT_FOLDER)
+        or path.name.startswith(".")
         for path in out.iterdir()
     )
 

@@ -14,7 +14,7 @@ from tessella.errors import ConfigError
 from tessella.evaluation.model import count_pictures
 from tessella.images import to_float
 from tessella.pipeline import TextToImage
-from tessella.text import TextTokenizer
+from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Pace, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
@@ -24,6 +24,7 @@ from tessella.training.stages import (
     TransformerStage,
     TransformerTrainingSettings,
 )
+from tessella.training.text_features import CaptionReader
 
 # Of the training time. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
 _SHARES = {"tokenizer": 0.4, "transformer": 0.6}
@@ -32,7 +33,7 @@ _MEASURE_SECONDS = 6.0
 _BATCH = 16
 # A larger preset is worth it from so many images in the tokenizer's share of the time.
 _WORTH_IMAGES = 400_000
-_SIZES = ("tiny", "small", "base")
+_SIZES = ("tiny", "small", "base", "large")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def plan_training(
     recipe: Recipe,
     seconds_left: float,
     data: PreparedData,
-    text_tokenizer: TextTokenizer,
+    text_tokenizer: TextEncoder,
+    captions: CaptionReader,
     accelerator: Accelerator,
 ) -> Plan:
     """Sets both lengths of training so that everything left to do fits into the time left.
@@ -96,6 +98,7 @@ def plan_training(
         seconds_left: until the model should be there.
         data: of the run.
         text_tokenizer: of the run.
+        captions: reads the captions of the data.
         accelerator: from `create_accelerator`.
 
     Raises:
@@ -106,9 +109,9 @@ def plan_training(
     model = TextToImage.create(recipe.describe_model(), text_tokenizer).to(device)
     side = model.config.grid
     rng = np.random.default_rng(0)
-    one = rng.integers(len(model.tokenizer.codebook), size=(1, *side)).astype(np.uint16)
+    one = rng.integers(len(model.tokenizer.codebook), size=(1, 1, *side)).astype(np.uint16)
     codes = {
-        name: np.broadcast_to(one, (len(images), *side)) for name, images in data.sides.items()
+        name: np.broadcast_to(one, (1, len(images), *side)) for name, images in data.sides.items()
     }
     settings: dict[str, TokenizerTrainingSettings | TransformerTrainingSettings] = {
         "tokenizer": recipe.tokenizer_training,
@@ -117,7 +120,9 @@ def plan_training(
     paces: dict[str, Pace] = {}
     # The transformer's first: measuring the tokenizer's spoils what it reads.
     if recipe.transformer_training.images:
-        transformer = TransformerStage(model, recipe.transformer_training, data.sides, codes)
+        transformer = TransformerStage(
+            model, recipe.transformer_training, data.sides, codes, captions
+        )
         paces["transformer"] = measure_pace(
             transformer, recipe.transformer_training, accelerator, _MEASURE_SECONDS
         )

@@ -78,6 +78,17 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         },
         "transformer": {"width": 512, "depth": 12, "heads": 8},
     },
+    # 256×256 pixels, 16×16 codes of 4096: a large GPU.
+    "large": {
+        "data": {"image_size": 256},
+        "tokenizer": {
+            "patch": 4,
+            "widths": [128, 256, 512],
+            "blocks": 2,
+            "quantizer": {"name": "vq", "codebook_size": 4096},
+        },
+        "transformer": {"width": 1024, "depth": 24, "heads": 16, "dropout": 0.1},
+    },
     # The founding report's pair: its tokenizer, its objective.
     "report2021": {
         "data": {"image_size": 128},

@@ -15,7 +15,6 @@ from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import make_sheet, to_float
 from tessella.objectives import Objective
 from tessella.pipeline import TextToImage
-from tessella.text import TextTokenizer
 from tessella.tokenizer import (
     AdversarialLoss,
     GeneratorLoss,
@@ -27,6 +26,7 @@ from tessella.tokenizer import (
 )
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.training.loop import Companion, Evaluation, Stage, StepResult, TrainingSettings
+from tessella.training.text_features import CaptionReader
 from tessella.transformer import Transformer
 
 _MAX_VALIDATION_IMAGES = 512
@@ -77,6 +77,15 @@ class TransformerTrainingSettings(TrainingSettings):
 
     caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
     """Share of pictures that are learned with an empty prompt, which guidance needs."""
+    flips: bool = False
+    """Whether pictures are also learned mirrored. Not where captions say left and right, or
+    pictures show writing."""
+    crops: int = Field(0, ge=0, le=16)
+    """Random crops of each picture (four fifths of its side and more) that are learned beside it,
+    drawn once."""
+    compile: bool = False
+    """Compiles the transformer's layers with `torch.compile`: a slow start, then faster steps
+    where a compiler for the device is installed."""
 
 
 class TokenizerLearner(nn.Module):
@@ -298,9 +307,9 @@ class TransformerLearner(nn.Module):
         self._objective = objective
         self.register_buffer("codebook", codebook.detach().clone(), persistent=False)
 
-    def forward(self, text_tokens: Tensor, codes: Tensor) -> StepResult:
-        """Scores text tokens (B, T) and codes (B, h, w)."""
-        scored = self._objective.compute_loss(self.transformer, self.codebook, text_tokens, codes)
+    def forward(self, text: Tensor, codes: Tensor) -> StepResult:
+        """Scores texts (B, T) or (B, T, F) and codes (B, h, w)."""
+        scored = self._objective.compute_loss(self.transformer, self.codebook, text, codes)
         return StepResult(scored.loss, {"accuracy": scored.accuracy})
 
 
@@ -315,13 +324,25 @@ class TransformerStage(Stage[TransformerLearner]):
         settings: TransformerTrainingSettings,
         data: Mapping[str, CaptionedImages],
         codes: Mapping[str, npt.NDArray[np.uint16]],
+        captions: CaptionReader | None = None,
     ) -> None:
-        """Takes the model whose transformer learns, and images and codes of each side."""
+        """Takes the model whose transformer learns, and images and codes of each side.
+
+        Args:
+            model: the tokenizer is trained.
+            settings: of the training.
+            data: images of each side.
+            codes: (passes, N, h, w) of each side; one pass is drawn each time.
+            captions: reads them quicker than the model's own text encoder.
+        """
         self.network = TransformerLearner(
             model.transformer, model.objective, model.tokenizer.codebook
         )
+        if settings.compile:
+            self.compiled = [*model.transformer.reading, *model.transformer.asking]
         self.num_images = len(data["train"])
         self._model = model
+        self._captions = captions or model.text_tokenizer
         self._caption_dropout = settings.caption_dropout
         self._data = data
         self._codes = codes
@@ -340,13 +361,14 @@ class TransformerStage(Stage[TransformerLearner]):
             choices = self._data["train"].captions(int(index))
             caption = choices[rng.integers(len(choices))]
             captions.append("" if rng.random() < self._caption_dropout else caption)
-        return self._batch(captions, self._codes["train"][indices])
+        codes = self._codes["train"]
+        return self._batch(captions, codes[rng.integers(len(codes), size=len(indices)), indices])
 
     def evaluate(
         self, average: TransformerLearner, device: torch.device, images_seen: int
     ) -> Evaluation:
         """Scores held-out images with their first captions; paints some of those captions."""
-        data, codes = self._data[self._held], self._codes[self._held]
+        data, codes = self._data[self._held], self._codes[self._held][0]
         count = min(_MAX_VALIDATION_IMAGES, len(data))
         captions = [data.captions(index)[0] for index in range(count)]
         totals: dict[str, float] = {}
@@ -366,6 +388,5 @@ class TransformerStage(Stage[TransformerLearner]):
         return Evaluation(totals, {"samples": sheet})
 
     def _batch(self, captions: list[str], codes: npt.NDArray[np.uint16]) -> tuple[Tensor, ...]:
-        text: TextTokenizer = self._model.text_tokenizer
-        tokens = text.encode_training(captions).text_tokens
-        return tokens, torch.from_numpy(codes.astype(np.int64))
+        text = self._captions.encode_training(captions).text_tokens
+        return text, torch.from_numpy(codes.astype(np.int64))

@@ -9,8 +9,8 @@ from torch import Tensor
 from tessella.bundled import find_model, find_tokenizer
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
-from tessella.text import TextTokenizer
+from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.text import TextEncoder, load_text
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
@@ -68,13 +68,13 @@ def start_transformer(
     transformer.load_state_dict(old.state_dict())
 
 
-def load_text_tokenizer(folder: str | Path) -> TextTokenizer:
-    """Loads the vocabulary that a model's transformer was trained with.
+def load_text_tokenizer(folder: str | Path) -> TextEncoder:
+    """Loads the text encoder that a model's transformer was trained with.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    return TextTokenizer.load(find_model(folder) / TEXT_FILE)
+    return load_text(find_model(folder))
 
 
 def _require_same(section: str, old: Settings, new: Settings) -> None:

@@ -1,7 +1,11 @@
 """The transformer's layer: attention over remembered keys and values, then an MLP."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines (B, 1, S, D / heads / 2), the angles by which a row's pairs are turned."""
 
 
 class Layer(nn.Module):
@@ -10,7 +14,8 @@ class Layer(nn.Module):
     Keys and values are made apart (`remember`), so that what was read once is kept: a reading
     layer remembers its own input, an asking layer what the reading half has made.
 
-    Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442.
+    Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442; rotary positions
+    arXiv:2104.09864; the MLP's squared ReLU arXiv:2109.08668, which docs/log.md compares.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -30,13 +35,19 @@ class Layer(nn.Module):
         nn.init.zeros_(self.attention_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
-    def remember(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, normed: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
         """Makes keys and values (B, heads, S, D / heads) of normalised rows (B, S, D)."""
         keys, values = self.key_value(normed).chunk(2, dim=-1)
-        return self.key_norm(self._split(keys)), self._split(values)
+        return rotate(self.key_norm(self._split(keys)), rotation), self._split(values)
 
     def forward(
-        self, hidden: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor
+        self,
+        hidden: Tensor,
+        normed: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """Updates rows by what they see.
 
@@ -46,14 +57,15 @@ class Layer(nn.Module):
             keys: (B, heads, S, D / heads).
             values: as keys.
             mask: (B, 1, Q, S) bool, True where a row may look.
+            rotation: by the rows' places; None where they have none.
 
         Returns:
             (B, Q, D).
         """
-        queries = self.query_norm(self._split(self.query(normed)))
+        queries = rotate(self.query_norm(self._split(self.query(normed))), rotation)
         seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         hidden = hidden + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
-        update = self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(hidden))))
+        update = self.mlp_out(functional.relu(self.mlp_in(self.mlp_norm(hidden))).square())
         updated: Tensor = hidden + self.dropout(update)
         return updated
 
@@ -61,6 +73,34 @@ class Layer(nn.Module):
         batch, rows, width = hidden.shape
         split = hidden.view(batch, rows, self.heads, width // self.heads)
         return split.transpose(1, 2)  # (B, heads, S, D / heads)
+
+
+def rotate(rows: Tensor, rotation: Rotation | None) -> Tensor:
+    """Turns each pair (i, i + half) of rows (B, heads, S, D / heads) by its angle."""
+    if rotation is None:
+        return rows
+    cosine, sine = rotation
+    first, second = rows.chunk(2, dim=-1)
+    turned = (first * cosine - second * sine, first * sine + second * cosine)
+    return torch.cat(turned, dim=-1)
+
+
+def compute_rotations(grid: tuple[int, int], size: int) -> Rotation:
+    """Computes the rotations of the places of a grid (h, w) for heads of a size.
+
+    The first half of a head's pairs turns with the row, the second with the column, each by
+    frequencies from 1 down to almost 1/100: grids are small.
+
+    Returns:
+        Cosines and sines (N, size / 2).
+
+    Source:
+        Rotary positions along two axes, section 3.2 of arXiv:2403.13298.
+    """
+    frequency = 100.0 ** -(torch.arange(size // 4) / (size // 4))
+    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))  # (N, 2)
+    angle = (places[:, :, None] * frequency).flatten(1)
+    return angle.cos(), angle.sin()
 
 
 def _norm(width: int) -> nn.LayerNorm:

@@ -1,4 +1,4 @@
-"""FID and KID, by hand and against their formulas written a second time."""
+"""FID, KID, precision and recall, by hand and against their formulas written a second time."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tessella.errors import DataError
 from tessella.evaluation import distributions
-from tessella.evaluation.distributions import compute_fid, compute_kid
+from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -101,7 +101,55 @@ def test_kid_follows_its_seed_and_leaves_the_randomness_of_others_alone() -> Non
     assert compute_kid(first, second, seed=1) != kid
 
 
-@pytest.mark.parametrize("compute", [compute_fid, compute_kid])
+@pytest.mark.parametrize("compute", [compute_fid, compute_kid, compute_precision_recall])
 def test_too_few_pictures_are_refused(compute: Any) -> None:
     with pytest.raises(DataError, match="need 4 pictures on each side, better thousands: `3`"):
         compute(draw(5, 1), draw(3, 2))
+
+
+def test_precision_and_recall_by_hand() -> None:
+    """One feature. Originals 0 1 2 3: balls of 3, 2, 2, 3, so they reach from -3 to 6.
+
+    Others 6 7 8 20: balls of 14, 13, 12, 14, from -8 to 34. Of the others the first lies among
+    the originals, on the border; the originals all lie among the others.
+    """
+    originals, others = (torch.tensor(v).double()[:, None] for v in ([0, 1, 2, 3], [6, 7, 8, 20]))
+    found = compute_precision_recall(originals, others)
+    assert (found.precision, found.recall) == (0.25, 1.0)
+    turned = compute_precision_recall(others, originals)
+    assert (turned.precision, turned.recall) == (1.0, 0.25)
+
+
+def share_among_one_by_one(pictures: Array, others: Array) -> float:
+    """Each picture and each ball on its own."""
+    inside = 0
+    for picture in pictures:
+        for index, centre in enumerate(others):
+            rest = np.delete(others, index, axis=0)
+            radius = sorted(float(np.linalg.norm(centre - other)) for other in rest)[2]
+            if np.linalg.norm(picture - centre) <= radius:
+                inside += 1
+                break
+    return inside / len(pictures)
+
+
+def test_precision_and_recall_are_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributions, "_ROWS", 7)
+    first, second = draw(40, 1), 1.5 * draw(30, 2)
+    found = compute_precision_recall(first, second)
+    assert 0 < found.precision < 1
+    assert 0 < found.recall < 1
+    assert found.precision == share_among_one_by_one(second.numpy(), first.numpy())
+    assert found.recall == share_among_one_by_one(first.numpy(), second.numpy())
+
+
+def test_a_set_lies_among_itself_and_far_ones_do_not() -> None:
+    first = draw(20, 1)
+    assert compute_precision_recall(first, first.clone()).precision == 1.0
+    assert compute_precision_recall(first, first + 1e6).recall == 0.0
+
+
+def test_equal_pictures_have_distance_zero() -> None:
+    """Products of features would leave rounding errors: many features, far from zero."""
+    features = 1e4 + draw(60, 1, num_features=40).float()
+    assert distributions.compute_distances(features, features).diagonal().max() == 0

@@ -22,6 +22,8 @@ from tessella.evaluation.model import (
     read_images,
 )
 from tessella.evaluation.squeezenet import SqueezeNet
+from tessella.images import Pixels
+from tessella.objectives import ObjectiveLoss
 from tessella.pipeline import PaintedPixels
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 
@@ -50,9 +52,12 @@ class Painter:
     """A model that paints every scene as asked, or all but the first ones."""
 
     device = torch.device("cpu")
+    transformer = None
+    name = "nothing"
 
     def __init__(self, wrong: int = 0) -> None:
         self.tokenizer = Identity().eval()
+        self.objective = self
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
@@ -64,6 +69,15 @@ class Painter:
                 pixels[place] = draw_scene(parse_caption(prompt), SIZE)
         return PaintedPixels(pixels, None)
 
+    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts), 1)
+
+    def encode_images(self, pixels: Pixels) -> torch.Tensor:
+        return torch.zeros(len(pixels), 1, 1, dtype=torch.int64)
+
+    def compute_loss(self, *_: object) -> ObjectiveLoss:
+        return ObjectiveLoss(torch.tensor(2.5), torch.zeros(()))
+
 
 @pytest.fixture(scope="module")
 def scenes32(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
@@ -74,6 +88,16 @@ def scenes32(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SCENE_PROMPTS", 12)
+    monkeypatch.delenv("TESSELLA_SQUEEZENET", raising=False)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights of SqueezeNet."""
+    torch.manual_seed(0)
+    state = {name: value.numpy() for name, value in SqueezeNet().state_dict().items()}
+    np.savez(tmp_path / "squeezenet.npz", **state)
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "squeezenet.npz"))
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +130,45 @@ def test_the_plan_knows_how_many_pictures_it_paints(scenes32: PreparedData) -> N
     painter: Any = Painter()
     evaluate_model(painter, scenes32)
     painted = sum(len(prompts) for prompts, _ in painter.asked)
-    assert count_pictures(scenes32) == 16 + 24
-    assert painted == count_pictures(scenes32) - (16 - len(painter.asked[-1][0]))
+    assert count_pictures(scenes32) == painted == len(scenes32.validation) + 24
+
+
+def test_with_weights_the_plan_counts_what_squeezenet_looks_at(
+    scenes32: PreparedData, weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAINTED", 5)
+    monkeypatch.setattr(module, "_MAX_TRAINING", 7)
+    looked_at = 0
+    extract = FeatureExtractor.extract
+
+    def count(self: FeatureExtractor, pixels: Pixels) -> torch.Tensor:
+        nonlocal looked_at
+        looked_at += len(pixels)
+        return extract(self, pixels)
+
+    monkeypatch.setattr(FeatureExtractor, "extract", count)
+    painter: Any = Painter()
+    made = evaluate_model(painter, scenes32)
+    assert looked_at == 5 + 5 + 7
+    painted = sum(len(prompts) for prompts, _ in painter.asked)
+    assert painted == 5 + 24
+    assert count_pictures(scenes32) == painted + looked_at
+    assert made.painted.left_out == {}
+    assert made.metrics["copy_rate"].protocol.endswith(
+        f"7 of the {len(scenes32.train)} training pictures"
+    )
+    assert made.metrics["loss_train"].value == 2.5
+    assert "painted_recall_squeezenet-fire9" in made.metrics
+    assert list(made.prompts) == list(made.painted.prompts)
+
+
+def test_weights_that_are_damaged_do_not_cost_a_finished_model(
+    scenes32: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "broken.npz"))
+    made = evaluate_model(Painter(), scenes32)  # type: ignore[arg-type]
+    assert made.painted.left_out["copy_rate"].startswith("Cannot read the weights: ")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -132,8 +193,11 @@ def test_other_pictures_have_no_scene_metrics(
         "reconstruction_ssim",
         "codes_used",
         "code_perplexity",
+        "loss_train",
+        "loss_held_out",
+        "loss_gap",
     }
-    assert count_pictures(scenes32) == 16
+    assert count_pictures(scenes32) == len(scenes32.validation)
 
 
 def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
@@ -142,6 +206,8 @@ def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
     made = evaluate_model(Painter(), data)  # type: ignore[arg-type]
     protocol = made.metrics["reconstruction_psnr"].protocol
     assert protocol == "dB, mean over the first 5 train images"
+    # What it learned from says nothing about what it did not.
+    assert made.painted.left_out["loss_gap"] == "No images were kept out of training."
 
 
 def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
@@ -162,3 +228,4 @@ def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
             "four of mine" in metric.protocol
         ), name
     assert np.array_equal(made.reconstructions, images.pixels)
+    assert made.painted is None  # nothing was asked for

@@ -10,35 +10,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tessella.errors import ConfigError
 from tessella.objectives import GenerationSettings
 from tessella.objectives.sampling import (
-    cosine_schedule,
+    choose_confident,
     guide,
     halton_order,
     random_orders,
     sample_codes,
+    scale_guidance,
+    split_places,
+    to_gumbel,
+    unknown_share,
 )
 
 # How many places at each step.
 
 
-@given(st.integers(1, 1024), st.integers(1, 1100))
-def test_the_schedule_asks_every_place(num_places: int, steps: int) -> None:
-    sizes = cosine_schedule(num_places, steps)
+SCHEDULES = st.sampled_from(["cosine", "arccos"])
+
+
+@given(st.integers(0, 1024), st.integers(1, 4096), SCHEDULES)
+def test_the_schedule_asks_every_place(num_places: int, steps: int, schedule: str) -> None:
+    sizes = split_places(num_places, steps, schedule)
     assert sum(sizes) == num_places
-    assert min(sizes) >= 1
+    assert min(sizes, default=1) >= 1
     assert len(sizes) == min(steps, num_places)
-    # Few at first, many at the end: never fewer than before, but for rounding.
-    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(sizes))
+    if schedule == "cosine":
+        # Few at first, many at the end: never fewer than before, but for rounding.
+        assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(sizes))
+    # As the schedule says, but for rounding and where each step to come must have a place.
+    for step, known in enumerate(itertools.accumulate(sizes), start=1):
+        if known > step and known < num_places - (len(sizes) - step):
+            wanted = num_places * (1 - unknown_share(step / len(sizes), schedule))
+            assert abs(known - wanted) <= 0.5 + 1e-9
 
 
 def test_the_schedule_by_hand() -> None:
-    """64 places in 4 steps: 64 · (1 - cos(π/2 · k/4)) is 4.87, 18.75, 39.51 and 64."""
-    assert cosine_schedule(64, 4) == [5, 14, 21, 24]
-    assert cosine_schedule(5, 5) == [1, 1, 1, 1, 1]
-    assert cosine_schedule(5, 99) == [1, 1, 1, 1, 1]
-    assert cosine_schedule(7, 1) == [7]
+    """64 places in 4 steps: 64 · (1 - cos(π/2 · k/4)) is 4.87, 18.75, 39.51 and 64.
+
+    By arccos 64 · (1 - 2/π · arccos(k/4)) is 10.29, 21.33, 34.55 and 64.
+    """
+    assert split_places(64, 4) == [5, 14, 21, 24]
+    assert split_places(64, 4, "arccos") == [10, 11, 14, 29]
+    for schedule in ("cosine", "arccos"):
+        assert split_places(5, 5, schedule) == [1, 1, 1, 1, 1]
+        assert split_places(5, 99, schedule) == [1, 1, 1, 1, 1]
+        assert split_places(7, 1, schedule) == [7]
+        assert split_places(0, 3, schedule) == []
+
+
+def test_the_unknown_share_by_hand() -> None:
+    for schedule in ("cosine", "arccos"):
+        assert unknown_share(0.0, schedule) == pytest.approx(1.0)
+        assert unknown_share(1.0, schedule) == pytest.approx(0.0)
+    assert unknown_share(1 / 3) == pytest.approx(math.sqrt(3) / 2)
+    assert unknown_share(0.5, "arccos") == pytest.approx(2 / 3)
 
 
 # In which order.
@@ -164,19 +190,54 @@ def test_guidance_by_hand() -> None:
     assert guide(conditional, unconditional, 3.0).tolist() == [3.0, 8.0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"steps": 0}, "`steps`: got: `0`; input should be greater than or equal to 1"),
-        ({"temperature": -0.1}, "`temperature`: got: `-0.1`"),
-        ({"temperature": math.nan}, "`temperature`: got: `nan`"),
-        ({"top_k": 0}, "`top_k`: got: `0`"),
-        ({"top_p": 0.0}, "`top_p`: got: `0.0`"),
-        ({"guidance_scale": math.inf}, "`guidance_scale`: got: `inf`"),
-        ({"order": "raster"}, "`order`: got: `raster`; input should be 'random' or 'halton'"),
-        ({"temprature": 1}, "Unknown setting `temprature`; did you mean `temperature`"),
-    ],
-)
-def test_settings_that_cannot_be(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        GenerationSettings().replace(**changes)
+def test_the_ramp_of_guidance_by_hand() -> None:
+    """From 1 up to 5 in four steps: the last has it in full."""
+    ramped = GenerationSettings(guidance_scale=5.0, guidance_schedule="linear")
+    assert [scale_guidance(ramped, step, 4) for step in (1, 2, 3, 4)] == [2.0, 3.0, 4.0, 5.0]
+    below = GenerationSettings(guidance_scale=0.0, guidance_schedule="linear")
+    assert [scale_guidance(below, step, 2) for step in (1, 2)] == [0.5, 0.0]
+    constant = GenerationSettings(guidance_scale=5.0)
+    assert [scale_guidance(constant, step, 2) for step in (1, 2)] == [5.0, 5.0]
+
+
+# Chance, and where the transformer is sure.
+
+
+def test_gumbel_numbers() -> None:
+    """The inverse of exp(-exp(-g)): 1/e gives 0; mean Euler's constant, variance π²/6."""
+    assert to_gumbel(torch.tensor([math.exp(-1)])).item() == pytest.approx(0.0, abs=1e-6)
+    drawn = to_gumbel(noise(200_000))
+    assert drawn.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert drawn.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
+    assert to_gumbel(torch.tensor([0.0, 1 - 2**-24])).isfinite().all()
+
+
+def test_confidence_by_hand() -> None:
+    """Four places; the codes taken have .7, .2, .9 and .5: the surest are 2, then 0, then 3."""
+    shares = torch.tensor([[[0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.5, 0.5]]])
+    codes, any_noise = torch.tensor([[0, 0, 1, 1]]), noise(1, 4)
+    for scale in (0.0, 3.0):  # logits are what they are but for a constant
+        logits = shares.log() + scale
+        for count, kept in ((1, [2]), (2, [0, 2]), (3, [0, 2, 3]), (4, [0, 1, 2, 3])):
+            made = choose_confident(logits, codes, any_noise, count, 0.0)
+            assert made.tolist() == [kept]
+
+
+def test_noise_changes_what_is_sure() -> None:
+    """.6 and .3 with noise of temperature 1 are taken as often as 2 to 1: Gumbel's rule again."""
+    count = 40_000
+    logits = torch.tensor([[0.6, 0.4], [0.3, 0.7]]).log().expand(count, -1, -1)
+    codes = torch.zeros(count, 2, dtype=torch.int64)
+    for temperature, share in ((1.0, 2 / 3), (0.5, 4 / 5), (0.0, 1.0)):
+        made = choose_confident(logits, codes, noise(count, 2), 1, temperature)
+        assert (made == 0).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0.0, 4.5, 1000.0]))
+def test_so_many_places_in_rising_order(seed: int, count: int, temperature: float) -> None:
+    logits = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(seed))
+    codes = logits.argmin(-1)
+    made = choose_confident(logits, codes, noise(3, 9, seed=seed), count, temperature)
+    assert made.shape == (3, count)
+    assert (made.diff(dim=1) > 0).all()
+    assert 0 <= made.min() <= made.max() < 9

@@ -14,7 +14,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training import codes as codes_module
-from tessella.training.codes import prepare_codes
+from tessella.training.codes import Passes, prepare_codes
 
 Data = Mapping[str, CaptionedImages]
 CPU = torch.device("cpu")
@@ -46,9 +46,40 @@ def test_codes_are_the_tokenizer_s(
         expected = tokenizer.encode(to_float(pixels)).numpy()
     assert made.dtype == np.uint16
     assert not made.flags.writeable
-    assert np.array_equal(made, expected)
+    assert np.array_equal(made, expected[None])
     assert done[-1] == (count, count)
     assert done[0] == (5, count)
+
+
+def test_mirrored_pictures_and_crops_are_passes_of_their_own(
+    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
+    """As they are, a crop, and both mirrored: each is what encoding that very picture gives."""
+    images, passes = scenes["train"], Passes(flips=True, crops=1)
+    assert passes.count == 4
+    made = prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU, passes=passes)
+    assert made.shape[:2] == (4, len(images))
+    pixels = to_float(torch.from_numpy(images.pixels(np.arange(len(images)))))
+    with torch.no_grad():
+        assert np.array_equal(made[0], tokenizer.encode(pixels))
+        assert np.array_equal(made[2], tokenizer.encode(pixels.flip(-1)))
+    for crop in (made[1], made[3]):
+        assert not np.array_equal(crop, made[0])
+    again = prepare_codes(images, tokenizer, tmp_path / "d.npy", device=CPU, passes=passes)
+    assert np.array_equal(made, again)
+    # The same file asked for without them is made anew.
+    assert len(prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU)) == 1
+
+
+def test_a_crop_is_a_large_part_of_the_picture_enlarged() -> None:
+    """A ramp from left to right stays a ramp, of at least four fifths of the way."""
+    ramp = torch.linspace(-1, 1, 40).expand(8, 3, 40, 40)
+    made = codes_module._crop(ramp, np.random.default_rng(0))
+    assert made.shape == ramp.shape
+    span = made[..., -2] - made[..., 1]
+    assert (span >= 0.8 * 2 * 0.9).all()
+    assert (span <= 2).all()
+    assert len({round(value, 4) for value in span[:, 0, 0].tolist()}) > 1
 
 
 def test_they_are_encoded_once(
@@ -85,7 +116,7 @@ def test_what_they_were_made_from_is_minded(
     if change == "weights":
         assert np.array_equal(second, 299 - first)
     elif change == "images":
-        assert len(second) == len(images) != len(first)
+        assert second.shape[1] == len(images) != first.shape[1]
     else:
         assert np.array_equal(second, first)
     note = json.loads(path.with_suffix(".json").read_text())
@@ -104,7 +135,8 @@ def test_a_crash_while_encoding_leaves_nothing_to_trust(
         patched.setattr(tokenizer, "encode", crash)
         prepare_codes(scenes["train"], tokenizer, path, device=CPU)
     assert not list(tmp_path.iterdir())
-    assert len(prepare_codes(scenes["train"], tokenizer, path, device=CPU)) == len(scenes["train"])
+    made = prepare_codes(scenes["train"], tokenizer, path, device=CPU)
+    assert made.shape[1] == len(scenes["train"])
 
 
 def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
@@ -114,4 +146,4 @@ def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> N
 
     empty: Any = Empty(image_size=16, fingerprint="none")
     made = prepare_codes(empty, tokenizer, tmp_path / "validation.npy", device=CPU)
-    assert made.shape == (0, 4, 4)
+    assert made.shape == (1, 0, 4, 4)

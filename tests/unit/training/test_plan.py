@@ -112,7 +112,7 @@ def plan(
     monkeypatch.setattr(plan_module, "count_pictures", lambda _: 20)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     recipe = resolve_recipe(None, None, [*TINY, *words])
-    return plan_training(recipe, seconds_left, data, text, create_accelerator("cpu"))
+    return plan_training(recipe, seconds_left, data, text, text, create_accelerator("cpu"))
 
 
 def test_all_that_is_left_to_do_fits(
@@ -179,7 +179,7 @@ def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.Monk
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     words = [*TINY, "tokenizer_training.batch_size=4", "transformer_training.batch_size=4"]
     recipe = resolve_recipe(None, None, words)
-    made = plan_training(recipe, 10_000.0, data, text, create_accelerator("cpu"))
+    made = plan_training(recipe, 10_000.0, data, text, text, create_accelerator("cpu"))
     for training in (made.recipe.tokenizer_training, made.recipe.transformer_training):
         assert training.images > 100
         assert training.images % 4 == 0

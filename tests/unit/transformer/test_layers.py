@@ -1,12 +1,15 @@
-"""The layer against torch's own attention, with the same weights."""
+"""The layer against torch's own attention, with the same weights; the places' rotations."""
+
+import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tessella.transformer.layers import Layer
-from tessella.transformer.memory import Memory, build_mask
+from tessella.transformer.layers import Layer, Rotation, compute_rotations, rotate
+from tessella.transformer.memory import Memory, append_rows, build_mask
 
 WIDTH, HEADS = 24, 3
 
@@ -20,16 +23,33 @@ def learned_layer() -> Layer:
     return layer
 
 
-def apply(layer: Layer, rows: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+def apply(
+    layer: Layer,
+    rows: Tensor,
+    seen: Tensor,
+    mask: Tensor,
+    turn_rows: Rotation | None = None,
+    turn_seen: Rotation | None = None,
+) -> Tensor:
     """Lets `rows` look at `seen`."""
-    keys, values = layer.remember(layer.attention_norm(seen))
-    return layer(rows, layer.attention_norm(rows), keys, values, mask)
+    keys, values = layer.remember(layer.attention_norm(seen), turn_seen)
+    return layer(rows, layer.attention_norm(rows), keys, values, mask, turn_rows)
+
+
+def turn(rows: Tensor, angles: Tensor) -> Tensor:
+    """Turns rows (..., S, D) by angles (S, D / 2) as complex numbers."""
+    half = rows.shape[-1] // 2
+    turned = torch.complex(rows[..., :half], rows[..., half:]) * torch.polar(
+        torch.ones_like(angles), angles
+    )
+    return torch.cat([turned.real, turned.imag], dim=-1)
 
 
 def test_against_a_reference_row_by_row() -> None:
-    """Softmax of the scaled products of normalised queries and keys, one head at a time."""
+    """Softmax of the scaled products of normalised, turned queries and keys, head by head."""
     layer = learned_layer()
     rows, seen = torch.randn(2, 4, WIDTH), torch.randn(2, 5, WIDTH)
+    turn_rows, turn_seen = torch.randn(4, WIDTH // HEADS // 2), torch.randn(5, WIDTH // HEADS // 2)
     mask = torch.rand(2, 1, 4, 5) > 0.4
     mask[..., 0] = True
     size = WIDTH // HEADS
@@ -43,17 +63,25 @@ def test_against_a_reference_row_by_row() -> None:
     heads = []
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)
-        query = norm(queries[..., part], layer.query_norm.weight)
-        key = norm(both[..., :WIDTH][..., part], layer.key_norm.weight)
+        query = turn(norm(queries[..., part], layer.query_norm.weight), turn_rows)
+        key = turn(norm(both[..., :WIDTH][..., part], layer.key_norm.weight), turn_seen)
         value = both[..., WIDTH:][..., part]
         scores = torch.einsum("bqc,bsc->bqs", query, key) / size**0.5
         share = scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1)
         heads.append(torch.einsum("bqs,bsc->bqc", share, value))
     expected = rows + torch.cat(heads, -1) @ layer.attention_out.weight.T
-    update = norm(expected, layer.mlp_norm.weight) @ layer.mlp_in.weight.T
-    expected = expected + functional.gelu(update) @ layer.mlp_out.weight.T
+    inside = norm(expected, layer.mlp_norm.weight) @ layer.mlp_in.weight.T
+    expected = expected + inside.clamp(min=0) ** 2 @ layer.mlp_out.weight.T
 
-    torch.testing.assert_close(apply(layer, rows, seen, mask), expected, atol=1e-4, rtol=1e-4)
+    made = apply(
+        layer,
+        rows,
+        seen,
+        mask,
+        (turn_rows.cos()[None, None], turn_rows.sin()[None, None]),
+        (turn_seen.cos()[None, None], turn_seen.sin()[None, None]),
+    )
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_against_multihead_attention() -> None:
@@ -89,6 +117,76 @@ def test_dropout_is_of_training_alone() -> None:
     assert not torch.equal(apply(layer, rows, rows, mask), apply(layer, rows, rows, mask))
 
 
+# Where a row lies.
+
+
+def test_the_rotations_by_hand() -> None:
+    """Heads of 8: two pairs turn with the row, two with the column, by 1 and by 1/10 a place."""
+    cosine, sine = compute_rotations((2, 3), 8)
+    assert cosine.shape == sine.shape == (6, 4)
+    angles = torch.tensor(
+        [
+            [0, 0, 0, 0],
+            [0, 0, 1, 0.1],
+            [0, 0, 2, 0.2],
+            [1, 0.1, 0, 0],
+            [1, 0.1, 1, 0.1],
+            [1, 0.1, 2, 0.2],
+        ]
+    )
+    torch.testing.assert_close(cosine, angles.cos())
+    torch.testing.assert_close(sine, angles.sin())
+
+
+@pytest.mark.parametrize("size", [4, 12, 32])
+def test_the_frequencies_go_down_to_almost_a_hundredth(size: int) -> None:
+    _, sine = compute_rotations((1, 2), size)
+    row, column = sine[1].asin().chunk(2)
+    assert row.tolist() == [0.0] * (size // 4)
+    expected = [math.exp(-math.log(100) * i / (size // 4)) for i in range(size // 4)]
+    assert column.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_turning_is_a_product_of_complex_numbers() -> None:
+    torch.manual_seed(0)
+    rows, angles = torch.randn(2, 3, 6, 8), torch.randn(6, 4)
+    made = rotate(rows, (angles.cos(), angles.sin()))
+    torch.testing.assert_close(made, turn(rows, angles), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(made.norm(dim=-1), rows.norm(dim=-1))
+    assert rotate(rows, None) is rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(*[st.integers(0, 5)] * 6, st.integers(0, 99))
+def test_a_score_depends_on_how_far_places_are_apart(
+    row: int, column: int, down: int, right: int, other_row: int, other_column: int, seed: int
+) -> None:
+    """A query and a key moved by the same rows and columns look at each other as before."""
+    grid = (11, 11)
+    cosine, sine = compute_rotations(grid, 12)
+    query, key = torch.randn(2, 12, generator=torch.Generator().manual_seed(seed))
+
+    def score(query_place: tuple[int, int], key_place: tuple[int, int]) -> Tensor:
+        at, to = (place[0] * grid[1] + place[1] for place in (query_place, key_place))
+        return rotate(query, (cosine[at], sine[at])) @ rotate(key, (cosine[to], sine[to]))
+
+    torch.testing.assert_close(
+        score((row + down, column + right), (other_row + down, other_column + right)),
+        score((row, column), (other_row, other_column)),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_a_score_depends_on_the_way_along_each_axis() -> None:
+    """One row down, one row up, one column right and one left are four different things."""
+    cosine, sine = compute_rotations((3, 3), 8)
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 8)
+    turned = rotate(key.expand(9, 8), (cosine, sine)) @ rotate(query, (cosine[4], sine[4]))
+    assert turned.unique().numel() == 9
+
+
 # What was read, and who may look at it.
 
 
@@ -117,8 +215,28 @@ def test_select_takes_entries_as_often_as_named(rows: list[int]) -> None:
         num_codes=2,
     )
     chosen = memory.select(torch.tensor(rows))
-    for kept, given in ((chosen.keys, memory.keys), (chosen.values, memory.values)):
-        for mine, theirs in zip(kept, given, strict=True):
+    for kept, original in ((chosen.keys, memory.keys), (chosen.values, memory.values)):
+        for mine, theirs in zip(kept, original, strict=True):
             assert torch.equal(mine, theirs[rows])
     assert torch.equal(chosen.text_visible, memory.text_visible[rows])
     assert chosen.num_codes == 2
+    assert chosen.length == 4
+
+
+def test_room_is_behind_what_was_read() -> None:
+    keys = torch.randn(2, 1, 3, 4)
+    memory = Memory((keys,), (2 * keys,), torch.ones(2, 3).bool())
+    chosen = memory.select(torch.tensor([1, 0]), room=2)
+    assert chosen.keys[0].shape == chosen.values[0].shape == (2, 1, 5, 4)
+    assert torch.equal(chosen.keys[0][:, :, :3], keys[[1, 0]])
+    assert torch.equal(chosen.values[0][:, :, :3], 2 * keys[[1, 0]])
+    assert chosen.length == memory.length == 3
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 5])
+def test_rows_are_appended_in_place_where_there_is_room(room: int) -> None:
+    past, new = torch.randn(2, 1, 3 + room, 4), torch.randn(2, 1, 2, 4)
+    before = past[:, :, :3].clone()
+    made = append_rows(past, 3, new)
+    assert torch.equal(made[:, :, :5], torch.cat([before, new], dim=2))
+    assert (made is past) is (room >= 2)

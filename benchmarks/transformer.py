@@ -1,0 +1,341 @@
+"""How fast stage 2 lays a picture: by each objective, against bare passes and without a cache.
+
+Why: `any_order` promises a whole picture for about the arithmetic of two passes, whatever the
+number of steps, where `masked` pays one pass a step and `autoregressive` one step a code. What is
+lost beside the arithmetic (small pieces, masks, chance, Python) is paid by whoever serves it.
+
+Theory: a `plain_pass` sends text and all places through all layers, without a mask. Any order
+sends each place through the reading half once and through the asking half once, in `steps` pieces:
+1 pass is its bound, 2 with guidance, but a piece of few rows costs what reading all weights from
+memory costs. `masked` is bounded by `steps` passes, `autoregressive` by reading the weights once
+a code. Without a cache, everything before a code goes through the network again for each code:
+`recomputed_lean` reads it again by the reading half and asks the one place; `recomputed_whole`
+sends it through all layers, as a decoder does in which every layer reads; a full pass a code is
+what a network of fixed length would need.
+
+The network has random weights (none of them zero, as a fresh one's are), the prompts have 16
+tokens. Times include reading the text, choosing codes and looking them up; no pixels.
+
+Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
+`batch_<B>` holds `seconds` of each contestant, and ratios that are medians over rounds in which
+all took their turn: `any_order_in_plain_passes`, `any_order_in_own_passes` (text, codes and places
+through their own halves at once), `masked_over_any_order`, `autoregressive_over_any_order`,
+`guided_over_unguided`, `full_passes_over_autoregressive` (256 plain passes). `cache` holds for
+`any_order` and `autoregressive` (`_guided`: both branches, padding) the largest difference of any
+logit from those computed anew, the largest logit beside it, and how many times faster the cached
+autoregressive picture is than the two ways without a cache, whose 256 steps are integrated over 9
+measured ones.
+
+    python benchmarks/transformer.py
+    python benchmarks/transformer.py --device cuda
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import RESULTS, Spread, environment, measure, print_record, write_result
+from tessella.objectives import (
+    AnyOrder,
+    Autoregressive,
+    GenerationRequest,
+    GenerationSettings,
+    Masked,
+    Objective,
+    Painted,
+)
+from tessella.objectives.any_order import predict_in_order
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+
+SETTINGS = TransformerSettings(width=512, depth=8, heads=8)
+QUICK_SETTINGS = TransformerSettings(width=64, depth=2, heads=2)
+SHAPE = TransformerShape(
+    vocabulary_size=1024,
+    max_text_tokens=16,
+    pad_id=0,
+    codebook_size=512,
+    grid=(16, 16),
+    code_width=8,
+)
+GUIDANCE_SCALE = 3.0
+PREFIXES = 9
+Contestants = Mapping[str, Callable[[], object]]
+
+
+class Recorder:
+    """A transformer that keeps what it was asked and what it answered."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        """Stands before a transformer."""
+        self._transformer = transformer
+        self.places: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def ask(self, *question: Any) -> Tensor:
+        """Asks the transformer."""
+        logits = self._transformer.ask(*question)
+        self.places.append(question[1])
+        self.logits.append(logits)
+        return logits
+
+
+def main() -> None:
+    """Measures, stores and prints the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="some seconds; stores nothing")
+    options = parser.parse_args()
+    settings = QUICK_SETTINGS if options.quick else SETTINGS
+    options.rounds = 2 if options.quick else options.rounds
+    torch.set_num_threads(options.threads)
+    transformer = create_transformer(settings, torch.device(options.device))
+    results: dict[str, Any] = {"parameters": sum(p.numel() for p in transformer.parameters())}
+    for batch in (1, 8, 16):
+        results[f"batch_{batch}"] = measure_batch(transformer, batch, options)
+    results["cache"] = measure_cache(transformer, options)
+    record = write_result(
+        "transformer",
+        results,
+        config={
+            **vars(options),
+            "transformer": settings.model_dump(),
+            "grid": SHAPE.grid,
+            "codebook_size": SHAPE.codebook_size,
+            "text_tokens": SHAPE.max_text_tokens,
+        },
+        where=environment(options.device),
+        folder=None if options.quick else RESULTS,
+    )
+    print_record(record)
+
+
+def create_transformer(
+    settings: TransformerSettings, device: torch.device, shape: TransformerShape = SHAPE
+) -> Transformer:
+    """Creates a transformer whose every layer changes what it gets, for generation alone."""
+    torch.manual_seed(0)
+    transformer = Transformer(settings, shape)
+    for matrix in transformer.hidden_matrices():
+        if not matrix.any():  # a fresh layer is the identity
+            torch.nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
+    torch.nn.init.normal_(transformer.question)
+    return transformer.to(device).eval().requires_grad_(False)
+
+
+def create_request(batch: int, device: torch.device, **settings: Any) -> GenerationRequest:
+    """Asks for pictures of as many prompts; the negative prompt is a short one."""
+    generator = torch.Generator().manual_seed(batch)
+    size = (batch, SHAPE.max_text_tokens)
+    text = torch.randint(1, SHAPE.vocabulary_size, size, generator=generator)
+    negative = torch.full_like(text[:1], SHAPE.pad_id)
+    negative[:, :2] = torch.tensor([1, 2])
+    return GenerationRequest(
+        text=text.to(device),
+        negative_text=negative.to(device),
+        prompt_of=torch.arange(batch, device=device),
+        negative_of=torch.zeros(batch, dtype=torch.int64, device=device),
+        seeds=range(batch),
+        settings=GenerationSettings(temperature=1.0, **settings),
+    )
+
+
+def create_painter(
+    objective: Objective, transformer: Transformer, batch: int, **settings: Any
+) -> Callable[[], Painted]:
+    """Returns a function that lays pictures of one request, over and over."""
+    device = transformer.question.device
+    request = create_request(batch, device, **settings)
+    codebook = torch.randn(SHAPE.codebook_size, SHAPE.code_width, device=device)
+    return lambda: objective.generate(transformer, codebook, SHAPE.grid, request)
+
+
+def create_plain_pass(
+    transformer: Transformer, batch: int, num_places: int = SHAPE.num_places
+) -> Callable[[], Tensor]:
+    """Returns a function that sends text and places through all layers, and predicts."""
+    device = transformer.question.device
+    text = create_request(batch, device).text
+    codes = torch.zeros(batch, num_places, dtype=torch.int64, device=device)
+    places = torch.arange(num_places, device=device)
+    ahead = len(text[0])  # text has no place: it is turned by no angle
+    cosine, sine = transformer.rotation_cosine[:num_places], transformer.rotation_sine[:num_places]
+    cosine = torch.cat([torch.ones_like(cosine[:1]).expand(ahead, -1), cosine])
+    sine = torch.cat([torch.zeros_like(sine[:1]).expand(ahead, -1), sine])
+    rotation = (cosine[None, None], sine[None, None])
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        words = transformer.text_embedding(text) + transformer.text_position.weight[:ahead]
+        tiles = transformer.code_embedding(codes) + transformer.place_embedding(places)
+        hidden = torch.cat([words, tiles], dim=1)  # (B, T + N, D)
+        for layer in [*transformer.reading, *transformer.asking]:
+            normed = layer.attention_norm(hidden)
+            keys, values = layer.remember(normed, rotation)
+            hidden = layer(hidden, normed, keys, values, None, rotation)
+        return transformer.out(transformer.out_norm(hidden[:, ahead:]))
+
+    return run
+
+
+def create_own_pass(transformer: Transformer, batch: int) -> Callable[[], Tensor]:
+    """Returns a function that does at once what any order does in steps."""
+    device = transformer.question.device
+    text = create_request(batch, device).text
+    codes = torch.zeros(batch, SHAPE.num_places, dtype=torch.int64, device=device)
+    places = torch.arange(SHAPE.num_places, device=device).expand(batch, -1)
+    return lambda: torch.inference_mode()(predict_in_order)(transformer, text, codes, places)
+
+
+def measure_batch(
+    transformer: Transformer, batch: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measures all that is compared at a batch size."""
+    steps = options.steps
+    contestants: dict[str, Callable[[], object]] = {
+        "any_order": create_painter(AnyOrder(), transformer, batch, steps=steps),
+        "any_order_guided": create_painter(
+            AnyOrder(), transformer, batch, steps=steps, guidance_scale=GUIDANCE_SCALE
+        ),
+        "plain_pass": create_plain_pass(transformer, batch),
+        "own_pass": create_own_pass(transformer, batch),
+    }
+    ratios = {
+        "any_order_in_plain_passes": ("any_order", "plain_pass"),
+        "any_order_in_own_passes": ("any_order", "own_pass"),
+        "guided_over_unguided": ("any_order_guided", "any_order"),
+    }
+    if batch == 1:  # the others take too long to be of use in batches here
+        contestants["masked"] = create_painter(Masked(), transformer, batch, steps=steps)
+        contestants["autoregressive"] = create_painter(Autoregressive(), transformer, batch)
+        ratios["masked_over_any_order"] = ("masked", "any_order")
+        ratios["autoregressive_over_any_order"] = ("autoregressive", "any_order")
+    seconds = time_rounds(contestants, options.rounds, options.device)
+    results: dict[str, Any] = {
+        "seconds": {name: Spread.of(times, 1) for name, times in seconds.items()}
+    }
+    for name, (above, below) in ratios.items():
+        results[name] = compare(seconds[above], seconds[below])
+        print(f"batch {batch}: {name} {results[name].median:.2f}", flush=True)
+    if batch == 1:
+        passes = [SHAPE.num_places * each for each in seconds["plain_pass"]]
+        results["full_passes_over_autoregressive"] = compare(passes, seconds["autoregressive"])
+    return results
+
+
+def time_rounds(
+    contestants: Contestants,
+    rounds: int,
+    device: str,
+    warm_up: Callable[[Callable[[], object]], object] = lambda contestant: contestant(),
+) -> dict[str, list[float]]:
+    """Times every contestant in every round, in an order that changes: seconds of one call."""
+    for contestant in contestants.values():
+        warm_up(contestant)
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for index in range(rounds):
+        for name in list(contestants) if index % 2 else list(reversed(contestants)):
+            spread = measure(contestants[name], warmup=0, repeats=1, device=device)
+            seconds[name].append(spread.median)
+    return seconds
+
+
+def compare(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Divides times round by round."""
+    return Spread.of([a / b for a, b in zip(above, below, strict=True)], 1)
+
+
+def measure_cache(transformer: Transformer, options: argparse.Namespace) -> dict[str, Any]:
+    """Compares what the cache gives with what is computed anew, and their times."""
+    results: dict[str, Any] = {}
+    cases: dict[str, tuple[Objective, dict[str, Any]]] = {
+        "any_order": (AnyOrder(), {"steps": options.steps}),
+        "any_order_guided": (
+            AnyOrder(),
+            {"steps": options.steps, "guidance_scale": GUIDANCE_SCALE},
+        ),
+        "autoregressive": (Autoregressive(), {}),
+    }
+    for name, (objective, settings) in cases.items():
+        results[name] = find_difference(objective, transformer, settings)
+        print(name, results[name], flush=True)
+    results["autoregressive"] |= time_recomputing(transformer, options)
+    return results
+
+
+@torch.inference_mode()
+def find_difference(
+    objective: Objective, transformer: Transformer, settings: dict[str, Any]
+) -> dict[str, float]:
+    """Lays a picture, then computes every step's logits anew from nothing."""
+    device = transformer.question.device
+    recorder = Recorder(transformer)
+    request = create_request(1, device, **settings)
+    codebook = torch.zeros(SHAPE.codebook_size, SHAPE.code_width, device=device)
+    painted = objective.generate(recorder, codebook, SHAPE.grid, request)
+    branches = len(recorder.places[0])
+    text = torch.cat([request.text, request.negative_text])[:branches]
+    codes = painted.codes.flatten(1).expand(branches, -1)
+    difference = largest = 0.0
+    for step, (asked, logits) in enumerate(zip(recorder.places, recorder.logits, strict=True)):
+        before = torch.cat([asked[:, :0], *recorder.places[:step]], dim=1)
+        anew = ask_anew(transformer, text, codes.gather(1, before), before, asked)
+        difference = max(difference, (anew - logits).abs().max().item())
+        largest = max(largest, logits.abs().max().item())
+    return {"largest_difference": difference, "largest_logit": largest}
+
+
+def ask_anew(
+    transformer: Transformer, text: Tensor, codes: Tensor, before: Tensor, asked: Tensor
+) -> Tensor:
+    """Reads text and codes from nothing and asks some places."""
+    memory = transformer.read_text(text)
+    memory = transformer.read_codes(memory, codes, before)
+    visible = torch.full((asked.shape[1],), before.shape[1], device=text.device)
+    return transformer.ask(memory, asked, visible)
+
+
+def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> dict[str, Any]:
+    """Times a cached picture and samples of the steps without a cache, in turn."""
+    device = transformer.question.device
+    cached = create_painter(Autoregressive(), transformer, 1)
+    text = create_request(1, device).text
+    places = torch.arange(SHAPE.num_places, device=device)[None]
+    known = torch.linspace(0, SHAPE.num_places - 1, PREFIXES).long().tolist()
+
+    def lean(count: int) -> Callable[[], object]:
+        before, asked = places[:, :count], places[:, count : count + 1]
+        return lambda: ask_anew(transformer, text, torch.zeros_like(before), before, asked)
+
+    samples = {
+        "recomputed_lean": [torch.inference_mode()(lean(count)) for count in known],
+        "recomputed_whole": [create_plain_pass(transformer, 1, count + 1) for count in known],
+    }
+    seconds: dict[str, list[float]] = {"cached": [], **{name: [] for name in samples}}
+    for index in range(options.rounds + 1):  # the first is thrown away
+        took = {"cached": measure(cached, warmup=0, repeats=1, device=device).median}
+        for name, steps in samples.items():
+            times = [measure(step, warmup=0, repeats=1, device=device).median for step in steps]
+            mean = torch.trapezoid(torch.tensor(times), torch.tensor(known)) / known[-1]
+            took[name] = SHAPE.num_places * mean.item()
+        for name in took if index else ():
+            seconds[name].append(took[name])
+    results: dict[str, Any] = {
+        "seconds": {name: Spread.of(times, 1) for name, times in seconds.items()}
+    }
+    for name in samples:
+        results[f"{name}_over_cached"] = compare(seconds[name], seconds["cached"])
+        print(f"{name}_over_cached {results[f'{name}_over_cached'].median:.1f}", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""A canvas: the places of a picture, some with codes, the others still to be laid.
+
+Painting a picture, a larger one, a part of one or more around one differ in nothing but the
+canvas that they start from:
+
+    generate     nothing is known
+    edit         all places are known that the mask does not touch
+    outpaint     the picture is known, its surroundings are not
+    vary         some places are known, drawn by the seed
+
+A transformer sees h × w places at once. A larger canvas is laid window by window; the windows
+overlap by half, and each keeps what is laid already, so that it continues its neighbours.
+
+Source: sliding windows as in Taming Transformers (arXiv:2012.09841, section 3.3), which moves
+by one code where this moves by half a window.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tessella.errors import GenerationError
+from tessella.images import Pixels, fit_square, to_rgb
+
+MAX_SIDE = 4096
+"""Pixels a side of the largest picture."""
+
+Window = tuple[slice, slice]
+"""Rows and columns of a canvas."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class KnownCodes:
+    """Canvases: places that keep their codes while the others are laid."""
+
+    codes: Tensor  # (B, h, w) int64, looked at where `known`
+    known: Tensor  # (B, h, w) bool; equally many a picture
+
+    @classmethod
+    def nothing(cls, grid: tuple[int, int]) -> "KnownCodes":
+        """Returns one canvas of (h, w) places, none of them known."""
+        return cls(
+            torch.zeros(1, *grid, dtype=torch.int64), torch.zeros(1, *grid, dtype=torch.bool)
+        )
+
+    def with_codes(self, codes: Tensor, top: int, left: int) -> "KnownCodes":
+        """Returns the canvases with codes (B, h, w) known from a row and a column on."""
+        height, width = codes.shape[1:]
+        window = (slice(None), slice(top, top + height), slice(left, left + width))
+        made = KnownCodes(self.codes.clone(), self.known.clone())
+        made.codes[window], made.known[window] = codes, True
+        return made
+
+    def select(self, rows: Sequence[int]) -> "KnownCodes":
+        """Returns the canvases of some pictures; a single canvas is every picture's."""
+        if len(self.codes) == 1:
+            rows = [0] * len(rows)
+        return KnownCodes(self.codes[list(rows)], self.known[list(rows)])
+
+
+def plan_windows(known: Tensor, grid: tuple[int, int]) -> list[Window]:
+    """Plans the windows that lay a canvas, each place once.
+
+    They go row by row; around something known they go outwards from its middle, so that
+    every window finds something to continue.
+
+    Args:
+        known: (h', w') bool, at least as large as the grid.
+        grid: (h, w), what the transformer sees.
+
+    Returns:
+        Windows of h × w places in the order of laying, each with an open place in its turn.
+    """
+    (height, width), (rows, columns) = grid, known.shape
+    windows = list(itertools.product(_list_spans(rows, height), _list_spans(columns, width)))
+    laid = known.to("cpu", copy=True)
+    if laid.any():
+        y, x = laid.nonzero().double().mean(0).tolist()
+        y, x = y - (height - 1) / 2, x - (width - 1) / 2  # a window's corner, were it in the middle
+        windows.sort(key=lambda w: (w[0].start - y) ** 2 + (w[1].start - x) ** 2)
+    planned = []
+    for window in windows:
+        if not laid[window].all():
+            planned.append(window)
+            laid[window] = True
+    return planned
+
+
+def _list_spans(total: int, side: int) -> list[slice]:
+    """Lists the spans of one axis: they overlap by half, the last ends with the canvas."""
+    starts = [*range(0, total - side, max(1, side // 2)), total - side]
+    return [slice(start, start + side) for start in starts]
+
+
+def derive_seed(seed: int, window: int) -> int:
+    """Gives each window of a picture random numbers of its own; the first has the picture's."""
+    if window == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tuple[int, int]:
+    """Finds the places (h, w) of a picture of a size that a person asks for.
+
+    Args:
+        size: (width, height) in pixels.
+        downsampling: pixels a side of one place.
+        trained_size: side of the pictures that the model learned.
+
+    Raises:
+        GenerationError: the size is no multiple of the downsampling, smaller than the trained
+            one or too large; names sizes that are right.
+    """
+    width, height = size
+    asked = f"`{width}x{height}`"
+    if min(size) < trained_size or max(size) > MAX_SIDE:
+        low, high = trained_size, MAX_SIDE // downsampling * downsampling
+        nearest = "x".join(str(min(max(side, low), high)) for side in size)
+        raise GenerationError(
+            f"A picture must be at least {low} pixels a side (the size that the model learned) and "
+            f"at most {high}: {asked}. Try {nearest}."
+        )
+    if width % downsampling or height % downsampling:
+        below = [side // downsampling * downsampling for side in size]
+        above = [-(-side // downsampling) * downsampling for side in size]
+        raise GenerationError(
+            f"A picture's size must be a multiple of {downsampling} (the tokenizer's "
+            f"downsampling): {asked}. Try {below[0]}x{below[1]} or {above[0]}x{above[1]}."
+        )
+    return height // downsampling, width // downsampling
+
+
+def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
+    """Refuses to outpaint by nothing, or by what is no whole number of codes.
+
+    Args:
+        margins: pixels by the name of the side.
+        downsampling: pixels a side of one place.
+
+    Raises:
+        GenerationError: names the side and what would be right.
+    """
+    for name, margin in margins.items():
+        if margin < 0 or margin % downsampling:
+            low = max(0, margin // downsampling * downsampling)
+            raise GenerationError(
+                f"What is added must be a multiple of {downsampling} (the tokenizer's "
+                f"downsampling): `{name} {margin}`. Try {low} or {low + downsampling}."
+            )
+    if not any(margins.values()):
+        raise GenerationError(
+            "Nothing is to be painted around the picture: `left`, `top`, `right` and `bottom` are "
+            f"0. Give pixels to add, multiples of {downsampling}."
+        )
+
+
+def half_mask(
+    size: tuple[int, int], keep: Literal["upper", "lower", "left", "right"] = "upper"
+) -> Image.Image:
+    """Makes the mask that keeps one half of a picture and paints the other anew.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+        keep: the half that stays.
+
+    Returns:
+        A mask for `TextToImage.edit`: white where it is painted anew.
+
+    Raises:
+        GenerationError: there is no such half.
+    """
+    width, height = size
+    kept = {
+        "upper": (0, 0, width, height // 2),
+        "lower": (0, height // 2, width, height),
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+    }
+    if keep not in kept:
+        raise GenerationError(
+            f"There is no such half of a picture: `{keep}`. Choose {', '.join(kept)}."
+        )
+    mask = Image.new("L", size, 255)
+    mask.paste(0, kept[keep])
+    return mask
+
+
+def fit_images(images: Sequence[Image.Image] | Pixels, size: int) -> Pixels:
+    """Crops pictures to the square in the middle and resizes them.
+
+    Args:
+        images: of any size and mode.
+        size: side of the squares in pixels.
+
+    Returns:
+        (B, size, size, 3); a picture that has this size already stays as it is.
+
+    Raises:
+        GenerationError: there is none, or something is no picture.
+        DataError: a picture's values cannot be read as colours.
+    """
+    if not len(images):
+        raise GenerationError("There is no picture. Give at least one.")
+    squares = []
+    for image in images:
+        opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        if not isinstance(opened, Image.Image):
+            raise GenerationError(
+                f"This is no picture: `{type(image).__name__}`. Open it by PIL.Image.open first."
+            )
+        squares.append(fit_square(to_rgb(opened), size))
+    return np.stack(squares)
+
+
+def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
+    """Crops and resizes a mask as `fit_images` does its picture.
+
+    Args:
+        mask: of the picture's size; white, or anything but black, is painted anew. Or (H, W)
+            bool, True where it is.
+        image: the picture that it belongs to.
+        size: side of the square in pixels.
+
+    Returns:
+        (size, size) bool; a pixel is marked if the mask touches it.
+
+    Raises:
+        GenerationError: the mask has another size, is no mask, or marks nothing.
+    """
+    marked = np.asarray(to_rgb(mask)).any(-1) if isinstance(mask, Image.Image) else np.asarray(mask)
+    if marked.ndim != 2 or marked.dtype != np.bool_:
+        raise GenerationError(
+            f"A mask must be a picture or a bool array (H, W): `{marked.shape} {marked.dtype}`."
+        )
+    height, width = marked.shape
+    if (width, height) != image.size:
+        raise GenerationError(
+            f"The mask must have the picture's size, {image.width}x{image.height}: "
+            f"`{width}x{height}`. Draw it over the picture."
+        )
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    cropped = marked[top : top + side, left : left + side].astype(np.float32)
+    # A box filter gives the share of each pixel that is marked.
+    share = Image.fromarray(cropped).resize((size, size), Image.Resampling.BOX)
+    fitted: Mask = np.asarray(share) > 0
+    if not fitted.any():
+        raise GenerationError(
+            "The mask marks nothing in the picture's middle square, which is what the model sees. "
+            "Make white what it should paint anew."
+        )
+    return fitted

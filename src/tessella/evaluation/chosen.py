@@ -1,0 +1,51 @@
+"""Which captioned images a model is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tessella.data.cache import CaptionedImages
+from tessella.errors import GenerationError
+from tessella.images import Pixels
+from tessella.pipeline import TextToImage
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Captioned images that a model is measured on."""
+
+    pixels: Pixels  # (B, S, S, 3), B >= 1
+    captions: Sequence[str]  # the first of each
+    description: str  # which ones they are, for the protocol
+
+    def select(self, indices: Sequence[int]) -> "ChosenImages":
+        """Returns some of them."""
+        captions = [self.captions[index] for index in indices]
+        return ChosenImages(self.pixels[list(indices)], captions, self.description)
+
+    def draw_readable(self, model: TextToImage, count: int) -> "ChosenImages":
+        """Draws at most so many, without those whose caption is too long to be a prompt."""
+        drawn = draw_indices(len(self.captions), count).tolist()
+        return self.select([index for index in drawn if _can_read(model, self.captions[index])])
+
+
+def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> ChosenImages:
+    """Reads some images with the first caption of each."""
+    captions = [images.captions(index)[0] for index in indices]
+    return ChosenImages(images.pixels(np.asarray(indices)), captions, description)
+
+
+def draw_indices(total: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """Draws `count` of the indices below `total`, or all if there are fewer, in rising order."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:count])
+
+
+def _can_read(model: TextToImage, caption: str) -> bool:
+    """Whether a model takes a caption as a prompt."""
+    try:
+        model.encode_text([caption])
+    except GenerationError:
+        return False
+    return True

@@ -1,0 +1,251 @@
+"""What painted pictures are worth, by models and judges whose work is known."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tessella.errors import GenerationError
+from tessella.evaluation.chosen import ChosenImages, draw_indices
+from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
+from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
+from tessella.images import Pixels
+from tessella.objectives import ObjectiveLoss
+from tessella.pipeline import PaintedPixels, Scores
+
+SIZE = 4
+
+
+def draw(value: int) -> Pixels:
+    return np.full((SIZE, SIZE, 3), (value, 255 - value, value // 2), dtype=np.uint8)
+
+
+class Colours:
+    """Features of a picture are its mean colour."""
+
+    name = "colours-mean"
+    num_features = 3
+
+    def __init__(self) -> None:
+        self.seen: list[Pixels] = []
+
+    def extract(self, pixels: Pixels) -> Tensor:
+        self.seen.append(pixels)
+        return torch.from_numpy(pixels.mean((1, 2)))
+
+
+class Painter:
+    """Paints `gray N` as that shade, the first ones wrong; its loss is the mean of the codes."""
+
+    device = torch.device("cpu")
+    transformer = None
+    objective: Any
+    tokenizer: Any
+    name = "brightness"
+
+    def __init__(self, wrong: int = 0) -> None:
+        self.objective = self.tokenizer = self
+        self.codebook = torch.zeros(1, 1)
+        self.wrong = wrong
+        self.asked: list[tuple[list[str], list[int]]] = []
+
+    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> PaintedPixels:
+        self.asked.append((list(prompts), list(seeds)))
+        shades = [int(prompt.split()[1]) for prompt in prompts]
+        made = [255 - s if i < self.wrong else s + 1 for i, s in enumerate(shades)]
+        return PaintedPixels(np.stack([draw(shade) for shade in made]), None)
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        if any("long" in prompt for prompt in prompts):
+            raise GenerationError("The prompt is too long.")
+        return torch.zeros(len(prompts), 1)
+
+    def encode_images(self, pixels: Pixels) -> Tensor:
+        return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.int64))
+
+    def compute_loss(self, _: object, __: Tensor, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+        return ObjectiveLoss(codes.double().mean(), torch.zeros(()))
+
+    def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
+        """Likes the prompt whose shade is nearest to the picture's own."""
+        shades = np.array([float(prompt.split()[1]) for prompt in prompts])
+        pmi = -abs(images[:, 0, 0, :1] - shades)
+        return Scores(pmi, pmi)
+
+
+class Training:
+    """Training pictures in memory, as far as evaluation looks at them."""
+
+    def __init__(self, shades: Sequence[int]) -> None:
+        self._shades = shades
+
+    def __len__(self) -> int:
+        return len(self._shades)
+
+    def pixels(self, indices: Any) -> Pixels:
+        return np.stack([draw(self._shades[int(i)]) for i in indices])
+
+    def captions(self, index: int) -> list[str]:
+        return [f"gray {self._shades[index]}"]
+
+
+SHADES = list(range(0, 240, 10))
+IMAGES = ChosenImages(
+    np.stack([draw(shade) for shade in SHADES]), [f"gray {shade}" for shade in SHADES], "all mine"
+)
+
+
+def evaluate(painter: Any, images: ChosenImages = IMAGES, **changes: Any) -> PaintedEvaluation:
+    colours: Any = Colours()
+    checks = PaintingChecks(pictures=10, features=[colours], judge=colours)
+    return evaluate_painted(painter, images, replace(checks, **changes))
+
+
+def test_captions_are_painted_once_each_with_their_number_as_seed() -> None:
+    painter = Painter()
+    made = evaluate(painter)
+    chosen = draw_indices(len(SHADES), 10).tolist()
+    assert painter.asked == [([IMAGES.captions[i] for i in chosen], list(range(10)))]
+    assert list(made.prompts) == painter.asked[0][0]
+    assert np.array_equal(made.real, IMAGES.pixels[chosen])
+    assert np.array_equal(made.pixels, np.stack([draw(SHADES[i] + 1) for i in chosen]))
+    assert len(evaluate(Painter(), pictures=100).prompts) == len(SHADES)
+
+
+def test_the_sets_are_compared_with_the_real_pictures_of_the_same_captions() -> None:
+    colours: Any = Colours()
+    made = evaluate(Painter(wrong=4), features=[colours], judge=colours)
+    # Each side's features are computed once, for all that is measured.
+    assert [len(pixels) for pixels in colours.seen] == [10, 10]
+    real, painted = colours.extract(made.real), colours.extract(made.pixels)
+    among = compute_precision_recall(real, painted)
+    expected = {
+        "fid": compute_fid(real, painted),
+        "kid": compute_kid(real, painted).value,
+        "precision": among.precision,
+        "recall": among.recall,
+    }
+    for kind, value in expected.items():
+        metric = made.metrics[f"painted_{kind}_colours-mean"]
+        assert metric.value == value
+        assert metric.protocol.startswith(
+            "colours-mean features (3, mean over places), 10 painted pictures against the 10 real "
+            "ones of the same captions, all mine"
+        )
+    assert made.metrics["painted_recall_colours-mean"].protocol.endswith("; 3 neighbours")
+
+
+def test_pictures_find_their_prompts_unless_they_are_wrong() -> None:
+    right, wrong = evaluate(Painter(), pmi_pictures=5), evaluate(Painter(wrong=2), pmi_pictures=5)
+    for name in ("retrieval_by_features", "retrieval_by_pmi"):
+        assert right.metrics[name].value == 1.0
+    assert wrong.metrics["retrieval_by_features"].value == pytest.approx(0.8)
+    assert wrong.metrics["retrieval_by_pmi"].value == pytest.approx(0.6)
+    assert right.metrics["retrieval_by_features"].protocol == (
+        "share of 10 pictures whose own prompt is first of 10, chance 0.1; the prompt whose real "
+        "picture is nearest, colours-mean features"
+    )
+    assert right.metrics["retrieval_by_pmi"].protocol == (
+        "share of 5 pictures whose own prompt is first of 10, chance 0.1; pointwise mutual "
+        "information by the model itself"
+    )
+
+
+def test_clip_judges_if_it_is_given() -> None:
+    class Judge:
+        name = "mine"
+
+        def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
+            return torch.eye(len(pixels))[:, : len(prompts)]
+
+    metric = evaluate(Painter(), clip=Judge()).metrics["retrieval_by_clip"]
+    assert metric.value == 1.0
+    assert metric.protocol.endswith("; cosine of picture and prompt, CLIP mine")
+    assert "retrieval_by_clip" not in evaluate(Painter()).metrics
+
+
+def test_an_objective_without_likelihood_says_so() -> None:
+    class Silent(Painter):
+        def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
+            raise GenerationError("The objective has no likelihood.")
+
+    made = evaluate(Silent(), pmi_pictures=5)
+    assert made.left_out["retrieval_by_pmi"] == "The objective has no likelihood."
+    assert made.metrics["retrieval_by_features"].value == 1.0
+
+
+def test_equal_captions_leave_retrieval_out() -> None:
+    same = ChosenImages(IMAGES.pixels, ["gray 50"] * len(SHADES), "mine")
+    made = evaluate(Painter(), same, pmi_pictures=5)
+    for name in ("retrieval_by_features", "retrieval_by_pmi"):
+        assert made.left_out[name] == "It takes at least two different captions."
+        assert name not in made.metrics
+    assert "retrieval_by_clip" not in made.left_out
+
+
+def test_copies_and_the_loss_gap_by_hand() -> None:
+    """Painted is every shade + 1; training has every shade + 5, and two shades + 1.
+
+    Two pictures are at 0, all others at 4 and more. The real pictures of those two are at 1, in
+    two colours, so the limit is the root of 2.
+    """
+    chosen = draw_indices(len(SHADES), 10).tolist()
+    copied = [SHADES[chosen[3]] + 1, SHADES[chosen[7]] + 1]
+    training: Any = Training([*(shade + 5 for shade in SHADES), *copied])
+    made = evaluate(Painter(), training=training, pictures=10)
+    assert "training picture than 1.414, percentile 1" in made.metrics["copy_rate"].protocol
+    assert made.metrics["copy_rate"].value == pytest.approx(0.2)
+    protocol = made.metrics["copy_rate"].protocol
+    assert protocol.startswith("share of 10 painted pictures closer to a training picture than ")
+    assert protocol.endswith(
+        "percentile 1 of the distances of 10 real pictures, colours-mean features, 26 of the 26 "
+        "training pictures"
+    )
+    assert made.nearest is not None
+    assert [made.nearest.captions[i] for i in (3, 7)] == [f"gray {shade}" for shade in copied]
+    first, second, third = made.pairs[:3]
+    assert {first.prompt, second.prompt} == {made.prompts[3], made.prompts[7]}
+    assert (first.distance, second.distance) == (0, 0)
+    assert third.distance > 0
+    assert np.array_equal(third.nearest, draw(int(third.caption.split()[1])))
+
+    shades = np.array([*(shade + 5 for shade in SHADES), *copied])[draw_indices(26, 24)]
+    assert made.metrics["loss_train"].value == pytest.approx(shades.mean())
+    assert made.metrics["loss_held_out"].value == pytest.approx(np.mean(SHADES))
+    assert made.metrics["loss_gap"].value == pytest.approx(np.mean(SHADES) - shades.mean())
+    assert made.metrics["loss_train"].protocol == (
+        "loss of brightness, first captions, mean over 24 training images"
+    )
+
+
+def test_what_is_missing_is_left_out_with_the_reason() -> None:
+    made = evaluate(
+        Painter(), features=[], judge=None, no_judge="No weights.", no_training="No pictures."
+    )
+    assert made.metrics == {}
+    losses = dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), "No pictures.")
+    reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No weights."}
+    assert made.left_out == reasons | losses
+    assert made.pairs == []
+    with_judge = evaluate(Painter(), no_training="No pictures.")
+    assert with_judge.left_out == losses | {"copy_rate": "No pictures."}
+
+
+def test_few_pictures_make_no_set() -> None:
+    made = evaluate(Painter(), pictures=3)
+    kinds = ("fid", "kid", "precision", "recall")
+    for name in (f"painted_{kind}_colours-mean" for kind in kinds):
+        assert made.left_out[name] == "It takes at least 4 pictures."
+
+
+def test_captions_that_are_too_long_are_not_painted() -> None:
+    captions = [c if i % 2 else f"long {c}" for i, c in enumerate(IMAGES.captions)]
+    made = evaluate(Painter(), replace(IMAGES, captions=captions), pictures=24)
+    assert list(made.prompts) == captions[1::2]
+    none = evaluate(Painter(), replace(IMAGES, captions=["long"] * len(SHADES)))
+    assert none.left_out == {"painted": "No caption is short enough for the model."}
+    assert len(none.pixels) == 0

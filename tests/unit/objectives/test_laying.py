@@ -1,0 +1,131 @@
+"""What was read is kept: every step's logits against reading everything again from scratch."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tessella.objectives import (
+    AnyOrder,
+    Autoregressive,
+    GenerationRequest,
+    GenerationSettings,
+    Objective,
+)
+from tessella.transformer import Memory, Transformer, TransformerSettings, TransformerShape
+
+PAD, K, GRID = 0, 7, (4, 3)
+N = GRID[0] * GRID[1]
+CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
+
+
+class Watched(Transformer):
+    """A transformer that keeps what it was given and what it answered."""
+
+    def __init__(self, text_features: int | None) -> None:
+        shape = TransformerShape(11, 6, PAD, K, GRID, 2, text_features)
+        super().__init__(TransformerSettings(width=16, depth=4, heads=2), shape)
+        self.read: list[tuple[Tensor, Tensor]] = []
+        self.asked: list[tuple[int, Tensor, Tensor]] = []  # how often it had read, places, logits
+
+    def read_codes(self, memory: Memory, codes: Tensor, places: Tensor) -> Memory:
+        self.read.append((codes, places))
+        return super().read_codes(memory, codes, places)
+
+    def ask(self, memory: Memory, places: Tensor, num_visible_codes: Tensor) -> Tensor:
+        logits = super().ask(memory, places, num_visible_codes)
+        self.asked.append((len(self.read), places, logits))
+        return logits
+
+
+def create(text_features: int | None = None) -> Watched:
+    torch.manual_seed(0)
+    made = Watched(text_features).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+TOKENS = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2]])
+NEGATIVE_TOKENS = torch.tensor([[1, 2, PAD], [1, 10, 2]])
+
+
+def to_features(tokens: Tensor) -> Tensor:
+    drawn = torch.randn(11, 3, generator=torch.Generator().manual_seed(1))
+    return drawn[tokens] * (tokens != PAD)[..., None]
+
+
+@pytest.mark.parametrize("text", ["tokens", "features"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("num_known", [0, 5])
+@pytest.mark.parametrize(
+    ("objective", "order"),
+    [
+        (AnyOrder(), "random"),
+        (AnyOrder(), "halton"),
+        (AnyOrder(), "confidence"),
+        (Autoregressive(), "auto"),
+    ],
+    ids=["random", "halton", "confidence", "raster"],
+)
+def test_cached_is_recomputed(
+    objective: Objective, order: Any, num_known: int, guidance_scale: float, text: str
+) -> None:
+    """Each row alone, its text without padding, all its codes read at once, no room."""
+    features = text == "features"
+    transformer = create(3 if features else None)
+    convert = to_features if features else Tensor.clone
+    prompt_of, negative_of = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1])
+    known = torch.stack([torch.arange(N).roll(shift) < num_known for shift in range(3)])
+    codes = torch.randint(K, (3, N), generator=torch.Generator().manual_seed(4))
+    asked = GenerationRequest(
+        text=convert(TOKENS),
+        negative_text=convert(NEGATIVE_TOKENS),
+        prompt_of=prompt_of,
+        negative_of=negative_of,
+        seeds=[1, 2, 3],
+        settings=GenerationSettings(
+            steps=4, temperature=1.0, order=order, guidance_scale=guidance_scale
+        ),
+        known=known,
+        known_codes=codes,
+    )
+    painted = objective.generate(transformer, CODEBOOK, GRID, asked)
+    assert painted.codes is not None
+
+    rows = list(TOKENS[prompt_of])
+    if guidance_scale != 1:
+        rows += list(NEGATIVE_TOKENS[negative_of])
+    texts = [convert(row[row != PAD][None]) for row in rows]
+    final = painted.codes.flatten(1).repeat(len(rows) // 3, 1)
+    steps, fresh = transformer.asked, create(3 if features else None)
+    assert len(steps) == (4 if objective.name == "any_order" else N)
+    for num_read, places, logits in steps:
+        read = [torch.empty(len(rows), 0, dtype=torch.int64)] * 2
+        if num_read:
+            parts = transformer.read[:num_read]
+            read = [torch.cat([part[index] for part in parts], 1) for index in (0, 1)]
+        assert torch.equal(read[0], final.gather(1, read[1]))  # what was read is what was laid
+        for row in range(len(rows)):
+            memory = fresh.read_text(texts[row])
+            memory = fresh.read_codes(memory, read[0][row : row + 1], read[1][row : row + 1])
+            visible = torch.full((places.shape[1],), read[0].shape[1])
+            expected = fresh.ask(memory, places[row : row + 1], visible)
+            torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_every_code_is_read_once_and_every_place_asked_once() -> None:
+    """That is what makes many steps cheap; the last set need not be read."""
+    text, rows = TOKENS[:1], torch.zeros(1, dtype=torch.int64)
+    for objective in (AnyOrder(), Autoregressive()):
+        transformer = create()
+        settings = GenerationSettings(steps=5)
+        asked = GenerationRequest(text, text, rows, rows, [1], settings)
+        objective.generate(transformer, CODEBOOK, GRID, asked)
+        places = torch.cat([places for _, places, _ in transformer.asked], 1)
+        assert sorted(places[0].tolist()) == list(range(N))
+        read = torch.cat([places for _, places in transformer.read], 1)
+        assert torch.equal(read, places[:, : read.shape[1]])
+        assert read.shape[1] == N - transformer.asked[-1][1].shape[1]

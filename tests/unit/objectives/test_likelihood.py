@@ -1,0 +1,142 @@
+"""Likelihoods: whatever a picture may be, the probabilities of all pictures add up to 1."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tessella.objectives import AnyOrder, Autoregressive, Masked, Objective, Parallel
+from tessella.objectives.any_order import predict_in_order
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+
+K, N = 3, 4
+SHAPE = TransformerShape(11, 6, 0, codebook_size=K, grid=(2, 2), code_width=2)
+TEXT = torch.tensor([[1, 5, 2, 0], [1, 6, 7, 2]])
+EVERY_PICTURE = torch.cartesian_prod(*[torch.arange(K)] * N).view(-1, 2, 2)  # 81
+SCORING = [AnyOrder(), Autoregressive(), Masked(), Parallel()]
+EVERY = pytest.mark.parametrize("objective", SCORING, ids=lambda o: o.name)
+
+
+def create() -> Transformer:
+    torch.manual_seed(0)
+    made = Transformer(TransformerSettings(width=16, depth=2, heads=2), SHAPE).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return made.requires_grad_(False)
+
+
+TRANSFORMER = create()
+
+
+def score(objective: Objective, codes: Tensor, text: Tensor = TEXT[:1], **more: Any) -> Tensor:
+    expanded = text.expand(len(codes), -1)
+    return objective.compute_log_likelihood(TRANSFORMER, expanded, codes, **more)
+
+
+@pytest.mark.parametrize(
+    "objective", [AnyOrder(), Autoregressive(), Parallel()], ids=lambda o: o.name
+)
+def test_the_probabilities_add_up_to_one(objective: Objective) -> None:
+    """Of `any_order` those along any one order."""
+    for row in (0, 1):
+        for seed in (0, 1):
+            made = score(objective, EVERY_PICTURE, TEXT[row : row + 1], num_orders=1, seed=seed)
+            assert made.shape == (81,)
+            assert made.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+            assert made.std() > 0.1  # and are not all the same
+
+
+def test_autoregressive_by_hand() -> None:
+    """The chain rule, code by code."""
+    codes, total = torch.tensor([2, 0, 1, 2]), 0.0
+    for index in range(N):
+        memory = TRANSFORMER.read_text(TEXT[:1])
+        memory = TRANSFORMER.read_codes(memory, codes[None, :index], torch.arange(index)[None])
+        [[logits]] = TRANSFORMER.ask(memory, torch.tensor([[index]]), torch.tensor([index]))
+        total += logits.softmax(0)[codes[index]].log().item()
+    made = score(Autoregressive(), codes.view(1, 2, 2))
+    assert made.item() == pytest.approx(total, abs=1e-4)
+
+
+def test_parallel_by_hand() -> None:
+    codes, places = torch.tensor([2, 0, 1, 2]), torch.arange(N)[None]
+    memory = TRANSFORMER.read_text(TEXT[:1])
+    [shares] = TRANSFORMER.ask(memory, places, torch.zeros(N, dtype=torch.int64)).softmax(-1)
+    expected = shares[torch.arange(N), codes].log().sum().item()
+    assert score(Parallel(), codes.view(1, 2, 2)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def draw_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every permutation of the places in turn, instead of chance."""
+    turns = itertools.cycle(itertools.permutations(range(N)))
+    monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.tensor(next(turns)))
+
+
+def test_any_order_is_the_mean_over_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by Jensen's inequality below the likelihood of their mixture."""
+    codes, along = EVERY_PICTURE[50], []
+    for order in itertools.permutations(range(N)):
+        places = torch.tensor([order])
+        ordered = codes.flatten()[places]
+        shares = predict_in_order(TRANSFORMER, TEXT[:1], ordered, places).softmax(-1)
+        along.append(shares[0, torch.arange(N), ordered[0]].log().sum())
+    draw_every_order(monkeypatch)
+    made = score(AnyOrder(), codes[None], num_orders=24)
+    assert made.item() == pytest.approx(torch.stack(along).mean().item(), abs=1e-4)
+    assert made.item() < torch.stack(along).exp().mean().log().item()
+
+
+def test_masked_is_the_mean_over_orders_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound over maskings against its other form, code after code along every order.
+
+    Each number of hidden places with each permutation: what the estimate is in expectation.
+    """
+    codes, along = EVERY_PICTURE[50].flatten(), []
+    memory = TRANSFORMER.read_text(TEXT[:1])
+    for order in itertools.permutations(range(N)):
+        known, total = torch.zeros(1, N, dtype=torch.bool), 0.0
+        for place in order:
+            shares = TRANSFORMER.fill(memory, codes[None], known).softmax(-1)
+            total += shares[0, place, codes[place]].log().item()
+            known[0, place] = True
+        along.append(total)
+    draw_every_order(monkeypatch)
+    made = score(Masked(), codes.view(1, 2, 2), num_orders=N * 24)
+    assert made.item() == pytest.approx(sum(along) / 24, abs=1e-4)
+
+
+@EVERY
+def test_the_same_seed_is_the_same_estimate(objective: Objective) -> None:
+    codes = EVERY_PICTURE[[3, 50, 3, 77]]
+    state = torch.get_rng_state()
+    made = score(objective, codes, seed=1)
+    assert torch.equal(score(objective, codes, seed=1), made)
+    assert torch.equal(torch.get_rng_state(), state)
+    is_estimate = objective.name in ("any_order", "masked")
+    assert torch.equal(score(objective, codes, seed=2), made) is not is_estimate
+    # More orders lie closer together.
+    if is_estimate:
+        spread = [
+            torch.stack([score(objective, codes[:1], num_orders=n, seed=s) for s in range(8)]).std()
+            for n in (1, 16)
+        ]
+        assert spread[1] < 0.6 * spread[0]
+
+
+@EVERY
+def test_every_row_sees_the_same_orders(objective: Objective) -> None:
+    """Alone or beside others, at whichever row: the estimates differ by text and picture alone."""
+    codes = EVERY_PICTURE[[3, 50, 3, 77]]
+    text = TEXT[[0, 1, 0, 1]]
+    together = objective.compute_log_likelihood(TRANSFORMER, text, codes, num_orders=3)
+    torch.testing.assert_close(together[0], together[2])
+    for row in range(4):
+        alone = objective.compute_log_likelihood(
+            TRANSFORMER, text[row : row + 1], codes[row : row + 1], num_orders=3
+        )
+        torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=1e-4)
+    other = objective.compute_log_likelihood(TRANSFORMER, text.flip(0), codes, num_orders=3)
+    assert ((other - together).abs() > 1e-3).all()

@@ -1,0 +1,133 @@
+"""`shared_latent`: who sees what in the text decoder, what is learned and what is painted."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from tessella.errors import ConfigError
+from tessella.objectives import (
+    GenerationRequest,
+    GenerationSettings,
+    SharedLatent,
+    SharedLatentSettings,
+    SharedLatentTransformer,
+    create_transformer,
+)
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+
+PAD, K, N, V = 0, 7, 6, 11
+SHAPE = TransformerShape(V, 6, PAD, codebook_size=K, grid=(2, 3), code_width=2)
+SIZE = TransformerSettings(width=16, depth=4, heads=2)
+TEXT = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2]])
+CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
+
+
+def create() -> SharedLatentTransformer:
+    torch.manual_seed(0)
+    made = SharedLatentTransformer(SIZE, SHAPE).eval()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return made.requires_grad_(False)
+
+
+TRANSFORMER = create()
+LATENT = torch.randn(2, N, 2, generator=torch.Generator().manual_seed(3))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 4), st.integers(1, V - 1))
+def test_the_text_decoder_sees_no_token_before_its_turn(changed: int, by: int) -> None:
+    others = TEXT.clone()
+    others[:, changed] = (others[:, changed] + by) % V
+    before, after = (TRANSFORMER.decode_text(LATENT, text) for text in (TEXT, others))
+    assert before.shape == (2, 4, V)
+    # The logits at index i are of token i + 1 and see the tokens up to i.
+    torch.testing.assert_close(after[:, :changed], before[:, :changed], atol=1e-5, rtol=1e-5)
+    assert ((after - before)[:, changed:].abs().amax(2) > 1e-4).all()
+
+
+def test_the_text_decoder_sees_the_whole_latent() -> None:
+    before = TRANSFORMER.decode_text(LATENT, TEXT)
+    for place in range(N):
+        moved = LATENT.clone()
+        moved[:, place] += 1
+        after = TRANSFORMER.decode_text(moved, TEXT)
+        assert ((after - before).abs().amax(2) > 1e-4).all(), place
+    turned = TRANSFORMER.decode_text(LATENT.flip(1), TEXT)  # and where each part of it lies
+    assert ((turned - before).abs().amax(2) > 1e-4).all()
+
+
+def test_the_latent_is_of_the_text_and_not_of_its_padding() -> None:
+    latent = TRANSFORMER.encode_text(TEXT)
+    assert latent.shape == (2, N, 2)
+    alone = TRANSFORMER.encode_text(TEXT[:1, :3])
+    torch.testing.assert_close(alone, latent[:1], atol=1e-5, rtol=1e-5)
+    assert ((latent[0] - latent[1]).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 2.0])
+def test_the_loss_by_hand(weight: float) -> None:
+    """Squared distance to the image's latent; cross-entropy of each next word, not of padding."""
+    codes = torch.tensor([[[0, 1, 2], [3, 4, 5]], [[6, 5, 4], [3, 2, 1]]])
+    made = SharedLatent(SharedLatentSettings(text_weight=weight)).compute_loss(
+        TRANSFORMER, CODEBOOK, TEXT, codes
+    )
+    latent = TRANSFORMER.encode_text(TEXT)
+    distance = ((latent - CODEBOOK[codes.flatten(1)]) ** 2).mean()
+    logits = TRANSFORMER.decode_text(latent, TEXT)
+    words = [
+        functional.cross_entropy(logits[row, index], TEXT[row, index + 1])
+        for row, length in ((0, 3), (1, 5))
+        for index in range(length - 1)
+    ]
+    expected = distance + weight * torch.stack(words).mean()
+    assert made.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    nearest = torch.cdist(latent, CODEBOOK.expand(2, -1, -1)).argmin(-1)
+    right = nearest == codes.flatten(1)
+    assert made.accuracy.item() == pytest.approx(right.float().mean().item())
+
+
+def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
+    network = create().requires_grad_(True)
+    words = network.decode_text(network.encode_text(TEXT), TEXT)
+    functional.cross_entropy(words.flatten(0, 1), TEXT[:, 1:].flatten()).backward()
+    for module in (network.latent_out, network.asking[0].query, network.reading[0].query):
+        assert module.weight.grad.abs().sum() > 0
+
+
+def test_the_nearest_codes_are_painted() -> None:
+    rows = torch.tensor([1, 0, 1])
+    asked = GenerationRequest(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings())
+    painted = SharedLatent().generate(TRANSFORMER, CODEBOOK, (2, 3), asked)
+    latent = TRANSFORMER.encode_text(TEXT)[rows]
+    nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)
+    assert painted.codes is not None
+    assert torch.equal(painted.codes.flatten(1), nearest)
+
+
+def test_muon_trains_the_text_decoder_too() -> None:
+    names = {id(p): name for name, p in TRANSFORMER.named_parameters()}
+    hidden = [names[id(p)] for p in TRANSFORMER.hidden_matrices()]
+    assert len(hidden) == len(set(hidden))
+    layers = {name.rsplit(".", 2)[0] for name in hidden}
+    assert layers == {f"{p}.{i}" for p in ("reading", "asking", "writing") for i in range(2)}
+
+
+def test_features_cannot_be_decoded_into_words() -> None:
+    shape = dataclasses.replace(SHAPE, text_features=5)
+    with pytest.raises(ConfigError, match="a frozen text encoder does not give: leave text"):
+        create_transformer(SharedLatentSettings(), SIZE, shape)
+
+
+def test_a_transformer_without_a_text_decoder() -> None:
+    other: Any = Transformer(SIZE, SHAPE)
+    message = "needs a transformer with a text decoder: `Transformer`. Create it by"
+    with pytest.raises(ConfigError, match=message):
+        SharedLatent().compute_loss(other, CODEBOOK, TEXT, torch.zeros(2, 2, 3).long())

@@ -1,0 +1,197 @@
+"""Canvases: which windows lay them, which sizes and masks there are."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tessella.canvas import (
+    KnownCodes,
+    check_margins,
+    derive_seed,
+    find_grid,
+    fit_images,
+    fit_mask,
+    half_mask,
+    plan_windows,
+)
+from tessella.errors import GenerationError
+
+# Windows.
+
+
+def corners(known: torch.Tensor, grid: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(rows.start, columns.start) for rows, columns in plan_windows(known, grid)]
+
+
+def test_windows_overlap_by_half_and_go_row_by_row() -> None:
+    nothing = torch.zeros(4, 9, dtype=torch.bool)
+    assert corners(nothing, (4, 4)) == [(0, 0), (0, 2), (0, 4), (0, 5)]
+    nothing = torch.zeros(6, 6, dtype=torch.bool)
+    assert corners(nothing, (4, 4)) == [(0, 0), (0, 2), (2, 0), (2, 2)]
+    assert corners(nothing, (6, 6)) == [(0, 0)]
+    assert corners(torch.zeros(1, 3, dtype=torch.bool), (1, 1)) == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_around_a_picture_they_go_outwards() -> None:
+    known = torch.zeros(4, 12, dtype=torch.bool)
+    known[:, 4:8] = True
+    assert corners(known, (4, 4)) == [(0, 2), (0, 6), (0, 0), (0, 8)]
+    known[:] = True
+    assert corners(known, (4, 4)) == []
+    known[0, 0] = False
+    assert corners(known, (4, 4)) == [(0, 0)]
+
+
+@given(st.integers(1, 5), st.integers(1, 5), *[st.integers(0, 9)] * 4, st.booleans())
+def test_every_place_is_laid_by_a_window_that_knows_something(
+    height: int, width: int, top: int, left: int, bottom: int, right: int, picture: bool
+) -> None:
+    known = torch.zeros(top + height + bottom, left + width + right, dtype=torch.bool)
+    if picture:
+        known[top : top + height, left : left + width] = True
+    for number, window in enumerate(plan_windows(known, (height, width))):
+        here = known[window]
+        assert here.shape == (height, width)
+        assert not here.all()
+        # A window of one place a side overlaps no other.
+        if min(height, width) > 1:
+            assert number == 0 or here.any()
+            assert not picture or here.any()
+        known[window] = True
+    assert known.all()
+
+
+def test_each_window_has_random_numbers_of_its_own() -> None:
+    """Windows of one seed once repeated each other's noise, and with it patterns."""
+    seeds = [derive_seed(seed, window) for seed in (0, 1, 2**63 - 1) for window in range(50)]
+    assert len(set(seeds)) == 150
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[::50] == [0, 1, 2**63 - 1]
+
+
+def test_a_canvas_is_every_pictures_or_one_each() -> None:
+    one = KnownCodes.nothing((2, 3)).with_codes(torch.tensor([[[5, 6]]]), 1, 1)
+    assert one.codes.tolist() == [[[0, 0, 0], [0, 5, 6]]]
+    assert one.known.tolist() == [[[False] * 3, [False, True, True]]]
+    assert one.select([0, 3, 9]).codes.shape == (3, 2, 3)
+    two = KnownCodes(torch.tensor([[[1]], [[2]]]), torch.ones(2, 1, 1, dtype=torch.bool))
+    assert two.select([1, 1, 0]).codes.flatten().tolist() == [2, 2, 1]
+    assert not KnownCodes.nothing((2, 3)).known.any()
+
+
+# Sizes.
+
+
+def test_sizes_in_pixels() -> None:
+    assert find_grid((64, 64), 8, 64) == (8, 8)
+    assert find_grid((256, 128), 8, 64) == (16, 32)
+    assert find_grid((4096, 64), 8, 64) == (8, 512)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((100, 64), r"multiple of 8 \(.*\): `100x64`\. Try 96x64 or 104x64\."),
+        ((100, 99), r"`100x99`\. Try 96x96 or 104x104\."),
+        ((56, 128), r"at least 64 pixels .* at most 4096: `56x128`\. Try 64x128\."),
+        ((-8, 0), r"`-8x0`\. Try 64x64\."),
+        ((64, 1_000_000), r"`64x1000000`\. Try 64x4096\."),
+    ],
+)
+def test_sizes_that_cannot_be_painted(size: tuple[int, int], said: str) -> None:
+    with pytest.raises(GenerationError, match=said):
+        find_grid(size, 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, r"`left`, `top`, `right` and `bottom` are 0\. Give pixels .* multiples of 8"),
+        ({"top": 12}, r"multiple of 8 .*: `top 12`\. Try 8 or 16\."),
+        ({"right": 8, "bottom": -8}, r"`bottom -8`\. Try 0 or 8\."),
+    ],
+)
+def test_margins_that_cannot_be_painted(changes: dict[str, int], said: str) -> None:
+    margins = {"left": 0, "top": 0, "right": 0, "bottom": 0} | changes
+    with pytest.raises(GenerationError, match=said):
+        check_margins(margins, 8)
+
+
+# Masks and pictures.
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        ("upper", [[0, 0], [1, 1], [1, 1]]),
+        ("lower", [[1, 1], [0, 0], [0, 0]]),
+        ("left", [[0, 1]] * 3),
+        ("right", [[1, 0]] * 3),
+    ],
+)
+def test_half_masks(keep: Any, expected: list[list[int]]) -> None:
+    mask = half_mask((2, 3), keep)
+    assert mask.size == (2, 3)
+    assert (np.asarray(mask) == 255 * np.array(expected)).all()
+
+
+def test_a_half_that_is_none() -> None:
+    with pytest.raises(GenerationError, match=r"`middle`\. Choose upper, lower, left, right"):
+        half_mask((2, 2), "middle")  # type: ignore[arg-type]
+
+
+def test_masks_are_cropped_and_resized_as_their_pictures() -> None:
+    marked = np.zeros((4, 8), dtype=bool)
+    marked[3, 2] = True  # the lower left corner of the middle square, columns 2 to 5
+    wide = Image.new("RGB", (8, 4))
+    assert np.argwhere(fit_mask(marked, wide, 4)).tolist() == [[3, 0]]
+    assert np.argwhere(fit_mask(marked, wide, 2)).tolist() == [[1, 0]]
+    assert np.argwhere(fit_mask(marked, wide, 8)).tolist() == [[6, 0], [6, 1], [7, 0], [7, 1]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I", "I;16"])
+def test_masks_of_every_mode_mark_what_is_not_black(mode: str) -> None:
+    mask = Image.new("L", (4, 4))
+    mask.putpixel((1, 2), 255)
+    if mode == "I;16":
+        mask = Image.fromarray(np.asarray(mask).astype(np.uint16) * 257)
+    elif mode == "I":
+        mask = Image.fromarray(np.asarray(mask).astype(np.int32) * 257)
+    else:
+        mask = mask.convert(mode)
+    assert np.argwhere(fit_mask(mask, Image.new("RGB", (4, 4)), 4)).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (Image.new("L", (4, 8), 255), r"the picture's size, 8x4: `4x8`"),
+        (np.ones((4, 4), dtype=bool), r"the picture's size, 8x4: `4x4`"),
+        (Image.new("L", (8, 4)), "marks nothing in the picture's middle square"),
+        (np.arange(8) < np.full((4, 1), 2), "marks nothing in the picture's middle square"),
+        (np.ones((4, 8)), r"a bool array \(H, W\): `\(4, 8\) float64`"),
+        (np.ones((4, 8, 3), dtype=bool), r"a bool array \(H, W\): `\(4, 8, 3\) bool`"),
+    ],
+)
+def test_masks_that_mean_nothing(mask: Any, said: str) -> None:
+    with pytest.raises(GenerationError, match=said):
+        fit_mask(mask, Image.new("RGB", (8, 4)), 4)
+
+
+def test_pictures_of_the_right_size_stay_as_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    assert np.array_equal(fit_images(pixels, 4), pixels)
+    assert np.array_equal(fit_images([Image.fromarray(p) for p in pixels], 4), pixels)
+    assert fit_images([Image.new("L", (9, 7), 100)], 4).tolist() == [[[[100] * 3] * 4] * 4]
+
+
+def test_what_is_no_picture() -> None:
+    with pytest.raises(GenerationError, match=r"There is no picture\. Give"):
+        fit_images([], 4)
+    with pytest.raises(GenerationError, match=r"no picture: `str`\. Open it by PIL"):
+        fit_images(["cat.png"], 4)  # type: ignore[list-item]
