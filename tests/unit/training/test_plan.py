@@ -74,8 +74,9 @@ class Tokenizers:
 @pytest.mark.parametrize(
     ("minutes", "expected"),
     # Worth it from 400,000 images in the tokenizer's 0.4 of the time. At batches of 32 in 0.1 s
-    # `small` sees 400,000 in 1250 s of 3125 s, and `base`, ten times slower, in 31,250 s.
-    [(1, "tiny"), (51, "tiny"), (53, "small"), (500, "small"), (530, "base")],
+    # `small` sees 400,000 in 1250 s of 3125 s; `base`, ten times slower, and `large`, a hundred
+    # times, in 31,250 s and 312,500 s.
+    [(1, "tiny"), (51, "tiny"), (53, "small"), (500, "small"), (530, "base"), (5300, "large")],
 )
 def test_the_largest_size_that_is_worth_it(
     minutes: float, expected: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -83,7 +84,9 @@ def test_the_largest_size_that_is_worth_it(
     assert Recipe().tokenizer_training.batch_size == 32
     monkeypatch.setattr(plan_module, "_SHARES", {"tokenizer": 0.4, "transformer": 0.6})
     monkeypatch.setattr(
-        plan_module, "ImageTokenizer", Tokenizers(clock, {"small": 0.1, "base": 1.0})
+        plan_module,
+        "ImageTokenizer",
+        Tokenizers(clock, {"small": 0.1, "base": 1.0, "large": 10.0}),
     )
     assert choose_preset(minutes, create_accelerator("cpu")) == expected
 

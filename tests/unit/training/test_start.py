@@ -78,8 +78,8 @@ def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
 
 
 def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
-    shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, num_places=64)
-    with pytest.raises(ConfigError, match=r"another shape.*num_places=16.*num_places=64"):
+    shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, grid=(8, 8))
+    with pytest.raises(ConfigError, match=r"another shape.*grid=\(4, 4\).*grid=\(8, 8\)"):
         start_transformer(Transformer(CONFIG.transformer, shape), model)
     deeper = Transformer(CONFIG.transformer.replace(depth=4), shape)
     with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
