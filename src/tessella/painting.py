@@ -27,6 +27,7 @@ from tessella.objectives import (
     create_objective,
 )
 from tessella.text import TextEncoder
+from tessella.text.base import check_is_list
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
@@ -95,9 +96,9 @@ class Painter:
         """Encodes prompts as the transformer reads them: tokens (P, T) or features (P, T, F).
 
         Raises:
-            GenerationError: a prompt is too long.
+            GenerationError: a prompt is too long, or this is one text instead of several.
         """
-        return self.text_tokenizer.encode(list(prompts)).to(self.device)
+        return self.text_tokenizer.encode(prompts).to(self.device)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Pixels) -> Tensor:
@@ -107,6 +108,26 @@ class Painter:
             for start in range(0, len(pixels), _BATCH)
         ]
         return torch.cat(codes)
+
+    def decode_codes(self, codes: Tensor, laid: Tensor | None = None) -> Pixels:
+        """Decodes codes into pictures, also those of a step, which are not all laid yet.
+
+        Args:
+            codes: (B, h, w) int64, or (B, N) of the model's own grid, as a step has them.
+            laid: bool of the same shape: the places that have a code, all unless given. The others
+                are shown as the mean of the codebook, which is near to gray.
+
+        Returns:
+            (B, H, W, 3) uint8.
+        """
+        if codes.ndim == 2:
+            codes = codes.unflatten(1, self.config.grid)
+        latent = self.tokenizer.quantizer.look_up(codes.to(self.device))
+        if laid is not None:
+            blank = self.tokenizer.codebook.mean(0).view(-1, 1, 1)
+            known = laid.view_as(codes)[:, None].to(self.device)
+            latent = latent.where(known, blank)
+        return self._decode(latent)
 
     def paint(
         self,
@@ -132,12 +153,14 @@ class Painter:
                 codes; nothing on the model's own grid unless given.
             best_of: candidates a picture, with the seeds seed, seed + 1, …; that with the highest
                 pointwise mutual information is kept.
-            on_step: called after each step of a batch, of the window that is being laid.
+            on_step: called after each step of a batch, of the window that is being laid;
+                `decode_codes` shows it.
 
         Raises:
-            GenerationError: there is no prompt, one is too long, a seed or `best_of` is out of
-                range; a negative prompt without guidance; `best_of` without a prompt or with an
-                objective without likelihood; a larger canvas with one that lays no codes.
+            GenerationError: there is no prompt, one is too long, there are more or fewer seeds
+                or negative prompts, a seed or `best_of` is out of range; a negative prompt
+                without guidance; `best_of` without a prompt or with an objective without
+                likelihood; a larger canvas with one that lays no codes.
         """
         settings = settings or self.config.generation
         negative_prompts = negative_prompts or [""] * len(prompts)
@@ -148,16 +171,21 @@ class Painter:
         for start in range(0, len(prompts), together):
             pictures = range(start, min(start + together, len(prompts)))
             rows = [picture for picture in pictures for _ in range(best_of)]
-            painted = self._lay(
-                [prompts[row] for row in rows],
-                [negative_prompts[row] for row in rows],
-                [seeds[picture] + number for picture in pictures for number in range(best_of)],
-                settings,
-                known.select(rows),
-                on_step,
-            )
+            own_seeds = [seeds[picture] + n for picture in pictures for n in range(best_of)]
+            parts = [
+                self._lay(
+                    [prompts[row] for row in rows[part]],
+                    [negative_prompts[row] for row in rows[part]],
+                    own_seeds[part],
+                    settings,
+                    known.select(rows[part]),
+                    on_step,
+                )
+                for part in (slice(first, first + _BATCH) for first in range(0, len(rows), _BATCH))
+            ]
+            painted = parts[0]
             if best_of > 1:
-                painted = self._keep_best(painted, [prompts[row] for row in rows], best_of)
+                painted = self._keep_best(parts, [prompts[row] for row in rows], best_of)
             pixels.append(self._decode(painted.latent))
             if painted.codes is not None:
                 codes.append(painted.codes)
@@ -242,23 +270,39 @@ class Painter:
         best_of: int,
     ) -> None:
         """Refuses what cannot be painted, before the work."""
+        check_is_list(prompts)
         if not prompts:
             raise GenerationError("There is no prompt. Give at least one.")
+        if not len(prompts) == len(seeds) == len(negative_prompts):
+            raise GenerationError(
+                "Each picture has a prompt, a seed and a negative prompt: "
+                f"`{len(prompts)}`, `{len(seeds)}` and `{len(negative_prompts)}` of them. Give "
+                "equally many."
+            )
         check_count("The number of candidates, best_of,", best_of, MAX_BEST_OF)
         check_seeds([seed for first in seeds for seed in (first, first + best_of - 1)])
-        if settings.guidance_scale == 1 and any(prompt.strip() for prompt in negative_prompts):
-            raise GenerationError(
-                "A negative prompt works by guidance, which is off: guidance_scale is "
-                f"`{settings.guidance_scale:g}`. Give one above 1, for example 3."
-            )
+        if any(prompt.strip() for prompt in negative_prompts):
+            if not self.objective.is_guided:
+                raise GenerationError(
+                    "A negative prompt works by guidance, which the model's objective does not "
+                    f"have: `{self.objective.name}`. Leave it out."
+                )
+            if settings.guidance_scale == 1:
+                raise GenerationError(
+                    "A negative prompt works by guidance, which is off: guidance_scale is "
+                    f"`{settings.guidance_scale:g}`. Give one above 1, for example 3."
+                )
         if best_of > 1:
+            if not self.objective.has_likelihood:
+                raise GenerationError(
+                    "The best of several candidates is chosen by likelihood, and the model's "
+                    f"objective has no likelihood: `{self.objective.name}`. Give best_of 1."
+                )
             if not all(prompt.strip() for prompt in prompts):
                 raise GenerationError(
                     "The best of several candidates is chosen by the prompt, and there is none. "
                     "Give a prompt, or best_of 1."
                 )
-            nothing = KnownCodes.nothing(self.config.grid)
-            self.score_codes(nothing.codes.to(self.device), prompts[:1], num_orders=1)
 
     @torch.inference_mode()
     def _lay(
@@ -300,13 +344,14 @@ class Painter:
             laid[:, rows, columns] = True
         return Painted(self.tokenizer.quantizer.look_up(codes), codes)
 
-    def _keep_best(self, painted: Painted, prompts: Sequence[str], best_of: int) -> Painted:
-        """Keeps that one of each `best_of` candidates that gains most by its prompt."""
-        if painted.codes is None:  # an objective with a likelihood lays codes
-            return painted
-        pmi = self.score_codes(painted.codes, prompts).pmi.reshape(-1, best_of)
+    def _keep_best(self, parts: Sequence[Painted], prompts: Sequence[str], best_of: int) -> Painted:
+        """Keeps that one of each `best_of` candidates, laid in parts, that gains most."""
+        # An objective with a likelihood lays codes.
+        codes = torch.cat([part.codes for part in parts if part.codes is not None])
+        latent = torch.cat([part.latent for part in parts])
+        pmi = self.score_codes(codes, prompts).pmi.reshape(-1, best_of)
         best = torch.from_numpy(pmi.argmax(1) + np.arange(len(pmi)) * best_of).to(self.device)
-        return Painted(painted.latent[best], painted.codes[best])
+        return Painted(latent[best], codes[best])
 
     @torch.inference_mode()
     def _decode(self, latent: Tensor) -> Pixels:

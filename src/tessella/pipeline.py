@@ -71,13 +71,14 @@ class TextToImage(Painter):
         best_of           candidates a picture: those with its seed and the best_of - 1 next
                           ones. That which gains most likelihood by the prompt is kept
         on_step           called after each step of a batch with the codes so far (of a larger
-                          picture: of the window that is being laid)
+                          picture: of the window that is being laid); `decode_codes` shows them
         **settings        those of `GenerationSettings` that differ from the model's own: steps,
                           temperature, top_k, top_p, guidance_scale, order, …
 
     and refuses the same: a `GenerationError` says that a prompt is blank or too long, that a
-    number is out of range, that there is a negative prompt without guidance, or `best_of` with
-    an objective that has no likelihood; a `ConfigError` that a setting is unknown or out of range.
+    number is out of range, that there is a negative prompt without guidance (or with an objective
+    that has none), or `best_of` with one that has no likelihood; a `ConfigError` that a setting is
+    unknown or out of range.
     """
 
     @classmethod
@@ -227,8 +228,9 @@ class TextToImage(Painter):
             image: of any size; it and the mask are cropped to the square in the middle and resized
                 to the model's size.
             prompt: what the whole picture shows.
-            mask: of the picture's size, white (or anything but black) where it is painted anew; or
-                (H, W) bool. `half_mask` makes one that completes half a picture.
+            mask: of the picture's size, white (or anything but black, which is at most 31 of 255)
+                where it is painted anew; or (H, W) bool. `half_mask` makes one that completes
+                half a picture.
             count: pictures.
             seed: of the first one; see the class.
             negative_prompt: what guidance moves away from.

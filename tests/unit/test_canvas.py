@@ -1,11 +1,12 @@
 """Canvases: which windows lay them, which sizes and masks there are."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -47,6 +48,7 @@ def test_around_a_picture_they_go_outwards() -> None:
     assert corners(known, (4, 4)) == [(0, 0)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), *[st.integers(0, 9)] * 4, st.booleans())
 def test_every_place_is_laid_by_a_window_that_knows_something(
     height: int, width: int, top: int, left: int, bottom: int, right: int, picture: bool
@@ -101,11 +103,26 @@ def test_sizes_in_pixels() -> None:
         ((56, 128), r"at least 64 pixels .* at most 4096: `56x128`\. Try 64x128\."),
         ((-8, 0), r"`-8x0`\. Try 64x64\."),
         ((64, 1_000_000), r"`64x1000000`\. Try 64x4096\."),
+        ((100, 5000), r"`100x5000`\. Try 96x4096\."),
     ],
 )
 def test_sizes_that_cannot_be_painted(size: tuple[int, int], said: str) -> None:
     with pytest.raises(GenerationError, match=said):
         find_grid(size, 8, 64)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(1, 24))
+def test_every_size_that_is_named_instead_is_right(width: int, height: int, side: int) -> None:
+    """A size out of range once brought up another that was no multiple."""
+    trained = 8 * side
+    try:
+        find_grid((width, height), side, trained)
+    except GenerationError as error:
+        named = re.findall(r"(\d+)x(\d+)", str(error).partition("Try ")[2])
+        assert named
+        for wide, high in named:
+            assert find_grid((int(wide), int(high)), side, trained)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +181,14 @@ def test_masks_of_every_mode_mark_what_is_not_black(mode: str) -> None:
         mask = Image.fromarray(np.asarray(mask).astype(np.int32) * 257)
     else:
         mask = mask.convert(mode)
+    assert np.argwhere(fit_mask(mask, Image.new("RGB", (4, 4)), 4)).tolist() == [[2, 1]]
+
+
+def test_nearly_black_is_black() -> None:
+    """Compression leaves (1, 1, 1) where black was drawn, and all of it was once painted anew."""
+    mask = Image.new("RGB", (4, 4), (1, 1, 1))
+    mask.putpixel((0, 0), (31, 31, 31))
+    mask.putpixel((1, 2), (0, 32, 0))
     assert np.argwhere(fit_mask(mask, Image.new("RGB", (4, 4)), 4)).tolist() == [[2, 1]]
 
 

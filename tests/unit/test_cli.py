@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from typer.testing import CliRunner
 
 from tessella import painting
 from tessella.cli import app
+from tessella.cli.options import Order, Preset, StepSchedule
 from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
 from tessella.model_folder import FORMAT
+from tessella.objectives import GenerationSettings
 from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.training.recipe import Recipe, resolve_recipe
+from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 
 PROMPT = "a red square"
 TINY = [
@@ -575,6 +578,17 @@ def test_schedules_and_order_are_settings(model: str) -> None:
     settings = json.loads(told)["settings"]
     names = ("order", "step_schedule", "guidance_schedule")
     assert [settings[name] for name in names] == ["confidence", "arccos", "linear"]
+
+
+def test_the_help_names_every_choice() -> None:
+    """`large` and `auto` were once left out."""
+    for option, names in (
+        (Preset, [*PRESETS]),
+        (Order, get_args(GenerationSettings.model_fields["order"].annotation)),
+        (StepSchedule, get_args(GenerationSettings.model_fields["step_schedule"].annotation)),
+    ):
+        text = get_args(option)[1].help
+        assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
 
 
 def test_unknown_words_are_painted_with_a_hint(model: str) -> None:

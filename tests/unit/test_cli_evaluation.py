@@ -294,10 +294,58 @@ def test_pairs_that_there_cannot_be_are_refused_before_the_work(
     model: Path, tokenizer_alone: Path, data: Path
 ) -> None:
     pairs = ("--pairs", "pairs.png")
-    assert "no pairs for --pairs. Nothing is painted." in fail(model, data, *pairs)
-    assert "Nothing is painted." in fail(tokenizer_alone, data, *pairs, *PAINT)
+    assert "are about: `--pairs`. Give a model with a" in fail(model, data, *pairs)
+    assert "`--pmi-pictures`, `--pairs`" in fail(tokenizer_alone, data, *pairs, *PAINT)
     assert "no pairs for --pairs. The weights of Squeeze" in fail(model, data, *pairs, *PAINT)
     assert not Path("pairs.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--clip", "mine"), ("--pmi-pictures", 3), ("--train-data", "nothing"), ("--pairs", "p.png")],
+)
+def test_what_is_about_painted_pictures_is_refused_where_none_are(
+    name: str, value: object, model: Path, tokenizer_alone: Path, data: Path
+) -> None:
+    """These were once dropped unsaid, after the training pictures had been prepared."""
+    for words in ((model, data), (tokenizer_alone, data, "--pictures", 8)):
+        message = " ".join(fail(*words, name, value, "--cache", "cache").split())
+        assert f"Nothing is painted, which these options are about: `{name}`. Give" in message
+        assert not Path("cache-train").exists()
+
+
+def test_only_what_is_written_is_named(
+    model: Path, data: Path, weights: None, tmp_path: Path
+) -> None:
+    """No caption is short enough to be painted: there are no pairs, though a file was named."""
+    long = tmp_path / "long"
+    shutil.copytree(data, long)
+    for file in long.glob("*.txt"):
+        file.write_text("word " * 200, encoding="utf-8")
+    words = ("--train-data", data, "--pairs", "pairs.png", "--sheet", "sheet.png", *PAINT)
+    text = succeed(model, long, *words)
+    assert "No caption is short enough for the model." in text
+    assert "Written: sheet.png" in text
+    assert "pairs.png" not in text
+    assert not Path("pairs.png").exists()
+
+
+def test_the_current_folder_is_a_cache_like_others(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--cache .` once ended in `PosixPath('.') has an empty name`."""
+    Path("mine.txt").write_text("mine", encoding="utf-8")
+    assert "holds something else: `" in " ".join(fail(model, data, "--cache", ".").split())
+    succeed(model, data, "--cache", "cache")
+    monkeypatch.chdir("cache")
+    succeed(model, data, *PAINT, "--train-data", data, "--cache", ".")
+    assert Path("../cache-train/manifest.json").is_file()
+
+
+def test_copies_are_looked_for_among_so_many(model: Path, data: Path, weights: None) -> None:
+    words = (*PAINT, "--train-data", data, "--max-training", 6, "--json")
+    protocol = json.loads(succeed(model, data, *words))["metrics"]["copy_rate"]["protocol"]
+    assert protocol.endswith("6 of the 10 training pictures")
 
 
 def test_pairs_need_training_pictures(model: Path, data: Path, weights: None) -> None:

@@ -91,6 +91,41 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], list[An
     return watch
 
 
+# While it comes.
+
+
+@LAYS_CODES
+def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
+    """A callback once got codes that nothing public could turn into a picture."""
+    steps: list[GenerationStep] = []
+    painted = pixels(model.generate(PROMPT, count=2, seed=1, on_step=steps.append))
+    tokenizer = model.tokenizer
+    for step in steps:
+        latent = functional.embedding(step.codes, tokenizer.codebook)
+        latent[~step.laid] = tokenizer.codebook.mean(0)
+        with torch.no_grad():
+            image = tokenizer.decode_latent(latent.unflatten(1, GRID).movedim(-1, 1))
+        expected = ((image.movedim(1, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
+        shown = model.decode_codes(step.codes, step.laid)
+        assert np.array_equal(shown, expected)
+        assert np.array_equal(shown, painted) is bool(step.laid.all())
+    assert np.array_equal(model.decode_codes(steps[-1].codes), painted)
+
+
+def test_what_is_open_is_not_shown_as_the_first_code() -> None:
+    codes, laid = torch.full((1, 16), 7), torch.arange(16)[None] < 8
+    for other in (0, 3):
+        shown = MODEL.decode_codes(codes.where(laid, other), laid)
+        assert np.array_equal(shown, MODEL.decode_codes(codes, laid))
+    assert not np.array_equal(shown, MODEL.decode_codes(codes.where(laid, 0)))
+
+
+def test_mosaics_of_any_size_are_decoded() -> None:
+    codes = torch.randint(16, (3, 4, 6), generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(MODEL.decode_codes(codes), decode(MODEL, codes))
+    assert MODEL.decode_codes(codes, codes > 7).shape == (3, 16, 24, 3)
+
+
 # Larger pictures.
 
 
@@ -380,7 +415,11 @@ def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int
 def test_more_candidates_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = pixels(MODEL.generate(PROMPT, count=3, best_of=4))
     monkeypatch.setattr(painting, "_BATCH", 3)
-    assert np.array_equal(pixels(MODEL.generate(PROMPT, count=3, best_of=4)), expected)
+    steps: list[GenerationStep] = []
+    made = MODEL.generate(PROMPT, count=3, best_of=4, on_step=steps.append)
+    assert np.array_equal(pixels(made), expected)
+    # The candidates of a picture were once laid all at once, 64 of them too.
+    assert [len(step.codes) for step in steps] == [3, 3, 3, 1, 1, 1] * 3
 
 
 def test_edits_are_chosen_too() -> None:
@@ -450,6 +489,37 @@ def test_settings_that_no_way_of_painting_takes(changes: dict[str, Any], said: s
     for paint in every_way(**changes):
         with pytest.raises(ConfigError, match=said):
             paint()
+
+
+@pytest.mark.parametrize("name", ["latent_mse", "shared_latent"])
+def test_without_guidance_there_is_nothing_to_move_away_from(name: str) -> None:
+    """A negative prompt once changed nothing there, and nobody was told."""
+    said = f"guidance, which the model's objective does not have: `{name}`. Leave it out"
+    for scale in (None, 3.0):
+        with pytest.raises(GenerationError, match=said):
+            MODELS[name].generate(PROMPT, negative_prompt="a blue star", guidance_scale=scale)
+    assert len(MODELS[name].generate(PROMPT, negative_prompt=" ")) == 1
+
+
+def test_one_text_is_no_list_of_prompts() -> None:
+    """`encode_text("a cat")` once encoded its letters."""
+    for use in (MODEL.encode_text, lambda text: MODEL.paint(text, seeds=range(len(text)))):
+        with pytest.raises(GenerationError, match=f"a list of prompts, got one text: `{PROMPT}`"):
+            use(PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [1]}, "`2`, `1` and `2` of them"),
+        ({"seeds": [1, 2, 3]}, "`2`, `3` and `2` of them"),
+        ({"negative_prompts": [""]}, "`2`, `2` and `1` of them. Give equally many"),
+    ],
+)
+def test_every_picture_has_a_seed(changes: dict[str, Any], said: str) -> None:
+    """Too few once ended in an IndexError, too many in pictures that were not painted."""
+    with pytest.raises(GenerationError, match=said):
+        MODEL.paint([PROMPT, "a blue star"], **({"seeds": [1, 2]} | changes))
 
 
 def test_only_a_variation_needs_no_prompt() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SHEET_COLUMNS = 8
 _SHEET_PAIRS = 32
+_PMI_PICTURES = 32
 _NO_TRAINING = (
     "It takes the training pictures: name them with --train-data, or give a run's folder as MODEL."
 )
@@ -78,15 +79,16 @@ def evaluate(
         ),
     ] = 256,
     pmi_pictures: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--pmi-pictures",
             metavar="NUMBER",
             help="Of so many pictures the model itself ranks 100 prompts; it takes a pass over "
             "each picture with each prompt.",
             min=0,
+            show_default=str(_PMI_PICTURES),
         ),
-    ] = 32,
+    ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
@@ -105,6 +107,15 @@ def evaluate(
             show_default="the run's",
         ),
     ] = None,
+    max_training: Annotated[
+        int,
+        typer.Option(
+            "--max-training",
+            metavar="NUMBER",
+            help="If there are more training pictures, copies are looked for among so many.",
+            min=1,
+        ),
+    ] = 2000,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -174,6 +185,16 @@ def evaluate(
             loaded = TextToImage.load(folder, device)
         else:
             loaded = TrainedTokenizer.load(folder, device)
+        paints = pictures > 0 and isinstance(loaded, TextToImage)
+        if not paints:
+            _check_unused(
+                {
+                    "--clip": clip,
+                    "--pmi-pictures": pmi_pictures,
+                    "--train-data": train_data,
+                    "--pairs": pairs,
+                }
+            )
         judges = _load_judges(features or (), loaded.device)
         settings = resolve_recipe(None, config, set_ or ()).data.replace(
             image_size=loaded.config.image_size, validation_fraction=0.0
@@ -184,19 +205,22 @@ def evaluate(
             images = read_kept_out(Path(model).expanduser(), max_images, seed)
         console.print(f"Measuring on {images.description}.")
         with open_training(train_data, settings, cache, folder.parent) as training:
-            paints = pictures and isinstance(loaded, TextToImage)
-            checks = judges.choose_checks(pictures, pmi_pictures, training) if paints else None
-            if pairs:
-                _check_pairs(checks)
-            if checks and clip:
-                checks = replace(checks, clip=Clip(clip, loaded.device))
-            found = evaluate_images(
-                loaded,
-                images,
-                squeezenet=judges.squeezenet,
-                features=judges.features,
-                checks=checks,
-            )
+            checks = None
+            if paints:
+                num_scored = _PMI_PICTURES if pmi_pictures is None else pmi_pictures
+                checks = judges.choose_checks(pictures, num_scored, training, max_training)
+                if pairs:
+                    _check_pairs(checks)
+                if clip:
+                    checks = replace(checks, clip=Clip(clip, loaded.device))
+            with console.status("Looking at the pictures"):
+                found = evaluate_images(
+                    loaded,
+                    images,
+                    squeezenet=judges.squeezenet,
+                    features=judges.features,
+                    checks=checks,
+                )
         left_out = judges.explain_left_out(found)
         result = {
             "model": model,
@@ -212,6 +236,8 @@ def evaluate(
             save_png(sheet, _make_sheet(images.pixels, found.reconstructions))
         if pairs and found.painted and found.painted.pairs:
             save_png(pairs, make_pairs_sheet(found.painted.pairs))
+        else:
+            pairs = None  # no caption was short enough to be painted, as the table says
         if as_json:
             print_json(result)
         else:
@@ -231,7 +257,11 @@ class _Judges:
     missing: str  # why there is no SqueezeNet
 
     def choose_checks(
-        self, pictures: int, pmi_pictures: int, training: "CaptionedImages | None"
+        self,
+        pictures: int,
+        pmi_pictures: int,
+        training: "CaptionedImages | None",
+        max_training: int,
     ) -> "PaintingChecks":
         """Chooses what is measured on painted pictures."""
         from tessella.evaluation.generation import PaintingChecks
@@ -243,6 +273,7 @@ class _Judges:
             no_judge=self.missing,
             pmi_pictures=pmi_pictures,
             training=training,
+            max_training=max_training,
             no_training=_NO_TRAINING,
         )
 
@@ -315,9 +346,19 @@ def _check_file(path: Path | None, suffix: str, force: bool) -> None:
         )
 
 
-def _check_pairs(checks: "PaintingChecks | None") -> None:
+def _check_unused(options: Mapping[str, object]) -> None:
+    """Refuses options by name, if given, that say how painted pictures are measured."""
+    given = [f"`{name}`" for name, value in options.items() if value]
+    if given:
+        raise ConfigError(
+            f"Nothing is painted, which these options are about: {', '.join(given)}. Give a model "
+            "with a transformer and --pictures above 0, or leave them out."
+        )
+
+
+def _check_pairs(checks: "PaintingChecks") -> None:
     """Refuses to show pairs that there will not be, before the work."""
-    reason = "Nothing is painted." if checks is None else checks.explain_no_copies()
+    reason = checks.explain_no_copies()
     if reason:
         raise ConfigError(f"There will be no pairs for --pairs. {reason}")
 

@@ -33,7 +33,7 @@ def read_data(
 def _folder(cache: Path | None) -> Iterator[Path]:
     """Gives the cache's folder, or a temporary one that is removed again."""
     if cache is not None:
-        yield cache.expanduser()
+        yield cache.expanduser().resolve()  # `.` has no name
         return
     with tempfile.TemporaryDirectory(prefix="tessella-") as temporary:
         yield Path(temporary) / "data"
@@ -45,7 +45,7 @@ def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
     Raises:
         DataError: it is no run, has lost its images, or kept none out.
     """
-    from tessella.training.fit import RUN_FILE
+    from tessella.training.run_record import RUN_FILE
 
     if not (run / RUN_FILE).is_file():
         raise DataError(
@@ -61,7 +61,7 @@ def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
 def _open_run(run: Path, side: str) -> "CaptionedImages | None":
     """Opens one side of a run's images, if it has them."""
     from tessella.data.cache import CaptionedImages, read_manifest
-    from tessella.training.fit import DATA_FOLDER
+    from tessella.training.run_record import DATA_FOLDER
 
     folder = run / DATA_FOLDER
     manifest = read_manifest(folder)
@@ -81,7 +81,8 @@ def open_training(
     if not sources:
         yield _open_run(run, "train")
         return
-    with _folder(cache and cache.with_name(f"{cache.name}-train")) as folder:
+    beside = cache and Path(f"{cache.expanduser().resolve()}-train")
+    with _folder(beside) as folder:
         yield prepare(sources, settings, folder).train
 
 

@@ -55,7 +55,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="A size by name: tiny, small, base, report2021, taming, palette.",
+        help="A size by name: tiny, small, base, large, report2021, taming, palette.",
         show_default="tiny",
     ),
 ]
@@ -184,7 +184,8 @@ Order = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The order in which places are filled: random, halton or confidence.",
+        help="The order in which places are filled: random, halton, confidence, or auto: the "
+        "objective's own.",
         show_default=MODELS_OWN,
     ),
 ]

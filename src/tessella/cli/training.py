@@ -237,7 +237,7 @@ def _read_caption(out: Path) -> str:
     """Returns a caption of the run's data, kept out of training if any is: a prompt to try."""
     from tessella.config import read_config
     from tessella.data.cache import SIDES, CaptionedImages, read_manifest
-    from tessella.training.fit import DATA_FOLDER, RUN_FILE
+    from tessella.training.run_record import DATA_FOLDER, RUN_FILE
 
     manifest = read_manifest(out / DATA_FOLDER) or {}
     size = read_config(out / RUN_FILE)["recipe"]["data"]["image_size"]

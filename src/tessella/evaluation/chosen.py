@@ -28,7 +28,7 @@ class ChosenImages:
     def draw_readable(self, model: TextToImage, count: int) -> "ChosenImages":
         """Draws at most so many, without those whose caption is too long to be a prompt."""
         drawn = draw_indices(len(self.captions), count).tolist()
-        return self.select([index for index in drawn if _can_read(model, self.captions[index])])
+        return self.select([index for index in drawn if can_read(model, self.captions[index])])
 
 
 def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> ChosenImages:
@@ -42,7 +42,7 @@ def draw_indices(total: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]
     return np.sort(np.random.default_rng(seed).permutation(total)[:count])
 
 
-def _can_read(model: TextToImage, caption: str) -> bool:
+def can_read(model: TextToImage, caption: str) -> bool:
     """Whether a model takes a caption as a prompt."""
     try:
         model.encode_text([caption])

@@ -60,7 +60,7 @@ class PaintingChecks:
     pmi_pictures: int = 0  # so many are scored by the model itself
     training: CaptionedImages | None = None  # adds copies and the loss gap
     no_training: str = ""  # why there is none
-    max_training: int = 20_000  # training pictures that are looked at
+    max_training: int = 2000  # training pictures that are looked at
 
     def explain_no_copies(self) -> str:
         """Says why copies cannot be looked for; nothing if they can."""

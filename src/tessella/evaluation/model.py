@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import CheckpointError, ConfigError, DataError
-from tessella.evaluation.chosen import ChosenImages, read_images
+from tessella.evaluation.chosen import ChosenImages, can_read, read_images
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
 from tessella.evaluation.reconstruction import (
@@ -42,9 +42,9 @@ class ModelEvaluation:
     """What was found."""
 
     metrics: Mapping[str, Metric]
-    prompts: Sequence[str]  # of the sheet
+    prompts: Sequence[str]  # of the sheet; the empty one where no caption can be read whole
     sheet: Pixels  # (height, width, 3) the prompts with their pictures
-    painted: PaintedEvaluation  # the sheet's pictures first
+    painted: PaintedEvaluation  # the sheet's pictures first, if there are any
 
 
 def count_pictures(data: PreparedData) -> int:
@@ -88,6 +88,9 @@ def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
     painted = evaluate_painted(model, images, checks)
     prompts = painted.prompts[:_SHEET_PROMPTS]
     pictures = painted.pixels[:_SHEET_PROMPTS]
+    if not prompts:
+        prompts = [""]
+        pictures = model.paint(prompts, seeds=[0]).pixels
     sheet = make_sheet(pictures, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
     return ModelEvaluation({**found.metrics, **painted.metrics}, prompts, sheet, painted)
 
@@ -102,7 +105,7 @@ def evaluate_images(
 ) -> ImagesEvaluation:
     """Measures a model's reconstructions of images and what it paints of their captions.
 
-    Of scenes it also paints others, and reads them.
+    Of scenes it also paints others, and reads them, if it can read what is asked.
 
     Args:
         model: what is measured; a tokenizer alone paints nothing.
@@ -127,9 +130,10 @@ def evaluate_images(
         metrics["reconstruction_all_correct"] = Metric(accuracy.accuracy, f"scenes, {what}")
     if scenes is not None and not isinstance(model, TrainedTokenizer):
         for name, only_held_out in (("seen", False), ("held_out", True)):
-            metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
-                model, _SCENE_PROMPTS, held_out=only_held_out
-            )
+            if _can_read_scenes(model, held_out=only_held_out):
+                metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
+                    model, _SCENE_PROMPTS, held_out=only_held_out
+                )
     painted = None
     if checks is not None and not isinstance(model, TrainedTokenizer):
         painted = evaluate_painted(model, images, checks)
@@ -147,6 +151,9 @@ def measure_scene_accuracy(
         num_prompts: how many.
         held_out: whether each has a (colour, shape) pair that is never in training.
         seed: of the prompts; picture i is painted with seed i.
+
+    Raises:
+        GenerationError: a prompt is too long for the model.
     """
     scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
     painted = model.paint([canonical_caption(s) for s in scenes], seeds=range(num_prompts))
@@ -155,6 +162,12 @@ def measure_scene_accuracy(
     return Metric(
         score.accuracy, f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
     )
+
+
+def _can_read_scenes(model: TextToImage, *, held_out: bool) -> bool:
+    """Whether no prompt of the scenes that are painted is too long for a model."""
+    scenes = sample_prompts(_SCENE_PROMPTS, seed=0, held_out=held_out)
+    return all(can_read(model, canonical_caption(scene)) for scene in scenes)
 
 
 def _has_judge() -> bool:

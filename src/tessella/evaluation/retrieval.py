@@ -95,7 +95,8 @@ class Clip:
         device: where it computes.
 
     Raises:
-        ConfigError: `transformers` is not installed, or there is no such CLIP.
+        ConfigError: `transformers` is not installed, there is no such CLIP, or what is there
+            lacks weights.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
@@ -104,15 +105,22 @@ class Clip:
         except ImportError:
             raise ConfigError(
                 f"A CLIP is loaded by the package transformers, which is not installed: `{name}`. "
-                "Install it: pip install transformers."
+                "Install it with pip install 'tessella[text]'."
             ) from None
         try:
-            self._network: Any = CLIPModel.from_pretrained(name).eval().to(device)
-            self._text_tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
+            network: Any
+            network, report = CLIPModel.from_pretrained(
+                name, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
+            if report["missing_keys"]:  # transformers would draw them at random
+                raise ValueError(f"its weights lack `{min(report['missing_keys'])}`")
+            self._network = network.eval().to(device)
+            self._text_tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception as error:  # many libraries, each with errors of its own
             raise ConfigError(
-                f"Cannot load a CLIP: `{name}`; {error}. Name a folder of a CLIP of transformers, "
-                "or one on the Hugging Face hub, such as openai/clip-vit-base-patch32."
+                f"Cannot load a CLIP: `{name}`; {error}. Name a folder of a CLIP of transformers "
+                "with safetensors, or one on the Hugging Face hub, such as "
+                "openai/clip-vit-base-patch32."
             ) from error
         self.name = name.rstrip("/").rpartition("/")[2]
         """For protocols."""

@@ -16,14 +16,23 @@ from tessella.transformer import Transformer
 
 
 class GenerationSettings(Settings):
-    """How a picture is chosen from what the transformer predicts."""
+    """How a picture is chosen from what the transformer predicts.
+
+    Not every objective has a use for every setting:
+
+        any_order, masked            all of them
+        autoregressive, parallel     temperature, top_k, top_p, guidance_scale, guidance_schedule
+        latent_mse, shared_latent    none: there is nothing to sample, to guide or to order
+    """
 
     steps: int = Field(16, ge=1, le=4096)
     """Sets of places that are asked one after the other; at most one a place is used.
-    `autoregressive` always takes one place a step, `parallel`, `latent_mse` and `shared_latent`
-    take all at once."""
+    Of `any_order` and `masked`: `autoregressive` always takes one place a step, the others all at
+    once."""
     temperature: float = Field(0.6, ge=0.0, allow_inf_nan=False, le=100.0)
-    """Divides the logits: below 1 the likely codes get likelier; 0 takes the likeliest."""
+    """Divides the logits: below 1 the likely codes get likelier; 0 takes the likeliest. It and the
+    next four are of no use to `latent_mse` and `shared_latent`, which neither sample nor are
+    guided."""
     top_k: int | None = Field(None, ge=1)
     """Only so many of the likeliest codes are sampled from; left out: all."""
     top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
@@ -35,12 +44,13 @@ class GenerationSettings(Settings):
     order: Literal["auto", "random", "halton", "confidence"] = "auto"
     """The order of places: `random`; `halton` (spread evenly from the start); `confidence` (what
     the transformer is surest of first). `auto` is the objective's own: random for `any_order`,
-    confidence for `masked`."""
+    confidence for `masked`. The others have one order, or none."""
     confidence_temperature: float = Field(4.5, ge=0.0, le=1000.0, allow_inf_nan=False)
-    """Chance in the order by confidence: how much noise, which fades to none at the last step."""
+    """Chance in the order by confidence: how much noise, which fades to none at the last step.
+    Of `any_order` and `masked`."""
     step_schedule: Literal["cosine", "arccos"] = "cosine"
     """How many places each step fills: `cosine` few at first and many at the end, `arccos` about
-    equally many but for more at the end."""
+    equally many but for more at the end. Of `any_order` and `masked`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,10 @@ class Objective(abc.ABC):
     """A rule to learn and the rule to generate that belongs to it."""
 
     name: str
+    is_guided = True
+    """Whether it generates by guidance; if not, `negative_text` is not looked at."""
+    has_likelihood = True
+    """Whether it computes the log-likelihood of pictures."""
 
     @abc.abstractmethod
     def compute_loss(

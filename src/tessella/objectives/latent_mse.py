@@ -36,13 +36,15 @@ class LatentMSE(Objective):
     """Regresses the latent of the image from the text."""
 
     name = "latent_mse"
+    is_guided = False
+    has_likelihood = False
 
     def compute_loss(
         self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor
     ) -> ObjectiveLoss:
         """Squared distance between the expected latent and the image's own."""
         logits = ask_everywhere(transformer, text)
-        expected = logits.float().softmax(-1) @ codebook  # (B, N, C)
+        expected = _expect_latent(logits, codebook)
         own = functional.embedding(codes.flatten(1), codebook)
         return ObjectiveLoss(
             functional.mse_loss(expected, own), compute_accuracy(logits, codes.flatten(1))
@@ -61,12 +63,18 @@ class LatentMSE(Objective):
 
         There is nothing to guide or to sample; known places have the latent of their codes.
         """
-        logits = ask_everywhere(transformer, request.text).float()
+        logits = ask_everywhere(transformer, request.text)
         codes = logits.argmax(-1).index_select(0, request.prompt_of)
-        latent = (logits.softmax(-1) @ codebook).index_select(0, request.prompt_of)  # (B, N, C)
+        latent = _expect_latent(logits, codebook).index_select(0, request.prompt_of)
         if request.known is not None and request.known_codes is not None:
             codes = request.known_codes.where(request.known, codes)
             latent = functional.embedding(codes, codebook).where(request.known[..., None], latent)
         if watch is not None:
             watch(GenerationStep(1, 1, codes, torch.ones_like(codes, dtype=torch.bool)))
         return Painted(latent.movedim(-1, 1).unflatten(-1, grid), None)
+
+
+def _expect_latent(logits: Tensor, codebook: Tensor) -> Tensor:
+    """Averages the codebook (K, C) as logits (B, N, K) weigh it: (B, N, C), in fp32."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits.float().softmax(-1) @ codebook

@@ -63,7 +63,7 @@ class Mosaic:
 
     def sample(self, logits: Tensor) -> Tensor:
         """Draws codes (B, Q) from logits (B, Q, K), or (2 B, Q, K) with guidance's other branch."""
-        return sample_codes(self.guide(logits), self._draw(logits.shape[1:]), self.settings)
+        return self._choose(self.guide(logits))
 
     def sample_confident(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Draws codes from logits as `sample`, and keeps those that are surest.
@@ -72,7 +72,7 @@ class Mosaic:
             Their positions (B, count) among the Q, and codes (B, count).
         """
         logits = self.guide(logits)
-        codes = sample_codes(logits, self._draw(logits.shape[1:]), self.settings)
+        codes = self._choose(logits)
         fading = 1 - (self._step + 1) / self._steps
         kept = choose_confident(
             logits,
@@ -103,6 +103,11 @@ class Mosaic:
             return logits
         scale = scale_guidance(self.settings, self._step + 1, self._steps)
         return guide(logits[: self.batch], logits[self.batch :], scale)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        # Without chance nothing is drawn, which is slower than to choose.
+        noise = self._draw(logits.shape[1:]) if self.settings.temperature else None
+        return sample_codes(logits, noise, self.settings)
 
     def _draw(self, shape: Sequence[int]) -> Tensor:
         drawn = [torch.rand(tuple(shape), generator=g) for g in self._generators]

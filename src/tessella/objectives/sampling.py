@@ -1,5 +1,6 @@
 """Which places are asked when, and which code is taken: plain functions without state."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -53,13 +54,18 @@ def halton_order(height: int, width: int) -> Tensor:
     Source:
         Halton's sequence in bases 2 and 3; for masked image models arXiv:2503.17076.
     """
+    return torch.tensor(_list_halton(height, width))
+
+
+@functools.cache  # a batch of 16 × 16 places would take longer to order than to ask
+def _list_halton(height: int, width: int) -> tuple[int, ...]:
     order: dict[int, None] = {}
     index = 1
     while len(order) < height * width:
         row, column = _radical_inverse(index, 2), _radical_inverse(index, 3)
         order[int(row * height) * width + int(column * width)] = None
         index += 1
-    return torch.tensor(list(order))
+    return tuple(order)
 
 
 def _radical_inverse(index: int, base: int) -> float:
@@ -72,18 +78,19 @@ def _radical_inverse(index: int, base: int) -> float:
     return value
 
 
-def sample_codes(logits: Tensor, noise: Tensor, settings: GenerationSettings) -> Tensor:
+def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSettings) -> Tensor:
     """Samples a code at each place by the Gumbel-max rule.
 
     Args:
         logits: (..., K).
-        noise: (..., K) uniform in [0, 1); the only randomness.
+        noise: (..., K) uniform in [0, 1); the only randomness. None, or a temperature of 0, takes
+            the likeliest.
         settings: temperature, top_k and top_p; what is filtered out is never taken.
 
     Returns:
         (...) int64.
     """
-    if settings.temperature == 0:
+    if noise is None or settings.temperature == 0:
         return logits.argmax(-1)
     # The likeliest at 0: however low the temperature, it stays finite.
     logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature

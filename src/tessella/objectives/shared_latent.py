@@ -104,6 +104,8 @@ class SharedLatent(Objective):
     """Brings the latents of text and image together."""
 
     name = "shared_latent"
+    is_guided = False
+    has_likelihood = False
 
     def __init__(self, settings: SharedLatentSettings | None = None) -> None:
         """Takes the weight of the text's reconstruction."""
@@ -123,7 +125,7 @@ class SharedLatent(Objective):
             ignore_index=transformer.shape.pad_id,
         )
         loss = functional.mse_loss(latent.float(), own) + self.settings.text_weight * reconstruction
-        nearest = _find_nearest(latent.detach().float(), codebook)
+        nearest = _find_nearest(latent.detach(), codebook)
         accuracy = (nearest == codes.flatten(1)).to(torch.float32).mean()
         return ObjectiveLoss(loss, accuracy)
 
@@ -138,7 +140,7 @@ class SharedLatent(Objective):
     ) -> Painted:
         """Paints the codes nearest to each text's latent; every seed gives the same picture."""
         latent = _with_text_decoder(transformer).encode_text(request.text)
-        codes = _find_nearest(latent.float(), codebook).index_select(0, request.prompt_of)
+        codes = _find_nearest(latent, codebook).index_select(0, request.prompt_of)
         if request.known is not None and request.known_codes is not None:
             codes = request.known_codes.where(request.known, codes)
         if watch is not None:
@@ -156,6 +158,7 @@ def _with_text_decoder(transformer: Transformer) -> SharedLatentTransformer:
 
 
 def _find_nearest(latent: Tensor, codebook: Tensor) -> Tensor:
-    """Finds the code (B, N) whose vector is nearest to each latent (B, N, C)."""
+    """Finds the code (B, N) whose vector is nearest to each latent (B, N, C), in fp32."""
     # |l - c|² without |l|², which is the same for every code.
-    return (codebook.square().sum(1) - 2 * latent @ codebook.T).argmin(-1)
+    with torch.autocast(latent.device.type, enabled=False):
+        return (codebook.square().sum(1) - 2 * latent.float() @ codebook.T).argmin(-1)

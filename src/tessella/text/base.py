@@ -72,7 +72,7 @@ class TextEncoder(abc.ABC):
         """
 
 
-def check_prompts(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> None:
+def check_lengths(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> None:
     """Refuses prompts that cannot be read whole.
 
     Args:

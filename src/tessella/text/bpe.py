@@ -28,7 +28,7 @@ from tessella.text.base import (
     TextEncoder,
     TrainingTokens,
     check_is_list,
-    check_prompts,
+    check_lengths,
     to_utf8,
 )
 
@@ -153,7 +153,7 @@ class TextTokenizer(TextEncoder):
         """
         check_is_list(prompts)
         rows = list(self._rows(prompts))
-        check_prompts(prompts, [len(row) for row in rows], self.max_tokens)
+        check_lengths(prompts, [len(row) for row in rows], self.max_tokens)
         return self._padded(rows)
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:

@@ -32,7 +32,7 @@ from tessella.text.base import (
     TextEncoder,
     TrainingTokens,
     check_is_list,
-    check_prompts,
+    check_lengths,
     to_utf8,
 )
 from tessella.text.bpe import TextSettings
@@ -192,7 +192,7 @@ class FrozenTextEncoder(TextEncoder):
         """
         check_is_list(prompts)
         rows = self._rows(prompts)
-        check_prompts(prompts, [len(row) for row in rows], self.max_tokens)
+        check_lengths(prompts, [len(row) for row in rows], self.max_tokens)
         return pad_features([self._remembered(row) for row in rows])
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:

@@ -8,6 +8,7 @@ RUN/tokenizer/              checkpoints, metrics.jsonl, tensorboard, samples of 
                             after fit-tokenizer its model, without a transformer
 RUN/codes/                  every image's codes
 RUN/transformer/            checkpoints, metrics.jsonl, tensorboard, samples of stage 2
+RUN/nearest.png, .json      painted pictures beside the nearest training pictures, if measured
 RUN/model/                  the finished model
 RUN/report.html             curves, pictures and numbers on one page
 """
@@ -36,7 +37,7 @@ from tessella.config import build, read_config
 from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
 from tessella.evaluation.memorisation import make_pairs_sheet
-from tessella.evaluation.model import evaluate_model
+from tessella.evaluation.model import ModelEvaluation, evaluate_model
 from tessella.files import remove_leftovers, write_json
 from tessella.images import save_png
 from tessella.objectives import create_transformer
@@ -57,21 +58,23 @@ from tessella.training.model_card import CardFacts, write_card
 from tessella.training.plan import choose_preset, plan_training
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.report import write_report
+from tessella.training.run_record import (
+    CODES_FOLDER,
+    DATA_FOLDER,
+    MODEL_FOLDER,
+    NEAREST_FILE,
+    NEAREST_PICTURE,
+    RUN_FILE,
+    TEXT_FOLDER,
+    TOKENIZER_MODEL_FOLDER,
+)
 from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
-from tessella.training.text_features import CaptionReader, prepare_captions
+from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 
 FORMAT = 2
 """Of run.json; goes up when an older tessella could no longer read it."""
 
-RUN_FILE = "run.json"
-DATA_FOLDER = "data"
-CODES_FOLDER = "codes"
-TEXT_FOLDER = "text"
-MODEL_FOLDER = "model"
-NEAREST_FILE = "nearest.json"
-NEAREST_PICTURE = "nearest.png"
-TOKENIZER_MODEL_FOLDER = "tokenizer/model"
 _LOCK_FILE = ".lock"
 
 _CARD_CAPTIONS = 8
@@ -126,7 +129,11 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     with accelerator.main_process_first():
         data = _prepare_data(request, recipe, console)
         text_tokenizer = _create_text_tokenizer(recipe, data, request.out, is_new)
-        captions = _prepare_captions(text_tokenizer, data, request.out, console)
+        captions: CaptionReader = text_tokenizer
+        if request.stage != "tokenizer":
+            captions = _prepare_captions(text_tokenizer, data, request.out, console)
+    # Before the folder becomes a run of what cannot be built; a plan changes the lengths alone.
+    model = TextToImage.create(recipe.describe_model(), text_tokenizer)
     if is_new:
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
@@ -134,14 +141,13 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
             console.print(f"Plan for {request.minutes:g} minutes: {plan.describe()}")
             recipe = plan.recipe
         recipe = _keep_run(request, recipe, accelerator)
-        if accelerator.is_main_process:
-            text_tokenizer.save(request.out / TEXT_FILE)
+    if accelerator.is_main_process and not (request.out / TEXT_FILE).exists():
+        text_tokenizer.save(request.out / TEXT_FILE)
 
     run = _Run(request, recipe, data, accelerator, console)
-    model = TextToImage.create(recipe.describe_model(), text_tokenizer)
     run.train_tokenizer(model)
     if accelerator.is_main_process:
-        write_report(request.out)
+        _write_report(request.out, console)
     if request.stage == "tokenizer":
         return request.out
     with accelerator.main_process_first():
@@ -150,7 +156,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     folder = request.out / MODEL_FOLDER
     if accelerator.is_main_process:
         run.finish(model, folder)
-        write_report(request.out)
+        _write_report(request.out, console)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {folder}, after {minutes:.1f} minutes.")
     accelerator.wait_for_everyone()
@@ -274,16 +280,22 @@ class _Run:
             seed=self._request.seed,
         )
         card = write_card(self._recipe, facts)
+        self._save_nearest(measured)
+        # Last: the model's folder says that all is done.
         model.save(folder, card=card, metrics=metrics, samples=measured.sheet)
-        pairs = measured.painted.pairs
-        if pairs:
-            save_png(folder / NEAREST_PICTURE, make_pairs_sheet(pairs))
-            said = [
-                {"prompt": pair.prompt, "caption": pair.caption, "distance": pair.distance}
-                for pair in pairs
-            ]
-            protocol = measured.metrics["copy_rate"].protocol
-            write_json(folder / NEAREST_FILE, {"protocol": protocol, "pairs": said})
+
+    def _save_nearest(self, measured: ModelEvaluation) -> None:
+        """Writes the nearest training pictures, if measured: into the run, which stays here."""
+        pairs, out = measured.painted.pairs, self._request.out
+        if not pairs:
+            return
+        save_png(out / NEAREST_PICTURE, make_pairs_sheet(pairs))
+        said = [
+            {"prompt": pair.prompt, "caption": pair.caption, "distance": pair.distance}
+            for pair in pairs
+        ]
+        protocol = measured.metrics["copy_rate"].protocol
+        write_json(out / NEAREST_FILE, {"protocol": protocol, "pairs": said})
 
     def _train(self, stage: Stage[N], settings: TrainingSettings, fingerprint: str) -> N:
         return train(
@@ -333,18 +345,30 @@ def _create_text_tokenizer(
         return load_text(out)
     start = recipe.transformer_training.start_from
     if start is not None:
-        return load_text_tokenizer(start)
+        return load_text_tokenizer(start, recipe.text.encoder)
     return create_text_encoder(recipe.text, data.train.all_captions())
 
 
 def _prepare_captions(
     text_tokenizer: TextEncoder, data: PreparedData, out: Path, console: Console
 ) -> CaptionReader:
-    """Lets a frozen encoder read every caption, or finds them read."""
+    """Lets a frozen encoder read every caption, or finds them read; says which are too long."""
     captions = (caption for images in data.sides.values() for caption in images.all_captions())
     with _progress(console, "captions") as progress:
         path = out / TEXT_FOLDER / "features.npy"
-        return prepare_captions(text_tokenizer, captions, path, progress=progress)
+        reader = prepare_captions(text_tokenizer, captions, path, progress=progress)
+    problem = describe_cut(reader, data.train, text_tokenizer.max_tokens)
+    if problem:
+        console.print(problem)
+    return reader
+
+
+def _write_report(out: Path, console: Console) -> None:
+    """Writes the run's report; training goes on without one."""
+    try:
+        write_report(out)
+    except TessellaError as error:
+        console.print(f"The run has no report: {error}")
 
 
 def resolve_run(request: FitRequest, accelerator: Accelerator) -> tuple[Recipe, bool]:

@@ -15,7 +15,7 @@ class CardFacts:
 
     sources: Sequence[str]  # as given on the command line
     counts: Mapping[str, Any]  # images, captions, train, validation, skipped
-    sample_captions: Sequence[str]  # some of the training captions
+    sample_captions: Sequence[str]  # some of the prompts that samples.png shows
     metrics: Mapping[str, Any]  # as in metrics.json
     parameters: Mapping[str, int]  # tokenizer, transformer
     licence: str | None  # of the data, as its owner gives it
@@ -51,10 +51,10 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
         f"[image] = model.generate({_first(facts.sample_captions)!r}, seed=7)",
         "```",
         "",
-        "It paints what captions like these describe; words that were never in one mean nothing "
-        "to it:",
+        *_list_captions(facts.sample_captions),
+        "## What it cannot do",
         "",
-        *(f"- {caption}" for caption in facts.sample_captions),
+        *_list_limits(recipe, facts),
         "",
         "## Data",
         "",
@@ -87,6 +87,27 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
+def _list_captions(captions: Sequence[str]) -> list[str]:
+    """Shows what can be asked for; nothing where no caption could be read whole."""
+    shown = [f"- {caption}" for caption in captions if caption]
+    return ["It paints what captions like these describe:", "", *shown, ""] if shown else []
+
+
+def _list_limits(recipe: Recipe, facts: CardFacts) -> list[str]:
+    """Says what no such model can do, a line each."""
+    size, copies = recipe.data.image_size, facts.metrics.get("copy_rate")
+    known = " beyond what its text encoder knows of them" if recipe.text.encoder else ""
+    near = f"the measured copy rate is {copies['value']:.1%}" if copies else "it was not measured"
+    return [
+        f"- It paints {size}×{size} pictures. A larger one, where the objective can lay it, is "
+        "laid by a window that slides over it, and repeats objects.",
+        f"- Words that no caption had mean nothing to it{known}.",
+        "- It cannot write: the letters that it paints spell nothing.",
+        f"- It was trained on {facts.counts['train']:,} pictures and may come near to some of "
+        f"them: {near}.",
+    ]
+
+
 def _describe_tokenizer(recipe: Recipe) -> str:
     """Says how the tokenizer came to what it knows."""
     if recipe.tokenizer.network == "palette":
@@ -117,4 +138,4 @@ def _describe_length(settings: TrainingSettings) -> str:
 
 
 def _first(captions: Sequence[str]) -> str:
-    return captions[0] if captions else "a prompt"
+    return next(filter(None, captions), "a prompt")

@@ -59,28 +59,42 @@ class Plan:
 
 
 def choose_preset(minutes: float, accelerator: Accelerator) -> str:
-    """Chooses the largest preset whose tokenizer sees enough images in its time."""
+    """Chooses the largest preset that fits and whose tokenizer sees enough images in its time."""
     chosen = DEFAULT_PRESET
     for name in _SIZES[_SIZES.index(chosen) + 1 :]:
         recipe = Recipe.model_validate(PRESETS[name])
-        tokenizer = ImageTokenizer(recipe.tokenizer).to(accelerator.device)
-        # Learning its codebook would wait for the other processes, which may try another size.
-        tokenizer.quantizer.eval()
-        size, batch = recipe.data.image_size, recipe.tokenizer_training.batch_size
-        image = torch.zeros(batch, 3, size, size, device=accelerator.device)
-        seconds = 0.0
-        for _ in range(2):  # the first pass warms up
-            began = time.monotonic()
-            with accelerator.autocast():
-                made = tokenizer(image)
-            made.image.float().square().mean().backward()
-            if accelerator.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds = time.monotonic() - began
+        try:
+            seconds = _measure_tokenizer(recipe, accelerator)
+        except torch.OutOfMemoryError:
+            break
+        batch = recipe.tokenizer_training.batch_size
         if 60 * minutes * _SHARES["tokenizer"] * batch / seconds < _WORTH_IMAGES:
             break
         chosen = name
     return chosen
+
+
+def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
+    """Returns the seconds that a step of an image tokenizer takes.
+
+    Raises:
+        torch.OutOfMemoryError: the device is too small for it.
+    """
+    tokenizer = ImageTokenizer(recipe.tokenizer).to(accelerator.device)
+    # Learning its codebook would wait for the other processes, which may try another size.
+    tokenizer.quantizer.eval()
+    size, batch = recipe.data.image_size, recipe.tokenizer_training.batch_size
+    image = torch.zeros(batch, 3, size, size, device=accelerator.device)
+    seconds = 0.0
+    for _ in range(2):  # the first pass warms up
+        began = time.monotonic()
+        with accelerator.autocast():
+            made = tokenizer(image)
+        made.image.float().square().mean().backward()
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    return seconds
 
 
 def plan_training(
@@ -177,6 +191,6 @@ def _measure_painting(model: TextToImage) -> float:
     seconds = 0.0
     for _ in range(2):
         began = time.monotonic()
-        model.paint(["a picture"] * _BATCH, seeds=range(_BATCH))
+        model.paint([""] * _BATCH, seeds=range(_BATCH))  # short enough for any model
         seconds = time.monotonic() - began
     return seconds / _BATCH

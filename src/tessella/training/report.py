@@ -158,8 +158,8 @@ def _describe_stage(stage: StageRecord, record: RunRecord) -> StagePage:
             [f"{at:,}", *(_say_value(values.get(at)) for values in validation.values())]
             for at in moments
         ],
-        samples=[_frame(*drawn) for drawn in choose_evenly(stage.pictures["samples"], _FRAMES)],
-        codebook=[_frame(*drawn) for drawn in last_codebook],
+        samples=[_frame(*made) for made in choose_evenly(stage.pictures["samples"], _FRAMES)],
+        codebook=[_frame(*made) for made in last_codebook],
     )
 
 
@@ -211,10 +211,9 @@ def _choose_numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
             said = {"psnr": f"{value:.2f} dB", "accuracy": f"{value:.1%}"}
             where = f"{_name_validation(record)}, after {at:,} images"
             yield title, said.get(name, _say_value(value)), where
-    for name, entry in (record.metrics or {}).items():
-        if name.startswith("all_correct") and isinstance(entry, Mapping):
-            said_name = _say_name(name).capitalize()
-            yield said_name, f"{entry['value']:.1%}", str(entry.get("protocol", ""))
+    for name, found, protocol in _list_values(record.metrics or {}):
+        if name.startswith("all_correct"):
+            yield _say_name(name).capitalize(), f"{found:.1%}", protocol
 
 
 def _sort_notes(record: RunRecord) -> list[tuple[str, Note]]:
@@ -289,15 +288,22 @@ def _count_codes(quantizer: Mapping[str, Any]) -> str:
 
 
 def _list_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Lists name, value and protocol."""
+    """Lists name, value and protocol in words."""
+    for name, value, protocol in _list_values(metrics):
+        yield _say_name(name), _say_value(value), protocol
+
+
+def _list_values(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Lists name, value and protocol, without what someone has changed into something else."""
     for name, entry in metrics.items():
         if isinstance(entry, Mapping) and isinstance(entry.get("value"), int | float):
-            yield _say_name(name), _say_value(entry["value"]), str(entry.get("protocol", ""))
+            yield name, entry["value"], str(entry.get("protocol", ""))
 
 
 def _list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Lists prompt, caption of the nearest training picture, and distance."""
-    for pair in nearest.get("pairs", ()):
+    pairs = nearest.get("pairs")
+    for pair in pairs if isinstance(pairs, list) else ():
         if isinstance(pair, Mapping):
             distance = pair.get("distance")
             number = distance if isinstance(distance, int | float) else None

@@ -22,9 +22,17 @@ Points = Sequence[tuple[int, float]]
 
 STAGES = ("tokenizer", "transformer")
 
-_RUN_FILE = "run.json"  # these are named in fit.py, which loads torch
-_METRICS_FILE = "metrics.jsonl"
-_MODEL = "model"
+RUN_FILE = "run.json"
+DATA_FOLDER = "data"
+CODES_FOLDER = "codes"
+TEXT_FOLDER = "text"
+MODEL_FOLDER = "model"
+TOKENIZER_MODEL_FOLDER = "tokenizer/model"
+NEAREST_FILE = "nearest.json"
+NEAREST_PICTURE = "nearest.png"
+METRICS_FILE = "metrics.jsonl"
+"""Of a stage's folder; all others are in the run's own."""
+
 _CAPTIONS = 16
 
 
@@ -87,42 +95,41 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: it is no run's folder, or its run.json is damaged.
     """
-    if not (folder / _RUN_FILE).is_file():
+    if not (folder / RUN_FILE).is_file():
         raise ConfigError(
-            f"Not the folder of a run: `{folder}`. It has no {_RUN_FILE}. Name the --out of a "
+            f"Not the folder of a run: `{folder}`. It has no {RUN_FILE}. Name the --out of a "
             "`tessella fit`."
         )
-    run = read_config(folder / _RUN_FILE)
+    run = read_config(folder / RUN_FILE)
     recipe = run.get("recipe")
     if not isinstance(recipe, dict):
         raise ConfigError(
-            f"The run's file holds no recipe: `{folder / _RUN_FILE}`. It was changed by hand, or "
+            f"The run's file holds no recipe: `{folder / RUN_FILE}`. It was changed by hand, or "
             "is of another program."
         )
-    data = folder / "data"
+    data, model = folder / DATA_FOLDER, folder / MODEL_FOLDER
     manifest = read_manifest(data)
     skipped, unreadable = _read_skipped(data / SKIPPED)
-    metrics = _read_json(folder / _MODEL / "metrics.json")
-    nearest = _read_json(folder / _MODEL / "nearest.json")
+    nearest = _read_json(folder / NEAREST_FILE)
     return RunRecord(
         folder=folder,
         run=run,
         counts=manifest["counts"] if manifest else None,
         captions=_read_captions(data, manifest) if manifest else {},
         skipped=skipped,
-        grid=_read_grid(folder / "codes" / "train.npy"),
+        grid=_read_grid(folder / CODES_FOLDER / "train.npy"),
         stages=[_read_stage(folder / name, recipe) for name in STAGES],
-        metrics=metrics,
-        samples=_existing(folder / _MODEL / "samples.png"),
+        metrics=_read_json(model / "metrics.json"),
+        samples=_existing(model / "samples.png"),
         nearest=nearest,
-        nearest_picture=_existing(folder / _MODEL / "nearest.png") if nearest else None,
+        nearest_picture=_existing(folder / NEAREST_PICTURE) if nearest else None,
         unreadable_lines=unreadable,
     )
 
 
 def _read_stage(folder: Path, recipe: Mapping[str, Any]) -> StageRecord:
     """Reads the log of one stage and lists its pictures."""
-    lines, unreadable = _read_lines(folder / _METRICS_FILE)
+    lines, unreadable = _read_lines(folder / METRICS_FILE)
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     notes = []
     seen, seconds = 0, 0.0
@@ -144,7 +151,7 @@ def _read_stage(folder: Path, recipe: Mapping[str, Any]) -> StageRecord:
                 curves.setdefault(name, {}).setdefault(kind, []).append((at, float(value)))
     settings = recipe.get(f"{folder.name}_training", {})
     pictures = {
-        path.name: [(int(file.stem), file) for file in sorted(path.glob("[0-9]*.png"))]
+        path.name: [(int(f.stem), f) for f in sorted(path.glob("*.png")) if f.stem.isdecimal()]
         for path in (folder / "samples", folder / "codebook")
     }
     images = settings.get("images", 0)

@@ -1,6 +1,7 @@
 """The two stages: how each reads a batch, what its network makes of it, how it is evaluated."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
+from tessella.evaluation.chosen import can_read
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import make_sheet, to_float
 from tessella.objectives import Objective
@@ -367,7 +369,7 @@ class TransformerStage(Stage[TransformerLearner]):
     def evaluate(
         self, average: TransformerLearner, device: torch.device, images_seen: int
     ) -> Evaluation:
-        """Scores held-out images with their first captions; paints some of those captions."""
+        """Scores held-out images with their first captions; paints those that can be read whole."""
         data, codes = self._data[self._held], self._codes[self._held][0]
         count = min(_MAX_VALIDATION_IMAGES, len(data))
         captions = [data.captions(index)[0] for index in range(count)]
@@ -382,7 +384,8 @@ class TransformerStage(Stage[TransformerLearner]):
                     share = len(batch[0]) / count
                     totals[name] = totals.get(name, 0.0) + share * value.item()
         painter = self._model.with_transformer(average.transformer)
-        prompts = captions[:_SHEET_PICTURES]
+        readable = (caption for caption in captions if can_read(self._model, caption))
+        prompts = list(islice(readable, _SHEET_PICTURES)) or [""]
         pixels = painter.paint(prompts, seeds=range(len(prompts))).pixels
         sheet = make_sheet(pixels, columns=_SHEET_COLUMNS // 2, labels=prompts, scale=2)
         return Evaluation(totals, {"samples": sheet})

@@ -10,7 +10,7 @@ from tessella.bundled import find_model, find_tokenizer
 from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.pipeline import TextToImage, TrainedTokenizer
-from tessella.text import TextEncoder, load_text
+from tessella.text import FrozenTextEncoder, TextEncoder, load_text
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
@@ -47,11 +47,18 @@ def start_transformer(
         codebook: (K, C) of the codes that it is to choose from, if it will not learn them anew.
 
     Raises:
-        ConfigError: the model's transformer has other settings, or other codes to choose from.
+        ConfigError: the model's transformer has other settings, is of another objective's kind,
+            or has other codes to choose from.
         CheckpointError: the model cannot be read.
     """
     model = TextToImage.load(find_model(folder), "cpu")
     old = model.transformer
+    if type(old) is not type(transformer):
+        raise ConfigError(
+            f"The transformer to start from is of another kind: `{type(old).__name__}`, which "
+            f"learned `{model.config.objective.name}`, not `{type(transformer).__name__}`. Set "
+            "objective to the same, or leave out transformer_training.start_from."
+        )
     _require_same("transformer", old.settings, transformer.settings)
     if old.shape != transformer.shape:
         raise ConfigError(
@@ -68,13 +75,27 @@ def start_transformer(
     transformer.load_state_dict(old.state_dict())
 
 
-def load_text_tokenizer(folder: str | Path) -> TextEncoder:
+def load_text_tokenizer(folder: str | Path, encoder: str | None = None) -> TextEncoder:
     """Loads the text encoder that a model's transformer was trained with.
 
+    Args:
+        folder: the model's, or its name.
+        encoder: `text.encoder` of the run. A folder goes by its name: the model has a copy of it.
+
     Raises:
+        ConfigError: the run asks for another one.
         CheckpointError: it cannot be read.
     """
-    return load_text(find_model(folder))
+    found = load_text(find_model(folder))
+    old = found.name if isinstance(found, FrozenTextEncoder) else None
+    before = None if old is None else Path(old).name
+    now = None if encoder is None else Path(encoder).expanduser().resolve().name
+    if before != now:
+        raise ConfigError(
+            f"The transformer to start from reads other texts: text.encoder is `{old}` there, here "
+            f"`{encoder}`. Set it to the same; `None` is to leave it out."
+        )
+    return found
 
 
 def _require_same(section: str, old: Settings, new: Settings) -> None:

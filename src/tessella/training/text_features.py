@@ -13,6 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tessella.data.cache import CaptionedImages
+from tessella.evaluation.chosen import draw_indices
 from tessella.files import new_file, write_json
 from tessella.text import FrozenTextEncoder, TextEncoder
 from tessella.text.base import TrainingTokens
@@ -20,6 +22,7 @@ from tessella.text.frozen import CutRows, pad_features
 from tessella.training.codes import hash_weights, read_note
 
 _BATCH = 64
+_LOOKED_AT = 4096  # pictures: half a second
 
 Progress = Callable[[int, int], None]
 
@@ -87,6 +90,26 @@ def prepare_captions(
             _write(encoder, cut, building, progress)
         write_json(note, made_from)
     return TextFeatures(unique, cut, path)
+
+
+def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int) -> str | None:
+    """Says how many training captions lose their last words; None if none does.
+
+    Args:
+        reader: of the captions.
+        images: to train on; if there are very many, some thousand are looked at.
+        max_tokens: the most that one may have.
+    """
+    drawn = draw_indices(len(images), _LOOKED_AT).tolist()
+    captions = [images.captions(index) for index in drawn]
+    num_cut = sum(reader.encode_training(texts).num_truncated for texts in captions)
+    if not num_cut:
+        return None
+    return (
+        f"Captions: {num_cut:,} of {sum(map(len, captions)):,} looked at have more than "
+        f"{max_tokens} tokens (text.max_tokens): training leaves out their last words, and as "
+        "prompts they are refused."
+    )
 
 
 def _write(encoder: FrozenTextEncoder, cut: CutRows, path: Path, progress: Progress | None) -> None:

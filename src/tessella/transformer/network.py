@@ -127,6 +127,8 @@ class Transformer(nn.Module):
             The memory lengthened by them. The one given stays as it is, but for the room that it
             may have.
         """
+        if not codes.shape[1]:  # a picture of one place, in training
+            return memory
         hidden = self.code_embedding(codes) + self.place_embedding(places)
         total = memory.num_codes + codes.shape[1]
         visible = torch.arange(memory.num_codes + 1, total + 1, device=codes.device)

@@ -11,6 +11,7 @@ import torch
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import canonical_caption, draw_scene, parse_caption
 from tessella.data.settings import DataSettings
+from tessella.errors import GenerationError
 from tessella.evaluation import model as module
 from tessella.evaluation import squeezenet as squeezenet_module
 from tessella.evaluation.features import FeatureExtractor
@@ -54,6 +55,7 @@ class Painter:
     device = torch.device("cpu")
     transformer = None
     name = "nothing"
+    longest = 99  # words of a prompt
 
     def __init__(self, wrong: int = 0) -> None:
         self.tokenizer = Identity().eval()
@@ -70,6 +72,8 @@ class Painter:
         return PaintedPixels(pixels, None)
 
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        if any(len(prompt.split()) > self.longest for prompt in prompts):
+            raise GenerationError("The prompt is too long.")
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> torch.Tensor:
@@ -208,6 +212,20 @@ def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
     assert protocol == "dB, mean over the first 5 train images"
     # What it learned from says nothing about what it did not.
     assert made.painted.left_out["loss_gap"] == "No images were kept out of training."
+
+
+# A model that can read none of its data's captions was trained to the end, and lost there: there
+# were no pictures for its sheet, and the scenes' prompts were refused.
+def test_captions_that_are_too_long_do_not_cost_a_finished_model(scenes32: PreparedData) -> None:
+    painter: Any = Painter()
+    painter.longest = 3
+    made = evaluate_model(painter, scenes32)
+    assert made.prompts == [""]
+    assert painter.asked == [([""], [0])]
+    assert made.sheet.ndim == 3
+    assert made.painted.left_out == {"painted": "No caption is short enough for the model."}
+    assert "reconstruction_all_correct" in made.metrics
+    assert "all_correct_seen_pairs" not in made.metrics
 
 
 def test_networks_add_their_numbers(scenes32: PreparedData) -> None:

@@ -1,5 +1,6 @@
 """Which prompt a picture ranks first: by hand, by chance, and by a tiny CLIP."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tessella.errors import ConfigError
 from tessella.evaluation.retrieval import (
@@ -146,7 +148,34 @@ def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
         Clip(str(tmp_path / "nothing"))
 
 
+def test_a_clip_that_lacks_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers draws missing weights at random, and half a CLIP once judged by them."""
+    folder = tmp_path / "half"
+    shutil.copytree(clip_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    message = r"Cannot load a CLIP: `.*half`; its weights lack `visual_projection\.weight`\. Name a"
+    with pytest.raises(ConfigError, match=message):
+        Clip(str(folder))
+
+
+def test_pickled_and_damaged_weights_are_refused(clip_folder: Path, tmp_path: Path) -> None:
+    """Pickles can run anything; a truncated file once ended in a traceback."""
+    folder = tmp_path / "mine"
+    shutil.copytree(clip_folder, folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=r"Cannot load a CLIP: `.*mine`"):
+        Clip(str(folder))
+    pickled = folder / "pytorch_model.bin"
+    torch.save(load_file(clip_folder / file.name), pickled)  # noqa: TID251 - it is not loaded
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"Cannot load a CLIP: `.*mine`"):
+        Clip(str(folder))
+
+
 def test_without_transformers_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match="transformers, which is not installed: `mine`"):
+    with pytest.raises(ConfigError, match=r"not installed: `mine`.* 'tessella\[text\]'"):
         Clip("mine")

@@ -54,6 +54,16 @@ def test_the_loss_and_the_picture() -> None:
     assert painted.latent.tolist() == [[[[4.0, 0.0]]]] * 2
 
 
+def test_autocast_does_not_coarsen_the_expected_latent() -> None:
+    """`.float()` beside autocast once gave a product in bfloat16: 257 and 0 came out as 256."""
+    codebook = torch.tensor([[0.0], [257.0], [514.0]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = LatentMSE().compute_loss(FIXED, codebook, TEXT, torch.tensor([[[1, 0]]]))
+        painted = LatentMSE().generate(FIXED, codebook, (1, 2), request())
+    assert made.loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert painted.latent.flatten().tolist() == pytest.approx([257.0, 0.0] * 2)
+
+
 def test_known_places_have_the_latent_of_their_codes() -> None:
     """Whoever watches sees them too; once the likeliest codes were shown in their places."""
     seen: list[GenerationStep] = []

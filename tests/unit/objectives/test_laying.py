@@ -116,6 +116,26 @@ def test_cached_is_recomputed(
             torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("order", ["halton", "confidence"])
+def test_without_chance_no_noise_is_drawn(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number a place and code was once drawn for nothing, which took longer than to choose."""
+    text, rows = TOKENS[:1], torch.zeros(1, dtype=torch.int64)
+    drawn: list[tuple[int, ...]] = []
+    rand = torch.rand
+
+    def record(shape: tuple[int, ...], **options: Any) -> Tensor:
+        drawn.append(shape)
+        return rand(shape, **options)
+
+    monkeypatch.setattr(torch, "rand", record)
+    for temperature, has_noise in ((0.0, False), (1.0, True)):
+        drawn.clear()
+        settings = GenerationSettings(steps=3, temperature=temperature, order=order)
+        asked = GenerationRequest(text, text, rows, rows, [1], settings)
+        AnyOrder().generate(create(), CODEBOOK, GRID, asked)
+        assert any(shape[-1] == K and len(shape) == 2 for shape in drawn) is has_noise
+
+
 def test_every_code_is_read_once_and_every_place_asked_once() -> None:
     """That is what makes many steps cheap; the last set need not be read."""
     text, rows = TOKENS[:1], torch.zeros(1, dtype=torch.int64)

@@ -83,6 +83,12 @@ def test_halton_by_hand() -> None:
     assert halton_order(2, 3).tolist() == [4, 2, 3, 1, 5, 0]
 
 
+def test_halton_is_not_changed_by_who_has_it() -> None:
+    """The places are listed once a grid; each caller has a tensor of its own."""
+    halton_order(2, 3).zero_()
+    assert halton_order(2, 3).tolist() == [4, 2, 3, 1, 5, 0]
+
+
 def test_halton_is_spread_evenly_from_the_start() -> None:
     """Of 16 × 16 places the first 16 lie in all quarters and apart; random ones hardly ever do."""
     first = halton_order(16, 16)[:16]

@@ -19,6 +19,7 @@ from tessella.objectives import (
     SharedLatentTransformer,
     create_transformer,
 )
+from tessella.objectives.shared_latent import _find_nearest
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 PAD, K, N, V = 0, 7, 6, 11
@@ -110,6 +111,14 @@ def test_the_nearest_codes_are_painted() -> None:
     nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)
     assert painted.codes is not None
     assert torch.equal(painted.codes.flatten(1), nearest)
+
+
+def test_autocast_does_not_coarsen_the_choice() -> None:
+    """In bfloat16 257 is 256, which once made the wrong code the nearest."""
+    codebook, latent = torch.tensor([[0.0], [255.0], [257.0]]), torch.tensor([[[257.0], [128.5]]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = _find_nearest(latent, codebook)
+    assert made.tolist() == [[2, 1]]
 
 
 def test_muon_trains_the_text_decoder_too() -> None:

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from tessella.bundled import find_model, find_tokenizer
 from tessella.errors import CheckpointError, ConfigError
+from tessella.evaluation import squeezenet as squeezenet_module
+from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import read_tensors
 from tessella.images import to_uint8
 from tessella.pipeline import TextToImage, TrainedTokenizer
@@ -237,6 +239,88 @@ def test_weights_that_do_not_go_together_are_refused(
             "transformer_training.images=0",
             f"transformer_training.start_from={start}",
         )
+
+
+# A recipe that cannot be built had made the folder its run: the corrected command was refused.
+def test_what_cannot_be_built_claims_no_folder(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"must be a multiple of 4 .*: `18`. Try 16 or 20"):
+        call(out, pictures, "data.image_size=18")
+    assert not (out / "run.json").exists()
+    call(out, pictures, stage="tokenizer")
+
+
+# Training cuts long captions, painting refuses them: such a run died at its first evaluation, and
+# with none that is short enough again at its end.
+def test_captions_that_are_too_long_do_not_stop_a_run(pictures: Path, tmp_path: Path) -> None:
+    long = Path(shutil.copytree(pictures, tmp_path / "long"))
+    for number, path in enumerate(sorted(long.glob("*.txt"))):
+        path.write_text(f"one two three four picture {number}\n")
+    _, said = call(tmp_path / "run", long, "text.max_tokens=5")
+    assert "Captions: 19 of 19 looked at have more than 5 tokens (text.max_tokens)" in said
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "model.generate('a prompt', seed=7)" in card
+
+
+# A run that was killed between its recipe and its vocabulary never wrote the vocabulary down.
+def test_a_vocabulary_that_was_not_saved_is_saved(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    (out / "text_tokenizer.json").unlink()
+    call(out, pictures)
+    assert (out / "text_tokenizer.json").read_bytes() == (
+        whole / "text_tokenizer.json"
+    ).read_bytes()
+
+
+# They were written after the model, whose folder says that all is done: a kill between left them
+# out for good. And they show training pictures, which are not to go where the model goes.
+def test_neighbours_are_in_the_run_before_the_model_is_there(
+    whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(out / "model")
+    torch.manual_seed(0)
+    state = {name: value.numpy() for name, value in SqueezeNet().state_dict().items()}
+    np.savez(tmp_path / "squeezenet.npz", **state)
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "squeezenet.npz"))
+    monkeypatch.setattr(squeezenet_module, "INPUT_SIZE_PX", 63)
+
+    def die(*_: object, **__: object) -> None:
+        raise Interrupted("killed")
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(TextToImage, "save", die)
+        call(out, pictures)
+    assert (out / "nearest.png").exists()
+    pairs = json.loads((out / "nearest.json").read_text())["pairs"]
+    assert {pair["prompt"].split()[0] for pair in pairs} == {"picture"}
+    call(out, pictures)
+    names = {path.name for path in (out / "model").iterdir()}
+    assert names == {path.name for path in (whole / "model").iterdir()}
+    assert "Nearest training pictures" in (out / "report.html").read_text()
+
+
+# For a tokenizer alone nobody reads captions: a frozen encoder kept it waiting for nothing.
+def test_a_tokenizer_alone_waits_for_no_captions(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "prepare_captions", lambda *_, **__: pytest.fail("it read"))
+    call(tmp_path / "run", pictures, stage="tokenizer")
+
+
+# The report is to look at: without one there is still a model.
+def test_a_report_that_cannot_be_written_stops_nothing(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    (out / "report.html").unlink()
+    (out / "report.html").mkdir()
+    (out / "report.html" / "mine.txt").write_text("")
+    _, said = call(out, pictures)
+    assert "The run has no report: " in said
+    assert "The model is in" in said
 
 
 @pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])

@@ -72,6 +72,29 @@ def test_how_the_tokenizer_came_to_what_it_knows() -> None:
     assert "loss" not in palette
 
 
+def test_what_it_cannot_do_is_said() -> None:
+    text = card()
+    for limit in (
+        "It paints 128×128 pictures. A larger one,",
+        "Words that no caption had mean nothing to it.\n",
+        "It cannot write",
+        "trained on 11,728 pictures and may come near to some of them: it was not measured.",
+    ):
+        assert limit in text, limit
+    copies = {"copy_rate": {"value": 0.03125, "protocol": "of 64"}}
+    text = card("text.encoder=clip-vit-base-patch32", metrics=copies)
+    assert "near to some of them: the measured copy rate is 3.1%." in text
+    assert "mean nothing to it beyond what its text encoder knows of them." in text
+
+
+# Where no caption could be read whole, the sheet shows the empty prompt, which nobody can ask for.
+def test_no_caption_makes_no_list() -> None:
+    text = card(sample_captions=[""])
+    assert "captions like these" not in text
+    assert "- \n" not in text
+    assert "model.generate('a prompt', seed=7)" in text
+
+
 def test_the_header_is_what_model_hubs_read() -> None:
     _, header, _ = card().split("---\n", 2)
     assert header.splitlines() == [

@@ -10,6 +10,7 @@ import torch
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError
+from tessella.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.training import plan as plan_module
 from tessella.training.loop import Pace, create_accelerator
@@ -89,6 +90,21 @@ def test_the_largest_size_that_is_worth_it(
         Tokenizers(clock, {"small": 0.1, "base": 1.0, "large": 10.0}),
     )
     assert choose_preset(minutes, create_accelerator("cpu")) == expected
+
+
+# The `large` preset was tried on any machine with enough time, and ended it where it does not fit.
+def test_a_size_that_does_not_fit_into_memory_is_not_chosen(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Tokenizers(clock, {"small": 0.001})
+
+    def create(settings: Any) -> Any:
+        if settings in small.seconds:
+            return small(settings)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(plan_module, "ImageTokenizer", create)
+    assert choose_preset(1e6, create_accelerator("cpu")) == "small"
 
 
 # How long.
@@ -175,6 +191,13 @@ def test_too_short_a_time_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"too short to train anything: 40 seconds are left and"):
         plan(data, clock, monkeypatch, 50.0)
+
+
+# What was painted to measure it was too long for a model that reads very short prompts.
+def test_a_model_of_short_prompts_is_measured(data: PreparedData) -> None:
+    text = TextTokenizer.train([], TextSettings(max_tokens=4))
+    model = TextToImage.create(resolve_recipe(None, None, TINY).describe_model(), text)
+    assert plan_module._measure_painting(model) > 0
 
 
 def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:

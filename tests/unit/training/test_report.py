@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.data.cache import SKIPPED
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError, DataError
 from tessella.images import save_png
-from tessella.training import fit, report, reporting, run_record
+from tessella.training import report
 from tessella.training.report import write_report
 from tessella.training.report_curves import WIDTH, compute_ticks, draw_curve, shorten
 from tessella.training.report_pictures import choose_evenly, embed_picture
@@ -284,13 +283,14 @@ def test_a_run_without_validation_says_so(run: Path) -> None:
     assert "training pictures, as none were kept out" in text
 
 
+# They show training pictures: they belong to the run, not to the model, which is passed on.
 def test_neighbours_are_shown_once_they_are_there(trained: Path) -> None:
     assert "Nearest training pictures" not in make(trained)[0]
-    draw(trained / "model" / "nearest.png")
+    draw(trained / "nearest.png")
     assert "Nearest training pictures" not in make(trained)[0]
     pair = {"prompt": "a cat", "caption": "a kitten <i>", "distance": 0.25}
     nearest = {"protocol": "features of SqueezeNet", "pairs": [pair, "not a pair"]}
-    write_lines(trained / "model" / "nearest.json", nearest)
+    write_lines(trained / "nearest.json", nearest)
     text, page = make(trained)
     row = '<th scope="row">a cat</th><td>a kitten &lt;i&gt;</td><td>0.25</td>'
     assert row in text
@@ -332,12 +332,31 @@ def test_the_report_goes_where_it_is_asked(run: Path, tmp_path: Path) -> None:
     assert write_report(run).path == run / "report.html"
 
 
-# The reader names a run's files itself, so that it need not load torch: they must stay the same.
-def test_file_names_are_those_of_fit() -> None:
-    assert run_record._RUN_FILE == fit.RUN_FILE
-    assert run_record._METRICS_FILE == reporting.METRICS_FILE
-    assert run_record._MODEL == fit.MODEL_FOLDER
-    assert (fit.DATA_FOLDER, fit.CODES_FOLDER, SKIPPED) == ("data", "codes", "skipped.jsonl")
+# A picture of someone else's name, or numbers changed by hand, ended the report and the training
+# that asked for it.
+def test_what_others_have_changed_is_left_out(trained: Path) -> None:
+    draw(trained / "tokenizer" / "samples" / "000000000100 copy.png")
+    metrics = {
+        "all_correct_seen_pairs": {"protocol": "without a value"},
+        "all_correct_held_out_pairs": {"value": "much"},
+        "reconstruction_psnr": 3,
+        "codes_used": {"value": 17, "protocol": "of 512"},
+    }
+    write_lines(trained / "model" / "metrics.json", metrics)
+    write_lines(trained / "nearest.json", {"pairs": 3})
+    text, page = make(trained)
+    assert "correct" not in text
+    assert '<th scope="row">codes used</th><td>17</td><td>of 512</td>' in text
+    assert len(page.all("img")) == len(make(trained)[1].all("img"))
+
+
+# The captions of all held-out pictures stood under a sheet of others.
+def test_the_model_s_sheet_has_its_captions_inside(trained: Path) -> None:
+    text, _ = make(trained)
+    assert "one try each; none were chosen by hand." in text
+    section = text[text.index('<h2 id="model">') : text.index('<h2 id="warnings">')]
+    assert "<ol" not in section
+    assert '<ol class="captions">' in text
 
 
 # Curves.

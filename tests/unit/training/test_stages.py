@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +289,33 @@ def test_a_score_does_not_depend_on_chance_or_portions(
     monkeypatch.setattr(stages, "_VALIDATION_BATCH", 3)
     assert len(scenes["validation"]) % 3
     assert stage.evaluate(average, CPU, 0).metrics == pytest.approx(whole, rel=1e-4)
+
+
+# Training cuts captions that are too long; painting refuses them. An evaluation painted the whole
+# ones, so that a run with long captions died there, each time it was called again.
+@pytest.mark.parametrize("some_are_short", [True, False])
+def test_captions_that_are_too_long_are_scored_but_not_painted(
+    scenes: Data, some_are_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = transformer_stage(scenes)
+    text = stage._model.text_tokenizer
+    captions = [scenes["validation"].captions(i)[0] for i in range(len(scenes["validation"]))]
+    lengths = [len(text.tokens(caption)) for caption in captions]  # type: ignore[attr-defined]
+    text.max_tokens = min(lengths) if some_are_short else 4
+    readable = [c for c, length in zip(captions, lengths, strict=True) if length == min(lengths)]
+    assert 0 < len(readable) < len(captions)
+    asked = []
+    paint = TextToImage.paint
+
+    def watch(self: TextToImage, prompts: list[str], **words: Any) -> Any:
+        asked.extend(prompts)
+        return paint(self, prompts, **words)
+
+    monkeypatch.setattr(TextToImage, "paint", watch)
+    made = stage.evaluate(create_average(stage.network), CPU, 0)
+    assert asked == (readable if some_are_short else [""])
+    assert made.metrics["loss"] > 0
+    assert made.pictures["samples"].ndim == 3
 
 
 def test_without_validation_the_training_images_are_scored(scenes: Data) -> None:

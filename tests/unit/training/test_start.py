@@ -10,8 +10,9 @@ import torch
 from tessella.bundled import find_model
 from tessella.errors import CheckpointError, ConfigError
 from tessella.pipeline import ModelConfig, TextToImage
-from tessella.text import TextSettings, TextTokenizer
+from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer
 from tessella.tokenizer import ImageTokenizer
+from tessella.training import start
 from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
 from tessella.transformer import Transformer
 
@@ -92,6 +93,35 @@ def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> No
     start_transformer(transformer, model, old.tokenizer.codebook)
     with pytest.raises(ConfigError, match=r"another codebook.*0 images leave it so.*decoder"):
         start_transformer(transformer, model, old.tokenizer.codebook.roll(1, 0))
+
+
+# Its weights have other names, so that loading them ended in a bare error of torch.
+@pytest.mark.parametrize(("before", "now"), [(0, 1), (1, 0)])
+def test_a_transformer_of_another_kind_is_refused(
+    before: int, now: int, model: Path, tmp_path: Path
+) -> None:
+    configs = [CONFIG, CONFIG.replace(objective={"name": "shared_latent"})]
+    text = load_text_tokenizer(model)
+    old, new = (TextToImage.create(configs[which], text) for which in (before, now))
+    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
+    old.save(tmp_path / "old", card="", metrics={}, samples=sheet)
+    kinds = ("Transformer`, which learned `any_order", "SharedLatentTransformer`, which learned `")
+    with pytest.raises(ConfigError, match=rf"another kind: `{kinds[before]}.*Set objective to"):
+        start_transformer(new.transformer, tmp_path / "old")
+
+
+# `text.encoder` was ignored without a word: the model's own goes with its transformer.
+def test_another_text_encoder_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"text\.encoder is `None` there, here `clip`. Set it to"):
+        load_text_tokenizer(model, "clip")
+    frozen = FrozenTextEncoder.__new__(FrozenTextEncoder)
+    frozen.name = "openai/clip"
+    monkeypatch.setattr(start, "load_text", lambda _: frozen)
+    for same_one in ("clip", "openai/clip", "/elsewhere/clip", "~/clip/"):
+        assert load_text_tokenizer(model, same_one) is frozen
+    for other in (None, "t5"):
+        with pytest.raises(ConfigError, match=f"is `openai/clip` there, here `{other}`"):
+            load_text_tokenizer(model, other)
 
 
 def test_a_bundled_model_is_named() -> None:

@@ -1,6 +1,7 @@
 """Features of captions on disk: what stage 2 reads instead of asking the encoder at each step."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer
-from tessella.training.text_features import TextFeatures, prepare_captions
+from tessella.training import text_features
+from tessella.training.text_features import TextFeatures, describe_cut, prepare_captions
 
 CAPTIONS = ["a star", "a red star on a cat", "cat", "a star", "a red cat"]
 WORDS = ("<begin>", "<end>", "a", "red", "star", "on", "cat")
@@ -107,3 +109,28 @@ def test_a_caption_that_was_not_prepared_is_no_silent_zero(tmp_path: Path) -> No
     reader = prepare_captions(create()[0], CAPTIONS, tmp_path / "features.npy")
     with pytest.raises(KeyError):
         reader.encode_training(["on a star"])
+
+
+class Images:
+    """Two captions a picture, as far as they are looked at."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def captions(self, index: int) -> list[str]:
+        return [CAPTIONS[index], CAPTIONS[index + 1]]
+
+
+# Training cut captions without a word.
+def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images: Any = Images()
+    encoder, _ = create()
+    reader = prepare_captions(encoder, CAPTIONS, tmp_path / "features.npy")
+    said = describe_cut(reader, images, encoder.max_tokens)
+    assert said is not None
+    assert said.startswith("Captions: 2 of 8 looked at have more than 5 tokens (text.max_tokens):")
+    assert describe_cut(encoder, images, encoder.max_tokens) == said
+    words = TextTokenizer.train(CAPTIONS, TextSettings())
+    assert describe_cut(words, images, words.max_tokens) is None
+    monkeypatch.setattr(text_features, "_LOOKED_AT", 3)
+    assert " of 6 looked at" in (describe_cut(reader, images, 5) or "")

@@ -348,6 +348,18 @@ def test_no_codes_may_be_read() -> None:
     )
 
 
+def test_a_picture_of_one_place_is_learned() -> None:
+    """No code comes before the only one; reading none of them once crashed in training."""
+    shape = dataclasses.replace(SHAPE, grid=(1, 1))
+    network = create(shape=shape).train().requires_grad_(True)
+    nowhere = torch.zeros(2, 0, dtype=torch.int64)
+    memory = network.read_codes(network.read_text(TEXT), nowhere, nowhere)
+    logits = network.ask(memory, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
+    logits.sum().backward()
+    assert logits.shape == (2, 1, 7)
+    assert network.question.grad is not None
+
+
 def test_asking_is_the_projection_of_what_is_answered() -> None:
     codes, places = draw()
     memory = TRANSFORMER.read_codes(TRANSFORMER.read_text(TEXT), codes, places)
