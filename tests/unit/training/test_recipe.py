@@ -127,7 +127,9 @@ def test_what_is_unknown_or_out_of_range(word: str, said: str) -> None:
 
 
 def test_an_unknown_objective_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"`objective`.*'any_order', 'autoregressive', 'latent_mse'"):
+    with pytest.raises(
+        ConfigError, match=r"`objective`.*'any_order', 'autoregressive', 'latent_mse'"
+    ):
         resolve_recipe(None, None, ["objective=gan"])
 
 
