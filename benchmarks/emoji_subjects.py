@@ -62,7 +62,6 @@ from tessella.pipeline import TextToImage
 
 SHEET_COLUMNS = 8
 SHEET_PICTURES = 32
-MAX_TRAINING = 100_000
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ def main() -> None:
     parser.add_argument("--heldout", metavar="TAR")
     parser.add_argument("--train", nargs="+", metavar="TAR", help="what the model learned from")
     parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")
+    parser.add_argument("--max-training", type=int, default=100_000, help="pictures searched")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png")
     parser.add_argument("--name", default="emoji-subjects", help="of the result files")
     parser.add_argument("--quick", action="store_true", help="draws its own; stores nothing")
@@ -106,6 +106,7 @@ def main() -> None:
         config={
             "model": Path(options.model).name,
             "features": options.features,
+            "max_training": options.max_training,
             "heldout": Path(options.heldout).name,
             "train": [Path(shard).name for shard in options.train],
         },
@@ -141,7 +142,7 @@ def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> di
         heldout.images.pixels,
         training,
         extractor,
-        max_training=MAX_TRAINING,
+        max_training=options.max_training,
     )
     if options.sheet:
         shown = nearest["painted"][:SHEET_PICTURES].tolist()
