@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.objectives.base import (
@@ -22,8 +21,8 @@ from tessella.objectives.base import (
     ObjectiveLoss,
     Painted,
     StepCallback,
-    compute_accuracy,
     gather_log_probability,
+    score_logits,
     to_painted,
 )
 from tessella.objectives.laying import Mosaic, ask_all, lay_in_order, read_prompts
@@ -51,8 +50,7 @@ class AnyOrder(Objective):
         places = torch.rand(flat.shape, device=flat.device).argsort(1)
         ordered = flat.gather(1, places)
         logits = predict_in_order(transformer, text, ordered, places)
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), ordered.flatten())
-        return ObjectiveLoss(loss, compute_accuracy(logits, ordered))
+        return score_logits(logits, ordered)
 
     @torch.inference_mode()
     def generate(

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.objectives.any_order import predict_in_order
@@ -21,8 +20,8 @@ from tessella.objectives.base import (
     ObjectiveLoss,
     Painted,
     StepCallback,
-    compute_accuracy,
     gather_log_probability,
+    score_logits,
     to_painted,
 )
 from tessella.objectives.laying import Mosaic, lay_in_order, read_prompts
@@ -47,8 +46,7 @@ class Autoregressive(Objective):
         """Cross-entropy of every code, given the text and the codes before it in raster order."""
         flat = codes.flatten(1)
         logits = predict_in_order(transformer, text, flat, _raster(flat))
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), flat.flatten())
-        return ObjectiveLoss(loss, compute_accuracy(logits, flat))
+        return score_logits(logits, flat)
 
     @torch.inference_mode()
     def generate(

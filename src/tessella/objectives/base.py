@@ -187,6 +187,12 @@ def compute_accuracy(logits: Tensor, codes: Tensor) -> Tensor:
     return (logits.detach().argmax(-1) == codes).to(torch.float32).mean()
 
 
+def score_logits(logits: Tensor, codes: Tensor) -> ObjectiveLoss:
+    """Scores logits (B, N, K) by the mean cross-entropy of the right codes (B, N)."""
+    loss = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+    return ObjectiveLoss(loss, compute_accuracy(logits, codes))
+
+
 def to_painted(codes: Tensor, codebook: Tensor, grid: tuple[int, int]) -> Painted:
     """Looks up codes (B, N) in the codebook."""
     mosaic = codes.unflatten(1, grid)

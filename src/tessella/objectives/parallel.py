@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.objectives.base import (
@@ -17,8 +16,8 @@ from tessella.objectives.base import (
     ObjectiveLoss,
     Painted,
     StepCallback,
-    compute_accuracy,
     gather_log_probability,
+    score_logits,
     to_painted,
 )
 from tessella.objectives.laying import Mosaic, ask_all, lay_in_order, read_prompts
@@ -43,8 +42,7 @@ class Parallel(Objective):
         """Cross-entropy of every code, given the text."""
         flat = codes.flatten(1)
         logits = ask_everywhere(transformer, text)
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), flat.flatten())
-        return ObjectiveLoss(loss, compute_accuracy(logits, flat))
+        return score_logits(logits, flat)
 
     @torch.inference_mode()
     def generate(

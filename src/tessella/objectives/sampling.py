@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import GenerationSettings
+from tessella.objectives.base import GenerationSettings, gather_log_probability
 
 
 def split_places(num_places: int, steps: int, schedule: str = "cosine") -> list[int]:
@@ -149,6 +149,5 @@ def choose_confident(
     Source:
         MaskGIT (arXiv:2202.04200), section 3.2 and its code's `mask_by_random_topk`.
     """
-    confidence = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
-    confidence = confidence + temperature * to_gumbel(noise)
+    confidence = gather_log_probability(logits, codes) + temperature * to_gumbel(noise)
     return confidence.topk(count, dim=1).indices.sort(1).values
