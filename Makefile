@@ -49,15 +49,15 @@ docs: $(VENV)/stamp-check ## write docs/reference/ again
 bench: $(VENV)/stamp-test ## run every benchmark with its quick settings
 	@set -e; found=; \
 	for script in benchmarks/*.py; do \
-		case "$$script" in benchmarks/harness.py|benchmarks/'*.py') continue;; esac; \
+		case "$$script" in \
+			benchmarks/harness.py|benchmarks/http_clients.py|benchmarks/malformed_*.py|benchmarks/'*.py') \
+			continue;; esac; \
 		found=1; echo "$$script --quick"; $(PY) "$$script" --quick; \
 	done; \
 	test -n "$$found" || echo 'No benchmark scripts in benchmarks/ yet; only its harness.'
 
-serve: $(VENV)/stamp-core ## serve the bundled model, or MODEL=runs/mine/model
-	@if $(PY) -m tessella serve --help >/dev/null 2>&1; \
-	then $(PY) -m tessella serve $(if $(MODEL),"$(MODEL)") $(ARGS); \
-	else echo 'This version of tessella has no working `serve` command yet.' >&2; exit 1; fi
+serve: $(VENV)/stamp-serve ## serve the bundled model, or MODEL=runs/mine
+	$(PY) -m tessella serve $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 # --- the environment -------------------------------------------------------------------------
 
@@ -83,10 +83,15 @@ $(VENV)/stamp-core: $(PINS) | $(VENV)/stamp-torch
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
+$(VENV)/stamp-serve: $(PINS) | $(VENV)/stamp-torch
+	$(PIP) install -q -c constraints.txt -e '.[serve]'
+	@touch $(VENV)/stamp-core $@
+
+# The group `test` holds `serve`.
 $(VENV)/stamp-test: $(PINS) | $(VENV)/stamp-torch
 	$(PIP) install -q -c constraints.txt -e '.[test]'
-	@touch $(VENV)/stamp-core $@
+	@touch $(VENV)/stamp-core $(VENV)/stamp-serve $@
 
 $(VENV)/stamp-check: $(PINS) | $(VENV)/stamp-torch
 	$(PIP) install -q -c constraints.txt -e '.[test,dev]'
-	@touch $(VENV)/stamp-core $(VENV)/stamp-test $@
+	@touch $(VENV)/stamp-core $(VENV)/stamp-serve $(VENV)/stamp-test $@

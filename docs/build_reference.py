@@ -1,11 +1,12 @@
-"""Writes docs/reference/ from the code: every command's help, every setting.
+"""Writes docs/reference/ from the code: every command's help, every setting, the HTTP API.
 
     python docs/build_reference.py            write the pages again
     python docs/build_reference.py --check    fail when a page is not what the code says
 
 The command line's page is the `--help` text of each command, without colour and at a fixed
 width. The settings' page walks the tree of `Recipe`: dotted name, type, default, range and the
-docstring under the setting. A setting without a docstring is an error here.
+docstring under the setting. A setting without a docstring is an error here. The API's page is
+made of the server's OpenAPI document by `api_reference.py`.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import typer
+from api_reference import UndocumentedApiError, api_page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -130,17 +132,20 @@ class Section:
     settings: list[Setting]
 
 
-def settings_page(recipe: type[BaseModel]) -> str:
+def settings_page(recipe: type[BaseModel], serving: type[BaseModel] | None = None) -> str:
     """Writes the page of the settings.
 
     Args:
         recipe: the root of the tree.
+        serving: the section `serve`, which is no part of a run.
 
     Raises:
         UndocumentedError: settings lack a docstring; names all of them.
     """
     undocumented: list[str] = []
     sections = list(_sections(recipe, "", None, "At the top", undocumented))
+    if serving is not None:
+        sections += _sections(serving, "serve.", None, "serve", undocumented)
     if undocumented:
         names = ", ".join(f"`{name}`" for name in undocumented)
         raise UndocumentedError(
@@ -151,8 +156,9 @@ def settings_page(recipe: type[BaseModel]) -> str:
         "",
         GENERATED,
         "",
-        "Every setting of a run: in a TOML file (`--config FILE.toml`) a table for each section, "
-        "on the command line `--set section.key=value`.",
+        "Every setting of a run, and last those of the server: in a TOML file "
+        "(`--config FILE.toml`) a table for each section, on the command line "
+        "`--set section.key=value`.",
         "",
     ]
     for section in sections:
@@ -362,7 +368,15 @@ def pages() -> dict[Path, str]:
     """Makes all pages: where each belongs, and its text."""
     app = find_app(importlib.import_module("tessella.cli"))
     recipe = importlib.import_module("tessella.training.recipe").Recipe
-    return {REFERENCE / "cli.md": cli_page(app), REFERENCE / "settings.md": settings_page(recipe)}
+    serving = importlib.import_module("tessella.serving.settings").ServeSettings
+    create_app = importlib.import_module("tessella.serving.app").create_app
+    # Neither a model nor a run is read for it.
+    document = create_app({}, serving(), run=REPOSITORY / "no run").openapi()
+    return {
+        REFERENCE / "cli.md": cli_page(app),
+        REFERENCE / "settings.md": settings_page(recipe, serving),
+        REFERENCE / "api.md": api_page(document, GENERATED),
+    }
 
 
 def stale(wanted: Mapping[Path, str]) -> list[Path]:
@@ -385,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     try:
         wanted = pages()
-    except UndocumentedError as error:
+    except (UndocumentedError, UndocumentedApiError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     old = stale(wanted)

@@ -1,9 +1,13 @@
 """What the pages say is true: code runs, commands parse, links lead somewhere, references fit."""
 
+import configparser
 import importlib
 import importlib.util
+import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -46,7 +50,12 @@ def load_build_reference() -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name.
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # As when it is run: beside it lies what it imports.
+    sys.path.insert(0, str(DOCS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(DOCS))
     return module
 
 
@@ -306,6 +315,157 @@ def test_the_readmes_five_lines_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# --- serving --------------------------------------------------------------------------------
+
+SERVE_PAGE = DOCS / "how-to" / "serve.md"
+DEPLOY_PAGE = DOCS / "how-to" / "deploy.md"
+ADDRESS = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server of the page's first command, on a free port; SIGTERM is a success for it."""
+    _, arguments = commands_of(SERVE_PAGE)[0]
+    assert arguments == ["serve", "scenes", "stickers"]
+    with (tmp_path_factory.mktemp("serve") / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tessella", *arguments, "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        with server:
+            assert server.stdout is not None
+            try:
+                told = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+                assert told
+                yield told.group()
+            finally:
+                server.terminate()
+    assert server.returncode == 0
+
+
+def run_page(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a block of the page: `python3` is this one, and curl fails when the server refuses."""
+    (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n", encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CURL_HOME": str(folder)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def here(block: Block, address: str) -> str:
+    return block.text.replace(ADDRESS, address)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_serve_page_runs(address: str, tmp_path: Path) -> None:
+    found = blocks(SERVE_PAGE.read_text(encoding="utf-8"))
+    curls = [b for b in found if b.language in SHELLS and ADDRESS in b.text]
+    python = [b for b in found if b.language == "python"]
+    assert len(curls) == 3
+    assert len(python) == 4
+    for block in curls:
+        if block.language == "console":
+            line, printed = here(block, address).split("\n", 1)
+            done = run_page(["bash", "-c", line.removeprefix("$ ")], tmp_path)
+            assert done.stdout == printed
+            continue
+        done = run_page(["bash", "-euo", "pipefail", "-c", here(block, address)], tmp_path)
+        assert done.returncode == 0, (block.line, done.stdout, done.stderr)
+    # One reads on: what a block begins, the next ones use.
+    code = "\n".join(here(block, address) for block in python)
+    done = run_page(["python3", "-W", "error", "-c", code], tmp_path)
+    assert done.returncode == 0, done.stderr
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    partials = {f"star-{number}.png" for number in range(3)}
+    assert pictures >= {"star.png", "star-7.png", "star-11.png", "edited.png", "variation-2.png"}
+    assert pictures >= partials
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+def test_the_serve_pages_javascript_runs(address: str, tmp_path: Path) -> None:
+    found = blocks(SERVE_PAGE.read_text(encoding="utf-8"))
+    [block] = [block for block in found if block.language == "js"]
+    code = here(block, address) + "\nconsole.log(address.slice(0, 30));\n"
+    done = run_page(["node", "--input-type=module", "--eval", code], tmp_path)
+    assert done.stdout == "data:image/png;base64,iVBORw0K\n", done.stderr
+
+
+def deploy_blocks(language: str) -> list[str]:
+    found = blocks(DEPLOY_PAGE.read_text(encoding="utf-8"))
+    return [block.text for block in found if block.language == language]
+
+
+def test_the_systemd_unit_reads_and_starts_a_server() -> None:
+    from tessella.serving.settings import ServeSettings
+
+    [text] = deploy_blocks("ini")
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(text)
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    service = unit["Service"]
+    arguments = tessella_arguments(shlex.split(service["ExecStart"]))
+    assert arguments is not None
+    assert not command_faults(arguments, whole=True)
+    # The key file that the service gets is the one that it is told of.
+    name, _, _ = service["LoadCredential"].partition(":")
+    assert f"${{CREDENTIALS_DIRECTORY}}/{name}" in arguments
+    assert service.getboolean("DynamicUser")
+    assert service.getint("TimeoutStopSec") > ServeSettings().shutdown_timeout_seconds
+
+
+def test_nginx_and_the_server_agree_on_limits() -> None:
+    from tessella.serving.settings import ServeSettings
+
+    site, upstream, location = deploy_blocks("nginx")
+    for text in (site, upstream, location):
+        lines = [line.split("#")[0].strip() for line in text.splitlines()]
+        assert all(line[-1] in "{};" for line in lines if line), text
+        assert text.count("{") == text.count("}")
+    [size] = re.findall(r"client_max_body_size (\d+)m;", site)
+    assert int(size) * 2**20 < ServeSettings().max_body_bytes
+    [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", site)
+    assert int(seconds) > ServeSettings().request_timeout_seconds
+    [caddy] = deploy_blocks("caddy")
+    [seconds] = re.findall(r"response_header_timeout (\d+)s", caddy)
+    assert int(seconds) > ServeSettings().request_timeout_seconds
+
+
+def test_the_container_starts_a_server() -> None:
+    [text] = deploy_blocks("dockerfile")
+    words = [
+        json.loads(line.partition("[")[1] + line.partition("[")[2])
+        for line in text.splitlines()
+        if line.startswith(("ENTRYPOINT", "CMD"))
+    ]
+    arguments = tessella_arguments([word for part in words for word in part])
+    assert arguments is not None
+    assert not command_faults(arguments, whole=True)
+    copied = [
+        name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()
+    ]
+    assert all((REPOSITORY / name).exists() for name in copied)
+
+
+def test_alerts_are_about_metrics_that_there_are() -> None:
+    from tessella.serving.metrics import ServerMetrics
+
+    metrics = ServerMetrics()
+    # Series of metrics with labels are there once one is counted.
+    metrics.requests.labels("/", "200")
+    metrics.pictures.labels("scenes")
+    metrics.seconds.labels("request")
+    known = set(re.findall(r"^\w+", metrics.render().decode(), re.MULTILINE))
+    known |= {name.removesuffix("_count") for name in known}
+    text = DEPLOY_PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"\btessella_\w+", text))
+    assert len(named) >= 5
+    assert named <= known
+
+
 # --- links ----------------------------------------------------------------------------------
 
 
@@ -407,6 +567,13 @@ def test_a_setting_shows_name_type_default_range_and_help() -> None:
     assert (
         "| `part.depth` | whole number | `3` | ≥ 1, ≤ 64 | Number of blocks \\| layers. |" in page
     )
+
+
+def test_the_servers_settings_are_the_last_section() -> None:
+    page = load_build_reference().settings_page(Root, Depth)
+    _, section = page.split("## serve\n")
+    assert "How deep." in section
+    assert "| `serve.depth` | whole number | `8` |" in section
 
 
 def test_a_setting_without_a_docstring_is_refused() -> None:

@@ -1,6 +1,11 @@
-"""The whole way, as a person goes it: pictures → doctor → fit → generate → reconstruct → Python."""
+"""The whole way, as a person goes it.
 
+Pictures → doctor → fit → generate → reconstruct → Python → serve → post.
+"""
+
+import base64
 import importlib.util
+import io
 import json
 import re
 import sys
@@ -10,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import tessella
 from tessella.cli import app
+from tessella.serving.app import create_app
+from tessella.serving.models_served import load_models
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SHAPES = ("square", "circle")
 COLORS = ("red", "green", "blue", "orange")
 SETTINGS = (
     "data.image_size=32",
@@ -95,6 +104,7 @@ def test_fit_leaves_a_whole_model_folder(home: Path) -> None:
         "README.md",
         "metrics.json",
         "samples.png",
+        "captions.json",
     }
     metrics = json.loads((home / "run" / "model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["reconstruction_psnr"]["value"] > 10  # white paper with a shape on it
@@ -165,6 +175,28 @@ def test_the_model_is_loaded_and_moved_in_python(home: Path, tmp_path: Path) -> 
     assert [image.size for image in images] == [(32, 32)] * 4
     [again] = model.generate("a blue circle", seed=8)
     assert np.array_equal(np.asarray(again), np.asarray(images[3]))
+
+
+def test_the_run_is_served(home: Path) -> None:
+    models = load_models([str(home / "run")], "cpu")
+    with TestClient(create_app(models), base_url="http://localhost") as client:
+        [served] = client.get("/v1/models").json()["data"]
+        assert (served["id"], served["image_size"]) == ("run", 32)
+        assert set(served["examples"]) <= {f"a {c} {s}" for c in COLORS for s in SHAPES}
+        body = {"prompt": "a red square", "seed": 7}
+        answer = client.post("/v1/images/generations", json=body).json()
+    content = base64.b64decode(answer["data"][0]["b64_json"])
+    [expected] = tessella.load(home / "run" / "model").generate("a red square", seed=7)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), expected)
+
+
+def test_posts_are_painted_by_the_run(home: Path, tmp_path: Path) -> None:
+    asked = ("--business", "Blocks", "--about", "Red squares.", "--count", "2", "--offline")
+    tessella_command("post", *asked, "--model", str(home / "run"), "--out", str(tmp_path / "posts"))
+    posts = json.loads((tmp_path / "posts" / "posts.json").read_text(encoding="utf-8"))
+    assert len(posts["posts"]) == 2
+    assert posts["posts"][0]["label"] == "a red square"
+    assert size_of(tmp_path / "posts" / "1.png") == (32, 32)
 
 
 # --- the bundled model ----------------------------------------------------------------------

@@ -31,6 +31,7 @@ ORDER = (
     "bundled",
     "evaluation",
     "training",
+    "posts",
     "serving",
     "cli",
 )

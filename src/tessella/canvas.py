@@ -16,7 +16,7 @@ by one code where this moves by half a window.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +67,42 @@ class KnownCodes:
         if len(self.codes) == 1:
             rows = [0] * len(rows)
         return KnownCodes(self.codes[list(rows)], self.known[list(rows)])
+
+    @classmethod
+    def join(cls, canvases: "Sequence[KnownCodes]") -> "KnownCodes":
+        """Puts canvases of one layout together (see `find_layout`)."""
+        return cls(
+            torch.cat([canvas.codes for canvas in canvases]),
+            torch.cat([canvas.known for canvas in canvases]),
+        )
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One picture before it is painted."""
+
+    known: KnownCodes  # one row
+    own: Pixels | None = None  # (H, W, 3) what stays of it, pixel for pixel; None: nothing
+    anew: Mask | None = None  # (H, W) True where it is painted
+
+    def finish(self, painted: Pixels) -> Pixels:
+        """Puts what was to stay back into the painted picture (H, W, 3)."""
+        if self.own is None or self.anew is None:
+            return painted
+        return np.where(self.anew[..., None], painted, self.own)
+
+
+def find_layout(known: Tensor, grid: tuple[int, int]) -> Hashable:
+    """Says which canvases can be laid together: those with equal layouts.
+
+    Args:
+        known: (h', w') bool, at least as large as the grid.
+        grid: (h, w), what the transformer sees.
+    """
+    if tuple(known.shape) == grid:
+        return grid, int(known.sum())
+    # A larger one is laid by windows, whose order depends on which places are known.
+    return tuple(known.shape), known.cpu().numpy().tobytes()
 
 
 def plan_windows(known: Tensor, grid: tuple[int, int]) -> list[Window]:

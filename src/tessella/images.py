@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFile, ImageFont
+from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 
 from tessella.errors import DataError, GenerationError, ShapeError
 from tessella.files import new_file
@@ -154,6 +154,32 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
     # Only now: Pillow turns a TIFF itself while loading, and PNG may keep EXIF after the pixels.
     turn = _UPRIGHT.get(_orientation(opened))
     return image if turn is None else image.transpose(turn)
+
+
+def read_with_transparency(
+    source: bytes, *, max_pixels: int
+) -> tuple[Image.Image, "npt.NDArray[np.bool_] | None"]:
+    """Reads one picture, and where it is fully transparent.
+
+    Args:
+        source: a file's contents.
+        max_pixels: as for `read_image`.
+
+    Returns:
+        The picture, as `read_image` gives it; and (H, W), True where nothing of it shows, or None
+        if it shows everywhere.
+
+    Raises:
+        DataError: as for `read_image`.
+    """
+    with open_image(source, max_pixels=max_pixels) as opened:
+        image = decode_image(opened)
+        if "A" not in opened.getbands() and "transparency" not in opened.info:
+            return image, None
+        alpha = opened.convert("RGBA").getchannel("A")
+        turn = _UPRIGHT.get(_orientation(opened))
+        hidden = np.asarray(alpha if turn is None else alpha.transpose(turn)) == 0
+        return image, hidden if hidden.any() else None
 
 
 def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
@@ -384,6 +410,27 @@ def save_png(path: Path, pixels: Pixels) -> None:
         )
     with new_file(path, what="the picture") as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def encode_picture(
+    pixels: Pixels, size: tuple[int, int] | None = None, kind: str = "png", quality: int = 100
+) -> bytes:
+    """Returns one picture as the contents of a file.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        size: (width, height) that it is resized to; of another shape the middle is taken.
+        kind: png, jpeg or webp.
+        quality: of jpeg and webp, 0 to 100.
+    """
+    image = Image.fromarray(pixels)
+    if size is not None and size != image.size:
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    # A PNG is as exact at any level; at 1 it is a quarter larger and twice as soon there as at 6.
+    options = {"compress_level": 1} if kind == "png" else {"quality": quality}
+    image.save(stream, format=kind.upper(), **options)
+    return stream.getvalue()
 
 
 def make_sheet(

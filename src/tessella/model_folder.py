@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from tessella import config
@@ -22,6 +22,7 @@ from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, read_tensors, write_json, write_tensors
 from tessella.images import fit_square, to_float, to_uint8
 from tessella.objectives import AnyOrderSettings, GenerationSettings, ObjectiveSettings
+from tessella.text.known_words import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.transformer import TransformerSettings
 
@@ -35,6 +36,7 @@ TRANSFORMER_FILE = "transformer.safetensors"
 CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
 SAMPLES_FILE = "samples.png"
+CAPTIONS_FILE = "captions.json"
 
 
 class ModelConfig(Settings):
@@ -155,6 +157,24 @@ def read_config(folder: Path, *, formats: Sequence[int] = (FORMAT,)) -> ModelCon
         )
     with damaged_config(folder):
         return config.build(ModelConfig, {**values, "format": FORMAT})
+
+
+def read_captions(folder: Path) -> CaptionSummary | None:
+    """Reads what a model was trained to hear; None where an older one does not say.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / CAPTIONS_FILE
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(CaptionSummary).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        raise CheckpointError(
+            f"The summary of the captions is damaged: `{path}`. The numbers, words and examples "
+            "that `tessella fit` wrote were expected. Copy the whole model folder again."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ what was to stay of a picture is put back, pixel for pixel.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tessella.canvas import (
+    Canvas,
     KnownCodes,
     Mask,
     check_margins,
@@ -26,6 +27,7 @@ from tessella.errors import ConfigError, GenerationError
 from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.images import Pixels, save_png
 from tessella.model_folder import (
+    CAPTIONS_FILE,
     CARD_FILE,
     CONFIG_FILE,
     METRICS_FILE,
@@ -42,6 +44,7 @@ from tessella.model_folder import (
 from tessella.objectives import StepCallback, create_transformer
 from tessella.painting import PaintedPixels, Painter, Scores, check_prompts, list_seeds
 from tessella.text import TEXT_FILE, TextEncoder, load_text
+from tessella.text.known_words import CaptionSummary
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer, TransformerShape
 
@@ -70,8 +73,8 @@ class TextToImage(Painter):
         negative_prompt   what guidance moves away from, instead of from no prompt
         best_of           candidates a picture: those with its seed and the best_of - 1 next
                           ones. That which gains most likelihood by the prompt is kept
-        on_step           called after each step of a batch with the codes so far (of a larger
-                          picture: of the window that is being laid); `decode_codes` shows them
+        on_step           called after each step of a batch with the codes so far;
+                          `decode_codes` shows them
         **settings        those of `GenerationSettings` that differ from the model's own: steps,
                           temperature, top_k, top_p, guidance_scale, order, …
 
@@ -134,7 +137,15 @@ class TextToImage(Painter):
         model.transformer.eval().requires_grad_(False)
         return model.to(choose_device(device))
 
-    def save(self, folder: Path, *, card: str, metrics: Mapping[str, Any], samples: Pixels) -> None:
+    def save(
+        self,
+        folder: Path,
+        *,
+        card: str,
+        metrics: Mapping[str, Any],
+        samples: Pixels,
+        captions: CaptionSummary | None = None,
+    ) -> None:
         """Writes a model folder, whole or not at all.
 
         Args:
@@ -142,6 +153,7 @@ class TextToImage(Painter):
             card: the text of the model card.
             metrics: plain values with their protocol.
             samples: (H, W, 3) a sheet of pictures.
+            captions: what it was trained to hear.
 
         Raises:
             CheckpointError: it cannot be written; what was there stays.
@@ -154,6 +166,8 @@ class TextToImage(Painter):
             write_text(building / CARD_FILE, card)
             write_json(building / METRICS_FILE, metrics)
             save_png(building / SAMPLES_FILE, samples)
+            if captions is not None:
+                write_json(building / CAPTIONS_FILE, asdict(captions))
 
     def with_transformer(self, transformer: Transformer) -> "TextToImage":
         """Returns a model that shares all but the transformer."""
@@ -199,12 +213,9 @@ class TextToImage(Painter):
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         check_prompts(prompts)
-        grid = self.config.grid
-        if size is not None:
-            grid = find_grid(size, self.config.tokenizer.downsampling, self.config.image_size)
         seeds = list_seeds(count, seed, best_of)
         asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
-        return _to_images(self._paint_asked(prompts, KnownCodes.nothing(grid), asked))
+        return self._paint_asked(prompts, [self.plan_picture(size)] * count, asked)
 
     def edit(
         self,
@@ -247,15 +258,9 @@ class TextToImage(Painter):
             ConfigError: a setting is unknown or out of range.
         """
         check_prompts([prompt])
-        own = fit_images([image], self.config.image_size)
-        marked = fit_mask(mask, image, self.config.image_size)
         seeds = list_seeds(count, seed, best_of)
-        (height, width), side = self.config.grid, self.config.tokenizer.downsampling
-        anew = torch.from_numpy(marked).view(height, side, width, side).any(3).any(1)
-        known = KnownCodes(self.encode_images(own), ~anew[None])
         asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
-        painted = self._paint_asked([prompt], known, asked)
-        return _to_images(np.where(marked[..., None], painted, own))
+        return self._paint_asked([prompt], [self.plan_edit(image, mask)] * count, asked)
 
     def outpaint(
         self,
@@ -301,18 +306,10 @@ class TextToImage(Painter):
             ConfigError: a setting is unknown or out of range.
         """
         check_prompts([prompt])
-        size, side = self.config.image_size, self.config.tokenizer.downsampling
-        check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
-        grid = find_grid((left + size + right, top + size + bottom), side, size)
-        own = fit_images([image], size)
         seeds = list_seeds(count, seed, best_of)
-        known = KnownCodes.nothing(grid).with_codes(
-            self.encode_images(own), top // side, left // side
-        )
+        canvas = self.plan_outpaint(image, left=left, top=top, right=right, bottom=bottom)
         asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
-        painted = self._paint_asked([prompt], known, asked)
-        painted[:, top : top + size, left : left + size] = own
-        return _to_images(painted)
+        return self._paint_asked([prompt], [canvas] * count, asked)
 
     def vary(
         self,
@@ -349,33 +346,87 @@ class TextToImage(Painter):
                 range.
             ConfigError: a setting is unknown or out of range.
         """
+        seeds = list_seeds(count, seed, best_of)
+        canvases = self.plan_variations(image, seeds, strength=strength)
+        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
+        return self._paint_asked([prompt], canvases, asked)
+
+    def plan_picture(self, size: tuple[int, int] | None = None) -> Canvas:
+        """Returns the canvas on which `generate` paints.
+
+        Raises:
+            GenerationError: the size is wrong.
+        """
+        grid = self.config.grid
+        if size is not None:
+            grid = find_grid(size, self.config.tokenizer.downsampling, self.config.image_size)
+        return Canvas(KnownCodes.nothing(grid))
+
+    def plan_edit(self, image: Image.Image, mask: Image.Image | Mask) -> Canvas:
+        """Returns the canvas on which `edit` paints, which says what is taken and refused."""
+        [own] = fit_images([image], self.config.image_size)
+        anew = fit_mask(mask, image, self.config.image_size)
+        (height, width), side = self.config.grid, self.config.tokenizer.downsampling
+        touched = torch.from_numpy(anew).view(height, side, width, side).any(3).any(1)
+        codes = self.encode_images(own[None]).cpu()
+        return Canvas(KnownCodes(codes, ~touched[None]), own, anew)
+
+    def plan_outpaint(
+        self, image: Image.Image, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
+    ) -> Canvas:
+        """Returns the canvas on which `outpaint` paints, which says what is taken and refused."""
+        size, side = self.config.image_size, self.config.tokenizer.downsampling
+        check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
+        grid = find_grid((left + size + right, top + size + bottom), side, size)
+        pixels = fit_images([image], size)
+        codes = self.encode_images(pixels)
+        known = KnownCodes.nothing(grid).with_codes(codes, top // side, left // side)
+        around = ((top, bottom), (left, right))
+        anew = np.pad(np.zeros((size, size), np.bool_), around, constant_values=True)
+        return Canvas(known, np.pad(pixels[0], (*around, (0, 0))), anew)
+
+    def plan_variations(
+        self, image: Image.Image, seeds: Sequence[int], *, strength: float = 0.5
+    ) -> list[Canvas]:
+        """Returns the canvases on which `vary` paints, one a seed, which draws its known places.
+
+        Raises:
+            GenerationError: the strength is out of range.
+        """
         if not 0 < strength <= 1:
             raise GenerationError(
                 f"The strength is the share of a picture that is painted anew, above 0 and at most "
                 f"1: `{strength}`. Try 0.5."
             )
-        seeds = list_seeds(count, seed, best_of)
-        codes = self.encode_images(fit_images([image], self.config.image_size))
+        codes = self.encode_images(fit_images([image], self.config.image_size)).cpu()
         num_places = codes[0].numel()
         anew = max(1, round(strength * num_places))
         ranks = [np.random.default_rng(seed).permutation(num_places) for seed in seeds]
-        known = torch.from_numpy(np.stack(ranks) >= anew).view(-1, *self.config.grid)
-        asked = _Asked(seeds, negative_prompt, best_of, on_step, settings)
-        kept = KnownCodes(codes.expand(len(seeds), -1, -1), known)
-        return _to_images(self._paint_asked([prompt], kept, asked))
+        known = [torch.from_numpy(rank >= anew).view(1, *self.config.grid) for rank in ranks]
+        return [Canvas(KnownCodes(codes, places)) for places in known]
 
-    def _paint_asked(self, prompts: Sequence[str], known: KnownCodes, asked: "_Asked") -> Pixels:
-        """Paints each prompt on canvases of which there is one for all or one a picture."""
-        wanted = [(prompt, seed) for prompt in prompts for seed in asked.seeds]
-        return self.paint(
-            [prompt for prompt, _ in wanted],
-            seeds=[seed for _, seed in wanted],
+    def _paint_asked(
+        self, prompts: Sequence[str], canvases: Sequence[Canvas], asked: "_Asked"
+    ) -> list[Image.Image]:
+        """Paints each prompt on all canvases, of which there is one a seed."""
+        wanted = [
+            (prompt, seed, canvas)
+            for prompt in prompts
+            for seed, canvas in zip(asked.seeds, canvases, strict=True)
+        ]
+        painted = self.paint(
+            [prompt for prompt, _, _ in wanted],
+            seeds=[seed for _, seed, _ in wanted],
             settings=self.generation_settings(**asked.settings),
             negative_prompts=[asked.negative_prompt] * len(wanted),
-            known=known,
+            known=KnownCodes.join([canvas.known for _, _, canvas in wanted]),
             best_of=asked.best_of,
             on_step=asked.on_step,
-        ).pixels
+        )
+        return [
+            Image.fromarray(canvas.finish(pixels))
+            for pixels, (_, _, canvas) in zip(painted.pixels, wanted, strict=True)
+        ]
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
@@ -395,7 +446,3 @@ class _Asked:
     best_of: int
     on_step: StepCallback | None
     settings: Mapping[str, Any]
-
-
-def _to_images(pixels: Pixels) -> list[Image.Image]:
-    return [Image.fromarray(picture) for picture in pixels]

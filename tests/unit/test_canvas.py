@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tessella.canvas import (
+    Canvas,
     KnownCodes,
     check_margins,
     derive_seed,
     find_grid,
+    find_layout,
     fit_images,
     fit_mask,
     half_mask,
@@ -220,3 +222,60 @@ def test_what_is_no_picture() -> None:
         fit_images([], 4)
     with pytest.raises(GenerationError, match=r"no picture: `str`\. Open it by PIL"):
         fit_images(["cat.png"], 4)  # type: ignore[list-item]
+
+
+# Canvases that are laid together.
+
+
+def test_canvases_are_joined_row_by_row() -> None:
+    nothing = KnownCodes.nothing((2, 3))
+    full = nothing.with_codes(torch.full((1, 2, 3), 7), 0, 0)
+    part = nothing.with_codes(torch.full((1, 1, 2), 5), 1, 1)
+    joined = KnownCodes.join([nothing, full, part])
+    assert joined.codes.tolist() == [
+        [[0, 0, 0], [0, 0, 0]],
+        [[7, 7, 7], [7, 7, 7]],
+        [[0, 0, 0], [0, 5, 5]],
+    ]
+    assert joined.known.sum((1, 2)).tolist() == [0, 6, 2]
+    for row, canvas in enumerate((nothing, full, part)):
+        selected = joined.select([row])
+        assert torch.equal(selected.codes, canvas.codes)
+        assert torch.equal(selected.known, canvas.known)
+
+
+def test_of_one_grid_the_number_of_known_places_counts() -> None:
+    known = torch.zeros(2, 3, dtype=torch.bool)
+    first, second, third = known.clone(), known.clone(), known.clone()
+    first[0, 0] = second[1, 2] = True
+    third[0] = True
+    grid = (2, 3)
+    assert find_layout(first, grid) == find_layout(second, grid)
+    assert len({find_layout(mask, grid) for mask in (known, first, third)}) == 3
+
+
+def test_of_larger_canvases_each_place_counts() -> None:
+    """Their windows go round what is known: another place, another order."""
+    grid = (2, 3)
+    first, second = (torch.zeros(2, 6, dtype=torch.bool) for _ in range(2))
+    assert find_layout(first, grid) == find_layout(second, grid)
+    first[0, 0] = second[0, 1] = True
+    assert find_layout(first, grid) != find_layout(second, grid)
+    tall = torch.zeros(6, 2, dtype=torch.bool)
+    assert find_layout(tall, grid) != find_layout(torch.zeros(2, 6, dtype=torch.bool), grid)
+    # Not the transpose: it is no canvas of this grid, though of as many places.
+    assert find_layout(torch.zeros(3, 2, dtype=torch.bool), grid) != find_layout(
+        torch.zeros(2, 3, dtype=torch.bool), grid
+    )
+
+
+def test_what_stays_is_put_back() -> None:
+    painted = np.full((2, 2, 3), 9, dtype=np.uint8)
+    own = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    anew = np.array([[True, False], [False, True]])
+    known = KnownCodes.nothing((1, 1))
+    finished = Canvas(known, own, anew).finish(painted)
+    assert finished.tolist() == [[[9] * 3, [3, 4, 5]], [[6, 7, 8], [9] * 3]]
+    assert finished.dtype == np.uint8
+    assert Canvas(known).finish(painted) is painted
+    assert (painted == 9).all()

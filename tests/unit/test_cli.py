@@ -161,8 +161,8 @@ def test_an_option_means_the_same_in_every_command() -> None:
     for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         for option in command.params:
             for name in option.opts:
-                # Where a result goes, and how large, is each command's own kind of place and size.
-                if name.startswith("--") and name not in ("--out", "--size"):
+                # Where a result goes, how large it is, and what is counted are each command's own.
+                if name.startswith("--") and name not in ("--out", "--size", "--count"):
                     meanings.setdefault(name, set()).add(option.help)
     assert {"--config", "--set", "--device", "--seed", "--json", "--debug"} <= meanings.keys()
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}

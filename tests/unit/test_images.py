@@ -17,9 +17,11 @@ from PIL import Image
 from tessella.errors import CheckpointError, DataError, GenerationError, ShapeError
 from tessella.images import (
     ImageError,
+    encode_picture,
     fit_square,
     make_sheet,
     read_image,
+    read_with_transparency,
     save_png,
     to_float,
     to_rgb,
@@ -428,3 +430,109 @@ def test_decoding_processes_load_neither_torch_nor_pydantic() -> None:
         "sys.exit(', '.join({'torch', 'pydantic'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- as the contents of a file -------------------------------------------------------------
+
+
+def test_a_png_is_exact() -> None:
+    pixels = np.asarray(gradient())
+    assert np.array_equal(read(encode_picture(pixels)), pixels)
+    assert np.array_equal(read(encode_picture(pixels, (24, 16))), pixels)
+    # Quality is nothing that a PNG has.
+    assert encode_picture(pixels, quality=0) == encode_picture(pixels)
+
+
+def test_pictures_are_resized_and_the_middle_is_taken() -> None:
+    stripes = np.zeros((8, 24, 3), dtype=np.uint8)
+    stripes[:, 8:16] = 200
+    assert (read(encode_picture(stripes, (8, 8))) == 200).all()
+    assert read(encode_picture(stripes, (48, 16))).shape == (16, 48, 3)
+    tall = read(encode_picture(stripes.transpose(1, 0, 2), (8, 8)))
+    assert (tall == 200).all()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_quality_costs_bytes_and_saves_pixels(kind: str) -> None:
+    pixels = np.asarray(gradient(64, 64))
+    files = [encode_picture(pixels, None, kind, quality) for quality in (0, 50, 100)]
+    assert len(files[0]) < len(files[1]) < len(files[2])
+    errors = [np.abs(read(file).astype(int) - pixels).mean() for file in files]
+    assert errors[0] > errors[1] > errors[2]
+    assert encode_picture(pixels, kind=kind) == files[2]
+    assert Image.open(io.BytesIO(files[0])).format == kind.upper()
+
+
+# --- transparency --------------------------------------------------------------------------
+
+HIDDEN = np.zeros((16, 24), dtype=bool)
+HIDDEN[2:5, 7:20] = True
+
+
+def hide(content: bytes) -> "np.ndarray | None":
+    return read_with_transparency(content, max_pixels=LIMIT)[1]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_where_nothing_shows(kind: str) -> None:
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(HIDDEN, 0, 255).astype(np.uint8)))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    content = encoded(image, kind, **options)
+    seen, hidden = read_with_transparency(content, max_pixels=LIMIT)
+    assert np.array_equal(hidden, HIDDEN)
+    assert np.array_equal(np.asarray(seen), read(content))
+
+
+def test_what_shows_a_little_is_not_hidden() -> None:
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(HIDDEN, 1, 255).astype(np.uint8)))
+    assert hide(encoded(image)) is None
+    assert hide(encoded(gradient().convert("RGBA"))) is None
+    for kind in ("PNG", "JPEG", "BMP"):
+        assert hide(encoded(gradient(), kind)) is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "I;16", "RGB"])
+def test_every_way_to_say_that_nothing_shows(mode: str) -> None:
+    gray = np.where(HIDDEN, 0, 200).astype(np.uint8)
+    image: Image.Image
+    options: dict[str, object] = {}
+    if mode == "LA":
+        image = Image.merge("LA", (Image.fromarray(gray), Image.fromarray(gray)))
+    elif mode == "PA":
+        image = Image.fromarray(gray).convert("RGBA")
+        image.putalpha(Image.fromarray(gray))
+        image = image.quantize()
+    elif mode == "I;16":
+        image, options = Image.fromarray(gray.astype(np.uint16)), {"transparency": 0}
+    elif mode == "1":
+        image, options = Image.fromarray(gray > 0), {"transparency": 0}
+    else:
+        image = Image.fromarray(gray).convert(mode)
+        options = {"transparency": (0, 0, 0) if mode == "RGB" else image.getpixel((7, 2))}
+    assert np.array_equal(hide(encoded(image, **options)), HIDDEN)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_is_hidden_turns_with_the_picture(orientation: int) -> None:
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(HIDDEN, 0, 255).astype(np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen, hidden = read_with_transparency(encoded(image, exif=exif), max_pixels=LIMIT)
+    assert hidden is not None
+    # White shows through where nothing does.
+    assert (np.asarray(seen)[hidden] == 255).all()
+    assert hidden.shape == np.asarray(seen).shape[:2]
+    assert hidden.sum() == HIDDEN.sum()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"", "empty"), (b"no picture", "broken"), (png_header(30_000, 30_000), "too_large")],
+)
+def test_unreadable_pictures_hide_nothing(content: bytes, kind: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        read_with_transparency(content, max_pixels=LIMIT)
+    assert caught.value.kind == kind

@@ -540,3 +540,71 @@ def test_a_strength_that_is_no_share(strength: float) -> None:
 def test_words_that_no_caption_had_are_read_all_the_same() -> None:
     """The text tokenizer reads any bytes: there is no unknown word to refuse."""
     assert len(MODEL.generate("Ωμέγα", seed=1)) == 1
+
+
+# Canvases and how they are watched.
+
+
+def test_a_larger_picture_is_watched_as_a_whole() -> None:
+    """A step of a window once showed the window alone."""
+    steps: list[GenerationStep] = []
+    [painted] = pixels(MODEL.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
+    # Three windows of three steps.
+    assert [(step.step, step.steps) for step in steps] == [(n, 9) for n in range(1, 10)]
+    laid = [step.laid for step in steps]
+    for step, before in zip(steps[1:], laid, strict=False):
+        assert step.codes.shape == step.laid.shape == (1, 4, 8)
+        assert (step.laid & before).sum() == before.sum()  # what is laid stays laid
+        assert not step.codes[~step.laid].any()
+    assert not laid[0][:, :, 4:].any()
+    assert bool(laid[-1].all())
+    assert np.array_equal(MODEL.decode_codes(steps[-1].codes)[0], painted)
+    assert laid[2][:, :, :4].all()
+    # Each step is its own: nothing that was shown changes later.
+    assert len({step.codes.data_ptr() for step in steps}) == 9
+
+
+def test_what_is_known_is_watched_too() -> None:
+    steps: list[GenerationStep] = []
+    MODEL.outpaint(IMAGE, PROMPT, left=8, seed=2, on_step=steps.append)
+    own = MODEL.encode_images(NOISE[None])
+    for step in steps:
+        assert torch.equal(step.codes[:, :, 2:], own)
+        assert step.laid[:, :, 2:].all()
+    shares = [step.step / step.steps for step in steps]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_canvases_may_be_planned_and_painted_apart() -> None:
+    """What a server does with several requests is what each request gets."""
+    seeds = [3, 4]
+    canvases = [
+        MODEL.plan_edit(IMAGE, CORNER),
+        *MODEL.plan_variations(IMAGE, [9], strength=2 / 16),
+    ]
+    painted = MODEL.paint(
+        [PROMPT, "a blue star"],
+        seeds=seeds,
+        known=KnownCodes.join([canvas.known for canvas in canvases]),
+    )
+    [edited] = MODEL.edit(IMAGE, PROMPT, CORNER, seed=3)
+    assert np.array_equal(canvases[0].finish(painted.pixels[0]), np.asarray(edited))
+    alone = MODEL.paint(["a blue star"], seeds=[4], known=canvases[1].known)
+    assert np.array_equal(painted.pixels[1], alone.pixels[0])
+    plain = MODEL.plan_picture()
+    assert np.array_equal(plain.finish(painted.pixels[0]), painted.pixels[0])
+    assert not plain.known.known.any()
+
+
+def test_a_planned_outpainting_is_the_picture_in_its_place() -> None:
+    canvas = MODEL.plan_outpaint(IMAGE, top=4, right=8)
+    assert canvas.anew is not None
+    assert canvas.anew.shape == (20, 24)
+    black = np.zeros((20, 24, 3), dtype=np.uint8)
+    finished = canvas.finish(black)
+    assert np.array_equal(finished[4:, :16], NOISE)
+    assert not finished[:4].any()
+    assert not finished[:, 16:].any()
+    assert torch.equal(canvas.known.codes[:, 1:, :4], MODEL.encode_images(NOISE[None]))
+    assert int(canvas.known.known.sum()) == 16

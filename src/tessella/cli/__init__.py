@@ -13,10 +13,13 @@ from tessella.cli.data import doctor
 from tessella.cli.editing import edit, vary
 from tessella.cli.evaluation import evaluate
 from tessella.cli.generate import generate
+from tessella.cli.post import post
 from tessella.cli.probe import probe
 from tessella.cli.reconstruct import reconstruct
 from tessella.cli.report import report
 from tessella.cli.scoring import score
+from tessella.cli.serve import serve
+from tessella.cli.studio import studio
 from tessella.cli.training import fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
@@ -39,10 +42,13 @@ app.command()(generate)
 app.command()(edit)
 app.command()(vary)
 app.command()(score)
+app.command()(post)
 app.command()(reconstruct)
 app.command()(probe)
 app.command()(evaluate)
 app.command()(report)
+app.command()(serve)
+app.command()(studio)
 
 
 def _show_version(asked: bool) -> None:

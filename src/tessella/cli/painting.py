@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,8 @@ from tessella.cli.options import (
 )
 from tessella.cli.pictures import AskedPicture, Place, choose_place
 from tessella.cli.reporting import create_console, print_json
-from tessella.errors import ConfigError, GenerationError
+from tessella.cli.sections import read_section
+from tessella.errors import GenerationError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,7 +96,14 @@ class PaintingOptions:
         """
         given = {name: getattr(self, name) for name in _SAMPLING}
         changed = {name: value for name, value in given.items() if value is not None}
-        return _read_section(self.config, self.set_ or ()) | changed
+        said = read_section(
+            "generation",
+            self.config,
+            self.set_ or (),
+            what="Painting",
+            example="generation.temperature=0.8",
+        )
+        return said | changed
 
 
 def takes_painting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -151,7 +158,8 @@ def paint_and_tell(
     asked = [AskedPicture(prompt, seed) for prompt in prompts for seed in seeds]
     place = choose_place(options.out, name, len(asked), force=options.force)
 
-    model = TextToImage.load(find_model(options.model), options.device)
+    folder = find_model(options.model)
+    model = TextToImage.load(folder, options.device)
     changes = options.read_settings()
     how = {
         **asked_too,
@@ -176,7 +184,7 @@ def paint_and_tell(
         console = create_console(options.as_json)
         place.write(asked, _paint(call, prompts, options, console), how)
     seconds = time.monotonic() - began
-    _hint_at_unknown_words(model, prompts)
+    _hint_at_unknown_words(model, folder, prompts)
     _tell(place, asked, how, options, seconds)
 
 
@@ -255,25 +263,13 @@ def _paint(
                 progress.advance(task, len(images))
 
 
-def _hint_at_unknown_words(model: "TextToImage", prompts: Sequence[str]) -> None:
-    """Names on stderr the words that are no token of the model's own vocabulary."""
-    from tessella.text import TextTokenizer
+def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
+    """Names on stderr the words that the model does not know."""
+    from tessella.model_folder import read_captions
+    from tessella.text.known_words import KnownWords
 
-    vocabulary: object = model.text_tokenizer
-    if not isinstance(vocabulary, TextTokenizer):
-        return  # a frozen encoder knows more words than the captions had
-    words = [
-        word.strip(string.punctuation)
-        for prompt in prompts
-        for word in vocabulary.normalize(prompt).split()
-    ]
-    # A word of the vocabulary is one token between begin and end. What is not letters alone is
-    # always several, however well it is known.
-    unknown = [
-        f"`{word}`"
-        for word in dict.fromkeys(words)
-        if word.isalpha() and len(vocabulary.tokens(word)) > 3
-    ]
+    known = KnownWords(model.text_tokenizer, read_captions(folder))
+    unknown = [f"`{word}`" for word in known.find_unknown(" ".join(prompts))]
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
         create_console(as_json=True).print(
@@ -303,24 +299,3 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise GenerationError(f"The file holds no prompt: `{path}`. Write one a line.")
     return prompts
-
-
-def _read_section(config_file: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Reads the section `generation` of a file, and single settings of it.
-
-    Raises:
-        ConfigError: the file is unreadable, or a word sets something else.
-    """
-    from tessella.config import merge, parse_assignments, read_config
-
-    from_file = read_config(config_file).get("generation", {}) if config_file else {}
-    from_words = parse_assignments(assignments)
-    foreign = [name for name in from_words if name != "generation"]
-    own = from_words.get("generation", {})
-    if foreign or not isinstance(own, Mapping) or not isinstance(from_file, Mapping):
-        got = foreign[0] if foreign else "generation"
-        raise ConfigError(
-            f"Painting takes settings of the section `generation` alone: `{got}`. For example "
-            "--set generation.temperature=0.8"
-        )
-    return merge(from_file, own)

@@ -103,8 +103,8 @@ class GenerationStep:
 
     step: int  # from 1
     steps: int
-    codes: Tensor  # (B, N) int64, those laid so far, 0 elsewhere
-    laid: Tensor  # (B, N) bool
+    codes: Tensor  # (B, N) int64, those laid so far, 0 elsewhere; of a larger picture (B, h, w)
+    laid: Tensor  # bool of the same shape
 
 
 @dataclass(frozen=True)

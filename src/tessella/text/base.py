@@ -5,6 +5,7 @@ On the data's way: after the data, before the transformer. Shapes: tokens (B, T)
 """
 
 import abc
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,27 @@ class TextEncoder(abc.ABC):
 
         A cut caption keeps its end token, so that every row ends alike.
         """
+
+    @abc.abstractmethod
+    def count_tokens(self, prompt: str) -> int:
+        """Counts a prompt's tokens, begin and end included, however many they are."""
+
+    def shorten(self, prompt: str) -> str:
+        """Returns as many of a prompt's first words as can be read; all of it if it can be.
+
+        Of a first word that is too long by itself it is the first letters.
+        """
+        if self.count_tokens(prompt) <= self.max_tokens:
+            return prompt
+        return self._find_longest(" ", prompt.split()) or self._find_longest("", prompt.strip())
+
+    def _find_longest(self, gap: str, parts: Sequence[str]) -> str:
+        """Joins as many of the first parts as can be read."""
+        counts = range(1, len(parts) + 1)
+        fitting = bisect.bisect_right(
+            counts, self.max_tokens, key=lambda count: self.count_tokens(gap.join(parts[:count]))
+        )
+        return gap.join(parts[:fitting])
 
     @abc.abstractmethod
     def save(self, path: Path) -> None:

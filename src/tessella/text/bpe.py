@@ -177,6 +177,11 @@ class TextTokenizer(TextEncoder):
             num_truncated=sum(caption in too_long for caption in captions),
         )
 
+    def count_tokens(self, prompt: str) -> int:
+        """Counts a prompt's tokens, begin and end included, however many they are."""
+        [row] = self._rows([prompt])
+        return len(row)
+
     def decode(self, text_tokens: Tensor) -> list[str]:
         """Turns (B, T) tokens back into normalised text, without begin, end and padding."""
         texts = self._tokenizer.decode_batch(text_tokens.tolist(), skip_special_tokens=True)

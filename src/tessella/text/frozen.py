@@ -195,6 +195,11 @@ class FrozenTextEncoder(TextEncoder):
         check_lengths(prompts, [len(row) for row in rows], self.max_tokens)
         return pad_features([self._remembered(row) for row in rows])
 
+    def count_tokens(self, prompt: str) -> int:
+        """Counts a prompt's tokens, begin and end included, however many they are."""
+        [row] = self._rows([prompt])
+        return len(row)
+
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
         """Reads training captions as features; over-long ones lose their last words, counted.
 

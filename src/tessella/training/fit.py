@@ -43,6 +43,7 @@ from tessella.images import save_png
 from tessella.objectives import create_transformer
 from tessella.pipeline import TextToImage, TrainedTokenizer
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
+from tessella.text.known_words import summarize_captions
 from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
 from tessella.training.checkpoint import load_latest_checkpoint
 from tessella.training.codes import Codes, Passes, prepare_codes
@@ -61,6 +62,7 @@ from tessella.training.report import write_report
 from tessella.training.run_record import (
     CODES_FOLDER,
     DATA_FOLDER,
+    LOCK_FILE,
     MODEL_FOLDER,
     NEAREST_FILE,
     NEAREST_PICTURE,
@@ -75,7 +77,6 @@ from tessella.training.text_features import CaptionReader, describe_cut, prepare
 FORMAT = 2
 """Of run.json; goes up when an older tessella could no longer read it."""
 
-_LOCK_FILE = ".lock"
 
 _CARD_CAPTIONS = 8
 _PALETTE_IMAGES = 2_000
@@ -281,8 +282,11 @@ class _Run:
         )
         card = write_card(self._recipe, facts)
         self._save_nearest(measured)
+        captions = summarize_captions(
+            self._data.train.all_captions(), model.text_tokenizer, facts.sample_captions
+        )
         # Last: the model's folder says that all is done.
-        model.save(folder, card=card, metrics=metrics, samples=measured.sheet)
+        model.save(folder, card=card, metrics=metrics, samples=measured.sheet, captions=captions)
 
     def _save_nearest(self, measured: ModelEvaluation) -> None:
         """Writes the nearest training pictures, if measured: into the run, which stays here."""
@@ -511,7 +515,7 @@ def _only_one(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Cannot make the run's folder: `{out}`; {error.strerror}.") from None
-    with (out / _LOCK_FILE).open("wb") as file:
+    with (out / LOCK_FILE).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

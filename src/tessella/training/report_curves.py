@@ -1,6 +1,6 @@
-"""Curves for the report of a run: values over images seen, worked out as places on a drawing.
+"""Curves of a run: values over images seen with their axes, and as places on a drawing.
 
-The page's template draws them as SVG, so that colours follow the page and text stays text.
+The pages draw them as SVG, so that colours follow the page and text stays text.
 """
 
 import math
@@ -13,7 +13,31 @@ from tessella.training.run_record import Points
 WIDTH, HEIGHT = 360, 205
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 348, 10, 175
 _MAX_POINTS = 400
+_LEVEL = 0.01  # of what a curve spans: a smaller change is none
 _LOG_FROM = 8.0  # largest value over median: above, a linear axis shows little but the start
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis, with its words."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One metric over images seen, with its axes."""
+
+    title: str
+    hint: str  # what it says, and which way is better
+    description: str  # in words, for those who do not see it
+    points: Mapping[str, Points]  # train, validation → values, few enough to be seen
+    x_ticks: Sequence[Tick]
+    y_ticks: Sequence[Tick]
+    limits: tuple[float, float]  # of the value axis; above 0 if is_log
+    furthest: int  # images seen, where the other axis ends
+    is_log: bool
 
 
 @dataclass(frozen=True)
@@ -39,15 +63,15 @@ class Curve:
     is_log: bool
 
 
-def draw_curve(
+def create_chart(
     title: str,
     hint: str,
     values: Mapping[str, Points],
     names: Mapping[str, str],
     *,
     from_zero: bool = False,
-) -> Curve:
-    """Lays out one metric.
+) -> Chart:
+    """Chooses the axes of one metric, and joins values where there are more than can be seen.
 
     Args:
         title: heading.
@@ -63,31 +87,46 @@ def draw_curve(
     scale = math.log10 if is_log else float
     low, high = _widen(scale(0.0 if from_zero else least), scale(most))
     furthest = max(at for found in points.values() for at, _ in found) or 1
-
-    def place(at: float, value: float) -> tuple[float, float]:
-        across = _LEFT + (_RIGHT - _LEFT) * at / furthest
-        up = (scale(value) - low) / (high - low)
-        return round(across, 1), round(_BOTTOM - (_BOTTOM - _TOP) * up, 1)
-
     ticks = [10**tick for tick in _log_ticks(low, high)] if is_log else compute_ticks(low, high)
-    return Curve(
+    return Chart(
         title=title,
         hint=hint,
         description=" ".join(_describe(names[kind], found) for kind, found in points.items()),
+        points=points,
+        x_ticks=[Tick(tick, shorten(tick)) for tick in compute_ticks(0, furthest)],
+        y_ticks=[Tick(tick, shorten(tick)) for tick in ticks],
+        limits=(10**low, 10**high) if is_log else (low, high),
+        furthest=furthest,
+        is_log=is_log,
+    )
+
+
+def draw_curve(chart: Chart) -> Curve:
+    """Lays out one metric."""
+    scale = math.log10 if chart.is_log else float
+    low, high = map(scale, chart.limits)
+
+    def place(at: float, value: float) -> tuple[float, float]:
+        across = _LEFT + (_RIGHT - _LEFT) * at / chart.furthest
+        up = (scale(value) - low) / (high - low)
+        return round(across, 1), round(_BOTTOM - (_BOTTOM - _TOP) * up, 1)
+
+    top = chart.limits[1]
+    return Curve(
+        title=chart.title,
+        hint=chart.hint,
+        description=chart.description,
         lines={
             kind: " ".join(",".join(map(str, place(*point))) for point in found)
-            for kind, found in points.items()
+            for kind, found in chart.points.items()
         },
         marks=[
             Mark(*place(at, value), f"{at:,} images: {shorten(value)}")
-            for at, value in points.get("validation", ())
+            for at, value in chart.points.get("validation", ())
         ],
-        x_ticks=[
-            Mark(place(tick, most)[0], _BOTTOM, shorten(tick))
-            for tick in compute_ticks(0, furthest)
-        ],
-        y_ticks=[Mark(_LEFT, place(0, tick)[1], shorten(tick)) for tick in ticks],
-        is_log=is_log,
+        x_ticks=[Mark(place(tick.value, top)[0], _BOTTOM, tick.label) for tick in chart.x_ticks],
+        y_ticks=[Mark(_LEFT, place(0, tick.value)[1], tick.label) for tick in chart.y_ticks],
+        is_log=chart.is_log,
     )
 
 
@@ -133,4 +172,19 @@ def _describe(name: str, points: Points) -> str:
     (first, begin), (last, end) = points[0], points[-1]
     if first == last:
         return f"{name}: {shorten(end)} at {last:,} images."
-    return f"{name}: from {shorten(begin)} at {first:,} images to {shorten(end)} at {last:,}."
+    values = [value for _, value in points]
+    least, most = min(values), max(values)
+    return (
+        f"{name}: from {shorten(begin)} at {first:,} images to {shorten(end)} at {last:,}; "
+        f"lowest {shorten(least)}, highest {shorten(most)}; lately {_describe_trend(values)}."
+    )
+
+
+def _describe_trend(values: Sequence[float]) -> str:
+    """Compares the last eighth of a curve with the eighth before it."""
+    some = max(1, len(values) // 8)
+    before, after = values[-2 * some : -some], values[-some:]
+    change = statistics.fmean(after) - statistics.fmean(before)
+    if abs(change) <= _LEVEL * (max(values) - min(values)):
+        return "level"
+    return "falling" if change < 0 else "rising"

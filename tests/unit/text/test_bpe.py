@@ -285,3 +285,42 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
             TextTokenizer.load(tmp_path / "t.json")
     with pytest.raises(CheckpointError, match="missing or damaged"):
         TextTokenizer.load(tmp_path / "nowhere.json")
+
+
+# What is too long.
+
+
+def test_tokens_are_counted(tokenizer: TextTokenizer) -> None:
+    for prompt in ("", " ", "red", "Red circle on a navy background", "x" * 99, "\ud800", "🌈"):
+        assert tokenizer.count_tokens(prompt) == len(tokenizer.tokens(prompt))
+    assert tokenizer.count_tokens("") == 2  # begin and end
+
+
+def test_what_can_be_read_is_not_shortened(tokenizer: TextTokenizer) -> None:
+    for prompt in ("", "  a   Red\ncircle ", "a " * 29, "🌈"):
+        assert tokenizer.shorten(prompt) == prompt
+
+
+def test_as_many_words_as_can_be_read(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.shorten("red " * 99) == " ".join(["red"] * 30)
+    assert tokenizer.shorten("\n red\t\tcircle " * 40) == " ".join(["red circle"] * 15)
+    # A word that does not fit ends it, though shorter ones come after it.
+    assert tokenizer.shorten("red " + "q" * 99 + " red") == "red"
+
+
+def test_of_a_first_word_that_is_too_long_the_first_letters(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.shorten("q" * 99 + " red") == "q" * len(tokenizer.shorten("q" * 99))
+    assert tokenizer.count_tokens(tokenizer.shorten("q" * 99)) == 32
+    assert tokenizer.shorten("🌈" * 99) == "🌈" * len(tokenizer.shorten("🌈" * 99))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=300))
+def test_whatever_is_shortened_can_be_read(text: str) -> None:
+    small = TextTokenizer.train(CAPTIONS, TextSettings(max_tokens=8))
+    read = small.shorten(text)
+    assert small.count_tokens(read) <= 8
+    small.encode([read])
+    assert small.shorten(read) == read
+    if read != text:
+        assert small.count_tokens(text) > 8

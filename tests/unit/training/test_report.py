@@ -21,7 +21,13 @@ from tessella.errors import ConfigError, DataError
 from tessella.images import save_png
 from tessella.training import report
 from tessella.training.report import write_report
-from tessella.training.report_curves import WIDTH, compute_ticks, draw_curve, shorten
+from tessella.training.report_curves import (
+    WIDTH,
+    compute_ticks,
+    create_chart,
+    draw_curve,
+    shorten,
+)
 from tessella.training.report_pictures import choose_evenly, embed_picture
 from tessella.training.run_record import read_run
 
@@ -365,36 +371,38 @@ def test_the_model_s_sheet_has_its_captions_inside(trained: Path) -> None:
 def test_a_curve_is_where_it_belongs() -> None:
     """Worked by hand: 4 % of air around 0 to 100, that is −4 to 104 over the height."""
     values = {"train": [(0, 0.0), (100, 100.0)], "validation": [(50, 50.0)]}
-    curve = draw_curve("Loss", "", values, NAMES)
+    curve = draw_curve(create_chart("Loss", "", values, NAMES))
     assert curve.lines["train"] == "50.0,168.9 348.0,16.1"
     [mark] = curve.marks
     assert (mark.x, mark.y, mark.label) == (199.0, 92.5, "50 images: 50")
     assert [tick.label for tick in curve.y_ticks] == ["0", "50", "100"]
     assert [tick.x for tick in curve.x_ticks] == [50.0, 199.0, 348.0]
     assert curve.description == (
-        "training: from 0 at 0 images to 100 at 100. validation: 50 at 50 images."
+        "training: from 0 at 0 images to 100 at 100; lowest 0, highest 100; lately rising. "
+        "validation: 50 at 50 images."
     )
     assert not curve.is_log
 
 
 def test_a_loss_that_falls_far_is_drawn_on_a_log_scale() -> None:
     points = [(at, value) for at, value in enumerate([1000.0, 10.0, 1.0, 1.0, 1.0])]
-    curve = draw_curve("Loss", "", {"train": points}, NAMES)
+    curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
     assert curve.is_log
     assert [tick.label for tick in curve.y_ticks] == ["1", "10", "100", "1,000"]
-    assert not draw_curve("Loss", "", {"train": [(at, -v) for at, v in points]}, NAMES).is_log
+    assert not create_chart("Loss", "", {"train": [(at, -v) for at, v in points]}, NAMES).is_log
 
 
 def test_an_axis_from_zero_shows_small_changes_small() -> None:
     points = {"train": [(0, 99.0), (10, 100.0)]}
-    first, last = draw_curve("Pace", "", points, NAMES, from_zero=True).lines["train"].split()
+    chart = create_chart("Pace", "", points, NAMES, from_zero=True)
+    first, last = draw_curve(chart).lines["train"].split()
     assert abs(float(first.split(",")[1]) - float(last.split(",")[1])) < 3
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, 1e-9, 1e12])
 def test_one_value_and_a_constant_can_be_drawn(value: float) -> None:
     for points in ([(0, value)], [(1, value), (2, value)]):
-        curve = draw_curve("Loss", "", {"train": points}, NAMES)
+        curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
         assert curve.y_ticks
         numbers = re.findall(r"[-\d.]+", curve.lines["train"])
         assert all(0 <= float(number) <= WIDTH for number in numbers)
@@ -402,10 +410,22 @@ def test_one_value_and_a_constant_can_be_drawn(value: float) -> None:
 
 def test_a_long_log_is_thinned_to_means() -> None:
     points = [(at, float(at % 2)) for at in range(1, 2001)]
-    curve = draw_curve("Loss", "", {"train": points}, NAMES)
+    curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
     places = curve.lines["train"].split()
     assert len(places) == 400
     assert places[-1].startswith("348.0,")
+
+
+# Who does not see a curve hears whether it still falls; each eighth holds two of these values.
+@pytest.mark.parametrize(
+    ("last", "trend"),
+    [((4, 4, 4, 4), "level"), ((7, 4, 4, 3), "falling"), ((3, 4, 4, 7), "rising")],
+)
+def test_a_curve_is_told_in_words(last: tuple[int, ...], trend: str) -> None:
+    values = [float(value) for value in (104, *[9] * 11, *last)]
+    chart = create_chart("Loss", "", {"train": list(enumerate(values))}, NAMES)
+    said = f"training: from 104 at 0 images to {last[-1]} at 15; lowest {min(last)}, highest 104;"
+    assert chart.description == f"{said} lately {trend}."
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""How soon the studio page can be used, and what it makes the browser load.
+
+Why: a page that comes late, or pulls in a megabyte of framework, is not opened a second time; and
+one that asks another host does not work on a plane, and tells on its user.
+
+Theory: everything comes from the loopback, so that the time is the browser's: starting a
+renderer, parsing, running the scripts, and the round trips that depend on each other (page,
+scripts, models). Bytes are what the network carried, headers included.
+
+Output contract: a line a load; the last line of stdout is the record, one JSON object.
+`usable_seconds`: from the start of the navigation, by the page's own clock, until it says that it
+is ready (the prompt can be typed, the models are listed); each load is in a browser of its own,
+with an empty profile. `transferred_bytes`: all that came until the network was idle, of the load
+with most. `requests`: how many. `foreign_requests`: to another address than the server's, of all
+loads. `console_errors` likewise. Exit status 1 unless the last two are 0.
+
+    python benchmarks/studio.py --repeats 15
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Page, Playwright, sync_playwright
+
+from harness import RESULTS, Spread, environment, print_record, write_result
+from http_clients import HOST, serving
+
+BARS = {"usable_seconds": 1.5, "transferred_bytes": 1_500_000}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+# Runs before the page's own scripts and notes when the page calls itself ready. Not evaluated
+# later on: the page's Content-Security-Policy does not allow that, and it stays in force.
+WATCH = """
+new MutationObserver(() => {
+  const said = document.documentElement?.dataset;
+  if (said?.ready === "true") said.readyAt ??= performance.now();
+}).observe(document, {subtree: true, childList: true, attributeFilter: ["data-ready"]});
+"""
+
+
+@dataclass
+class Load:
+    """What one load of the page took."""
+
+    usable_seconds: float = 0.0
+    transferred_bytes: int = 0
+    requests: list[str] = field(default_factory=list)  # URLs, without data: and blob:
+    console_errors: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Loads the page some times; stores and prints the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="scenes", help="model folder or bundled name")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats = 2
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise SystemExit(f"There is no browser here; looked for: {', '.join(BROWSERS)}.")
+    loads = []
+    with serving(options.model) as server, sync_playwright() as playwright:
+        for _ in range(options.repeats + 1):
+            loads.append(load_page(playwright, browser, server.port))
+            print(
+                f"usable after {loads[-1].usable_seconds:.3f} s, "
+                f"{loads[-1].transferred_bytes} bytes, {len(loads[-1].requests)} requests"
+            )
+    results = summarise(loads, server.port)
+    record = write_result(
+        "studio",
+        {**results, "bars": BARS},
+        config={"model": options.model, "browser": browser},
+        where=environment("cpu"),
+        folder=None if options.quick else RESULTS,
+    )
+    print_record(record)
+    if results["foreign_requests"] or results["console_errors"]:
+        raise SystemExit(1)
+
+
+def load_page(playwright: Playwright, executable: str, port: int) -> Load:
+    """Opens the page in a new browser and waits until nothing more is loaded."""
+    browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    page = browser.new_page()
+    load = watch(page)
+    page.add_init_script(WATCH)
+    page.goto(f"http://{HOST}:{port}/")
+    page.wait_for_selector("html[data-ready-at]", state="attached", timeout=30_000)
+    load.usable_seconds = float(page.get_attribute("html", "data-ready-at") or "nan") / 1000
+    page.wait_for_load_state("networkidle")
+    browser.close()
+    return load
+
+
+def watch(page: Page) -> Load:
+    """Counts what a page transfers, asks for and complains about."""
+    load = Load()
+
+    def count_bytes(event: dict) -> None:
+        load.transferred_bytes += int(event["encodedDataLength"])
+
+    def note_request(event: dict) -> None:
+        if urlsplit(event["request"]["url"]).scheme not in ("data", "blob"):
+            load.requests.append(event["request"]["url"])
+
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.on("Network.loadingFinished", count_bytes)
+    session.on("Network.requestWillBeSent", note_request)
+    page.on("console", lambda said: said.type == "error" and load.console_errors.append(said.text))
+    page.on("pageerror", lambda error: load.console_errors.append(str(error)))
+    return load
+
+
+def summarise(loads: Sequence[Load], port: int) -> dict:
+    """Puts the loads together; the first one warmed the server."""
+    own = f"{HOST}:{port}"
+    foreign = [url for load in loads for url in load.requests if urlsplit(url).netloc != own]
+    errors = [text for load in loads for text in load.console_errors]
+    for line in sorted({*foreign, *errors}):
+        print(line)
+    return {
+        "usable_seconds": Spread.of([load.usable_seconds for load in loads[1:]], warmup=1),
+        "first_usable_seconds": loads[0].usable_seconds,
+        "transferred_bytes": max(load.transferred_bytes for load in loads),
+        "requests": max(len(load.requests) for load in loads),
+        "foreign_requests": len(foreign),
+        "console_errors": len(errors),
+    }
+
+
+if __name__ == "__main__":
+    main()

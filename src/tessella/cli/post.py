@@ -1,0 +1,179 @@
+"""`tessella post`: a business in, social-media posts with pictures out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tessella.cli.options import DEFAULT_MODEL, BestOf, Debug, Device, DryRun, Json, Model, Seed
+from tessella.cli.reporting import create_console, print_json, told_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tessella.images import Pixels
+    from tessella.pipeline import TextToImage
+    from tessella.posts.folder import Asked, PostsFolder
+    from tessella.posts.image_language import ImageLanguage
+
+_OUT = Path("posts")
+
+
+def post(
+    business: Annotated[
+        str, typer.Option(metavar="NAME", help="The name of the business.", show_default=False)
+    ],
+    about: Annotated[
+        str, typer.Option(metavar="TEXT", help="What it does, in sentences.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option(metavar="NUMBER", help="Posts.", min=1, max=50)] = 3,
+    platform: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or "
+            "tiktok.",
+        ),
+    ] = "instagram",
+    tone: Annotated[
+        str,
+        typer.Option(
+            metavar="WORDS", help="Any; with --offline: warm, playful, professional or bold."
+        ),
+    ] = "warm",
+    model: Model = DEFAULT_MODEL,
+    best_of: BestOf = 4,
+    seed: Seed = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="For posts.json, posts.html and the pictures. The same command goes on with "
+            "what is there.",
+        ),
+    ] = _OUT,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no language model: write from templates.")
+    ] = False,
+    llm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The language model, as its server calls it.",
+            show_default="OPENAI_MODEL",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Of a server that speaks OpenAI's chat completions.",
+            show_default="OPENAI_BASE_URL, else OpenAI's own",
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The environment variable that holds the server's key."),
+    ] = "OPENAI_API_KEY",
+    timeout_seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="How long each try to ask may take.", min=0.1, max=3600
+        ),
+    ] = 60.0,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write social-media posts for a business, and paint their pictures.
+
+    A language model writes texts, hashtags, alt texts and a label each, in the words that the
+    image model knows; without one (--offline) templates do.
+    """
+    kept = "What is done is kept; the same command goes on from there."
+    with told_errors(debug, if_interrupted=kept):
+        from tessella.bundled import find_model
+        from tessella.model_folder import read_captions
+        from tessella.pipeline import TextToImage
+        from tessella.posts.folder import NO_CHOICE, Asked, PostsFolder
+        from tessella.posts.image_language import ImageLanguage
+        from tessella.posts.language_model import LanguageModel
+        from tessella.posts.model_writer import ModelWriter
+        from tessella.posts.offline import OfflineWriter
+        from tessella.posts.request import PostRequest
+
+        request = PostRequest.ask(business, about, platform=platform, tone=tone, seed=seed)
+        language_model = None
+        if not offline:
+            language_model = LanguageModel.open(
+                llm, base_url=base_url, key_variable=api_key_env, timeout_seconds=timeout_seconds
+            )
+        folder = find_model(model)
+        painter = TextToImage.load(folder, device)
+        notes = []
+        if best_of > 1 and not painter.objective.has_likelihood:
+            best_of, notes = 1, [NO_CHOICE]
+        language = ImageLanguage(painter.text_tokenizer, read_captions(folder))
+        writer = (
+            ModelWriter(language_model, language) if language_model else OfflineWriter(language)
+        )
+        asked = Asked(request, count, model, best_of, writer.language_model)
+        posts = PostsFolder(out.expanduser(), asked, notes)
+        if dry_run:
+            _tell_plan(asked, posts, language, as_json)
+            return
+        posts.write(writer)
+        for file in posts.paint(_make_paint(painter, best_of)):
+            create_console(as_json).print(f"Painted {file}")
+        _tell(asked, posts, posts.write_page(), as_json)
+
+
+def _make_paint(painter: "TextToImage", best_of: int) -> "Callable[[str, int], Pixels]":
+    """Makes what paints one label with one seed."""
+    import numpy as np
+
+    def paint(label: str, seed: int) -> "Pixels":
+        [image] = painter.generate(label, seed=seed, best_of=best_of)
+        return np.asarray(image)
+
+    return paint
+
+
+def _tell(asked: "Asked", posts: "PostsFolder", page: Path, as_json: bool) -> None:
+    """Says what was written and painted, by whom, and what was repaired."""
+    if as_json:
+        print_json({"dry_run": False, "out": str(posts.path), **posts.describe()})
+        return
+    console = create_console(as_json)
+    console.print(f"{len(posts.posts)} posts for {asked.request.platform.name}: {page}")
+    if asked.language_model:
+        console.print(f"Written by the language model {asked.language_model}.")
+    for note in posts.notes:
+        console.print(note)
+    for number, one in enumerate(posts.posts, start=1):
+        for repair in one.repairs:
+            console.print(f"Post {number}: {repair}.")
+
+
+def _tell_plan(
+    asked: "Asked", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
+) -> None:
+    """Says what would be written, and what a language model would be asked."""
+    from tessella.posts.model_writer import build_messages
+    from tessella.posts.writer import AT_ONCE
+
+    missing = asked.count - len(posts.posts)
+    messages = []
+    if asked.language_model and missing:
+        messages = build_messages(asked.request, language, min(missing, AT_ONCE), posts.posts)
+    if as_json:
+        out = {"dry_run": True, "out": str(posts.path), **posts.describe()}
+        print_json(out | {"messages": messages})
+        return
+    console = create_console(as_json)
+    console.print(f"Would write {missing} of {asked.count} posts: {posts.path}")
+    for note in posts.notes:
+        console.print(note)
+    for message in messages:
+        console.print(f"--- {message['role']}\n{message['content']}")

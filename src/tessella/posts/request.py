@@ -1,0 +1,73 @@
+"""What is asked: a business, what it does, and which posts it wants."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from tessella.errors import GenerationError
+from tessella.posts.platforms import PLATFORMS, Platform
+from tessella.text.base import to_utf8
+
+MAX_NAME_CHARACTERS = 200
+MAX_ABOUT_CHARACTERS = 2_000
+MAX_TONE_CHARACTERS = 60
+
+# Signs that change how the text around them is read or shown, and show nothing themselves.
+_HIDDEN = re.compile(r"[\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+@dataclass(frozen=True)
+class PostRequest:
+    """A wish for posts, clean and within its limits; `ask` makes it."""
+
+    business: str  # one line
+    about: str
+    platform: Platform
+    tone: str  # one line
+    seed: int  # of all that is drawn
+
+    @classmethod
+    def ask(
+        cls, business: str, about: str, *, platform: str, tone: str, seed: int = 0
+    ) -> "PostRequest":
+        """Checks and cleans what somebody typed.
+
+        Raises:
+            GenerationError: a text is blank or too long, or the platform is unknown.
+        """
+        if platform not in PLATFORMS:
+            raise GenerationError(
+                f"Unknown platform: `{platform[:60]}`. Known are: {', '.join(PLATFORMS)}."
+            )
+        return cls(
+            clean_line(_check("The name of the business", business, MAX_NAME_CHARACTERS)),
+            clean_text(_check("What the business is about", about, MAX_ABOUT_CHARACTERS)),
+            PLATFORMS[platform],
+            clean_line(_check("The tone", tone, MAX_TONE_CHARACTERS)),
+            seed,
+        )
+
+
+def clean_text(text: str) -> str:
+    """Removes control characters and hidden signs, and blanks that are too many; keeps lines."""
+    text = unicodedata.normalize("NFC", to_utf8(text)).replace("\r\n", "\n").replace("\r", "\n")
+    text = "".join(
+        sign if sign == "\n" or unicodedata.category(sign) != "Cc" else " "
+        for sign in _HIDDEN.sub("", text)
+    )
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def clean_line(text: str) -> str:
+    """Cleans a text and makes it one line."""
+    return " ".join(clean_text(text).split())
+
+
+def _check(what: str, text: str, most: int) -> str:
+    """Refuses what is blank or too long."""
+    is_blank = not clean_text(text)
+    if is_blank or len(text) > most:
+        got = "nothing" if is_blank else f"{len(text):,} characters"
+        raise GenerationError(f"{what} must have 1 to {most:,} characters: `{got}`.")
+    return text

@@ -1,0 +1,136 @@
+"""The application: routes, and around them what every request goes through."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from tessella.posts.language_model import LanguageModel
+from tessella.serving.access import AccessLog
+from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
+from tessella.serving.document import ERRORS, install_document
+from tessella.serving.guard import ApiKeys, Guard
+from tessella.serving.images import create_images_router
+from tessella.serving.model_routes import create_models_router
+from tessella.serving.models_served import ServedModel
+from tessella.serving.posts_routes import create_posts_router
+from tessella.serving.run_routes import create_run_router
+from tessella.serving.schemas import StudioBody
+from tessella.serving.service import PaintingService
+from tessella.serving.settings import ServeSettings
+from tessella.serving.studio import create_studio_router
+
+_DESCRIPTION = """\
+Paints pictures with models that were trained on one's own captioned images. The image API is
+OpenAI's: its clients work with this server as their base URL, ending in `/v1`. The fields `seed`,
+`steps`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `best_of`, `negative_prompt` and
+`strength` are tessella's own."""
+
+
+def create_app(
+    models: Mapping[str, ServedModel],
+    settings: ServeSettings | None = None,
+    *,
+    keys: Sequence[str] = (),
+    language_model: LanguageModel | None = None,
+    run: Path | None = None,
+) -> FastAPI:
+    """Builds the application; its worker begins with it and ends with it.
+
+    Args:
+        models: that can be asked for, by name; the first is the default.
+        settings: limits.
+        keys: API keys; none leaves the API open.
+        language_model: that writes posts; None: templates do.
+        run: a training run's folder, shown live by the page.
+    """
+    settings = settings or ServeSettings()
+    service, api_keys = PaintingService(models, settings), ApiKeys(keys)
+
+    @contextlib.asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        service.worker.close()
+        service.worker.join(settings.shutdown_timeout_seconds)
+
+    app = FastAPI(
+        title="tessella",
+        version="1",
+        summary="Text to image with one's own models.",
+        description=_DESCRIPTION,
+        lifespan=live,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=ERRORS,
+    )
+    app.state.service = service
+    app.include_router(create_images_router(service))
+    app.include_router(create_models_router(service))
+    app.include_router(create_posts_router(language_model, service))
+    app.include_router(_create_health_router(service))
+    if run is not None:
+        app.include_router(create_run_router(run))
+    page = {
+        "models": list(models),
+        "run": run is not None,
+        "posts": "off" if not models else "offline" if language_model is None else "llm",
+        "key_required": bool(api_keys),
+    }
+    app.include_router(_create_page_router(page))
+    app.include_router(create_studio_router())
+    install_error_handlers(app)
+    install_document(app, has_keys=bool(api_keys))
+    # The last one added is the first to see a request: a named page may read each refusal.
+    app.add_middleware(Guard, settings=settings, keys=api_keys)
+    if settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origins,
+            allow_methods=["GET", "POST"],
+            # OpenAI's client for browsers sends a dozen of its own.
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-Id"],
+        )
+    app.add_middleware(AccessLog, metrics=service.metrics)
+    return app
+
+
+def _create_health_router(service: PaintingService) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="Say that the server is alive")
+    async def is_alive() -> Response:
+        return JsonResponse({"status": "ok"})
+
+    @router.get("/readyz", summary="Say that the server takes requests")
+    async def is_ready() -> Response:
+        if not service.worker.is_running:
+            raise ApiError(503, "The server takes no requests.", code="not_ready", retry_after=5)
+        return JsonResponse({"status": "ok"})
+
+    @router.get(
+        "/metrics",
+        summary="Tell counters to Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    def tell_metrics() -> Response:
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+def _create_page_router(page: Mapping[str, Any]) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["studio"])
+
+    @router.get("/studio", summary="Say what the page has to show", response_model=StudioBody)
+    async def describe() -> Response:
+        return JsonResponse(page)
+
+    return router

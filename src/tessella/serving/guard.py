@@ -1,0 +1,265 @@
+"""Who may ask, and how much: hosts, origins, API keys, bodies.
+
+Plain ASGI, around the whole application, so that nothing is read of what is refused.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import re
+from collections.abc import Collection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tessella.errors import ConfigError
+from tessella.serving.api_errors import ApiError
+from tessella.serving.settings import ServeSettings
+
+API_KEYS_VARIABLE = "TESSELLA_API_KEYS"
+"""Environment variable: keys, with commas between."""
+
+_DRAIN_SECONDS = 5.0
+_MIN_KEY_LENGTH = 16
+_KEY = re.compile(r"[\x21-\x7e]+")
+_OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
+# Without a key: the page and its files, what the page has to know, and addresses that are secrets.
+_OPEN = ("/healthz", "/readyz", "/v1/studio")
+_OPEN_BELOW = ("/v1/pictures/",)
+
+
+class ApiKeys:
+    """The keys that open the API; only their hashes are held.
+
+    Args:
+        keys: any number; none leaves the API open.
+    """
+
+    def __init__(self, keys: Collection[str] = ()) -> None:
+        self._hashes = [_hash(key) for key in keys]
+
+    def __bool__(self) -> bool:
+        """Says whether a key is required."""
+        return bool(self._hashes)
+
+    def take(self, authorization: str) -> bool:
+        """Says whether `Bearer KEY` is one of them, in a time that says nothing about them."""
+        scheme, _, key = authorization.partition(" ")
+        given = _hash(key.strip())
+        # All are compared, whichever fits.
+        fits = [hmac.compare_digest(given, known) for known in self._hashes]
+        return any(fits) and scheme.lower() == "bearer"
+
+
+def read_api_keys(variable: str | None, file: Path | None) -> list[str]:
+    """Reads API keys: those of the environment variable, and those of a file, one a line.
+
+    Lines of the file that begin with `#` and blank ones are skipped.
+
+    Raises:
+        ConfigError: the file cannot be read or holds none, or a key is too short or has
+            characters that a header cannot carry.
+    """
+    keys = [key.strip() for key in (variable or "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "It is not UTF-8"
+            raise ConfigError(f"Cannot read the API keys: `{file}`. {reason}.") from None
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ConfigError(f"The file holds no API key: `{file}`. Write one a line.")
+        keys += found
+    for number, key in enumerate(keys, start=1):
+        if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
+            # The key itself is not repeated: this goes to a terminal or a log.
+            raise ConfigError(
+                f"API key {number} must have at least {_MIN_KEY_LENGTH} characters, all of them "
+                f"visible ASCII without blanks: it has {len(key)}. Make one: "
+                "`openssl rand -hex 32`."
+            )
+    return keys
+
+
+def check_exposure(settings: ServeSettings, keys: ApiKeys, *, insecure: bool) -> None:
+    """Refuses to listen where others can reach it without a key.
+
+    Raises:
+        ConfigError: the address is another than this machine's own and there is no key.
+    """
+    if settings.host not in _OWN_HOSTS and not keys and not insecure:
+        raise ConfigError(
+            f"Anybody who reaches this address could paint: `{settings.host}`. Set API keys "
+            f"({API_KEYS_VARIABLE} or --api-keys FILE), or say --insecure."
+        )
+
+
+class Guard:
+    """Refuses requests before anything is read of them, and bodies that are too large or slow.
+
+    - Without keys the server trusts whoever reaches it, so a web page must not be able to: the
+      header Host has to name this machine (or an allowed host), which a page that points its own
+      name at 127.0.0.1 cannot do; and a page of another origin, which is another port of this
+      machine too, is refused, unless it is named.
+    - With keys, all of `/v1/`, `/metrics` and `/openapi.json` need one.
+
+    Args:
+        app: what is guarded.
+        settings: with the limits.
+        keys: that open the API.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, keys: ApiKeys) -> None:
+        self.app, self.settings, self.keys = app, settings, keys
+        self.hosts = {host.lower() for host in (*_OWN_HOSTS, *settings.allowed_hosts)}
+        if settings.host not in ("0.0.0.0", "::"):
+            self.hosts.add(settings.host.lower())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        error = self._find_fault(scope, headers)
+        if error is not None:
+            await self._refuse(error, scope, receive, send)
+            return
+        body = _LimitedBody(receive, self.settings, self._find_limit(headers))
+        try:
+            await self.app(scope, body.receive, send)
+        except _BodyError as refused:
+            # What is too slow is not waited for.
+            is_coming = refused.error.status != 408 and not body.is_whole
+            await self._refuse(refused.error, scope, receive, send, is_coming=is_coming)
+
+    async def _refuse(
+        self,
+        error: ApiError,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        is_coming: bool = True,
+    ) -> None:
+        """Answers, once as much of a body that is coming is there as a body may have.
+
+        A proxy that is still sending one when its connection is closed takes that for a failure
+        of the server, and never reads the answer.
+        """
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while is_coming and size <= self.settings.max_body_bytes:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    is_coming = message.get("more_body", False)
+        await error.to_response({"Connection": "close"})(scope, receive, send)
+
+    def _find_fault(self, scope: Scope, headers: Headers) -> ApiError | None:
+        host = _host_of(f"//{headers.get('host', '')}")
+        is_any_host = bool(self.keys) and not self.settings.allowed_hosts
+        if not is_any_host and host not in self.hosts:
+            return ApiError(
+                403, "This server does not answer to this host name.", code="unknown_host"
+            )
+        origin = headers.get("origin")
+        if (
+            origin is not None
+            and origin not in self.settings.allow_origins
+            and not origin.endswith(f"://{headers.get('host', '')}")
+            and not self.keys
+        ):
+            return ApiError(
+                403, "Web pages of other origins may not use this server.", code="foreign_origin"
+            )
+        # A preflight carries no key.
+        if self.keys and scope["method"] != "OPTIONS" and _needs_key(scope["path"]):
+            authorization = headers.get("authorization", "")
+            if not self.keys.take(authorization):
+                what = "This API key is unknown" if authorization else "An API key is missing"
+                return ApiError(
+                    401,
+                    f"{what}. Send the header `Authorization: Bearer KEY`.",
+                    code="invalid_api_key",
+                )
+        length = headers.get("content-length", "0")
+        limit = self._find_limit(headers)
+        if not length.isdecimal() or int(length[:20]) > limit:
+            return _too_large(limit)
+        return None
+
+    def _find_limit(self, headers: Headers) -> int:
+        is_json = headers.get("content-type", "").lower().startswith("application/json")
+        return self.settings.max_json_bytes if is_json else self.settings.max_body_bytes
+
+
+class _BodyError(Exception):
+    """A body is refused while it is read."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _LimitedBody:
+    """Counts a body's bytes and seconds while it is read."""
+
+    def __init__(self, receive: Receive, settings: ServeSettings, limit: int) -> None:
+        self._receive, self._settings, self._limit = receive, settings, limit
+        self._size = 0
+        self.is_whole = False
+        self._deadline: float | None = None
+
+    async def receive(self) -> Message:
+        """Returns the next part of the body, or what comes after it.
+
+        Raises:
+            _BodyError: it is too large or too slow.
+        """
+        if self.is_whole:
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        seconds = self._settings.body_timeout_seconds
+        self._deadline = self._deadline or loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            error = ApiError(408, f"The body took longer than {seconds:g} s.", code="body_timeout")
+            raise _BodyError(error) from None
+        self._size += len(message.get("body", b""))
+        self.is_whole = not message.get("more_body", False)
+        if self._size > self._limit:
+            raise _BodyError(_too_large(self._limit))
+        return message
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The body is too large: at most {limit:,} bytes are read. Send a smaller picture, or "
+        "shorter texts.",
+        code="body_too_large",
+    )
+
+
+def _needs_key(path: str) -> bool:
+    if path in _OPEN or path.startswith(_OPEN_BELOW):
+        return False
+    return path.startswith(("/v1", "/metrics", "/openapi.json"))
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", errors="replace")).digest()
+
+
+def _host_of(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None

@@ -1,0 +1,287 @@
+"""The routes of OpenAI's image API, and reconstruction beside them."""
+
+import base64
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from PIL import Image
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import Response
+
+from tessella.canvas import Canvas, Mask, fit_images, fit_mask
+from tessella.images import ImageError, encode_picture, read_with_transparency
+from tessella.pipeline import TextToImage
+from tessella.serving.api_errors import ApiError, JsonResponse
+from tessella.serving.document import describe_form, describe_json, describe_pictures
+from tessella.serving.schemas import (
+    EditBody,
+    GenerationBody,
+    ReconstructedBody,
+    ReconstructionBody,
+    VariationBody,
+    read_fields,
+    read_json,
+    with_limits,
+)
+from tessella.serving.service import PaintingService
+
+_FORM_LIMITS = {"max_files": 2, "max_fields": 40, "max_part_size": 65_536}
+_DEFAULT_STRENGTH = 0.5
+
+
+def create_images_router(service: PaintingService) -> APIRouter:
+    """Serves generations, edits, variations, reconstructions and kept pictures."""
+    router = APIRouter(prefix="/v1", tags=["images"])
+    generation = with_limits(GenerationBody, service.settings)
+    edit = with_limits(EditBody, service.settings)
+    variation = with_limits(VariationBody, service.settings)
+
+    @router.post(
+        "/images/generations",
+        summary="Paint pictures from a prompt",
+        openapi_extra=describe_json(generation),
+        responses=describe_pictures(),
+    )
+    async def generate(request: Request) -> Response:
+        check_type(request, "application/json")
+        body = read_json(generation, await request.body())
+        _note_prompt(request, service, body.prompt)
+        wanted = service.read(body, body.prompt)
+        return await service.answer(request, wanted, stream=bool(body.stream))
+
+    @router.post(
+        "/images/edits",
+        summary="Paint a part of a picture anew",
+        openapi_extra=describe_form(edit, "image", "mask"),
+        responses=describe_pictures(),
+    )
+    async def change(request: Request) -> Response:
+        async with _open_form(request) as form:
+            body = read_fields(edit, _list_fields(form, "image", "image[]", "mask"))
+            model = service.find(body.model).model
+            image, mask = await _read_pictures(form, service, model, is_masked=True)
+        if mask is None:
+            return await _vary(request, body, body.prompt, image)
+
+        def plan(model: TextToImage) -> list[Canvas]:
+            return [model.plan_edit(image, mask)] * (body.n or 1)
+
+        _note_prompt(request, service, body.prompt)
+        wanted = service.read(body, body.prompt, plan, is_changing=True)
+        return await service.answer(request, wanted, stream=bool(body.stream))
+
+    @router.post(
+        "/images/variations",
+        summary="Paint variations of a picture",
+        openapi_extra=describe_form(variation, "image"),
+        responses=describe_pictures(),
+    )
+    async def vary(request: Request) -> Response:
+        async with _open_form(request) as form:
+            body = read_fields(variation, _list_fields(form, "image"))
+            image, _ = await _read_pictures(form, service, service.find(body.model).model)
+        return await _vary(request, body, body.prompt or "", image)
+
+    async def _vary(
+        request: Request, body: EditBody | VariationBody, prompt: str, image: Image.Image
+    ) -> Response:
+        strength = _DEFAULT_STRENGTH if body.strength is None else body.strength
+
+        def plan(model: TextToImage) -> list[Canvas]:
+            return model.plan_variations(image, wanted.painting.seeds, strength=strength)
+
+        _note_prompt(request, service, prompt)
+        wanted = service.read(body, prompt, plan, is_changing=True)
+        return await service.answer(request, wanted, stream=bool(body.stream))
+
+    @router.post(
+        "/images/reconstructions",
+        summary="Encode a picture into codes and decode them",
+        openapi_extra=describe_form(ReconstructionBody, "image"),
+        response_model=ReconstructedBody,
+    )
+    async def reconstruct(request: Request) -> Response:
+        async with _open_form(request) as form:
+            body = read_fields(ReconstructionBody, _list_fields(form, "image"))
+            served = service.find(body.model)
+            image, _ = await _read_pictures(form, service, served.model)
+        found = await service.run_network(_reconstruct, served.model, image)
+        return JsonResponse({"model": served.name, **found})
+
+    @router.get(
+        "/pictures/{name}",
+        summary="Fetch a picture that was answered as a URL",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The picture",
+                "content": {
+                    kind: {"schema": {"type": "string", "format": "binary"}}
+                    for kind in ("image/png", "image/jpeg", "image/webp")
+                },
+            }
+        },
+    )
+    async def fetch(name: str) -> Response:
+        found = service.kept.find(name)
+        if found is None:
+            raise ApiError(
+                404, "There is no such picture (any more): it is kept for an hour at most."
+            )
+        content, kind = found
+        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        return Response(content, media_type=kind, headers=headers)
+
+    return router
+
+
+def check_type(request: Request, expected: str) -> None:
+    """Refuses a body of another type.
+
+    Raises:
+        ApiError: 415.
+    """
+    got = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if got != expected:
+        raise ApiError(
+            415,
+            f"The body must be {expected}: `{got[:60] or 'nothing said'}`. Send it so, and say it "
+            "in the header Content-Type.",
+            code="wrong_content_type",
+        )
+
+
+@contextlib.asynccontextmanager
+async def _open_form(request: Request) -> AsyncIterator[FormData]:
+    """Reads a form, and closes its files in the end."""
+    check_type(request, "multipart/form-data")
+    try:
+        _check_end(request, await request.body())
+        form = await request.form(**_FORM_LIMITS)
+    except UnicodeError:
+        # Of a charset that is no text's, such as `idna`; others fall back to Latin-1.
+        said = "The form's charset cannot be read. Send UTF-8."
+        raise ApiError(400, said, code="invalid_form") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _check_end(request: Request, content: bytes) -> None:
+    """Refuses a form that was cut off, of which the parser would drop the last field unsaid.
+
+    Raises:
+        ApiError: 400.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    boundary = options.get(b"boundary", b"")
+    if b"--" + boundary + b"--" not in content[-len(boundary) - 64 :]:
+        raise ApiError(
+            400,
+            "The form is cut off: its last boundary is missing. Send all of it.",
+            code="invalid_form",
+        )
+
+
+def _list_fields(form: FormData, *files: str) -> dict[str, str]:
+    """Lists the text fields of a form.
+
+    Args:
+        form: as it was sent.
+        files: names of the parts that hold files.
+
+    Raises:
+        ApiError: 400, a part is there twice, or a file is where a text belongs, or the other way
+            round.
+    """
+    fields: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, value in form.multi_items():
+        shown = name[:60]
+        if (part := name.removesuffix("[]")) in seen:
+            raise ApiError(400, f"A part is there twice: `{shown}`. Send it once.", param=shown)
+        seen.add(part)
+        if isinstance(value, UploadFile) != (name in files):
+            what = "a file" if name in files else "text"
+            raise ApiError(
+                400, f"A part has to be {what}: `{shown}`.", param=shown, code="invalid_value"
+            )
+        if not isinstance(value, UploadFile):
+            fields[name] = value
+    return fields
+
+
+async def _read_pictures(
+    form: FormData, service: PaintingService, model: TextToImage, *, is_masked: bool = False
+) -> tuple[Image.Image, Mask | None]:
+    """Reads the picture of a form, and what of it is to be painted anew, at a model's size.
+
+    What waits to be painted is small, and few pictures are held at their own size at once: a
+    file of some kilobytes may have as many pixels as are allowed.
+
+    Returns:
+        The picture; and, if that is asked for, the mask, or the picture's own transparency, or
+        None.
+
+    Raises:
+        ApiError: 400, there is no picture, or one is broken or too large.
+        GenerationError: the mask marks nothing, or is no mask of this picture.
+    """
+    image = form.get("image") or form.get("image[]")
+    mask = form.get("mask")
+    if not isinstance(image, UploadFile):
+        raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
+    started = time.monotonic()
+    content = await image.read()
+    drawn = await mask.read() if isinstance(mask, UploadFile) else None
+    size, limit = model.config.image_size, service.settings.max_upload_pixels
+
+    def read() -> tuple[Image.Image, Mask | None]:
+        picture, transparent = _decode(content, "image", limit)
+        anew: Mask | Image.Image | None = transparent
+        if drawn is not None:
+            shown, transparent = _decode(drawn, "mask", limit)
+            anew = shown if transparent is None else transparent
+        fitted = fit_mask(anew, picture, size) if is_masked and anew is not None else None
+        return Image.fromarray(fit_images([picture], size)[0]), fitted
+
+    found = await anyio.to_thread.run_sync(read, limiter=service.decoding)
+    service.metrics.seconds.labels("read").observe(time.monotonic() - started)
+    return found
+
+
+def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Mask | None]:
+    """Reads an uploaded picture, and where it is fully transparent."""
+    try:
+        return read_with_transparency(content, max_pixels=max_pixels)
+    except ImageError as error:
+        message = str(error)
+        if error.kind == "too_large":
+            message = f"The picture has too many pixels: at most {max_pixels:,} are read."
+        raise ApiError(400, f"`{name}`: {message}", param=name, code="invalid_image") from None
+
+
+def _reconstruct(model: TextToImage, image: Image.Image) -> dict[str, Any]:
+    """Encodes a picture and decodes it."""
+    own = fit_images([image], model.config.image_size)
+    codes = model.encode_images(own)
+    [decoded] = model.decode_codes(codes)
+    return {
+        "original": base64.b64encode(encode_picture(own[0])).decode("ascii"),
+        "reconstruction": base64.b64encode(encode_picture(decoded)).decode("ascii"),
+        "codes": codes[0].tolist(),
+        "grid": model.config.grid,
+        "codebook_size": model.config.tokenizer.quantizer.codebook_size,
+    }
+
+
+def _note_prompt(request: Request, service: PaintingService, prompt: str) -> None:
+    """Puts a prompt into the access log, if that is asked for."""
+    if service.settings.log_prompts:
+        request.state.prompt = prompt

@@ -1,0 +1,127 @@
+"""The routes that tell of models: their list, cards, codebooks."""
+
+import base64
+import functools
+from typing import Any
+
+import torch
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from tessella.images import encode_picture
+from tessella.serving.api_errors import ApiError, JsonResponse
+from tessella.serving.models_served import ServedModel
+from tessella.serving.schemas import CardBody, CodebookBody, ModelBody, ModelsBody
+from tessella.serving.service import PaintingService
+from tessella.serving.settings import MAX_SIDE_PX
+
+_MAX_EXAMPLES = 24
+_CODEBOOK_COLUMNS = 32
+_MOSAIC_SIDE = 5  # enough that its middle does not see its edge
+
+
+def create_models_router(service: PaintingService) -> APIRouter:
+    """Serves OpenAI's list of models, and what else is known of each."""
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="List the models", response_model=ModelsBody)
+    def list_models() -> Response:
+        models = [_describe(served, service) for served in service.models.values()]
+        return JsonResponse({"object": "list", "data": models})
+
+    @router.get("/{name}", summary="Describe a model", response_model=ModelBody)
+    def describe(name: str) -> Response:
+        return JsonResponse(_describe(service.find(name), service))
+
+    @router.get("/{name}/card", summary="Read a model's card", response_model=CardBody)
+    def read_card(name: str) -> Response:
+        served = service.find(name)
+        return JsonResponse(
+            {
+                "id": name,
+                "markdown": served.card,
+                "metrics": served.metrics,
+                "samples": f"/v1/models/{name}/samples.png",
+            }
+        )
+
+    @router.get(
+        "/{name}/samples.png",
+        summary="Fetch the sheet of pictures of a model's card",
+        response_class=Response,
+        responses={
+            200: {
+                "description": "The sheet",
+                "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            }
+        },
+    )
+    def fetch_samples(name: str) -> Response:
+        samples = service.find(name).samples
+        if samples is None:
+            raise ApiError(404, f"The model has no samples: `{name}`.", code="not_found")
+        return Response(samples, media_type="image/png")
+
+    @router.get(
+        "/{name}/codebook", summary="Fetch the codebook as tiles", response_model=CodebookBody
+    )
+    async def read_codebook(name: str) -> Response:
+        return JsonResponse(await service.run_network(_draw_codebook, service.find(name)))
+
+    return router
+
+
+def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
+    config, objective, limits = served.model.config, served.model.objective, service.settings
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "tessella",
+        "image_size": config.image_size,
+        "grid": config.grid,
+        "codebook_size": config.tokenizer.quantizer.codebook_size,
+        "objective": objective.name,
+        "max_prompt_tokens": served.model.text_tokenizer.max_tokens,
+        "generation": config.generation.model_dump(
+            include={"steps", "temperature", "top_k", "top_p", "guidance_scale"}
+        ),
+        "can": {
+            "guidance": objective.is_guided,
+            "best_of": objective.has_likelihood,
+            "partial_images": objective.name not in ("parallel", "latent_mse", "shared_latent"),
+            "edit": objective.name not in ("latent_mse", "shared_latent"),
+        },
+        "limits": {
+            "n": limits.max_pictures,
+            "steps": limits.max_steps,
+            "best_of": limits.max_best_of,
+            "prompt_characters": limits.max_prompt_characters,
+            "side_px": MAX_SIDE_PX,
+        },
+        "examples": list(served.captions.examples[:_MAX_EXAMPLES]) if served.captions else [],
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _draw_codebook(served: ServedModel) -> dict[str, Any]:
+    """Paints a mosaic of each code alone, and takes the tile in its middle."""
+    model, size = served.model, served.model.config.tokenizer.quantizer.codebook_size
+    tile = model.config.tokenizer.downsampling
+    height, width = (min(side, _MOSAIC_SIDE) for side in model.config.grid)
+    top, left = height // 2 * tile, width // 2 * tile
+    rows = -(-size // _CODEBOOK_COLUMNS)
+    sheet = torch.full((rows, tile, _CODEBOOK_COLUMNS, tile, 3), 255, dtype=torch.uint8)
+    for codes in torch.arange(size).split(_CODEBOOK_COLUMNS):
+        mosaics = codes[:, None, None].expand(-1, height, width)
+        painted = torch.from_numpy(model.decode_codes(mosaics))
+        tiles = painted[:, top : top + tile, left : left + tile]
+        row = int(codes[0]) // _CODEBOOK_COLUMNS
+        sheet[row, :, : len(codes)] = tiles.transpose(0, 1)
+    picture = sheet.view(rows * tile, _CODEBOOK_COLUMNS * tile, 3).numpy()
+    return {
+        "codebook_size": size,
+        "columns": _CODEBOOK_COLUMNS,
+        "tile_px": tile,
+        "b64_png": base64.b64encode(encode_picture(picture)).decode("ascii"),
+    }

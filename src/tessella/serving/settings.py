@@ -1,0 +1,56 @@
+"""What `tessella serve` allows."""
+
+from pydantic import Field
+
+from tessella.config import Settings
+
+MAX_SIDE_PX = 2048
+"""Pixels a side of the largest picture that is sent."""
+
+
+class ServeSettings(Settings):
+    """The server's address and limits. API keys are no setting: they come from outside."""
+
+    host: str = "127.0.0.1"
+    """The address that is listened on; any other than this machine's own needs API keys."""
+    port: int = Field(8000, ge=0, le=65535)
+    """The port; 0 takes a free one."""
+    batch_size: int = Field(16, ge=1, le=16)
+    """Pictures that are painted together, candidates included."""
+    max_queue: int = Field(256, ge=1, le=100_000)
+    """Pictures that may wait; a request that would be more is answered 429."""
+    max_pictures: int = Field(10, ge=1, le=100)
+    """The largest `n` of a request."""
+    max_best_of: int = Field(16, ge=1, le=16)
+    """The most candidates a picture."""
+    max_steps: int = Field(64, ge=1, le=4096)
+    """The most steps."""
+    max_prompt_characters: int = Field(4000, ge=1, le=32_000)
+    """The longest prompt. What a model cannot read of it is cut off and told."""
+    max_body_bytes: int = Field(20_000_000, ge=1000)
+    """The largest body of a request, pictures included."""
+    max_upload_pixels: int = Field(16_777_216, ge=1)
+    """The largest uploaded picture, in pixels; larger ones are refused before they are decoded."""
+    body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
+    """How long a body may take to arrive."""
+    request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
+    """How long a request may take from its arrival to its last picture."""
+    shutdown_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
+    """How long running pictures may take to be finished after SIGTERM."""
+    allow_origins: tuple[str, ...] = ()
+    """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names that requests may be addressed to, beside this machine's own; with API keys and
+    none named here, any."""
+    public_url: str | None = None
+    """Where clients reach the server, if not where it listens: for the URLs of pictures."""
+    log_prompts: bool = False
+    """Writes prompts into the access log."""
+
+    @property
+    def max_json_bytes(self) -> int:
+        """The largest JSON: two prompts of letters that are escaped as pairs, and the rest.
+
+        To say what is wrong with a hundred times as much takes seconds, in which nobody is heard.
+        """
+        return min(self.max_body_bytes, 65_536 + 2 * 12 * self.max_prompt_characters)

@@ -1,0 +1,134 @@
+// Talks to the server: keys, errors in words, server-sent events. Knows nothing of the page.
+
+const KEY = "tessella.key";
+
+/** What went wrong, in words for a person. */
+export class ApiError extends Error {
+  /**
+   * @param {string} message what the server said.
+   * @param {number} status of HTTP; 0 when there was no answer.
+   * @param {string|null} param the field that is wrong, if the server names one.
+   */
+  constructor(message, status = 0, param = null) {
+    super(message);
+    this.status = status;
+    this.param = param;
+  }
+}
+
+let askForKey = async () => null;
+let isKeyNeeded = false;
+let asking = null;
+
+/**
+ * Names who asks a person for the API key.
+ *
+ * @param {(problem: string) => Promise<string|null>} ask is told what was wrong with the last key.
+ * @param {boolean} isNeeded whether the server answers nothing without one.
+ */
+export function onKeyNeeded(ask, isNeeded) {
+  askForKey = ask;
+  isKeyNeeded = isNeeded;
+}
+
+/** Asks for a key, once for all requests that wait for it; throws when none is given. */
+async function replaceKey(problem) {
+  asking ??= askForKey(problem).finally(() => (asking = null));
+  const given = await asking;
+  if (!given) throw new ApiError(problem || "This server needs an API key.", 401);
+  sessionStorage.setItem(KEY, given);
+}
+
+async function readProblem(response) {
+  let problem = {};
+  try {
+    problem = (await response.json()).error ?? {};
+  } catch {
+    // A proxy in between answers with a page of its own; the status has to do.
+  }
+  const wait = Number(response.headers.get("Retry-After"));
+  const later = wait ? ` Try again in ${wait} s.` : "";
+  const message = problem.message ?? `The server answered with status ${response.status}.`;
+  return new ApiError(message + later, response.status, problem.param ?? null);
+}
+
+/** Sends a request until it is answered with something else than "which key?". */
+async function send(path, options = {}) {
+  for (;;) {
+    if (isKeyNeeded && !sessionStorage.getItem(KEY)) await replaceKey("");
+    const key = sessionStorage.getItem(KEY);
+    const headers = new Headers(options.headers);
+    if (key) headers.set("Authorization", `Bearer ${key}`);
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError("The server does not answer. Is `tessella serve` still running?");
+    }
+    if (response.ok) return response;
+    const problem = await readProblem(response);
+    if (problem.status !== 401) throw problem;
+    // Another request may have asked meanwhile.
+    if (sessionStorage.getItem(KEY) === key) await replaceKey(problem.message);
+  }
+}
+
+/** Fetches JSON. */
+export async function getJson(path) {
+  return (await send(path)).json();
+}
+
+/** Fetches a file. */
+export async function getBlob(path) {
+  return (await send(path)).blob();
+}
+
+function toRequest(body, signal) {
+  if (body instanceof FormData) return { method: "POST", body, signal };
+  const headers = { "Content-Type": "application/json" };
+  return { method: "POST", body: JSON.stringify(body), headers, signal };
+}
+
+/** Posts an object or a FormData; answers JSON. */
+export async function postJson(path, body, signal) {
+  return (await send(path, toRequest(body, signal))).json();
+}
+
+/** Posts, and yields the data of each server-sent event as it comes. */
+export async function* postForEvents(path, body, signal) {
+  const response = await send(path, toRequest(body, signal));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value.replaceAll("\r", "");
+    const events = text.split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const lines = event.split("\n").filter((line) => line.startsWith("data:"));
+      if (!lines.length) continue;
+      const data = JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
+      if (data.error) throw new ApiError(data.error.message, 0, data.error.param ?? null);
+      yield data;
+    }
+  }
+}
+
+/** Turns base64 into a picture's Blob. */
+export function toBlob(base64, type = "image/png") {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  return new Blob([bytes], { type });
+}
+
+/** Turns an object into a form; what is undefined or null stays out. */
+export function toForm(fields) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    if (value === undefined || value === null) continue;
+    if (value instanceof Blob) form.append(name, value, value.name ?? `${name}.png`);
+    else form.append(name, String(value));
+  }
+  return form;
+}

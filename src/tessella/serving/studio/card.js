@@ -1,0 +1,73 @@
+// The view of the model: its numbers with their protocol, samples, and the card.
+
+import { getBlob, getJson } from "/studio/api.js";
+import { toTemplates } from "/studio/markdown.js";
+import { urlOf } from "/studio/picture.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+/** Shows the view. */
+export function mount(element, app) {
+  async function load() {
+    const { model } = app;
+    render(drawView(model, null), element);
+    try {
+      const card = await getJson(`/v1/models/${encodeURIComponent(model.id)}/card`);
+      const samples = await getBlob(card.samples).catch(() => null);
+      if (model === app.model) render(drawView(model, { ...card, samples }), element);
+    } catch (error) {
+      render(drawView(model, null, error.message), element);
+    }
+  }
+  app.events.addEventListener("model", load);
+  load();
+}
+
+/** A card repeats its numbers as a section, which stand in the table here. */
+function withoutNumbers(markdown) {
+  return markdown.replace(/^## Measured\n[^]*?(?=^## |(?![^]))/m, "");
+}
+
+function drawMetrics(metrics) {
+  const entries = Object.entries(metrics ?? {});
+  if (!entries.length) return html`<p class="hint">No numbers came with this model.</p>`;
+  return html`<div class="scroll"><table>
+    <caption class="hidden">Numbers and how they were measured</caption>
+    <thead>
+      <tr><th scope="col">What</th><th scope="col">Value</th><th scope="col">Protocol</th></tr>
+    </thead>
+    <tbody>
+      ${entries.map(
+        ([name, { value, protocol }]) => html`<tr>
+          <th scope="row">${name.replaceAll("_", " ")}</th>
+          <td class="number">${value}</td>
+          <td class="hint">${protocol}</td>
+        </tr>`,
+      )}
+    </tbody>
+  </table></div>`;
+}
+
+function drawView(model, card, problem = "") {
+  return html`
+    <h1 tabindex="-1">Model ${model.id}</h1>
+    <p class="lead">
+      Paints ${model.image_size}×${model.image_size} pixels: ${model.grid.join("×")} codes out of
+      ${model.codebook_size}, laid by <code>${model.objective}</code>.
+    </p>
+    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${card
+      ? html`<div class="card-columns">
+          <article class="card stack">${toTemplates(withoutNumbers(card.markdown))}</article>
+          <aside class="stack" aria-label="Samples and numbers">
+            ${card.samples
+              ? html`<img class="samples" src=${urlOf(card.samples)} alt="Samples of the model" />`
+              : ""}
+            <h2>Measured</h2>
+            ${drawMetrics(card.metrics)}
+          </aside>
+        </div>`
+      : problem
+        ? ""
+        : html`<p class="hint" role="status">Fetching the card…</p>`}
+  `;
+}

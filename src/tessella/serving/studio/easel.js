@@ -1,0 +1,139 @@
+// Where pictures are laid: sends one request at a time, shows each picture as its codes come.
+
+import { postForEvents, toBlob } from "/studio/api.js";
+import { showMosaic } from "/studio/codebook.js";
+import { actionsOf, describe, drawSeed, listSettings, urlOf } from "/studio/picture.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+/** Pictures in between that are asked for, each of which the server has to decode. */
+const PARTIAL_IMAGES = 8;
+
+const WORDS = { painted: "Painting", varied: "Varying", edited: "Painting anew" };
+
+/**
+ * @param {HTMLElement} element to draw in.
+ * @param app what views share.
+ * @param {(picture) => Promise} onPicture called with each picture that is done.
+ * @returns {{paint, cancel, busy}}
+ */
+export function mountEasel(element, app, onPicture) {
+  const state = { slots: [], running: null, problem: "", note: "", read: "" };
+
+  const draw = () => {
+    render(drawEasel(state, app, cancel), element);
+    const canvas = element.querySelector("canvas:not(.is-laid)");
+    const [rows, columns] = app.model.grid;
+    if (canvas) showMosaic(canvas, app.model, { rows, columns }).catch(() => {});
+  };
+
+  function cancel() {
+    state.running?.abort();
+  }
+
+  /** Shows one event of the stream; true when it finished a picture, which is remembered then. */
+  async function take(event, made) {
+    const slot = state.slots[event.index];
+    if (!slot) return false;
+    slot.partial = `data:image/png;base64,${event.b64_json}`;
+    slot.share = ((event.partial_image_index ?? 0) + 1) / (PARTIAL_IMAGES + 1);
+    if (!event.type.endsWith(".completed")) return false;
+    state.read = event.revised_prompt ?? "";
+    const blob = toBlob(event.b64_json);
+    const picture = { ...made, seed: event.seed ?? slot.seed, created: Date.now(), blob };
+    await onPicture(picture);
+    Object.assign(slot, { picture, share: 1 });
+    return true;
+  }
+
+  /**
+   * Paints pictures.
+   *
+   * @param {{path: string, count: number, seed: number|null, toBody, made}} job: `toBody(fields)`
+   *     makes the request's body; `made` is what will be remembered of each picture.
+   */
+  async function paint({ path, count, seed, toBody, made }) {
+    const running = new AbortController();
+    const first = seed ?? drawSeed();
+    const apart = made.bestOf ?? 1;
+    const started = performance.now();
+    Object.assign(state, { running, problem: "", note: "", read: "" });
+    state.slots = Array.from({ length: count }, (_, index) => ({ seed: first + index * apart }));
+    app.say(`${WORDS[made.how]} ${count === 1 ? "a picture" : `${count} pictures`}.`);
+    app.events.dispatchEvent(new Event("busy"));
+    draw();
+    let done = 0;
+    try {
+      const partials = app.model.can.partial_images ? PARTIAL_IMAGES : 0;
+      const body = toBody({ n: count, seed: first, stream: true, partial_images: partials });
+      for await (const event of postForEvents(path, body, running.signal)) {
+        if ((await take(event, made)) && ++done < count) app.say(`${done} of ${count} pictures done.`);
+        draw();
+      }
+      if (done < count) state.problem = "The connection ended before all pictures were done.";
+      const seconds = (performance.now() - started) / 1000;
+      state.note = `${count === 1 ? "Done" : `${count} pictures`} in ${seconds.toFixed(1)} s`;
+    } catch (error) {
+      state.problem = error.name === "AbortError" ? "" : error.message;
+      state.note = error.name === "AbortError" ? "Cancelled" : "";
+    }
+    state.running = null;
+    state.slots = state.slots.filter((slot) => slot.picture);
+    if (state.note) app.say(`${state.note}.`);
+    app.events.dispatchEvent(new Event("busy"));
+    draw();
+  }
+
+  app.events.addEventListener("model", () => {
+    element.querySelector("canvas")?.classList.remove("is-laid");
+    draw();
+  });
+  draw();
+  return { paint, cancel, busy: () => state.running !== null };
+}
+
+function drawSlot(slot, app, index) {
+  const { picture, partial, seed } = slot;
+  const shown = picture ? urlOf(picture.blob) : partial;
+  const words = picture ? describe(picture) : `Picture ${index + 1}, being laid`;
+  const facts = [`seed ${seed}`, ...(picture ? listSettings(picture) : [])].join(" · ");
+  return html`
+    <figure class="slot ${picture ? "is-done" : partial ? "is-laying" : "is-waiting"}">
+      <div class="bed">
+        ${shown ? html`<img class="pixels" src=${shown} alt=${words} />` : ""}
+        <div class="grout"></div>
+      </div>
+      <figcaption>
+        <span class="seed">${facts}</span>
+        ${picture ? html`<div class="acts">${actionsOf(picture, app)}</div>` : ""}
+      </figcaption>
+    </figure>
+  `;
+}
+
+function drawEasel(state, app, cancel) {
+  const { slots, running, problem, note, read } = state;
+  const done = slots.filter((slot) => slot.picture).length;
+  const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
+  return html`
+    <div class="easel-bar">
+      ${running
+        ? html`<progress max="1" value=${share} aria-label="Painted"></progress>
+            <span>${done} of ${slots.length}</span>
+            <button type="button" id="cancel" @click=${cancel}>Cancel</button>`
+        : html`<span>${note}</span>`}
+    </div>
+    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${read
+      ? html`<p class="hint" role="status">The model reads no more of this prompt than: ${read}</p>`
+      : ""}
+    <div class="slots count-${Math.min(slots.length, 5)}" aria-busy=${running !== null}>
+      ${slots.map((slot, index) => drawSlot(slot, app, index))}
+    </div>
+    ${slots.length
+      ? ""
+      : html`<div class="bed is-empty"><canvas aria-hidden="true"></canvas></div>
+          <p class="hint">
+            The tiles of ${app.model.id}. Ask for a picture, and see it laid out of them.
+          </p>`}
+  `;
+}

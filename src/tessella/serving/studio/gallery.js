@@ -1,0 +1,147 @@
+// The wall of pictures that this browser remembers; one of them opens in a dialog.
+
+import {
+  MOST_PICTURES,
+  forgetAll,
+  forgetPicture,
+  keepPicture,
+  listPictures,
+} from "/studio/gallery_store.js";
+import { actionsOf, describe, dropUrl, listSettings, urlOf } from "/studio/picture.js";
+import { rove } from "/studio/roving.js";
+import { repeat } from "/studio/vendor/directives/repeat.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+const KEPT_NOT = "This browser keeps no pictures (a private window?): they are gone on reload.";
+
+/**
+ * @param {HTMLElement} element to draw in.
+ * @param app what views share.
+ * @returns {{add: (picture) => Promise}} `add` ends when the picture is kept.
+ */
+export function mountGallery(element, app) {
+  const state = { pictures: [], problem: "", hint: null };
+  const dialog = document.createElement("dialog");
+  dialog.className = "wide";
+  dialog.setAttribute("aria-labelledby", "picture-title");
+  document.body.append(dialog);
+
+  const draw = () => render(drawWall(state, { open, clear, point }), element);
+
+  async function add(picture) {
+    state.pictures.unshift(picture);
+    for (const old of state.pictures.splice(MOST_PICTURES)) dropUrl(old.blob);
+    draw();
+    try {
+      picture.id = await keepPicture(picture);
+    } catch {
+      state.problem = KEPT_NOT;
+      draw();
+    }
+  }
+
+  function open(picture) {
+    render(drawPicture(picture, app, () => forget(picture)), dialog);
+    dialog.showModal();
+  }
+
+  async function forget(picture) {
+    dialog.close();
+    state.pictures = state.pictures.filter((other) => other !== picture);
+    draw();
+    element.querySelector(".piece")?.focus();
+    app.say("Removed from the gallery.");
+    if (picture.id) await forgetPicture(picture.id);
+  }
+
+  async function clear() {
+    const many = state.pictures.length;
+    if (!window.confirm(`Remove all ${many} pictures from this browser? There is no way back.`))
+      return;
+    state.pictures = [];
+    draw();
+    app.say("The gallery is empty.");
+    await forgetAll();
+  }
+
+  function point(picture) {
+    state.hint = picture;
+    draw();
+  }
+
+  // What an action opens takes the dialog's place: close before the action runs.
+  const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
+  dialog.addEventListener("click", makeRoom, { capture: true });
+  rove(element, ".piece");
+  draw();
+  listPictures().then(
+    (pictures) => {
+      state.pictures = [...state.pictures, ...pictures];
+      draw();
+    },
+    () => {
+      state.problem = KEPT_NOT;
+      draw();
+    },
+  );
+  return { add };
+}
+
+function drawPicture(picture, app, forget) {
+  const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
+  return html`
+    <form method="dialog" class="close"><button class="quiet">Close</button></form>
+    <div class="shown">
+      <img class="pixels" src=${urlOf(picture.blob)} alt=${describe(picture)} />
+      <div class="stack">
+        <h2 id="picture-title">${describe(picture)}</h2>
+        <p class="hint">${facts.join(" · ")}<br />${new Date(picture.created).toLocaleString()}</p>
+        <div class="acts">
+          ${actionsOf(picture, app)}
+          <button type="button" class="act" @click=${forget}>Remove</button>
+        </div>
+      </div>
+    </div>
+  `;
+}
+
+function drawWall({ pictures, problem, hint }, { open, clear, point }) {
+  const label = (picture) => `${describe(picture)}, seed ${picture.seed}`;
+  return html`
+    <div class="wall-head">
+      <h2 id="gallery-title">Gallery</h2>
+      <span class="hint">
+        ${pictures.length ? `${pictures.length} of at most ${MOST_PICTURES}, in this browser` : ""}
+      </span>
+      ${pictures.length
+        ? html`<button type="button" class="quiet" id="clear-gallery" @click=${clear}>
+            Clear the gallery
+          </button>`
+        : ""}
+    </div>
+    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${pictures.length
+      ? ""
+      : html`<p class="hint">What you paint is remembered here, in this browser only.</p>`}
+    <ul class="wall" aria-labelledby="gallery-title">
+      ${repeat(
+        pictures,
+        (picture) => picture,
+        (picture, index) => html`<li>
+          <button
+            type="button"
+            class="piece"
+            tabindex=${index ? -1 : 0}
+            aria-label=${label(picture)}
+            @click=${() => open(picture)}
+            @focus=${() => point(picture)}
+            @pointerenter=${() => point(picture)}
+          >
+            <img class="pixels" src=${urlOf(picture.blob)} alt="" loading="lazy" />
+          </button>
+        </li>`,
+      )}
+    </ul>
+    <p class="hint wall-hint" aria-hidden="true">${hint ? label(hint) : ""}</p>
+  `;
+}

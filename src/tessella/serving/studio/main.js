@@ -1,0 +1,214 @@
+// The page's frame: which view is shown, which model paints, light or dark, the key.
+//
+// A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
+// views share: the models, the chosen one, and a word for people who listen instead of look.
+
+import { getJson, onKeyNeeded } from "/studio/api.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+const VIEWS = [
+  ["paint", "Paint", () => import("/studio/paint.js")],
+  ["tiles", "Tiles", () => import("/studio/tiles.js")],
+  ["posts", "Posts", () => import("/studio/posts.js")],
+  ["run", "Training", () => import("/studio/run.js")],
+  ["model", "Model", () => import("/studio/card.js")],
+];
+
+const THEMES = { "": "◐ System", light: "◐ Light", dark: "◐ Dark" };
+
+const app = {
+  studio: null, // what the server has: {models, run, posts, key_required}
+  models: [],
+  model: null, // the chosen one of `models`
+  events: new EventTarget(), // "model" when another one is chosen
+  open: {}, // what views offer each other, by name
+  say(text) {
+    document.querySelector("#said").textContent = text;
+  },
+  go(view) {
+    location.hash = view;
+  },
+};
+
+const mounted = new Map();
+
+/** The views that this server has something for; a run may be shown before it has a model. */
+function listViews() {
+  const { run, posts } = app.studio;
+  const views = VIEWS.filter(([name]) => name !== "posts" || posts !== "off");
+  return views.filter(([name]) => (name === "run" ? run : app.model));
+}
+
+function recall(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // A browser that keeps nothing still shows the choice until the page is left.
+  }
+}
+
+/** Shows the view that the address names. */
+async function show() {
+  const views = listViews();
+  const wanted = location.hash.slice(1);
+  // The link past the page's head leads to the view that is shown.
+  if (wanted === "main" && document.querySelector(".view:not([hidden])")) return;
+  const find = (name) => views.find((view) => view[0] === name);
+  const [name, title, load] = find(wanted) ?? find("run") ?? views[0];
+  document.title = `${title} · tessella`;
+  for (const link of document.querySelectorAll("#views a")) {
+    if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (!mounted.has(name)) await mountView(name, load);
+  for (const [other, element] of mounted) element.hidden = other !== name;
+  window.scrollTo(0, 0);
+}
+
+async function mountView(name, load) {
+  const element = document.createElement("section");
+  element.className = `view view-${name}`;
+  element.hidden = true;
+  document.querySelector("#main").append(element);
+  mounted.set(name, element);
+  const module = await load();
+  await (name === "run" ? module.mountRun(element) : module.mount(element, app));
+}
+
+function chooseModel(name) {
+  app.model = app.models.find((model) => model.id === name) ?? app.models[0];
+  remember("tessella.model", app.model.id);
+  app.events.dispatchEvent(new Event("model"));
+  (window.requestIdleCallback ?? setTimeout)(drawFrieze);
+}
+
+async function drawFrieze() {
+  const { showMosaic } = await import("/studio/codebook.js");
+  const band = document.querySelector("#frieze");
+  // Decoration: without it the page does all that it does.
+  await showMosaic(band, app.model, { rows: 2 }).catch(() => {});
+}
+
+function setLook(name, value) {
+  if (value) document.documentElement.dataset[name] = value;
+  else delete document.documentElement.dataset[name];
+  remember(`tessella.${name}`, value);
+  drawTop();
+}
+
+function drawTop() {
+  const { theme = "", pixels = "" } = document.documentElement.dataset;
+  const links = listViews().map(([name, title]) => html`<a href="#${name}">${title}</a>`);
+  render(links, document.querySelector("#views"));
+  const models = app.models.map((model) => html`<option value=${model.id}>${model.id}</option>`);
+  const themes = Object.entries(THEMES).map(
+    ([value, label]) => html`<option value=${value} ?selected=${theme === value}>${label}</option>`,
+  );
+  render(
+    html`
+      ${app.models.length > 1
+        ? html`<label class="inline">
+            <span>Model</span>
+            <select
+              id="model-choice"
+              aria-label="Model"
+              @change=${(event) => chooseModel(event.target.value)}
+            >
+              ${models}
+            </select>
+          </label>`
+        : html`<span class="only-model">${app.model?.id}</span>`}
+      <button
+        type="button"
+        class="quiet switch"
+        role="switch"
+        aria-checked=${pixels === "sharp"}
+        @click=${() => setLook("pixels", pixels === "sharp" ? "" : "sharp")}
+      >
+        <span>Sharp pixels</span>
+      </button>
+      <select
+        class="quiet"
+        id="theme-choice"
+        aria-label="Light or dark"
+        @change=${(event) => setLook("theme", event.target.value)}
+      >
+        ${themes}
+      </select>
+    `,
+    document.querySelector("#top-tools"),
+  );
+}
+
+/** Asks for the API key in a dialog; null when it is not given. */
+function askKey(problem) {
+  const dialog = document.createElement("dialog");
+  dialog.setAttribute("aria-labelledby", "key-title");
+  document.body.append(dialog);
+  render(
+    html`<form method="dialog" class="stack" id="key-form">
+      <h2 id="key-title">This server asks for a key</h2>
+      ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+      <label class="field">
+        <span>API key</span>
+        <input name="key" type="password" autocomplete="off" required />
+      </label>
+      <p class="hint">Kept until this tab is closed.</p>
+      <div class="row">
+        <button class="main" value="give">Go on</button>
+        <button class="quiet" value="" formnovalidate>Without a key</button>
+      </div>
+    </form>`,
+    dialog,
+  );
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const key = dialog.querySelector("input").value.trim();
+      resolve(dialog.returnValue === "give" && key ? key : null);
+      dialog.remove();
+    });
+  });
+}
+
+async function start() {
+  const main = document.querySelector("#main");
+  try {
+    app.studio = await getJson("/v1/studio");
+    onKeyNeeded(askKey, app.studio.key_required);
+    app.models = (await getJson("/v1/models")).data;
+    if (!app.models.length && !app.studio.run) throw new Error("This server has no model.");
+  } catch (error) {
+    render(
+      html`<div class="view stack">
+        <h1>Nothing to show</h1>
+        <p class="problem" role="alert">${error.message}</p>
+        <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
+      </div>`,
+      main,
+    );
+    return;
+  }
+  if (app.models.length) chooseModel(recall("tessella.model"));
+  drawTop();
+  const choice = document.querySelector("#model-choice");
+  if (choice) choice.value = app.model.id;
+  window.addEventListener("hashchange", async () => {
+    await show();
+    document.querySelector(".view:not([hidden]) h1")?.focus();
+  });
+  // The easel and the dialogs are here, and all views send pictures to them.
+  if (app.model) await mountView("paint", () => import("/studio/paint.js"));
+  await show();
+  document.documentElement.dataset.ready = "true";
+}
+
+start();

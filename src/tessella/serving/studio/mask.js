@@ -1,0 +1,141 @@
+// A picture whose tiles are marked, to be laid anew: with a pointer, a finger or the keyboard.
+
+import { rove } from "/studio/roving.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+/** The field of cells over a picture. */
+export class MaskField {
+  /**
+   * @param {HTMLElement} element to draw in.
+   * @param {{url: string, grid: [number, number], cells?: number[], onChange}} options: the
+   *     picture, rows and columns of its codes, the cells marked at first.
+   */
+  constructor(element, { url, grid, cells = [], onChange }) {
+    [this.rows, this.columns] = grid;
+    this.element = element;
+    this.onChange = onChange;
+    this.brush = 1;
+    this.marked = new Set(cells);
+    this.before = [];
+    render(this.#draw(url), element);
+    this.cells = [...element.querySelectorAll(".cell")];
+    element.style.setProperty("--rows", this.rows);
+    element.style.setProperty("--columns", this.columns);
+    rove(element, ".cell");
+    this.#listen(element.querySelector(".cells"));
+    this.#show();
+  }
+
+  /** Marks nothing. */
+  clear() {
+    this.#remember();
+    this.marked.clear();
+    this.#show();
+  }
+
+  /** Takes the last stroke back. */
+  undo() {
+    this.marked = this.before.pop() ?? this.marked;
+    this.#show();
+  }
+
+  /** The mask as OpenAI has it: transparent where the picture is painted anew. */
+  async toBlob(size) {
+    const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
+    const context = canvas.getContext("2d");
+    context.fillRect(0, 0, size, size);
+    const [width, height] = [size / this.columns, size / this.rows];
+    for (const cell of this.marked) {
+      const [row, column] = this.#place(cell);
+      context.clearRect(column * width, row * height, width, height);
+    }
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  }
+
+  #place(cell) {
+    return [Math.floor(cell / this.columns), cell % this.columns];
+  }
+
+  #remember() {
+    this.before.push(new Set(this.marked));
+  }
+
+  /** The brush on a cell: a square of cells, cut at the picture's edge. */
+  #paint(cell, mark) {
+    const [row, column] = this.#place(cell);
+    const back = Math.floor((this.brush - 1) / 2);
+    for (let y = row - back; y < row - back + this.brush; y++) {
+      for (let x = column - back; x < column - back + this.brush; x++) {
+        if (y < 0 || x < 0 || y >= this.rows || x >= this.columns) continue;
+        if (mark) this.marked.add(y * this.columns + x);
+        else this.marked.delete(y * this.columns + x);
+      }
+    }
+    this.#show();
+  }
+
+  #show() {
+    this.cells.forEach((cell, index) =>
+      cell.setAttribute("aria-selected", String(this.marked.has(index))),
+    );
+    this.onChange(this.marked.size, this.before.length);
+  }
+
+  #listen(field) {
+    let mark = null; // whether the stroke under way marks or clears; null between strokes
+    const under = (event) => {
+      const box = field.getBoundingClientRect();
+      const column = Math.floor(((event.clientX - box.left) / box.width) * this.columns);
+      const row = Math.floor(((event.clientY - box.top) / box.height) * this.rows);
+      if (row < 0 || column < 0 || row >= this.rows || column >= this.columns) return null;
+      return row * this.columns + column;
+    };
+    field.addEventListener("pointerdown", (event) => {
+      const cell = under(event);
+      if (event.button !== 0 || cell === null) return;
+      field.setPointerCapture(event.pointerId);
+      this.#remember();
+      mark = !this.marked.has(cell);
+      this.#paint(cell, mark);
+    });
+    field.addEventListener("pointermove", (event) => {
+      const cell = mark === null ? null : under(event);
+      if (cell !== null) this.#paint(cell, mark);
+    });
+    const end = () => (mark = null);
+    field.addEventListener("pointerup", end);
+    field.addEventListener("pointercancel", end);
+    field.addEventListener("click", (event) => {
+      // A click that no pointer made: the space bar, Enter, or assistive technology.
+      const cell = this.cells.indexOf(event.target);
+      if (event.detail || cell < 0) return;
+      this.#remember();
+      this.#paint(cell, !this.marked.has(cell));
+    });
+  }
+
+  #draw(url) {
+    const row = (y) => html`<div role="row">
+      ${Array.from({ length: this.columns }, (_, x) => html`<button
+        type="button"
+        role="gridcell"
+        class="cell"
+        aria-label=${`Row ${y + 1}, column ${x + 1}`}
+        tabindex=${x + y ? -1 : 0}
+      ></button>`)}
+    </div>`;
+    return html`
+      <div class="bed">
+        <img class="pixels" src=${url} alt="The picture to change" />
+        <div
+          class="cells mask"
+          role="grid"
+          aria-label="Tiles of the picture: arrow keys move, the space bar marks"
+          aria-multiselectable="true"
+        >
+          ${Array.from({ length: this.rows }, (_, y) => row(y))}
+        </div>
+      </div>
+    `;
+  }
+}

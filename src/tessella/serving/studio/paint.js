@@ -1,0 +1,232 @@
+// The view where a prompt becomes pictures: the form, the easel, the gallery.
+
+import { mountChanges } from "/studio/change.js";
+import { mountEasel } from "/studio/easel.js";
+import { mountGallery } from "/studio/gallery.js";
+import { MOST_SEED } from "/studio/picture.js";
+import { html, render } from "/studio/vendor/lit-html.js";
+
+const EXAMPLES_AT_ONCE = 5;
+
+/** A number out of the form, null where it was left blank. */
+function readNumber(form, name) {
+  const text = form.elements[name]?.value.trim() ?? "";
+  return text === "" ? null : Number(text);
+}
+
+function readForm(form, app) {
+  const { can } = app.model;
+  return {
+    how: "painted",
+    model: app.model.id,
+    prompt: form.elements.prompt.value.trim(),
+    negativePrompt: can.guidance ? form.elements.negative_prompt.value.trim() : "",
+    steps: readNumber(form, "steps"),
+    guidanceScale: can.guidance ? readNumber(form, "guidance_scale") : null,
+    bestOf: can.best_of ? readNumber(form, "best_of") : null,
+  };
+}
+
+/** The fields of a request that a picture's record has in other words. */
+export function toFields(made) {
+  return {
+    model: made.model,
+    prompt: made.prompt || undefined,
+    negative_prompt: made.negativePrompt || undefined,
+    steps: made.steps ?? undefined,
+    guidance_scale: made.guidanceScale ?? undefined,
+    best_of: made.bestOf ?? undefined,
+  };
+}
+
+/** Shows the view. */
+export function mount(element, app) {
+  let firstExample = 0;
+
+  const draw = () => {
+    render(drawView(app, { submit, showOthers, take, onKey }, firstExample), element);
+    element.style.setProperty("--rows", app.model.grid[0]);
+    element.style.setProperty("--columns", app.model.grid[1]);
+  };
+  const form = () => element.querySelector("form");
+
+  function submit(event) {
+    event.preventDefault();
+    if (easel.busy()) {
+      app.say("A picture is being laid already. Cancel it first.");
+      return;
+    }
+    const made = readForm(form(), app);
+    easel.paint({
+      path: "/v1/images/generations",
+      count: readNumber(form(), "count") ?? 1,
+      seed: readNumber(form(), "seed"),
+      toBody: (fields) => ({ ...toFields(made), ...fields }),
+      made,
+    });
+  }
+
+  function onKey(event) {
+    // A prompt is one caption: Enter sends it, Shift and Enter breaks the line.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    form().requestSubmit();
+  }
+
+  function showOthers() {
+    const { length } = app.model.examples;
+    firstExample = firstExample + EXAMPLES_AT_ONCE < length ? firstExample + EXAMPLES_AT_ONCE : 0;
+    draw();
+  }
+
+  function take(prompt) {
+    form().elements.prompt.value = prompt;
+    form().elements.prompt.focus();
+  }
+
+  /** Puts a picture's prompt, seed and settings back into the form. */
+  function again(picture) {
+    if (picture.how === "varied") return app.open.vary(picture.source, picture);
+    if (picture.how === "edited") return app.open.edit(picture.source, picture);
+    app.go("paint");
+    const { elements } = form();
+    const values = {
+      prompt: picture.prompt,
+      seed: picture.seed,
+      steps: picture.steps ?? "",
+      guidance_scale: picture.guidanceScale ?? "",
+      best_of: picture.bestOf ?? "",
+      negative_prompt: picture.negativePrompt,
+    };
+    for (const [name, value] of Object.entries(values)) {
+      if (elements[name]) elements[name].value = value;
+    }
+    elements.count.value = 1;
+    form().scrollIntoView({ block: "nearest" });
+    elements.prompt.focus();
+    app.say(`Prompt and seed ${picture.seed} are in the form.`);
+    return undefined;
+  }
+
+  draw();
+  const gallery = mountGallery(element.querySelector("#gallery"), app);
+  const easel = mountEasel(element.querySelector("#easel"), app, gallery.add);
+  app.open.again = again;
+  app.open.tiles = (picture) => {
+    app.lookAt = picture;
+    app.go("tiles");
+    app.events.dispatchEvent(new Event("look"));
+  };
+  mountChanges(app, (job) => {
+    app.go("paint");
+    element.querySelector("#easel").scrollIntoView({ block: "nearest" });
+    return easel.paint(job);
+  });
+  app.events.addEventListener("model", () => {
+    firstExample = 0;
+    draw();
+  });
+  app.events.addEventListener("busy", () => {
+    element.querySelector("#paint").setAttribute("aria-disabled", easel.busy());
+  });
+  app.busy = easel.busy;
+}
+
+function drawExamples(examples, first, { take, showOthers }) {
+  if (!examples.length) return "";
+  return html`
+    <div class="examples" role="group" aria-label="Captions that the model learned from">
+      ${examples.slice(first, first + EXAMPLES_AT_ONCE).map(
+        (caption) => html`<button type="button" class="chip" @click=${() => take(caption)}>
+          ${caption}
+        </button>`,
+      )}
+      ${examples.length > EXAMPLES_AT_ONCE
+        ? html`<button type="button" class="chip more" @click=${showOthers}>Other captions</button>`
+        : ""}
+    </div>
+  `;
+}
+
+function drawNumber(name, label, attributes) {
+  const { min, max, step = 1, blank = "", value = "" } = attributes;
+  return html`
+    <label class="field">
+      <span>${label}</span>
+      <input
+        name=${name}
+        type="number"
+        inputmode=${step === 1 ? "numeric" : "decimal"}
+        min=${min}
+        max=${max}
+        step=${step}
+        placeholder=${blank}
+        value=${value}
+      />
+    </label>
+  `;
+}
+
+function drawView(app, actions, firstExample) {
+  const { can, generation, limits, examples } = app.model;
+  return html`
+    <div class="bench">
+      <form class="stack panel" aria-label="What to paint" @submit=${actions.submit}>
+        <h1 tabindex="-1">Paint a picture</h1>
+        <label class="field">
+          <span>Prompt</span>
+          <textarea
+            name="prompt"
+            rows="3"
+            required
+            maxlength=${limits.prompt_characters}
+            placeholder=${examples[0] ?? ""}
+            @keydown=${actions.onKey}
+          ></textarea>
+        </label>
+        ${drawExamples(examples, firstExample, actions)}
+        <div class="row">
+          ${drawNumber("count", "Pictures", {
+            min: 1,
+            max: limits.n,
+            value: Math.min(4, limits.n),
+          })}
+          ${drawNumber("seed", "Seed", { min: 0, max: MOST_SEED, blank: "drawn" })}
+        </div>
+        <details>
+          <summary>More</summary>
+          <div class="stack">
+            <div class="row">
+              ${drawNumber("steps", "Steps", {
+                min: 1,
+                max: limits.steps,
+                blank: generation.steps ?? "",
+              })}
+              ${can.best_of
+                ? drawNumber("best_of", "Best of", { min: 1, max: limits.best_of, blank: 1 })
+                : ""}
+              ${can.guidance
+                ? drawNumber("guidance_scale", "Guidance", {
+                    min: 0,
+                    max: 100,
+                    step: 0.1,
+                    blank: generation.guidance_scale,
+                  })
+                : ""}
+            </div>
+            ${can.guidance
+              ? html`<label class="field">
+                  <span>Negative prompt</span>
+                  <input name="negative_prompt" maxlength=${limits.prompt_characters} />
+                  <small class="hint">Works at a guidance above 1.</small>
+                </label>`
+              : ""}
+          </div>
+        </details>
+        <button class="main" id="paint">Paint</button>
+      </form>
+      <section class="easel" id="easel" aria-label="Easel"></section>
+    </div>
+    <section class="gallery" id="gallery" aria-labelledby="gallery-title"></section>
+  `;
+}

@@ -1,0 +1,315 @@
+"""The painting worker: one thread that paints what waits, as much of it together as it can.
+
+    handlers ─ submit ─▶ jobs ─ plan ─▶ pictures ─ by layout and settings ─▶ batches ─▶ events
+
+A batch begins as soon as the last one is done, with whatever waits then: nobody waits for others
+to come. It holds the pictures of the oldest job that are still to be painted, and whichever others
+have the same model, settings, number of candidates and layout (how many places are known); prompts,
+negative prompts, seeds and canvases are each picture's own. A picture does not depend on what it
+was painted with.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from tessella.canvas import Canvas, KnownCodes, find_layout
+from tessella.errors import TessellaError
+from tessella.images import Pixels
+from tessella.objectives import GenerationSettings, GenerationStep
+from tessella.pipeline import TextToImage
+from tessella.serving.metrics import ServerMetrics
+from tessella.serving.models_served import ServedModel
+
+_log = logging.getLogger(__name__)
+
+_SMOOTHING = 0.2  # weight of the last batch in the estimate of the pace
+
+
+class QueueFullError(Exception):
+    """So many pictures wait that no more are taken; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class ClosingError(Exception):
+    """The worker takes no more, for it is about to end."""
+
+
+@dataclass(frozen=True)
+class PartialPicture:
+    """A picture whose codes are laid in part."""
+
+    index: int  # of the job's pictures
+    number: int  # of this picture's partial ones, from 0
+    pixels: Pixels  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class FinishedPicture:
+    """A picture."""
+
+    index: int
+    pixels: Pixels  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """None of a job's pictures come any more."""
+
+    error: Exception
+
+
+Event = PartialPicture | FinishedPicture | FailedJob
+Plan = Callable[[TextToImage], Sequence[Canvas]]
+
+
+@dataclass(frozen=True, eq=False)
+class PaintingRequest:
+    """The pictures that one request asks for."""
+
+    served: ServedModel
+    prompt: str
+    negative_prompt: str
+    seeds: Sequence[int]  # one a picture
+    settings: GenerationSettings
+    best_of: int
+    plan: Plan  # makes the canvases, one a picture, in the worker
+    num_partials: int = 0  # a picture
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that was taken."""
+
+    request: PaintingRequest
+    tell: Callable[[Event], None]  # called in the worker's thread
+    submitted: float = field(default_factory=time.monotonic)
+    is_begun: bool = False
+    is_dropped: bool = False
+
+    def drop(self) -> None:
+        """Says that nobody waits for the pictures any more."""
+        self.is_dropped = True
+
+
+@dataclass(eq=False)
+class _Picture:
+    """One picture to be painted."""
+
+    job: Job
+    index: int
+    canvas: Canvas
+    group: Hashable  # pictures of one group can share a batch
+    num_told: int = 0  # partial pictures
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Says whether another partial picture is to be told after a step, from 1, of so many.
+
+        The first comes within a quarter of the steps, the others as far apart; a step tells one at
+        most, the last step none.
+        """
+        count = self.job.request.num_partials
+        parts = max(4, count + 1)
+        return self.num_told < count and (self.num_told + 1) * steps <= step * parts < steps * parts
+
+
+class _AbandonedError(Exception):
+    """Ends a batch that nobody waits for any more."""
+
+
+class PaintingWorker:
+    """Paints jobs in batches, one batch at a time, in a thread of its own.
+
+    Args:
+        batch_size: pictures, candidates included, that are painted together.
+        max_queue: pictures that may wait.
+        metrics: told what is painted.
+    """
+
+    def __init__(self, batch_size: int, max_queue: int, metrics: ServerMetrics) -> None:
+        self._batch_size, self._max_queue, self._metrics = batch_size, max_queue, metrics
+        self._changed = threading.Condition()
+        self._arrived: deque[Job] = deque()
+        self._pictures: list[_Picture] = []  # planned and not begun; the worker's own
+        self._num_waiting = 0
+        self._is_closing = False
+        self._pictures_per_second = 0.0
+        self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Says whether it takes jobs."""
+        return self._thread.is_alive() and not self._is_closing
+
+    def submit(self, request: PaintingRequest, tell: Callable[[Event], None]) -> Job:
+        """Takes a job.
+
+        Args:
+            request: what to paint.
+            tell: called with each event, in the worker's thread.
+
+        Raises:
+            QueueFullError: too many pictures wait.
+            ClosingError: it is about to end.
+        """
+        job = Job(request, tell)
+        count = len(request.seeds)
+        with self._changed:
+            if self._is_closing:
+                raise ClosingError
+            if self._num_waiting + count > self._max_queue:
+                raise QueueFullError(self._estimate_seconds())
+            self._arrived.append(job)
+            self._count(count)
+            self._changed.notify()
+        return job
+
+    def close(self) -> None:
+        """Refuses what has not begun and ends when the begun is done; returns at once."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+
+    def join(self, timeout: float) -> None:
+        """Waits until it has ended."""
+        self._thread.join(timeout)
+
+    def _estimate_seconds(self) -> int:
+        """Estimates, in whole seconds, when half of what waits will be painted."""
+        pace = self._pictures_per_second
+        return max(1, min(60, round(self._num_waiting / 2 / pace))) if pace else 1
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._arrived or self._pictures or self._is_closing):
+                    self._changed.wait()
+                arrived, closing = list(self._arrived), self._is_closing
+                self._arrived.clear()
+            for job in arrived:
+                self._plan(job)
+            self._forget(lambda job: job.is_dropped)
+            if closing:
+                self._refuse_unbegun()
+                if not self._pictures:
+                    return
+            if batch := self._take_batch():
+                self._paint(batch)
+
+    def _plan(self, job: Job) -> None:
+        """Turns a job into pictures; one that cannot be met fails here, alone."""
+        request = job.request
+        try:
+            canvases = [] if job.is_dropped else request.plan(request.served.model)
+        except Exception as error:  # noqa: BLE001  told to the one who asked
+            self._count(-len(request.seeds))
+            job.tell(FailedJob(error))
+            return
+        if not canvases:
+            self._count(-len(request.seeds))
+        grid = request.served.model.config.grid
+        for index, canvas in enumerate(canvases):
+            layout = find_layout(canvas.known.known[0], grid)
+            group = (request.served.name, request.settings, request.best_of, layout)
+            self._pictures.append(_Picture(job, index, canvas, group))
+
+    def _forget(self, is_unwanted: Callable[[Job], bool]) -> None:
+        """Leaves out the pictures of some jobs."""
+        kept = [picture for picture in self._pictures if not is_unwanted(picture.job)]
+        self._count(len(kept) - len(self._pictures))
+        self._pictures = kept
+
+    def _refuse_unbegun(self) -> None:
+        unbegun = dict.fromkeys(p.job for p in self._pictures if not p.job.is_begun)
+        self._forget(lambda job: job in unbegun)
+        for job in unbegun:
+            job.tell(FailedJob(ClosingError()))
+
+    def _take_batch(self) -> list[_Picture]:
+        """Takes the oldest picture and those that can be painted with it."""
+        if not self._pictures:
+            return []
+        first = self._pictures[0]
+        known, grid = first.canvas.known.known[0], first.job.request.served.model.config.grid
+        # A larger canvas counts as many pictures as its places would make.
+        places = -(-known.numel() // (grid[0] * grid[1]))
+        room = max(1, self._batch_size // first.job.request.best_of // places)
+        batch = [picture for picture in self._pictures if picture.group == first.group][:room]
+        taken = set(map(id, batch))
+        self._pictures = [picture for picture in self._pictures if id(picture) not in taken]
+        self._count(-len(batch))
+        now = time.monotonic()
+        for picture in batch:
+            picture.job.is_begun = True
+            self._metrics.seconds.labels("wait").observe(now - picture.job.submitted)
+        return batch
+
+    def _paint(self, batch: Sequence[_Picture]) -> None:
+        """Paints a batch and tells its pictures; if it fails, each picture alone."""
+        request, started = batch[0].job.request, time.monotonic()
+        try:
+            painted = request.served.model.paint(
+                [picture.job.request.prompt for picture in batch],
+                seeds=[picture.job.request.seeds[picture.index] for picture in batch],
+                settings=request.settings,
+                negative_prompts=[picture.job.request.negative_prompt for picture in batch],
+                known=KnownCodes.join([picture.canvas.known for picture in batch]),
+                best_of=request.best_of,
+                on_step=lambda step: self._watch(batch, step),
+            )
+        except _AbandonedError:
+            return
+        except Exception as error:  # noqa: BLE001  told to the ones who asked
+            if len(batch) > 1:
+                if not isinstance(error, TessellaError):
+                    _log.exception("A batch of %d failed; each is painted alone.", len(batch))
+                for picture in batch:
+                    self._paint([picture])
+                return
+            if not batch[0].job.is_dropped:
+                batch[0].job.drop()
+                batch[0].job.tell(FailedJob(error))
+            return
+        for picture, pixels in zip(batch, painted.pixels, strict=True):
+            picture.job.tell(FinishedPicture(picture.index, picture.canvas.finish(pixels)))
+        self._measure(request.served.name, len(batch), time.monotonic() - started)
+
+    def _watch(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
+        """Tells the partial pictures that are due after a step."""
+        if all(picture.job.is_dropped for picture in batch):
+            raise _AbandonedError
+        due = [row for row, told in enumerate(batch) if told.is_due(step.step, step.steps)]
+        if not due:
+            return
+        # Of several candidates the first is shown.
+        rows = [row * batch[0].job.request.best_of for row in due]
+        model = batch[0].job.request.served.model
+        shown = model.decode_codes(step.codes[rows], step.laid[rows])
+        for row, pixels in zip(due, shown, strict=True):
+            picture = batch[row]
+            told = PartialPicture(picture.index, picture.num_told, picture.canvas.finish(pixels))
+            picture.num_told += 1
+            picture.job.tell(told)
+
+    def _measure(self, name: str, count: int, seconds: float) -> None:
+        self._metrics.seconds.labels("paint").observe(seconds)
+        self._metrics.batch_size.observe(count)
+        self._metrics.pictures.labels(name).inc(count)
+        # A clock that ticks seldom finds no time at all for a small batch.
+        pace, old = count / max(seconds, 1e-3), self._pictures_per_second
+        self._pictures_per_second = old + _SMOOTHING * (pace - old) if old else pace
+
+    def _count(self, change: int) -> None:
+        with self._changed:  # reentrant
+            self._num_waiting += change
+            self._metrics.queue.set(self._num_waiting)

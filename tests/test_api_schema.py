@@ -1,0 +1,116 @@
+"""The API against its own document: schemathesis sends what it allows, and what it does not.
+
+All of schemathesis' checks, in their default configuration: what fits the document is accepted,
+what does not is refused, and every answer (status, headers, body) is one that the document names.
+The application is called in this process, with an untrained model of 16×16 pixels.
+"""
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import schemathesis
+import torch
+from fastapi import FastAPI
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.engine import events, from_schema
+from schemathesis.python import asgi
+from schemathesis.transport.serialization import Binary
+
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.serving.app import create_app
+from tessella.serving.models_served import load_models
+from tessella.serving.settings import ServeSettings
+from tessella.text import TextSettings, TextTokenizer
+
+KEY = "a-key-for-these-tests"
+MAX_EXAMPLES = 20  # an operation and phase
+
+
+def create_model() -> TextToImage:
+    """An untrained model: what it paints does not matter here."""
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {
+            "image_size": 16,
+            "tokenizer": {
+                "patch": 2,
+                "widths": (16, 16),
+                "quantizer": {"codebook_size": 16, "code_width": 4},
+            },
+            "transformer": {"width": 16, "depth": 2, "heads": 2},
+            "generation": {"steps": 2},
+        }
+    )
+    text = TextTokenizer.train(["a red star", "a blue star"], TextSettings(max_tokens=16))
+    model = TextToImage.create(config, text)
+    for network in (model.tokenizer, model.transformer):
+        network.eval().requires_grad_(False)
+    return model
+
+
+def draw_picture(form: str, color: tuple[int, int, int]) -> Binary:
+    """All of one size, as a mask has to be; none is black, which would mark nothing."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), color).save(file, form)
+    return Binary(file.getvalue())
+
+
+# JSON Schema cannot say that bytes are a picture; this tells schemathesis what `binary` stands for.
+channels = st.integers(100, 255)
+schemathesis.openapi.format(
+    "binary",
+    st.builds(
+        draw_picture,
+        st.sampled_from(("PNG", "JPEG", "WEBP", "GIF")),
+        st.tuples(channels, channels, channels),
+    ),
+)
+
+
+def run_schemathesis(app: FastAPI) -> tuple[list[str], Counter[tuple[str, int]]]:
+    """Runs all phases: examples, coverage of bounds, fuzzing, and sequences of calls.
+
+    Returns:
+        What failed, in words; and how often an operation answered with a status.
+    """
+    schema = schemathesis.openapi.from_dict(app.openapi())
+    schema.app = app
+    schema.config.update(headers={"Authorization": f"Bearer {KEY}"}, request_timeout=60)
+    schema.config.generation.update(max_examples=MAX_EXAMPLES, deterministic=True)
+    failures: list[str] = []
+    statuses: Counter[tuple[str, int]] = Counter()
+    try:
+        for event in from_schema(schema).execute():
+            if isinstance(event, events.NonFatalError | events.FatalError):
+                failures.append(repr(event))
+            if not isinstance(event, events.ScenarioFinished):
+                continue
+            for case, interaction in event.recorder.interactions.items():
+                label = event.recorder.cases[case].value.operation.label
+                if interaction.response is not None:
+                    statuses[label, interaction.response.status_code] += 1
+            for node in (node for nodes in event.recorder.checks.values() for node in nodes):
+                if node.failure_info is not None:
+                    failure, code = node.failure_info.failure, node.failure_info.code_sample
+                    failures.append(f"{node.name}: {failure}\n{code}")
+    finally:
+        asgi.shutdown_lifespans()
+    return failures, statuses
+
+
+def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
+    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
+    folder = tmp_path / "scenes"
+    create_model().save(folder, card="# A card", metrics={}, samples=sheet)
+    # Both ends of each range are sent: small ranges, small costs. The document tells them.
+    limits = ServeSettings(max_pictures=2, max_best_of=2, max_steps=4)
+    app = create_app(load_models([str(folder)], device="cpu"), limits, keys=[KEY])
+    failures, statuses = run_schemathesis(app)
+    assert not failures, "\n\n".join(failures)
+    # A document that allows nothing would pass without one picture painted.
+    for name in ("generations", "edits", "variations", "reconstructions"):
+        assert statuses[f"POST /v1/images/{name}", 200] >= 10
+        assert statuses[f"POST /v1/images/{name}", 400] >= 10

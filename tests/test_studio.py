@@ -1,0 +1,710 @@
+"""The studio page in a real browser, against the real server: clicks, keys, touch, what is seen.
+
+Chromium runs without a window. Every test also fails if the page logs an error, or asks another
+host than its own server. Without a browser the tests are skipped, unless TESSELLA_REQUIRE_BROWSER
+is set.
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from tessella.serving.app import create_app
+from tessella.serving.models_served import load_models
+from tessella.serving.settings import ServeSettings
+from tessella.serving.studio import STUDIO_FOLDER
+
+PROMPT = "a large red circle on a white background"
+OTHER = "a large blue square on a navy background"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+KEY = "the-right-key"
+
+# Counts the different pictures that are shown while one is being laid.
+WATCH_PARTIALS = """
+window.partials = new Set();
+new MutationObserver(() => {
+  for (const image of document.querySelectorAll(".is-laying img")) window.partials.add(image.src);
+}).observe(document, {subtree: true, childList: true, attributes: true});
+"""
+
+# The contrast of each visible text to what is behind it, as WCAG 2 defines it.
+LOW_CONTRAST = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3)
+      .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/rgba\\(.*, 0\\)$|transparent/.test(colour)) return colour;
+    }
+    return getComputedStyle(document.body).backgroundColor;
+  };
+  const low = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const words = [...element.childNodes].filter((n) => n.nodeType === 3 && n.data.trim());
+    const counts = words.length && element.checkVisibility();
+    if (!counts || element.matches(":disabled, option")) continue;
+    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([words[0].data.trim(), ratio]);
+  }
+  return low;
+}"""
+
+PIXELS = """async (image) => {
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  return canvas.toDataURL("image/png");
+}"""
+
+
+def find_browser() -> str:
+    """Finds Chromium, or skips (fails, if a browser is required)."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        missing = f"There is no browser here; looked for: {', '.join(BROWSERS)}."
+        if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = find_browser()
+    with sync_playwright() as playwright:
+        # In a container there is no sandbox within the sandbox.
+        made = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@contextlib.contextmanager
+def serving(*names: str, **options: Any) -> Iterator[str]:
+    """Serves models on a free port; gives the address."""
+    models = load_models(names, "cpu")
+    app = create_app(models, ServeSettings(), **options)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser) -> Iterator[str]:
+    with serving("scenes", "second=scenes") as made:
+        yield made
+
+
+@dataclass
+class Opened:
+    """Opens pages, and notes what they must not do."""
+
+    browser: Browser
+    address: str
+    complaints: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    def __call__(self, view: str = "paint", *, address: str = "", **options: Any) -> Page:
+        size = {"width": 1280, "height": 900}
+        context = self.browser.new_context(
+            **{"viewport": size, "reduced_motion": "reduce", **options}
+        )
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self._note(request.url))
+        page.add_init_script(WATCH_PARTIALS)
+        page.goto(f"{address or self.address}#{view}")
+        return page
+
+    def _hear(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.complaints.append(said.text)
+
+    def _note(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.foreign.append(url)
+
+
+@pytest.fixture
+def open_page(browser: Browser, address: str) -> Iterator[Opened]:
+    opened = Opened(browser, address)
+    yield opened
+    for context in browser.contexts:
+        context.close()
+    assert opened.complaints == []
+    assert opened.foreign == []
+
+
+def paint(page: Page, prompt: str = PROMPT, count: int = 1, seed: str = "7") -> None:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Pictures", exact=True).fill(str(count))
+    page.get_by_label("Seed", exact=True).fill(seed)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    expect(page.locator(".is-done")).to_have_count(count)
+
+
+def act(page: Page, name: str) -> Locator:
+    """A button under the first picture."""
+    return page.locator(".is-done").first.get_by_role("button", name=name)
+
+
+def to_pixels(image: Locator) -> np.ndarray:
+    """The pixels of a picture on the page, (H, W, 3)."""
+    _, _, content = image.evaluate(PIXELS).partition(",")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+
+
+def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether the same codes were painted; in another batch, values are rounded otherwise."""
+    return int(np.abs(one.astype(int) - other).max()) <= 2
+
+
+def draw_circle() -> bytes:
+    image = Image.new("RGB", (90, 60), "white")
+    ImageDraw.Draw(image).ellipse((30, 15, 60, 45), fill=(220, 40, 40))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def drop_circle(page: Page) -> None:
+    """Drops a file onto the page, as a person does from a folder."""
+    content = base64.b64encode(draw_circle()).decode()
+    transfer = page.evaluate_handle(
+        """(content) => {
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([bytes], "circle.png", {type: "image/png"}));
+          return transfer;
+        }""",
+        content,
+    )
+    page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
+    expect(page.locator(".pair .cell")).to_have_count(64)
+
+
+def nameless(page: Page) -> list[str]:
+    """Controls and pictures that assistive technology cannot name."""
+    session = page.context.new_cdp_session(page)
+    tree = session.send("Accessibility.getFullAXTree")["nodes"]
+    wanted = {
+        "button", "link", "textbox", "spinbutton", "combobox", "slider", "switch", "radio",
+        "gridcell", "grid", "image", "dialog", "progressbar", "checkbox",
+    }  # fmt: skip
+    return [
+        node["role"]["value"]
+        for node in tree
+        if not node["ignored"]
+        and node["role"]["value"] in wanted
+        and not node.get("name", {}).get("value", "").strip()
+    ]
+
+
+# --- paint ----------------------------------------------------------------------------------
+
+
+def test_pictures_appear_while_laid_and_are_remembered(open_page: Opened) -> None:
+    page = open_page()
+    paint(page, count=2, seed="")
+    assert page.evaluate("window.partials.size") >= 4
+    [first, second] = page.locator(".is-done .seed").all_inner_texts()
+    seed = int(first.removeprefix("seed "))
+    assert second == f"seed {seed + 1}"  # the drawn one is told
+    pixels = to_pixels(page.locator(".is-done img").first)
+
+    page.reload()
+    pieces = page.locator(".piece")
+    expect(pieces).to_have_count(2)
+    page.get_by_role("button", name=f"{PROMPT}, seed {seed}", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Again with this seed").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
+    expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed))
+    page.keyboard.press("Enter")
+    expect(page.locator(".is-done")).to_have_count(1)
+    assert are_alike(to_pixels(page.locator(".is-done img")), pixels)
+
+    expect(pieces).to_have_count(3)
+    pieces.first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(pieces).to_have_count(2)
+    expect(pieces.first).to_be_focused()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear the gallery").click()
+    expect(pieces).to_have_count(0)
+    page.reload()
+    expect(page.get_by_text("What you paint is remembered here")).to_be_visible()
+    expect(pieces).to_have_count(0)
+
+
+def test_every_setting_reaches_the_server(open_page: Opened) -> None:
+    page = open_page()
+    captions = page.get_by_role("group", name="Captions that the model learned from")
+    first = captions.get_by_role("button").first
+    words = first.inner_text()
+    first.click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(words)
+    captions.get_by_role("button", name="Other captions").click()
+    assert captions.get_by_role("button").first.inner_text() != words
+
+    page.locator("summary").click()
+    page.get_by_label("Model", exact=True).select_option("second")
+    for name, value in {"Steps": "4", "Best of": "2", "Guidance": "2.5"}.items():
+        page.get_by_label(name, exact=True).fill(value)
+    page.get_by_label("Negative prompt").fill("a small ring")
+    with page.expect_request("**/v1/images/generations") as sent:
+        paint(page, count=2, seed="40")
+    assert json.loads(sent.value.post_data or "") == {
+        "model": "second",
+        "prompt": PROMPT,
+        "negative_prompt": "a small ring",
+        "steps": 4,
+        "guidance_scale": 2.5,
+        "best_of": 2,
+        "n": 2,
+        "seed": 40,
+        "stream": True,
+        "partial_images": 8,
+    }
+    # Picture i has the seed of its first candidate.
+    assert page.locator(".is-done .seed").all_inner_texts() == [
+        f"seed {seed} · steps 4 · guidance 2.5 · best of 2 · without a small ring"
+        for seed in (40, 42)
+    ]
+
+
+def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
+    page = open_page()
+    painting = "**/v1/images/generations"
+    start = page.get_by_role("button", name="Paint", exact=True)
+    alert = page.get_by_label("Easel").get_by_role("alert")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+
+    page.route(painting, lambda route: None)  # an answer that does not come
+    start.click()
+    with page.expect_event("requestfailed"):
+        page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("status").filter(has_text="Cancelled.")).to_have_count(1)
+    expect(alert).to_have_count(0)
+
+    problem = {"error": {"message": "The queue is full.", "type": "rate_limit_error"}}
+    later = {"Retry-After": "9"}
+    page.route(painting, lambda route: route.fulfill(status=429, headers=later, json=problem))
+    start.click()
+    expect(alert).to_have_text("The queue is full. Try again in 9 s.")
+    # The browser itself writes every failed request into its log.
+    assert "429" in open_page.complaints.pop()
+
+    page.route(painting, lambda route: route.abort())
+    start.click()
+    expect(alert).to_contain_text("The server does not answer.")
+    assert "ERR_FAILED" in open_page.complaints.pop()
+
+    events = 'data: {"error": {"message": "The server is shutting down."}}\n\n'
+    page.route(painting, lambda route: route.fulfill(content_type="text/event-stream", body=events))
+    start.click()
+    expect(alert).to_have_text("The server is shutting down.")
+
+    page.unroute_all()
+    paint(page, prompt=f"{PROMPT} and {'so on ' * 200}")
+    expect(alert).to_have_count(0)
+    expect(page.get_by_text("The model reads no more of this prompt than")).to_contain_text(PROMPT)
+
+
+# --- change ---------------------------------------------------------------------------------
+
+
+def test_a_picture_is_read_and_varied_and_goes_on_from_its_source(open_page: Opened) -> None:
+    page = open_page()
+    paint(page)
+    source = to_pixels(page.locator(".is-done img"))
+    act(page, "Tiles").click()
+    expect(page.locator(".pair .cell")).to_have_count(64)
+    assert np.array_equal(to_pixels(page.locator(".pair img").first), source)
+    page.get_by_role("button", name="Vary the picture").click()
+    dialog = page.get_by_role("dialog", name="Vary the picture")
+    dialog.get_by_role("slider").fill("25")
+    expect(dialog.locator("output")).to_have_text("25 %")
+    dialog.get_by_label("Pictures").fill("2")
+    dialog.get_by_label("Seed").fill("3")
+    dialog.get_by_role("button", name="Paint variations").click()
+    expect(page.locator(".is-done .seed")).to_have_text(
+        ["seed 3 · strength 0.25", "seed 4 · strength 0.25"]
+    )
+    varied = to_pixels(page.locator(".is-done img").first)
+    assert not np.array_equal(varied, source)
+    act(page, "Again with this seed").click()
+    expect(dialog.get_by_label("Prompt")).to_have_value(PROMPT)
+    expect(dialog.get_by_label("Seed")).to_have_value("3")
+    dialog.get_by_role("button", name="Paint variations").click()
+    expect(page.locator(".is-done")).to_have_count(1)
+    assert are_alike(to_pixels(page.locator(".is-done img")), varied)
+
+
+def test_marked_tiles_are_painted_anew_and_no_others(open_page: Opened) -> None:
+    page = open_page()
+    paint(page, prompt=OTHER)
+    source = to_pixels(page.locator(".is-done img")).astype(int)
+    act(page, "Edit").click()
+    dialog = page.get_by_role("dialog", name="Paint a part anew")
+    dialog.get_by_label("Prompt").fill("a large yellow circle on a white background")
+    dialog.get_by_label("Pictures").fill("1")
+    dialog.get_by_role("button", name="Paint anew").click()
+    expect(dialog.get_by_role("alert")).to_have_text("Mark the tiles to paint anew first.")
+
+    box = dialog.locator(".mask").bounding_box()
+    assert box is not None
+    tile = box["width"] / 8
+    at = [(box["x"] + (x + 0.5) * tile, box["y"] + (y + 0.5) * tile) for x, y in [(0, 1), (7, 1)]]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=20)
+    page.mouse.up()
+    marked = dialog.get_by_role("status")
+    expect(marked).to_have_text("8 tiles marked")
+    dialog.get_by_role("button", name="Undo").click()
+    expect(marked).to_have_text("0 tiles marked")
+    # The widest brush at an edge is cut there: three rows of the first two columns.
+    dialog.get_by_role("radio", name="3").check()
+    page.mouse.click(*at[0])
+    expect(marked).to_have_text("6 tiles marked")
+    assert dialog.locator("[aria-selected=true]").count() == 6
+    dialog.get_by_role("button", name="Paint anew").click()
+
+    expect(page.locator(".is-done .seed")).to_have_count(1)
+    expect(page.get_by_label("Easel").get_by_role("img")).to_have_attribute(
+        "alt", "a large yellow circle on a white background"
+    )
+    edited = to_pixels(page.locator(".is-done img")).astype(int)
+    inside = np.zeros((64, 64), bool)
+    inside[:24, :16] = True
+    assert np.array_equal(edited[~inside], source[~inside])
+    # Navy becomes another background.
+    assert np.abs(edited - source)[inside].mean() > 10
+    act(page, "Again with this seed").click()
+    expect(marked).to_have_text("6 tiles marked")
+
+
+# --- tiles ----------------------------------------------------------------------------------
+
+
+def test_a_dropped_picture_shows_its_codes(open_page: Opened) -> None:
+    page = open_page("tiles")
+    drop_circle(page)
+    cells = page.locator(".pair .cell")
+    codes = [int(cell.get_attribute("data-cell") or "") for cell in cells.all()]
+    common = max(codes, key=codes.count)
+    places = codes.count(common)
+    cells.nth(codes.index(common)).hover()
+    lens = page.locator(".lens")
+    words = "1 place" if places == 1 else f"{places} places"
+    expect(lens).to_contain_text(f"Tile {common}")
+    expect(lens).to_contain_text(f"at {words} of this picture")
+    # The same code's other places light up, and its tile in the box.
+    expect(page.locator(".pair .cell.is-pointed")).to_have_count(places)
+    expect(page.locator(".tile.is-pointed")).to_have_count(1)
+    # Beside the tile alone, what the decoder made of it at this place.
+    [_, placed] = lens.locator("canvas").all()
+    row, column = divmod(codes.index(common), 8)
+    reconstruction = to_pixels(page.locator(".pair img").last)
+    content = placed.evaluate("(canvas) => canvas.toDataURL()").partition(",")[2]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+    part = reconstruction[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+    assert np.array_equal(shown, part)
+    unused = next(code for code in range(512) if code not in codes)
+    page.locator(f'.tile[data-cell="{unused}"]').hover()
+    expect(lens).to_contain_text(f"Tile {unused}")
+    expect(lens).to_contain_text("not in this picture")
+    expect(lens.get_by_text("here")).to_be_hidden()
+    [original, painted] = [to_pixels(image) for image in page.locator(".pair img").all()]
+    assert original.shape == painted.shape == (64, 64, 3)
+    assert 0 < np.abs(original.astype(int) - painted).mean() < 20
+    # The middle square of what was dropped: red in the middle, white in the corner.
+    assert original[32, 32].tolist() == [220, 40, 40]
+    page.get_by_role("button", name="Edit the picture").click()
+    expect(page.get_by_role("dialog").get_by_label("Prompt")).to_have_value("")
+
+
+def test_the_box_holds_every_tile_and_arrows_go_through_it(open_page: Opened) -> None:
+    page = open_page("tiles")
+    tiles = page.locator(".tile")
+    expect(tiles).to_have_count(512)
+    page.get_by_role("radio", name="number").check()
+    expect(tiles.first).to_have_attribute("aria-label", "Tile 0")
+    tiles.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(":focus")).to_have_attribute("aria-label", "Tile 1")
+    columns = page.evaluate(
+        "[...document.querySelectorAll('.tile')].findIndex((t, _, [first]) => "
+        "t.offsetTop > first.offsetTop)"
+    )
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(":focus")).to_have_attribute("aria-label", f"Tile {columns + 1}")
+    expect(page.locator(".lens")).to_contain_text(f"Tile {columns + 1}")
+    page.keyboard.press("End")
+    expect(page.locator(":focus")).to_have_attribute("aria-label", "Tile 511")
+    # One tab stop for all of them.
+    assert page.locator('.tile[tabindex="0"]').count() == 1
+
+    file = {"name": "notes.png", "mimeType": "image/png", "buffer": b"not a picture"}
+    page.locator("#picture-file").set_input_files([file])  # type: ignore[list-item]
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    assert "400" in open_page.complaints.pop()
+
+
+# --- the model, posts, the key --------------------------------------------------------------
+
+
+def test_the_card_and_its_numbers(open_page: Opened) -> None:
+    page = open_page("model")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Model scenes")
+    expect(page.get_by_role("heading", name="What it cannot do")).to_be_visible()
+    models = STUDIO_FOLDER.parents[1] / "models"
+    metrics = json.loads((models / "scenes" / "metrics.json").read_text())
+    expect(page.get_by_role("rowheader")).to_have_text([name.replace("_", " ") for name in metrics])
+    expect(page.get_by_role("img", name="Samples of the model")).to_be_visible()
+
+    # A card may say anything: it is shown, and never obeyed.
+    text = (
+        "# <img src=x onerror=alert(1)>\n\n- one `<b>`\n* two **bold**\n\n"
+        "| a | b |\n|---|---|\n| <script>alert(1)</script> | [text](javascript:alert) |\n\n"
+        "```html\n<i>kept</i>\n```\nlast ![alt](x.png) [site](https://example.org)\n#no heading"
+    )
+    page.evaluate(
+        """async (text) => {
+          const { toTemplates } = await import("/studio/markdown.js");
+          const { render } = await import("/studio/vendor/lit-html.js");
+          const place = Object.assign(document.createElement("div"), {id: "hostile"});
+          document.body.append(place);
+          render(toTemplates(text), place);
+        }""",
+        text,
+    )
+    place = page.locator("#hostile")
+    assert place.locator("img, script, a, b, i").count() == 0
+    assert place.locator("h2").inner_text() == "<img src=x onerror=alert(1)>"
+    assert place.locator("li").all_inner_texts() == ["one <b>", "two bold"]
+    assert place.locator("td").all_inner_texts() == ["<script>alert(1)</script>", "text"]
+    assert place.locator("pre").inner_text() == "<i>kept</i>"
+    assert place.locator("p").inner_text() == "last alt site (https://example.org) #no heading"
+
+
+def test_posts_are_written_and_can_be_copied(open_page: Opened) -> None:
+    page = open_page("posts", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_label("Business").fill("<b>Corner</b> Bakery")
+    page.get_by_label("About it").fill("Sourdough, baked at night on a red stone.")
+    page.get_by_role("spinbutton", name="Posts").fill("2")
+    page.get_by_role("button", name="Write posts").click()
+    posts = page.locator("article.post")
+    expect(posts).to_have_count(2)
+    words = posts.first.locator(".post-text p").first.inner_text()
+    picture = posts.first.get_by_role("img")
+    assert to_pixels(picture).shape == (64, 64, 3)
+    assert posts.first.locator("dd").first.inner_text() == picture.get_attribute("alt")
+    posts.first.get_by_role("button", name="Copy the text").click()
+    expect(posts.first.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").startswith(words)
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Opened) -> None:
+    with serving("scenes", keys=[KEY]) as address:
+        page = open_page(address=address)
+        dialog = page.get_by_role("dialog", name="This server asks for a key")
+        dialog.get_by_label("API key").fill("a wrong one")
+        page.keyboard.press("Enter")
+        expect(dialog.get_by_role("alert")).not_to_be_empty()
+        # The browser itself writes every failed request into its log.
+        assert "401" in open_page.complaints.pop()
+        dialog.get_by_label("API key").fill(KEY)
+        page.keyboard.press("Enter")
+        paint(page)
+        page.reload()
+        expect(page.locator(".piece")).to_have_count(1)
+        paint(page)
+        assert page.evaluate("JSON.stringify(localStorage)").find(KEY) == -1
+        page.context.close()
+
+
+def test_a_run_without_a_model_is_shown_alone(open_page: Opened, tmp_path: Path) -> None:
+    with serving(run=tmp_path) as address:
+        page = open_page("", address=address)
+        expect(page.locator("html[data-ready=true]")).to_have_count(1)
+        expect(page.get_by_role("navigation", name="Views").get_by_role("link")).to_have_text(
+            ["Training"]
+        )
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.context.close()
+
+
+# --- for everyone ---------------------------------------------------------------------------
+
+
+def test_all_by_keyboard(open_page: Opened) -> None:
+    page = open_page()
+    expect(page.locator("html[data-ready=true]")).to_have_count(1)
+    focus = page.locator(":focus")
+
+    def tab_to(name: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            label = focus.get_attribute("aria-label") or focus.inner_text()
+            if name in (label, focus.get_attribute("name"), focus.get_attribute("id")):
+                return
+        pytest.fail(f"The tab key does not come to: {name}")
+
+    page.keyboard.press("Tab")
+    expect(focus).to_have_text("Skip to the page")
+    expect(focus).to_be_in_viewport()
+    tab_to("prompt")
+    page.keyboard.type(PROMPT)
+    tab_to("count")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("1")
+    tab_to("seed")
+    page.keyboard.type("5")
+    page.keyboard.press("Enter")
+    expect(page.locator(".is-done")).to_have_count(1)
+
+    tab_to(f"Edit: {PROMPT}, seed 5")
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="Paint a part anew")
+    dialog.locator(".cell").first.focus()
+    for key in ("ArrowDown", "ArrowRight", "Space", "ArrowRight", "Space", "ArrowLeft", "Space"):
+        page.keyboard.press(key)
+    expect(focus).to_have_attribute("aria-label", "Row 2, column 2")
+    expect(dialog.get_by_role("status")).to_have_text("1 tiles marked")
+    expect(dialog.locator("[aria-selected=true]")).to_have_attribute(
+        "aria-label", "Row 2, column 3"
+    )
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+
+    tab_to(f"{PROMPT}, seed 5")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name=PROMPT)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(focus).to_have_attribute("aria-label", f"{PROMPT}, seed 5")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_a_name_and_contrast(open_page: Opened, scheme: str) -> None:
+    page = open_page(color_scheme=scheme)
+
+    def check() -> None:
+        assert page.evaluate(LOW_CONTRAST) == []
+        if scheme == "light":  # names are the same in the dark
+            assert nameless(page) == []
+
+    paint(page)
+    page.locator("summary").click()
+    check()
+    for name in ("Vary", "Edit"):
+        act(page, name).click()
+        check()
+        page.keyboard.press("Escape")
+    for view, shown in {"tiles": ".tile", "model": ".card", "posts": "form"}.items():
+        page.goto(f"{open_page.address}#{view}")
+        expect(page.locator(f".view-{view} {shown}").first).to_be_visible()
+        check()
+
+
+def test_light_and_dark_and_pixels_are_chosen_and_kept(open_page: Opened) -> None:
+    page = open_page(color_scheme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    expect(page.get_by_label("Light or dark")).to_be_visible()
+    assert page.evaluate(ground) == "rgb(21, 24, 27)"
+    page.get_by_label("Light or dark").select_option("light")
+    assert page.evaluate(ground) == "rgb(241, 240, 236)"
+    page.get_by_role("switch", name="Sharp pixels").click()
+    paint(page)
+    page.reload()
+    assert page.evaluate(ground) == "rgb(241, 240, 236)"
+    expect(page.get_by_role("switch", name="Sharp pixels")).to_be_checked()
+    piece = page.locator(".piece img").first
+    assert piece.evaluate("(image) => getComputedStyle(image).imageRendering") == "pixelated"
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(open_page: Opened) -> None:
+    size = {"width": 360, "height": 740}
+    page = open_page(viewport=size, has_touch=True, is_mobile=True, device_scale_factor=2)
+
+    def width() -> int:
+        return int(page.evaluate("document.documentElement.scrollWidth"))
+
+    paint(page, count=3)
+    assert width() == 360
+    act(page, "Edit").tap()
+    dialog = page.get_by_role("dialog")
+    dialog.locator(".cell").nth(9).tap()
+    expect(dialog.get_by_role("status")).to_have_text("1 tiles marked")
+    assert dialog.evaluate("(dialog) => dialog.scrollWidth <= dialog.clientWidth")
+    page.keyboard.press("Escape")
+    act(page, "Tiles").tap()
+    expect(page.locator(".pair .cell")).to_have_count(64)
+    expect(page.locator(".tile")).to_have_count(512)
+    page.locator(".tile").nth(40).tap()
+    expect(page.locator(".lens")).to_be_visible()
+    assert width() == 360
+    for view in ("model", "posts"):
+        page.goto(f"{open_page.address}#{view}")
+        expect(page.locator(f".view-{view} :is(.card, form)").first).to_be_visible()
+        assert width() == 360
+
+
+def test_brought_along_files_are_the_published_ones() -> None:
+    folder = STUDIO_FOLDER / "vendor"
+    listed = dict(re.findall(r"^\| `(\S+)` \| `(\w{64})` \|$", read(folder / "README.md"), re.M))
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.*")
+        if path.suffix in (".js", ".woff2")
+    }
+    assert listed == found
+
+
+def test_the_page_is_small_and_asks_nobody_else() -> None:
+    files = [path for path in STUDIO_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 200_000
+    for path in files:
+        if path.suffix in (".js", ".css", ".html") and "vendor" not in path.parts:
+            # The names of XML's own languages are never fetched.
+            text = read(path).replace("http://www.w3.org/", "")
+            assert not re.search(r"https?://\w", text), path.name
+            assert not re.search(r"innerHTML|\beval\(|new Function|\sstyle=", text), path.name
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

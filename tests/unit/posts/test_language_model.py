@@ -1,0 +1,276 @@
+"""A language model over real HTTP: good, slow, busy, broken and hostile servers."""
+
+import builtins
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from tessella.errors import ConfigError
+from tessella.posts import chat_client
+from tessella.posts.errors import LanguageModelError
+from tessella.posts.language_model import LanguageModel
+
+Open = Callable[..., LanguageModel]
+ASKED = [{"role": "user", "content": "a number?"}]
+
+
+class Number(BaseModel):
+    """The answer that these tests ask for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+
+
+GOOD = '{"number": 7}'
+
+
+def test_a_good_answer_is_read(chat_server: Any, open_model: Open) -> None:
+    model = open_model([chat_server.say(GOOD)])
+    assert model.ask(ASKED, Number) == Number(number=7)
+    [asked], [headers] = chat_server.asked, chat_server.headers
+    assert (asked["model"], asked["messages"]) == ("tiny", ASKED)
+    assert asked["response_format"]["type"] == "json_schema"
+    assert asked["response_format"]["json_schema"]["strict"] is True
+    assert asked["response_format"]["json_schema"]["schema"]["additionalProperties"] is False
+    assert headers["path"] == "/v1/chat/completions"
+    assert (model.name, model.server) == ("tiny", chat_server.url + "/")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'Here it is:\n```json\n{"number": 7}\n```\nAnything else?',
+        '<think>{"number" is {...}?</think> {"number": 7}',
+        '{"no": 1} {"number": 7}',
+    ],
+)
+def test_json_is_found_among_other_words(chat_server: Any, open_model: Open, content: str) -> None:
+    assert open_model([chat_server.say(content)]).ask(ASKED, Number).number == 7
+
+
+def test_servers_without_schemas_are_asked_more_simply(chat_server: Any, open_model: Open) -> None:
+    refused = chat_server.fail(400, "response_format is not supported")
+    unprocessable = chat_server.fail(422)
+    model = open_model([refused, unprocessable, *[chat_server.say(GOOD)] * 2])
+    for _ in range(2):
+        assert model.ask(ASKED, Number).number == 7
+    kinds = [asked.get("response_format", {}).get("type") for asked in chat_server.asked]
+    # What the server does not know is not tried again.
+    assert kinds == ["json_schema", "json_object", None, None]
+
+
+def test_a_server_that_calls_every_request_wrong(chat_server: Any, open_model: Open) -> None:
+    model = open_model([chat_server.fail(400, "too\nlong \x1b[31m" + "x" * 999)] * 3)
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert "calls the request wrong" in str(error.value)
+    assert "says `too long [31mxxx" in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_busy_servers_are_asked_again(chat_server: Any, open_model: Open, status: int) -> None:
+    script = [chat_server.fail(status), chat_server.fail(status), chat_server.say(GOOD)]
+    assert open_model(script).ask(ASKED, Number).number == 7
+    assert len(chat_server.asked) == 3
+
+
+def test_the_wait_that_a_server_asks_for_is_kept(
+    chat_server: Any, open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    busy = chat_server.answer(b"{}", 429, headers={"Retry-After": "7"})
+    open_model([busy, chat_server.say(GOOD)]).ask(ASKED, Number)
+    assert 7.0 in waits
+
+
+def test_a_server_that_stays_broken(chat_server: Any, open_model: Open) -> None:
+    model = open_model([chat_server.fail(500, "out of\nmemory")] * 3, max_retries=2)
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert "The language model's server failed: status 500" in str(error.value)
+    assert "it says" in str(error.value)
+    assert "tried 3 times: try again later." in str(error.value)
+    assert len(chat_server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "refused the key: `"),
+        (403, "refused the key: `"),
+        (404, "has no such language model, or no chat completions: `tiny` at `"),
+        (301, "server failed: status 301"),
+    ],
+)
+def test_what_no_second_try_mends(
+    chat_server: Any, open_model: Open, status: int, message: str
+) -> None:
+    secret = chat_server.fail(status, "Incorrect API key: sk-secret")
+    model = open_model([secret], key_variable="OPENAI_API_KEY")
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert message in str(error.value)
+    assert len(chat_server.asked) == 1
+    if status in (401, 403):
+        assert "secret" not in str(error.value)
+
+
+def test_a_slow_server(chat_server: Any, open_model: Open) -> None:
+    slow = chat_server.answer(b"{}", wait_seconds=0.4)
+    model = open_model([slow], timeout_seconds=0.1, max_retries=0)
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert "did not answer within 0.1 s: `http://127.0.0.1" in str(error.value)
+    assert "--timeout-seconds" in str(error.value)
+
+
+def test_a_server_that_is_not_there(open_model: Open) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    model = open_model([], base_url=url.replace("//", "//me:secret@") + "?k=v", max_retries=0)
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert f"Cannot reach the language model, tried 1 times: `{url}" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "why"),
+    [
+        ("I would rather not.", {}, "there is no JSON object in it"),
+        ('{"number": ', {}, "there is no JSON object in it"),
+        ('{"number": "x"}', {}, "its JSON is not of the schema: number: Input should be"),
+        ('{"number": 7, "file": "../x"}', {}, "not of the schema: file: Extra inputs"),
+        ("{}", {}, "its JSON is not of the schema: number: Field required"),
+        (None, {"refusal": "I cannot help."}, "it refused to answer"),
+        ("", {"finish_reason": "content_filter"}, "it refused to answer"),
+        ('{"number"', {"finish_reason": "length"}, "it was cut off at the length"),
+        ('{"a": ' * 2_000, {}, "there is no JSON object in it"),
+        ([1], {}, "the server's answer is no chat completion"),
+    ],
+)
+def test_unusable_answers_are_asked_again_and_told(
+    chat_server: Any, open_model: Open, content: Any, more: dict[str, Any], why: str
+) -> None:
+    bad = chat_server.say(content, **more)
+    model = open_model([bad, chat_server.say(GOOD)])
+    assert model.ask(ASKED, Number).number == 7
+    again = chat_server.asked[1]["messages"]
+    assert again[:-1] == ASKED
+    assert "Your last answer could not be used: " in again[-1]["content"]
+    assert why in again[-1]["content"]
+
+    model = open_model([bad] * 3)
+    with pytest.raises(LanguageModelError) as error:
+        model.ask(ASKED, Number)
+    assert "gave no usable answer, asked 3 times: " in str(error.value)
+    assert why in str(error.value)
+    assert "`tiny` at `http" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>hello</html>", b"[]", b'{"choices": []}', b"\xff\xfe", b"[" * 50_000]
+)
+def test_what_is_no_completion_is_refused(chat_server: Any, open_model: Open, body: bytes) -> None:
+    with pytest.raises(LanguageModelError, match="answer is no chat completion"):
+        open_model([chat_server.answer(body)] * 3).ask(ASKED, Number)
+
+
+def test_what_else_is_wrong_with_an_answer(chat_server: Any, open_model: Open) -> None:
+    model = open_model([chat_server.say(GOOD), chat_server.say('{"number": 8}')])
+    found = model.ask(ASKED, Number, lambda n: "it is odd" if n.number % 2 else None)
+    assert found.number == 8
+    assert "it is odd" in chat_server.asked[1]["messages"][-1]["content"]
+
+
+# A server could fill the memory with one answer that never ends, good or not.
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_a_huge_answer_is_not_read_to_its_end(
+    chat_server: Any, open_model: Open, status: int
+) -> None:
+    huge = chat_server.answer(b" " * 30_000_000, status)
+    with pytest.raises(LanguageModelError) as error:
+        open_model([huge], max_retries=0).ask(ASKED, Number)
+    assert "answer is longer than 1,000,000 bytes: `http" in str(error.value)
+
+
+def test_an_answer_that_trickles_ends_in_time(
+    chat_server: Any, open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(0, 1_000, 40))
+    monkeypatch.setattr(chat_client.time, "monotonic", lambda: float(next(ticks)))
+    with pytest.raises(LanguageModelError, match="did not answer within 30 s"):
+        open_model([chat_server.say(GOOD)], timeout_seconds=30, max_retries=0).ask(ASKED, Number)
+
+
+def test_a_compressed_answer_is_read(chat_server: Any, open_model: Open) -> None:
+    import gzip
+
+    body = gzip.compress(chat_server.say(GOOD).body)
+    answer = chat_server.answer(body, headers={"Content-Encoding": "gzip"})
+    assert open_model([answer]).ask(ASKED, Number).number == 7
+    bomb = chat_server.answer(gzip.compress(b" " * 30_000_000), headers=answer.headers)
+    with pytest.raises(LanguageModelError, match="longer than 1,000,000 bytes"):
+        open_model([bomb], max_retries=0).ask(ASKED, Number)
+
+
+def test_the_environment_says_what_flags_leave_out(
+    chat_server: Any, open_model: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_model([chat_server.say(GOOD)] * 2)
+    monkeypatch.setenv("OPENAI_MODEL", "small")
+    monkeypatch.setenv("OPENAI_BASE_URL", chat_server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    monkeypatch.setenv("OTHER_KEY", "sk-2")
+    LanguageModel.open(None).ask(ASKED, Number)
+    LanguageModel.open("large", key_variable="OTHER_KEY").ask(ASKED, Number)
+    assert [asked["model"] for asked in chat_server.asked] == ["small", "large"]
+    keys = [headers["authorization"] for headers in chat_server.headers]
+    assert keys == ["Bearer sk-1", "Bearer sk-2"]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"name": None}, "Which language model is asked is not said: `--llm` and OPENAI_MODEL"),
+        ({"base_url": "localhost:1"}, "no address of a language model's server: `localhost:1`"),
+        ({}, "There is no key for the language model: `OPENAI_API_KEY` is empty."),
+        (
+            {"base_url": "http://localhost", "key_variable": "OTHER_KEY"},
+            "There is no key for the language model: `OTHER_KEY` is empty.",
+        ),
+    ],
+)
+def test_what_is_missing_is_told(open_model: Open, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        LanguageModel.open(**{"name": "tiny", **how})
+    assert message in str(error.value)
+    assert "--offline" in str(error.value) or "--base-url" in str(error.value)
+
+
+def test_the_missing_extra_is_named(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_client(name: str, *rest: Any) -> Any:
+        if name.endswith("chat_client"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_client)
+    with pytest.raises(ConfigError, match=r"needs the package `openai`: pip install 'tess"):
+        LanguageModel.open("tiny", base_url="http://localhost")
+
+
+def test_the_schema_of_the_answer_has_no_limits_that_servers_do_not_know() -> None:
+    from tessella.posts.model_writer import _Drafts
+
+    schema = json.dumps(_Drafts.model_json_schema())
+    assert not any(word in schema for word in ("minItems", "maxLength", "minLength", "pattern"))

@@ -1,0 +1,234 @@
+"""Tiny untrained models, and servers of them that speak real HTTP."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from fastapi import FastAPI
+from torch import nn
+
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.serving.app import create_app
+from tessella.serving.models_served import ServedModel
+from tessella.serving.service import PaintingService
+from tessella.serving.settings import ServeSettings
+from tessella.text import TextSettings, TextTokenizer
+from tessella.text.known_words import CaptionSummary
+
+CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
+CARD = "---\nlicense: mit\ntags: [a]\n---\n\n# A card\n\n---\nIt paints stars.\n"
+
+
+def create(objective: str, seed: int) -> TextToImage:
+    """An untrained model whose every weight matters: 4 × 4 places of 4 × 4 pixels."""
+    torch.manual_seed(seed)
+    config = ModelConfig.model_validate(
+        {
+            "image_size": 16,
+            "tokenizer": {
+                "patch": 2,
+                "widths": (16, 16),
+                "quantizer": {"codebook_size": 16, "code_width": 4},
+            },
+            "transformer": {"width": 16, "depth": 2, "heads": 2},
+            "objective": {"name": objective},
+            "generation": {"steps": 3, "temperature": 1.0},
+        }
+    )
+    model = TextToImage.create(config, TextTokenizer.train(CAPTIONS, TextSettings(max_tokens=16)))
+    for network in (model.tokenizer, model.transformer):
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.3)
+        network.eval().requires_grad_(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads wait for each other longer than these small networks take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ServedModel]:
+    """Models by name: `tiny` is the default; `twin` is another of its kind."""
+    objectives = {
+        "tiny": "any_order",
+        "twin": "any_order",
+        "raster": "autoregressive",
+        "atonce": "parallel",
+        "mean": "latent_mse",
+    }
+    found = {}
+    for seed, (name, objective) in enumerate(objectives.items()):
+        model, folder = create(objective, seed), tmp_path_factory.mktemp("models") / name
+        model.save(
+            folder,
+            card=CARD,
+            metrics={"psnr": {"value": 1.5, "protocol": "by hand"}},
+            samples=np.full((8, 8, 3), seed, dtype=np.uint8),
+            captions=CaptionSummary(3, {"star": 3}, CAPTIONS) if name == "tiny" else None,
+        )
+        found[name] = ServedModel.load(name, folder, model)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny(models: Mapping[str, ServedModel]) -> ServedModel:
+    return models["tiny"]
+
+
+@dataclass
+class Server:
+    """A server that runs."""
+
+    url: str
+    app: FastAPI
+    client: httpx.Client
+
+    @property
+    def service(self) -> PaintingService:
+        return self.app.state.service  # type: ignore[no-any-return]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def num_waiting(self) -> int:
+        return self.service.worker._num_waiting
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def post(self, path: str, **said: Any) -> httpx.Response:
+        return self.client.post(f"/v1{path}", **said)
+
+    def get(self, path: str, **said: Any) -> httpx.Response:
+        return self.client.get(path, **said)
+
+    def generate(self, **said: Any) -> httpx.Response:
+        return self.post("/images/generations", json={"prompt": "a red star"} | said)
+
+    def connect(self, content: bytes) -> socket.socket:
+        """Sends bytes; who calls hangs up."""
+        connected = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        connected.sendall(content)
+        return connected
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[Server]:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on"
+    )
+    server, listening = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    while not server.started:
+        time.sleep(0.002)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=20, trust_env=False, verify=False) as client:
+            yield Server(url, app, client)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+
+
+@pytest.fixture(scope="session")
+def server(models: Mapping[str, ServedModel]) -> Iterator[Server]:
+    """All models, without keys, with the settings as they are."""
+    with running(create_app(models, ServeSettings())) as found:
+        yield found
+
+
+@pytest.fixture
+def serve(tiny: ServedModel) -> Iterator[Callable[..., Server]]:
+    """Runs servers of the model `tiny` with settings of their own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*, keys: Sequence[str] = (), run: Path | None = None, **limits: Any) -> Server:
+            app = create_app({"tiny": tiny}, ServeSettings(**limits), keys=keys, run=run)
+            return stack.enter_context(running(app))
+
+        yield start
+
+
+@dataclass
+class Watched:
+    """What a model is asked to paint; it waits while the gate is shut."""
+
+    batches: list[tuple[list[str], dict[str, Any]]] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    broken: str | None = None  # a prompt at which painting fails
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        return [prompts for prompts, _ in self.batches]
+
+    @property
+    def seeds(self) -> list[list[int]]:
+        return [list(asked["seeds"]) for _, asked in self.batches]
+
+
+@pytest.fixture
+def watch(
+    monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Server]
+) -> Iterator[Callable[[TextToImage], Watched]]:
+    """Records what models paint; its gates open before the servers end."""
+    gates: list[threading.Event] = []
+
+    def begin(model: TextToImage) -> Watched:
+        seen, paint = Watched(), model.paint
+        seen.gate.set()
+        gates.append(seen.gate)
+
+        def record(prompts: Sequence[str], **asked: Any) -> Any:
+            seen.batches.append((list(prompts), asked))
+            if not seen.gate.wait(20):
+                raise TimeoutError("nobody opened the gate")
+            if seen.broken in prompts:
+                raise RuntimeError("secret: /root/weights.bin is damaged")
+            return paint(prompts, **asked)
+
+        monkeypatch.setattr(model, "paint", record)
+        return seen
+
+    yield begin
+    for gate in gates:
+        gate.set()
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], Any]], None]:
+    """Waits until something is so."""
+
+    def wait(is_so: Callable[[], Any], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.003)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def run_app() -> Callable[[FastAPI], contextlib.AbstractContextManager[Server]]:
+    """Serves an application as long as a block takes."""
+    return running

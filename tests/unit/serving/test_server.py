@@ -1,0 +1,182 @@
+"""The real command as a process of its own: its start, its end, and what it says."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+PROMPT = "a large red circle on a white background"
+
+
+@contextlib.contextmanager
+def serving(
+    *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Starts `tessella serve` on a free port; gives the process and its address."""
+    command = [sys.executable, "-m", "tessella", "serve", "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2", **(environment or {})},
+    )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("Serving at http://"), process.communicate()
+        yield process, said.split()[2]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(
+    address: str, body: Mapping[str, Any] | None = None, key: str | None = None
+) -> tuple[int, Any]:
+    """Sends a request; returns the status and the JSON."""
+    request = urllib.request.Request(address)
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    if key is not None:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
+    """A deployment that replaced the server must not cost anybody a picture."""
+    with serving("scenes", "--set", "serve.batch_size=1") as (process, address):
+        url = f"{address}/v1/images/generations"
+        assert ask(f"{address}/readyz")[0] == 200
+        answers: list[tuple[int, Any]] = []
+        begun = threading.Thread(
+            # Ten batches.
+            target=lambda: answers.append(
+                ask(url, {"prompt": PROMPT, "n": 10, "steps": 64, "best_of": 8})
+            )
+        )
+        begun.start()
+        waiting: list[tuple[int, Any]] = []
+        wait_for(address, b"tessella_batch_size_count 1.0")
+        late = threading.Thread(target=lambda: waiting.append(ask(url, {"prompt": PROMPT})))
+        late.start()
+        time.sleep(0.05)  # the late one waits now
+        process.send_signal(signal.SIGTERM)
+        begun.join()
+        late.join()
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        [(status, answer)] = answers
+        assert status == 200, answer
+        assert len(answer["data"]) == 10
+        [(status, answer)] = waiting
+        assert (status, answer["error"]["code"]) == (503, "shutting_down")
+        assert "Traceback" not in log
+
+
+def wait_for(address: str, metric: bytes) -> None:
+    """Waits until the metrics say something; not busily, for nobody reads the log meanwhile."""
+    for _ in range(200):
+        with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
+            if metric in answer.read():
+                return
+        time.sleep(0.02)
+    raise AssertionError(metric)
+
+
+def test_ctrl_c_ends_it_well() -> None:
+    with serving("scenes") as (process, _):
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert log == ""
+
+
+def test_the_log_is_json_without_prompts_or_keys() -> None:
+    key = "sixteen-characters-at-least"
+    environment = {"TESSELLA_API_KEYS": f"{key},another-key-of-some-length"}
+    with serving("scenes", environment=environment) as (process, address):
+        url = f"{address}/v1/images/generations"
+        assert ask(url, {"prompt": PROMPT})[0] == 401
+        assert ask(url, {"prompt": PROMPT}, key="sixteen-characters-at-leasu")[0] == 401
+        assert ask(url, {"prompt": PROMPT}, key=key)[0] == 200
+        assert ask(f"{address}/healthz")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        ("other", 401),
+        ("other", 401),
+        ("/v1/images/generations", 200),
+        ("/healthz", 200),
+    ]
+    assert "circle" not in log
+    assert key not in log
+    assert all(line["id"] and line["seconds"] >= 0 for line in lines)
+
+
+def test_prompts_are_logged_when_asked_for() -> None:
+    with serving("scenes", "--log-prompts") as (process, address):
+        ask(f"{address}/v1/images/generations", {"prompt": PROMPT})
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    assert json.loads(log)["prompt"] == PROMPT
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tessella", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "Anybody who reaches this address could paint: `0.0.0.0`"),
+        (("nowhere",), "There is no such model: `nowhere`"),
+        (("scenes", "scenes=stickers", "--port", "0"), "Two models have one name: `scenes`"),
+        (("--set", "serve.max_que=3"), "did you mean `max_queue`"),
+        (("--set", "generation.steps=3"), "Serving takes settings of the section `serve` alone"),
+        (("--insecure", "--host", "no such host"), "Cannot listen on `no such host`"),
+    ],
+)
+def test_a_wrong_start_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_address_in_use_is_said_before_models_are_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "Address already in use. Try another --port, or 0 for a free one." in done.stderr
+
+
+def test_a_short_key_is_refused_and_not_repeated() -> None:
+    done = run("--host", "0.0.0.0", TESSELLA_API_KEYS="hunter2")
+    assert done.returncode == 1
+    assert "API key 1 must have at least 16 characters" in done.stderr
+    assert "hunter2" not in done.stderr

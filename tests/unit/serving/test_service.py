@@ -1,0 +1,412 @@
+"""The service: what a request leaves open, who waits, who leaves, what is kept."""
+
+import asyncio
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tessella.errors import ConfigError
+from tessella.serving import service as service_module
+from tessella.serving.api_errors import ApiError
+from tessella.serving.models_served import ServedModel
+from tessella.serving.schemas import PaintingBody
+from tessella.serving.service import KeptPictures, PaintingService, find_canvas_size
+from tessella.serving.settings import ServeSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Models = Mapping[str, ServedModel]
+Serve = Callable[..., Any]
+GENERATIONS = "/v1/images/generations"
+
+
+def fault(answer: Any, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    return dict(answer.json()["error"])
+
+
+def hang_up(server: Any, **said: Any) -> Any:
+    """Sends a request; who calls hangs up."""
+    body = json.dumps({"prompt": "gone"} | said).encode()
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return server.connect(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+def is_idle(server: Any) -> bool:
+    return server.num_waiting == 0 == server.metric("tessella_queue_pictures")
+
+
+# What is left open.
+
+
+def test_what_is_left_open_is_decided(models: Models) -> None:
+    service = PaintingService(models, ServeSettings())
+    wanted = service.read(PaintingBody(), "a red star")
+    assert wanted.painting.served is models["tiny"]
+    assert wanted.painting.settings == models["tiny"].model.config.generation
+    assert (wanted.size, wanted.output_format, wanted.quality) == ((16, 16), "png", 100)
+    assert wanted.revised_prompt is None
+    assert (wanted.painting.best_of, wanted.painting.num_partials) == (1, 0)
+    [seed] = wanted.painting.seeds
+    assert 0 <= seed < 2**31
+    seeds = {service.read(PaintingBody(), "a").painting.seeds[0] for _ in range(20)}
+    assert len(seeds) == 20
+
+
+def test_what_is_said_is_taken(models: Models) -> None:
+    service = PaintingService(models, ServeSettings())
+    body = PaintingBody(
+        model="twin", n=3, seed=0, best_of=4, steps=2, temperature=0.0, top_k=1, top_p=0.5,
+        guidance_scale=0.0, negative_prompt="blue", size="32x20", output_format="jpeg",
+        output_compression=0, partial_images=5, stream=True, response_format="url",
+    )  # fmt: skip
+    wanted = service.read(body, "a red star", is_changing=True)
+    painting = wanted.painting
+    assert painting.served is models["twin"]
+    assert painting.seeds == [0, 4, 8]
+    settings = painting.settings
+    assert (settings.steps, settings.temperature, settings.guidance_scale) == (2, 0.0, 0.0)
+    assert (settings.top_k, settings.top_p) == (1, 0.5)
+    assert painting.negative_prompt == "blue"
+    assert (painting.best_of, painting.num_partials) == (4, 5)
+    assert (wanted.size, wanted.output_format, wanted.quality) == ((32, 20), "jpeg", 0)
+    assert wanted.event_type == "image_edit"
+    assert not wanted.as_url  # a stream has none
+
+
+def test_models_that_are_not_there(models: Models) -> None:
+    service = PaintingService(models, ServeSettings())
+    assert service.find(None) is service.find("") is models["tiny"]
+    assert service.find("twin") is models["twin"]
+    for name in ("Tiny", "tiny ", "../tiny", "none"):
+        with pytest.raises(ApiError, match=r"There is no such model: `.*`\. This server has: "):
+            service.find(name)
+
+
+def test_settings_out_of_the_models_range(models: Models) -> None:
+    service = PaintingService(models, ServeSettings())
+    with pytest.raises(ConfigError, match="steps"):
+        service.read(PaintingBody.model_construct(steps=5000), "a")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((16, 16), (16, 16)),
+        ((2048, 2048), (16, 16)),
+        ((17, 16), (16, 16)),
+        ((18, 16), (16, 16)),
+        ((19, 16), (20, 16)),
+        ((16, 19), (16, 20)),
+        ((300, 200), (24, 16)),
+        ((160, 90), (28, 16)),
+        ((90, 160), (16, 28)),
+        ((64, 16), (64, 16)),
+        ((2048, 16), (64, 16)),
+        ((16, 2048), (16, 64)),
+    ],
+)
+def test_the_smallest_canvas_of_a_shape(
+    size: tuple[int, int], expected: tuple[int, int], tiny: ServedModel
+) -> None:
+    assert find_canvas_size(tiny.model, size) == expected
+    tiny.model.plan_picture(expected)  # can be laid
+
+
+def test_every_shape_has_a_canvas_that_can_be_laid(tiny: ServedModel) -> None:
+    for width in range(16, 130):
+        canvas = find_canvas_size(tiny.model, (width, 32))
+        tiny.model.plan_picture(canvas)
+        assert min(canvas) == 16
+        ratio = min(4, max(width, 32) / min(width, 32))
+        assert abs(max(canvas) / 16 - ratio) <= 1 / 8 + 1e-9
+
+
+# Who waits.
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    server, seen = serve(max_queue=3), watch(tiny.model)
+    seen.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        begun = pool.submit(server.generate, n=2)
+        until(lambda: seen.batches)
+        assert is_idle(server)
+        waiting = [pool.submit(server.generate, n=2, prompt="second")]
+        until(lambda: server.num_waiting == 2)
+        answer = server.generate(n=2)
+        assert fault(answer, 429) == {
+            "message": "Too many pictures wait. Try again in 1 s.",
+            "type": "rate_limit_error",
+            "param": None,
+            "code": "queue_full",
+        }
+        assert answer.headers["retry-after"] == "1"
+        fault(server.generate(n=2, stream=True), 429)
+        waiting.append(pool.submit(server.generate, n=1, prompt="third"))
+        until(lambda: server.num_waiting == 3)
+        assert server.metric("tessella_queue_pictures") == 3
+        fault(server.generate(), 429)
+        assert server.get("/readyz").status_code == 200
+        seen.gate.set()
+        for answer in (begun, *waiting):
+            assert answer.result().status_code == 200
+    assert is_idle(server)
+    assert server.generate(n=3).status_code == 200
+    until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="429") == 3)
+
+
+def test_what_takes_too_long_is_given_up(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    server, seen = serve(request_timeout_seconds=0.3), watch(tiny.model)
+    seen.gate.clear()
+    started = time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(server.generate, prompt=prompt) for prompt in ("a", "b")]
+        answers.append(pool.submit(server.generate, prompt="c", stream=True))
+        for answer in answers:
+            body = fault(answer.result(), 503)
+            assert body["code"] == "timeout"
+            assert body["message"] == (
+                "It took longer than 0.3 s. Ask for less, or try again later."
+            )
+            assert answer.result().headers["retry-after"] == "5"
+    assert 0.25 < time.monotonic() - started < 5
+    seen.gate.set()
+    until(lambda: is_idle(server))
+    assert server.generate(prompt="after").status_code == 200
+    assert ["c"] not in seen.prompts[1:]  # nobody waited for it any more
+
+
+def test_a_stream_that_takes_too_long_says_so(
+    serve: Serve, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, opening = serve(request_timeout_seconds=0.4), threading.Event()
+    decode, shown = tiny.model.decode_codes, []
+
+    def stop_later(*codes: Any) -> Any:
+        shown.append(codes)
+        if len(shown) == 2:
+            opening.wait(10)
+        return decode(*codes)
+
+    monkeypatch.setattr(tiny.model, "decode_codes", stop_later)
+    answer = server.generate(stream=True, partial_images=2)
+    opening.set()
+    first, last = answer.text.strip().split("\n\n")
+    assert first.startswith("event: image_generation.partial_image\n")
+    assert last.startswith('event: error\ndata: {"error": {"message": "It took longer than 0.4 s')
+
+
+# Who leaves.
+
+
+def test_who_hangs_up_while_waiting_is_not_painted(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    server, seen = serve(), watch(tiny.model)
+    seen.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        begun = pool.submit(server.generate, prompt="begun")
+        until(lambda: seen.batches)
+        leaving = [hang_up(server, n=2), hang_up(server, stream=True, partial_images=2)]
+        until(lambda: server.num_waiting == 3)
+        stays = pool.submit(server.generate, prompt="stays")
+        until(lambda: server.num_waiting == 4)
+        for connected in leaving:
+            connected.close()
+        until(
+            lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="499") == 2
+        )
+        seen.gate.set()
+        assert begun.result().status_code == stays.result().status_code == 200
+    assert seen.prompts == [["begun"], ["stays"]]
+    assert is_idle(server)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_while_painted_is_given_up(
+    stream: bool, serve: Serve, tiny: ServedModel, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of a thousand steps ends where its client left; the next comes soon."""
+    server, steps, going = serve(max_steps=4096), [], threading.Event()
+    generate = tiny.model.objective.generate
+
+    def go_slowly(t: Any, c: Any, g: Any, asked: Any, watch: Any) -> Any:
+        def wait(step: Any) -> None:
+            steps.append(step.step)
+            if len(steps) == 2:
+                going.wait(10)
+            watch(step)
+
+        return generate(t, c, g, asked, wait)
+
+    monkeypatch.setattr(tiny.model.objective, "generate", go_slowly)
+    connected = hang_up(server, steps=16, stream=stream, partial_images=16)
+    until(lambda: len(steps) == 2)
+    if stream:
+        said = b""
+        while b"partial_image" not in said:
+            said += connected.recv(9999)
+    connected.close()
+    worker = server.service.worker
+    if not stream:
+        until(
+            lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="499") == 1
+        )
+    else:
+        until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="200"))
+        time.sleep(0.1)
+    going.set()
+    assert server.generate(steps=1).status_code == 200
+    assert steps == [1, 2, 1]
+    assert is_idle(server)
+    assert worker.is_running
+    until(lambda: server.metric("tessella_pictures_total", model="tiny") == 1)
+
+
+def test_others_of_the_batch_get_theirs(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    server, seen = serve(), watch(tiny.model)
+    seen.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.generate)
+        until(lambda: seen.batches)
+        connected = hang_up(server)
+        until(lambda: server.num_waiting == 1)
+        stays = pool.submit(server.generate, prompt="stays")
+        until(lambda: server.num_waiting == 2)
+        seen.gate.set()
+        until(lambda: len(seen.batches) == 2)
+        connected.close()
+        assert first.result().status_code == stays.result().status_code == 200
+    assert seen.prompts[1] == ["gone", "stays"]
+    until(lambda: is_idle(server))
+
+
+# The end.
+
+
+def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    server, seen = serve(batch_size=1), watch(tiny.model)
+    seen.gate.clear()
+    with ThreadPoolExecutor(3) as pool:
+        begun = pool.submit(server.generate, n=2)
+        until(lambda: seen.batches)
+        waiting = pool.submit(server.generate, prompt="waiting")
+        streamed = pool.submit(server.generate, prompt="streamed", stream=True)
+        until(lambda: server.num_waiting == 3)
+        server.service.worker.close()
+        late = server.generate()
+        ready = server.get("/readyz")
+        alive = server.get("/healthz")
+        seen.gate.set()
+        assert len(begun.result().json()["data"]) == 2
+        for answer in (waiting.result(), streamed.result(), late):
+            assert fault(answer, 503) == {
+                "message": "The server is about to end and takes nothing more. Try again later.",
+                "type": "server_error",
+                "param": None,
+                "code": "shutting_down",
+            }
+            assert answer.headers["retry-after"] == "5"
+    assert fault(ready, 503)["code"] == "not_ready"
+    assert ready.headers["retry-after"] == "5"
+    assert alive.json() == {"status": "ok"}
+    assert is_idle(server)
+
+
+# What is kept.
+
+
+def test_pictures_are_kept_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(service_module.time, "monotonic", lambda: now)
+    kept = KeptPictures()
+    first = kept.keep(b"first", "png")
+    now += 1800
+    second = kept.keep(b"second", "jpeg")
+    assert kept.find(first) == (b"first", "image/png")
+    assert kept.find(second) == (b"second", "image/jpeg")
+    now += 1801
+    assert kept.find(first) is None
+    assert kept.find(second) == (b"second", "image/jpeg")
+    assert kept._size == len(b"second")
+    now += 1800
+    assert kept.find(second) is None
+    assert kept._size == 0
+    assert kept.find("") is None
+
+
+def test_as_many_pictures_are_kept_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_KEPT_BYTES", 100)
+    kept = KeptPictures()
+    names = [kept.keep(b"x" * 40, "png") for _ in range(3)]
+    assert kept.find(names[0]) is None
+    assert all(kept.find(name) for name in names[1:])
+    large = kept.keep(b"y" * 300, "webp")
+    assert kept.find(large) == (b"y" * 300, "image/webp")
+    assert kept.find(names[2]) is None
+    small = kept.keep(b"z", "png")
+    assert kept.find(large) is None
+    assert kept.find(small)
+    assert kept._size == 1
+
+
+def test_names_cannot_be_guessed() -> None:
+    kept = KeptPictures()
+    names = {kept.keep(b"same", "png") for _ in range(100)}
+    assert len(names) == 100
+    assert all(len(name) == 36 for name in names)
+
+
+# Its own use.
+
+
+def test_pictures_for_the_servers_own_use(server: Any, tiny: ServedModel) -> None:
+    async def paint() -> list[bytes]:
+        return await server.service.paint_png("tiny", ["star", "a red star"], seed=5, best_of=2)
+
+    contents = asyncio.run(paint())
+    for content, prompt, seed in zip(contents, ("star", "a red star"), (5, 7), strict=True):
+        [expected] = tiny.model.generate(prompt, seed=seed, best_of=2)
+        shown = np.asarray(Image.open(io.BytesIO(content)))
+        assert np.array_equal(shown, np.asarray(expected))
+    assert asyncio.run(server.service.paint_png(None, [], seed=0, best_of=1)) == []
+
+
+def test_if_one_of_them_fails_nobody_waits_for_the_others(
+    serve: Serve, tiny: ServedModel, watch: Any, until: Any
+) -> None:
+    """Two of three fitted into the queue; they were painted for nobody."""
+    server, seen = serve(max_queue=2), watch(tiny.model)
+    seen.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(server.generate, prompt="begun")
+        until(lambda: seen.batches)
+
+        async def paint() -> int:
+            with pytest.raises(ApiError, match="Too many pictures wait"):
+                await server.service.paint_png("tiny", ["a", "b", "c"], seed=5, best_of=1)
+            await asyncio.sleep(0.02)
+            return len(asyncio.all_tasks())
+
+        assert asyncio.run(paint()) == 1
+        seen.gate.set()
+        assert begun.result().status_code == 200
+    until(lambda: is_idle(server))
+    assert seen.prompts == [["begun"]]

@@ -1,0 +1,95 @@
+"""The page's files: served as they are, asked again each time, and allowed to load nothing else."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tessella.serving.studio import STUDIO_FOLDER
+
+FILES = sorted(
+    path.relative_to(STUDIO_FOLDER).as_posix()
+    for path in STUDIO_FOLDER.rglob("*")
+    if path.is_file() and not path.name.startswith(".")
+)
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+POLICY = {
+    "default-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "connect-src": "'self'",
+    "style-src": "'self'",
+    "script-src": "'self'",
+    "base-uri": "'none'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_is_served_as_it_is(name: str, server: Any) -> None:
+    answer = server.get(f"/studio/{name}")
+    file = STUDIO_FOLDER / name
+    assert answer.status_code == 200
+    assert answer.content == file.read_bytes()
+    if file.suffix in TYPES:
+        assert answer.headers["content-type"] == TYPES[file.suffix]
+    policy = dict(part.strip().split(" ", 1) for part in
+                  answer.headers["content-security-policy"].split(";"))  # fmt: skip
+    assert policy == POLICY
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page(server: Any) -> None:
+    page, again = server.get("/"), server.get("/studio/index.html")
+    assert page.content == again.content
+    assert page.headers["etag"] == again.headers["etag"]
+
+
+def test_a_file_that_is_known_is_not_sent_again(server: Any) -> None:
+    for path in ("/", "/studio/main.js"):
+        answer = server.get(path)
+        tag = answer.headers["etag"]
+        assert re.fullmatch(r'"[0-9a-f]{24}"', tag)
+        assert answer.headers["cache-control"] == "no-cache"
+        # A proxy that packs files makes a weak tag of it.
+        for known in (tag, f"W/{tag}", f'"other", {tag}', f'{tag},"other"'):
+            same = server.get(path, headers={"If-None-Match": known})
+            assert same.status_code == 304
+            assert same.content == b""
+            assert same.headers["etag"] == tag
+            assert same.headers["content-security-policy"]
+        for other in ('"other"', "", tag.strip('"')[:-1]):
+            assert server.get(path, headers={"If-None-Match": other}).status_code == 200
+
+
+def test_heads(server: Any) -> None:
+    answer = server.client.head("/")
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert int(answer.headers["content-length"]) == len(server.get("/").content)
+
+
+def test_nothing_else_is_served(server: Any) -> None:
+    for path in (
+        "../studio.py", "..%2fstudio.py", "%2e%2e/app.py", "/etc/passwd", "", "index.html/",
+        "INDEX.HTML", "vendor", "main.js%00",
+    ):  # fmt: skip
+        assert server.get(f"/studio/{path}").status_code == 404
+    assert server.get("/studio/main.js?v=1").status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    for name in FILES:
+        file = STUDIO_FOLDER / name
+        if file.suffix == ".html":
+            text = file.read_text(encoding="utf-8")
+            assert not re.search(r"""(src|href)\s*=\s*["'](https?:)?//""", text)
+            assert not re.search(r"<script(?![^>]*\bsrc=)", text)
+            assert not re.search(r"\sstyle\s*=|\son[a-z]+\s*=|<style", text)
