@@ -612,7 +612,7 @@ FILE = ("i.png", encoded(IMAGE))
         ([("image", FILE), ("n", FILE), ("prompt", (None, "a"))], "n", "invalid_value"),
         ([("image", FILE), ("image", FILE), ("prompt", (None, "a"))], "image", None),
         ([("image", FILE), ("prompt", (None, "a")), ("prompt", (None, "a"))], "prompt", None),
-        ([("image", FILE), ("promt", (None, "a"))], "promt", "unknown_parameter"),
+        ([("image", FILE), ("prompts", (None, "a"))], "prompts", "unknown_parameter"),
         ([("image", FILE), ("prompt", (None, "a")), ("extra", FILE)], "extra", "invalid_value"),
         ([("image", FILE), ("prompt", (None, "a")), ("n", (None, "x"))], "n", "invalid_value"),
     ],

@@ -199,7 +199,7 @@ def test_something_missing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("promt", "prompt"), ("guidance", "guidance_scale"), ("step", "steps"), ("N", None),
+    [("prompts", "prompt"), ("guidance", "guidance_scale"), ("step", "steps"), ("N", None),
      ("negativeprompt", "negative_prompt"), ("strength", None), ("image", None), ("", None)],
 )  # fmt: skip
 def test_a_misspelt_name_is_said_first(name: str, near: str | None) -> None:
@@ -283,8 +283,8 @@ def test_fields_that_are_wrong(name: str, text: str) -> None:
 
 
 def test_names_of_a_form() -> None:
-    with pytest.raises(ApiError, match=r"Unknown parameter: `strenght`\. Did you mean `strength`"):
-        read_fields(VariationBody, {"strenght": "1"})
+    with pytest.raises(ApiError, match=r"Unknown parameter: `strengths`\. Did you mean `strength`"):
+        read_fields(VariationBody, {"strengths": "1"})
     with pytest.raises(ApiError, match=r"A parameter is missing: `prompt`"):
         read_fields(EditBody, {})
     assert read_fields(VariationBody, {}).prompt is None
