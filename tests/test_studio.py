@@ -26,7 +26,15 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    FilePayload,
+    Locator,
+    Page,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
@@ -45,6 +53,27 @@ new MutationObserver(() => {
   for (const image of document.querySelectorAll(".is-laying img")) window.partials.add(image.src);
 }).observe(document, {subtree: true, childList: true, attributes: true});
 """
+
+# Notes the addresses of pictures whose memory is given back.
+WATCH_DROPPED = """() => {
+  window.dropped = [];
+  const revoke = URL.revokeObjectURL.bind(URL);
+  URL.revokeObjectURL = (url) => {
+    window.dropped.push(url);
+    revoke(url);
+  };
+}"""
+
+# Notes the words of each form that is sent.
+WATCH_FORMS = """() => {
+  window.forms = [];
+  const send = window.fetch.bind(window);
+  window.fetch = (path, options) => {
+    const words = [...(options.body ?? [])].filter(([, value]) => typeof value === "string");
+    window.forms.push(Object.fromEntries(words));
+    return send(path, options);
+  };
+}"""
 
 # The contrast of each visible text to what is behind it, as WCAG 2 defines it.
 LOW_CONTRAST = """() => {
@@ -188,17 +217,16 @@ def to_pixels(image: Locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
-def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the same codes were painted; in another batch, values are rounded otherwise."""
-    return int(np.abs(one.astype(int) - other).max()) <= 2
-
-
 def draw_circle() -> bytes:
     image = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(image).ellipse((30, 15, 60, 45), fill=(220, 40, 40))
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def to_file(content: bytes) -> FilePayload:
+    return {"name": "file.png", "mimeType": "image/png", "buffer": content}
 
 
 def drop_circle(page: Page) -> None:
@@ -255,16 +283,24 @@ def test_pictures_appear_while_laid_and_are_remembered(open_page: Opened) -> Non
     expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed))
     page.keyboard.press("Enter")
     expect(page.locator(".is-done")).to_have_count(1)
-    assert are_alike(to_pixels(page.locator(".is-done img")), pixels)
+    # The same pixels, though two were painted together before.
+    assert np.array_equal(to_pixels(page.locator(".is-done img")), pixels)
 
     expect(pieces).to_have_count(3)
+    page.evaluate(WATCH_DROPPED)
+    source = pieces.first.locator("img").get_attribute("src")
     pieces.first.click()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     expect(pieces).to_have_count(2)
     expect(pieces.first).to_be_focused()
+    # A picture that was removed kept its memory; and the easel shows it still.
+    assert page.evaluate("window.dropped") == [source]
+    assert page.locator(".is-done a").get_attribute("href") != source
+    assert np.array_equal(to_pixels(page.locator(".is-done img")), pixels)
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Clear the gallery").click()
     expect(pieces).to_have_count(0)
+    assert page.evaluate("window.dropped.length") == 3
     page.reload()
     expect(page.get_by_text("What you paint is remembered here")).to_be_visible()
     expect(pieces).to_have_count(0)
@@ -371,7 +407,15 @@ def test_a_picture_is_read_and_varied_and_goes_on_from_its_source(open_page: Ope
     expect(dialog.get_by_label("Seed")).to_have_value("3")
     dialog.get_by_role("button", name="Paint variations").click()
     expect(page.locator(".is-done")).to_have_count(1)
-    assert are_alike(to_pixels(page.locator(".is-done img")), varied)
+    # Each picture once kept its source, the source's source, and so on.
+    kept = page.evaluate(
+        """async () => {
+          const { listPictures } = await import("/studio/gallery_store.js");
+          return (await listPictures()).map(({ source }) => Object.keys(source ?? {}).sort());
+        }"""
+    )
+    assert kept == [["blob", "model", "prompt"]] * 3 + [[]]
+    assert np.array_equal(to_pixels(page.locator(".is-done img")), varied)
 
 
 def test_marked_tiles_are_painted_anew_and_no_others(open_page: Opened) -> None:
@@ -416,6 +460,33 @@ def test_marked_tiles_are_painted_anew_and_no_others(open_page: Opened) -> None:
     assert np.abs(edited - source)[inside].mean() > 10
     act(page, "Again with this seed").click()
     expect(marked).to_have_text("6 tiles marked")
+
+
+def test_an_edit_goes_to_another_model_without_mask_and_settings(open_page: Opened) -> None:
+    """They were of the first model: its cells lie elsewhere, and its steps do not fit."""
+    page = open_page()
+    page.locator("summary").click()
+    page.get_by_label("Steps", exact=True).fill("4")
+    paint(page)
+    act(page, "Edit").click()
+    dialog = page.get_by_role("dialog", name="Paint a part anew")
+
+    page.evaluate(WATCH_FORMS)
+
+    def send(cell: int) -> dict[str, str]:
+        dialog.locator(".cell").nth(cell).click()
+        dialog.get_by_label("Pictures").fill("1")
+        dialog.get_by_role("button", name="Paint anew").click()
+        expect(page.locator(".is-done .seed")).to_have_count(1)
+        return dict(page.evaluate("window.forms.pop()"))
+
+    assert send(0)["steps"] == "4"
+    page.get_by_label("Model", exact=True).select_option("second")
+    act(page, "Again with this seed").click()
+    expect(dialog.get_by_role("status")).to_have_text("0 tiles marked")
+    sent = send(1)
+    assert sent["model"] == "second"
+    assert "steps" not in sent
 
 
 # --- tiles ----------------------------------------------------------------------------------
@@ -479,10 +550,50 @@ def test_the_box_holds_every_tile_and_arrows_go_through_it(open_page: Opened) ->
     # One tab stop for all of them.
     assert page.locator('.tile[tabindex="0"]').count() == 1
 
-    file = {"name": "notes.png", "mimeType": "image/png", "buffer": b"not a picture"}
-    page.locator("#picture-file").set_input_files([file])  # type: ignore[list-item]
+    page.locator("#picture-file").set_input_files([to_file(b"not a picture")])
     expect(page.get_by_role("alert")).not_to_be_empty()
     assert "400" in open_page.complaints.pop()
+
+
+def test_late_answers_are_not_shown(open_page: Opened) -> None:
+    """A slow answer for an earlier picture or another model once took the place of the later."""
+    page = open_page("tiles")
+    expect(page.locator(".tile")).to_have_count(512)
+    waiting = page.get_by_role("status").filter(has_text="Reading the picture…")
+    reading: list[Route] = []
+
+    def hold_first(route: Route) -> None:
+        reading.append(route)
+        if len(reading) > 1:
+            route.continue_()
+
+    page.route("**/v1/images/reconstructions", hold_first)
+    page.locator("#picture-file").set_input_files([to_file(draw_circle())])
+    expect(waiting).to_have_count(1)
+    with page.expect_event("requestfailed"):
+        drop_circle(page)
+    expect(waiting).to_have_count(0)
+
+    held: list[Route] = []
+    page.route("**/v1/models/second/c*", lambda route: held.append(route))
+
+    def choose_and_return(waiting: str) -> None:
+        page.get_by_label("Model", exact=True).select_option("second")
+        expect(page.get_by_text(waiting)).to_be_visible()
+        page.get_by_label("Model", exact=True).select_option("scenes")
+        with page.expect_event("requestfinished"):
+            held.pop().fulfill(body="too late")  # no JSON
+
+    choose_and_return("Fetching the tiles…")
+    expect(page.locator(".pair")).to_have_count(0)
+    expect(page.locator(".tile")).to_have_count(512)
+    page.wait_for_timeout(100)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.get_by_role("link", name="Model", exact=True).click()
+    page.locator(".card").wait_for()
+    choose_and_return("Fetching the card…")
+    page.wait_for_timeout(100)
+    page.locator(".card").wait_for()
 
 
 # --- the model, posts, the key --------------------------------------------------------------
@@ -524,6 +635,11 @@ def test_the_card_and_its_numbers(open_page: Opened) -> None:
 
 def test_posts_are_written_and_can_be_copied(open_page: Opened) -> None:
     page = open_page("posts", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("form").wait_for()
+    studio = page.request.get(f"{open_page.address}v1/studio").json()
+    for label, names in {"Platform": "post_platforms", "Tone": "post_tones"}.items():
+        assert page.get_by_label(label).locator("option").all_inner_texts() == studio[names]
+    expect(page.get_by_role("checkbox")).to_have_count(0)
     page.get_by_label("Business").fill("<b>Corner</b> Bakery")
     page.get_by_label("About it").fill("Sourdough, baked at night on a red stone.")
     page.get_by_role("spinbutton", name="Posts").fill("2")
@@ -534,26 +650,107 @@ def test_posts_are_written_and_can_be_copied(open_page: Opened) -> None:
     picture = posts.first.get_by_role("img")
     assert to_pixels(picture).shape == (64, 64, 3)
     assert posts.first.locator("dd").first.inner_text() == picture.get_attribute("alt")
-    posts.first.get_by_role("button", name="Copy the text").click()
-    expect(posts.first.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()").startswith(words)
+    # Each redraw once made the pictures again, and kept the old ones.
+    address = picture.get_attribute("src")
+    page.get_by_label("Model", exact=True).select_option("second")
+    assert picture.get_attribute("src") == address
+
+    page.clock.install()
+    copied = posts.first.get_by_role("button", name="Copied")
+    for name, text in {
+        "Copy the text": words,
+        "Copy the alternative text": picture.get_attribute("alt") or "",
+    }.items():
+        posts.first.get_by_role("button", name=name).click()
+        expect(copied).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()").startswith(text)
+        page.clock.run_for(3000)
+        expect(copied).to_have_count(0)
+        expect(posts.first.get_by_role("button", name=name)).to_be_visible()
+
+
+def test_a_language_model_need_not_be_asked(open_page: Opened) -> None:
+    page = open_page("model")
+    studio = page.request.get(f"{open_page.address}v1/studio").json()
+    page.route("**/v1/studio", lambda route: route.fulfill(json={**studio, "posts": "llm"}))
+    page.reload()
+    page.get_by_role("link", name="Posts").click()
+    page.get_by_label("Business").fill("Corner Bakery")
+    page.get_by_label("About it").fill("Sourdough, baked at night.")
+    page.get_by_label("Tone").fill("as a pirate")  # a language model takes any
+
+    def send() -> dict[str, Any]:
+        with page.expect_request("**/v1/posts") as sent:
+            page.get_by_role("button", name="Write posts").click()
+        expect(page.locator("article.post")).to_have_count(3)
+        return dict(json.loads(sent.value.post_data or ""))
+
+    asked = send()
+    assert (asked["tone"], asked["offline"]) == ("as a pirate", False)
+    page.get_by_label("Offline").check()
+    asked = send()
+    assert (asked["tone"], asked["offline"]) == (studio["post_tones"][0], True)
+
+
+def test_a_view_that_was_not_fetched_can_be_shown_later(open_page: Opened) -> None:
+    """It once stayed blank, and nothing said why."""
+    page = open_page("posts")
+    title = page.get_by_role("heading", level=1)
+    expect(title).to_have_text("Posts with pictures")
+    page.route("**/studio/card.js", lambda route: route.abort())
+    page.get_by_role("link", name="Model").click()
+    expect(title).to_have_text("Model cannot be shown")
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    # The browser's own line, and the page's.
+    assert all("card.js" in text or "ERR_FAILED" in text for text in open_page.complaints)
+    page.get_by_role("link", name="Posts").click()
+    expect(title).to_have_text("Posts with pictures")
+    page.go_back()
+    expect(title).to_have_text("Model cannot be shown")
+    open_page.complaints.clear()
+    page.unroute_all()
+    page.get_by_role("button", name="Try again").click()
+    expect(title).to_have_text("Model scenes")
+
+
+def test_decoration_waits_until_the_page_is_ready(open_page: Opened) -> None:
+    """The box of tiles is most of what is fetched, and was fetched before the page was there."""
+    page = open_page("model")
+    expect(page.locator("#frieze.is-laid")).to_have_count(1)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    held: list[Route] = []
+    page.route("**/studio/paint.js", lambda route: held.append(route))
+    page.reload(wait_until="commit")
+    page.wait_for_timeout(500)
+    assert "/v1/models" in asked
+    assert "/v1/models/scenes/codebook" not in asked
+    for route in held:
+        route.continue_()
+    expect(page.locator("#frieze.is-laid")).to_have_count(1)
+    assert asked.count("/v1/models/scenes/codebook") == 1
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Opened) -> None:
     with serving("scenes", keys=[KEY]) as address:
         page = open_page(address=address)
         dialog = page.get_by_role("dialog", name="This server asks for a key")
-        dialog.get_by_label("API key").fill("a wrong one")
+        # A sign that no header can hold was once kept, and then no request could be sent.
+        dialog.get_by_label("API key").fill("ключ")
+        page.keyboard.press("Enter")
+        expect(dialog.locator("input:invalid")).to_have_count(1)
+        dialog.get_by_label("API key").fill("a-wrong-one")
         page.keyboard.press("Enter")
         expect(dialog.get_by_role("alert")).not_to_be_empty()
         # The browser itself writes every failed request into its log.
         assert "401" in open_page.complaints.pop()
+        assert page.evaluate("sessionStorage.length") == 0
         dialog.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         paint(page)
         page.reload()
         expect(page.locator(".piece")).to_have_count(1)
-        paint(page)
+        expect(dialog).to_have_count(0)
         assert page.evaluate("JSON.stringify(localStorage)").find(KEY) == -1
         page.context.close()
 
@@ -637,7 +834,7 @@ def test_everything_has_a_name_and_contrast(open_page: Opened, scheme: str) -> N
         page.keyboard.press("Escape")
     for view, shown in {"tiles": ".tile", "model": ".card", "posts": "form"}.items():
         page.goto(f"{open_page.address}#{view}")
-        expect(page.locator(f".view-{view} {shown}").first).to_be_visible()
+        page.locator(f".view-{view} {shown}").first.wait_for()
         check()
 
 
@@ -668,6 +865,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Opened) -> None
     assert width() == 360
     act(page, "Edit").tap()
     dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("button", name="Paint anew")).to_be_in_viewport(ratio=1)
     dialog.locator(".cell").nth(9).tap()
     expect(dialog.get_by_role("status")).to_have_text("1 tiles marked")
     assert dialog.evaluate("(dialog) => dialog.scrollWidth <= dialog.clientWidth")
@@ -675,9 +873,24 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Opened) -> None
     act(page, "Tiles").tap()
     expect(page.locator(".pair .cell")).to_have_count(64)
     expect(page.locator(".tile")).to_have_count(512)
-    page.locator(".tile").nth(40).tap()
-    expect(page.locator(".lens")).to_be_visible()
+    tile = page.locator(".tile").nth(40)
+    tile.tap()
+    lens = page.locator(".lens")
+    expect(lens).to_be_in_viewport(ratio=1)
     assert width() == 360
+    box = tile.bounding_box()
+    assert box is not None
+    assert min(box["width"], box["height"]) >= 32
+    # A finger that slides along the row points at what lies under it.
+    numbers = [page.locator(".tile").nth(place).get_attribute("data-cell") for place in (40, 42)]
+    expect(lens).to_contain_text(f"Tile {numbers[0]}")
+    session = page.context.new_cdp_session(page)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for kind, moved in [("Start", 0.0), ("Move", 1.0), ("Move", 2.0)]:
+        point = {"x": x + moved * (box["width"] + 2), "y": y}
+        session.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": [point]})
+    expect(lens).to_contain_text(f"Tile {numbers[1]}")
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     for view in ("model", "posts"):
         page.goto(f"{open_page.address}#{view}")
         expect(page.locator(f".view-{view} :is(.card, form)").first).to_be_visible()

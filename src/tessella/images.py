@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
 
-from tessella.errors import DataError, GenerationError, ShapeError
+from tessella.errors import CheckpointError, DataError, ShapeError
 from tessella.files import new_file
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def to_uint8(image: "Tensor") -> Pixels:
 
     Raises:
         ShapeError: another shape.
-        GenerationError: the image holds values that are not numbers.
+        CheckpointError: the image holds values that are not numbers.
     """
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
         raise ShapeError(
@@ -384,7 +384,7 @@ def to_uint8(image: "Tensor") -> Pixels:
         )
     values = image.detach().float().clamp(-1.0, 1.0)
     if bool(values.isnan().any()):
-        raise GenerationError(
+        raise CheckpointError(
             "The image holds values that are not numbers (NaN): the weights that made it are "
             "damaged or diverged in training. Use an earlier checkpoint or a lower learning rate."
         )

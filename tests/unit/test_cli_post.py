@@ -93,7 +93,7 @@ def chat() -> Iterator[tuple[str, list[Any]]]:
             message = {"content": json.dumps({"posts": answer})}
             body = json.dumps({} if is_status else {"choices": [{"message": message}]}).encode()
             self.send_response(answer if is_status else 200)
-            for name, value in (("Retry-After-Ms", "1"), ("Content-Type", "application/json")):
+            for name, value in (("Retry-After", "0.001"), ("Content-Type", "application/json")):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
@@ -147,10 +147,13 @@ def test_a_language_model_that_fails_in_the_middle(
     model: str, tmp_path: Path, chat: tuple[str, list[Any]]
 ) -> None:
     url, script = chat
-    words = ["--llm", "tiny", "--base-url", url, "--model", model, "--count", 6, "--out", "mine"]
+    words = ["--llm", "tiny", "--llm-base-url", url, "--model", model]
+    words += ["--count", "6", "--out", "mine"]
     script += [429, [draft(n) for n in range(5)], *[500] * 4]
     message = fail(*words)
-    assert message.startswith("Error: The language model's server failed: status 500 from `http")
+    assert message.startswith(
+        "Error: The language model's server failed, tried 4 times: status 500 from `http"
+    )
     assert message.endswith("5 of 6 posts are written: the same command goes on from there.\n")
     assert names(tmp_path) == ["mine", "mine/posts.json"]
 
@@ -167,7 +170,7 @@ def test_a_language_model_that_fails_in_the_middle(
 
 def test_a_dry_run_writes_nothing(model: str, tmp_path: Path) -> None:
     words = ["--model", model, "--dry-run"]
-    asks = [*words, "--llm", "tiny", "--base-url", "http://127.0.0.1:9"]
+    asks = [*words, "--llm", "tiny", "--llm-base-url", "http://127.0.0.1:9"]
     said = succeed(*asks)
     assert said.startswith("Would write 3 of 3 posts: posts\n--- system\n")
     assert "a blue circle" in said
@@ -190,8 +193,8 @@ def test_a_model_that_cannot_choose_says_so(tmp_path: Path) -> None:
     [
         ([], "Which language model is asked is not said"),
         (["--llm", "tiny"], "There is no key for the language model: `OPENAI_API_KEY` is empty."),
-        (["--llm", "tiny", "--api-key-env", "MINE"], "`MINE` is empty."),
-        (["--llm", "tiny", "--base-url", "x"], "This is no address of a language model's server"),
+        (["--llm", "tiny", "--llm-key-env", "MINE"], "`MINE` is empty."),
+        (["--llm", "tiny", "--llm-base-url", "x"], "no address of a language model's server"),
         (["--offline", "--platform", "myspace"], "Unknown platform: `myspace`."),
         (["--offline", "--model", "nowhere"], "There is no such model: `nowhere`."),
         (["--offline", "--business", " "], "The name of the business must have"),

@@ -64,7 +64,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
         "scenes", "s=stickers", "--host", "0.0.0.0", "--port", 0, "--api-keys", keys,
         "--allow-origin", "https://a.example", "--allow-origin", "https://b.example",
         "--allowed-host", "a.example", "--public-url", "https://a.example/x", "--log-prompts",
-        "--set", "serve.max_queue=7", "--set", "serve.batch_size=3", "--device", "cpu",
+        "--set", "serve.max_queue=70", "--set", "serve.batch_size=3", "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     [asked] = served
@@ -72,7 +72,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
     assert asked["settings"] == ServeSettings(
         host="0.0.0.0", port=0, allow_origins=("https://a.example", "https://b.example"),
         allowed_hosts=("a.example",), public_url="https://a.example/x", log_prompts=True,
-        max_queue=7, batch_size=3,
+        max_queue=70, batch_size=3,
     )  # fmt: skip
     assert list(asked["keys"]) == [KEY]
     assert asked["device"] == "cpu"
@@ -87,10 +87,10 @@ def test_options_go_before_words_and_words_before_the_file(
         '[serve]\nport = 1\nmax_queue = 2\nmax_steps = 3\nhost = "localhost"\n'
         "log_prompts = true\n[transformer]\nwidth = 8\n"
     )
-    run("--config", file, "--set", "serve.max_queue=4", "--set", "serve.port=5", "--port", 6)
+    run("--config", file, "--set", "serve.max_queue=40", "--set", "serve.port=5", "--port", 6)
     [asked] = served
     assert asked["settings"] == ServeSettings(
-        port=6, max_queue=4, max_steps=3, host="localhost", log_prompts=True
+        port=6, max_queue=40, max_steps=3, host="localhost", log_prompts=True
     )
 
 

@@ -358,7 +358,7 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_values_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(GenerationError, match="not numbers"):
+    with pytest.raises(CheckpointError, match="not numbers"):
         to_uint8(torch.full((1, 3, 2, 2), float("nan")))
 
 

@@ -5,6 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tessella.cli.llm_options import (
+    DEFAULT_KEY_ENV,
+    DEFAULT_TIMEOUT_SECONDS,
+    Llm,
+    LlmBaseUrl,
+    LlmKeyEnv,
+    LlmTimeoutSeconds,
+)
 from tessella.cli.options import DEFAULT_MODEL, BestOf, Debug, Device, DryRun, Json, Model, Seed
 from tessella.cli.reporting import create_console, print_json, told_errors
 
@@ -55,32 +63,10 @@ def post(
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no language model: write from templates.")
     ] = False,
-    llm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The language model, as its server calls it.",
-            show_default="OPENAI_MODEL",
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Of a server that speaks OpenAI's chat completions.",
-            show_default="OPENAI_BASE_URL, else OpenAI's own",
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="The environment variable that holds the server's key."),
-    ] = "OPENAI_API_KEY",
-    timeout_seconds: Annotated[
-        float,
-        typer.Option(
-            metavar="NUMBER", help="How long each try to ask may take.", min=0.1, max=3600
-        ),
-    ] = 60.0,
+    llm: Llm = None,
+    llm_base_url: LlmBaseUrl = None,
+    llm_key_env: LlmKeyEnv = DEFAULT_KEY_ENV,
+    llm_timeout_seconds: LlmTimeoutSeconds = DEFAULT_TIMEOUT_SECONDS,
     device: Device = "auto",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -88,8 +74,8 @@ def post(
 ) -> None:
     """Write social-media posts for a business, and paint their pictures.
 
-    A language model writes texts, hashtags, alt texts and a label each, in the words that the
-    image model knows; without one (--offline) templates do.
+    A language model (--llm, else OPENAI_MODEL) writes texts, hashtags, alt texts and a label each,
+    in the words that the image model knows; without one (--offline) templates do.
     """
     kept = "What is done is kept; the same command goes on from there."
     with told_errors(debug, if_interrupted=kept):
@@ -107,7 +93,10 @@ def post(
         language_model = None
         if not offline:
             language_model = LanguageModel.open(
-                llm, base_url=base_url, key_variable=api_key_env, timeout_seconds=timeout_seconds
+                llm,
+                base_url=llm_base_url,
+                key_variable=llm_key_env,
+                timeout_seconds=llm_timeout_seconds,
             )
         folder = find_model(model)
         painter = TextToImage.load(folder, device)

@@ -4,9 +4,18 @@ from typing import Annotated
 
 import typer
 
+from tessella.cli.llm_options import (
+    DEFAULT_KEY_ENV,
+    DEFAULT_TIMEOUT_SECONDS,
+    Llm,
+    LlmBaseUrl,
+    LlmKeyEnv,
+    LlmTimeoutSeconds,
+)
 from tessella.cli.options import DEFAULT_MODEL, Config, Debug, Device, Set
 from tessella.cli.reporting import told_errors
 from tessella.cli.serving_options import (
+    AllowedHost,
     ApiKeysFile,
     Host,
     Insecure,
@@ -39,14 +48,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A host name that requests may be addressed to. May be repeated.",
-            show_default="this machine's own; with API keys any",
-        ),
-    ] = None,
+    allowed_host: AllowedHost = None,
     public_url: Annotated[
         str | None,
         typer.Option(
@@ -58,22 +60,10 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts into the access log.")
     ] = False,
-    llm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The language model, as its server calls it.",
-            show_default="none: templates write posts",
-        ),
-    ] = None,
-    llm_base_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Of the language model's server.",
-            show_default="OPENAI_BASE_URL, else OpenAI's own",
-        ),
-    ] = None,
+    llm: Llm = None,
+    llm_base_url: LlmBaseUrl = None,
+    llm_key_env: LlmKeyEnv = DEFAULT_KEY_ENV,
+    llm_timeout_seconds: LlmTimeoutSeconds = DEFAULT_TIMEOUT_SECONDS,
     config: Config = None,
     set_: Set = None,
     device: Device = "auto",
@@ -81,9 +71,9 @@ def serve(
 ) -> None:
     """Serve models: OpenAI's image API below /v1, and the studio page at /.
 
-    With --llm a language model, whose key is in OPENAI_API_KEY, writes the texts of POST /v1/posts.
-    Any OpenAI client works with http://HOST:PORT/v1 as its base URL. Ctrl-C or SIGTERM finishes
-    what is being painted and refuses the rest.
+    With --llm a language model writes the texts of POST /v1/posts, else templates do. Any OpenAI
+    client works with http://HOST:PORT/v1 as its base URL. Ctrl-C or SIGTERM finishes what is being
+    painted and refuses the rest.
     """
     with told_errors(debug, if_interrupted="Nothing was being served yet."):
         settings = read_serving(
@@ -101,8 +91,14 @@ def serve(
         from tessella.posts.language_model import LanguageModel
         from tessella.serving.server import serve as serve_models
 
-        language_model = LanguageModel.open(llm, base_url=llm_base_url) if llm else None
-
+        language_model = None
+        if llm:
+            language_model = LanguageModel.open(
+                llm,
+                base_url=llm_base_url,
+                key_variable=llm_key_env,
+                timeout_seconds=llm_timeout_seconds,
+            )
         serve_models(
             models or [DEFAULT_MODEL],
             settings,

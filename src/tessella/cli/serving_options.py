@@ -43,6 +43,15 @@ ApiKeysFile = Annotated[
         show_default=False,
     ),
 ]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allowed-host",
+        metavar="NAME",
+        help="A host name that requests may be addressed to. May be repeated.",
+        show_default="this machine's own, and addresses in numbers; with API keys any",
+    ),
+]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Listen without API keys where others can reach it."),

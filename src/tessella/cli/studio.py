@@ -9,6 +9,7 @@ import typer
 from tessella.cli.options import Debug, Device
 from tessella.cli.reporting import told_errors
 from tessella.cli.serving_options import (
+    AllowedHost,
     ApiKeysFile,
     Host,
     Insecure,
@@ -31,16 +32,17 @@ def studio(
     ] = False,
     api_keys: ApiKeysFile = None,
     insecure: Insecure = False,
+    allowed_host: AllowedHost = None,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
     """Show a training run as it goes on: curves, samples, time left.
 
-    The page is the one of `tessella serve`. If the run has a finished model, it can be painted
-    with there too. Ctrl-C ends it; the training does not notice.
+    The page is the one of `tessella serve`. If the run has a finished model when this begins, it
+    can be painted with there too. Ctrl-C ends it; the training does not notice.
     """
     with told_errors(debug, if_interrupted="Nothing was being shown yet."):
-        settings = read_serving(None, (), host=host, port=port)
+        settings = read_serving(None, (), host=host, port=port, allowed_hosts=allowed_host)
         keys = read_keys(api_keys, settings, insecure=insecure)
 
         from tessella.training.run_record import LOCK_FILE, MODEL_FOLDER, read_run

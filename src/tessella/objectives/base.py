@@ -126,6 +126,10 @@ class Objective(abc.ABC):
     """Whether it generates by guidance; if not, `negative_text` is not looked at."""
     has_likelihood = True
     """Whether it computes the log-likelihood of pictures."""
+    lays_codes = True
+    """Whether what it generates is codes; else it is a latent, of which nothing can be kept."""
+    has_steps = True
+    """Whether a picture comes in steps; else it is there all at once."""
 
     @abc.abstractmethod
     def compute_loss(

@@ -38,6 +38,8 @@ class LatentMSE(Objective):
     name = "latent_mse"
     is_guided = False
     has_likelihood = False
+    lays_codes = False
+    has_steps = False
 
     def compute_loss(
         self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor

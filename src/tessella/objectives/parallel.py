@@ -35,6 +35,7 @@ class Parallel(Objective):
     """Predicts every code from the text alone."""
 
     name = "parallel"
+    has_steps = False
 
     def compute_loss(
         self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor

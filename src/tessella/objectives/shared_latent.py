@@ -106,6 +106,8 @@ class SharedLatent(Objective):
     name = "shared_latent"
     is_guided = False
     has_likelihood = False
+    lays_codes = False
+    has_steps = False
 
     def __init__(self, settings: SharedLatentSettings | None = None) -> None:
         """Takes the weight of the text's reconstruction."""

@@ -1,9 +1,12 @@
 """The official `openai` client, bounded: no answer may be endless, in bytes or in time.
 
-It retries by itself what may go better next time (time-outs, broken connections, 408, 409, 429 and
-5xx), with exponential back-off and jitter or as long as `Retry-After` says.
+What may go better next time is tried again (time-outs, broken connections, 408, 409, 429 and 5xx),
+with exponential back-off and jitter or as long as `Retry-After` says. The official client would do
+so too, but past any deadline.
 """
 
+import random
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +14,12 @@ from typing import Any
 import openai
 from openai import DefaultHttpxClient, OpenAI
 
-from tessella.posts.errors import LanguageModelError
+from tessella.posts.deadline import Deadline
+from tessella.posts.errors import LanguageModelError, quote
 
 _MAX_ANSWER_BYTES = 1_000_000
-_MAX_SAID_CHARACTERS = 200  # of a server's own error message
+_FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 120.0  # that a server may ask for
 
 
 class RefusedFormatError(Exception):
@@ -28,16 +33,13 @@ class _TooLongError(Exception):
 class _BoundedClient(DefaultHttpxClient):
     """Reads an answer up to a size and within a time, whatever its status."""
 
-    def __init__(self, timeout_seconds: float) -> None:
+    def __init__(self) -> None:
         # Of a redirection the key would not be sent along, but what is asked would. Connections
         # are not kept: questions are few and far between, and nobody has to close the client.
-        super().__init__(
-            timeout=timeout_seconds, follow_redirects=False, headers={"Connection": "close"}
-        )
-        self._timeout_seconds = timeout_seconds
+        super().__init__(follow_redirects=False, headers={"Connection": "close"})
 
     def send(self, request: Any, **how: Any) -> Any:
-        deadline = time.monotonic() + self._timeout_seconds
+        end = time.monotonic() + request.extensions["timeout"]["read"]
         response = super().send(request, **{**how, "stream": True})
         body = bytearray()
         try:
@@ -45,7 +47,7 @@ class _BoundedClient(DefaultHttpxClient):
                 body += part
                 if len(body) > _MAX_ANSWER_BYTES:
                     raise _TooLongError
-                if time.monotonic() > deadline:
+                if time.monotonic() > end:
                     raise TimeoutError
         finally:
             response.close()
@@ -78,9 +80,8 @@ class ChatClient:
         self._client = OpenAI(
             base_url=base_url,
             api_key=api_key,
-            timeout=timeout_seconds,
-            max_retries=max_retries,
-            http_client=_BoundedClient(timeout_seconds),
+            max_retries=0,
+            http_client=_BoundedClient(),
         )
 
     @property
@@ -91,33 +92,50 @@ class ChatClient:
         return f"{url.scheme}://{url.host}{port}{url.path}"
 
     def complete(
-        self, model: str, messages: Sequence[dict[str, str]], response_format: dict[str, Any] | None
+        self,
+        model: str,
+        messages: Sequence[dict[str, str]],
+        response_format: dict[str, Any] | None,
+        deadline: Deadline,
     ) -> str:
-        """Asks for one completion.
+        """Asks for one completion; no try begins after the deadline or lasts longer.
 
         Returns:
             The body of the answer, of status 200.
 
         Raises:
             RefusedFormatError: the server calls the request wrong (400 or 422).
-            LanguageModelError: there is no answer, after all tries.
+            LanguageModelError: there is no answer, after all tries or at the deadline.
         """
         wanted: dict[str, Any] = {"model": model, "messages": list(messages)}
         if response_format is not None:
             wanted["response_format"] = response_format
-        try:
-            raw = self._client.chat.completions.with_raw_response.create(**wanted)
-            return str(raw.http_response.text)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise RefusedFormatError(_quote(error)) from None
-        except (openai.APIError, _TooLongError, TimeoutError) as error:
-            raise LanguageModelError(self._explain(error, model)) from None
+        create = self._client.chat.completions.with_raw_response.create
+        problem = (
+            f"There is no time left to ask the language model: `{self.server}`. Ask for fewer "
+            "posts, or allow more time."
+        )
+        for number in range(self._tries):
+            seconds = min(self._timeout_seconds, deadline.left_seconds)
+            if not seconds:
+                break
+            try:
+                return str(create(**wanted, timeout=seconds).http_response.text)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                raise RefusedFormatError(_quote(error)) from None
+            except (openai.APIError, _TooLongError, TimeoutError) as error:
+                # What reading raises comes as it is, or as the cause of the client's own error.
+                cause = error.__cause__
+                failed = cause if isinstance(cause, _TooLongError | TimeoutError) else error
+            problem = self._explain(failed, model, seconds, number + 1)
+            pause = _find_pause(failed, number)
+            if pause is None or number + 1 == self._tries:
+                break
+            deadline.sleep(pause)
+        raise LanguageModelError(problem)
 
-    def _explain(self, error: Exception, model: str) -> str:
+    def _explain(self, error: Exception, model: str, seconds: float, num_tries: int) -> str:
         """Says what went wrong and what to do."""
-        # What reading raises comes as it is, or as the cause of the client's own error.
-        if isinstance(error.__cause__, _TooLongError | TimeoutError):
-            error = error.__cause__
         if isinstance(error, _TooLongError):
             return (
                 f"The language model's answer is longer than {_MAX_ANSWER_BYTES:,} bytes: "
@@ -125,13 +143,14 @@ class ChatClient:
             )
         if isinstance(error, openai.APITimeoutError | TimeoutError):
             return (
-                f"The language model did not answer within {self._timeout_seconds:g} s: "
-                f"`{self.server}`. Try again, or give more --timeout-seconds."
+                f"The language model did not answer within {round(seconds, 1):g} s: "
+                f"`{self.server}`. Try again, or give more --llm-timeout-seconds."
             )
         if isinstance(error, openai.APIConnectionError):
             return (
-                f"Cannot reach the language model, tried {self._tries} times: `{self.server}`. "
-                "Check --base-url (OPENAI_BASE_URL) and the network; --offline needs neither."
+                f"Cannot reach the language model, tried {num_tries} times: `{self.server}`. "
+                "Check --llm-base-url (OPENAI_BASE_URL) and the network; offline, templates need "
+                "neither."
             )
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return (
@@ -141,19 +160,30 @@ class ChatClient:
         if isinstance(error, openai.NotFoundError):
             return (
                 f"The server has no such language model, or no chat completions: `{model}` at "
-                f"`{self.server}`. Check --llm and --base-url."
+                f"`{self.server}`. Check --llm and --llm-base-url."
             )
         status = error.status_code if isinstance(error, openai.APIStatusError) else "unknown"
         said = _quote(error) if isinstance(error, openai.APIError) else ""
         return (
-            f"The language model's server failed: status {status} from `{self.server}`; it says "
-            f"`{said}`. What was busy or broken was tried {self._tries} times: try again later."
+            f"The language model's server failed, tried {num_tries} times: status {status} from "
+            f"`{self.server}`; it says `{said}`. Try again later."
         )
 
 
+def _find_pause(error: Exception, number: int) -> float | None:
+    """Finds the seconds to wait after a try; None if the next one would go no better."""
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code not in (408, 409, 429) and error.status_code < 500:
+            return None
+        asked = error.response.headers.get("Retry-After", "")
+        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", asked):
+            return float(asked) if float(asked) <= _MAX_PAUSE_SECONDS else None
+    elif not isinstance(error, openai.APIConnectionError | TimeoutError):
+        return None
+    return _FIRST_PAUSE_SECONDS * 2.0**number * (1 - 0.25 * random.random())
+
+
 def _quote(error: openai.APIError) -> str:
-    """Shortens what a server says to one line."""
+    """Repeats what a server says."""
     body = error.body if isinstance(error.body, dict) else {}
-    said = str(body.get("message") or error.message)
-    said = "".join(sign if sign.isprintable() else " " for sign in said)
-    return " ".join(said.split())[:_MAX_SAID_CHARACTERS]
+    return quote(str(body.get("message") or error.message))

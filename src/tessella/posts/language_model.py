@@ -7,14 +7,14 @@ import json
 import os
 import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tessella.errors import ConfigError
-from tessella.posts.errors import LanguageModelError
+from tessella.posts.deadline import Deadline
+from tessella.posts.errors import LanguageModelError, quote
 
 if TYPE_CHECKING:
     from tessella.posts.chat_client import ChatClient
@@ -60,15 +60,11 @@ class LanguageModel:
     Args:
         name: of the model, as its server calls it.
         client: of the server.
-        sleep: waits some seconds between two tries.
     """
 
-    def __init__(
-        self, name: str, client: "ChatClient", *, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, name: str, client: "ChatClient") -> None:
         self.name = name
         self._client = client
-        self._sleep = sleep
         self._num_refused = 0  # response formats that the server does not know
 
     @classmethod
@@ -100,25 +96,25 @@ class LanguageModel:
         if not name:
             raise ConfigError(
                 "Which language model is asked is not said: `--llm` and OPENAI_MODEL are empty. "
-                "Name one, or write without one: --offline."
+                "Name one, or write from templates (offline)."
             )
         if base_url is not None and not re.match(r"https?://[^/\s]+", base_url):
             raise ConfigError(
                 f"This is no address of a language model's server: `{base_url}`. For example "
-                "--base-url http://localhost:11434/v1"
+                "--llm-base-url http://localhost:11434/v1"
             )
         if key is None and (base_url is None or key_variable != DEFAULT_KEY_VARIABLE):
             raise ConfigError(
                 f"There is no key for the language model: `{key_variable}` is empty. Set this "
-                "environment variable, name a server that needs none (--base-url), or write "
-                "without one: --offline."
+                "environment variable, name a server that needs none (--llm-base-url), or write "
+                "from templates (offline)."
             )
         try:
             from tessella.posts.chat_client import ChatClient
         except ImportError:
             raise ConfigError(
                 "Asking a language model needs the package `openai`: pip install "
-                "'tessella[llm]'. Without one: --offline."
+                "'tessella[llm]'. Templates (offline) need none."
             ) from None
         client = ChatClient(
             base_url, key or "none", timeout_seconds=timeout_seconds, max_retries=max_retries
@@ -135,6 +131,8 @@ class LanguageModel:
         messages: Sequence[Message],
         schema: type[A],
         check: Callable[[A], str | None] = lambda answer: None,
+        *,
+        deadline: Deadline | None = None,
     ) -> A:
         """Asks until there is a usable answer, a few times at most.
 
@@ -142,19 +140,21 @@ class LanguageModel:
             messages: of a chat.
             schema: of the answer.
             check: says what else is wrong with one.
+            deadline: after which it is asked no more; None: there is none.
 
         Raises:
             LanguageModelError: there is none.
         """
+        deadline = deadline or Deadline()
         asked, why = list(messages), ""
         for number in range(_TRIES):
             if number:
                 pause = _FIRST_PAUSE_SECONDS * 2 ** (number - 1)
-                self._sleep(pause * (1 - 0.25 * random.random()))
+                deadline.sleep(pause * (1 - 0.25 * random.random()))
                 again = f"Your last answer could not be used: {why}. Answer anew, in JSON alone."
                 asked = [*messages, {"role": "user", "content": again}]
             try:
-                answer = _read_answer(self._complete(asked, schema), schema)
+                answer = _read_answer(self._complete(asked, schema, deadline), schema)
             except _UnusableError as error:
                 why = str(error)
                 continue
@@ -164,18 +164,20 @@ class LanguageModel:
             why = problem
         raise LanguageModelError(
             f"The language model gave no usable answer, asked {_TRIES} times: {why}. `{self.name}` "
-            f"at `{self.server}`. Try again, name another one (--llm), or write without one: "
-            "--offline."
+            f"at `{self.server}`. Try again, name another one (--llm), or write from templates "
+            "(offline)."
         )
 
-    def _complete(self, messages: Sequence[Message], schema: type[BaseModel]) -> str:
+    def _complete(
+        self, messages: Sequence[Message], schema: type[BaseModel], deadline: Deadline
+    ) -> str:
         """Asks once, in the strictest response format that the server knows."""
         from tessella.posts.chat_client import RefusedFormatError
 
         formats, said = _response_formats(schema), ""
         for number in range(self._num_refused, len(formats)):
             try:
-                body = self._client.complete(self.name, messages, formats[number])
+                body = self._client.complete(self.name, messages, formats[number], deadline)
             except RefusedFormatError as error:
                 said = str(error)
                 continue
@@ -218,8 +220,8 @@ def _read_answer(body: str, schema: type[A]) -> A:
             return schema.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))[:100]
-            problem = f"its JSON is not of the schema: {place}: {first['msg'][:100]}"
+            place = quote(".".join(map(str, first["loc"])), 100)
+            problem = f"its JSON is not of the schema: {place}: {quote(first['msg'], 100)}"
     raise _UnusableError(problem)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.image_language import ImageLanguage
 from tessella.posts.language_model import LanguageModel, Message
@@ -82,12 +83,19 @@ class ModelWriter(PostWriter):
     Args:
         language_model: that is asked.
         language: of the image model.
+        deadline: after which the language model is asked no more; None: there is none.
     """
 
-    def __init__(self, language_model: LanguageModel, language: ImageLanguage) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        language: ImageLanguage,
+        deadline: Deadline | None = None,
+    ) -> None:
         self.language_model = language_model.name
         self._language_model = language_model
         self._language = language
+        self._deadline = deadline
 
     def write_some(
         self, request: PostRequest, count: int, earlier: Sequence[Post]
@@ -120,7 +128,7 @@ class ModelWriter(PostWriter):
             got = len(answer.posts)
             return f"it has {got} posts instead of {count}" if got < count else None
 
-        answer = self._language_model.ask(messages, _Drafts, check)
+        answer = self._language_model.ask(messages, _Drafts, check, deadline=self._deadline)
         return [_clean(draft) for draft in answer.posts[:count]]
 
     def _find_problems(self, draft: _Draft, request: PostRequest) -> list[str]:

@@ -6,7 +6,7 @@ Text and hashtags are published as one text, and both count. Sources: docs/how-t
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 PlatformName = Literal[
     "instagram",
@@ -19,8 +19,10 @@ PlatformName = Literal[
     "pinterest",
     "tiktok",
 ]
+PLATFORM_NAMES: tuple[PlatformName, ...] = get_args(PlatformName)
 
-_LINK = re.compile(r"(https?://)?(?:[\w-]+\.)+[a-z]{2,}(?:[/:?#]\S*)?", re.IGNORECASE)
+# From a word's start on: from within, a long word would be read once for each of its letters.
+_LINK = re.compile(r"(?<![\w.-])(https?://)?(?:[\w-]+\.)+[a-z]{2,}(?:[/:?#]\S*)?", re.IGNORECASE)
 # (first, last, weight) of code points.
 _Weights = tuple[tuple[int, int, int], ...]
 # twitter-text, configuration 3: all others, emoji among them, count as two.
@@ -54,7 +56,13 @@ class Platform:
     other_weight: int = 1  # ... this many characters
 
     def count_characters(self, text: str) -> int:
-        """Counts as the platform does; never fewer, so that what fits here fits there."""
+        """Counts as the platform does; never fewer, so that what fits here fits there.
+
+        Links may count less than they are long; a text of more than four times what is allowed is
+        too long all the same, and counts as it is.
+        """
+        if len(text) > 4 * self.max_characters:
+            return len(text)
         text = unicodedata.normalize("NFC", text)
         if self.characters_per_link is not None:
             text = _LINK.sub(self._shorten_link, text)

@@ -56,12 +56,9 @@ def fit_text(text: str, hashtags: Sequence[str], platform: Platform) -> str:
 
     At the end of a sentence if half of what fits stays, else at the end of a word.
     """
-    # Links may count less than they are long; four times is past all of them.
-    longest = 4 * platform.max_characters
-    whole = compose(text[:longest], hashtags)
-    if len(text) <= longest and platform.count_characters(whole) <= platform.max_characters:
+    if platform.count_characters(compose(text, hashtags)) <= platform.max_characters:
         return text
-    fitting, too_long = 0, min(len(text), longest)  # characters
+    fitting, too_long = 0, len(text)  # characters
     while too_long - fitting > 1:
         middle = (fitting + too_long) // 2
         whole = compose(cut(text, middle), hashtags)

@@ -1,5 +1,6 @@
 """What is told of each request: a line of JSON in the log, counters, an id in the answer."""
 
+import asyncio
 import json
 import logging
 import re
@@ -10,7 +11,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tessella.serving.api_errors import GONE, to_api_error
+from tessella.serving.api_errors import GONE, closing_error, to_api_error
 from tessella.serving.metrics import ServerMetrics
 
 ACCESS_LOG = "tessella.access"
@@ -55,6 +56,10 @@ class AccessLog:
             await self.app(scope, receive, tell)
         except ClientDisconnect:
             status = GONE
+        except asyncio.CancelledError:
+            if not status:  # the time to end is over
+                await closing_error().to_response()(scope, receive, tell)
+            raise
         except Exception as error:
             if status:  # half of an answer is sent: uvicorn closes the connection
                 raise

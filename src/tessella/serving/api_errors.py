@@ -24,6 +24,8 @@ GONE = 499
 
 _log = logging.getLogger(__name__)
 
+_RETRY_SECONDS = 5
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PATTERNS = {"size": "Expected `auto` or WIDTHxHEIGHT, each side of 16 to 2048 pixels"}
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -83,6 +85,36 @@ class JsonResponse(Response):
     def render(self, content: Any) -> bytes:
         """Writes the value."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def queue_full_error(retry_after: int) -> ApiError:
+    """Says that too many pictures wait."""
+    return ApiError(
+        429,
+        f"Too many pictures wait. Try again in {retry_after} s.",
+        code="queue_full",
+        retry_after=retry_after,
+    )
+
+
+def closing_error() -> ApiError:
+    """Says that the server is about to end."""
+    return ApiError(
+        503,
+        "The server is about to end and takes nothing more. Try again later.",
+        code="shutting_down",
+        retry_after=_RETRY_SECONDS,
+    )
+
+
+def timeout_error() -> ApiError:
+    """Says that a request took too long."""
+    return ApiError(
+        503,
+        "It took too long. Ask for less, or try again later.",
+        code="timeout",
+        retry_after=_RETRY_SECONDS,
+    )
 
 
 def to_api_error(error: Exception) -> ApiError:

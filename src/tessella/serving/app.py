@@ -10,6 +10,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from tessella.posts.language_model import LanguageModel
+from tessella.posts.offline import TONES
+from tessella.posts.platforms import PLATFORM_NAMES
 from tessella.serving.access import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
@@ -19,10 +21,13 @@ from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
 from tessella.serving.posts_routes import create_posts_router
 from tessella.serving.run_routes import create_run_router
-from tessella.serving.schemas import StudioBody
+from tessella.serving.schemas import MAX_API_SEED, StudioBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
+from tessella.serving.worker import PaintingWorker
+
+_JOIN_SECONDS = 1.0
 
 _DESCRIPTION = """\
 Paints pictures with models that were trained on one's own captioned images. The image API is
@@ -38,6 +43,7 @@ def create_app(
     keys: Sequence[str] = (),
     language_model: LanguageModel | None = None,
     run: Path | None = None,
+    worker: PaintingWorker | None = None,
 ) -> FastAPI:
     """Builds the application; its worker begins with it and ends with it.
 
@@ -47,16 +53,18 @@ def create_app(
         keys: API keys; none leaves the API open.
         language_model: that writes posts; None: templates do.
         run: a training run's folder, shown live by the page.
+        worker: in whose thread the models were loaded; one is made unless given.
     """
     settings = settings or ServeSettings()
-    service, api_keys = PaintingService(models, settings), ApiKeys(keys)
+    service, api_keys = PaintingService(models, settings, worker), ApiKeys(keys)
 
     @contextlib.asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
         service.worker.close()
-        service.worker.join(settings.shutdown_timeout_seconds)
+        # The server has waited for the answers already.
+        service.worker.join(_JOIN_SECONDS)
 
     app = FastAPI(
         title="tessella",
@@ -81,6 +89,9 @@ def create_app(
         "run": run is not None,
         "posts": "off" if not models else "offline" if language_model is None else "llm",
         "key_required": bool(api_keys),
+        "post_platforms": list(PLATFORM_NAMES),
+        "post_tones": list(TONES),
+        "max_seed": MAX_API_SEED,
     }
     app.include_router(_create_page_router(page))
     app.include_router(create_studio_router())
@@ -110,7 +121,7 @@ def _create_health_router(service: PaintingService) -> APIRouter:
 
     @router.get("/readyz", summary="Say that the server takes requests")
     async def is_ready() -> Response:
-        if not service.worker.is_running:
+        if not service.worker.takes_jobs:
             raise ApiError(503, "The server takes no requests.", code="not_ready", retry_after=5)
         return JsonResponse({"status": "ok"})
 

@@ -1,12 +1,13 @@
-"""Who may ask, and how much: hosts, origins, API keys, bodies.
+"""Who may ask, how much and how long: hosts, origins, API keys, bodies, time.
 
-Plain ASGI, around the whole application, so that nothing is read of what is refused.
+Plain ASGI, around the whole application, so that nothing of what is refused is looked into.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -16,12 +17,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessella.errors import ConfigError
-from tessella.serving.api_errors import ApiError
+from tessella.serving.api_errors import ApiError, timeout_error
 from tessella.serving.settings import ServeSettings
 
 API_KEYS_VARIABLE = "TESSELLA_API_KEYS"
 """Environment variable: keys, with commas between."""
 
+_GRACE_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
 _MIN_KEY_LENGTH = 16
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -99,12 +101,12 @@ def check_exposure(settings: ServeSettings, keys: ApiKeys, *, insecure: bool) ->
 
 
 class Guard:
-    """Refuses requests before anything is read of them, and bodies that are too large or slow.
+    """Refuses requests before anyone looks into them, and ends those that take too long.
 
     - Without keys the server trusts whoever reaches it, so a web page must not be able to: the
-      header Host has to name this machine (or an allowed host), which a page that points its own
-      name at 127.0.0.1 cannot do; and a page of another origin, which is another port of this
-      machine too, is refused, unless it is named.
+      header Host has to name this machine (or an allowed host) or be an address in numbers, which
+      it is not for a page that points its own name at 127.0.0.1; and a page of another origin,
+      which is another port of this machine too, is refused, unless it is named.
     - With keys, all of `/v1/`, `/metrics` and `/openapi.json` need one.
 
     Args:
@@ -130,8 +132,22 @@ class Guard:
             await self._refuse(error, scope, receive, send)
             return
         body = _LimitedBody(receive, self.settings, self._find_limit(headers))
+        is_begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_seconds
+        scope.setdefault("state", {})["deadline"] = deadline
         try:
-            await self.app(scope, body.receive, send)
+            # What waits for a picture ends by itself, in words; what is left has a little longer.
+            async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
+                await self.app(scope, body.receive, watch)
+        except TimeoutError:
+            if not is_begun:
+                await timeout_error().to_response()(scope, receive, send)
         except _BodyError as refused:
             # What is too slow is not waited for.
             is_coming = refused.error.status != 408 and not body.is_whole
@@ -163,7 +179,7 @@ class Guard:
     def _find_fault(self, scope: Scope, headers: Headers) -> ApiError | None:
         host = _host_of(f"//{headers.get('host', '')}")
         is_any_host = bool(self.keys) and not self.settings.allowed_hosts
-        if not is_any_host and host not in self.hosts:
+        if not is_any_host and host not in self.hosts and not _is_number(host):
             return ApiError(
                 403, "This server does not answer to this host name.", code="unknown_host"
             )
@@ -256,6 +272,14 @@ def _needs_key(path: str) -> bool:
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", errors="replace")).digest()
+
+
+def _is_number(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _host_of(address: str) -> str | None:

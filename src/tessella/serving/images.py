@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import anyio.to_thread
@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from PIL import Image
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from tessella.canvas import Canvas, Mask, fit_images, fit_mask
@@ -52,7 +53,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         body = read_json(generation, await request.body())
         _note_prompt(request, service, body.prompt)
         wanted = service.read(body, body.prompt)
-        return await service.answer(request, wanted, stream=bool(body.stream))
+        return await service.answer(request, wanted)
 
     @router.post(
         "/images/edits",
@@ -61,7 +62,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         responses=describe_pictures(),
     )
     async def change(request: Request) -> Response:
-        async with _open_form(request) as form:
+        async with _open_form(request, service) as form:
             body = read_fields(edit, _list_fields(form, "image", "image[]", "mask"))
             model = service.find(body.model).model
             image, mask = await _read_pictures(form, service, model, is_masked=True)
@@ -73,7 +74,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
 
         _note_prompt(request, service, body.prompt)
         wanted = service.read(body, body.prompt, plan, is_changing=True)
-        return await service.answer(request, wanted, stream=bool(body.stream))
+        return await service.answer(request, wanted)
 
     @router.post(
         "/images/variations",
@@ -82,7 +83,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         responses=describe_pictures(),
     )
     async def vary(request: Request) -> Response:
-        async with _open_form(request) as form:
+        async with _open_form(request, service) as form:
             body = read_fields(variation, _list_fields(form, "image"))
             image, _ = await _read_pictures(form, service, service.find(body.model).model)
         return await _vary(request, body, body.prompt or "", image)
@@ -97,7 +98,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
 
         _note_prompt(request, service, prompt)
         wanted = service.read(body, prompt, plan, is_changing=True)
-        return await service.answer(request, wanted, stream=bool(body.stream))
+        return await service.answer(request, wanted)
 
     @router.post(
         "/images/reconstructions",
@@ -106,11 +107,11 @@ def create_images_router(service: PaintingService) -> APIRouter:
         response_model=ReconstructedBody,
     )
     async def reconstruct(request: Request) -> Response:
-        async with _open_form(request) as form:
+        async with _open_form(request, service) as form:
             body = read_fields(ReconstructionBody, _list_fields(form, "image"))
             served = service.find(body.model)
             image, _ = await _read_pictures(form, service, served.model)
-        found = await service.run_network(_reconstruct, served.model, image)
+        found = await service.call(request, _reconstruct, served.model, image)
         return JsonResponse({"model": served.name, **found})
 
     @router.get(
@@ -157,20 +158,41 @@ def check_type(request: Request, expected: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _open_form(request: Request) -> AsyncIterator[FormData]:
+async def _open_form(request: Request, service: PaintingService) -> AsyncIterator[FormData]:
     """Reads a form, and closes its files in the end."""
     check_type(request, "multipart/form-data")
+    with service.hold_upload() as hold:
+        parts = []
+        async for part in request.stream():
+            hold(len(part))
+            parts.append(part)
+        form = await _parse_form(request, b"".join(parts))
+        parts.clear()
+        try:
+            yield form
+        finally:
+            await form.close()
+
+
+async def _parse_form(request: Request, content: bytes) -> FormData:
+    """Takes a form apart.
+
+    Raises:
+        ApiError: 400, it is cut off, or damaged.
+    """
+    _check_end(request, content)
+
+    async def pass_on() -> AsyncGenerator[bytes, None]:
+        yield content
+
     try:
-        _check_end(request, await request.body())
-        form = await request.form(**_FORM_LIMITS)
-    except UnicodeError:
-        # Of a charset that is no text's, such as `idna`; others fall back to Latin-1.
+        return await MultiPartParser(request.headers, pass_on(), **_FORM_LIMITS).parse()
+    except (MultiPartException, UnicodeError) as error:
+        # A charset that is no text's, such as `idna`; others fall back to Latin-1.
         said = "The form's charset cannot be read. Send UTF-8."
+        if isinstance(error, MultiPartException):
+            said = error.message
         raise ApiError(400, said, code="invalid_form") from None
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def _check_end(request: Request, content: bytes) -> None:

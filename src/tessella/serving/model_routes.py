@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 import torch
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tessella.images import encode_picture
@@ -65,8 +65,8 @@ def create_models_router(service: PaintingService) -> APIRouter:
     @router.get(
         "/{name}/codebook", summary="Fetch the codebook as tiles", response_model=CodebookBody
     )
-    async def read_codebook(name: str) -> Response:
-        return JsonResponse(await service.run_network(_draw_codebook, service.find(name)))
+    async def read_codebook(name: str, request: Request) -> Response:
+        return JsonResponse(await service.call(request, _draw_codebook, service.find(name)))
 
     return router
 
@@ -89,8 +89,8 @@ def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
         "can": {
             "guidance": objective.is_guided,
             "best_of": objective.has_likelihood,
-            "partial_images": objective.name not in ("parallel", "latent_mse", "shared_latent"),
-            "edit": objective.name not in ("latent_mse", "shared_latent"),
+            "partial_images": objective.has_steps,
+            "edit": objective.lays_codes,
         },
         "limits": {
             "n": limits.max_pictures,

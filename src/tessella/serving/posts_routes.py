@@ -4,17 +4,20 @@ A language model is asked in a thread of its own, a few requests at once; pictur
 others, through the worker's queue.
 """
 
+import asyncio
 import base64
+import contextlib
+import functools
 import logging
-from dataclasses import dataclass
-from typing import Annotated
+import threading
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
-import anyio
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.folder import NO_CHOICE, NO_LANGUAGE_MODEL
 from tessella.posts.image_language import ImageLanguage
@@ -33,9 +36,10 @@ from tessella.posts.writer import PostWriter
 from tessella.serving.api_errors import ApiError, JsonResponse
 from tessella.serving.document import describe_json
 from tessella.serving.images import check_type
-from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import MAX_API_SEED, RequestBody, Whole, read_json
-from tessella.serving.service import PaintingService
+from tessella.serving.schemas import MAX_API_SEED, RequestBody, Whole, read_json, with_limits
+from tessella.serving.service import PaintingService, while_there
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +59,8 @@ class PostsBody(RequestBody):
     """The name of the business."""
     about: Annotated[str, Field(min_length=1, max_length=MAX_ABOUT_CHARACTERS, pattern=_NOT_BLANK)]
     """What it does, in sentences."""
-    count: Annotated[int | None, Field(ge=1, le=10), Whole] = None
-    """Posts; 3 unless given."""
+    count: Annotated[int | None, Field(ge=1), Whole] = None
+    """Posts; unless given 3, or as many as are allowed."""
     platform: PlatformName | None = None
     """Where they are published, which limits their length; instagram unless given."""
     tone: Annotated[
@@ -68,8 +72,8 @@ class PostsBody(RequestBody):
     """One of `GET /v1/models`; the first unless given."""
     seed: Annotated[int | None, Field(ge=0, le=MAX_API_SEED), Whole] = None
     """Post i has a picture of the seed `seed + i · best_of`; 0 unless given."""
-    best_of: Annotated[int | None, Field(ge=1, le=16), Whole] = None
-    """Candidates a picture; 4 unless given."""
+    best_of: Annotated[int | None, Field(ge=1), Whole] = None
+    """Candidates a picture; unless given 4, or as many as are allowed."""
     offline: bool | None = None
     """Asks no language model: templates write the posts."""
 
@@ -100,12 +104,52 @@ class PostsAnswer(BaseModel):
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Writers:
-    """Who writes posts for the pictures of one model."""
+class _Threads:
+    """Runs calls in threads, a few at once, for which the process does not wait when it ends.
 
-    offline: PostWriter
-    by_model: PostWriter | None  # None: there is no language model
+    A call that nobody waits for any more keeps its place until it ends.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._num_waiting = 0
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Runs one call.
+
+        Raises:
+            ApiError: 429, too many wait.
+        """
+        if self._free.locked() and self._num_waiting >= _MAX_WAITING:
+            raise ApiError(
+                429,
+                f"Too many posts are being written. Try again in {_RETRY_SECONDS} s.",
+                code="queue_full",
+                retry_after=_RETRY_SECONDS,
+            )
+        self._num_waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._num_waiting -= 1
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def finish(tell: Callable[[], None]) -> None:
+            self._free.release()
+            if not done.cancelled():
+                tell()
+
+        def run() -> None:
+            try:
+                tell = functools.partial(done.set_result, call())
+            except Exception as error:  # noqa: BLE001  who waits is told
+                tell = functools.partial(done.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(finish, tell)
+
+        threading.Thread(target=run, name="writing", daemon=True).start()
+        return await done
 
 
 def create_posts_router(
@@ -121,20 +165,24 @@ def create_posts_router(
         CheckpointError: a model's summary of its captions is damaged.
     """
     router = APIRouter(prefix="/v1", tags=["posts"])
-    writers = {
-        name: _create_writers(language_model, served) for name, served in service.models.items()
+    settings, threads = service.settings, _Threads()
+    wanted = with_limits(PostsBody, settings)
+    languages = {
+        name: ImageLanguage(served.model.text_tokenizer, served.captions)
+        for name, served in service.models.items()
     }
-    limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     @router.post(
         "/posts",
         summary="Write social-media posts and paint their pictures",
-        openapi_extra=describe_json(PostsBody),
+        openapi_extra=describe_json(wanted),
         response_model=PostsAnswer,
     )
-    async def write_posts(request: Request) -> Response:
+    async def answer(request: Request) -> Response:
         check_type(request, "application/json")
-        body = read_json(PostsBody, await request.body())
+        body = read_json(wanted, await request.body())
+        if settings.log_prompts:
+            request.state.prompt = f"{body.business}: {body.about}"
         asked = PostRequest.ask(
             body.business,
             body.about,
@@ -142,19 +190,20 @@ def create_posts_router(
             tone=body.tone or "warm",
             seed=body.seed or 0,
         )
+        count = body.count or min(3, settings.max_pictures)
+        best_of = body.best_of or min(4, settings.max_best_of)
         served = service.find(body.model)
-        own = writers[served.name]
-        writer = own.offline if body.offline or own.by_model is None else own.by_model
-        offline = writer is own.offline
-        notes = [NO_LANGUAGE_MODEL] if offline else []
-        best_of = body.best_of or 4
+        asks = None if body.offline else language_model
+        notes = [] if asks else [NO_LANGUAGE_MODEL]
         if best_of > 1 and not served.model.objective.has_likelihood:
             best_of = 1
             notes.append(NO_CHOICE)
-        request.state.painted = body.count or 3
-        posts = await _write(writer, asked, body.count or 3)
+        request.state.painted = count
+        posts = await _write(request, threads, asks, languages[served.name], asked, count)
         labels = [post.label for post in posts]
-        pictures = await service.paint_png(served.name, labels, seed=asked.seed, best_of=best_of)
+        pictures = await service.paint_png(
+            request, served.name, labels, seed=asked.seed, best_of=best_of
+        )
         for number, post in enumerate(posts, start=1):
             notes += [f"Post {number}: {repair}." for repair in post.repairs]
         described = [
@@ -162,46 +211,47 @@ def create_posts_router(
             for number, (post, picture) in enumerate(zip(posts, pictures, strict=True))
         ]
         return JsonResponse(
-            {"offline": offline, "model": served.name, "posts": described, "notes": notes}
+            {"offline": asks is None, "model": served.name, "posts": described, "notes": notes}
         )
-
-    async def _write(writer: PostWriter, asked: PostRequest, count: int) -> list[Post]:
-        """Writes posts in a thread.
-
-        Raises:
-            ApiError: 429, too many requests wait; 503, the language model fails.
-        """
-        if limiter.statistics().tasks_waiting >= _MAX_WAITING:
-            raise ApiError(
-                429,
-                f"Too many posts are being written. Try again in {_RETRY_SECONDS} s.",
-                code="queue_full",
-                retry_after=_RETRY_SECONDS,
-            )
-
-        def run() -> list[Post]:
-            return [post for some in writer.write(asked, count) for post in some]
-
-        try:
-            with anyio.fail_after(service.settings.request_timeout_seconds):
-                return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
-        except (LanguageModelError, TimeoutError) as error:
-            _log.warning("The language model fails: %s", str(error) or "it takes too long")
-            raise ApiError(
-                503,
-                "The language model gives no usable answer now. Try again later, or with "
-                "`offline`: templates write the posts then.",
-                code="language_model_failed",
-                retry_after=_RETRY_SECONDS,
-            ) from None
 
     return router
 
 
-def _create_writers(language_model: LanguageModel | None, served: ServedModel) -> _Writers:
-    language = ImageLanguage(served.model.text_tokenizer, served.captions)
-    by_model = None if language_model is None else ModelWriter(language_model, language)
-    return _Writers(OfflineWriter(language), by_model)
+async def _write(
+    request: Request,
+    threads: _Threads,
+    language_model: LanguageModel | None,
+    language: ImageLanguage,
+    asked: PostRequest,
+    count: int,
+) -> Sequence[Post]:
+    """Writes posts in a thread, which asks nothing more once the client has gone.
+
+    Raises:
+        ApiError: 429, too many requests wait; 499, the client has gone; 503, the language model
+            fails, or it took too long.
+    """
+    deadline = Deadline(request.state.deadline - asyncio.get_running_loop().time())
+    writer: PostWriter = OfflineWriter(language)
+    if language_model is not None:
+        writer = ModelWriter(language_model, language, deadline)
+
+    def write() -> Sequence[Post]:
+        return [post for some in writer.write(asked, count) for post in some]
+
+    try:
+        return await while_there(request, asyncio.ensure_future(threads.run(write)))
+    except LanguageModelError as error:
+        _log.warning("The language model fails: %s", error)
+        raise ApiError(
+            503,
+            "The language model gives no usable answer now. Try again later, or with "
+            "`offline`: templates write the posts then.",
+            code="language_model_failed",
+            retry_after=_RETRY_SECONDS,
+        ) from None
+    finally:
+        deadline.call_off()
 
 
 def _describe(post: Post, picture: bytes, seed: int) -> dict[str, object]:

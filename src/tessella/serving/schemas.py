@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 def _to_whole(value: object) -> object:
-    """4.0 is an integer to JSON."""
+    """Takes 4.0 for the integer that it is to JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -51,7 +51,7 @@ class PaintingBody(RequestBody):
 
     model: Annotated[str | None, Field(max_length=200)] = None
     """One of `GET /v1/models`; the first unless given."""
-    n: Annotated[int | None, Field(ge=1, le=10), Whole] = None
+    n: Annotated[int | None, Field(ge=1), Whole] = None
     """Pictures; 1 unless given."""
     size: Annotated[str | None, Field(pattern=rf"^(auto|{_SIDE}x{_SIDE})$")] = None
     """`auto`, the size that the model paints, or WIDTHxHEIGHT in pixels. A picture of another shape
@@ -70,7 +70,7 @@ class PaintingBody(RequestBody):
     seed: Annotated[int | None, Field(ge=0, le=MAX_API_SEED), Whole] = None
     """Picture i has the seed `seed + i · best_of`; the same request gives the same pictures. Drawn,
     and told, unless given."""
-    steps: Annotated[int | None, Field(ge=1, le=64), Whole] = None
+    steps: Annotated[int | None, Field(ge=1), Whole] = None
     """Rounds in which the places of a picture are filled; the model's own unless given."""
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
     """How far the prompt is followed beyond what was learned; 1 is off."""
@@ -80,9 +80,9 @@ class PaintingBody(RequestBody):
     """Choose among so many of the likeliest codes."""
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     """Choose among the likeliest codes that together have this probability."""
-    best_of: Annotated[int | None, Field(ge=1, le=16), Whole] = None
+    best_of: Annotated[int | None, Field(ge=1), Whole] = None
     """Candidates a picture, of which the one that the model finds most like the prompt is sent."""
-    negative_prompt: Annotated[str | None, Field(max_length=4000)] = None
+    negative_prompt: str | None = None
     """What guidance moves away from; without guidance it has no effect."""
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = (
         None
@@ -99,7 +99,7 @@ class PaintingBody(RequestBody):
 class GenerationBody(PaintingBody):
     """`POST /v1/images/generations`."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=4000, pattern=_NOT_BLANK)]
+    prompt: Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
     """What to paint, in words like those of the model's captions."""
     style: Literal["vivid", "natural"] | None = None
     """Taken for compatibility; of no effect."""
@@ -119,14 +119,14 @@ class ChangingBody(PaintingBody):
 class EditBody(ChangingBody):
     """The fields of `POST /v1/images/edits`."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=4000, pattern=_NOT_BLANK)]
+    prompt: Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
     """What the whole picture shows."""
 
 
 class VariationBody(ChangingBody):
     """The fields of `POST /v1/images/variations`."""
 
-    prompt: Annotated[str | None, Field(max_length=4000)] = None
+    prompt: str | None = None
     """What the variations show; nothing in particular unless given."""
 
 
@@ -141,23 +141,19 @@ def with_limits(kind: type[B], settings: ServeSettings) -> type[B]:
     """Returns a request's class with a server's own limits, so that the document tells them."""
     most = {
         "n": settings.max_pictures,
+        "count": settings.max_pictures,
         "steps": settings.max_steps,
         "best_of": settings.max_best_of,
     }
+    longest = dict.fromkeys(("prompt", "negative_prompt"), settings.max_prompt_characters)
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        said = field.description
-        if name in most:
-            bounds = Field(ge=1, le=most[name], description=said)
-            fields[name] = (Annotated[int | None, bounds, Whole], None)
-        elif name in ("prompt", "negative_prompt"):
-            longest = settings.max_prompt_characters
-            if field.is_required():
-                text = Field(min_length=1, max_length=longest, pattern=_NOT_BLANK, description=said)
-                fields[name] = (Annotated[str, text], ...)
-            else:
-                text = Field(max_length=longest, description=said)
-                fields[name] = (Annotated[str | None, text], None)
+        if name in most or name in longest:
+            bound = Field(le=most[name]) if name in most else Field(max_length=longest[name])
+            fields[name] = (
+                Annotated[field.annotation, bound, *field.metadata],
+                Field(field.default, description=field.description),
+            )
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 
 
@@ -345,3 +341,6 @@ class StudioBody(BaseModel):
     run: bool
     posts: Literal["off", "offline", "llm"]
     key_required: bool
+    post_platforms: list[str]
+    post_tones: list[str]
+    max_seed: int

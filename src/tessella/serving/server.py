@@ -15,7 +15,7 @@ from tessella.posts.language_model import LanguageModel
 from tessella.serving.access import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
-from tessella.serving.service import PaintingService
+from tessella.serving.service import PaintingService, create_worker
 from tessella.serving.settings import ServeSettings
 
 _BACKLOG = 2048
@@ -70,12 +70,16 @@ def serve(
     """
     # Before the models are loaded: an address in use is said at once.
     with _listen(settings) as listening:
+        worker = create_worker(settings)
+        worker.start()
         app = create_app(
-            load_models(models, device),
+            # In the worker's thread, which alone may use PyTorch.
+            worker.call(lambda: load_models(models, device)).result(),
             settings,
             keys=keys,
             language_model=language_model,
             run=run,
+            worker=worker,
         )
         log = logging.getLogger(ACCESS_LOG)
         handler = logging.StreamHandler(sys.stderr)

@@ -1,33 +1,41 @@
 """From a checked request to its answer: prompts, seeds and canvases in, encoded pictures out.
 
 Everything here runs in the event loop and waits: painting is done by the worker's thread, reading
-and writing picture files by a few others.
+and writing picture files by a few others. What waits, waits as long as the client is there and its
+request has time (`request.state.deadline`, which `guard.py` sets).
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anyio
-from starlette.concurrency import run_in_threadpool
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tessella.images import Pixels, encode_picture
-from tessella.pipeline import TextToImage
-from tessella.serving.api_errors import GONE, ApiError, JsonResponse, to_api_error
+from tessella.serving.api_errors import (
+    GONE,
+    ApiError,
+    JsonResponse,
+    closing_error,
+    queue_full_error,
+    timeout_error,
+    to_api_error,
+)
+from tessella.serving.kept_pictures import KeptPictures
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import PaintingBody
 from tessella.serving.settings import ServeSettings
+from tessella.serving.wanted import Wanted, find_canvas_size, size_of
 from tessella.serving.worker import (
     ClosingError,
     Event,
@@ -42,67 +50,34 @@ from tessella.serving.worker import (
 
 T = TypeVar("T")
 
-_MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-_KEPT_BYTES = 64 * 2**20
-_KEPT_SECONDS = 3600.0
-_RETRY_SECONDS = 5
 _DECODED_AT_ONCE = 4  # uploaded pictures
+_ENCODED_AT_ONCE = 2  # painted ones; others use the cores too
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a request asks for, with what it leaves open decided."""
-
-    painting: PaintingRequest
-    size: tuple[int, int]  # (width, height) in pixels of the pictures that are sent
-    num_places: int  # of the canvas of one picture
-    output_format: str
-    quality: int
-    revised_prompt: str | None  # what was read of a prompt that is too long
-    event_type: str  # of a stream: image_generation or image_edit
-    as_url: bool
-
-
-class KeptPictures:
-    """Pictures that can be fetched by an address that cannot be guessed, for an hour at most."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[float, bytes, str]] = OrderedDict()
-        self._size = 0
-
-    def keep(self, content: bytes, output_format: str) -> str:
-        """Keeps a file and returns the name that it can be fetched by."""
-        name = f"{secrets.token_urlsafe(24)}.{output_format}"
-        self._kept[name] = (time.monotonic(), content, _MEDIA_TYPES[output_format])
-        self._size += len(content)
-        while self._size > _KEPT_BYTES and len(self._kept) > 1:
-            self._drop()
-        return name
-
-    def find(self, name: str) -> tuple[bytes, str] | None:
-        """Returns a file and its media type; None if there is none (any more)."""
-        now = time.monotonic()
-        while self._kept and next(iter(self._kept.values()))[0] < now - _KEPT_SECONDS:
-            self._drop()
-        found = self._kept.get(name)
-        return found[1:] if found else None
-
-    def _drop(self) -> None:
-        _, (_, content, _) = self._kept.popitem(last=False)
-        self._size -= len(content)
+Painted = PartialPicture | FinishedPicture
 
 
 class PaintingService:
-    """The models, the worker and what is kept: all that the routes share."""
+    """The models, the worker and what is kept: all that the routes share.
 
-    def __init__(self, models: Mapping[str, ServedModel], settings: ServeSettings) -> None:
+    Args:
+        models: by name; the first is the default.
+        settings: limits.
+        worker: that paints; made here unless given.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        settings: ServeSettings,
+        worker: PaintingWorker | None = None,
+    ) -> None:
         self.models, self.settings = models, settings
-        self.metrics = ServerMetrics()
-        self.worker = PaintingWorker(settings.batch_size, settings.max_queue, self.metrics)
+        self.worker = worker or create_worker(settings)
+        self.metrics = self.worker.metrics
         self.kept = KeptPictures()
-        # Networks are used in few threads: each would have PyTorch begin threads of its own.
         self.decoding = anyio.CapacityLimiter(_DECODED_AT_ONCE)
-        self._network = ThreadPoolExecutor(max_workers=1, thread_name_prefix="network")
+        self._encoding = anyio.CapacityLimiter(_ENCODED_AT_ONCE)
+        self._uploaded_bytes = 0
 
     def find(self, name: str | None) -> ServedModel:
         """Finds a model by its name; the first one by none.
@@ -121,10 +96,41 @@ class PaintingService:
             )
         return self.models[chosen]
 
-    async def run_network(self, call: Callable[..., T], *arguments: object) -> T:
-        """Runs what uses a network but paints nothing, one call after the other."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._network, call, *arguments)
+    @contextlib.contextmanager
+    def hold_upload(self) -> Iterator[Callable[[int], None]]:
+        """Counts the bytes of an upload as they come, until it is read.
+
+        Raises:
+            ApiError: 429, all uploads together are too large.
+        """
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held += count
+            self._uploaded_bytes += count
+            if self._uploaded_bytes > self.settings.max_uploads_bytes:
+                raise ApiError(
+                    429,
+                    "Too much is being uploaded at once. Try again in 1 s.",
+                    code="uploads_full",
+                    retry_after=1,
+                )
+
+        try:
+            yield hold
+        finally:
+            self._uploaded_bytes -= held
+
+    async def call(self, request: Request, function: Callable[..., T], *arguments: object) -> T:
+        """Runs what uses a network but paints nothing, in the worker's thread.
+
+        Raises:
+            ApiError: as `paint`.
+        """
+        with _told_refusals():
+            future = self.worker.call(functools.partial(function, *arguments))
+            return await while_there(request, asyncio.wrap_future(future))
 
     def read(
         self,
@@ -171,7 +177,7 @@ class PaintingService:
         is_guided = model.objective.is_guided and settings.guidance_scale != 1
         painting = PaintingRequest(
             served=served,
-            prompt=read,
+            prompts=[read] * count,
             negative_prompt=text.shorten(body.negative_prompt or "") if is_guided else "",
             seeds=[seed + index * best_of for index in range(count)],
             settings=settings,
@@ -187,18 +193,19 @@ class PaintingService:
             quality=100 if body.output_compression is None else body.output_compression,
             revised_prompt=None if read == prompt else read,
             event_type="image_edit" if is_changing else "image_generation",
-            as_url=body.response_format == "url" and not body.stream,
+            is_streamed=bool(body.stream),
+            as_url=body.response_format == "url",
         )
 
-    async def answer(self, request: Request, wanted: Wanted, *, stream: bool) -> Response:
+    async def answer(self, request: Request, wanted: Wanted) -> Response:
         """Paints what is wanted and answers with all of it, or with a stream of events.
 
         Raises:
-            ApiError: too many pictures wait, it took too long, or the server is about to end.
+            ApiError: as `paint`.
         """
         request.state.painted = len(wanted.painting.seeds)
-        events = self.paint(request, wanted.painting)
-        if stream:
+        if wanted.is_streamed:
+            events = self.paint(request, wanted.painting)
             # An error before the first event still has a status of its own.
             first = await anext(events)
             return StreamingResponse(
@@ -206,14 +213,10 @@ class PaintingService:
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
-        painted: dict[int, Pixels] = {}
-        async with contextlib.aclosing(events):
-            async for event in events:
-                if isinstance(event, FinishedPicture):
-                    painted[event.index] = event.pixels
         data = []
-        for index, seed in enumerate(wanted.painting.seeds):
-            content = await self._encode(painted[index], wanted)
+        painted = await self._paint_all(request, wanted.painting)
+        for pixels, seed in zip(painted, wanted.painting.seeds, strict=True):
+            content = await self._encode(pixels, wanted.size, wanted.output_format, wanted.quality)
             entry: dict[str, Any] = {"seed": seed}
             if wanted.as_url:
                 entry["url"] = self._address(request, content, wanted.output_format)
@@ -222,12 +225,40 @@ class PaintingService:
             if wanted.revised_prompt is not None:
                 entry["revised_prompt"] = wanted.revised_prompt
             data.append(entry)
-        answer = _describe(wanted) | {"created": int(time.time()), "data": data}
-        return JsonResponse(answer | {"usage": _count_usage(wanted, len(data))})
+        answer = wanted.describe(wanted.size) | {"created": int(time.time()), "data": data}
+        return JsonResponse(answer | {"usage": wanted.count_usage(len(data))})
+
+    async def paint_png(
+        self,
+        request: Request,
+        model: str | None,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        best_of: int,
+    ) -> list[bytes]:
+        """Paints one picture a prompt, in one job; picture i has the seed `seed + i · best_of`.
+
+        Raises:
+            ApiError: as `paint`.
+        """
+        served = self.find(model)
+        shorten = served.model.text_tokenizer.shorten
+        painting = PaintingRequest(
+            served=served,
+            prompts=[shorten(prompt) for prompt in prompts],
+            negative_prompt="",
+            seeds=[seed + index * best_of for index in range(len(prompts))],
+            settings=served.model.generation_settings(),
+            best_of=best_of,
+            plan=lambda model: [model.plan_picture()] * len(prompts),
+        )
+        painted = await self._paint_all(request, painting)
+        return [await self._encode(pixels) for pixels in painted]
 
     async def paint(
-        self, request: Request | None, painting: PaintingRequest
-    ) -> AsyncGenerator[PartialPicture | FinishedPicture, None]:
+        self, request: Request, painting: PaintingRequest
+    ) -> AsyncGenerator[Painted, None]:
         """Yields a job's events until its last picture; who hangs up is dropped from the queue.
 
         Raises:
@@ -241,65 +272,32 @@ class PaintingService:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        try:
+        with _told_refusals():
             job = self.worker.submit(painting, tell)
-        except QueueFullError as error:
-            raise ApiError(
-                429,
-                f"Too many pictures wait. Try again in {error.retry_after} s.",
-                code="queue_full",
-                retry_after=error.retry_after,
-            ) from None
-        except ClosingError:
-            raise _closing() from None
-        gone = asyncio.ensure_future(_wait_until_gone(request))
-        deadline = loop.time() + self.settings.request_timeout_seconds
         try:
-            num_open = len(painting.seeds)
-            while num_open:
-                event = await self._next_event(events, gone, deadline)
-                if isinstance(event, FailedJob):
-                    if isinstance(event.error, ClosingError):
-                        raise _closing()
-                    raise to_api_error(event.error)
-                num_open -= isinstance(event, FinishedPicture)
-                yield event
+            async with _leaving(request) as gone:
+                num_open = len(painting.seeds)
+                while num_open:
+                    event = await _wait(asyncio.ensure_future(events.get()), gone, request)
+                    if isinstance(event, FailedJob):
+                        with _told_refusals():
+                            raise event.error
+                    num_open -= isinstance(event, FinishedPicture)
+                    yield event
         finally:
             job.drop()
-            gone.cancel()
 
-    async def _next_event(
-        self, events: "asyncio.Queue[Event]", gone: "asyncio.Future[None]", deadline: float
-    ) -> Event:
-        if not events.empty():
-            return events.get_nowait()
-        loop = asyncio.get_running_loop()
-        coming = asyncio.ensure_future(events.get())
-        try:
-            await asyncio.wait(
-                (coming, gone),
-                timeout=max(0.0, deadline - loop.time()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if coming.done():
-                return coming.result()
-            if gone.done():
-                raise ApiError(GONE, "The client has gone.", code="client_gone")
-            raise ApiError(
-                503,
-                f"It took longer than {self.settings.request_timeout_seconds:g} s. Ask for less, "
-                "or try again later.",
-                code="timeout",
-                retry_after=_RETRY_SECONDS,
-            )
-        finally:
-            coming.cancel()
+    async def _paint_all(self, request: Request, painting: PaintingRequest) -> list[Pixels]:
+        """Paints a job to its end and returns its pictures in order."""
+        painted: dict[int, Pixels] = {}
+        async with contextlib.aclosing(self.paint(request, painting)) as events:
+            async for event in events:
+                if isinstance(event, FinishedPicture):
+                    painted[event.index] = event.pixels
+        return [painted[index] for index in range(len(painting.seeds))]
 
     async def _stream(
-        self,
-        wanted: Wanted,
-        first: PartialPicture | FinishedPicture,
-        events: AsyncGenerator[PartialPicture | FinishedPicture, None],
+        self, wanted: Wanted, first: Painted, events: AsyncGenerator[Painted, None]
     ) -> AsyncIterator[bytes]:
         """Writes events as OpenAI does."""
         try:
@@ -310,11 +308,13 @@ class PaintingService:
         except Exception as error:  # noqa: BLE001  the status is sent: only an event can say it
             yield _to_sse("error", to_api_error(error).body)
 
-    async def _write_event(self, wanted: Wanted, event: PartialPicture | FinishedPicture) -> bytes:
-        content = await self._encode(event.pixels, wanted)
+    async def _write_event(self, wanted: Wanted, event: Painted) -> bytes:
         is_partial = isinstance(event, PartialPicture)
+        # A partial picture comes as it is painted: sixteen of the largest size would be 200 MB.
+        size = size_of(event.pixels) if is_partial else wanted.size
+        content = await self._encode(event.pixels, size, wanted.output_format, wanted.quality)
         name = f"{wanted.event_type}.{'partial_image' if is_partial else 'completed'}"
-        said: dict[str, Any] = _describe(wanted) | {
+        said: dict[str, Any] = wanted.describe(size) | {
             "type": name,
             "b64_json": base64.b64encode(content).decode("ascii"),
             "created_at": int(time.time()),
@@ -325,15 +325,21 @@ class PaintingService:
         if isinstance(event, PartialPicture):
             said["partial_image_index"] = event.number
         else:
-            said["usage"] = _count_usage(wanted, 1)
+            said["usage"] = wanted.count_usage(1)
             if wanted.revised_prompt is not None:
                 said["revised_prompt"] = wanted.revised_prompt
         return _to_sse(name, said)
 
-    async def _encode(self, pixels: Pixels, wanted: Wanted) -> bytes:
+    async def _encode(
+        self,
+        pixels: Pixels,
+        size: tuple[int, int] | None = None,
+        kind: str = "png",
+        quality: int = 100,
+    ) -> bytes:
         started = time.monotonic()
-        content = await run_in_threadpool(
-            encode_picture, pixels, wanted.size, wanted.output_format, wanted.quality
+        content = await anyio.to_thread.run_sync(
+            encode_picture, pixels, size, kind, quality, limiter=self._encoding
         )
         self.metrics.seconds.labels("encode").observe(time.monotonic() - started)
         return content
@@ -342,84 +348,64 @@ class PaintingService:
         base = self.settings.public_url or str(request.base_url)
         return f"{base.rstrip('/')}/v1/pictures/{self.kept.keep(content, output_format)}"
 
-    async def paint_png(
-        self, model: str | None, prompts: Sequence[str], *, seed: int, best_of: int
-    ) -> list[bytes]:
-        """Paints one picture a prompt, for the server's own use; picture i has seed + i · best_of.
 
-        Raises:
-            ApiError: as `paint`.
-        """
-        bodies = [
-            self.read(PaintingBody(model=model, seed=seed + i * best_of, best_of=best_of), prompt)
-            for i, prompt in enumerate(prompts)
-        ]
-
-        async def paint_one(wanted: Wanted) -> bytes:
-            async with contextlib.aclosing(self.paint(None, wanted.painting)) as events:
-                async for event in events:
-                    if isinstance(event, FinishedPicture):
-                        return await self._encode(event.pixels, wanted)
-            raise ApiError(500, "A picture was lost.", code="internal_error")
-
-        painting = [asyncio.ensure_future(paint_one(wanted)) for wanted in bodies]
-        try:
-            return await asyncio.gather(*painting)
-        finally:
-            # If one fails, nobody waits for the others.
-            for picture in painting:
-                picture.cancel()
+def create_worker(settings: ServeSettings) -> PaintingWorker:
+    """Creates the worker of a service."""
+    return PaintingWorker(settings.batch_size, settings.max_queue, ServerMetrics())
 
 
-def find_canvas_size(model: TextToImage, size: tuple[int, int]) -> tuple[int, int]:
-    """Finds the smallest canvas (width, height) that a model can lay of about a picture's shape.
+async def while_there(request: Request, coming: "asyncio.Future[T]") -> T:
+    """Waits for something as long as the client is there and its request has time.
 
-    At most four times as long as the model's own size; of a longer picture the middle is taken.
+    Raises:
+        ApiError: 499, the client has hung up; 503, it took too long. What was waited for is
+            cancelled.
     """
-    own, factor = model.config.image_size, model.config.tokenizer.downsampling
-    longest = min(4.0, max(size) / min(size))
-    side = max(own, round(own * longest / factor) * factor)
-    return (side, own) if size[0] >= size[1] else (own, side)
+    async with _leaving(request) as gone:
+        return await _wait(coming, gone, request)
 
 
-def _describe(wanted: Wanted) -> dict[str, Any]:
-    width, height = wanted.size
-    return {
-        "background": "opaque",
-        "output_format": wanted.output_format,
-        "size": f"{width}x{height}",
-    }
+async def wait_until_gone(request: Request) -> None:
+    """Returns when the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
-def _count_usage(wanted: Wanted, count: int) -> dict[str, Any]:
-    model = wanted.painting.served.model
-    text = model.text_tokenizer.count_tokens(wanted.painting.prompt)
-    laid = count * wanted.num_places
-    return {
-        "input_tokens": text,
-        "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
-        "output_tokens": laid,
-        "total_tokens": text + laid,
-    }
+@contextlib.asynccontextmanager
+async def _leaving(request: Request) -> AsyncIterator["asyncio.Future[None]"]:
+    """Gives what is done when the client has hung up."""
+    gone = asyncio.ensure_future(wait_until_gone(request))
+    try:
+        yield gone
+    finally:
+        gone.cancel()
+
+
+async def _wait(coming: "asyncio.Future[T]", gone: "asyncio.Future[None]", request: Request) -> T:
+    try:
+        seconds = request.state.deadline - asyncio.get_running_loop().time()
+        if seconds > 0:
+            both: set[asyncio.Future[Any]] = {coming, gone}
+            await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                return coming.result()
+            if gone.done():
+                raise ApiError(GONE, "The client has gone.", code="client_gone")
+        raise timeout_error()
+    finally:
+        coming.cancel()
+
+
+@contextlib.contextmanager
+def _told_refusals() -> Iterator[None]:
+    """Says what the worker refuses as the API says it."""
+    try:
+        yield
+    except QueueFullError as error:
+        raise queue_full_error(error.retry_after) from None
+    except ClosingError:
+        raise closing_error() from None
 
 
 def _to_sse(name: str, said: Mapping[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(said, allow_nan=False)}\n\n".encode("ascii")
-
-
-def _closing() -> ApiError:
-    return ApiError(
-        503,
-        "The server is about to end and takes nothing more. Try again later.",
-        code="shutting_down",
-        retry_after=_RETRY_SECONDS,
-    )
-
-
-async def _wait_until_gone(request: Request | None) -> None:
-    """Returns when the client has hung up; never for the server's own requests."""
-    if request is None:
-        await asyncio.Event().wait()
-        return
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,11 +1,16 @@
 """What `tessella serve` allows."""
 
-from pydantic import Field
+import re
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from tessella.config import Settings
 
 MAX_SIDE_PX = 2048
 """Pixels a side of the largest picture that is sent."""
+
+_ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 
 class ServeSettings(Settings):
@@ -16,7 +21,8 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=0, le=65535)
     """The port; 0 takes a free one."""
     batch_size: int = Field(16, ge=1, le=16)
-    """Pictures that are painted together, candidates included."""
+    """Pictures that are painted together, candidates included; of one picture all candidates are,
+    however many."""
     max_queue: int = Field(256, ge=1, le=100_000)
     """Pictures that may wait; a request that would be more is answered 429."""
     max_pictures: int = Field(10, ge=1, le=100)
@@ -31,21 +37,41 @@ class ServeSettings(Settings):
     """The largest body of a request, pictures included."""
     max_upload_pixels: int = Field(16_777_216, ge=1)
     """The largest uploaded picture, in pixels; larger ones are refused before they are decoded."""
+    max_uploads_bytes: int = Field(200_000_000, ge=1000)
+    """All pictures that are being uploaded at one time; a request beyond it is answered 429."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     """How long a body may take to arrive."""
     request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
-    """How long a request may take from its arrival to its last picture."""
+    """How long a request may take from its arrival to the end of its answer."""
     shutdown_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     """How long running pictures may take to be finished after SIGTERM."""
     allow_origins: tuple[str, ...] = ()
     """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be addressed to, beside this machine's own; with API keys and
-    none named here, any."""
+    """Host names that requests may be addressed to, beside this machine's own and addresses in
+    numbers; with API keys and none named here, any."""
     public_url: str | None = None
     """Where clients reach the server, if not where it listens: for the URLs of pictures."""
     log_prompts: bool = False
     """Writes prompts into the access log."""
+
+    @model_validator(mode="after")
+    def _fits_the_queue(self) -> Self:
+        if self.max_queue < self.max_pictures:
+            raise ValueError(
+                "max_queue has to be at least max_pictures, or such a request is always refused"
+            )
+        return self
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _names_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"an origin is like https://example.org or http://localhost:3000: `{origin}`"
+                )
+        return origins
 
     @property
     def max_json_bytes(self) -> int:

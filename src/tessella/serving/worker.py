@@ -7,6 +7,10 @@ to come. It holds the pictures of the oldest job that are still to be painted, a
 have the same model, settings, number of candidates and layout (how many places are known); prompts,
 negative prompts, seeds and canvases are each picture's own. A picture does not depend on what it
 was painted with.
+
+All that PyTorch does is done in this thread, the loading of models too (`call`). Each thread that
+uses it gets a team of OpenMP threads, and once there are more of them than cores, the teams sleep
+at every step instead of waiting awake: painting took three times as long.
 """
 
 import logging
@@ -14,7 +18,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from tessella.canvas import Canvas, KnownCodes, find_layout
 from tessella.errors import TessellaError
@@ -23,6 +29,8 @@ from tessella.objectives import GenerationSettings, GenerationStep
 from tessella.pipeline import TextToImage
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +82,7 @@ class PaintingRequest:
     """The pictures that one request asks for."""
 
     served: ServedModel
-    prompt: str
+    prompts: Sequence[str]  # one a picture
     negative_prompt: str
     seeds: Sequence[int]  # one a picture
     settings: GenerationSettings
@@ -89,13 +97,16 @@ class Job:
 
     request: PaintingRequest
     tell: Callable[[Event], None]  # called in the worker's thread
+    let_go: Callable[["Job"], None]  # gives its places in the queue back
     submitted: float = field(default_factory=time.monotonic)
+    num_waiting: int = 0  # pictures that have a place in the queue; the worker's own
     is_begun: bool = False
     is_dropped: bool = False
 
     def drop(self) -> None:
         """Says that nobody waits for the pictures any more."""
         self.is_dropped = True
+        self.let_go(self)
 
 
 @dataclass(eq=False)
@@ -123,19 +134,37 @@ class _AbandonedError(Exception):
     """Ends a batch that nobody waits for any more."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """Something that uses a network and paints nothing."""
+
+    function: Callable[[], Any]
+    future: "Future[Any]"
+
+    def run(self) -> None:
+        """Runs it, unless nobody waits for it any more."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.function())
+            except Exception as error:  # noqa: BLE001  told to the one who asked
+                self.future.set_exception(error)
+
+
 class PaintingWorker:
     """Paints jobs in batches, one batch at a time, in a thread of its own.
 
     Args:
         batch_size: pictures, candidates included, that are painted together.
-        max_queue: pictures that may wait.
+        max_queue: pictures and calls that may wait.
         metrics: told what is painted.
     """
 
     def __init__(self, batch_size: int, max_queue: int, metrics: ServerMetrics) -> None:
-        self._batch_size, self._max_queue, self._metrics = batch_size, max_queue, metrics
+        self.metrics = metrics
+        self._batch_size, self._max_queue = batch_size, max_queue
         self._changed = threading.Condition()
         self._arrived: deque[Job] = deque()
+        self._calls: deque[_Call] = deque()
         self._pictures: list[_Picture] = []  # planned and not begun; the worker's own
         self._num_waiting = 0
         self._is_closing = False
@@ -143,12 +172,13 @@ class PaintingWorker:
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
 
     def start(self) -> None:
-        """Begins to work."""
-        self._thread.start()
+        """Begins to work, unless it does already."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     @property
-    def is_running(self) -> bool:
-        """Says whether it takes jobs."""
+    def takes_jobs(self) -> bool:
+        """Whether it works and is not about to end."""
         return self._thread.is_alive() and not self._is_closing
 
     def submit(self, request: PaintingRequest, tell: Callable[[Event], None]) -> Job:
@@ -160,19 +190,29 @@ class PaintingWorker:
 
         Raises:
             QueueFullError: too many pictures wait.
-            ClosingError: it is about to end.
+            ClosingError: it is about to end, or has.
         """
-        job = Job(request, tell)
-        count = len(request.seeds)
+        job = Job(request, tell, self._let_go)
         with self._changed:
-            if self._is_closing:
-                raise ClosingError
-            if self._num_waiting + count > self._max_queue:
-                raise QueueFullError(self._estimate_seconds())
+            job.num_waiting = len(request.seeds)
+            self._admit(job.num_waiting)
             self._arrived.append(job)
-            self._count(count)
             self._changed.notify()
         return job
+
+    def call(self, function: Callable[[], T]) -> "Future[T]":
+        """Takes anything else that uses a network; it runs between two batches.
+
+        Raises:
+            QueueFullError: too much waits.
+            ClosingError: it is about to end, or has.
+        """
+        called = _Call(function, Future())
+        with self._changed:
+            self._admit(1)
+            self._calls.append(called)
+            self._changed.notify()
+        return called.future
 
     def close(self) -> None:
         """Refuses what has not begun and ends when the begun is done; returns at once."""
@@ -184,6 +224,26 @@ class PaintingWorker:
         """Waits until it has ended."""
         self._thread.join(timeout)
 
+    def _admit(self, count: int) -> None:
+        """Gives places in the queue, or refuses."""
+        has_ended = self._thread.ident is not None and not self._thread.is_alive()
+        if self._is_closing or has_ended:
+            raise ClosingError
+        if self._num_waiting + count > self._max_queue:
+            raise QueueFullError(self._estimate_seconds())
+        self._count(count)
+
+    def _let_go(self, job: Job, most: int | None = None) -> None:
+        """Takes the places in the queue of a job's pictures back; of all unless some are said."""
+        with self._changed:
+            count = job.num_waiting if most is None else min(most, job.num_waiting)
+            job.num_waiting -= count
+            self._count(-count)
+
+    def _count(self, change: int) -> None:
+        self._num_waiting += change
+        self.metrics.queue.set(self._num_waiting)
+
     def _estimate_seconds(self) -> int:
         """Estimates, in whole seconds, when half of what waits will be painted."""
         pace = self._pictures_per_second
@@ -192,48 +252,55 @@ class PaintingWorker:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._arrived or self._pictures or self._is_closing):
+                while not (self._arrived or self._pictures or self._calls or self._is_closing):
                     self._changed.wait()
                 arrived, closing = list(self._arrived), self._is_closing
                 self._arrived.clear()
-            for job in arrived:
-                self._plan(job)
-            self._forget(lambda job: job.is_dropped)
+                calls = [self._calls.popleft()] if self._calls else []
+                if closing:
+                    calls += self._calls
+                    self._calls.clear()
+                self._count(-len(calls))
             if closing:
-                self._refuse_unbegun()
-                if not self._pictures:
-                    return
+                self._refuse(arrived, calls)
+            else:
+                for called in calls:
+                    called.run()
+                for job in arrived:
+                    self._plan(job)
+            self._pictures = [one for one in self._pictures if not one.job.is_dropped]
             if batch := self._take_batch():
                 self._paint(batch)
+            elif closing:
+                return
+
+    def _refuse(self, arrived: Sequence[Job], calls: "Sequence[_Call]") -> None:
+        """Refuses all that has not begun."""
+        planned = [picture.job for picture in self._pictures if not picture.job.is_begun]
+        for job in dict.fromkeys([*arrived, *planned]):
+            self._fail(job, ClosingError())
+        for called in calls:
+            called.future.set_exception(ClosingError())
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Tells a job that no more comes, once."""
+        if not job.is_dropped:
+            job.drop()
+            job.tell(FailedJob(error))
 
     def _plan(self, job: Job) -> None:
         """Turns a job into pictures; one that cannot be met fails here, alone."""
+        if job.is_dropped:
+            return
         request = job.request
         try:
-            canvases = [] if job.is_dropped else request.plan(request.served.model)
+            grid = request.served.model.config.grid
+            for index, canvas in enumerate(request.plan(request.served.model)):
+                layout = find_layout(canvas.known.known[0], grid)
+                group = (request.served.name, request.settings, request.best_of, layout)
+                self._pictures.append(_Picture(job, index, canvas, group))
         except Exception as error:  # noqa: BLE001  told to the one who asked
-            self._count(-len(request.seeds))
-            job.tell(FailedJob(error))
-            return
-        if not canvases:
-            self._count(-len(request.seeds))
-        grid = request.served.model.config.grid
-        for index, canvas in enumerate(canvases):
-            layout = find_layout(canvas.known.known[0], grid)
-            group = (request.served.name, request.settings, request.best_of, layout)
-            self._pictures.append(_Picture(job, index, canvas, group))
-
-    def _forget(self, is_unwanted: Callable[[Job], bool]) -> None:
-        """Leaves out the pictures of some jobs."""
-        kept = [picture for picture in self._pictures if not is_unwanted(picture.job)]
-        self._count(len(kept) - len(self._pictures))
-        self._pictures = kept
-
-    def _refuse_unbegun(self) -> None:
-        unbegun = dict.fromkeys(p.job for p in self._pictures if not p.job.is_begun)
-        self._forget(lambda job: job in unbegun)
-        for job in unbegun:
-            job.tell(FailedJob(ClosingError()))
+            self._fail(job, error)
 
     def _take_batch(self) -> list[_Picture]:
         """Takes the oldest picture and those that can be painted with it."""
@@ -247,11 +314,11 @@ class PaintingWorker:
         batch = [picture for picture in self._pictures if picture.group == first.group][:room]
         taken = set(map(id, batch))
         self._pictures = [picture for picture in self._pictures if id(picture) not in taken]
-        self._count(-len(batch))
         now = time.monotonic()
         for picture in batch:
             picture.job.is_begun = True
-            self._metrics.seconds.labels("wait").observe(now - picture.job.submitted)
+            self._let_go(picture.job, 1)
+            self.metrics.seconds.labels("wait").observe(now - picture.job.submitted)
         return batch
 
     def _paint(self, batch: Sequence[_Picture]) -> None:
@@ -259,7 +326,7 @@ class PaintingWorker:
         request, started = batch[0].job.request, time.monotonic()
         try:
             painted = request.served.model.paint(
-                [picture.job.request.prompt for picture in batch],
+                [picture.job.request.prompts[picture.index] for picture in batch],
                 seeds=[picture.job.request.seeds[picture.index] for picture in batch],
                 settings=request.settings,
                 negative_prompts=[picture.job.request.negative_prompt for picture in batch],
@@ -267,6 +334,8 @@ class PaintingWorker:
                 best_of=request.best_of,
                 on_step=lambda step: self._watch(batch, step),
             )
+            for picture, pixels in zip(batch, painted.pixels, strict=True):
+                picture.job.tell(FinishedPicture(picture.index, picture.canvas.finish(pixels)))
         except _AbandonedError:
             return
         except Exception as error:  # noqa: BLE001  told to the ones who asked
@@ -275,13 +344,9 @@ class PaintingWorker:
                     _log.exception("A batch of %d failed; each is painted alone.", len(batch))
                 for picture in batch:
                     self._paint([picture])
-                return
-            if not batch[0].job.is_dropped:
-                batch[0].job.drop()
-                batch[0].job.tell(FailedJob(error))
+            else:
+                self._fail(batch[0].job, error)
             return
-        for picture, pixels in zip(batch, painted.pixels, strict=True):
-            picture.job.tell(FinishedPicture(picture.index, picture.canvas.finish(pixels)))
         self._measure(request.served.name, len(batch), time.monotonic() - started)
 
     def _watch(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
@@ -302,14 +367,9 @@ class PaintingWorker:
             picture.job.tell(told)
 
     def _measure(self, name: str, count: int, seconds: float) -> None:
-        self._metrics.seconds.labels("paint").observe(seconds)
-        self._metrics.batch_size.observe(count)
-        self._metrics.pictures.labels(name).inc(count)
+        self.metrics.seconds.labels("paint").observe(seconds)
+        self.metrics.batch_size.observe(count)
+        self.metrics.pictures.labels(name).inc(count)
         # A clock that ticks seldom finds no time at all for a small batch.
         pace, old = count / max(seconds, 1e-3), self._pictures_per_second
         self._pictures_per_second = old + _SMOOTHING * (pace - old) if old else pace
-
-    def _count(self, change: int) -> None:
-        with self._changed:  # reentrant
-            self._num_waiting += change
-            self._metrics.queue.set(self._num_waiting)

@@ -19,7 +19,6 @@ from tessella.text.known_words import summarize_captions
 # Four subjects in two styles, as captions of stickers are.
 SUBJECTS = ("octopus", "bread", "croissant", "birthday cake", "coffee", "blue bird", "red heart")
 CAPTIONS = [f"{subject}, {style} emoji" for style in ("flat", "3d") for subject in SUBJECTS]
-SOON = {"retry-after-ms": "1"}  # so that no test waits
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,9 @@ class ChatServer:
 
     @staticmethod
     def fail(status: int, message: str = "no", **headers: str) -> Answer:
-        """An error, to be tried again soon."""
+        """An error."""
         error = {"error": {"message": message, "type": "x", "code": None}}
-        return Answer(json.dumps(error).encode(), status, {**SOON, **headers})
+        return Answer(json.dumps(error).encode(), status, headers)
 
 
 @pytest.fixture
@@ -128,12 +127,12 @@ def open_model(chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Open
     """Opens a language model at the server; waits between its own tries are skipped."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
+    for module in ("chat_client", "language_model"):
+        monkeypatch.setattr(f"tessella.posts.{module}._FIRST_PAUSE_SECONDS", 0.0)
 
     def open_model(script: Sequence[Answer], **how: Any) -> LanguageModel:
         chat_server.script = list(script)
-        model = LanguageModel.open("tiny", **{"base_url": chat_server.url, **how})
-        monkeypatch.setattr(model, "_sleep", lambda seconds: None)
-        return model
+        return LanguageModel.open("tiny", **{"base_url": chat_server.url, **how})
 
     return open_model
 

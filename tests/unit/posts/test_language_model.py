@@ -2,15 +2,21 @@
 
 import builtins
 import json
+import re
 import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
+from typer.testing import CliRunner
 
+from tessella.cli import app, llm_options
 from tessella.errors import ConfigError
-from tessella.posts import chat_client
+from tessella.posts import chat_client, language_model
+from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.language_model import LanguageModel
 
@@ -84,19 +90,32 @@ def test_the_wait_that_a_server_asks_for_is_kept(
     chat_server: Any, open_model: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    busy = chat_server.answer(b"{}", 429, headers={"Retry-After": "7"})
-    open_model([busy, chat_server.say(GOOD)]).ask(ASKED, Number)
-    assert 7.0 in waits
+    monkeypatch.setattr(Deadline, "sleep", lambda deadline, seconds: waits.append(seconds))
+    busy = [chat_server.fail(429, **{"Retry-After": wait}) for wait in ("7", "0.5", "120")]
+    open_model([*busy, chat_server.say(GOOD)]).ask(ASKED, Number)
+    assert waits == [7.0, 0.5, 120.0]
+
+    # It wants to be left alone for longer than anybody waits.
+    with pytest.raises(LanguageModelError, match="server failed, tried 1 times: status 429"):
+        open_model([chat_server.fail(429, **{"Retry-After": "121"})]).ask(ASKED, Number)
+
+
+def test_pauses_grow(chat_server: Any, open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, waits = open_model([chat_server.fail(500)] * 4), []
+    monkeypatch.setattr(chat_client, "_FIRST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(Deadline, "sleep", lambda deadline, seconds: waits.append(seconds))
+    with pytest.raises(LanguageModelError):
+        model.ask(ASKED, Number)
+    for wait, most in zip(waits, (0.5, 1.0, 2.0), strict=True):
+        assert 0.75 * most <= wait <= most
 
 
 def test_a_server_that_stays_broken(chat_server: Any, open_model: Open) -> None:
     model = open_model([chat_server.fail(500, "out of\nmemory")] * 3, max_retries=2)
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
-    assert "The language model's server failed: status 500" in str(error.value)
-    assert "it says" in str(error.value)
-    assert "tried 3 times: try again later." in str(error.value)
+    assert "server failed, tried 3 times: status 500 from `http" in str(error.value)
+    assert "it says `out of memory`. Try again later." in str(error.value)
     assert len(chat_server.asked) == 3
 
 
@@ -106,7 +125,7 @@ def test_a_server_that_stays_broken(chat_server: Any, open_model: Open) -> None:
         (401, "refused the key: `"),
         (403, "refused the key: `"),
         (404, "has no such language model, or no chat completions: `tiny` at `"),
-        (301, "server failed: status 301"),
+        (301, "server failed, tried 1 times: status 301"),
     ],
 )
 def test_what_no_second_try_mends(
@@ -128,7 +147,32 @@ def test_a_slow_server(chat_server: Any, open_model: Open) -> None:
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
     assert "did not answer within 0.1 s: `http://127.0.0.1" in str(error.value)
-    assert "--timeout-seconds" in str(error.value)
+    assert "--llm-timeout-seconds" in str(error.value)
+
+
+# A request that had 30 s left could go on asking, and paying, for minutes.
+def test_no_try_begins_after_the_deadline_or_outlasts_it(
+    chat_server: Any, open_model: Open
+) -> None:
+    slow = chat_server.answer(b"{}", wait_seconds=0.6)
+    started = time.monotonic()
+    with pytest.raises(LanguageModelError, match=r"did not answer within 0.3 s"):
+        open_model([slow] * 4).ask(ASKED, Number, deadline=Deadline(0.3))
+    assert time.monotonic() - started < 0.55
+    assert len(chat_server.asked) == 1
+
+    over = Deadline()
+    over.call_off()
+    with pytest.raises(LanguageModelError, match="no time left to ask the language model: `http"):
+        open_model([chat_server.say(GOOD)]).ask(ASKED, Number, deadline=over)
+    assert len(chat_server.asked) == 1
+
+
+def test_a_deadline_that_comes_ends_a_pause(chat_server: Any, open_model: Open) -> None:
+    busy = [chat_server.fail(429, "too many", **{"Retry-After": "100"})]
+    with pytest.raises(LanguageModelError, match="it says `too many`"):
+        open_model(busy).ask(ASKED, Number, deadline=Deadline(0.2))
+    assert len(chat_server.asked) == 1
 
 
 def test_a_server_that_is_not_there(open_model: Open) -> None:
@@ -149,6 +193,12 @@ def test_a_server_that_is_not_there(open_model: Open) -> None:
         ('{"number": ', {}, "there is no JSON object in it"),
         ('{"number": "x"}', {}, "its JSON is not of the schema: number: Input should be"),
         ('{"number": 7, "file": "../x"}', {}, "not of the schema: file: Extra inputs"),
+        # A key once went into the message as it was: a terminal obeyed it, a log had a forged line.
+        (
+            json.dumps({"number": 7, "a\x1b]0;evil\x07\nERROR forged\u202e": 1}),
+            {},
+            "not of the schema: a ]0;evil ERROR forged: Extra inputs",
+        ),
         ("{}", {}, "its JSON is not of the schema: number: Field required"),
         (None, {"refusal": "I cannot help."}, "it refused to answer"),
         ("", {"finish_reason": "content_filter"}, "it refused to answer"),
@@ -253,7 +303,23 @@ def test_what_is_missing_is_told(open_model: Open, how: dict[str, Any], message:
     with pytest.raises(ConfigError) as error:
         LanguageModel.open(**{"name": "tiny", **how})
     assert message in str(error.value)
-    assert "--offline" in str(error.value) or "--base-url" in str(error.value)
+    assert "offline" in str(error.value) or "--llm-base-url" in str(error.value)
+
+
+# `tessella serve` was told of flags that it does not have: --base-url, --offline.
+def test_messages_name_flags_that_every_command_has() -> None:
+    folder = Path(language_model.__file__).parent
+    said = "".join((folder / name).read_text() for name in ("language_model.py", "chat_client.py"))
+    named = set(re.findall(r"--[a-z][a-z-]+", said))
+    assert named == {"--llm", "--llm-base-url", "--llm-timeout-seconds"}
+    for command in ("post", "serve"):
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+        assert [flag for flag in [*named, "--llm-key-env"] if flag not in shown] == []
+
+
+def test_the_options_have_the_defaults_of_the_language_model() -> None:
+    assert llm_options.DEFAULT_KEY_ENV == language_model.DEFAULT_KEY_VARIABLE
+    assert llm_options.DEFAULT_TIMEOUT_SECONDS == language_model.TIMEOUT_SECONDS
 
 
 def test_the_missing_extra_is_named(open_model: Open, monkeypatch: pytest.MonkeyPatch) -> None:

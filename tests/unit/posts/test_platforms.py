@@ -1,10 +1,10 @@
 """Platforms: how characters count."""
 
-from typing import get_args
+import time
 
 import pytest
 
-from tessella.posts.platforms import PLATFORMS, PlatformName
+from tessella.posts.platforms import PLATFORM_NAMES, PLATFORMS
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ from tessella.posts.platforms import PLATFORMS, PlatformName
         ("x", "see https://e.org", 4 + 23),
         ("x", "e.org", 23),  # X makes a link of it
         ("x", "wonderful.cinnamon.buns.bakery", 30),  # perhaps a link, perhaps none: the longer
+        ("x", "...e.org", 8),  # a link begins a word
         ("x", "3.50 a loaf, e.g. rye", 21),
         ("mastodon", "see https://example.org/a/long/address/indeed", 4 + 23),
         ("mastodon", "\N{BREAD}", 1),
@@ -33,6 +34,18 @@ from tessella.posts.platforms import PLATFORMS, PlatformName
 )
 def test_characters_count_as_on_the_platform(platform: str, text: str, count: int) -> None:
     assert PLATFORMS[platform].count_characters(text) == count
+
+
+# A language model's answer of 16,000 times "a." took seconds, in which nobody else was heard.
+@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("text", ["a.", "a", "a-", "https://", "a b.c/", "\N{BREAD}"])
+def test_huge_texts_are_counted_quickly(name: str, text: str) -> None:
+    for length in (4 * PLATFORMS[name].max_characters, 70_000):
+        huge = (text * 70_000)[: min(length, 70_000)]
+        started = time.process_time()
+        count = PLATFORMS[name].count_characters(huge)
+        assert time.process_time() - started < 0.1
+        assert length < 70_000 or count > PLATFORMS[name].max_characters
 
 
 def test_every_platform_says_its_limits() -> None:
@@ -47,5 +60,5 @@ def test_every_platform_says_its_limits() -> None:
         "pinterest": (500, 5),
         "tiktok": (2200, 5),
     }
-    assert tuple(PLATFORMS) == get_args(PlatformName)
+    assert tuple(PLATFORMS) == PLATFORM_NAMES
     assert all(name == platform.name for name, platform in PLATFORMS.items())

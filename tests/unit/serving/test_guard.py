@@ -229,8 +229,14 @@ def test_named_hosts(serve: Serve) -> None:
     server = serve(allowed_hosts=("Paint.example",), host="0.0.0.0")
     assert server.get("/", headers={"Host": "paint.example:80"}).status_code == 200
     assert server.get("/", headers={"Host": "other.example"}).status_code == 403
-    # Every address of this machine is none of its names.
-    assert server.get("/", headers={"Host": "0.0.0.0"}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7:8000", "[2001:db8::1]:8000", "0.0.0.0"])
+def test_addresses_in_numbers(serve: Serve, host: str) -> None:
+    """A server that others may reach once answered nobody but itself."""
+    assert serve().get("/", headers={"Host": host}).status_code == 200
+    origin = {"Host": host, "Origin": "http://192.0.2.7"}
+    assert serve().get("/", headers=origin).status_code == 403
 
 
 def test_with_keys_any_host_unless_some_are_named(serve: Serve, locked: Any) -> None:

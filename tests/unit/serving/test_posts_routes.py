@@ -3,14 +3,22 @@
 import base64
 import io
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.language_model import LanguageModel
 from tessella.serving.app import create_app
@@ -27,8 +35,12 @@ class Chat:
 
     def __init__(self, *script: Any) -> None:
         self.script = list(script)
+        self.deadlines: list[Deadline] = []  # one a question
 
-    def complete(self, model: str, messages: Sequence[Mapping[str, str]], how: Any) -> str:
+    def complete(
+        self, model: str, messages: Sequence[Mapping[str, str]], how: Any, deadline: Deadline
+    ) -> str:
+        self.deadlines.append(deadline)
         answer = self.script.pop(0)
         if callable(answer):
             answer = answer()
@@ -54,8 +66,8 @@ def start(models: Mapping[str, ServedModel]) -> Iterator[Start]:
     def start(*script: Any, **limits: Any) -> TestClient:
         language_model = None
         if script:
-            chat: Any = Chat(*script)
-            language_model = LanguageModel("writer", chat, sleep=lambda seconds: None)
+            chat: Any = script[0] if isinstance(script[0], Chat) else Chat(*script)
+            language_model = LanguageModel("writer", chat)
         app = create_app(models, ServeSettings(**limits), language_model=language_model)
         client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
         clients.append(client.__enter__())
@@ -157,24 +169,153 @@ def test_a_language_model_that_fails_is_a_503_without_its_insides(start: Start) 
     assert "offline" in error["message"]
 
 
-def test_a_language_model_that_hangs_is_a_503(start: Start) -> None:
-    """The thread that waits for it is left behind; the server goes on."""
-    end = threading.Event()
+class HangingChat(Chat):
+    """Answers nothing until it may."""
 
-    def hang() -> Exception:
-        end.wait(20)
-        return LanguageModelError("too late")
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
 
-    client = start(hang, request_timeout_seconds=0.3)
-    try:
-        assert client.post("/v1/posts", json=ASKED).status_code == 503
-        assert client.get("/healthz").status_code == 200
-    finally:
-        end.set()
+    def complete(self, *asked: Any) -> str:
+        self.script.append([draft()] * 3)
+        answer = super().complete(*asked)
+        if not self.may_answer.wait(20):
+            raise TimeoutError("it may never answer")
+        return answer
 
 
-def test_too_many_requests_are_a_429(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessella.serving.posts_routes._MAX_WAITING", 0)
-    answer = start().post("/v1/posts", json=ASKED)
-    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
-    assert int(answer.headers["Retry-After"]) > 0
+@pytest.fixture
+def hanging() -> Iterator[HangingChat]:
+    chat = HangingChat()
+    yield chat
+    chat.may_answer.set()
+
+
+def test_a_language_model_that_hangs_is_a_503(start: Start, hanging: HangingChat) -> None:
+    client = start(hanging, request_timeout_seconds=1)
+    assert client.post("/v1/posts", json=ASKED).status_code == 503
+    assert client.get("/healthz").status_code == 200
+    # Once it answers it is asked nothing more.
+    assert [deadline.left_seconds for deadline in hanging.deadlines] == [0.0]
+
+
+# Requests that were given up once made room for others while their questions were still answered:
+# more than four at a time were paid for.
+def test_a_question_keeps_its_place_until_it_is_answered(
+    start: Start, hanging: HangingChat, until: Callable[..., None]
+) -> None:
+    client = start(hanging, request_timeout_seconds=1)
+    with ThreadPoolExecutor(6) as pool:
+        answers = pool.map(lambda _: client.post("/v1/posts", json=ASKED).status_code, range(6))
+        assert list(answers) == [503] * 6
+    assert client.post("/v1/posts", json=ASKED).status_code == 503
+    assert len(hanging.deadlines) == 4
+    hanging.may_answer.set()
+    until(lambda: client.post("/v1/posts", json=ASKED).status_code == 200)
+
+
+def test_too_many_requests_are_a_429(
+    start: Start, hanging: HangingChat, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tessella.serving.posts_routes._AT_ONCE", 1)
+    monkeypatch.setattr("tessella.serving.posts_routes._MAX_WAITING", 1)
+    client = start(hanging)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(client.post, "/v1/posts", json=ASKED) for _ in range(3)]
+        until(lambda: any(answer.done() for answer in answers))
+        hanging.may_answer.set()
+    refused, *others = sorted((a.result() for a in answers), key=lambda a: -a.status_code)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert int(refused.headers["Retry-After"]) > 0
+    assert [answer.status_code for answer in others] == [200, 200]
+
+
+# The language model was once asked on, and pictures were painted, for nobody.
+def test_a_client_that_hangs_up_stops_the_writing(
+    tiny: ServedModel,
+    hanging: HangingChat,
+    run_app: Callable[..., Any],
+    until: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat: Any = hanging
+    painted: list[Any] = []
+    monkeypatch.setattr(tiny.model, "paint", lambda *asked, **how: painted.append(asked))
+    app = create_app({"tiny": tiny}, language_model=LanguageModel("writer", chat))
+    body = json.dumps(ASKED).encode()
+    head = (
+        "POST /v1/posts HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with run_app(app) as server:
+        with server.connect(head.encode() + body):
+            until(lambda: hanging.deadlines)
+            assert hanging.deadlines[0].left_seconds > 60
+        until(lambda: not hanging.deadlines[0].left_seconds)
+        hanging.may_answer.set()
+        until(lambda: all(thread.name != "writing" for thread in threading.enumerate()))
+    assert painted == []
+
+
+# With settings of its own the server once painted as many pictures, of as many candidates, as
+# anybody liked.
+def test_the_limits_of_the_server_hold(start: Start) -> None:
+    client = start(max_pictures=2, max_best_of=3)
+    for changes in ({"count": 3}, {"best_of": 4}):
+        answer = client.post("/v1/posts", json={**ASKED, **changes})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == next(iter(changes))
+    found = client.post("/v1/posts", json=ASKED).json()
+    assert [post["picture"]["seed"] for post in found["posts"]] == [0, 3]
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/v1/posts"]["post"]["requestBody"]["content"]["application/json"]
+    said = body["schema"]["properties"]
+    assert [said[name]["anyOf"][0]["maximum"] for name in ("count", "best_of")] == [2, 3]
+
+
+# The log of prompts was empty for posts.
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_what_is_asked_is_logged_when_asked_for(
+    start: Start, caplog: pytest.LogCaptureFixture, is_logged: bool
+) -> None:
+    with caplog.at_level("INFO", "tessella.access"):
+        start(log_prompts=is_logged).post("/v1/posts", json={**ASKED, "count": 1})
+    line = json.loads(caplog.records[-1].message)
+    prompt = "Star Shop: We sell stars. And moons." if is_logged else None
+    assert line.get("prompt") == prompt
+
+
+# SIGTERM once ended nothing as long as a language model was asked.
+def test_sigterm_ends_a_server_that_waits_for_a_language_model() -> None:
+    command = [sys.executable, "-m", "tessella", "serve", "scenes", "--port", "0"]
+    command += ["--device", "cpu", "--set", "serve.shutdown_timeout_seconds=1", "--llm", "slow"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        process = subprocess.Popen(
+            [*command, "--llm-base-url", url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+        )
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().split()[2].rpartition(":")[2])
+            body = json.dumps(ASKED)
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(
+                    b"POST /v1/posts HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Type: application/json\r\n"
+                    + f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+                )
+                asked, _ = silent.accept()
+                with asked:
+                    started = time.monotonic()
+                    process.send_signal(signal.SIGTERM)
+                    _, log = process.communicate(timeout=30)
+            assert process.returncode == 0, log
+            assert time.monotonic() - started < 10
+        finally:
+            process.kill()
+            process.communicate()

@@ -7,17 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError
-from tessella.serving.schemas import (
-    EditBody,
-    GenerationBody,
-    RequestBody,
-    VariationBody,
-    read_fields,
-    read_json,
-    with_limits,
-)
+from tessella.serving.schemas import RequestBody, read_fields, read_json, with_limits
 from tessella.serving.settings import ServeSettings
+
+GenerationBody = with_limits(schemas.GenerationBody, ServeSettings())
+EditBody = with_limits(schemas.EditBody, ServeSettings())
+VariationBody = with_limits(schemas.VariationBody, ServeSettings())
 
 NUMBERS = ("n", "seed", "steps", "best_of", "top_k", "partial_images", "output_compression")
 EVERYTHING = {
@@ -295,7 +292,7 @@ def test_names_of_a_form() -> None:
 
 def test_a_servers_limits_hold() -> None:
     own = ServeSettings(max_pictures=2, max_steps=3, max_best_of=4, max_prompt_characters=5)
-    kind = with_limits(GenerationBody, own)
+    kind = with_limits(schemas.GenerationBody, own)
     most = {"prompt": "12345", "n": 2, "steps": 3, "best_of": 4, "negative_prompt": "12345"}
     assert read_json(kind, json.dumps(most).encode()).model_dump(exclude_none=True) == most
     assert read_json(kind, b'{"prompt":"a","n":2.0}').n == 2
@@ -305,7 +302,7 @@ def test_a_servers_limits_hold() -> None:
     assert refuse({"prompt": " "}, kind).param == "prompt"
     assert refuse({}, kind).code == "missing"
     assert refuse({"prompt": "a", "n": True}, kind).param == "n"
-    variation = with_limits(VariationBody, own)
+    variation = with_limits(schemas.VariationBody, own)
     assert read_fields(variation, {}).prompt is None
     with pytest.raises(ApiError):
         read_fields(variation, {"prompt": "123456"})
@@ -318,5 +315,5 @@ def test_a_servers_limits_hold() -> None:
 def test_larger_limits_than_the_usual_hold_too() -> None:
     own = ServeSettings(max_pictures=100, max_steps=4096, max_prompt_characters=32_000)
     most = {"prompt": "x" * 32_000, "n": 100, "steps": 4096}
-    kind = with_limits(GenerationBody, own)
+    kind = with_limits(schemas.GenerationBody, own)
     assert read_json(kind, json.dumps(most).encode()).n == 100

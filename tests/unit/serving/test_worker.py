@@ -101,7 +101,7 @@ def submit(
 ) -> Asked:
     request = PaintingRequest(
         served=served,
-        prompt=prompt,
+        prompts=[prompt] * len(seeds),
         negative_prompt=negative_prompt,
         seeds=list(seeds),
         settings=served.model.generation_settings(**settings),
@@ -127,11 +127,11 @@ def pixels(pictures: Sequence[Image.Image]) -> list[np.ndarray]:
 
 
 def gauge(worker: PaintingWorker) -> float | None:
-    return worker._metrics.registry.get_sample_value("tessella_queue_pictures")
+    return worker.metrics.registry.get_sample_value("tessella_queue_pictures")
 
 
 def count(worker: PaintingWorker, name: str, **labels: str) -> float:
-    return worker._metrics.registry.get_sample_value(name, labels) or 0.0
+    return worker.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def end(worker: PaintingWorker) -> None:
@@ -704,10 +704,10 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
     waiting = submit(worker, tiny, "waiting")
     worker.start()
     until(lambda: seen.batches)
-    assert worker.is_running
+    assert worker.takes_jobs
     late = submit(worker, tiny, "late", [1, 2])
     worker.close()
-    assert not worker.is_running
+    assert not worker.takes_jobs
     with pytest.raises(ClosingError):
         submit(worker, tiny)
     seen.gate.set()
@@ -724,9 +724,9 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
 
 def test_an_idle_worker_ends_at_once(make: Make) -> None:
     worker = make()
-    assert not worker.is_running
+    assert not worker.takes_jobs
     worker.start()
-    assert worker.is_running
+    assert worker.takes_jobs
     worker.close()
     worker.join(5)
     assert not worker._thread.is_alive()

@@ -16,6 +16,7 @@ export class ApiError extends Error {
   }
 }
 
+let key = sessionStorage.getItem(KEY);
 let askForKey = async () => null;
 let isKeyNeeded = false;
 let asking = null;
@@ -36,7 +37,7 @@ async function replaceKey(problem) {
   asking ??= askForKey(problem).finally(() => (asking = null));
   const given = await asking;
   if (!given) throw new ApiError(problem || "This server needs an API key.", 401);
-  sessionStorage.setItem(KEY, given);
+  key = given;
 }
 
 async function readProblem(response) {
@@ -55,10 +56,10 @@ async function readProblem(response) {
 /** Sends a request until it is answered with something else than "which key?". */
 async function send(path, options = {}) {
   for (;;) {
-    if (isKeyNeeded && !sessionStorage.getItem(KEY)) await replaceKey("");
-    const key = sessionStorage.getItem(KEY);
+    if (isKeyNeeded && !key) await replaceKey("");
+    const sent = key;
     const headers = new Headers(options.headers);
-    if (key) headers.set("Authorization", `Bearer ${key}`);
+    if (sent) headers.set("Authorization", `Bearer ${sent}`);
     let response;
     try {
       response = await fetch(path, { ...options, headers });
@@ -66,11 +67,13 @@ async function send(path, options = {}) {
       if (error.name === "AbortError") throw error;
       throw new ApiError("The server does not answer. Is `tessella serve` still running?");
     }
+    // Kept for this tab only once the server knows it.
+    if (sent && response.status !== 401) sessionStorage.setItem(KEY, sent);
     if (response.ok) return response;
     const problem = await readProblem(response);
     if (problem.status !== 401) throw problem;
     // Another request may have asked meanwhile.
-    if (sessionStorage.getItem(KEY) === key) await replaceKey(problem.message);
+    if (key === sent) await replaceKey(problem.message);
   }
 }
 

@@ -15,7 +15,7 @@ export function mount(element, app) {
       const samples = await getBlob(card.samples).catch(() => null);
       if (model === app.model) render(drawView(model, { ...card, samples }), element);
     } catch (error) {
-      render(drawView(model, null, error.message), element);
+      if (model === app.model) render(drawView(model, null, error.message), element);
     }
   }
   app.events.addEventListener("model", load);

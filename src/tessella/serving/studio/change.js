@@ -3,7 +3,7 @@
 import { toForm } from "/studio/api.js";
 import { MaskField } from "/studio/mask.js";
 import { toFields } from "/studio/paint.js";
-import { MOST_SEED, urlOf } from "/studio/picture.js";
+import { urlOf } from "/studio/picture.js";
 import { html, nothing, render } from "/studio/vendor/lit-html.js";
 
 /**
@@ -29,9 +29,9 @@ function openDialog(className, title) {
 
 function readAsked(form, app, source, was) {
   const { prompt, count, seed } = form.elements;
-  // Words and settings go on from what is changed; a picture from a file has none.
-  const own = source.model === app.model.id ? source : {};
-  const { steps = null, guidanceScale = null, bestOf = null, negativePrompt = "" } = was ?? own;
+  // Settings go on from what is changed, unless another model or none made it.
+  const own = [was, source].find((picture) => picture?.model === app.model.id) ?? {};
+  const { steps = null, guidanceScale = null, bestOf = null, negativePrompt = "" } = own;
   return {
     count: Number(count.value) || 1,
     seed: seed.value === "" ? null : Number(seed.value),
@@ -42,7 +42,8 @@ function readAsked(form, app, source, was) {
       guidanceScale,
       bestOf,
       negativePrompt,
-      source,
+      // Without its own source: else each picture would keep all that it goes back to.
+      source: { blob: source.blob, prompt: source.prompt, model: source.model },
     },
   };
 }
@@ -77,7 +78,7 @@ function drawFields(app, prompt, was, isPromptNeeded) {
           name="seed"
           type="number"
           min="0"
-          max=${MOST_SEED}
+          max=${app.studio.max_seed}
           placeholder="drawn"
           value=${was?.seed ?? nothing}
         />
@@ -206,7 +207,8 @@ function openEdit(app, paint, picture, was) {
   field = new MaskField(dialog.querySelector("#mask"), {
     url: urlOf(source.blob),
     grid: app.model.grid,
-    cells: was?.mask,
+    // Another model's cells lie elsewhere.
+    cells: was?.model === app.model.id ? was.mask : [],
     onChange: (marked, strokes) => {
       dialog.querySelector("#marked").textContent = `${marked} tiles marked`;
       dialog.querySelector("#undo").disabled = !strokes;

@@ -21,6 +21,28 @@ async function fetchCodebook(model) {
   return { size, tilePx, columns, sheet, byColour: sortByColour({ size, tilePx, columns, sheet }) };
 }
 
+/** How wide a tile is on the sheet that the page shows. */
+const SHOWN_PX = 32;
+
+/** Draws all tiles enlarged, each by itself; answers the address of that sheet. */
+export async function enlargeTiles(box) {
+  const canvas = document.createElement("canvas");
+  canvas.width = box.columns * SHOWN_PX;
+  canvas.height = Math.ceil(box.size / box.columns) * SHOWN_PX;
+  const context = canvas.getContext("2d");
+  for (let k = 0; k < box.size; k++) {
+    const [x, y] = [k % box.columns, Math.floor(k / box.columns)];
+    placeTile(context, box, k, x * SHOWN_PX, y * SHOWN_PX, SHOWN_PX);
+  }
+  return URL.createObjectURL(await new Promise((resolve) => canvas.toBlob(resolve)));
+}
+
+function placeTile(context, { tilePx, columns, sheet }, k, left, top, side) {
+  // Half a pixel inside: enlarging would mix in the neighbours on the sheet.
+  const [x, y] = [(k % columns) * tilePx + 0.5, Math.floor(k / columns) * tilePx + 0.5];
+  context.drawImage(sheet, x, y, tilePx - 1, tilePx - 1, left, top, side, side);
+}
+
 /** Draws tile k so that it fills a canvas, pixel for pixel. */
 export function drawTile(canvas, { tilePx, columns, sheet }, k) {
   canvas.width = canvas.height = tilePx;
@@ -54,28 +76,36 @@ function sortKey([red, green, blue]) {
 
 const mosaics = new WeakMap();
 
-// Drawn when a canvas gets its size, and again with each other size.
+// Laid when a canvas is shown, and again with each other size.
 const sizes = new ResizeObserver((entries) => {
-  for (const { target } of entries) drawMosaic(target, mosaics.get(target));
+  for (const { target } of entries) if (target.clientWidth) layMosaic(target);
 });
 
 /**
- * Keeps a canvas filled with rows of a model's tiles in the order of their colours.
+ * Keeps a canvas filled with rows of a model's tiles in the order of their colours. Decoration:
+ * it waits until nothing else is to be done, and is left out where the tiles cannot be fetched.
  *
  * @param {HTMLCanvasElement} canvas as wide as it is laid out.
  * @param model whose tiles.
  * @param {{rows: number, columns?: number}} shape: as many columns as fit into a band of tiles of
  *     eleven pixels, unless given.
  */
-export async function showMosaic(canvas, model, { rows, columns = 0 }) {
-  const box = await loadCodebook(model);
-  mosaics.set(canvas, { box, rows, columns });
-  // Observed anew, a canvas is drawn at once.
+export function showMosaic(canvas, model, { rows, columns = 0 }) {
+  mosaics.set(canvas, { model, rows, columns });
+  // Observed anew, a canvas is laid soon, whatever its size.
   sizes.unobserve(canvas);
   sizes.observe(canvas);
 }
 
-function drawMosaic(canvas, { box, rows, columns }) {
+async function layMosaic(canvas) {
+  const mosaic = mosaics.get(canvas);
+  await new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));
+  const box = await loadCodebook(mosaic.model).catch(() => null);
+  // Another model may have been chosen meanwhile.
+  if (box && mosaic === mosaics.get(canvas)) drawMosaic(canvas, box, mosaic);
+}
+
+function drawMosaic(canvas, box, { rows, columns }) {
   const scale = window.devicePixelRatio || 1;
   const gap = 2 * scale;
   const width = Math.round(canvas.clientWidth * scale);
@@ -90,11 +120,7 @@ function drawMosaic(canvas, { box, rows, columns }) {
     // A band runs through the colours along its columns, a square along its rows.
     const part = columns ? place / (rows * many) : (column + row / rows) / many;
     const k = box.byColour[Math.floor(part * box.size)];
-    const { tilePx, columns: across, sheet } = box;
-    // Half a pixel inside: enlarging would mix in the neighbours on the sheet.
-    const [x, y] = [(k % across) * tilePx + 0.5, Math.floor(k / across) * tilePx + 0.5];
-    const [left, top] = [column * (side + gap), row * (side + gap)];
-    context.drawImage(sheet, x, y, tilePx - 1, tilePx - 1, left, top, side, side);
+    placeTile(context, box, k, column * (side + gap), row * (side + gap), side);
   }
   canvas.classList.add("is-laid");
 }

@@ -23,7 +23,7 @@ export function mountEasel(element, app, onPicture) {
     render(drawEasel(state, app, cancel), element);
     const canvas = element.querySelector("canvas:not(.is-laid)");
     const [rows, columns] = app.model.grid;
-    if (canvas) showMosaic(canvas, app.model, { rows, columns }).catch(() => {});
+    if (canvas) showMosaic(canvas, app.model, { rows, columns });
   };
 
   function cancel() {
@@ -87,6 +87,7 @@ export function mountEasel(element, app, onPicture) {
     element.querySelector("canvas")?.classList.remove("is-laid");
     draw();
   });
+  app.events.addEventListener("drop", draw);
   draw();
   return { paint, cancel, busy: () => state.running !== null };
 }

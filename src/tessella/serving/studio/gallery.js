@@ -30,8 +30,7 @@ export function mountGallery(element, app) {
 
   async function add(picture) {
     state.pictures.unshift(picture);
-    for (const old of state.pictures.splice(MOST_PICTURES)) dropUrl(old.blob);
-    draw();
+    drop(state.pictures.slice(MOST_PICTURES));
     try {
       picture.id = await keepPicture(picture);
     } catch {
@@ -45,10 +44,18 @@ export function mountGallery(element, app) {
     dialog.showModal();
   }
 
+  function drop(pictures) {
+    state.pictures = state.pictures.filter((picture) => !pictures.includes(picture));
+    if (pictures.includes(state.hint)) state.hint = null;
+    draw();
+    for (const { blob } of pictures) dropUrl(blob);
+    // The easel may show one of them still.
+    app.events.dispatchEvent(new Event("drop"));
+  }
+
   async function forget(picture) {
     dialog.close();
-    state.pictures = state.pictures.filter((other) => other !== picture);
-    draw();
+    drop([picture]);
     element.querySelector(".piece")?.focus();
     app.say("Removed from the gallery.");
     if (picture.id) await forgetPicture(picture.id);
@@ -58,8 +65,7 @@ export function mountGallery(element, app) {
     const many = state.pictures.length;
     if (!window.confirm(`Remove all ${many} pictures from this browser? There is no way back.`))
       return;
-    state.pictures = [];
-    draw();
+    drop(state.pictures);
     app.say("The gallery is empty.");
     await forgetAll();
   }

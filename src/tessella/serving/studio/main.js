@@ -4,6 +4,7 @@
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
 import { getJson, onKeyNeeded } from "/studio/api.js";
+import { showMosaic } from "/studio/codebook.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 const VIEWS = [
@@ -17,7 +18,7 @@ const VIEWS = [
 const THEMES = { "": "◐ System", light: "◐ Light", dark: "◐ Dark" };
 
 const app = {
-  studio: null, // what the server has: {models, run, posts, key_required}
+  studio: null, // what the server has: {run, posts, post_platforms, post_tones, max_seed, …}
   models: [],
   model: null, // the chosen one of `models`
   events: new EventTarget(), // "model" when another one is chosen
@@ -30,7 +31,7 @@ const app = {
   },
 };
 
-const mounted = new Map();
+const mounted = new Map(); // a view's name → the promise of its element
 
 /** The views that this server has something for; a run may be shown before it has a model. */
 function listViews() {
@@ -68,33 +69,69 @@ async function show() {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (!mounted.has(name)) await mountView(name, load);
-  for (const [other, element] of mounted) element.hidden = other !== name;
+  const shown = await mountView(name, load).catch((error) => mountProblem(title, error));
+  // Another view may have been asked for meanwhile.
+  if (wanted !== location.hash.slice(1)) return;
+  for (const element of document.querySelectorAll(".view")) element.hidden = element !== shown;
   window.scrollTo(0, 0);
 }
 
-async function mountView(name, load) {
+function addView(name) {
   const element = document.createElement("section");
   element.className = `view view-${name}`;
   element.hidden = true;
   document.querySelector("#main").append(element);
-  mounted.set(name, element);
+  return element;
+}
+
+/** Mounts a view once, or again after it failed; answers its element. */
+function mountView(name, load) {
+  if (!mounted.has(name)) {
+    const mounting = loadView(name, load);
+    mounted.set(name, mounting);
+    mounting.catch(() => mounted.delete(name));
+  }
+  return mounted.get(name);
+}
+
+async function loadView(name, load) {
   const module = await load();
-  await (name === "run" ? module.mountRun(element) : module.mount(element, app));
+  const element = addView(name);
+  try {
+    await (name === "run" ? module.mountRun(element) : module.mount(element, app));
+  } catch (error) {
+    element.remove();
+    throw error;
+  }
+  return element;
+}
+
+function mountProblem(title, error) {
+  console.error(error);
+  const element = document.querySelector(".view-problem") ?? addView("problem");
+  drawProblem(element, `${title} cannot be shown`, error.message);
+  return element;
+}
+
+function drawProblem(element, title, message) {
+  render(
+    html`<div class="stack">
+      <h1 tabindex="-1">${title}</h1>
+      <p class="problem" role="alert">${message}</p>
+      <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
+    </div>`,
+    element,
+  );
 }
 
 function chooseModel(name) {
   app.model = app.models.find((model) => model.id === name) ?? app.models[0];
   remember("tessella.model", app.model.id);
   app.events.dispatchEvent(new Event("model"));
-  (window.requestIdleCallback ?? setTimeout)(drawFrieze);
 }
 
-async function drawFrieze() {
-  const { showMosaic } = await import("/studio/codebook.js");
-  const band = document.querySelector("#frieze");
-  // Decoration: without it the page does all that it does.
-  await showMosaic(band, app.model, { rows: 2 }).catch(() => {});
+function drawFrieze() {
+  showMosaic(document.querySelector("#frieze"), app.model, { rows: 2 });
 }
 
 function setLook(name, value) {
@@ -159,7 +196,14 @@ function askKey(problem) {
       ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
       <label class="field">
         <span>API key</span>
-        <input name="key" type="password" autocomplete="off" required />
+        <input
+          name="key"
+          type="password"
+          autocomplete="off"
+          required
+          pattern="\\s*[!-~]+\\s*"
+          title="Letters, digits and signs of ASCII, without blanks"
+        />
       </label>
       <p class="hint">Kept until this tab is closed.</p>
       <div class="row">
@@ -180,24 +224,20 @@ function askKey(problem) {
 }
 
 async function start() {
-  const main = document.querySelector("#main");
   try {
     app.studio = await getJson("/v1/studio");
     onKeyNeeded(askKey, app.studio.key_required);
     app.models = (await getJson("/v1/models")).data;
     if (!app.models.length && !app.studio.run) throw new Error("This server has no model.");
+    if (app.models.length) chooseModel(recall("tessella.model"));
+    // The easel and the dialogs are here, and all views send pictures to them.
+    if (app.model) await mountView("paint", () => import("/studio/paint.js"));
   } catch (error) {
-    render(
-      html`<div class="view stack">
-        <h1>Nothing to show</h1>
-        <p class="problem" role="alert">${error.message}</p>
-        <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
-      </div>`,
-      main,
-    );
+    const element = addView("problem");
+    drawProblem(element, "Nothing to show", error.message);
+    element.hidden = false;
     return;
   }
-  if (app.models.length) chooseModel(recall("tessella.model"));
   drawTop();
   const choice = document.querySelector("#model-choice");
   if (choice) choice.value = app.model.id;
@@ -205,10 +245,11 @@ async function start() {
     await show();
     document.querySelector(".view:not([hidden]) h1")?.focus();
   });
-  // The easel and the dialogs are here, and all views send pictures to them.
-  if (app.model) await mountView("paint", () => import("/studio/paint.js"));
   await show();
   document.documentElement.dataset.ready = "true";
+  if (!app.model) return;
+  drawFrieze();
+  app.events.addEventListener("model", drawFrieze);
 }
 
 start();

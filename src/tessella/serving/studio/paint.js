@@ -3,7 +3,6 @@
 import { mountChanges } from "/studio/change.js";
 import { mountEasel } from "/studio/easel.js";
 import { mountGallery } from "/studio/gallery.js";
-import { MOST_SEED } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 const EXAMPLES_AT_ONCE = 5;
@@ -191,7 +190,7 @@ function drawView(app, actions, firstExample) {
             max: limits.n,
             value: Math.min(4, limits.n),
           })}
-          ${drawNumber("seed", "Seed", { min: 0, max: MOST_SEED, blank: "drawn" })}
+          ${drawNumber("seed", "Seed", { min: 0, max: app.studio.max_seed, blank: "drawn" })}
         </div>
         <details>
           <summary>More</summary>

@@ -2,12 +2,9 @@
 //
 // {how: "painted"|"varied"|"edited"|"opened", model, prompt, seed, blob, created,
 //  negativePrompt, steps, guidanceScale, bestOf: null where the model's own,
-//  source, strength, mask: what it was varied or edited from}
+//  source: {blob, prompt, model}, strength, mask: what it was varied or edited from}
 
 import { html } from "/studio/vendor/lit-html.js";
-
-/** The largest seed that the server takes. */
-export const MOST_SEED = 2 ** 48 - 1;
 
 const urls = new WeakMap();
 

@@ -1,28 +1,22 @@
 // The view where a business gets posts: text, hashtags, a picture, and its alternative text.
 
 import { postJson, toBlob } from "/studio/api.js";
-import { urlOf } from "/studio/picture.js";
+import { dropUrl, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
-const PLATFORMS = [
-  "instagram",
-  "facebook",
-  "x",
-  "linkedin",
-  "threads",
-  "bluesky",
-  "mastodon",
-  "pinterest",
-  "tiktok",
-];
-
-/** What a template can write in; a language model takes any tone. */
-const OFFLINE_TONES = ["warm", "playful", "professional", "bold"];
+/** How long a button says what it did. */
+const SAID_MS = 2500;
 
 /** Shows the view. */
 export function mount(element, app) {
-  const state = { running: null, answer: null, problem: "" };
-  const draw = () => render(drawView(state, app, { submit, cancel }), element);
+  const isOffline = app.studio.posts === "offline";
+  const state = { running: null, answer: null, problem: "", isOffline };
+  const draw = () => render(drawView(state, app, { submit, cancel, choose }), element);
+
+  function choose(event) {
+    state.isOffline = event.target.checked;
+    draw();
+  }
 
   function cancel() {
     state.running?.abort();
@@ -32,12 +26,16 @@ export function mount(element, app) {
     event.preventDefault();
     if (state.running) return;
     const fields = Object.fromEntries(new FormData(event.target));
-    const body = { ...fields, count: Number(fields.count), model: app.model.id };
+    const { isOffline: offline } = state;
+    const body = { ...fields, offline, count: Number(fields.count), model: app.model.id };
+    for (const { blob } of state.answer?.posts ?? []) dropUrl(blob);
     Object.assign(state, { running: new AbortController(), problem: "", answer: null });
     app.say("Writing posts.");
     draw();
     try {
-      state.answer = await postJson("/v1/posts", body, state.running.signal);
+      const answer = await postJson("/v1/posts", body, state.running.signal);
+      for (const post of answer.posts) post.blob = toBlob(post.picture.b64_json);
+      state.answer = answer;
       app.say(`${state.answer.posts.length} posts are ready.`);
     } catch (error) {
       state.problem = error.name === "AbortError" ? "" : error.message;
@@ -59,22 +57,24 @@ function toText(post) {
   return `${post.text}\n\n${toTags(post)}`.trim();
 }
 
-async function copy(event, post) {
-  const button = event.currentTarget;
-  const words = button.closest("article").querySelector(".post-text");
-  try {
-    await navigator.clipboard.writeText(toText(post));
-    button.textContent = "Copied";
-  } catch {
-    // Only pages from this machine or over HTTPS may write to the clipboard.
-    getSelection().selectAllChildren(words);
-    button.textContent = "Selected: copy it with your keyboard";
-  }
+/** A button that copies words, which stand in the post at `where`. */
+function drawCopy(label, words, where) {
+  const copy = async ({ currentTarget: button }) => {
+    try {
+      await navigator.clipboard.writeText(words);
+      button.textContent = "Copied";
+    } catch {
+      // Only pages from this machine or over HTTPS may write to the clipboard.
+      getSelection().selectAllChildren(button.closest("article").querySelector(where));
+      button.textContent = "Selected: copy it with your keyboard";
+    }
+    setTimeout(() => (button.textContent = label), SAID_MS);
+  };
+  return html`<button type="button" class="act" @click=${copy} .textContent=${label}></button>`;
 }
 
 function drawPost(post, index) {
-  const picture = toBlob(post.picture.b64_json);
-  const url = urlOf(picture);
+  const url = urlOf(post.blob);
   return html`
     <article class="post panel" aria-label=${`Post ${index + 1}`}>
       <div class="bed"><img class="pixels" src=${url} alt=${post.alt_text} /></div>
@@ -85,14 +85,13 @@ function drawPost(post, index) {
         </div>
         <dl class="hint">
           <dt>Alternative text</dt>
-          <dd>${post.alt_text}</dd>
+          <dd class="alt-text">${post.alt_text}</dd>
           <dt>Painted from</dt>
           <dd>${post.label}, seed ${post.picture.seed}</dd>
         </dl>
         <div class="acts">
-          <button type="button" class="act" @click=${(event) => copy(event, post)}>
-            Copy the text
-          </button>
+          ${drawCopy("Copy the text", toText(post), ".post-text")}
+          ${drawCopy("Copy the alternative text", post.alt_text, ".alt-text")}
           <a class="act" href=${url} download=${`post-${index + 1}.png`}>Download the picture</a>
         </div>
       </div>
@@ -100,7 +99,8 @@ function drawPost(post, index) {
   `;
 }
 
-function drawForm({ running }, isOffline, { submit, cancel }) {
+function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, choose }) {
+  const options = (names) => names.map((name) => html`<option>${name}</option>`);
   return html`
     <form class="stack panel" aria-label="What the posts are about" @submit=${submit}>
       <h1 tabindex="-1">Posts with pictures</h1>
@@ -116,23 +116,36 @@ function drawForm({ running }, isOffline, { submit, cancel }) {
       <div class="row">
         <label class="field">
           <span>Posts</span>
-          <input name="count" type="number" min="1" max="10" value="3" required />
+          <input
+            name="count"
+            type="number"
+            min="1"
+            max=${model.limits.n}
+            value=${Math.min(3, model.limits.n)}
+            required
+          />
         </label>
         <label class="field">
           <span>Platform</span>
           <select name="platform">
-            ${PLATFORMS.map((name) => html`<option>${name}</option>`)}
+            ${options(studio.post_platforms)}
           </select>
         </label>
         <label class="field">
           <span>Tone</span>
           ${isOffline
             ? html`<select name="tone">
-                ${OFFLINE_TONES.map((name) => html`<option>${name}</option>`)}
+                ${options(studio.post_tones)}
               </select>`
-            : html`<input name="tone" maxlength="60" value="warm" required />`}
+            : html`<input name="tone" maxlength="60" value=${studio.post_tones[0]} required />`}
         </label>
       </div>
+      ${studio.posts === "llm"
+        ? html`<label class="check">
+            <input type="checkbox" @change=${choose} />
+            <span>Offline: templates write, no language model is asked</span>
+          </label>`
+        : ""}
       <div class="row">
         <button class="main" aria-disabled=${running !== null}>
           ${running ? "Writing…" : "Write posts"}
@@ -147,12 +160,11 @@ function drawForm({ running }, isOffline, { submit, cancel }) {
 
 function drawView(state, app, actions) {
   const { answer, problem, running } = state;
-  const offline = app.studio.posts === "offline";
   return html`
     <div class="bench">
-      ${drawForm(state, offline, actions)}
+      ${drawForm(state, app, actions)}
       <section class="stack" aria-label="Posts" aria-busy=${running !== null}>
-        ${offline && !answer
+        ${app.studio.posts === "offline" && !answer
           ? html`<p class="hint">
               No language model is set up: a template writes the words, from what you say about the
               business.

@@ -4,7 +4,7 @@
 // pointing at a tile in the box shows where it lies in the picture.
 
 import { postJson, toBlob, toForm } from "/studio/api.js";
-import { drawTile, loadCodebook } from "/studio/codebook.js";
+import { drawTile, enlargeTiles, loadCodebook } from "/studio/codebook.js";
 import { urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -12,14 +12,16 @@ import { html, render } from "/studio/vendor/lit-html.js";
 /** Shows the view. */
 export function mount(element, app) {
   const state = { box: null, seen: null, order: "colour", problem: "", waiting: "", code: null };
+  let reading = null;
+
+  const open = ([file]) => file && read(file);
 
   const actions = {
-    choose: (event) => read(event.target.files[0]),
+    choose: (event) => open(event.target.files),
     drop(event) {
       event.preventDefault();
       element.querySelector(".drop").classList.remove("is-over");
-      const [file] = event.dataTransfer.files;
-      if (file) read(file);
+      open(event.dataTransfer.files);
     },
     over(event) {
       event.preventDefault();
@@ -31,17 +33,13 @@ export function mount(element, app) {
       draw();
     },
     point: showCode,
+    follow,
     change: (name) => app.open[name](state.seen.picture),
   };
 
   function draw() {
     render(drawView(state, app, actions), element);
-    element.querySelectorAll("canvas[data-code]").forEach((canvas) => {
-      const { code } = canvas.dataset;
-      if (canvas.drawn === `${app.model.id} ${code}`) return;
-      drawTile(canvas, state.box, Number(code));
-      canvas.drawn = `${app.model.id} ${code}`;
-    });
+    if (state.box) placeSheet(element.querySelector(".tiles"), state.box);
     element.style.setProperty("--rows", (state.seen ?? app.model).grid[0]);
     element.style.setProperty("--columns", (state.seen ?? app.model).grid[1]);
     showCode(state.code);
@@ -67,33 +65,53 @@ export function mount(element, app) {
     element.querySelector(".lens span").textContent = countPlaces(state.seen, code);
   }
 
-  /** Sends a picture to be read as codes. */
+  /** Points at what lies under a finger that slides: the browser tells only where it began. */
+  function follow({ pointerType, clientX, clientY }) {
+    if (pointerType === "mouse") return;
+    const under = document.elementFromPoint(clientX, clientY)?.closest("[data-cell]");
+    if (element.contains(under)) under.focus({ preventScroll: true });
+  }
+
+  /** Sends a picture to be read as codes, in place of one that is being read. */
   async function read(blob, prompt = "") {
+    reading?.abort();
+    const { signal } = (reading = new AbortController());
     Object.assign(state, { problem: "", waiting: "Reading the picture…" });
     draw();
+    let found;
     try {
       const form = toForm({ image: blob, model: app.model.id });
-      const answer = await postJson("/v1/images/reconstructions", form);
+      const answer = await postJson("/v1/images/reconstructions", form, signal);
       const original = toBlob(answer.original);
       const picture = { how: "opened", model: "", prompt, seed: 0, blob: original };
       const reconstruction = toBlob(answer.reconstruction);
-      state.seen = { ...answer, picture, original, reconstruction };
-      state.code = null;
-      app.say(`Read as ${answer.codes.length} rows of ${answer.codes[0].length} codes.`);
+      found = { seen: { ...answer, picture, original, reconstruction }, code: null };
     } catch (error) {
-      state.problem = error.message;
+      found = { problem: error.message };
     }
-    state.waiting = "";
+    if (signal.aborted) return;
+    Object.assign(state, found, { waiting: "" });
+    if (found.seen) {
+      const [rows, columns] = found.seen.grid;
+      app.say(`Read as ${rows} rows of ${columns} codes.`);
+    }
     draw();
   }
 
   async function loadBox() {
+    const { model } = app;
     state.box = null;
+    draw();
+    let found;
     try {
-      state.box = await loadCodebook(app.model);
+      const box = await loadCodebook(model);
+      box.url ??= await enlargeTiles(box);
+      found = { box };
     } catch (error) {
-      state.problem = error.message;
+      found = { problem: error.message };
     }
+    if (model !== app.model) return;
+    Object.assign(state, found);
     draw();
   }
 
@@ -107,11 +125,24 @@ export function mount(element, app) {
   rove(element.querySelector(".box"), ".tile");
   app.events.addEventListener("look", look);
   app.events.addEventListener("model", () => {
-    Object.assign(state, { seen: null, code: null });
+    reading?.abort();
+    Object.assign(state, { seen: null, code: null, problem: "", waiting: "" });
     loadBox();
   });
   look();
   loadBox();
+}
+
+/** Puts the sheet behind each button, moved so that its own tile is seen. */
+function placeSheet(field, { columns, size, url }) {
+  const rows = Math.ceil(size / columns);
+  field.style.setProperty("--sheet", `url(${url})`);
+  field.style.setProperty("--sheet-size", `${columns * 100}% ${rows * 100}%`);
+  for (const { dataset, style } of field.querySelectorAll(".tile")) {
+    const [x, y] = [dataset.cell % columns, Math.floor(dataset.cell / columns)];
+    const [across, down] = [x / Math.max(1, columns - 1), y / Math.max(1, rows - 1)];
+    style.backgroundPosition = `${across * 100}% ${down * 100}%`;
+  }
 }
 
 /** Draws one place of a picture so that it fills a canvas. */
@@ -207,9 +238,7 @@ function drawBox(box, order, { point, sort }) {
           aria-label=${`Tile ${code}`}
           @pointerenter=${() => point(code)}
           @focus=${() => point(code)}
-        >
-          <canvas data-code=${code} width="8" height="8"></canvas>
-        </button>`,
+        ></button>`,
       )}
     </div>
   `;
@@ -223,7 +252,7 @@ function drawView(state, app, actions) {
       A picture is ${app.model.grid.join("×")} codes out of ${app.model.codebook_size}. Open one of
       your own, and see what the model keeps of it.
     </p>
-    <div class="bench tiles-bench">
+    <div class="bench tiles-bench" @pointermove=${actions.follow}>
       <div class="stack">
         <div class="drop" @drop=${actions.drop} @dragover=${actions.over}
           @dragleave=${actions.leave}>

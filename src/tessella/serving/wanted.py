@@ -1,0 +1,60 @@
+"""What a request asks for, once all that it leaves open is decided."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tessella.images import Pixels
+from tessella.pipeline import TextToImage
+from tessella.serving.worker import PaintingRequest
+
+_LONGEST = 4.0  # times as long as wide
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Pictures, and how they are sent."""
+
+    painting: PaintingRequest
+    size: tuple[int, int]  # (width, height) in pixels of the pictures that are sent
+    num_places: int  # of the canvas of one picture
+    output_format: str
+    quality: int
+    revised_prompt: str | None  # what was read of a prompt that is too long
+    event_type: str  # of a stream: image_generation or image_edit
+    is_streamed: bool
+    as_url: bool
+
+    def describe(self, size: tuple[int, int]) -> dict[str, Any]:
+        """Says what a picture of (width, height) is like, as OpenAI says it."""
+        return {
+            "background": "opaque",
+            "output_format": self.output_format,
+            "size": f"{size[0]}x{size[1]}",
+        }
+
+    def count_usage(self, count: int) -> dict[str, Any]:
+        """Counts the tokens read and the codes laid for some pictures."""
+        text_tokenizer = self.painting.served.model.text_tokenizer
+        text, laid = text_tokenizer.count_tokens(self.painting.prompts[0]), count * self.num_places
+        return {
+            "input_tokens": text,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
+            "output_tokens": laid,
+            "total_tokens": text + laid,
+        }
+
+
+def size_of(pixels: Pixels) -> tuple[int, int]:
+    """Returns (width, height) of a picture (H, W, 3)."""
+    return pixels.shape[1], pixels.shape[0]
+
+
+def find_canvas_size(model: TextToImage, size: tuple[int, int]) -> tuple[int, int]:
+    """Finds the smallest canvas (width, height) that a model can lay of about a picture's shape.
+
+    At most four times as long as the model's own size; of a longer picture the middle is taken.
+    """
+    own, factor = model.config.image_size, model.config.tokenizer.downsampling
+    longest = min(_LONGEST, max(size) / min(size))
+    side = max(own, round(own * longest / factor) * factor)
+    return (side, own) if size[0] >= size[1] else (own, side)
