@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tessella.errors import CheckpointError, DataError, GenerationError, ShapeError
+from tessella.errors import CheckpointError, DataError, ShapeError
 from tessella.images import (
     ImageError,
     encode_picture,
