@@ -149,6 +149,11 @@ class _Call:
             except Exception as error:  # noqa: BLE001  told to the one who asked
                 self.future.set_exception(error)
 
+    def fail(self, error: Exception) -> None:
+        """Tells who waits for it that it is not run."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
 
 class PaintingWorker:
     """Paints jobs in batches, one batch at a time, in a thread of its own.
@@ -280,7 +285,7 @@ class PaintingWorker:
         for job in dict.fromkeys([*arrived, *planned]):
             self._fail(job, ClosingError())
         for called in calls:
-            called.future.set_exception(ClosingError())
+            called.fail(ClosingError())
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Tells a job that no more comes, once."""

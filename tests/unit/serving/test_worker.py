@@ -772,3 +772,47 @@ def test_jobs_may_come_from_many_threads(make: Make, tiny: ServedModel) -> None:
     assert len(painted) + len(refused) == 80
     assert painted
     assert worker._num_waiting == gauge(worker) == 0
+
+
+# Calls.
+
+
+def test_what_uses_a_network_runs_in_the_workers_thread(make: Make) -> None:
+    """A second thread that used PyTorch once made painting three times as slow."""
+    worker = make()
+    names = [worker.call(lambda: threading.current_thread().name) for _ in range(3)]
+    assert worker._num_waiting == gauge(worker) == 3
+    worker.start()
+    assert [name.result(10) for name in names] == ["painting"] * 3
+    assert worker._num_waiting == gauge(worker) == 0
+
+
+def test_a_call_that_fails_fails_alone(make: Make, tiny: ServedModel) -> None:
+    worker = make()
+    failing = worker.call(lambda: 1 // 0)
+    asked = submit(worker, tiny)
+    worker.start()
+    assert isinstance(failing.exception(10), ZeroDivisionError)
+    assert len(asked.wait()) == 1
+
+
+def test_calls_wait_in_the_same_queue(make: Make, tiny: ServedModel) -> None:
+    worker = make(max_queue=2)
+    worker.call(lambda: None)
+    submit(worker, tiny)
+    with pytest.raises(QueueFullError):
+        worker.call(lambda: None)
+
+
+def test_the_end_refuses_calls_also_those_that_nobody_waits_for(make: Make) -> None:
+    """A call whose client had left once ended the thread with an error of its own."""
+    worker = make()
+    waiting, left = worker.call(lambda: 1), worker.call(lambda: 2)
+    assert left.cancel()
+    worker.close()
+    worker.start()
+    assert isinstance(waiting.exception(10), ClosingError)
+    worker.join(10)
+    assert worker._num_waiting == gauge(worker) == 0
+    with pytest.raises(ClosingError):
+        worker.call(lambda: 3)
