@@ -217,6 +217,15 @@ def to_pixels(image: Locator) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
+def to_mean(content: bytes) -> np.ndarray:
+    """The mean colour of a picture's middle."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    width, height = image.size
+    middle = image.crop((width // 4, height // 4, width - width // 4, height - height // 4))
+    mean: np.ndarray = np.asarray(middle).mean((0, 1))
+    return mean
+
+
 def draw_circle() -> bytes:
     image = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(image).ellipse((30, 15, 60, 45), fill=(220, 40, 40))
@@ -476,7 +485,8 @@ def test_an_edit_goes_to_another_model_without_mask_and_settings(open_page: Open
     def send(cell: int) -> dict[str, str]:
         dialog.locator(".cell").nth(cell).click()
         dialog.get_by_label("Pictures").fill("1")
-        dialog.get_by_role("button", name="Paint anew").click()
+        with page.expect_request("**/v1/images/edits"):
+            dialog.get_by_role("button", name="Paint anew").click()
         expect(page.locator(".is-done .seed")).to_have_count(1)
         return dict(page.evaluate("window.forms.pop()"))
 
@@ -547,6 +557,14 @@ def test_the_box_holds_every_tile_and_arrows_go_through_it(open_page: Opened) ->
     expect(page.locator(".lens")).to_contain_text(f"Tile {columns + 1}")
     page.keyboard.press("End")
     expect(page.locator(":focus")).to_have_attribute("aria-label", "Tile 511")
+    # Each button shows its own tile, as the lens does.
+    for code in (5, 300, 511):
+        page.locator(f'.tile[data-cell="{code}"]').focus()
+        lens = page.locator(".lens canvas").first
+        content = lens.evaluate("(canvas) => canvas.toDataURL()").partition(",")[2]
+        alone = to_mean(base64.b64decode(content))
+        shown = to_mean(page.locator(f'.tile[data-cell="{code}"]').screenshot())
+        assert np.abs(alone - shown).max() < 25
     # One tab stop for all of them.
     assert page.locator('.tile[tabindex="0"]').count() == 1
 
@@ -802,7 +820,7 @@ def test_all_by_keyboard(open_page: Opened) -> None:
     for key in ("ArrowDown", "ArrowRight", "Space", "ArrowRight", "Space", "ArrowLeft", "Space"):
         page.keyboard.press(key)
     expect(focus).to_have_attribute("aria-label", "Row 2, column 2")
-    expect(dialog.get_by_role("status")).to_have_text("1 tiles marked")
+    expect(dialog.get_by_role("status")).to_have_text("1 tile marked")
     expect(dialog.locator("[aria-selected=true]")).to_have_attribute(
         "aria-label", "Row 2, column 3"
     )
@@ -867,7 +885,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(open_page: Opened) -> None
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("button", name="Paint anew")).to_be_in_viewport(ratio=1)
     dialog.locator(".cell").nth(9).tap()
-    expect(dialog.get_by_role("status")).to_have_text("1 tiles marked")
+    expect(dialog.get_by_role("status")).to_have_text("1 tile marked")
     assert dialog.evaluate("(dialog) => dialog.scrollWidth <= dialog.clientWidth")
     page.keyboard.press("Escape")
     act(page, "Tiles").tap()

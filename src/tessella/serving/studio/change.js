@@ -210,7 +210,7 @@ function openEdit(app, paint, picture, was) {
     // Another model's cells lie elsewhere.
     cells: was?.model === app.model.id ? was.mask : [],
     onChange: (marked, strokes) => {
-      dialog.querySelector("#marked").textContent = `${marked} tiles marked`;
+      dialog.querySelector("#marked").textContent = `${marked} ${marked === 1 ? "tile" : "tiles"} marked`;
       dialog.querySelector("#undo").disabled = !strokes;
       dialog.querySelector("#clear-mask").disabled = !marked;
     },

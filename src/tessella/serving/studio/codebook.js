@@ -21,18 +21,18 @@ async function fetchCodebook(model) {
   return { size, tilePx, columns, sheet, byColour: sortByColour({ size, tilePx, columns, sheet }) };
 }
 
-/** How wide a tile is on the sheet that the page shows. */
-const SHOWN_PX = 32;
+/** How wide a tile is on the enlarged sheet. */
+export const LARGE_PX = 32;
 
 /** Draws all tiles enlarged, each by itself; answers the address of that sheet. */
 export async function enlargeTiles(box) {
   const canvas = document.createElement("canvas");
-  canvas.width = box.columns * SHOWN_PX;
-  canvas.height = Math.ceil(box.size / box.columns) * SHOWN_PX;
+  canvas.width = box.columns * LARGE_PX;
+  canvas.height = Math.ceil(box.size / box.columns) * LARGE_PX;
   const context = canvas.getContext("2d");
   for (let k = 0; k < box.size; k++) {
     const [x, y] = [k % box.columns, Math.floor(k / box.columns)];
-    placeTile(context, box, k, x * SHOWN_PX, y * SHOWN_PX, SHOWN_PX);
+    placeTile(context, box, k, x * LARGE_PX, y * LARGE_PX, LARGE_PX);
   }
   return URL.createObjectURL(await new Promise((resolve) => canvas.toBlob(resolve)));
 }

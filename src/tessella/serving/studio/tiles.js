@@ -4,7 +4,7 @@
 // pointing at a tile in the box shows where it lies in the picture.
 
 import { postJson, toBlob, toForm } from "/studio/api.js";
-import { drawTile, enlargeTiles, loadCodebook } from "/studio/codebook.js";
+import { LARGE_PX, drawTile, enlargeTiles, loadCodebook } from "/studio/codebook.js";
 import { urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -133,15 +133,21 @@ export function mount(element, app) {
   loadBox();
 }
 
-/** Puts the sheet behind each button, moved so that its own tile is seen. */
+/**
+ * Puts the sheet behind each button, moved so that its own tile is seen, but for a pixel at each
+ * edge: scaling mixes in the neighbours there.
+ */
 function placeSheet(field, { columns, size, url }) {
   const rows = Math.ceil(size / columns);
+  const seen = LARGE_PX - 2;
+  const stretch = (many) => `${(100 * many * LARGE_PX) / seen}%`;
+  // A share of what the sheet is longer than the button.
+  const shift = (at, many) => `${(100 * (at * LARGE_PX + 1)) / (many * LARGE_PX - seen)}%`;
   field.style.setProperty("--sheet", `url(${url})`);
-  field.style.setProperty("--sheet-size", `${columns * 100}% ${rows * 100}%`);
+  field.style.setProperty("--sheet-size", `${stretch(columns)} ${stretch(rows)}`);
   for (const { dataset, style } of field.querySelectorAll(".tile")) {
     const [x, y] = [dataset.cell % columns, Math.floor(dataset.cell / columns)];
-    const [across, down] = [x / Math.max(1, columns - 1), y / Math.max(1, rows - 1)];
-    style.backgroundPosition = `${across * 100}% ${down * 100}%`;
+    style.backgroundPosition = `${shift(x, columns)} ${shift(y, rows)}`;
   }
 }
 
