@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
@@ -89,7 +90,25 @@ def test_the_browser_is_opened_when_it_is_asked(
     assert opened == [f"http://127.0.0.1:1234{page}" for page in pages]
 
 
+def test_a_run_that_is_just_being_begun_is_waited_for(
+    tmp_path: Path, served: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started in a second terminal at once, it once said that there is no such run."""
+    run = tmp_path / "run"
+
+    def begin(seconds: float) -> None:
+        run.mkdir()
+        (run / ".lock").touch()
+
+    monkeypatch.setattr(time, "sleep", begin)
+    done = CliRunner().invoke(app, ["studio", str(run)])
+    assert done.exit_code == 0
+    assert "Waiting up to 30 s for the run to begin." in done.stderr
+    assert [call["run"] for call in served] == [run]
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, served: list[dict[str, Any]]) -> None:
+    (tmp_path / "picture.png").touch()
     done = CliRunner().invoke(app, ["studio", str(tmp_path)])
     assert done.exit_code == 1
     assert done.stderr.startswith(f"Error: Not the folder of a run: `{tmp_path}`.")

@@ -1,6 +1,7 @@
 """`tessella studio`: a run in, a page out that shows how it goes on."""
 
 import re
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from tessella.cli.serving_options import (
     read_serving,
 )
 from tessella.errors import CheckpointError
+
+_WAIT_SECONDS = 30
 
 
 def studio(
@@ -47,6 +50,7 @@ def studio(
 
         from tessella.training.run_record import LOCK_FILE, MODEL_FOLDER, read_run
 
+        _wait_for_files(run)
         # A run that is still preparing its data has no more than its lock.
         if not (run / LOCK_FILE).exists():
             read_run(run)
@@ -67,6 +71,16 @@ def studio(
             # Curves and samples can be looked at all the same.
             typer.echo(f"The run's model cannot be painted with. {error}", err=True)
             serve([], settings, keys=keys, run=run, device=device, tell=tell)
+
+
+def _wait_for_files(run: Path) -> None:
+    """Waits for a run that has just been begun: its first file comes after some seconds."""
+    for second in range(_WAIT_SECONDS):
+        if run.is_dir() and any(run.iterdir()):
+            return
+        if second == 0:
+            typer.echo(f"Waiting up to {_WAIT_SECONDS} s for the run to begin.", err=True)
+        time.sleep(1)
 
 
 def _name_model(run: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tessella.serving.api_errors import GONE, closing_error, to_api_error
+from tessella.serving.api_errors import GONE, cut_error, to_api_error
 from tessella.serving.metrics import ServerMetrics
 
 ACCESS_LOG = "tessella.access"
@@ -57,9 +57,9 @@ class AccessLog:
         except ClientDisconnect:
             status = GONE
         except asyncio.CancelledError:
-            if not status:  # the time to end is over
-                await closing_error().to_response()(scope, receive, tell)
-            raise
+            # The time to end is over. Nobody else cancels a request, and nobody waits for it.
+            if not status:
+                await cut_error().to_response()(scope, receive, tell)
         except Exception as error:
             if status:  # half of an answer is sent: uvicorn closes the connection
                 raise

@@ -107,6 +107,16 @@ def closing_error() -> ApiError:
     )
 
 
+def cut_error() -> ApiError:
+    """Says that the server ended before the pictures were done."""
+    return ApiError(
+        503,
+        "The server had to end before this was done. Try again later.",
+        code="shutting_down",
+        retry_after=_RETRY_SECONDS,
+    )
+
+
 def timeout_error() -> ApiError:
     """Says that a request took too long."""
     return ApiError(

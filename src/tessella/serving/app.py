@@ -27,7 +27,7 @@ from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
 from tessella.serving.worker import PaintingWorker
 
-_JOIN_SECONDS = 1.0
+_JOIN_SECONDS = 5.0
 
 _DESCRIPTION = """\
 Paints pictures with models that were trained on one's own captioned images. The image API is

@@ -227,7 +227,8 @@ def _list_fields(form: FormData, *files: str) -> dict[str, str]:
     for name, value in form.multi_items():
         shown = name[:60]
         if (part := name.removesuffix("[]")) in seen:
-            raise ApiError(400, f"A part is there twice: `{shown}`. Send it once.", param=shown)
+            said = f"There is more than one `{part[:60]}`. One is taken."
+            raise ApiError(400, said, param=shown)
         seen.add(part)
         if isinstance(value, UploadFile) != (name in files):
             what = "a file" if name in files else "text"

@@ -17,7 +17,7 @@ from tessella.model_folder import (
     read_captions,
 )
 from tessella.pipeline import TextToImage
-from tessella.text.known_words import CaptionSummary
+from tessella.text.known_words import CaptionSummary, KnownWords
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,6 +32,7 @@ class ServedModel:
     model: TextToImage
     created: int  # seconds since 1970
     captions: CaptionSummary | None  # that it learned from; None: an older model does not say
+    words: KnownWords  # of these captions
     card: str  # Markdown, without its front matter
     metrics: Mapping[str, Any]
     samples: bytes | None  # a PNG; None: there is none
@@ -45,12 +46,14 @@ class ServedModel:
         """
         samples = folder / SAMPLES_FILE
         try:
+            captions = read_captions(folder)
             return cls(
                 name=name,
                 folder=folder,
                 model=model,
                 created=int((folder / CONFIG_FILE).stat().st_mtime),
-                captions=read_captions(folder),
+                captions=captions,
+                words=KnownWords(model.text_tokenizer, captions),
                 card=_FRONT_MATTER.sub("", (folder / CARD_FILE).read_text("utf-8")).strip(),
                 # What could not be measured is NaN in the file, which is no JSON.
                 metrics=json.loads(

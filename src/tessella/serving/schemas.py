@@ -249,6 +249,7 @@ class PicturesBody(BaseModel):
     size: str
     data: list[PaintedPicture]
     usage: Usage
+    unknown_words: list[str] | None = None
 
 
 class ReconstructedBody(BaseModel):

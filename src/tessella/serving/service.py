@@ -51,6 +51,7 @@ from tessella.serving.worker import (
 T = TypeVar("T")
 
 _DECODED_AT_ONCE = 4  # uploaded pictures
+_MAX_UNKNOWN = 20  # words that are told
 _ENCODED_AT_ONCE = 2  # painted ones; others use the cores too
 
 Painted = PartialPicture | FinishedPicture
@@ -192,6 +193,7 @@ class PaintingService:
             output_format=body.output_format or "png",
             quality=100 if body.output_compression is None else body.output_compression,
             revised_prompt=None if read == prompt else read,
+            unknown_words=served.words.find_unknown(read)[:_MAX_UNKNOWN],
             event_type="image_edit" if is_changing else "image_generation",
             is_streamed=bool(body.stream),
             as_url=body.response_format == "url",
@@ -226,6 +228,8 @@ class PaintingService:
                 entry["revised_prompt"] = wanted.revised_prompt
             data.append(entry)
         answer = wanted.describe(wanted.size) | {"created": int(time.time()), "data": data}
+        if wanted.unknown_words:
+            answer["unknown_words"] = wanted.unknown_words
         return JsonResponse(answer | {"usage": wanted.count_usage(len(data))})
 
     async def paint_png(
@@ -328,6 +332,8 @@ class PaintingService:
             said["usage"] = wanted.count_usage(1)
             if wanted.revised_prompt is not None:
                 said["revised_prompt"] = wanted.revised_prompt
+            if wanted.unknown_words:
+                said["unknown_words"] = wanted.unknown_words
         return _to_sse(name, said)
 
     async def _encode(

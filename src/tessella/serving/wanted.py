@@ -20,6 +20,7 @@ class Wanted:
     output_format: str
     quality: int
     revised_prompt: str | None  # what was read of a prompt that is too long
+    unknown_words: list[str]  # of the prompt: no caption had them
     event_type: str  # of a stream: image_generation or image_edit
     is_streamed: bool
     as_url: bool

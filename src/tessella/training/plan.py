@@ -1,5 +1,6 @@
 """`--minutes M`: measures this machine, then chooses size and length of training to fit."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _MEASURE_SECONDS = 6.0
 _BATCH = 16
 # A larger preset is worth it from so many images in the tokenizer's share of the time.
 _WORTH_IMAGES = 400_000
+# Of each stage: scenes have shapes by then, photographs their colours (docs/log.md).
+_FIRST_IMAGES = 10_000
 _SIZES = ("tiny", "small", "base", "large")
 
 
@@ -55,7 +58,13 @@ class Plan:
             for name in settings
             if name in self.seconds
         ]
-        return ", ".join([*parts, f"codes and evaluation {self.other_seconds / 60:.1f} min."])
+        line = ", ".join([*parts, f"codes and evaluation {self.other_seconds / 60:.1f} min."])
+        growth = {name: _FIRST_IMAGES / settings[name].images for name in self.seconds}
+        if max(growth.values(), default=0.0) <= 1:
+            return line
+        enough = sum(self.seconds[name] * max(1.0, growth[name]) for name in growth)
+        minutes = math.ceil((enough + self.other_seconds) / 60)
+        return f"{line} Pictures will be blurs at best: give about {minutes} minutes."
 
 
 def choose_preset(minutes: float, accelerator: Accelerator) -> str:
@@ -156,11 +165,13 @@ def plan_training(
     shares = {name: _SHARES[name] for name in paces}
     shares = {name: share / sum(shares.values()) for name, share in shares.items()}
     seconds = {name: training * share for name, share in shares.items()}
-    if any(seconds[name] < 5 * pace.step_seconds for name, pace in paces.items()):
+    needed = max(5 * pace.step_seconds / shares[name] for name, pace in paces.items())
+    if training < needed:
+        missing = math.ceil((needed - training) / 60)
         raise ConfigError(
             f"The time is too short to train anything: {seconds_left:.0f} seconds are left and "
-            f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give more "
-            "--minutes, or fewer images."
+            f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give at "
+            f"least {missing} more --minutes, or fewer images."
         )
     changes = {}
     for name, pace in paces.items():

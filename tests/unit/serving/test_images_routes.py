@@ -88,6 +88,7 @@ def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     )
     assert np.array_equal(pictures(answer), pixels(expected))
     body = answer.json()
+    assert body.pop("unknown_words") == ["a", "red"]  # its captions' summary has one word
     assert set(body) == {"created", "background", "output_format", "size", "data", "usage"}
     assert isinstance(body["created"], int)
     assert (body["background"], body["output_format"], body["size"]) == ("opaque", "png", "16x16")
@@ -473,7 +474,7 @@ def test_pictures_as_a_list(server: Any, tiny: ServedModel) -> None:
     assert server.post("/images/edits", files=files).status_code == 200
     files.insert(0, ("image", ("b.png", encoded(IMAGE))))
     message, _, _ = fault(server.post("/images/edits", files=files))
-    assert message == "A part is there twice: `image[]`. Send it once."
+    assert message == "There is more than one `image`. One is taken."
 
 
 @pytest.mark.parametrize(

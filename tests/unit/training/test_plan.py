@@ -189,8 +189,24 @@ def test_all_but_the_lengths_is_kept(
 def test_too_short_a_time_is_refused(
     data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"too short to train anything: 40 seconds are left and"):
+    with pytest.raises(
+        ConfigError,
+        match=r"too short to train anything: 40 seconds are left and .* at least 1 more --minutes",
+    ):
         plan(data, clock, monkeypatch, 50.0)
+
+
+def test_a_time_for_blurs_says_how_long_pictures_take(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three minutes once ended in noise, and in the words of a success.
+
+    100 seconds train: 40 for 2,560 images of the tokenizer, 60 for 7,680 of the transformer. For
+    10,000 of each they take (40 + 12) · 3.90625 and (60 + 12) · 1.302, and 20 for the rest: 317.
+    """
+    made = plan(data, clock, monkeypatch, 154.0)
+    assert made.recipe.tokenizer_training.images == 2560
+    assert made.describe().endswith(" Pictures will be blurs at best: give about 6 minutes.")
 
 
 # What was painted to measure it was too long for a model that reads very short prompts.

@@ -73,7 +73,7 @@ async function send(path, options = {}) {
     const problem = await readProblem(response);
     if (problem.status !== 401) throw problem;
     // Another request may have asked meanwhile.
-    if (key === sent) await replaceKey(problem.message);
+    if (key === sent) await replaceKey(sent ? "This server does not know this key." : "");
   }
 }
 

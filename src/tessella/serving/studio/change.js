@@ -213,6 +213,7 @@ function openEdit(app, paint, picture, was) {
       dialog.querySelector("#marked").textContent = `${marked} ${marked === 1 ? "tile" : "tiles"} marked`;
       dialog.querySelector("#undo").disabled = !strokes;
       dialog.querySelector("#clear-mask").disabled = !marked;
+      if (marked) dialog.querySelector("[role=alert]").textContent = "";
     },
   });
   dialog.showModal();

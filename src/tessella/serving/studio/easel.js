@@ -17,7 +17,7 @@ const WORDS = { painted: "Painting", varied: "Varying", edited: "Painting anew" 
  * @returns {{paint, cancel, busy}}
  */
 export function mountEasel(element, app, onPicture) {
-  const state = { slots: [], running: null, problem: "", note: "", read: "" };
+  const state = { slots: [], running: null, problem: "", note: "", read: "", unknown: [] };
 
   const draw = () => {
     render(drawEasel(state, app, cancel), element);
@@ -38,6 +38,7 @@ export function mountEasel(element, app, onPicture) {
     slot.share = ((event.partial_image_index ?? 0) + 1) / (PARTIAL_IMAGES + 1);
     if (!event.type.endsWith(".completed")) return false;
     state.read = event.revised_prompt ?? "";
+    state.unknown = event.unknown_words ?? [];
     const blob = toBlob(event.b64_json);
     const picture = { ...made, seed: event.seed ?? slot.seed, created: Date.now(), blob };
     await onPicture(picture);
@@ -56,7 +57,7 @@ export function mountEasel(element, app, onPicture) {
     const first = seed ?? drawSeed();
     const apart = made.bestOf ?? 1;
     const started = performance.now();
-    Object.assign(state, { running, problem: "", note: "", read: "" });
+    Object.assign(state, { running, problem: "", note: "", read: "", unknown: [] });
     state.slots = Array.from({ length: count }, (_, index) => ({ seed: first + index * apart }));
     app.say(`${WORDS[made.how]} ${count === 1 ? "a picture" : `${count} pictures`}.`);
     app.events.dispatchEvent(new Event("busy"));
@@ -112,7 +113,7 @@ function drawSlot(slot, app, index) {
 }
 
 function drawEasel(state, app, cancel) {
-  const { slots, running, problem, note, read } = state;
+  const { slots, running, problem, note, read, unknown } = state;
   const done = slots.filter((slot) => slot.picture).length;
   const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
   return html`
@@ -124,6 +125,12 @@ function drawEasel(state, app, cancel) {
         : html`<span>${note}</span>`}
     </div>
     ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${unknown.length
+      ? html`<p class="hint" role="status">
+          No caption had these words, so the model may paint anything for them:
+          ${unknown.join(", ")}.
+        </p>`
+      : ""}
     ${read
       ? html`<p class="hint" role="status">The model reads no more of this prompt than: ${read}</p>`
       : ""}

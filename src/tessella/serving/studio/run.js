@@ -45,7 +45,7 @@ const FILMS = {
 };
 
 function sayDuration(seconds) {
-  if (seconds < 60) return "less than a minute";
+  if (seconds < 60) return "a minute";
   const minutes = Math.round(seconds / 60);
   if (minutes < 120) return minutes === 1 ? "1 minute" : `${minutes} minutes`;
   return `${(minutes / 60).toFixed(1)} hours`;
