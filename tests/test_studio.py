@@ -13,10 +13,7 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image, ImageDraw
 from playwright.sync_api import (
     Browser,
@@ -131,26 +127,20 @@ def browser() -> Iterator[Browser]:
         made.close()
 
 
-@contextlib.contextmanager
-def serving(*names: str, **options: Any) -> Iterator[str]:
-    """Serves models on a free port; gives the address."""
-    models = load_models(names, "cpu")
-    app = create_app(models, ServeSettings(), **options)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
+@pytest.fixture(scope="module")
+def serving(serve_app: Any) -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """Serves models by their names; gives the address."""
+
+    @contextlib.contextmanager
+    def serve(*names: str, **options: Any) -> Iterator[str]:
+        with serve_app(create_app(load_models(names, "cpu"), ServeSettings(), **options)) as made:
+            yield f"{made}/"
+
+    return serve
 
 
 @pytest.fixture(scope="module")
-def address(browser: Browser) -> Iterator[str]:
+def address(browser: Browser, serving: Any) -> Iterator[str]:
     with serving("scenes", "second=scenes") as made:
         yield made
 
@@ -749,7 +739,7 @@ def test_decoration_waits_until_the_page_is_ready(open_page: Opened) -> None:
     assert asked.count("/v1/models/scenes/codebook") == 1
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Opened) -> None:
+def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Opened, serving: Any) -> None:
     with serving("scenes", keys=[KEY]) as address:
         page = open_page(address=address)
         dialog = page.get_by_role("dialog", name="This server asks for a key")
@@ -773,7 +763,9 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Opened) -> None:
         page.context.close()
 
 
-def test_a_run_without_a_model_is_shown_alone(open_page: Opened, tmp_path: Path) -> None:
+def test_a_run_without_a_model_is_shown_alone(
+    open_page: Opened, serving: Any, tmp_path: Path
+) -> None:
     with serving(run=tmp_path) as address:
         page = open_page("", address=address)
         expect(page.locator("html[data-ready=true]")).to_have_count(1)

@@ -6,16 +6,13 @@ import json
 import os
 import re
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tessella.images import save_png
@@ -98,20 +95,10 @@ def models() -> Mapping[str, ServedModel]:
 
 
 @pytest.fixture
-def address(run: Run, models: Mapping[str, ServedModel]) -> Iterator[str]:
+def address(run: Run, models: Mapping[str, ServedModel], serve_app: Any) -> Iterator[str]:
     """The whole application with the bundled model and the run."""
-    app = create_app(models, ServeSettings(), run=run.folder)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serve_app(create_app(models, ServeSettings(), run=run.folder)) as made:
+        yield made
 
 
 @contextlib.contextmanager

@@ -95,6 +95,17 @@ def _nearest(name: str, names: list[str]) -> str | None:
     return near[0] if near else None
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names nested values by the way to them: `a.b.c`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
     """Lists the dotted names of all settings of a class, those of nested sections included."""
     names: list[str] = []

@@ -33,7 +33,7 @@ from rich.progress import Progress
 from torch import nn
 
 from tessella.bundled import find_model, find_tokenizer
-from tessella.config import build, read_config
+from tessella.config import build, flatten, read_config
 from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
 from tessella.evaluation.memorisation import make_pairs_sheet
@@ -390,7 +390,7 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> tuple[Recipe, 
         if request.minutes is None:
             # What they led to is fixed in the run; they need not be said again.
             now["minutes"] = run["asked"]["minutes"]
-        _refuse_changes(_flatten(run["asked"]), _flatten(now), request.out)
+        _refuse_changes(flatten(run["asked"]), flatten(now), request.out)
         return build(Recipe, run["recipe"]), False
     if request.out.exists() and any(request.out.iterdir()) and not _is_begun(request.out):
         raise ConfigError(
@@ -423,16 +423,6 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any], out: Path) -> N
             f"`{before.get(name)}`, now it is `{now.get(name)}`{more}. Give the same settings to "
             "go on, or a new --out to begin again."
         )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _is_begun(out: Path) -> bool:

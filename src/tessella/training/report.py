@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tessella.config import flatten
 from tessella.errors import DataError
 from tessella.files import write_text
 from tessella.training.report_curves import HEIGHT, WIDTH, Curve, draw_curve
@@ -17,7 +18,6 @@ from tessella.training.report_facts import (
     STAGE_TITLES,
     choose_numbers,
     create_charts,
-    flatten,
     list_facts,
     list_metrics,
     list_pairs,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tessella.config import flatten
 from tessella.training.report_curves import Chart, create_chart
 from tessella.training.run_record import Points, RunRecord, StageRecord
 
@@ -162,17 +163,6 @@ def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             distance = pair.get("distance")
             number = distance if isinstance(distance, int | float) else None
             yield str(pair.get("prompt", "")), str(pair.get("caption", "")), say_value(number)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names nested values by the way to them: `a.b.c`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _get(values: Mapping[str, Any], path: str) -> Any:

@@ -4,18 +4,16 @@ It knows nothing of tessella: what it accepts of answers, streams and errors is 
 """
 
 import base64
-import contextlib
 import io
-import socket
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image, ImageDraw
 
 from tessella.pipeline import TextToImage
@@ -27,28 +25,11 @@ PROMPT = "a large red circle on a white background"
 OTHER = "a large blue circle on a white background"
 
 
-@contextlib.contextmanager
-def serving(app: object) -> Iterator[str]:
-    """Serves an application on a free port of this machine; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, log_level="warning", access_log=False)  # type: ignore[arg-type]
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
+def client(serve_app: Any) -> Iterator[openai.OpenAI]:
     models = load_models(["scenes", "second=scenes"], "cpu")
     with (
-        serving(create_app(models, ServeSettings(max_queue=40))) as address,
+        serve_app(create_app(models, ServeSettings(max_queue=40))) as address,
         openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as made,
     ):
         yield made
