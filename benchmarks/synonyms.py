@@ -12,10 +12,11 @@ that have it. The base word itself, which was learned, is the bound. By luck alo
 pictures has a standard error of up to 1 / (2 √n); each word's pictures are alike, so it is more.
 
 Output contract: one line a text encoder; the last line of stdout is the record, one JSON object.
-For `bpe` and `minilm`: hits of `synonym` and of `base` (shares over words × styles × seeds),
-`chance`, the held-out pictures' loss and what training took. The words that were used are in the
-config. OUT/KIND-IMAGES keeps checkpoints, and results with what was asked: the same command goes on
-where it stopped; another recipe or other data are refused there, other pairs measured anew.
+For `bpe` and `minilm`: `hits` and `auc` (with its standard error over words) of `synonym` and of
+`base`, over words × styles × seeds, `chance` of a hit, the held-out pictures' loss and what
+training took. The words that were used are in the config. OUT/KIND-IMAGES keeps checkpoints, and
+results with what was asked: the same command goes on where it stopped; another recipe or other data
+are refused there, other pairs measured anew.
 
     python benchmarks/synonyms.py --train 3d.tar flat.tar --heldout heldout.tar \
         --tokenizer runs/emoji/model --images 400000 --out runs/synonyms
@@ -226,9 +227,10 @@ class Measurement:
             },
         }
 
-    def count(self, painter: TextToImage, words: list[str], bases: list[str]) -> float:
-        """Returns the share of painted words whose nearest real picture is of the base word."""
-        hits = []
+    def count(self, painter: TextToImage, words: list[str], bases: list[str]) -> dict[str, float]:
+        """Measures how near painted words come to the real pictures of the base words."""
+        hits: list[bool] = []
+        areas: dict[str, list[float]] = {}
         for style in np.unique(self.styles):
             [rows] = np.nonzero(self.styles == style)
             real = self.real[rows]
@@ -238,11 +240,18 @@ class Measurement:
             pixels = painter.paint(prompts, seeds=[seed for _, _, seed in wanted]).pixels
             made = self.extractor.extract(pixels) - real.mean(0)
             near = functional.normalize(made) @ functional.normalize(real - real.mean(0)).T
-            nearest = rows[near.argmax(1).numpy()]
-            hits += [
-                base in self.labels[row] for (_, base, _), row in zip(wanted, nearest, strict=True)
-            ]
-        return float(np.mean(hits))
+            for (word, base, _), row in zip(wanted, near.numpy(), strict=True):
+                right = np.array([base in self.labels[index] for index in rows])
+                hits.append(bool(right[row.argmax()]))
+                if right.any():  # not every style has drawn everything
+                    ahead = row[right][:, None] > row[~right]
+                    areas.setdefault(word, []).append(float(ahead.mean()))
+        means = np.array([np.mean(values) for values in areas.values()])
+        return {
+            "hits": float(np.mean(hits)),
+            "auc": float(means.mean()),
+            "auc_error": float(means.std(ddof=1) / len(means) ** 0.5),
+        }
 
     def compute_chance(self) -> float:
         """Returns the mean share of a style's real pictures that are of a base word."""
