@@ -13,10 +13,10 @@ pictures has a standard error of up to 1 / (2 √n); each word's pictures are al
 
 Output contract: one line a text encoder; the last line of stdout is the record, one JSON object.
 For `bpe` and `minilm`: `hits` and `auc` (with its standard error over words) of `synonym` and of
-`base`, over words × styles × seeds, `chance` of a hit, the held-out pictures' loss and what
-training took. The words that were used are in the config. OUT/KIND-IMAGES keeps checkpoints, and
-results with what was asked: the same command goes on where it stopped; another recipe or other data
-are refused there, other pairs measured anew.
+`base`, over words × styles × seeds, `chance` of a hit, the held-out pictures' loss and the seconds
+of reading all captions. The words that were used are in the config. OUT/KIND-IMAGES keeps
+checkpoints, and results with what was asked: the same command goes on where it stopped; another
+recipe or other data are refused there, other pairs measured anew.
 
     python benchmarks/synonyms.py --train 3d.tar flat.tar --heldout heldout.tar \
         --tokenizer runs/emoji/model --images 400000 --out runs/synonyms
@@ -212,7 +212,6 @@ class Measurement:
             "heldout_loss": evaluation.metrics["loss"],
             "parameters": sum(p.numel() for p in model.transformer.parameters()),
             "reading_seconds": reading_seconds,
-            "seconds": time.perf_counter() - began,
         }
         write_json(kept, {"asked": asked | painting, "results": results})
         return results
