@@ -104,7 +104,12 @@ def main() -> None:
         for kind in KINDS:
             results[kind] = measured.run(kind)
             print(kind, results[kind], flush=True)
-    config = {name: value for name, value in vars(options).items() if name != "out"}
+    config = vars(options) | {
+        "train": [Path(source).name for source in options.train],
+        "heldout": [Path(source).name for source in options.heldout],
+        "tokenizer": options.tokenizer and Path(options.tokenizer).name,
+    }
+    del config["out"]
     record = write_result(
         "synonyms",
         results,
