@@ -613,7 +613,12 @@ def test_the_card_and_its_numbers(open_page: Opened) -> None:
     expect(page.get_by_role("heading", name="What it cannot do")).to_be_visible()
     models = STUDIO_FOLDER.parents[1] / "models"
     metrics = json.loads((models / "scenes" / "metrics.json").read_text())
-    expect(page.get_by_role("rowheader")).to_have_text([name.replace("_", " ") for name in metrics])
+    expect(page.get_by_role("rowheader")).to_have_text(
+        [f"{name.replace('_', ' ')} {metric['protocol']}" for name, metric in metrics.items()]
+    )
+    expect(page.get_by_role("cell").and_(page.locator(".number"))).to_have_text(
+        [f"{metric['value']:.4g}" for metric in metrics.values()]
+    )
     expect(page.get_by_role("img", name="Samples of the model")).to_be_visible()
 
     # A card may say anything: it is shown, and never obeyed.

@@ -194,13 +194,15 @@ class RunWatch:
             # Its files were changed by hand, into anything; `tessella report` says into what.
             self._reader = RunReader(self._folder)
             pictures = {}
+            found: State = "none"
             if (self._folder / RUN_FILE).exists():
                 said = "The run’s files are damaged. tessella report says where."
             elif is_running:
+                found = "preparing"
                 said = "The data is being prepared; the run begins after that."
             else:
                 said = "The folder holds no run: it has not begun, or was removed."
-            state = RunState(version, name, "none", said, is_running)
+            state = RunState(version, name, found, said, is_running)
         # In ASCII: a caption may hold half of a surrogate pair, which UTF-8 cannot.
         body = json.dumps(state, default=vars, allow_nan=False, separators=(",", ":"))
         return Snapshot(version, body.encode("ascii"), pictures)

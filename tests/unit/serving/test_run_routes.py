@@ -403,6 +403,7 @@ def test_a_run_that_comes_goes_and_comes_again(tmp_path: Path, run: Path) -> Non
     with (folder / ".lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert said() == "The data is being prepared; the run begins after that."
+        assert json.loads(watch.look().body)["state"] == "preparing"
     shutil.copytree(run, folder, dirs_exist_ok=True)
     assert "40 of 100 images" in said()
     shutil.rmtree(folder)

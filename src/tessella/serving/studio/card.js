@@ -30,21 +30,28 @@ function withoutNumbers(markdown) {
 function drawMetrics(metrics) {
   const entries = Object.entries(metrics ?? {});
   if (!entries.length) return html`<p class="hint">No numbers came with this model.</p>`;
-  return html`<div class="scroll"><table>
+  return html`<table>
     <caption class="hidden">Numbers and how they were measured</caption>
     <thead>
-      <tr><th scope="col">What</th><th scope="col">Value</th><th scope="col">Protocol</th></tr>
+      <tr><th scope="col">What</th><th scope="col">Value</th></tr>
     </thead>
     <tbody>
       ${entries.map(
         ([name, { value, protocol }]) => html`<tr>
-          <th scope="row">${name.replaceAll("_", " ")}</th>
-          <td class="number">${value}</td>
-          <td class="hint">${protocol}</td>
+          <th scope="row">
+            ${name.replaceAll("_", " ")}
+            <small class="hint">${protocol}</small>
+          </th>
+          <td class="number">${round(value)}</td>
         </tr>`,
       )}
     </tbody>
-  </table></div>`;
+  </table>`;
+}
+
+/** Four digits that count; whole numbers as they are. */
+function round(value) {
+  return typeof value === "number" && !Number.isInteger(value) ? +value.toPrecision(4) : value;
 }
 
 function drawView(model, card, problem = "") {
