@@ -9,9 +9,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import schemathesis
-import torch
 from fastapi import FastAPI
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,39 +17,16 @@ from schemathesis.engine import events, from_schema
 from schemathesis.python import asgi
 from schemathesis.transport.serialization import Binary
 
-from tessella.pipeline import ModelConfig, TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
-from tessella.text import TextSettings, TextTokenizer
+from untrained import create_untrained, save_untrained
 
 KEY = "a-key-for-these-tests"
 MAX_EXAMPLES = 20  # an operation and phase
 # schemathesis 4.32 passes its own pictures to a validator that does not take them, when it draws
 # a body that must not fit: it then ends the one scenario. Which draws meet it hypothesis chooses.
 NOT_JUDGED = "Unsupported type: 'Binary'"
-
-
-def create_model() -> TextToImage:
-    """An untrained model: what it paints does not matter here."""
-    torch.manual_seed(0)
-    config = ModelConfig.model_validate(
-        {
-            "image_size": 16,
-            "tokenizer": {
-                "patch": 2,
-                "widths": (16, 16),
-                "quantizer": {"codebook_size": 16, "code_width": 4},
-            },
-            "transformer": {"width": 16, "depth": 2, "heads": 2},
-            "generation": {"steps": 2},
-        }
-    )
-    text = TextTokenizer.train(["a red star", "a blue star"], TextSettings(max_tokens=16))
-    model = TextToImage.create(config, text)
-    for network in (model.tokenizer, model.transformer):
-        network.eval().requires_grad_(False)
-    return model
 
 
 def draw_picture(form: str, color: tuple[int, int, int]) -> Binary:
@@ -107,9 +82,7 @@ def run_schemathesis(app: FastAPI) -> tuple[list[str], Counter[tuple[str, int]]]
 
 
 def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
-    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
-    folder = tmp_path / "scenes"
-    create_model().save(folder, card="# A card", metrics={}, samples=sheet)
+    folder = save_untrained(create_untrained(), tmp_path / "scenes")
     # Both ends of each range are sent: small ranges, small costs. The document tells them.
     limits = ServeSettings(max_pictures=2, max_best_of=2, max_steps=4)
     app = create_app(load_models([str(folder)], device="cpu"), limits, keys=[KEY])

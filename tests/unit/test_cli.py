@@ -24,9 +24,9 @@ from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
 from tessella.model_folder import FORMAT
 from tessella.objectives import GenerationSettings
-from tessella.pipeline import ModelConfig, TextToImage
-from tessella.text import TextSettings, TextTokenizer
+from tessella.pipeline import TextToImage
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
+from untrained import create_untrained, save_untrained
 
 PROMPT = "a red square"
 TINY = [
@@ -49,18 +49,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model folder; untrained, which makes no difference to the command line."""
-    values = {
-        "image_size": 16,
-        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
-        "transformer": {"width": 32, "depth": 2},
-        "generation": {"steps": 4},
-    }
-    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"] * 2, TextSettings())
-    folder = tmp_path_factory.mktemp("model") / "model"
-    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
-        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
-    )
-    return str(folder)
+    model = create_untrained(captions=["a red square", "a blue circle"] * 2)
+    return str(save_untrained(model, tmp_path_factory.mktemp("model") / "model"))
 
 
 def run(*arguments: object) -> Any:
@@ -406,7 +396,7 @@ def test_a_folder_gets_every_picture_and_its_prompt(model: str) -> None:
     assert [line["prompt"] for line in lines] == [PROMPT, PROMPT, "one", "one", "zwei ü", "zwei ü"]
     assert [line["seed"] for line in lines] == [5, 6] * 3
     assert lines[0]["settings"]["top_k"] == 3
-    assert lines[0]["settings"]["steps"] == 4
+    assert lines[0]["settings"]["steps"] == 3
     result = json.loads(told)
     assert result["settings"] == lines[0]["settings"]
     assert result["dry_run"] is False
@@ -465,7 +455,7 @@ def test_a_dry_run_of_generate_writes_nothing(model: str) -> None:
     words = ["generate", PROMPT, "--model", model, "--count", 2, "--out", "x", "--dry-run"]
     told = succeed(*words)
     assert "Would paint 2 pictures: x\n" in told
-    assert "steps 4" in told
+    assert "steps 3" in told
     assert "x/0001.png  seed 1  a red square" in told
     result = json.loads(succeed(*words, "--json"))
     assert result["dry_run"] is True

@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from tessella.canvas import half_mask
 from tessella.cli import app
-from tessella.config import build
-from tessella.pipeline import ModelConfig, TextToImage
-from tessella.text import TextSettings, TextTokenizer
+from tessella.pipeline import TextToImage
+from untrained import create_untrained, save_untrained
 
 PROMPT = "a red square"
 SIZE = 16  # of the model's pictures
@@ -22,18 +21,8 @@ SIZE = 16  # of the model's pictures
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model folder; untrained, which makes no difference to the command line."""
-    values = {
-        "image_size": SIZE,
-        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
-        "transformer": {"width": 32, "depth": 2},
-        "generation": {"steps": 4},
-    }
-    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
-    folder = tmp_path_factory.mktemp("model") / "model"
-    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
-        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
-    )
-    return str(folder)
+    model = create_untrained(captions=["a red square", "a blue circle"])
+    return str(save_untrained(model, tmp_path_factory.mktemp("model") / "model"))
 
 
 @pytest.fixture(autouse=True)

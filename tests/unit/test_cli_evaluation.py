@@ -12,14 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.config import build
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation import squeezenet
 from tessella.evaluation.reconstruction import compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.pipeline import ModelConfig, TextToImage, TrainedTokenizer
-from tessella.text import TextSettings, TextTokenizer
+from tessella.pipeline import TextToImage, TrainedTokenizer
+from untrained import create_untrained, save_untrained
 
 SIZE = 16
 FROM_SQUEEZENET = (
@@ -41,18 +40,8 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder; untrained, which makes no difference to the command line."""
-    torch.manual_seed(0)
-    values = {
-        "image_size": SIZE,
-        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
-        "transformer": {"width": 32, "depth": 2},
-    }
-    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
-    folder = tmp_path_factory.mktemp("model") / "model"
-    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
-        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
-    )
-    return folder
+    model = create_untrained(captions=["a red square", "a blue circle"])
+    return save_untrained(model, tmp_path_factory.mktemp("model") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.config import build
-from tessella.pipeline import ModelConfig, TextToImage
+from tessella.pipeline import TextToImage
 from tessella.posts.platforms import PLATFORMS
-from tessella.text import TextSettings, TextTokenizer
 from tessella.text.known_words import summarize_captions
+from untrained import create_untrained, save_untrained
 
 CAPTIONS = ["a red star", "a blue circle", "a green heart"]
 WORDS = ["--business", "../Star <b>Shop</b>", "--about", "We sell stars. Follow your heart."]
@@ -25,22 +24,9 @@ WORDS = ["--business", "../Star <b>Shop</b>", "--about", "We sell stars. Follow 
 
 def save_model(folder: Path, objective: str) -> str:
     """Writes a model folder; untrained, which makes no difference to the command line."""
-    values = {
-        "image_size": 16,
-        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
-        "transformer": {"width": 32, "depth": 2},
-        "objective": {"name": objective},
-        "generation": {"steps": 2},
-    }
-    text_tokenizer = TextTokenizer.train(CAPTIONS * 2, TextSettings())
-    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
-        folder,
-        card="# A model\n",
-        metrics={},
-        samples=np.zeros((4, 4, 3), dtype=np.uint8),
-        captions=summarize_captions(CAPTIONS, text_tokenizer),
-    )
-    return str(folder)
+    model = create_untrained(objective, captions=CAPTIONS)
+    known = summarize_captions(CAPTIONS, model.text_tokenizer)
+    return str(save_untrained(model, folder, captions=known))
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.config import build
 from tessella.painting import Scores
-from tessella.pipeline import ModelConfig, TextToImage
-from tessella.text import TextSettings, TextTokenizer
+from tessella.pipeline import TextToImage
+from untrained import create_untrained, save_untrained
 
 
 def save_model(folder: Path, objective: str) -> str:
     """Writes a model folder; untrained, which makes no difference to the command line."""
-    values = {
-        "image_size": 16,
-        "tokenizer": {"widths": [16, 16], "quantizer": {"codebook_size": 16}},
-        "transformer": {"width": 32, "depth": 2},
-        "objective": {"name": objective},
-    }
-    text_tokenizer = TextTokenizer.train(["a red square", "a blue circle"], TextSettings())
-    TextToImage.create(build(ModelConfig, values), text_tokenizer).save(
-        folder, card="# A model\n", metrics={}, samples=np.zeros((4, 4, 3), dtype=np.uint8)
-    )
-    return str(folder)
+    model = create_untrained(objective, captions=["a red square", "a blue circle"])
+    return str(save_untrained(model, folder))
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tessella import painting
 from tessella.errors import ConfigError, GenerationError
 from tessella.objectives import GenerationRequest, GenerationStep
 from tessella.objectives.parallel import ask_everywhere
-from tessella.pipeline import KnownCodes, ModelConfig, TextToImage, half_mask
-from tessella.text import TextSettings, TextTokenizer
+from tessella.pipeline import KnownCodes, TextToImage, half_mask
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from untrained import create_untrained
 
 LAYING = ("any_order", "autoregressive", "masked", "parallel", "shared_latent")
 SCORING = LAYING[:4]
@@ -24,33 +24,7 @@ GRID, SIDE, SIZE = (4, 4), 4, 16
 PROMPT = "a red star"
 
 
-def create(objective: str) -> TextToImage:
-    """An untrained model whose every weight matters: 4 × 4 places of 4 × 4 pixels."""
-    torch.manual_seed(0)
-    config = ModelConfig.model_validate(
-        {
-            "image_size": SIZE,
-            "tokenizer": {
-                "patch": 2,
-                "widths": (16, 16),
-                "quantizer": {"codebook_size": 16, "code_width": 4},
-            },
-            "transformer": {"width": 16, "depth": 2, "heads": 2},
-            "objective": {"name": objective},
-            "generation": {"steps": 3, "temperature": 1.0},
-        }
-    )
-    captions = [f"a {colour} star" for colour in ("red", "green", "blue")]
-    model = TextToImage.create(config, TextTokenizer.train(captions, TextSettings(max_tokens=16)))
-    for network in (model.tokenizer, model.transformer):
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.3)
-        network.eval().requires_grad_(False)
-    return model
-
-
-MODELS = {name: create(name) for name in (*LAYING, "latent_mse")}
+MODELS = {name: create_untrained(name) for name in (*LAYING, "latent_mse")}
 MODEL = MODELS["any_order"]
 EVERY = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 LAYS_CODES = pytest.mark.parametrize("model", [MODELS[name] for name in LAYING], ids=LAYING)
@@ -378,7 +352,7 @@ def test_a_larger_mosaic_is_scored_window_by_window() -> None:
         ({"images": ["a.png"]}, "This is no picture: `str`"),
         ({"prompts": []}, "There is no prompt. Give at least one"),
         ({"prompts": [PROMPT, " "]}, "A prompt must say something: ` `"),
-        ({"prompts": "star " * 40}, "at most 16 can be read"),
+        ({"prompts": "star " * 80}, "at most 64 can be read"),
         ({"num_orders": 0}, "number of orders must be between 1 and 1000: `0`"),
         ({"num_orders": 1_000_000}, "between 1 and 1000: `1000000`"),
         ({"seed": -1}, r"seed must be between 0 and \d+: `-1`"),
@@ -465,8 +439,8 @@ def every_way(**changes: Any) -> list[Callable[[], Any]]:
         ({"seed": -1}, r"seed must be between 0 and \d+: `-1`"),
         ({"seed": 2**63 - 1, "count": 2}, r"seed must be .*: `9223372036854775808`"),
         ({"seed": 2**63 - 1, "best_of": 2}, r"seed must be .*: `9223372036854775808`"),
-        ({"prompt": "star " * 40}, "at most 16 can be read"),
-        ({"negative_prompt": "star " * 40, "guidance_scale": 2.0}, "at most 16 can be read"),
+        ({"prompt": "star " * 80}, "at most 64 can be read"),
+        ({"negative_prompt": "star " * 80, "guidance_scale": 2.0}, "at most 64 can be read"),
         ({"negative_prompt": "blue"}, r"by guidance, which is off: guidance_scale is `1`"),
     ],
 )

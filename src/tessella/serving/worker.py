@@ -6,7 +6,7 @@ A batch begins as soon as the last one is done, with whatever waits then: nobody
 to come. It holds the pictures of the oldest job that are still to be painted, and whichever others
 have the same model, settings, number of candidates and layout (how many places are known); prompts,
 negative prompts, seeds and canvases are each picture's own. A picture does not depend on what it
-was painted with.
+was painted with; by `latent_mse`, which decodes a latent and no codes, a value may round otherwise.
 
 All that PyTorch does is done in this thread, the loading of models too (`call`). Each thread that
 uses it gets a team of OpenMP threads, and once there are more of them than cores, the teams sleep

@@ -10,48 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
-from torch import nn
 
-from tessella.pipeline import ModelConfig, TextToImage
+from tessella.pipeline import TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
-from tessella.text import TextSettings, TextTokenizer
 from tessella.text.known_words import CaptionSummary
+from untrained import CAPTIONS, create_untrained, save_untrained
 
-CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 CARD = "---\nlicense: mit\ntags: [a]\n---\n\n# A card\n\n---\nIt paints stars.\n"
-
-
-def create(objective: str, seed: int) -> TextToImage:
-    """An untrained model whose every weight matters: 4 × 4 places of 4 × 4 pixels."""
-    torch.manual_seed(seed)
-    config = ModelConfig.model_validate(
-        {
-            "image_size": 16,
-            "tokenizer": {
-                "patch": 2,
-                "widths": (16, 16),
-                "quantizer": {"codebook_size": 16, "code_width": 4},
-            },
-            "transformer": {"width": 16, "depth": 2, "heads": 2},
-            "objective": {"name": objective},
-            "generation": {"steps": 3, "temperature": 1.0},
-        }
-    )
-    model = TextToImage.create(config, TextTokenizer.train(CAPTIONS, TextSettings(max_tokens=16)))
-    for network in (model.tokenizer, model.transformer):
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=0.3)
-        network.eval().requires_grad_(False)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +47,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ServedModel
     }
     found = {}
     for seed, (name, objective) in enumerate(objectives.items()):
-        model, folder = create(objective, seed), tmp_path_factory.mktemp("models") / name
-        model.save(
-            folder,
-            card=CARD,
-            metrics={"psnr": {"value": 1.5, "protocol": "by hand"}},
-            samples=np.full((8, 8, 3), seed, dtype=np.uint8),
-            captions=CaptionSummary(3, {"star": 3}, CAPTIONS) if name == "tiny" else None,
-        )
+        model, folder = create_untrained(objective, seed), tmp_path_factory.mktemp("models") / name
+        known = CaptionSummary(3, {"star": 3}, CAPTIONS) if name == "tiny" else None
+        save_untrained(model, folder, CARD, known)
         found[name] = ServedModel.load(name, folder, model)
     return found
 

@@ -39,7 +39,7 @@ def test_a_model(server: Any, tiny: ServedModel) -> None:
         "grid": [4, 4],
         "codebook_size": 16,
         "objective": "any_order",
-        "max_prompt_tokens": 16,
+        "max_prompt_tokens": 64,
         "generation": {
             "steps": 3, "temperature": 1.0, "top_k": None, "top_p": 1.0, "guidance_scale": 1.0,
         },

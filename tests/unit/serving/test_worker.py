@@ -208,8 +208,12 @@ def test_the_other_objectives_paint_too(make: Make, models: Models) -> None:
     for name in ("atonce", "mean"):
         asked = [submit(worker, models[name], prompt, [7]) for prompt in PROMPTS]
         for prompt, found in zip(PROMPTS, asked, strict=True):
-            expected = models[name].model.generate(prompt, seed=7)
-            assert np.array_equal(found.wait(), pixels(expected))
+            alone = models[name].model.generate(prompt, seed=7)
+            [expected], [made] = pixels(alone), found.wait()
+            if name == "mean":  # of a latent, not of codes: rounding may show
+                assert np.abs(made.astype(int) - expected).max() <= 1
+            else:
+                assert np.array_equal(made, expected)
 
 
 def test_candidates_need_a_likelihood(make: Make, models: Models) -> None:
@@ -668,7 +672,7 @@ def test_what_is_wrong_with_one_is_said_to_one(
     right = submit(worker, tiny, "a red star")
     worker.start()
     right.wait()
-    with pytest.raises(GenerationError, match="at most 16 can be read"):
+    with pytest.raises(GenerationError, match="at most 64 can be read"):
         wrong.wait()
     assert caplog.text == ""
 

@@ -1,0 +1,62 @@
+"""Untrained models, which show everything but a good picture, in milliseconds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tessella.pipeline import ModelConfig, TextToImage
+from tessella.text import TextSettings, TextTokenizer
+from tessella.text.known_words import CaptionSummary
+
+CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
+
+
+def create_untrained(
+    objective: str = "any_order",
+    seed: int = 0,
+    captions: Sequence[str] = CAPTIONS,
+    **changes: Any,
+) -> TextToImage:
+    """A model whose every weight matters: 4 × 4 places of 4 × 4 pixels."""
+    torch.manual_seed(seed)
+    config = ModelConfig.model_validate(
+        {
+            "image_size": 16,
+            "tokenizer": {
+                "patch": 2,
+                "widths": (16, 16),
+                "quantizer": {"codebook_size": 16, "code_width": 4},
+            },
+            "transformer": {"width": 16, "depth": 2, "heads": 2},
+            "objective": {"name": objective},
+            "generation": {"steps": 3, "temperature": 1.0},
+        }
+        | changes
+    )
+    model = TextToImage.create(config, TextTokenizer.train(captions, TextSettings()))
+    for network in (model.tokenizer, model.transformer):
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.5)
+        network.eval().requires_grad_(False)
+    return model
+
+
+def save_untrained(
+    model: TextToImage,
+    folder: Path,
+    card: str = "# A card\n",
+    captions: CaptionSummary | None = None,
+) -> Path:
+    """Saves it with a number and one sample of its own; returns the folder."""
+    model.save(
+        folder,
+        card=card,
+        metrics={"psnr": {"value": 1.5, "protocol": "by hand"}},
+        samples=model.decode_codes(torch.zeros(1, 16, dtype=torch.int64))[0],
+        captions=captions,
+    )
+    return folder
