@@ -59,6 +59,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Of a JPEG that strangers send; cameras and optimisers write a dozen at most, and a file of random
+# bytes after its end has one in 65,536. Each scan goes over all pixels, and may have ten bytes.
+_MAX_SCANS = 1000
+_SCAN = b"\xff\xda"
+
 _WHITE = (255, 255, 255)
 _WARNINGS_LOCK = threading.Lock()
 
@@ -159,10 +164,10 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
 def read_with_transparency(
     source: bytes, *, max_pixels: int
 ) -> tuple[Image.Image, "npt.NDArray[np.bool_] | None"]:
-    """Reads one picture, and where it is fully transparent.
+    """Reads one picture that a stranger sent, and where it is fully transparent.
 
     Args:
-        source: a file's contents.
+        source: a file's contents; a JPEG of so many scans that it would take minutes is refused.
         max_pixels: as for `read_image`.
 
     Returns:
@@ -173,6 +178,9 @@ def read_with_transparency(
         DataError: as for `read_image`.
     """
     with open_image(source, max_pixels=max_pixels) as opened:
+        if opened.format in ("JPEG", "MPO") and source.count(_SCAN) > _MAX_SCANS:
+            reason = f"The picture has too many scans: at most {_MAX_SCANS:,} are read."
+            raise ImageError(reason, "broken")
         image = decode_image(opened)
         if "A" not in opened.getbands() and "transparency" not in opened.info:
             return image, None

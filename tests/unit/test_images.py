@@ -223,6 +223,20 @@ def test_a_truncated_file_is_refused(kind: str) -> None:
         assert caught.value.kind == "broken"
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    """Ten bytes a scan, and each goes over all pixels."""
+    image = gradient()
+    content = encoded(image, "JPEG", progressive=True)
+    begin = content.rindex(b"\xff\xda")
+    scan = content[begin:-2]
+    many = content[:begin] + scan * 1100 + content[-2:]
+    for format_ in (content, content[:begin] + scan * 100 + content[-2:]):
+        seen, _ = read_with_transparency(format_, max_pixels=LIMIT)
+        assert seen.size == image.size
+    with pytest.raises(DataError, match="too many scans: at most 1,000 are read"):
+        read_with_transparency(many, max_pixels=LIMIT)
+
+
 def test_a_broken_file_says_so() -> None:
     content = bytearray(encoded(gradient()))
     content[60:80] = bytes(20)

@@ -5,10 +5,13 @@ with exponential back-off and jitter or as long as `Retry-After` says. The offic
 so too, but past any deadline.
 """
 
+import contextlib
 import random
 import re
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import openai
@@ -39,18 +42,23 @@ class _BoundedClient(DefaultHttpxClient):
         super().__init__(follow_redirects=False, headers={"Connection": "close"})
 
     def send(self, request: Any, **how: Any) -> Any:
-        end = time.monotonic() + request.extensions["timeout"]["read"]
-        response = super().send(request, **{**how, "stream": True})
+        seconds = request.extensions["timeout"]["read"]
+        end = time.monotonic() + seconds
         body = bytearray()
-        try:
-            for part in response.iter_bytes():
-                body += part
-                if len(body) > _MAX_ANSWER_BYTES:
-                    raise _TooLongError
-                if time.monotonic() > end:
-                    raise TimeoutError
-        finally:
-            response.close()
+        with _cut_after(seconds, request):
+            try:
+                response = super().send(request, **{**how, "stream": True})
+                with contextlib.closing(response):
+                    for part in response.iter_bytes():
+                        body += part
+                        if len(body) > _MAX_ANSWER_BYTES:
+                            raise _TooLongError
+            except Exception as error:
+                if isinstance(error, _TooLongError) or time.monotonic() < end:
+                    raise
+            # A body that was cut may look whole.
+            if time.monotonic() >= end:
+                raise TimeoutError
         # The body is no longer compressed, nor in chunks.
         headers = [
             (name, value)
@@ -60,6 +68,33 @@ class _BoundedClient(DefaultHttpxClient):
         return type(response)(
             response.status_code, headers=headers, content=bytes(body), request=request
         )
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, request: Any) -> Iterator[None]:
+    """Cuts a request's connection after some seconds, however much of its answer has come.
+
+    The client's own time-outs begin again with every byte.
+    """
+    connected: list[Any] = []
+
+    def watch(_: str, told: dict[str, Any]) -> None:
+        if hasattr(stream := told.get("return_value"), "get_extra_info"):
+            connected.append(stream)
+
+    def cut() -> None:
+        for stream in connected[-1:]:  # the first one is below TLS
+            with contextlib.suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    request.extensions = {**request.extensions, "trace": watch}
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class ChatClient:

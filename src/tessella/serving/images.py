@@ -1,12 +1,11 @@
 """The routes of OpenAI's image API, and reconstruction beside them."""
 
+import asyncio
 import base64
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from PIL import Image
 from python_multipart.multipart import parse_options_header
@@ -32,6 +31,9 @@ from tessella.serving.schemas import (
 from tessella.serving.service import PaintingService
 
 _FORM_LIMITS = {"max_files": 2, "max_fields": 40, "max_part_size": 65_536}
+_FORM_SLICE_BYTES = 65_536  # that are taken apart at once: the event loop waits meanwhile
+# The client names what its texts are decoded by, and some of Python's codecs are slow on purpose.
+_CHARSETS = frozenset({b"", b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1"})
 _DEFAULT_STRENGTH = 0.5
 
 
@@ -65,7 +67,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         async with _open_form(request, service) as form:
             body = read_fields(edit, _list_fields(form, "image", "image[]", "mask"))
             model = service.find(body.model).model
-            image, mask = await _read_pictures(form, service, model, is_masked=True)
+            image, mask = await _read_pictures(request, form, service, model, is_masked=True)
         if mask is None:
             return await _vary(request, body, body.prompt, image)
 
@@ -85,7 +87,8 @@ def create_images_router(service: PaintingService) -> APIRouter:
     async def vary(request: Request) -> Response:
         async with _open_form(request, service) as form:
             body = read_fields(variation, _list_fields(form, "image"))
-            image, _ = await _read_pictures(form, service, service.find(body.model).model)
+            model = service.find(body.model).model
+            image, _ = await _read_pictures(request, form, service, model)
         return await _vary(request, body, body.prompt or "", image)
 
     async def _vary(
@@ -110,7 +113,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         async with _open_form(request, service) as form:
             body = read_fields(ReconstructionBody, _list_fields(form, "image"))
             served = service.find(body.model)
-            image, _ = await _read_pictures(form, service, served.model)
+            image, _ = await _read_pictures(request, form, service, served.model)
         found = await service.call(request, _reconstruct, served.model, image)
         return JsonResponse({"model": served.name, **found})
 
@@ -178,37 +181,27 @@ async def _parse_form(request: Request, content: bytes) -> FormData:
     """Takes a form apart.
 
     Raises:
-        ApiError: 400, it is cut off, or damaged.
+        ApiError: 400, it is cut off, or damaged, or its charset is not one that forms have.
     """
-    _check_end(request, content)
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"").lower() not in _CHARSETS:
+        said = "The form's charset cannot be read. Send UTF-8."
+        raise ApiError(400, said, code="invalid_form")
+    # Of a form that was cut off the parser would drop the last field unsaid.
+    boundary = options.get(b"boundary", b"")
+    if b"--" + boundary + b"--" not in content[-len(boundary) - 64 :]:
+        said = "The form is cut off: its last boundary is missing. Send all of it."
+        raise ApiError(400, said, code="invalid_form")
 
     async def pass_on() -> AsyncGenerator[bytes, None]:
-        yield content
+        for start in range(0, len(content), _FORM_SLICE_BYTES):
+            yield content[start : start + _FORM_SLICE_BYTES]
+            await asyncio.sleep(0)
 
     try:
         return await MultiPartParser(request.headers, pass_on(), **_FORM_LIMITS).parse()
-    except (MultiPartException, UnicodeError) as error:
-        # A charset that is no text's, such as `idna`; others fall back to Latin-1.
-        said = "The form's charset cannot be read. Send UTF-8."
-        if isinstance(error, MultiPartException):
-            said = error.message
-        raise ApiError(400, said, code="invalid_form") from None
-
-
-def _check_end(request: Request, content: bytes) -> None:
-    """Refuses a form that was cut off, of which the parser would drop the last field unsaid.
-
-    Raises:
-        ApiError: 400.
-    """
-    _, options = parse_options_header(request.headers["content-type"])
-    boundary = options.get(b"boundary", b"")
-    if b"--" + boundary + b"--" not in content[-len(boundary) - 64 :]:
-        raise ApiError(
-            400,
-            "The form is cut off: its last boundary is missing. Send all of it.",
-            code="invalid_form",
-        )
+    except MultiPartException as error:
+        raise ApiError(400, error.message, code="invalid_form") from None
 
 
 def _list_fields(form: FormData, *files: str) -> dict[str, str]:
@@ -241,7 +234,12 @@ def _list_fields(form: FormData, *files: str) -> dict[str, str]:
 
 
 async def _read_pictures(
-    form: FormData, service: PaintingService, model: TextToImage, *, is_masked: bool = False
+    request: Request,
+    form: FormData,
+    service: PaintingService,
+    model: TextToImage,
+    *,
+    is_masked: bool = False,
 ) -> tuple[Image.Image, Mask | None]:
     """Reads the picture of a form, and what of it is to be painted anew, at a model's size.
 
@@ -253,14 +251,13 @@ async def _read_pictures(
         None.
 
     Raises:
-        ApiError: 400, there is no picture, or one is broken or too large.
+        ApiError: 400, there is no picture, or one is broken or too large; as `decode`.
         GenerationError: the mask marks nothing, or is no mask of this picture.
     """
     image = form.get("image") or form.get("image[]")
     mask = form.get("mask")
     if not isinstance(image, UploadFile):
         raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
-    started = time.monotonic()
     content = await image.read()
     drawn = await mask.read() if isinstance(mask, UploadFile) else None
     size, limit = model.config.image_size, service.settings.max_upload_pixels
@@ -274,9 +271,7 @@ async def _read_pictures(
         fitted = fit_mask(anew, picture, size) if is_masked and anew is not None else None
         return Image.fromarray(fit_images([picture], size)[0]), fitted
 
-    found = await anyio.to_thread.run_sync(read, limiter=service.decoding)
-    service.metrics.seconds.labels("read").observe(time.monotonic() - started)
-    return found
+    return await service.decode(request, read)
 
 
 def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Mask | None]:

@@ -28,7 +28,6 @@ class ServedModel:
     """A loaded model, and what its folder says of it: nothing is read there later."""
 
     name: str
-    folder: Path  # where it came from
     model: TextToImage
     created: int  # seconds since 1970
     captions: CaptionSummary | None  # that it learned from; None: an older model does not say
@@ -49,7 +48,6 @@ class ServedModel:
             captions = read_captions(folder)
             return cls(
                 name=name,
-                folder=folder,
                 model=model,
                 created=int((folder / CONFIG_FILE).stat().st_mtime),
                 captions=captions,

@@ -165,7 +165,9 @@ def create_posts_router(
         CheckpointError: a model's summary of its captions is damaged.
     """
     router = APIRouter(prefix="/v1", tags=["posts"])
-    settings, threads = service.settings, _Threads()
+    settings = service.settings
+    # Templates do not wait for a language model that others have asked.
+    asking, filling_in = _Threads(), _Threads()
     wanted = with_limits(PostsBody, settings)
     languages = {
         name: ImageLanguage(served.model.text_tokenizer, served.captions)
@@ -199,6 +201,7 @@ def create_posts_router(
             best_of = 1
             notes.append(NO_CHOICE)
         request.state.painted = count
+        threads = asking if asks else filling_in
         posts = await _write(request, threads, asks, languages[served.name], asked, count)
         labels = [post.label for post in posts]
         pictures = await service.paint_png(

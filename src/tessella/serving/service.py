@@ -13,14 +13,13 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import anyio
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tessella.images import Pixels, encode_picture
+from tessella.images import encode_picture
 from tessella.serving.api_errors import (
     GONE,
     ApiError,
@@ -35,7 +34,7 @@ from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import PaintingBody
 from tessella.serving.settings import ServeSettings
-from tessella.serving.wanted import Wanted, find_canvas_size, size_of
+from tessella.serving.wanted import Wanted, find_canvas_size
 from tessella.serving.worker import (
     ClosingError,
     Event,
@@ -76,8 +75,11 @@ class PaintingService:
         self.worker = worker or create_worker(settings)
         self.metrics = self.worker.metrics
         self.kept = KeptPictures()
-        self.decoding = anyio.CapacityLimiter(_DECODED_AT_ONCE)
-        self._encoding = anyio.CapacityLimiter(_ENCODED_AT_ONCE)
+        # A call that nobody waits for any more keeps its thread until it ends.
+        self._decoding = ThreadPoolExecutor(_DECODED_AT_ONCE, "decoding")
+        self._encoding = ThreadPoolExecutor(_ENCODED_AT_ONCE, "encoding")
+        self._num_encoding = 0
+        self._told: set[asyncio.Queue[Event]] = set()  # of each job: painted, not yet encoded
         self._uploaded_bytes = 0
 
     def find(self, name: str | None) -> ServedModel:
@@ -122,6 +124,17 @@ class PaintingService:
             yield hold
         finally:
             self._uploaded_bytes -= held
+
+    async def decode(self, request: Request, read: Callable[[], T]) -> T:
+        """Reads uploaded pictures in a thread.
+
+        Raises:
+            ApiError: 499, the client has hung up; 503, it took too long; what reading raises.
+        """
+        started = time.monotonic()
+        found = await while_there(request, _in_thread(self._decoding, read))
+        self.metrics.seconds.labels("read").observe(time.monotonic() - started)
+        return found
 
     async def call(self, request: Request, function: Callable[..., T], *arguments: object) -> T:
         """Runs what uses a network but paints nothing, in the worker's thread.
@@ -207,7 +220,7 @@ class PaintingService:
         """
         request.state.painted = len(wanted.painting.seeds)
         if wanted.is_streamed:
-            events = self.paint(request, wanted.painting)
+            events = self.paint(request, wanted.painting, wanted.write)
             # An error before the first event still has a status of its own.
             first = await anext(events)
             return StreamingResponse(
@@ -216,9 +229,8 @@ class PaintingService:
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
         data = []
-        painted = await self._paint_all(request, wanted.painting)
-        for pixels, seed in zip(painted, wanted.painting.seeds, strict=True):
-            content = await self._encode(pixels, wanted.size, wanted.output_format, wanted.quality)
+        contents = await self._paint_all(request, wanted.painting, wanted.write)
+        for content, seed in zip(contents, wanted.painting.seeds, strict=True):
             entry: dict[str, Any] = {"seed": seed}
             if wanted.as_url:
                 entry["url"] = self._address(request, content, wanted.output_format)
@@ -257,18 +269,25 @@ class PaintingService:
             best_of=best_of,
             plan=lambda model: [model.plan_picture()] * len(prompts),
         )
-        painted = await self._paint_all(request, painting)
-        return [await self._encode(pixels) for pixels in painted]
+        return await self._paint_all(request, painting, lambda one: encode_picture(one.pixels))
 
     async def paint(
-        self, request: Request, painting: PaintingRequest
-    ) -> AsyncGenerator[Painted, None]:
-        """Yields a job's events until its last picture; who hangs up is dropped from the queue.
+        self, request: Request, painting: PaintingRequest, write: Callable[[Painted], bytes]
+    ) -> AsyncGenerator[tuple[Painted, bytes], None]:
+        """Yields a job's pictures, each with its file, until the last.
+
+        Who hangs up is dropped from the queue, and nothing more is written for them.
+
+        Args:
+            request: for whom.
+            painting: the job.
+            write: makes a picture's file; called in a thread.
 
         Raises:
             ApiError: 429, too many pictures wait; 503, it took too long or the server is about to
                 end; the job's own error as the API says it.
         """
+        self._check_written()
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -278,6 +297,7 @@ class PaintingService:
 
         with _told_refusals():
             job = self.worker.submit(painting, tell)
+        self._told.add(events)
         try:
             async with _leaving(request) as gone:
                 num_open = len(painting.seeds)
@@ -286,39 +306,44 @@ class PaintingService:
                     if isinstance(event, FailedJob):
                         with _told_refusals():
                             raise event.error
+                    encoding = asyncio.ensure_future(self._encode(write, event))
+                    content = await _wait(encoding, gone, request)
                     num_open -= isinstance(event, FinishedPicture)
-                    yield event
+                    yield event, content
         finally:
+            self._told.discard(events)
             job.drop()
 
-    async def _paint_all(self, request: Request, painting: PaintingRequest) -> list[Pixels]:
-        """Paints a job to its end and returns its pictures in order."""
-        painted: dict[int, Pixels] = {}
-        async with contextlib.aclosing(self.paint(request, painting)) as events:
-            async for event in events:
+    async def _paint_all(
+        self, request: Request, painting: PaintingRequest, write: Callable[[Painted], bytes]
+    ) -> list[bytes]:
+        """Paints a job to its end and returns its pictures' files in order."""
+        files: dict[int, bytes] = {}
+        async with contextlib.aclosing(self.paint(request, painting, write)) as events:
+            async for event, content in events:
                 if isinstance(event, FinishedPicture):
-                    painted[event.index] = event.pixels
-        return [painted[index] for index in range(len(painting.seeds))]
+                    files[event.index] = content
+        return [files[index] for index in range(len(painting.seeds))]
 
     async def _stream(
-        self, wanted: Wanted, first: Painted, events: AsyncGenerator[Painted, None]
+        self,
+        wanted: Wanted,
+        first: tuple[Painted, bytes],
+        events: AsyncGenerator[tuple[Painted, bytes], None],
     ) -> AsyncIterator[bytes]:
         """Writes events as OpenAI does."""
         try:
             async with contextlib.aclosing(events):
-                yield await self._write_event(wanted, first)
-                async for event in events:
-                    yield await self._write_event(wanted, event)
+                yield self._write_event(wanted, *first)
+                async for event, content in events:
+                    yield self._write_event(wanted, event, content)
         except Exception as error:  # noqa: BLE001  the status is sent: only an event can say it
             yield _to_sse("error", to_api_error(error).body)
 
-    async def _write_event(self, wanted: Wanted, event: Painted) -> bytes:
+    def _write_event(self, wanted: Wanted, event: Painted, content: bytes) -> bytes:
         is_partial = isinstance(event, PartialPicture)
-        # A partial picture comes as it is painted: sixteen of the largest size would be 200 MB.
-        size = size_of(event.pixels) if is_partial else wanted.size
-        content = await self._encode(event.pixels, size, wanted.output_format, wanted.quality)
         name = f"{wanted.event_type}.{'partial_image' if is_partial else 'completed'}"
-        said: dict[str, Any] = wanted.describe(size) | {
+        said: dict[str, Any] = wanted.describe(wanted.find_size(event)) | {
             "type": name,
             "b64_json": base64.b64encode(content).decode("ascii"),
             "created_at": int(time.time()),
@@ -336,19 +361,27 @@ class PaintingService:
                 said["unknown_words"] = wanted.unknown_words
         return _to_sse(name, said)
 
-    async def _encode(
-        self,
-        pixels: Pixels,
-        size: tuple[int, int] | None = None,
-        kind: str = "png",
-        quality: int = 100,
-    ) -> bytes:
+    async def _encode(self, write: Callable[[Painted], bytes], painted: Painted) -> bytes:
         started = time.monotonic()
-        content = await anyio.to_thread.run_sync(
-            encode_picture, pixels, size, kind, quality, limiter=self._encoding
-        )
+        self._num_encoding += 1
+        try:
+            content = await _in_thread(self._encoding, write, painted)
+        finally:
+            self._num_encoding -= 1
         self.metrics.seconds.labels("encode").observe(time.monotonic() - started)
         return content
+
+    def _check_written(self) -> None:
+        """Takes no more jobs while as many painted pictures wait to be written as may wait at all.
+
+        Large pictures are written more slowly than they are painted.
+
+        Raises:
+            ApiError: 429.
+        """
+        waiting = self._num_encoding + sum(told.qsize() for told in self._told)
+        if waiting >= self.settings.max_queue:
+            raise queue_full_error(1)
 
     def _address(self, request: Request, content: bytes, output_format: str) -> str:
         base = self.settings.public_url or str(request.base_url)
@@ -358,6 +391,13 @@ class PaintingService:
 def create_worker(settings: ServeSettings) -> PaintingWorker:
     """Creates the worker of a service."""
     return PaintingWorker(settings.batch_size, settings.max_queue, ServerMetrics())
+
+
+def _in_thread(
+    pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: object
+) -> "asyncio.Future[T]":
+    """Calls a function in one of a pool's threads; if cancelled before it began, not at all."""
+    return asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
 
 async def while_there(request: Request, coming: "asyncio.Future[T]") -> T:

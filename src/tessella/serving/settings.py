@@ -24,7 +24,8 @@ class ServeSettings(Settings):
     """Pictures that are painted together, candidates included; of one picture all candidates are,
     however many."""
     max_queue: int = Field(256, ge=1, le=100_000)
-    """Pictures that may wait; a request that would be more is answered 429."""
+    """Pictures that may wait to be painted, and painted ones that may wait to become files; a
+    request that would be more is answered 429."""
     max_pictures: int = Field(10, ge=1, le=100)
     """The largest `n` of a request."""
     max_best_of: int = Field(16, ge=1, le=16)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tessella.images import Pixels
+from tessella.images import encode_picture
 from tessella.pipeline import TextToImage
-from tessella.serving.worker import PaintingRequest
+from tessella.serving.worker import FinishedPicture, PaintingRequest, PartialPicture
 
 _LONGEST = 4.0  # times as long as wide
 
@@ -25,6 +25,20 @@ class Wanted:
     is_streamed: bool
     as_url: bool
 
+    def find_size(self, painted: FinishedPicture | PartialPicture) -> tuple[int, int]:
+        """Finds (width, height) of a picture as it is sent.
+
+        A partial one comes as it is painted: sixteen of the largest size would be 200 MB.
+        """
+        if isinstance(painted, PartialPicture):
+            return painted.pixels.shape[1], painted.pixels.shape[0]
+        return self.size
+
+    def write(self, painted: FinishedPicture | PartialPicture) -> bytes:
+        """Writes a picture as it is sent."""
+        size = self.find_size(painted)
+        return encode_picture(painted.pixels, size, self.output_format, self.quality)
+
     def describe(self, size: tuple[int, int]) -> dict[str, Any]:
         """Says what a picture of (width, height) is like, as OpenAI says it."""
         return {
@@ -43,11 +57,6 @@ class Wanted:
             "output_tokens": laid,
             "total_tokens": text + laid,
         }
-
-
-def size_of(pixels: Pixels) -> tuple[int, int]:
-    """Returns (width, height) of a picture (H, W, 3)."""
-    return pixels.shape[1], pixels.shape[0]
 
 
 def find_canvas_size(model: TextToImage, size: tuple[int, int]) -> tuple[int, int]:

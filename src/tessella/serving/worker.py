@@ -339,8 +339,10 @@ class PaintingWorker:
                 best_of=request.best_of,
                 on_step=lambda step: self._watch(batch, step),
             )
-            for picture, pixels in zip(batch, painted.pixels, strict=True):
-                picture.job.tell(FinishedPicture(picture.index, picture.canvas.finish(pixels)))
+            finished = [
+                FinishedPicture(picture.index, picture.canvas.finish(pixels))
+                for picture, pixels in zip(batch, painted.pixels, strict=True)
+            ]
         except _AbandonedError:
             return
         except Exception as error:  # noqa: BLE001  told to the ones who asked
@@ -352,6 +354,8 @@ class PaintingWorker:
             else:
                 self._fail(batch[0].job, error)
             return
+        for picture, told in zip(batch, finished, strict=True):
+            picture.job.tell(told)
         self._measure(request.served.name, len(batch), time.monotonic() - started)
 
     def _watch(self, batch: Sequence[_Picture], step: GenerationStep) -> None:

@@ -29,6 +29,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     wait_seconds: float = 0.0  # before it answers
+    trickles: bool = False  # the body is the beginning of an answer, headers too; it never ends
 
 
 @dataclass
@@ -98,6 +99,11 @@ def chat_server() -> Iterator[ChatServer]:
             answer = chat.script.pop(0) if chat.script else chat.fail(418, "no more")
             time.sleep(answer.wait_seconds)
             try:
+                if answer.trickles:
+                    self.wfile.write(answer.body)
+                while answer.trickles:
+                    self.wfile.write(b" ")
+                    time.sleep(0.005)
                 self.send_response(answer.status)
                 kinds = {"Content-Type": "application/json", **answer.headers}
                 for name, value in {**kinds, "Content-Length": str(len(answer.body))}.items():

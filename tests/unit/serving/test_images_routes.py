@@ -649,6 +649,8 @@ def test_forms_that_are_wrong(parts: list[Any], param: str, code: str | None, se
          "multipart/form-data; boundary=b; charset=undefined"),
         (b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--b--\r\n',
          "multipart/form-data; boundary=b; charset=idna"),
+        (b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx-\r\n--b--\r\n',
+         "multipart/form-data; boundary=b; charset=punycode"),
         (b"--b\r\n" + b"X: " + b"y" * 99_999, "multipart/form-data; boundary=b"),
         (b'--b\r\nContent-Disposition: form-data; name="p"\r\n\r\n' + b"x" * 70_000
          + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"),
@@ -753,4 +755,13 @@ def test_texts_of_odd_charsets(charset: str, server: Any) -> None:
     content += encoded(IMAGE) + b"\r\n--b--\r\n"
     kind = f"multipart/form-data; boundary=b; charset={charset}"
     answer = server.post("/images/variations", content=content, headers={"Content-Type": kind})
-    assert answer.status_code in (200, 400)
+    message, _, code = fault(answer)
+    assert (message, code) == ("The form's charset cannot be read. Send UTF-8.", "invalid_form")
+
+
+def test_a_form_may_be_taken_apart_anywhere(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = send(server, "/images/variations", encoded(IMAGE), seed=9, prompt="ein Stern ü")
+    for size in (1, 7, 64):
+        monkeypatch.setattr(images_routes, "_FORM_SLICE_BYTES", size)
+        answer = send(server, "/images/variations", encoded(IMAGE), seed=9, prompt="ein Stern ü")
+        assert answer.json()["data"] == expected.json()["data"]

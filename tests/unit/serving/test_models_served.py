@@ -25,7 +25,7 @@ def folder(tmp_path: Path, tiny: ServedModel) -> Path:
 def test_models_are_named_after_their_folders(folder: Path, tiny: ServedModel) -> None:
     found = load_models([str(folder / "stars"), str(folder / "run"), f"own={folder}/stars"], "cpu")
     assert list(found) == ["stars", "run", "own"]
-    assert found["run"].folder == folder / "run" / "model"
+    assert found["own"].created == int((folder / "stars" / "config.json").stat().st_mtime)
     for name, served in found.items():
         assert served.name == name
     [expected] = tiny.model.generate("star", seed=1)

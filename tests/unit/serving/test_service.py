@@ -5,7 +5,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,9 @@ from PIL import Image
 from starlette.requests import Request
 
 from tessella.errors import ConfigError
-from tessella.serving import kept_pictures
+from tessella.images import encode_picture, read_with_transparency
+from tessella.serving import images, kept_pictures
+from tessella.serving import wanted as wanted_pictures
 from tessella.serving.api_errors import ApiError
 from tessella.serving.kept_pictures import KeptPictures
 from tessella.serving.models_served import ServedModel
@@ -275,6 +277,77 @@ def test_who_hangs_up_while_painted_is_given_up(
     assert is_idle(server)
     assert worker.takes_jobs
     until(lambda: server.metric("tessella_pictures_total", model="tiny") == 1)
+
+
+@pytest.fixture
+def writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], threading.Event]]:
+    """Each begun writing of a picture's file, which waits at a gate."""
+    begun, gate = [], threading.Event()
+
+    def wait(*asked: Any) -> bytes:
+        begun.append(threading.get_ident())
+        assert gate.wait(20)
+        return encode_picture(*asked)
+
+    monkeypatch.setattr(wanted_pictures, "encode_picture", wait)
+    yield begun, gate
+    gate.set()
+
+
+def test_for_who_hangs_up_no_more_is_written(serve: Serve, writing: Any, until: Any) -> None:
+    server, (begun, gate) = serve(), writing
+    connected = hang_up(server, n=10)
+    until(lambda: begun)
+    connected.close()
+    until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="499") == 1)
+    gate.set()
+    assert server.generate().status_code == 200
+    assert len(begun) == 2  # one for who left
+    assert is_idle(server)
+
+
+def test_a_slow_file_is_given_up_in_time(serve: Serve, writing: Any, until: Any) -> None:
+    server, (begun, gate) = serve(request_timeout_seconds=0.2), writing
+    assert fault(server.generate(), 503)["code"] == "timeout"
+    # A thread that goes on keeps its place: two write, a third waits.
+    for _ in range(2):
+        fault(server.generate(), 503)
+    assert len(begun) == 2
+    gate.set()
+    until(lambda: server.generate().status_code == 200)
+
+
+def test_what_waits_to_be_written_fills_the_queue_too(
+    serve: Serve, writing: Any, until: Any
+) -> None:
+    server, (begun, gate) = serve(max_queue=4, max_pictures=2), writing
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server.generate, n=2) for _ in range(2)]
+        until(lambda: server.metric("tessella_pictures_total", model="tiny") == 4)
+        until(lambda: len(begun) == 2)
+        until(lambda: server.generate().status_code == 429)
+        gate.set()
+        assert [one.result().status_code for one in asked] == [200, 200]
+    assert server.generate().status_code == 200
+
+
+def test_a_picture_that_is_read_slowly_keeps_its_thread(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
+    server, begun, gate = serve(request_timeout_seconds=0.2), [], threading.Event()
+
+    def read(content: bytes, *, max_pixels: int) -> Any:
+        begun.append(content)
+        assert gate.wait(20)
+        return read_with_transparency(content, max_pixels=max_pixels)
+
+    monkeypatch.setattr(images, "read_with_transparency", read)
+    file = {"image": encode_picture(np.zeros((16, 16, 3), np.uint8))}
+    for _ in range(6):
+        fault(server.post("/images/variations", files=file), 503)
+    assert len(begun) == 4
+    gate.set()
+    until(lambda: server.post("/images/variations", files=file).status_code == 200)
 
 
 def test_others_of_the_batch_get_theirs(

@@ -1,5 +1,6 @@
 """The worker: what shares a batch, that nobody notices, and that nobody is forgotten."""
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -214,6 +215,27 @@ def test_the_other_objectives_paint_too(make: Make, models: Models) -> None:
                 assert np.abs(made.astype(int) - expected).max() <= 1
             else:
                 assert np.array_equal(made, expected)
+
+
+def test_a_picture_is_told_once_though_its_batch_fails_late(
+    make: Make, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, finish, calls = make(), Canvas.finish, itertools.count(1)
+
+    def fail_once(canvas: Canvas, painted: np.ndarray) -> np.ndarray:
+        if next(calls) == 2:
+            raise MemoryError
+        return finish(canvas, painted)
+
+    monkeypatch.setattr(Canvas, "finish", fail_once)
+    asked = submit(worker, tiny, seeds=[1, 2, 3])
+    worker.start()
+    made = asked.wait()
+    end(worker)
+    assert [event.index for event in asked.seen] == [0, 1, 2]
+    assert asked.coming.empty()
+    for seed, picture in zip((1, 2, 3), made, strict=True):
+        assert np.array_equal([picture], pixels(tiny.model.generate("a red star", seed=seed)))
 
 
 def test_candidates_need_a_likelihood(make: Make, models: Models) -> None:

@@ -90,7 +90,7 @@ export function mountEasel(element, app, onPicture) {
   });
   app.events.addEventListener("drop", draw);
   draw();
-  return { paint, cancel, busy: () => state.running !== null };
+  return { paint, busy: () => state.running !== null };
 }
 
 function drawSlot(slot, app, index) {
