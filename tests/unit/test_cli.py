@@ -448,13 +448,13 @@ def test_an_out_that_does_not_suit_is_refused(
 def test_more_than_a_sheet_holds_needs_a_folder(model: str) -> None:
     words = ["generate", PROMPT, "--model", model, "--count", 1025, "--dry-run"]
     assert "Too many pictures for one sheet: `1025`" in fail(*words, "--out", "x.png")
-    assert "Would paint 1,025 pictures: a-red-square\n" in succeed(*words)
+    assert "Would paint 1,025 pictures: a-red-square/\n" in succeed(*words)
 
 
 def test_a_dry_run_of_generate_writes_nothing(model: str) -> None:
     words = ["generate", PROMPT, "--model", model, "--count", 2, "--out", "x", "--dry-run"]
     told = succeed(*words)
-    assert "Would paint 2 pictures: x\n" in told
+    assert "Would paint 2 pictures: x/\n" in told
     assert "steps 3" in told
     assert "x/0001.png  seed 1  a red square" in told
     result = json.loads(succeed(*words, "--json"))

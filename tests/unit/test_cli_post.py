@@ -106,6 +106,8 @@ def test_offline_is_said_and_goes_on(model: str, tmp_path: Path) -> None:
     assert said[3:] == [
         "3 posts for instagram: posts/posts.html",
         "No language model was asked (offline): templates write the posts.",
+        "Post 3: the description has no other word that the image model knows: the picture is of a "
+        "sample caption.",
     ]
     # Nothing of the business's name is a name of a file.
     expected = ["posts", *(f"posts/{n}" for n in ("1.png", "2.png", "3.png"))]
@@ -177,7 +179,7 @@ def test_a_model_that_cannot_choose_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Which language model is asked is not said"),
+        ([], "No language model is named"),
         (["--llm", "tiny"], "There is no key for the language model: `OPENAI_API_KEY` is empty."),
         (["--llm", "tiny", "--llm-key-env", "MINE"], "`MINE` is empty."),
         (["--llm", "tiny", "--llm-base-url", "x"], "no address of a language model's server"),

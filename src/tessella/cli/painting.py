@@ -213,9 +213,9 @@ def _tell(
     console = create_console(options.as_json)
     what = "1 picture" if len(asked) == 1 else f"{len(asked):,} pictures"
     if not options.dry_run:
-        console.print(f"Painted {what} in {seconds:.1f} s: {place.path}")
+        console.print(f"Painted {what} in {seconds:.1f} s: {place}")
         return
-    console.print(f"Would paint {what}: {place.path}")
+    console.print(f"Would paint {what}: {place}")
     console.print(", ".join(f"{name} {value}" for name, value in how["settings"].items()))
     for file, picture in zip(place.files(len(asked)), asked, strict=True):
         console.print(f"{file}  seed {picture.seed}  {picture.prompt}")

@@ -40,6 +40,9 @@ class Place:
 
     path: Path  # a .png, or a folder
 
+    def __str__(self) -> str:
+        return f"{self.path}/" if self.is_folder else str(self.path)
+
     @property
     def is_folder(self) -> bool:
         """Whether each picture is a file of its own."""

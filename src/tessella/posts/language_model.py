@@ -95,8 +95,8 @@ class LanguageModel:
         key = os.environ.get(key_variable) or None
         if not name:
             raise ConfigError(
-                "Which language model is asked is not said: `--llm` and OPENAI_MODEL are empty. "
-                "Name one, or write from templates (offline)."
+                "No language model is named: `--llm` and OPENAI_MODEL are empty. Name one, or let "
+                "templates write: `tessella post --offline`."
             )
         if base_url is not None and not re.match(r"https?://[^/\s]+", base_url):
             raise ConfigError(
@@ -106,15 +106,15 @@ class LanguageModel:
         if key is None and (base_url is None or key_variable != DEFAULT_KEY_VARIABLE):
             raise ConfigError(
                 f"There is no key for the language model: `{key_variable}` is empty. Set this "
-                "environment variable, name a server that needs none (--llm-base-url), or write "
-                "from templates (offline)."
+                "environment variable, name a server that needs none (--llm-base-url), or let "
+                "templates write: `tessella post --offline`."
             )
         try:
             from tessella.posts.chat_client import ChatClient
         except ImportError:
             raise ConfigError(
                 "Asking a language model needs the package `openai`: pip install "
-                "'tessella[llm]'. Templates (offline) need none."
+                "'tessella[llm]'. Templates need none: `tessella post --offline`."
             ) from None
         client = ChatClient(
             base_url, key or "none", timeout_seconds=timeout_seconds, max_retries=max_retries
@@ -164,8 +164,8 @@ class LanguageModel:
             why = problem
         raise LanguageModelError(
             f"The language model gave no usable answer, asked {_TRIES} times: {why}. `{self.name}` "
-            f"at `{self.server}`. Try again, name another one (--llm), or write from templates "
-            "(offline)."
+            f"at `{self.server}`. Try again, name another one (--llm), or let templates write: "
+            "`tessella post --offline`."
         )
 
     def _complete(

@@ -46,6 +46,10 @@ _TEMPLATES = {
 }
 TONES = tuple(_TEMPLATES)
 
+_NOT_SHARED = (
+    "the description has no other word that the image model knows: the picture is of a sample "
+    "caption"
+)
 _MAX_SAID_CHARACTERS = 180
 # A point inside of a number ends no sentence; a Chinese or Japanese one needs no blank.
 _SENTENCE = re.compile(r".+?(?:[.!?…]+(?=\s|$)|[\u3002\uff01\uff1f]+|$)", re.MULTILINE)
@@ -77,41 +81,49 @@ class OfflineWriter(PostWriter):
         hashtags = self._choose_hashtags(request)
         posts = []
         for number in range(len(earlier), len(earlier) + count):
+            label, is_shared = labels[number]
             text = templates[number % len(templates)].format(
                 said=said[number % len(said)], business=request.business
             )
-            label = self._language.repair(labels[number], request.about)
+            label = self._language.repair(label, request.about)
             posts.append(
                 Post(
                     text=fit_text(text, hashtags, request.platform),
                     hashtags=hashtags,
                     alt_text=cut_alt_text(f"A small generated picture: {label}."),
                     label=label,
-                    repairs=repairs,
+                    repairs=repairs if is_shared else (*repairs, _NOT_SHARED),
                 )
             )
         return posts
 
     def _choose_labels(
         self, request: PostRequest, said: Sequence[str], count: int, rng: random.Random
-    ) -> list[str]:
-        """Chooses labels: of a word that the post says, of others, of whatever can be painted."""
+    ) -> list[tuple[str, bool]]:
+        """Chooses labels: of a word that the post says, of others, of whatever can be painted.
+
+        Returns:
+            Each with whether it is of a word that the description shares with the captions.
+        """
         language = self._language
-        left = language.find_words(f"{request.about} {request.business}")
+        # A letter alone, of a name, is no subject; a Chinese sign is one.
+        words = language.find_words(f"{request.about} {request.business}")
+        left = [word for word in words if len(word) > 1 or not word.isascii()]
         others = list(language.examples or language.words) or ["picture"]
         rng.shuffle(others)
-        labels: list[str] = []
+        others.sort(key=lambda label: len(label.split()))  # the shortest are of plain things
+        labels: list[tuple[str, bool]] = []
         for number in range(count):
             sentence = said[number % len(said)]
             own = [word for word in language.find_words(sentence) if word in left]
             for word in dict.fromkeys([*own, *left]):
                 left.remove(word)
                 label = language.frame(word, sentence, rng)
-                if label not in labels:
+                if (label, True) not in labels:
+                    labels.append((label, True))
                     break
             else:
-                label = others[number % len(others)]
-            labels.append(label)
+                labels.append((others[number % len(others)], False))
         return labels
 
     def _choose_hashtags(self, request: PostRequest) -> tuple[str, ...]:

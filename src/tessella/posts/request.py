@@ -68,6 +68,6 @@ def _check(what: str, text: str, most: int) -> str:
     """Refuses what is blank or too long."""
     is_blank = not clean_text(text)
     if is_blank or len(text) > most:
-        got = "nothing" if is_blank else f"{len(text):,} characters"
-        raise GenerationError(f"{what} must have 1 to {most:,} characters: `{got}`.")
+        got = "it is empty" if is_blank else f"it has {len(text):,}"
+        raise GenerationError(f"{what} must have 1 to {most:,} characters; {got}.")
     return text

@@ -138,6 +138,9 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"{what} on the server; its log says what.", code="internal_error")
 
 
+_BLANK = "It must say something"
+
+
 def explain_validation(error: ValidationError, known: Iterable[str]) -> ApiError:
     """Says the first thing that is wrong with a request's fields.
 
@@ -163,7 +166,9 @@ def explain_validation(error: ValidationError, known: Iterable[str]) -> ApiError
         return ApiError(400, f"A parameter is missing: `{name}`.", param=name, code="missing")
     expected = first["msg"]
     if kind == "string_pattern_mismatch":
-        expected = _PATTERNS.get(name, "It must say something")
+        expected = _PATTERNS.get(name, _BLANK)
+    elif kind == "string_too_short":
+        expected = _BLANK
     message = f"`{name}` is wrong: `{shown}`. {expected}."
     return ApiError(400, message, param=name, code="invalid_value")
 

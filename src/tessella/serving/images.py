@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from tessella.canvas import Canvas, Mask, fit_images, fit_mask
+from tessella.errors import GenerationError
 from tessella.images import ImageError, encode_picture, read_with_transparency
 from tessella.pipeline import TextToImage
 from tessella.serving.api_errors import ApiError, JsonResponse
@@ -251,8 +252,8 @@ async def _read_pictures(
         None.
 
     Raises:
-        ApiError: 400, there is no picture, or one is broken or too large; as `decode`.
-        GenerationError: the mask marks nothing, or is no mask of this picture.
+        ApiError: 400, there is no picture, or one is broken or too large, or the mask marks
+            nothing or is no mask of this picture; as `decode`.
     """
     image = form.get("image") or form.get("image[]")
     mask = form.get("mask")
@@ -268,7 +269,12 @@ async def _read_pictures(
         if drawn is not None:
             shown, transparent = _decode(drawn, "mask", limit)
             anew = shown if transparent is None else transparent
-        fitted = fit_mask(anew, picture, size) if is_masked and anew is not None else None
+        fitted = None
+        if is_masked and anew is not None:
+            try:
+                fitted = fit_mask(anew, picture, size)
+            except GenerationError as error:
+                raise ApiError(400, str(error), param="mask", code="invalid_mask") from None
         return Image.fromarray(fit_images([picture], size)[0]), fitted
 
     return await service.decode(request, read)

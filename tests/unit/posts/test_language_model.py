@@ -293,7 +293,7 @@ def test_the_environment_says_what_flags_leave_out(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"name": None}, "Which language model is asked is not said: `--llm` and OPENAI_MODEL"),
+        ({"name": None}, "No language model is named: `--llm` and OPENAI_MODEL"),
         ({"base_url": "localhost:1"}, "no address of a language model's server: `localhost:1`"),
         ({}, "There is no key for the language model: `OPENAI_API_KEY` is empty."),
         (
@@ -314,6 +314,8 @@ def test_messages_name_flags_that_every_command_has() -> None:
     folder = Path(language_model.__file__).parent
     said = "".join((folder / name).read_text() for name in ("language_model.py", "chat_client.py"))
     named = set(re.findall(r"--[a-z][a-z-]+", said))
+    assert said.count("--offline") == said.count("`tessella post --offline`")
+    named.remove("--offline")
     assert named == {"--llm", "--llm-base-url", "--llm-timeout-seconds"}
     for command in ("post", "serve"):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout

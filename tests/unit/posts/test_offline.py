@@ -31,7 +31,14 @@ def test_labels_are_of_the_description_and_suit_their_posts(
         assert language.describe_problem(post.label) is None
         assert post.hashtags == ("BluebirdBakery", "bread", "croissant", "coffee")
         assert post.alt_text == f"A small generated picture: {post.label}."
-        assert post.repairs == ()
+    assert [len(post.repairs) for post in posts] == [0, 0, 0, 1]
+    assert "the picture is of a sample caption" in posts[3].repairs[0]
+
+
+def test_what_is_not_shared_is_plain(ask: Ask, language: ImageLanguage) -> None:
+    """No letter of a name, and of the samples the shortest first."""
+    [post] = OfflineWriter(language).write_some(ask(business="B", about="We serve."), 1, [])
+    assert len(post.label.split()) == min(len(label.split()) for label in language.examples)
 
 
 def test_the_seed_decides_and_posts_do_not_depend_on_how_many(

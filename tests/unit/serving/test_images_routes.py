@@ -488,8 +488,9 @@ def test_pictures_as_a_list(server: Any, tiny: ServedModel) -> None:
     ],
 )
 def test_masks_that_are_none(mask: bytes, said: str, server: Any) -> None:
-    message, _, _ = fault(edit(server, encoded(IMAGE), mask=mask))
+    message, param, _ = fault(edit(server, encoded(IMAGE), mask=mask))
     assert message.startswith(said)
+    assert param == "mask"
 
 
 @pytest.mark.parametrize("path", ["/images/edits", "/images/variations", "/images/reconstructions"])

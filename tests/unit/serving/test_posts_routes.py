@@ -111,7 +111,9 @@ def test_pictures_are_those_of_the_image_api(start: Start) -> None:
 def test_without_a_language_model_templates_write(start: Start) -> None:
     found = start().post("/v1/posts", json=ASKED).json()
     assert (found["offline"], len(found["posts"])) == (True, 3)
-    assert found["notes"] == ["No language model was asked (offline): templates write the posts."]
+    offline, *others = found["notes"]
+    assert offline == "No language model was asked (offline): templates write the posts."
+    assert [note.partition(":")[0] for note in others] == ["Post 2", "Post 3"]
     assert all("Star Shop" in post["text"] for post in found["posts"])
     again = start(AssertionError("it was asked")).post("/v1/posts", json={**ASKED, "offline": True})
     assert again.json() == found
