@@ -56,7 +56,8 @@ def test_the_folder_moves_and_holds_no_pickle(tmp_path: Path) -> None:
     }
     assert TextToImage.load(str(folder), device="cpu").config == MODEL.config
     assert (folder / "README.md").read_text() == "# A card\n"
-    assert json.loads((folder / "metrics.json").read_text())["psnr"]["value"] == 1.5
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == {"psnr": {"value": 1.5, "protocol": "by hand"}}
 
 
 def test_saving_again_replaces_the_model(tmp_path: Path) -> None:

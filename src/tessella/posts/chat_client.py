@@ -53,8 +53,10 @@ class _BoundedClient(DefaultHttpxClient):
                         body += part
                         if len(body) > _MAX_ANSWER_BYTES:
                             raise _TooLongError
-            except Exception as error:
-                if isinstance(error, _TooLongError) or time.monotonic() < end:
+            except _TooLongError:
+                raise
+            except Exception:
+                if time.monotonic() < end:
                     raise
             # A body that was cut may look whole.
             if time.monotonic() >= end:

@@ -28,6 +28,7 @@ _RETRY_SECONDS = 5
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PATTERNS = {"size": "Expected `auto` or WIDTHxHEIGHT, each side of 16 to 2048 pixels"}
+_BLANK = "It must say something"
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -136,9 +137,6 @@ def to_api_error(error: Exception) -> ApiError:
     _log.error("A request failed.", exc_info=error)
     what = "A model's files are damaged" if isinstance(error, TessellaError) else "Something failed"
     return ApiError(500, f"{what} on the server; its log says what.", code="internal_error")
-
-
-_BLANK = "It must say something"
 
 
 def explain_validation(error: ValidationError, known: Iterable[str]) -> ApiError:

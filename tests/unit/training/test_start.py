@@ -3,41 +3,27 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from tessella.bundled import find_model
 from tessella.errors import CheckpointError, ConfigError
-from tessella.pipeline import ModelConfig, TextToImage
-from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer
+from tessella.pipeline import TextToImage
+from tessella.text import FrozenTextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training import start
 from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
 from tessella.transformer import Transformer
+from untrained import create_untrained, save_untrained
 
-CONFIG = ModelConfig.model_validate(
-    {
-        "image_size": 16,
-        "tokenizer": {
-            "patch": 2,
-            "widths": (16, 16),
-            "quantizer": {"codebook_size": 16, "code_width": 4},
-        },
-        "transformer": {"width": 16, "depth": 2, "heads": 2},
-    }
-)
+MODEL = create_untrained()
+CONFIG = MODEL.config
 TOKENIZER = CONFIG.tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    text = TextTokenizer.train(["a red star"], TextSettings())
-    folder = tmp_path_factory.mktemp("models") / "model"
-    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
-    TextToImage.create(CONFIG, text).save(folder, card="", metrics={}, samples=sheet)
-    return folder
+    return save_untrained(MODEL, tmp_path_factory.mktemp("models") / "model")
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -103,8 +89,7 @@ def test_a_transformer_of_another_kind_is_refused(
     configs = [CONFIG, CONFIG.replace(objective={"name": "shared_latent"})]
     text = load_text_tokenizer(model)
     old, new = (TextToImage.create(configs[which], text) for which in (before, now))
-    sheet = np.zeros((8, 8, 3), dtype=np.uint8)
-    old.save(tmp_path / "old", card="", metrics={}, samples=sheet)
+    save_untrained(old, tmp_path / "old")
     kinds = ("Transformer`, which learned `any_order", "SharedLatentTransformer`, which learned `")
     with pytest.raises(ConfigError, match=rf"another kind: `{kinds[before]}.*Set objective to"):
         start_transformer(new.transformer, tmp_path / "old")
