@@ -734,9 +734,9 @@ def test_decoration_waits_until_the_page_is_ready(open_page: Opened) -> None:
     page.on("request", lambda request: asked.append(urlsplit(request.url).path))
     held: list[Route] = []
     page.route("**/studio/paint.js", lambda route: held.append(route))
-    page.reload(wait_until="commit")
-    page.wait_for_timeout(500)
-    assert "/v1/models" in asked
+    with page.expect_response("**/v1/models"), page.expect_request("**/studio/paint.js"):
+        page.reload(wait_until="commit")
+    page.wait_for_timeout(500)  # time enough for a page that would not wait
     assert "/v1/models/scenes/codebook" not in asked
     for route in held:
         route.continue_()
