@@ -131,11 +131,11 @@ def test_it_serves_and_ends_when_it_is_told(run: Path) -> None:
             assert process.stdout is not None
             found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
             assert found is not None
-            with urllib.request.urlopen(f"{found[0]}/v1/run", timeout=20) as answer:
+            with urllib.request.urlopen(f"{found[0]}/v1/run", timeout=60) as answer:
                 assert json.loads(answer.read())["name"] == run.name
-            with urllib.request.urlopen(f"{found[0]}/v1/studio", timeout=20) as answer:
+            with urllib.request.urlopen(f"{found[0]}/v1/studio", timeout=60) as answer:
                 assert json.loads(answer.read())["run"] is True
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()

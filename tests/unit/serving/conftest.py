@@ -93,7 +93,7 @@ class Server:
 
     def connect(self, content: bytes) -> socket.socket:
         """Sends bytes; who calls hangs up."""
-        connected = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        connected = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connected.sendall(content)
         return connected
 
@@ -110,11 +110,11 @@ def running(app: FastAPI) -> Iterator[Server]:
         time.sleep(0.002)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=url, timeout=20, trust_env=False, verify=False) as client:
+        with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client:
             yield Server(url, app, client)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listening.close()
 
 
@@ -168,7 +168,7 @@ def watch(
 
         def record(prompts: Sequence[str], **asked: Any) -> Any:
             seen.batches.append((list(prompts), asked))
-            if not seen.gate.wait(20):
+            if not seen.gate.wait(60):
                 raise TimeoutError("nobody opened the gate")
             if seen.broken in prompts:
                 raise RuntimeError("secret: /root/weights.bin is damaged")
@@ -186,7 +186,7 @@ def watch(
 def until() -> Callable[[Callable[[], Any]], None]:
     """Waits until something is so."""
 
-    def wait(is_so: Callable[[], Any], seconds: float = 10.0) -> None:
+    def wait(is_so: Callable[[], Any], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < deadline, "it never came"

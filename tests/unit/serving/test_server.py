@@ -53,7 +53,7 @@ def ask(
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -61,7 +61,7 @@ def ask(
 
 def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
     """A deployment that replaced the server must not cost anybody a picture."""
-    patient = ("--set", "serve.batch_size=1", "--set", "serve.shutdown_timeout_seconds=120")
+    patient = ("--set", "serve.batch_size=1", "--set", "serve.shutdown_timeout_seconds=600")
     with serving("scenes", *patient) as (process, address):
         url = f"{address}/v1/images/generations"
         assert ask(f"{address}/readyz")[0] == 200
@@ -74,14 +74,16 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
         )
         begun.start()
         waiting: list[tuple[int, Any]] = []
-        wait_for(address, b"tessella_batch_size_count 1.0")
-        late = threading.Thread(target=lambda: waiting.append(ask(url, {"prompt": PROMPT})))
+        wait_for(address, "tessella_batch_size_count", 1)
+        late = threading.Thread(
+            target=lambda: waiting.append(ask(url, {"prompt": PROMPT, "n": 10}))
+        )
         late.start()
-        time.sleep(0.05)  # the late one waits now
+        wait_for(address, "tessella_queue_pictures", 11)
         process.send_signal(signal.SIGTERM)
         begun.join()
         late.join()
-        _, log = process.communicate(timeout=120)
+        _, log = process.communicate(timeout=300)
         assert process.returncode == 0
         [(status, answer)] = answers
         assert status == 200, answer
@@ -91,20 +93,21 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
         assert "Traceback" not in log
 
 
-def wait_for(address: str, metric: bytes) -> None:
-    """Waits until the metrics say something; not busily, for nobody reads the log meanwhile."""
+def wait_for(address: str, metric: str, least: float) -> None:
+    """Waits until a metric is large enough; not busily, for nobody reads the log meanwhile."""
     for _ in range(1000):
         with urllib.request.urlopen(f"{address}/metrics", timeout=60) as answer:
-            if metric in answer.read():
-                return
+            values = dict(line.decode().split() for line in answer if line.startswith(b"tess"))
+        if float(values.get(metric, 0)) >= least:
+            return
         time.sleep(0.05)
-    raise AssertionError(metric)
+    raise AssertionError(values)
 
 
 def test_ctrl_c_ends_it_well() -> None:
     with serving("scenes") as (process, _):
         process.send_signal(signal.SIGINT)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=300)
         assert process.returncode == 0
         assert log == ""
 
@@ -119,7 +122,7 @@ def test_the_log_is_json_without_prompts_or_keys() -> None:
         assert ask(url, {"prompt": PROMPT}, key=key)[0] == 200
         assert ask(f"{address}/healthz")[0] == 200
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=300)
     lines = [json.loads(line) for line in log.splitlines()]
     assert [(line["route"], line["status"]) for line in lines] == [
         ("other", 401),
@@ -136,7 +139,7 @@ def test_prompts_are_logged_when_asked_for() -> None:
     with serving("scenes", "--log-prompts") as (process, address):
         ask(f"{address}/v1/images/generations", {"prompt": PROMPT})
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=300)
     assert json.loads(log)["prompt"] == PROMPT
 
 
@@ -145,7 +148,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "tessella", "serve", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, **environment},
     )
 

@@ -185,23 +185,22 @@ def test_what_takes_too_long_is_given_up(
             assert body["code"] == "timeout"
             assert body["message"] == ("It took too long. Ask for less, or try again later.")
             assert answer.result().headers["retry-after"] == "5"
-    assert 0.25 < time.monotonic() - started < 5
+    assert 0.25 < time.monotonic() - started < 30
     seen.gate.set()
-    until(lambda: is_idle(server))
-    assert server.generate(prompt="after").status_code == 200
+    until(lambda: server.generate(prompt="after").status_code == 200)
     assert ["c"] not in seen.prompts[1:]  # nobody waited for it any more
 
 
 def test_a_stream_that_takes_too_long_says_so(
     serve: Serve, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server, opening = serve(request_timeout_seconds=1.5), threading.Event()
+    server, opening = serve(request_timeout_seconds=3), threading.Event()
     decode, shown = tiny.model.decode_codes, []
 
     def stop_later(*codes: Any) -> Any:
         shown.append(codes)
         if len(shown) == 2:
-            opening.wait(10)
+            opening.wait(60)
         return decode(*codes)
 
     monkeypatch.setattr(tiny.model, "decode_codes", stop_later)
@@ -250,12 +249,15 @@ def test_who_hangs_up_while_painted_is_given_up(
         def wait(step: Any) -> None:
             steps.append(step.step)
             if len(steps) == 2:
-                going.wait(10)
+                going.wait(60)
             watch(step)
 
         return generate(t, c, g, asked, wait)
 
     monkeypatch.setattr(tiny.model.objective, "generate", go_slowly)
+    worker, jobs = server.service.worker, []
+    submit = worker.submit
+    monkeypatch.setattr(worker, "submit", lambda *asked: jobs.append(submit(*asked)) or jobs[-1])
     connected = hang_up(server, steps=16, stream=stream, partial_images=16)
     until(lambda: len(steps) == 2)
     if stream:
@@ -263,14 +265,9 @@ def test_who_hangs_up_while_painted_is_given_up(
         while b"partial_image" not in said:
             said += connected.recv(9999)
     connected.close()
-    worker = server.service.worker
-    if not stream:
-        until(
-            lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="499") == 1
-        )
-    else:
-        until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status="200"))
-        time.sleep(0.1)
+    until(lambda: jobs[0].is_dropped)
+    status = "200" if stream else "499"
+    until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status=status) == 1)
     going.set()
     assert server.generate(steps=1).status_code == 200
     assert steps == [1, 2, 1]
@@ -286,7 +283,7 @@ def writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], thread
 
     def wait(*asked: Any) -> bytes:
         begun.append(threading.get_ident())
-        assert gate.wait(20)
+        assert gate.wait(60)
         return encode_picture(*asked)
 
     monkeypatch.setattr(wanted_pictures, "encode_picture", wait)
@@ -308,10 +305,9 @@ def test_for_who_hangs_up_no_more_is_written(serve: Serve, writing: Any, until: 
 
 def test_a_slow_file_is_given_up_in_time(serve: Serve, writing: Any, until: Any) -> None:
     server, (begun, gate) = serve(request_timeout_seconds=0.2), writing
-    assert fault(server.generate(), 503)["code"] == "timeout"
     # A thread that goes on keeps its place: two write, a third waits.
-    for _ in range(2):
-        fault(server.generate(), 503)
+    until(lambda: fault(server.generate(), 503)["code"] == "timeout" and len(begun) == 2)
+    fault(server.generate(), 503)
     assert len(begun) == 2
     gate.set()
     until(lambda: server.generate().status_code == 200)
@@ -338,12 +334,13 @@ def test_a_picture_that_is_read_slowly_keeps_its_thread(
 
     def read(content: bytes, *, max_pixels: int) -> Any:
         begun.append(content)
-        assert gate.wait(20)
+        assert gate.wait(60)
         return read_with_transparency(content, max_pixels=max_pixels)
 
     monkeypatch.setattr(images, "read_with_transparency", read)
     file = {"image": encode_picture(np.zeros((16, 16, 3), np.uint8))}
-    for _ in range(6):
+    until(lambda: fault(server.post("/images/variations", files=file), 503) and len(begun) == 4)
+    for _ in range(2):
         fault(server.post("/images/variations", files=file), 503)
     assert len(begun) == 4
     gate.set()

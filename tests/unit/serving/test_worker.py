@@ -59,7 +59,7 @@ def make() -> Iterator[Make]:
     for worker in made:
         worker.close()
         if worker._thread.ident is not None:
-            worker.join(20)
+            worker.join(60)
             assert not worker._thread.is_alive()
 
 
@@ -75,7 +75,7 @@ class Asked:
     def wait(self) -> list[np.ndarray]:
         """Waits for all pictures."""
         while sum(isinstance(event, FinishedPicture) for event in self.seen) < self.count:
-            event = self.coming.get(timeout=20)
+            event = self.coming.get(timeout=60)
             if isinstance(event, FailedJob):
                 raise event.error
             self.seen.append(event)
@@ -138,7 +138,7 @@ def count(worker: PaintingWorker, name: str, **labels: str) -> float:
 def end(worker: PaintingWorker) -> None:
     """Waits until all is counted, which comes after all is told."""
     worker.close()
-    worker.join(10)
+    worker.join(60)
 
 
 # Together as alone.
@@ -742,7 +742,7 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
         with pytest.raises(ClosingError):
             refused.wait()
         assert refused.coming.empty()
-    worker.join(10)
+    worker.join(60)
     assert not worker._thread.is_alive()
     assert seen.seeds == [[1], [2], [3]]
     assert worker._num_waiting == gauge(worker) == 0
@@ -770,7 +770,7 @@ def test_begun_jobs_whose_clients_left_do_not_hold_up_the_end(
     assert begun.job is not None
     begun.job.drop()
     seen.gate.set()
-    worker.join(10)
+    worker.join(60)
     assert not worker._thread.is_alive()
     assert len(seen.batches) == 1
     assert worker._num_waiting == gauge(worker) == 0
@@ -838,7 +838,7 @@ def test_the_end_refuses_calls_also_those_that_nobody_waits_for(make: Make) -> N
     worker.close()
     worker.start()
     assert isinstance(waiting.exception(10), ClosingError)
-    worker.join(10)
+    worker.join(60)
     assert worker._num_waiting == gauge(worker) == 0
     with pytest.raises(ClosingError):
         worker.call(lambda: 3)
