@@ -1,6 +1,8 @@
-"""What all tests share: two threads, one small prepared data set, servers."""
+"""What all tests share: two threads, one small prepared data set, servers, a browser."""
 
 import contextlib
+import os
+import shutil
 import socket
 import threading
 import time
@@ -13,6 +15,8 @@ import torch
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,3 +52,22 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, CaptionedIm
     """Both sides of forty drawn scenes, 16×16 pixels."""
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     return prepare(["scenes:40"], settings, tmp_path_factory.mktemp("scenes") / "data").sides
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; without one tests are skipped, or fail if it is required."""
+    from playwright.sync_api import expect, sync_playwright
+
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        missing = f"There is no browser here; looked for: {', '.join(BROWSERS)}."
+        if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    expect.set_options(timeout=60_000)
+    with sync_playwright() as playwright:
+        # In a container there is no sandbox within the sandbox.
+        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()

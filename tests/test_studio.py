@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import (
-    Browser,
-    FilePayload,
-    Locator,
-    Page,
-    Route,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
@@ -39,7 +29,6 @@ from tessella.serving.studio import STUDIO_FOLDER
 
 PROMPT = "a large red circle on a white background"
 OTHER = "a large blue square on a navy background"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEY = "the-right-key"
 
 # Counts the different pictures that are shown while one is being laid.
@@ -106,27 +95,6 @@ PIXELS = """async (image) => {
 }"""
 
 
-def find_browser() -> str:
-    """Finds Chromium, or skips (fails, if a browser is required)."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        missing = f"There is no browser here; looked for: {', '.join(BROWSERS)}."
-        if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = find_browser()
-    with sync_playwright() as playwright:
-        # In a container there is no sandbox within the sandbox.
-        made = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield made
-        made.close()
-
-
 @pytest.fixture(scope="module")
 def serving(serve_app: Any) -> Callable[..., contextlib.AbstractContextManager[str]]:
     """Serves models by their names; gives the address."""
@@ -160,7 +128,7 @@ class Opened:
             **{"viewport": size, "reduced_motion": "reduce", **options}
         )
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self._note(request.url))

@@ -3,9 +3,7 @@
 import contextlib
 import fcntl
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tessella.images import save_png
 from tessella.serving.app import create_app
@@ -61,20 +59,6 @@ class Seen:
     looks: list[int] = field(default_factory=list)  # the status of each answer about the run
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        message = "No Chromium is installed: the view of a run is not tested."
-        if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
     """A run with ten lines, one evaluation and somebody who trains in it."""
@@ -106,6 +90,7 @@ def opened(browser: Browser, address: str, width: int = 1200) -> Iterator[Seen]:
     """Opens the view in a page whose clock a test can turn; every complaint of it is a fault."""
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()
+    page.set_default_timeout(60_000)
     seen = Seen(page)
 
     def note(text: str) -> None:
