@@ -44,7 +44,7 @@ def test_huge_texts_are_counted_quickly(name: str, text: str) -> None:
         huge = (text * 70_000)[: min(length, 70_000)]
         started = time.process_time()
         count = PLATFORMS[name].count_characters(huge)
-        assert time.process_time() - started < 0.5
+        assert time.process_time() - started < 0.1
         assert length < 70_000 or count > PLATFORMS[name].max_characters
 
 
