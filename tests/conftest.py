@@ -1,12 +1,8 @@
-"""What all tests share: two threads, one small prepared data set, servers, a browser."""
+"""What all tests share: two threads, one small prepared data set, a browser."""
 
-import contextlib
 import os
 import shutil
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -23,28 +19,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def _two_threads() -> None:
     """As many as the smallest machine has; a result may depend on the number."""
     torch.set_num_threads(2)
-
-
-@pytest.fixture(scope="session")
-def serve_app() -> Callable[[Any], contextlib.AbstractContextManager[str]]:
-    """Serves an ASGI application on a free port of this machine; gives its address."""
-    import uvicorn
-
-    @contextlib.contextmanager
-    def serve(app: Any) -> Iterator[str]:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-            thread = threading.Thread(target=server.run, args=([listening],))
-            thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            try:
-                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                thread.join()
-
-    return serve
 
 
 @pytest.fixture(scope="session")

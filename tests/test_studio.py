@@ -22,6 +22,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, FilePayload, Locator, Page, Route, expect
 
+from served import serve_app
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
@@ -96,7 +97,7 @@ PIXELS = """async (image) => {
 
 
 @pytest.fixture(scope="module")
-def serving(serve_app: Any) -> Callable[..., contextlib.AbstractContextManager[str]]:
+def serving() -> Callable[..., contextlib.AbstractContextManager[str]]:
     """Serves models by their names; gives the address."""
 
     @contextlib.contextmanager

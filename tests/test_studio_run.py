@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from served import serve_app
 from tessella.images import save_png
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel, load_models
@@ -79,7 +79,7 @@ def models() -> Mapping[str, ServedModel]:
 
 
 @pytest.fixture
-def address(run: Run, models: Mapping[str, ServedModel], serve_app: Any) -> Iterator[str]:
+def address(run: Run, models: Mapping[str, ServedModel]) -> Iterator[str]:
     """The whole application with the bundled model and the run."""
     with serve_app(create_app(models, ServeSettings(), run=run.folder)) as made:
         yield made

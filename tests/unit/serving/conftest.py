@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
 
+from served import serve_app
 from tessella.pipeline import TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
@@ -100,22 +100,11 @@ class Server:
 
 @contextlib.contextmanager
 def running(app: FastAPI) -> Iterator[Server]:
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, ws="none", lifespan="on"
-    )
-    server, listening = uvicorn.Server(config), socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    while not server.started:
-        time.sleep(0.002)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    try:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client:
-            yield Server(url, app, client)
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
+    with (
+        serve_app(app) as url,
+        httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as client,
+    ):
+        yield Server(url, app, client)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import openai
 import pytest
 from PIL import Image, ImageDraw
 
+from served import serve_app
 from tessella.pipeline import TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
@@ -26,7 +26,7 @@ OTHER = "a large blue circle on a white background"
 
 
 @pytest.fixture(scope="module")
-def client(serve_app: Any) -> Iterator[openai.OpenAI]:
+def client() -> Iterator[openai.OpenAI]:
     models = load_models(["scenes", "second=scenes"], "cpu")
     with (
         serve_app(create_app(models, ServeSettings(max_queue=40))) as address,
