@@ -51,14 +51,14 @@ from tessella.data.scenes import (
 from tessella.data.settings import DataSettings
 from tessella.data.shards import shard_records
 from tessella.errors import ConfigError
-from tessella.evaluation.chosen import ChosenImages, read_images
 from tessella.evaluation.distributions import compute_distances
+from tessella.evaluation.eval_images import ChosenImages, read_images
 from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor, create_extractor
 from tessella.evaluation.memorisation import measure_copies
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, make_sheet, save_png
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 
 SHEET_COLUMNS = 8
 SHEET_PICTURES = 32

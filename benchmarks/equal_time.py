@@ -31,8 +31,8 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import parse_caption
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
-from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import prepare_codes

@@ -3,8 +3,8 @@
 Why: the promise of `any_order` is that a whole picture costs about as much arithmetic as two full
 passes, however many steps it takes. Whoever serves pictures pays for what is lost beside that.
 
-Theory: a full pass reads the text and all N codes and asks all N places. Generating reads and
-asks each place once too, in `steps` pieces: the bound is 1 pass, plus the decoder's. With
+Theory: a full pass reads the text and all N codes and asks all N positions. Generating reads and
+asks each position once too, in `steps` pieces: the bound is 1 pass, plus the decoder's. With
 guidance, both branches: 2. What comes on top is the small size of the pieces.
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
@@ -29,8 +29,8 @@ import tessella
 from harness import RESULTS, environment, measure, measure_ratio, print_record, write_result
 from tessella.data.scenes import canonical_caption
 from tessella.evaluation.scenes import sample_prompts
-from tessella.objectives import GenerationRequest
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
+from tessella.objectives import GenerationBatch
 
 BATCH = 16
 
@@ -82,7 +82,7 @@ def measure_passes(
 ) -> dict[str, object]:
     """Measures a batch's codes in forward passes, in turn; also with the decoder on both sides."""
     text = model.encode_text(prompts)
-    request = GenerationRequest(
+    request = GenerationBatch(
         text=text,
         negative_text=model.encode_text([""]),
         prompt_of=torch.arange(len(prompts)),
@@ -90,9 +90,9 @@ def measure_passes(
         seeds=range(len(prompts)),
         settings=settings,
     )
-    num_places = model.transformer.shape.num_places
-    codes = torch.zeros(len(prompts), num_places, dtype=torch.int64)
-    places = torch.arange(num_places).expand(len(prompts), -1)
+    num_positions = model.transformer.shape.num_positions
+    codes = torch.zeros(len(prompts), num_positions, dtype=torch.int64)
+    positions = torch.arange(num_positions).expand(len(prompts), -1)
     codebook = model.tokenizer.codebook
 
     def generate() -> torch.Tensor:
@@ -103,9 +103,9 @@ def measure_passes(
 
     @torch.inference_mode()
     def full_pass() -> None:
-        memory = model.transformer.read_text(text)
-        memory = model.transformer.read_codes(memory, codes[:, :-1], places[:, :-1])
-        model.transformer.ask(memory, places, torch.arange(num_places))
+        cache = model.transformer.encode_text(text)
+        cache = model.transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
+        model.transformer.predict(cache, positions, torch.arange(num_positions))
 
     @torch.inference_mode()
     def decode(latent: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ def measure_passes(
         full_pass()
         decode(latent)
 
-    # The ratio is theirs / ours: the pass stands in the place of "ours".
+    # The ratio is theirs / ours: the pass stands in the position of "ours".
     alone = measure_ratio(full_pass, generate, repeats=repeats)
     whole = measure_ratio(pass_and_decode, lambda: decode(generate()), repeats=repeats)
     return {

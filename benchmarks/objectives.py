@@ -50,7 +50,6 @@ from PIL import Image
 from rich.console import Console
 
 from harness import RESULTS, Spread, environment, print_record, write_result
-from tessella.bundled import find_tokenizer
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.scenes import canonical_caption, draw_scene
@@ -61,8 +60,9 @@ from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.files import write_json
 from tessella.images import Pixels, make_sheet, save_png
+from tessella.model.find import find_tokenizer
+from tessella.model.pipeline import ModelConfig, TextToImage, TrainedTokenizer
 from tessella.objectives import GenerationSettings
-from tessella.pipeline import ModelConfig, TextToImage, TrainedTokenizer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes

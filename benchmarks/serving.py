@@ -46,7 +46,7 @@ from harness import (
 from http_clients import Answer, Client, decode_picture, encode_generation, serving
 from tessella.data.scenes import canonical_caption
 from tessella.evaluation.scenes import sample_prompts
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 
 BATCH = 16  # of the server and of `TextToImage.paint`
 BARS = {"of_offline": 0.85, "seconds_over_offline": 0.025, "first_partial": 0.40}

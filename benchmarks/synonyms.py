@@ -48,8 +48,8 @@ from tessella.data.settings import DataSettings
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import write_json
+from tessella.model.pipeline import TextToImage, TrainedTokenizer
 from tessella.objectives import GenerationSettings
-from tessella.pipeline import TextToImage, TrainedTokenizer
 from tessella.text import TextSettings, create_text_encoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes

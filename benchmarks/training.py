@@ -37,8 +37,8 @@ from harness import (
     write_result,
 )
 from tessella.data.prepare import prepare
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
-from tessella.pipeline import TextToImage
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train

@@ -4,12 +4,12 @@ Why: `any_order` promises a whole picture for about the arithmetic of two passes
 number of steps, where `masked` pays one pass a step and `autoregressive` one step a code. What is
 lost beside the arithmetic (small pieces, masks, chance, Python) is paid by whoever serves it.
 
-Theory: a `plain_pass` sends text and all places through all layers, without a mask. Any order
-sends each place through the reading half once and through the asking half once, in `steps` pieces:
+Theory: a `plain_pass` sends text and all positions through all layers, without a mask. Any order
+sends each position through the reading half once and through the asking half once, in `steps` pieces:
 1 pass is its bound, 2 with guidance, but a piece of few rows costs what reading all weights from
-memory costs. `masked` is bounded by `steps` passes, `autoregressive` by reading the weights once
+cache costs. `masked` is bounded by `steps` passes, `autoregressive` by reading the weights once
 a code. Without a cache, everything before a code goes through the network again for each code:
-`recomputed_lean` reads it again by the reading half and asks the one place; `recomputed_whole`
+`recomputed_lean` reads it again by the reading half and asks the one position; `recomputed_whole`
 sends it through all layers, as a decoder does in which every layer reads; a full pass a code is
 what a network of fixed length would need.
 
@@ -18,7 +18,7 @@ tokens. Times include reading the text, choosing codes and looking them up; no p
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
 `batch_<B>` holds `seconds` of each contestant, and ratios that are medians over rounds in which
-all took their turn: `any_order_in_plain_passes`, `any_order_in_own_passes` (text, codes and places
+all took their turn: `any_order_in_plain_passes`, `any_order_in_own_passes` (text, codes and positions
 through their own halves at once), `masked_over_any_order`, `autoregressive_over_any_order`,
 `guided_over_unguided`, `full_passes_over_autoregressive` (256 plain passes). `cache` holds for
 `any_order` and `autoregressive` (`_guided`: both branches, padding) the largest difference of any
@@ -41,11 +41,11 @@ from harness import RESULTS, Spread, environment, measure, print_record, write_r
 from tessella.objectives import (
     AnyOrder,
     Autoregressive,
-    GenerationRequest,
+    Generated,
+    GenerationBatch,
     GenerationSettings,
     Masked,
     Objective,
-    Painted,
 )
 from tessella.objectives.any_order import predict_in_order
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
@@ -71,16 +71,16 @@ class Recorder:
     def __init__(self, transformer: Transformer) -> None:
         """Stands before a transformer."""
         self._transformer = transformer
-        self.places: list[Tensor] = []
+        self.positions: list[Tensor] = []
         self.logits: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transformer, name)
 
-    def ask(self, *question: Any) -> Tensor:
+    def predict(self, *mask_token: Any) -> Tensor:
         """Asks the transformer."""
-        logits = self._transformer.ask(*question)
-        self.places.append(question[1])
+        logits = self._transformer.predict(*mask_token)
+        self.positions.append(mask_token[1])
         self.logits.append(logits)
         return logits
 
@@ -127,18 +127,18 @@ def create_transformer(
     for matrix in transformer.hidden_matrices():
         if not matrix.any():  # a fresh layer is the identity
             torch.nn.init.normal_(matrix, std=matrix.shape[1] ** -0.5)
-    torch.nn.init.normal_(transformer.question)
+    torch.nn.init.normal_(transformer.mask_token)
     return transformer.to(device).eval().requires_grad_(False)
 
 
-def create_request(batch: int, device: torch.device, **settings: Any) -> GenerationRequest:
+def create_request(batch: int, device: torch.device, **settings: Any) -> GenerationBatch:
     """Asks for pictures of as many prompts; the negative prompt is a short one."""
     generator = torch.Generator().manual_seed(batch)
     size = (batch, SHAPE.max_text_tokens)
     text = torch.randint(1, SHAPE.vocabulary_size, size, generator=generator)
     negative = torch.full_like(text[:1], SHAPE.pad_id)
     negative[:, :2] = torch.tensor([1, 2])
-    return GenerationRequest(
+    return GenerationBatch(
         text=text.to(device),
         negative_text=negative.to(device),
         prompt_of=torch.arange(batch, device=device),
@@ -150,24 +150,27 @@ def create_request(batch: int, device: torch.device, **settings: Any) -> Generat
 
 def create_painter(
     objective: Objective, transformer: Transformer, batch: int, **settings: Any
-) -> Callable[[], Painted]:
+) -> Callable[[], Generated]:
     """Returns a function that lays pictures of one request, over and over."""
-    device = transformer.question.device
+    device = transformer.mask_token.device
     request = create_request(batch, device, **settings)
     codebook = torch.randn(SHAPE.codebook_size, SHAPE.code_width, device=device)
     return lambda: objective.generate(transformer, codebook, SHAPE.grid, request)
 
 
 def create_plain_pass(
-    transformer: Transformer, batch: int, num_places: int = SHAPE.num_places
+    transformer: Transformer, batch: int, num_positions: int = SHAPE.num_positions
 ) -> Callable[[], Tensor]:
-    """Returns a function that sends text and places through all layers, and predicts."""
-    device = transformer.question.device
+    """Returns a function that sends text and positions through all layers, and predicts."""
+    device = transformer.mask_token.device
     text = create_request(batch, device).text
-    codes = torch.zeros(batch, num_places, dtype=torch.int64, device=device)
-    places = torch.arange(num_places, device=device)
-    ahead = len(text[0])  # text has no place: it is turned by no angle
-    cosine, sine = transformer.rotation_cosine[:num_places], transformer.rotation_sine[:num_places]
+    codes = torch.zeros(batch, num_positions, dtype=torch.int64, device=device)
+    positions = torch.arange(num_positions, device=device)
+    ahead = len(text[0])  # text has no position: it is turned by no angle
+    cosine, sine = (
+        transformer.rotation_cosine[:num_positions],
+        transformer.rotation_sine[:num_positions],
+    )
     cosine = torch.cat([torch.ones_like(cosine[:1]).expand(ahead, -1), cosine])
     sine = torch.cat([torch.zeros_like(sine[:1]).expand(ahead, -1), sine])
     rotation = (cosine[None, None], sine[None, None])
@@ -175,11 +178,11 @@ def create_plain_pass(
     @torch.inference_mode()
     def run() -> Tensor:
         words = transformer.text_embedding(text) + transformer.text_position.weight[:ahead]
-        tiles = transformer.code_embedding(codes) + transformer.place_embedding(places)
+        tiles = transformer.code_embedding(codes) + transformer.position_embedding(positions)
         hidden = torch.cat([words, tiles], dim=1)  # (B, T + N, D)
-        for layer in [*transformer.reading, *transformer.asking]:
+        for layer in [*transformer.self_decoder, *transformer.cross_decoder]:
             normed = layer.attention_norm(hidden)
-            keys, values = layer.remember(normed, rotation)
+            keys, values = layer.project_kv(normed, rotation)
             hidden = layer(hidden, normed, keys, values, None, rotation)
         return transformer.out(transformer.out_norm(hidden[:, ahead:]))
 
@@ -188,11 +191,11 @@ def create_plain_pass(
 
 def create_own_pass(transformer: Transformer, batch: int) -> Callable[[], Tensor]:
     """Returns a function that does at once what any order does in steps."""
-    device = transformer.question.device
+    device = transformer.mask_token.device
     text = create_request(batch, device).text
-    codes = torch.zeros(batch, SHAPE.num_places, dtype=torch.int64, device=device)
-    places = torch.arange(SHAPE.num_places, device=device).expand(batch, -1)
-    return lambda: torch.inference_mode()(predict_in_order)(transformer, text, codes, places)
+    codes = torch.zeros(batch, SHAPE.num_positions, dtype=torch.int64, device=device)
+    positions = torch.arange(SHAPE.num_positions, device=device).expand(batch, -1)
+    return lambda: torch.inference_mode()(predict_in_order)(transformer, text, codes, positions)
 
 
 def measure_batch(
@@ -226,7 +229,7 @@ def measure_batch(
         results[name] = compare(seconds[above], seconds[below])
         print(f"batch {batch}: {name} {results[name].median:.2f}", flush=True)
     if batch == 1:
-        passes = [SHAPE.num_places * each for each in seconds["plain_pass"]]
+        passes = [SHAPE.num_positions * each for each in seconds["plain_pass"]]
         results["full_passes_over_autoregressive"] = compare(passes, seconds["autoregressive"])
     return results
 
@@ -276,17 +279,17 @@ def find_difference(
     objective: Objective, transformer: Transformer, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Lays a picture, then computes every step's logits anew from nothing."""
-    device = transformer.question.device
+    device = transformer.mask_token.device
     recorder = Recorder(transformer)
     request = create_request(1, device, **settings)
     codebook = torch.zeros(SHAPE.codebook_size, SHAPE.code_width, device=device)
     painted = objective.generate(recorder, codebook, SHAPE.grid, request)
-    branches = len(recorder.places[0])
+    branches = len(recorder.positions[0])
     text = torch.cat([request.text, request.negative_text])[:branches]
     codes = painted.codes.flatten(1).expand(branches, -1)
     difference = largest = 0.0
-    for step, (asked, logits) in enumerate(zip(recorder.places, recorder.logits, strict=True)):
-        before = torch.cat([asked[:, :0], *recorder.places[:step]], dim=1)
+    for step, (asked, logits) in enumerate(zip(recorder.positions, recorder.logits, strict=True)):
+        before = torch.cat([asked[:, :0], *recorder.positions[:step]], dim=1)
         anew = ask_anew(transformer, text, codes.gather(1, before), before, asked)
         difference = max(difference, (anew - logits).abs().max().item())
         largest = max(largest, logits.abs().max().item())
@@ -296,23 +299,23 @@ def find_difference(
 def ask_anew(
     transformer: Transformer, text: Tensor, codes: Tensor, before: Tensor, asked: Tensor
 ) -> Tensor:
-    """Reads text and codes from nothing and asks some places."""
-    memory = transformer.read_text(text)
-    memory = transformer.read_codes(memory, codes, before)
+    """Reads text and codes from nothing and asks some positions."""
+    cache = transformer.encode_text(text)
+    cache = transformer.append_codes(cache, codes, before)
     visible = torch.full((asked.shape[1],), before.shape[1], device=text.device)
-    return transformer.ask(memory, asked, visible)
+    return transformer.predict(cache, asked, visible)
 
 
 def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> dict[str, Any]:
     """Times a cached picture and samples of the steps without a cache, in turn."""
-    device = transformer.question.device
+    device = transformer.mask_token.device
     cached = create_painter(Autoregressive(), transformer, 1)
     text = create_request(1, device).text
-    places = torch.arange(SHAPE.num_places, device=device)[None]
-    known = torch.linspace(0, SHAPE.num_places - 1, PREFIXES).long().tolist()
+    positions = torch.arange(SHAPE.num_positions, device=device)[None]
+    known = torch.linspace(0, SHAPE.num_positions - 1, PREFIXES).long().tolist()
 
     def lean(count: int) -> Callable[[], object]:
-        before, asked = places[:, :count], places[:, count : count + 1]
+        before, asked = positions[:, :count], positions[:, count : count + 1]
         return lambda: ask_anew(transformer, text, torch.zeros_like(before), before, asked)
 
     samples = {
@@ -325,7 +328,7 @@ def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> d
         for name, steps in samples.items():
             times = [measure(step, warmup=0, repeats=1, device=device).median for step in steps]
             mean = torch.trapezoid(torch.tensor(times), torch.tensor(known)) / known[-1]
-            took[name] = SHAPE.num_places * mean.item()
+            took[name] = SHAPE.num_positions * mean.item()
         for name in took if index else ():
             seconds[name].append(took[name])
     results: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How fast a picture of 256 codes is laid, against aMUSEd and a Llama of as many weights.
+"""How fast a picture of 256 codes is is_decoded, against aMUSEd and a Llama of as many weights.
 
 Why: aMUSEd (`UVit2DModel` and `AmusedScheduler` of diffusers) and a decoder that writes one code
 at a time (`LlamaForCausalLM.generate` of transformers) are what one would otherwise take for a
@@ -7,8 +7,8 @@ text-to-image model over codes.
 Theory: guided any order costs the arithmetic of two full passes whatever the steps. aMUSEd costs
 two full passes a step, each with fewer operations a weight than ours: a part of its weights works
 on the prompt alone. Llama without guidance costs the arithmetic of one pass, but reads all its
-weights from memory for each of 256 codes; in a batch that reading is shared, so it comes nearer.
-`gflops` is what one picture takes, counted while it is laid (matrix products, convolutions,
+weights from cache for each of 256 codes; in a batch that reading is shared, so it comes nearer.
+`gflops` is what one picture takes, counted while it is is_decoded (matrix products, convolutions,
 attention).
 
 All networks have random weights, as many within 3 %, 512 codes and 16 prompt tokens; on no side is
@@ -124,7 +124,7 @@ class Llama:
             intermediate_size=LLAMA_MLP_WIDTH,
             num_hidden_layers=SETTINGS.depth,
             num_attention_heads=SETTINGS.heads,
-            max_position_embeddings=SHAPE.max_text_tokens + SHAPE.num_places,
+            max_position_embeddings=SHAPE.max_text_tokens + SHAPE.num_positions,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=None,
@@ -228,7 +228,7 @@ def measure_batch(
 ) -> dict[str, Any]:
     """Measures all contestants in turn."""
     guided = {"guidance_scale": GUIDANCE_SCALE}
-    steps, codes = ((1,), 4) if options.quick else (AMUSED_STEPS, SHAPE.num_places)
+    steps, codes = ((1,), 4) if options.quick else (AMUSED_STEPS, SHAPE.num_positions)
     contestants: dict[str, Callable[[], object]] = {
         "any_order": create_painter(AnyOrder(), ours, batch, steps=STEPS, **guided),
         "llama": partial(llama.paint, batch, codes),

@@ -9,7 +9,7 @@ products and of attention, forward, backward and in Muon's Newton-Schulz iterati
 counter; nothing else. Muon's share does not grow with the batch: 5 iterations over each matrix.
 
 Output contract: a line a size; the last line of stdout is the record, one JSON object. For each
-size (`tiny`: the preset's transformer; `wide`: width 512, depth 8, 256 places) `seconds` of a step,
+size (`tiny`: the preset's transformer; `wide`: width 512, depth 8, 256 positions) `seconds` of a step,
 `images_per_second`, `gflops_network` and `gflops_optimizer` of a step, `bound_gflops`,
 `share_of_bound` (all that is counted, round by round) and `share_of_bound_network_alone`.
 

@@ -12,20 +12,20 @@ from tessella.errors import ConfigError, GenerationError
 from tessella.objectives import (
     AnyOrderSettings,
     AutoregressiveSettings,
-    GenerationRequest,
+    Generated,
+    GenerationBatch,
     GenerationSettings,
     GenerationStep,
     LatentMSESettings,
     MaskedSettings,
     Objective,
-    Painted,
     ParallelSettings,
     SharedLatentSettings,
     SharedLatentTransformer,
     create_objective,
     create_transformer,
 )
-from tessella.objectives.sampling import split_places
+from tessella.objectives.sampling import split_positions
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 from tessella.training.stages import TransformerLearner
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
@@ -86,10 +86,10 @@ def request(
     negative_of: Sequence[int] | None = None,
     known: tuple[Tensor, Tensor] | None = None,
     **changes: Any,
-) -> GenerationRequest:
-    """Asks for one picture a seed; `known` is which places and their codes."""
+) -> GenerationBatch:
+    """Asks for one picture a seed; `known` is which positions and their codes."""
     negative_of = [0] * len(prompt_of) if negative_of is None else negative_of
-    return GenerationRequest(
+    return GenerationBatch(
         text=TEXT,
         negative_text=NEGATIVE,
         prompt_of=torch.tensor(prompt_of),
@@ -101,11 +101,11 @@ def request(
     )
 
 
-def generate(objective: Objective, asked: GenerationRequest, **more: Any) -> Painted:
+def generate(objective: Objective, asked: GenerationBatch, **more: Any) -> Generated:
     return objective.generate(NETWORKS[objective.name], CODEBOOK, GRID, asked, **more)
 
 
-def generate_codes(objective: Objective, asked: GenerationRequest) -> Tensor:
+def generate_codes(objective: Objective, asked: GenerationBatch) -> Tensor:
     """Codes (B, N)."""
     codes = generate(objective, asked).codes
     assert codes is not None
@@ -117,7 +117,7 @@ def draw_codes(batch: int) -> Tensor:
 
 
 def draw_known(batch: int, count: int) -> tuple[Tensor, Tensor]:
-    """Places of each picture's own and their codes; -1 where nothing may look."""
+    """Positions of each picture's own and their codes; -1 where nothing may look."""
     generator = torch.Generator().manual_seed(6)
     rank = torch.stack([torch.randperm(N, generator=generator) for _ in range(batch)])
     known = rank < count
@@ -231,22 +231,22 @@ def test_what_is_painted(objective: Objective) -> None:
         assert torch.equal(painted.latent, CODEBOOK[painted.codes].movedim(-1, 1))
 
 
-def watch_steps(objective: Objective, asked: GenerationRequest) -> list[GenerationStep]:
-    """Generates; checks that steps count up, that what is laid stays, and that all is laid."""
+def watch_steps(objective: Objective, asked: GenerationBatch) -> list[GenerationStep]:
+    """Generates; checks that steps count up, that what is is_decoded stays, and that all is is_decoded."""
     seen: list[GenerationStep] = []
-    painted = generate(objective, asked, watch=seen.append)
+    painted = generate(objective, asked, on_step=seen.append)
     assert [step.step for step in seen] == list(range(1, len(seen) + 1))
     assert {step.steps for step in seen} == {len(seen)}
-    laid = torch.zeros(len(asked.seeds), N, dtype=torch.bool)
+    is_decoded = torch.zeros(len(asked.seeds), N, dtype=torch.bool)
     codes = torch.zeros(len(asked.seeds), N, dtype=torch.int64)
     if asked.known is not None and asked.known_codes is not None:
-        laid, codes = asked.known, asked.known_codes.where(asked.known, 0)
+        is_decoded, codes = asked.known, asked.known_codes.where(asked.known, 0)
     for step in seen:
-        assert (step.laid | ~laid).all()  # what is laid stays
-        codes = torch.where(step.laid & ~laid, step.codes, codes)
+        assert (step.is_decoded | ~is_decoded).all()  # what is is_decoded stays
+        codes = torch.where(step.is_decoded & ~is_decoded, step.codes, codes)
         assert torch.equal(step.codes, codes)  # and is not changed; the rest is 0
-        laid = step.laid
-    assert laid.all()
+        is_decoded = step.is_decoded
+    assert is_decoded.all()
     if painted.codes is not None:
         assert torch.equal(codes.unflatten(1, GRID), painted.codes)
     return seen
@@ -263,12 +263,12 @@ def test_every_place_is_laid_once(name: str, order: str, guidance_scale: float) 
         before = torch.zeros(3, dtype=torch.int64)
         sizes = []
         for step in seen:
-            now = step.laid.sum(1)
+            now = step.is_decoded.sum(1)
             assert (now == now[0]).all()
             sizes.append(int((now - before)[0]))
             before = now
         if name in ORDERED:
-            assert sizes == split_places(N, steps)
+            assert sizes == split_positions(N, steps)
         else:
             assert sizes == ([1] * N if name == "autoregressive" else [N])
 
@@ -290,7 +290,7 @@ def test_the_batch_around_a_picture_does_not_matter(
 ) -> None:
     """Alone, beside others, in another order, its prompts shared or not: the same picture.
 
-    `autoregressive` once skipped the first places if all pictures knew them, and drew less then.
+    `autoregressive` once skipped the first positions if all pictures knew them, and drew less then.
     """
     prompts, negatives, seeds = [0, 1, 2, 1, 0], [0, 1, 1, 0, 1], [11, 12, 13, 14, 15]
     known, codes = draw_known(5, num_known)
@@ -334,7 +334,7 @@ def test_guidance_from_nothing_to_beyond(objective: Objective) -> None:
     # 0 paints what guidance moves away from, as a prompt of its own would.
     for negative, text in enumerate((EMPTY, NEGATIVE[1:])):
         zeros = torch.zeros(4, dtype=torch.int64)
-        itself = GenerationRequest(text, text, zeros, zeros, seeds, request([0], [0]).settings)
+        itself = GenerationBatch(text, text, zeros, zeros, seeds, request([0], [0]).settings)
         made = paint(negative, guidance_scale=0.0)
         assert torch.equal(made, generate_codes(objective, itself))
     # Beyond 1 both prompts count.
@@ -376,7 +376,7 @@ def test_a_ramp_of_one_step_is_no_ramp(objective: Objective) -> None:
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_known_codes_are_kept(objective: Objective, guidance_scale: float, order: str) -> None:
-    """None, some and all of the places; what stands where nothing is known is never looked at."""
+    """None, some and all of the positions; what stands where nothing is known is never looked at."""
     for count in (0, 1, 5, N - 1, N):
         known, codes = draw_known(3, count)
         asked = request(

@@ -31,7 +31,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import CheckpointError, TessellaError
-from tessella.pipeline import ModelConfig, TextToImage
+from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint

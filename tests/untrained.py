@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tessella.pipeline import ModelConfig, TextToImage
+from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.text.known_words import CaptionSummary
+from tessella.text.vocabulary import CaptionSummary
 
 CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 

@@ -12,7 +12,6 @@ Importing this package costs nothing: torch is imported by what needs it.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessella.bundled import DEFAULT_MODEL as _DEFAULT_MODEL
 from tessella.errors import (
     CheckpointError,
     ConfigError,
@@ -21,9 +20,10 @@ from tessella.errors import (
     ShapeError,
     TessellaError,
 )
+from tessella.model.find import DEFAULT_MODEL as _DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from tessella.pipeline import TextToImage
+    from tessella.model.pipeline import TextToImage
 
 __version__ = "0.1.0"
 
@@ -51,8 +51,8 @@ def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "
         CheckpointError: there is no such model, or its folder is damaged or foreign.
         ConfigError: the device is not there.
     """
-    from tessella.bundled import find_model
-    from tessella.pipeline import TextToImage
+    from tessella.model.find import find_model
+    from tessella.model.pipeline import TextToImage
 
     return TextToImage.load(find_model(folder_or_name), device)
 
@@ -60,7 +60,7 @@ def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "
 def __getattr__(name: str) -> Any:
     """Imports what is heavy when it is first asked for."""
     if name == "TextToImage":
-        from tessella.pipeline import TextToImage
+        from tessella.model.pipeline import TextToImage
 
         return TextToImage
     raise AttributeError(f"module `{__name__}` has no attribute `{name}`")

@@ -17,14 +17,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessella import painting
 from tessella.cli import app
 from tessella.cli.options import Order, Preset, StepSchedule
 from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
-from tessella.model_folder import FORMAT
+from tessella.model.folder import FORMAT
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import GenerationSettings
-from tessella.pipeline import TextToImage
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 from untrained import create_untrained, save_untrained
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessella.canvas import half_mask
 from tessella.cli import app
-from tessella.pipeline import TextToImage
+from tessella.model.canvas import half_mask
+from tessella.model.pipeline import TextToImage
 from untrained import create_untrained, save_untrained
 
 PROMPT = "a red square"

@@ -17,7 +17,7 @@ from tessella.data.settings import DataSettings
 from tessella.evaluation import squeezenet
 from tessella.evaluation.reconstruction import compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.pipeline import TextToImage, TrainedTokenizer
 from untrained import create_untrained, save_untrained
 
 SIZE = 16

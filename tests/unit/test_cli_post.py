@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 from tessella.posts.platforms import PLATFORMS
-from tessella.text.known_words import summarize_captions
+from tessella.text.vocabulary import summarize_captions
 from untrained import create_untrained, save_untrained
 
 CAPTIONS = ["a red star", "a blue circle", "a green heart"]

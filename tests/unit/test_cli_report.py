@@ -69,7 +69,7 @@ def test_only_a_page_is_written(run: Path, tmp_path: Path, name: str) -> None:
 def test_it_does_not_load_torch(run: Path) -> None:
     words = (
         "import pathlib, sys\n"
-        "from tessella.training.report import write_report\n"
+        "from tessella.runs.report import write_report\n"
         f"write_report(pathlib.Path({str(run)!r}))\n"
         "sys.exit('torch' in sys.modules)"
     )

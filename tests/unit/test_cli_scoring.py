@@ -11,8 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.painting import Scores
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
+from tessella.model.sampler import Scores
 from untrained import create_untrained, save_untrained
 
 

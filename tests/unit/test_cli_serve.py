@@ -14,7 +14,7 @@ from tessella.cli.sections import read_section
 from tessella.cli.serving_options import read_serving, require_serving
 from tessella.errors import ConfigError
 from tessella.serving import server
-from tessella.serving.guard import API_KEYS_VARIABLE
+from tessella.serving.middleware import API_KEYS_VARIABLE
 from tessella.serving.settings import ServeSettings
 
 KEY = "k" * 32

@@ -18,7 +18,7 @@ from tessella.cli.reporting import told_errors
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessella.pipeline import TextToImage
+    from tessella.model.pipeline import TextToImage
 
 # A half that is painted anew, and the one that is kept.
 _KEPT: dict[str, Literal["upper", "lower", "left", "right"]] = {
@@ -134,7 +134,7 @@ def _read_mask(mask: str, picture: "Image.Image") -> "Image.Image":
     Raises:
         DataError: it is neither a word nor a picture that can be read.
     """
-    from tessella.canvas import half_mask
+    from tessella.model.canvas import half_mask
 
     if mask in _KEPT:
         return half_mask(picture.size, keep=_KEPT[mask])

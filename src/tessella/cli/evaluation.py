@@ -165,14 +165,16 @@ def evaluate(
     settings. Of the settings only the section data counts.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_tokenizer
         from tessella.cli.measured_images import open_training, read_data, read_kept_out
         from tessella.evaluation.memorisation import make_pairs_sheet
         from tessella.evaluation.model import evaluate_images
         from tessella.evaluation.retrieval import Clip
         from tessella.files import write_json
         from tessella.images import save_png
-        from tessella.pipeline import TEXT_FILE, TextToImage, TrainedTokenizer
+        from tessella.model.find import find_tokenizer
+        from tessella.model.folder import TrainedTokenizer
+        from tessella.model.pipeline import TextToImage
+        from tessella.text import TEXT_FILE
         from tessella.training.recipe import resolve_recipe
 
         _check_file(out, ".json", force)

@@ -17,7 +17,7 @@ from tessella.cli.reporting import told_errors
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessella.pipeline import TextToImage
+    from tessella.model.pipeline import TextToImage
 
 
 @takes_painting_options
@@ -51,7 +51,7 @@ def generate(
         return model.generate(wanted, size=pixels, **how)
 
     with told_errors(options.debug, if_interrupted="Nothing was written."):
-        from tessella.painting import check_prompts
+        from tessella.model.request import check_prompts
 
         wanted = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
         check_prompts(wanted)

@@ -11,7 +11,7 @@ from tessella.errors import DataError
 if TYPE_CHECKING:
     from tessella.data.cache import CaptionedImages
     from tessella.data.settings import DataSettings
-    from tessella.evaluation.chosen import ChosenImages
+    from tessella.evaluation.eval_images import ChosenImages
 
 
 def read_data(
@@ -45,7 +45,7 @@ def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
     Raises:
         DataError: it is no run, has lost its images, or kept none out.
     """
-    from tessella.training.run_record import RUN_FILE
+    from tessella.runs.record import RUN_FILE
 
     if not (run / RUN_FILE).is_file():
         raise DataError(
@@ -61,7 +61,7 @@ def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
 def _open_run(run: Path, side: str) -> "CaptionedImages | None":
     """Opens one side of a run's images, if it has them."""
     from tessella.data.cache import CaptionedImages, read_manifest
-    from tessella.training.run_record import DATA_FOLDER
+    from tessella.runs.record import DATA_FOLDER
 
     folder = run / DATA_FOLDER
     manifest = read_manifest(folder)
@@ -88,7 +88,7 @@ def open_training(
 
 def _choose(images: "CaptionedImages", name: str, max_images: int, seed: int) -> "ChosenImages":
     """Reads all images, or as many as may be, drawn by the seed."""
-    from tessella.evaluation.chosen import draw_indices, read_images
+    from tessella.evaluation.eval_images import draw_indices, read_images
 
     total, count = len(images), min(len(images), max_images)
     drawn = draw_indices(total, count, seed)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tessella.bundled import DEFAULT_MODEL as DEFAULT_MODEL  # of every `--model`
+from tessella.model.find import DEFAULT_MODEL as DEFAULT_MODEL  # of every `--model`
 
 # A picture's seed is the given one plus its number, and torch takes 64 bits.
 _MAX_SEED = 2**63 - 1

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tessella.images import Pixels
+    from tessella.model.pipeline import TextToImage
     from tessella.objectives import GenerationStep
-    from tessella.pipeline import TextToImage
 
 _BATCH = 16  # pictures that are painted between two moves of the progress bar
 _MAX_NAMED = 5  # unknown words
@@ -150,12 +150,14 @@ def paint_and_tell(
     Raises:
         TessellaError: a request that cannot be met, before anything is written.
     """
-    from tessella.bundled import find_model
-    from tessella.painting import list_seeds
-    from tessella.pipeline import TextToImage
+    from tessella.model.find import find_model
+    from tessella.model.pipeline import TextToImage
+    from tessella.model.request import list_requests
 
-    seeds = list_seeds(options.count, options.seed, options.best_of)
-    asked = [AskedPicture(prompt, seed) for prompt in prompts for seed in seeds]
+    requests = list_requests(
+        prompts, count=options.count, seed=options.seed, best_of=options.best_of
+    )
+    asked = [AskedPicture(one.prompt, one.seed) for one in requests]
     place = choose_place(options.out, name, len(asked), force=options.force)
 
     folder = find_model(options.model)
@@ -168,7 +170,7 @@ def paint_and_tell(
         "settings": model.generation_settings(**changes).model_dump(mode="json"),
     }
     for start in range(0, len(prompts), _BATCH):  # refuses what is too long, before the work
-        model.encode_text(prompts[start : start + _BATCH])
+        model.sampler.encode_text(prompts[start : start + _BATCH])
     call = functools.partial(
         paint,
         model,
@@ -265,8 +267,8 @@ def _paint(
 
 def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
     """Names on stderr the words that the model does not know."""
-    from tessella.model_folder import read_captions
-    from tessella.text.known_words import KnownWords
+    from tessella.model.folder import read_captions
+    from tessella.text.vocabulary import KnownWords
 
     known = KnownWords(model.text_tokenizer, read_captions(folder))
     unknown = [f"`{word}`" for word in known.find_unknown(" ".join(prompts))]

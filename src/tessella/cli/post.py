@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tessella.images import Pixels
-    from tessella.pipeline import TextToImage
+    from tessella.model.pipeline import TextToImage
     from tessella.posts.folder import Asked, PostsFolder
     from tessella.posts.image_language import ImageLanguage
 
@@ -79,9 +79,9 @@ def post(
     """
     kept = "What is done is kept; the same command goes on from there."
     with told_errors(debug, if_interrupted=kept):
-        from tessella.bundled import find_model
-        from tessella.model_folder import read_captions
-        from tessella.pipeline import TextToImage
+        from tessella.model.find import find_model
+        from tessella.model.folder import read_captions
+        from tessella.model.pipeline import TextToImage
         from tessella.posts.folder import NO_CHOICE, Asked, PostsFolder
         from tessella.posts.image_language import ImageLanguage
         from tessella.posts.language_model import LanguageModel

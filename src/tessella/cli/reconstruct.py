@@ -13,7 +13,7 @@ from tessella.errors import ConfigError
 
 if TYPE_CHECKING:
     from tessella.images import Pixels
-    from tessella.pipeline import TrainedTokenizer
+    from tessella.model.folder import TrainedTokenizer
 
 _PAIRS_IN_A_ROW = 4
 
@@ -45,9 +45,9 @@ def reconstruct(
     picture is cropped to its middle square first. PSNR is in dB; more is closer.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_tokenizer
         from tessella.images import save_png
-        from tessella.pipeline import TrainedTokenizer
+        from tessella.model.find import find_tokenizer
+        from tessella.model.folder import TrainedTokenizer
 
         if 2 * len(images) > MAX_ON_SHEET:
             most = MAX_ON_SHEET // 2

@@ -33,7 +33,7 @@ def report(
     while the run goes on.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.training.report import write_report
+        from tessella.runs.report import write_report
 
         if out is not None and (out.suffix.lower() != ".html" or out.is_dir()):
             raise ConfigError(f"The page is a file NAME.html: `{out}`. Name such a file.")

@@ -14,7 +14,7 @@ from tessella.cli.reporting import create_console, print_json, told_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tessella.painting import Scores
+    from tessella.model.sampler import Scores
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def score(
     if not prompts and prompts_file is None:
         raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
     with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.bundled import find_model
-        from tessella.pipeline import TextToImage
+        from tessella.model.find import find_model
+        from tessella.model.pipeline import TextToImage
 
         given = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
         unique = list(dict.fromkeys(given))

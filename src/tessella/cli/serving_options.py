@@ -102,7 +102,12 @@ def read_keys(file: Path | None, settings: "ServeSettings", *, insecure: bool) -
         ConfigError: a key is too short, the file cannot be read, or others could reach the
             address without one.
     """
-    from tessella.serving.guard import API_KEYS_VARIABLE, ApiKeys, check_exposure, read_api_keys
+    from tessella.serving.middleware import (
+        API_KEYS_VARIABLE,
+        ApiKeys,
+        check_exposure,
+        read_api_keys,
+    )
 
     keys = read_api_keys(os.environ.get(API_KEYS_VARIABLE), file)
     check_exposure(settings, ApiKeys(keys), insecure=insecure)

@@ -48,7 +48,7 @@ def studio(
         settings = read_serving(None, (), host=host, port=port, allowed_hosts=allowed_host)
         keys = read_keys(api_keys, settings, insecure=insecure)
 
-        from tessella.training.run_record import LOCK_FILE, MODEL_FOLDER, read_run
+        from tessella.runs.record import LOCK_FILE, MODEL_FOLDER, read_run
 
         _wait_for_files(run)
         # A run that is still preparing its data has no more than its lock.

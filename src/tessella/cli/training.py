@@ -142,7 +142,7 @@ def _run(dry_run: bool, as_json: bool, debug: bool, **asked: Any) -> None:
     """
     goes_on = "What was saved is kept; the same command goes on from there."
     with told_errors(debug, if_interrupted=goes_on):
-        from tessella.pipeline import choose_device
+        from tessella.model.folder import choose_device
         from tessella.training.fit import FitRequest
 
         request = FitRequest(**asked)
@@ -237,7 +237,7 @@ def _read_caption(out: Path) -> str:
     """Returns a caption of the run's data, kept out of training if any is: a prompt to try."""
     from tessella.config import read_config
     from tessella.data.cache import SIDES, CaptionedImages, read_manifest
-    from tessella.training.run_record import DATA_FOLDER, RUN_FILE
+    from tessella.runs.record import DATA_FOLDER, RUN_FILE
 
     manifest = read_manifest(out / DATA_FOLDER) or {}
     size = read_config(out / RUN_FILE)["recipe"]["data"]["image_size"]
@@ -250,6 +250,6 @@ def _read_caption(out: Path) -> str:
 
 def _read_metrics(folder: Path) -> Any:
     from tessella.config import read_config
-    from tessella.pipeline import METRICS_FILE
+    from tessella.model.folder import METRICS_FILE
 
     return read_config(folder / METRICS_FILE)

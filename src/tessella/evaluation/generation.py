@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tessella.data.cache import CaptionedImages
 from tessella.errors import GenerationError
-from tessella.evaluation.chosen import ChosenImages
 from tessella.evaluation.distributions import (
     MIN_PICTURES,
     NEIGHBOURS,
@@ -23,6 +22,7 @@ from tessella.evaluation.distributions import (
     compute_kid,
     compute_precision_recall,
 )
+from tessella.evaluation.eval_images import ChosenImages
 from tessella.evaluation.features import FeatureExtractor
 from tessella.evaluation.memorisation import (
     COPY_PERCENTILE,
@@ -42,7 +42,8 @@ from tessella.evaluation.retrieval import (
     score_by_likelihood,
 )
 from tessella.images import Pixels
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 
 _LOSS_IMAGES = 256  # of each side
 _MAX_PAIRS = 32  # to look at
@@ -128,7 +129,7 @@ def evaluate_painted(
         reason = "No caption is short enough for the model."
         return PaintedEvaluation(real.pixels, [], real.pixels, {}, {"painted": reason}, None)
     found = _Found()
-    pixels = model.paint(real.captions, seeds=range(len(real.captions))).pixels
+    pixels = model.generate_images(enumerate_requests(real.captions)).pixels
     extractors = {e.name: e for e in (*checks.features, *filter(None, [checks.judge]))}
     looks = {n: (e.extract(real.pixels), e.extract(pixels)) for n, e in extractors.items()}
     for extractor in checks.features:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from tessella.data.cache import CaptionedImages
-from tessella.evaluation.chosen import ChosenImages, draw_indices, read_images
 from tessella.evaluation.distributions import compute_distances
+from tessella.evaluation.eval_images import ChosenImages, draw_indices, read_images
 from tessella.evaluation.features import FeatureExtractor
 from tessella.images import Pixels, make_sheet
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 
 COPY_PERCENTILE = 1
 """Of the distances of real pictures; closer is a copy."""
@@ -172,11 +172,9 @@ def _compute_loss(model: TextToImage, images: ChosenImages) -> float:
         torch.manual_seed(0)
         for start in range(0, len(images.captions), _BATCH):
             rows = slice(start, start + _BATCH)
-            text = model.encode_text(images.captions[rows])
+            text = model.sampler.encode_text(images.captions[rows])
             codes = model.encode_images(images.pixels[rows])
-            scored = model.objective.compute_loss(
-                model.transformer, model.tokenizer.codebook, text, codes
-            )
+            scored = model.objective(text, codes)
             total += float(scored.loss) * len(codes)
     return total / len(images.captions)
 

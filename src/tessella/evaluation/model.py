@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import CheckpointError, ConfigError, DataError
-from tessella.evaluation.chosen import ChosenImages, can_read, read_images
+from tessella.evaluation.eval_images import ChosenImages, can_read, read_images
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
 from tessella.evaluation.reconstruction import (
@@ -17,7 +17,9 @@ from tessella.evaluation.reconstruction import (
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet
 from tessella.images import Pixels, make_sheet
-from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 from tessella.tokenizer.weights import find_weights
 
 _MAX_IMAGES = 512
@@ -90,7 +92,7 @@ def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
     pictures = painted.pixels[:_SHEET_PROMPTS]
     if not prompts:
         prompts = [""]
-        pictures = model.paint(prompts, seeds=[0]).pixels
+        pictures = model.generate_images(enumerate_requests(prompts)).pixels
     sheet = make_sheet(pictures, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
     return ModelEvaluation({**found.metrics, **painted.metrics}, prompts, sheet, painted)
 
@@ -156,7 +158,8 @@ def measure_scene_accuracy(
         GenerationError: a prompt is too long for the model.
     """
     scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
-    painted = model.paint([canonical_caption(s) for s in scenes], seeds=range(num_prompts))
+    prompts = [canonical_caption(scene) for scene in scenes]
+    painted = model.generate_images(enumerate_requests(prompts))
     score = compute_scene_accuracy(painted.pixels, scenes).all_correct
     kind = "held-out" if held_out else "seen"
     return Metric(

@@ -25,7 +25,7 @@ from torch.nn import functional
 from tessella.errors import ConfigError
 from tessella.evaluation.distributions import compute_distances
 from tessella.images import Pixels, to_float
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 
 NUM_CHOICES = 100
 """Prompts that a picture chooses from, its own among them."""

@@ -1,23 +1,25 @@
 """Objectives: one file is one rule to learn and the rule to generate that belongs to it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from tessella.objectives.any_order import AnyOrder, AnyOrderSettings
-from tessella.objectives.autoregressive import Autoregressive, AutoregressiveSettings
+from tessella.config import Settings
+from tessella.generation import GenerationSettings
+from tessella.objectives.any_order import AnyOrder
+from tessella.objectives.autoregressive import Autoregressive
 from tessella.objectives.base import (
-    GenerationRequest,
-    GenerationSettings,
+    Generated,
+    GenerationBatch,
     GenerationStep,
     Objective,
     ObjectiveLoss,
-    Painted,
     StepCallback,
 )
-from tessella.objectives.latent_mse import LatentMSE, LatentMSESettings
+from tessella.objectives.latent_mse import LatentMSE
 from tessella.objectives.masked import Masked, MaskedSettings
-from tessella.objectives.parallel import Parallel, ParallelSettings
+from tessella.objectives.parallel import Parallel
 from tessella.objectives.shared_latent import (
     SharedLatent,
     SharedLatentSettings,
@@ -25,32 +27,37 @@ from tessella.objectives.shared_latent import (
 )
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
-AnyObjectiveSettings = (
-    AnyOrderSettings
-    | AutoregressiveSettings
-    | LatentMSESettings
-    | MaskedSettings
-    | ParallelSettings
-    | SharedLatentSettings
-)
+
+class PlainObjectiveSettings(Settings):
+    """An objective that has nothing to set."""
+
+    name: Literal["any_order", "autoregressive", "parallel", "latent_mse"] = "any_order"
+    """The objective's name."""
+
+
+AnyObjectiveSettings = PlainObjectiveSettings | MaskedSettings | SharedLatentSettings
 ObjectiveSettings = Annotated[AnyObjectiveSettings, Field(discriminator="name")]
 
+_PLAIN: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (AnyOrder, Autoregressive, Parallel, LatentMSE)
+}
 
-def create_objective(settings: AnyObjectiveSettings) -> Objective:
-    """Creates the objective that its settings name."""
+
+def create_objective(
+    settings: AnyObjectiveSettings, transformer: Transformer, codebook: Tensor
+) -> Objective:
+    """Binds the objective that its settings name to a transformer and a codebook (K, C).
+
+    Raises:
+        ConfigError: the transformer is not the kind that the objective learns with.
+    """
     match settings:
         case MaskedSettings():
-            return Masked(settings)
+            return Masked(transformer, codebook, settings)
         case SharedLatentSettings():
-            return SharedLatent(settings)
-        case AutoregressiveSettings():
-            return Autoregressive()
-        case ParallelSettings():
-            return Parallel()
-        case LatentMSESettings():
-            return LatentMSE()
-        case AnyOrderSettings():
-            return AnyOrder()
+            return SharedLatent(transformer, codebook, settings)
+        case PlainObjectiveSettings():
+            return _PLAIN[settings.name](transformer, codebook)
 
 
 def create_transformer(
@@ -69,24 +76,22 @@ def create_transformer(
 __all__ = [
     "AnyObjectiveSettings",
     "AnyOrder",
-    "AnyOrderSettings",
     "Autoregressive",
-    "AutoregressiveSettings",
-    "GenerationRequest",
+    "Generated",
+    "GenerationBatch",
     "GenerationSettings",
     "GenerationStep",
     "LatentMSE",
-    "LatentMSESettings",
     "Masked",
     "MaskedSettings",
     "Objective",
     "ObjectiveLoss",
     "ObjectiveSettings",
-    "Painted",
     "Parallel",
-    "ParallelSettings",
+    "PlainObjectiveSettings",
     "SharedLatent",
     "SharedLatentSettings",
+    "SharedLatentTransformer",
     "StepCallback",
     "create_objective",
     "create_transformer",

@@ -1,94 +1,74 @@
-"""`any_order`, the default: codes in any order, each asked by its place.
+"""`any_order`, the default: codes in any order, each predicted from its position.
 
-To learn: every picture's codes in a fresh random order; the code at each place is predicted from
-the text and the codes before it; cross-entropy at every place.
-To generate: sets of places on a schedule, each set asked at once, sampled, and read. Every code is
-read once and, unless the order goes by confidence, every place asked once, however many steps it
-takes.
+To learn: every picture's codes in a fresh random order; the code at each position is predicted from
+the text and the codes before it; cross-entropy at every position.
+To generate: sets of positions on a schedule; each set is predicted at once, sampled and appended.
+Every code is read once and, unless the order goes by confidence, every position predicted once,
+however many steps it takes.
 
 Source: ARPG (arXiv:2503.10568).
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from tessella.config import Settings
 from tessella.objectives.base import (
-    GenerationRequest,
+    Generated,
+    GenerationBatch,
     Objective,
     ObjectiveLoss,
-    Painted,
     StepCallback,
     gather_log_probability,
     score_logits,
-    to_painted,
 )
-from tessella.objectives.laying import Mosaic, ask_all, lay_in_order, read_prompts
-from tessella.objectives.sampling import split_places
-from tessella.transformer import Memory, Transformer
-
-
-class AnyOrderSettings(Settings):
-    """Settings of the `any_order` objective."""
-
-    name: Literal["any_order"] = "any_order"
-    """The objective's name."""
+from tessella.objectives.decoding import (
+    DecodingState,
+    decode_in_order,
+    encode_prompts,
+    predict_all,
+)
+from tessella.objectives.sampling import split_positions
+from tessella.transformer import KVCache, Transformer
 
 
 class AnyOrder(Objective):
-    """Predicts codes in any order, many places at once."""
+    """Predicts codes in any order, many positions at once."""
 
     name = "any_order"
 
-    def compute_loss(
-        self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor
-    ) -> ObjectiveLoss:
+    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text and the codes before it in a random order."""
         flat = codes.flatten(1)
-        places = torch.rand(flat.shape, device=flat.device).argsort(1)
-        ordered = flat.gather(1, places)
-        logits = predict_in_order(transformer, text, ordered, places)
+        positions = torch.rand(flat.shape, device=flat.device).argsort(1)
+        ordered = flat.gather(1, positions)
+        logits = predict_in_order(self.transformer, text, ordered, positions)
         return score_logits(logits, ordered)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        transformer: Transformer,
-        codebook: Tensor,
-        grid: tuple[int, int],
-        request: GenerationRequest,
-        watch: StepCallback | None = None,
-    ) -> Painted:
-        """Lays each picture's codes set by set."""
-        settings = request.settings
-        known = 0 if request.known is None else int(request.known[0].sum())
-        num_places = grid[0] * grid[1]
-        sizes = split_places(num_places - known, settings.steps, settings.step_schedule)
-        mosaic = Mosaic(request, grid, len(sizes), watch)
-        memory = read_prompts(transformer, request, mosaic, room=num_places)
-        if known:
-            places = mosaic.laid.nonzero()[:, 1].view(mosaic.batch, -1)
-            codes = mosaic.codes.gather(1, places)
-            memory = transformer.read_codes(memory, mosaic.double(codes), mosaic.double(places))
+    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+        """Decodes each picture's codes set by set."""
+        settings, transformer = batch.settings, self.transformer
+        num_positions = transformer.shape.num_positions
+        sizes = split_positions(
+            num_positions - batch.num_known, settings.steps, settings.step_schedule
+        )
+        state = DecodingState(batch, transformer.shape.grid, len(sizes), on_step)
+        cache = encode_prompts(transformer, batch, capacity=num_positions)
+        if batch.num_known:
+            positions = state.is_decoded.nonzero()[:, 1].view(state.batch_size, -1)
+            codes = state.codes.gather(1, positions)
+            cache = transformer.append_codes(cache, state.double(codes), state.double(positions))
         if settings.order == "confidence":
-            _lay_by_confidence(transformer, memory, mosaic, sizes)
+            _decode_by_confidence(transformer, cache, state, sizes)
         elif sizes:
             order = "halton" if settings.order == "halton" else "random"
-            sets = mosaic.order_open_places(order).split(sizes, dim=1)
-            lay_in_order(transformer, memory, mosaic, sets)
-        return to_painted(mosaic.codes, codebook, grid)
+            sets = state.order_open_positions(order).split(sizes, dim=1)
+            decode_in_order(transformer, cache, state, sets)
+        return self.to_generated(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(
-        self,
-        transformer: Transformer,
-        text: Tensor,
-        codes: Tensor,
-        *,
-        num_orders: int = 4,
-        seed: int = 0,
+        self, text: Tensor, codes: Tensor, *, num_orders: int = 4, seed: int = 0
     ) -> Tensor:
         """Sums the log-probabilities along random orders and takes the mean over them.
 
@@ -99,35 +79,35 @@ class AnyOrder(Objective):
         total = torch.zeros(len(flat), device=flat.device)
         for _ in range(num_orders):
             order = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
-            places = order.expand(len(flat), -1)
-            ordered = flat.gather(1, places)
-            logits = predict_in_order(transformer, text, ordered, places)
+            positions = order.expand(len(flat), -1)
+            ordered = flat.gather(1, positions)
+            logits = predict_in_order(self.transformer, text, ordered, positions)
             total += gather_log_probability(logits, ordered).sum(1)
         return total / num_orders
 
 
 def predict_in_order(
-    transformer: Transformer, text: Tensor, codes: Tensor, places: Tensor
+    transformer: Transformer, text: Tensor, codes: Tensor, positions: Tensor
 ) -> Tensor:
-    """Predicts each code (B, N) at its place (B, N) from the text and the codes before it.
+    """Predicts each code (B, N) at its position (B, N) from the text and the codes before it.
 
     Returns:
         (B, N, K) logits, in the order given.
     """
-    memory = transformer.read_text(text)
-    memory = transformer.read_codes(memory, codes[:, :-1], places[:, :-1])
-    return transformer.ask(memory, places, torch.arange(codes.shape[1], device=codes.device))
+    cache = transformer.encode_text(text)
+    cache = transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
+    return transformer.predict(cache, positions, torch.arange(codes.shape[1], device=codes.device))
 
 
-def _lay_by_confidence(
-    transformer: Transformer, memory: Memory, mosaic: Mosaic, sizes: list[int]
+def _decode_by_confidence(
+    transformer: Transformer, cache: KVCache, state: DecodingState, sizes: list[int]
 ) -> None:
-    """Asks all open places at each step and keeps the surest: more work, no order given before."""
+    """Predicts all open positions at each step and keeps the surest: more work for its order."""
     for index, size in enumerate(sizes):
-        still_open = mosaic.open_places()
-        logits = ask_all(transformer, memory, mosaic.double(still_open))
-        kept, codes = mosaic.sample_confident(logits, size)
-        places = still_open.gather(1, kept)
-        mosaic.lay(places, codes)
+        open_positions = state.open_positions()
+        logits = predict_all(transformer, cache, state.double(open_positions))
+        surest, codes = state.sample_confident(logits, size)
+        positions = open_positions.gather(1, surest)
+        state.update(positions, codes)
         if index + 1 < len(sizes):
-            memory = transformer.read_codes(memory, mosaic.double(codes), mosaic.double(places))
+            cache = transformer.append_codes(cache, state.double(codes), state.double(positions))

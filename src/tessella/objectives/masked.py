@@ -1,9 +1,9 @@
-"""`masked`: codes are hidden and predicted from all others, as MaskGIT and Muse do.
+"""`masked`: codes are masked and predicted from all others, as MaskGIT and Muse do.
 
-To learn: a random share of the places is hidden; cross-entropy there, every place seeing the text
-and all places that are not hidden. To generate: all are hidden; each step predicts every hidden
-place in one full pass, samples, and keeps a set of them: the surest (MaskGIT), the next of
-Halton's order, or random ones.
+To learn: a random fraction of the positions is masked; cross-entropy there, every position seeing
+the text and all positions that are not masked. To generate: all are masked; each step predicts
+every masked position in one full pass, samples, and keeps a set of them: the surest (MaskGIT), the
+next of Halton's order, or random ones.
 
 Source: MaskGIT (arXiv:2202.04200), Muse (arXiv:2301.00704); Halton's order arXiv:2503.17076.
 """
@@ -16,16 +16,15 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.objectives.base import (
-    GenerationRequest,
+    Generated,
+    GenerationBatch,
     Objective,
     ObjectiveLoss,
-    Painted,
     StepCallback,
     gather_log_probability,
-    to_painted,
 )
-from tessella.objectives.laying import Mosaic, read_prompts
-from tessella.objectives.sampling import split_places
+from tessella.objectives.decoding import DecodingState, encode_prompts
+from tessella.objectives.sampling import split_positions
 from tessella.transformer import Transformer
 
 
@@ -35,103 +34,93 @@ class MaskedSettings(Settings):
     name: Literal["masked"] = "masked"
     """The objective's name."""
     mask_schedule: Literal["cosine", "arccos"] = "cosine"
-    """How the hidden share is drawn in training: as `cosine` or `arccos` of a uniform number."""
+    """How the masked fraction is drawn in training: `cosine` or `arccos` of a uniform number."""
 
 
 class Masked(Objective):
-    """Predicts hidden codes from all others."""
+    """Predicts masked codes from all others."""
 
     name = "masked"
 
-    def __init__(self, settings: MaskedSettings | None = None) -> None:
-        """Takes how much is hidden in training."""
+    def __init__(
+        self, transformer: Transformer, codebook: Tensor, settings: MaskedSettings | None = None
+    ) -> None:
+        """Takes how much is masked in training."""
+        super().__init__(transformer, codebook)
         self.settings = settings or MaskedSettings()
 
-    def compute_loss(
-        self, transformer: Transformer, codebook: Tensor, text: Tensor, codes: Tensor
-    ) -> ObjectiveLoss:
-        """Cross-entropy of the hidden codes; each picture counts alike."""
+    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+        """Cross-entropy of the masked codes; each picture counts alike."""
         flat = codes.flatten(1)
         time = torch.rand(len(flat), 1, device=flat.device)
         if self.settings.mask_schedule == "arccos":
-            share = time.acos() * 2 / torch.pi
+            fraction = time.acos() * 2 / torch.pi
         else:
-            share = (time * torch.pi / 2).cos()
-        hidden = (share * flat.shape[1]).ceil().clamp(min=1)
+            fraction = (time * torch.pi / 2).cos()
+        num_masked = (fraction * flat.shape[1]).ceil().clamp(min=1)
         rank = torch.rand(flat.shape, device=flat.device).argsort(1).argsort(1)
-        known = rank >= hidden
-        logits = transformer.fill(transformer.read_text(text), flat, known)
+        known = rank >= num_masked
+        logits = self.transformer.predict_masked(self.transformer.encode_text(text), flat, known)
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), flat.flatten(), reduction="none"
         ).view_as(flat)
-        loss = (losses * ~known).sum(1) / hidden[:, 0]
-        # Not indexed by what is hidden: on CUDA that waits for the device.
-        right = (logits.detach().argmax(-1) == flat) & ~known
-        return ObjectiveLoss(loss.mean(), right.sum() / hidden.sum())
+        loss = (losses * ~known).sum(1) / num_masked[:, 0]
+        # Not indexed by the mask: on CUDA that waits for the device.
+        is_right = (logits.detach().argmax(-1) == flat) & ~known
+        return ObjectiveLoss(loss.mean(), is_right.sum() / num_masked.sum())
 
     @torch.inference_mode()
-    def generate(
-        self,
-        transformer: Transformer,
-        codebook: Tensor,
-        grid: tuple[int, int],
-        request: GenerationRequest,
-        watch: StepCallback | None = None,
-    ) -> Painted:
-        """Lays each picture's codes set by set, with a full pass a step."""
-        settings = request.settings
-        num_known = 0 if request.known is None else int(request.known[0].sum())
-        sizes = split_places(grid[0] * grid[1] - num_known, settings.steps, settings.step_schedule)
-        mosaic = Mosaic(request, grid, len(sizes), watch)
-        memory = read_prompts(transformer, request, mosaic)
+    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+        """Decodes each picture's codes set by set, with a full pass a step."""
+        settings, shape = batch.settings, self.transformer.shape
+        num_open = shape.num_positions - batch.num_known
+        sizes = split_positions(num_open, settings.steps, settings.step_schedule)
+        state = DecodingState(batch, shape.grid, len(sizes), on_step)
+        cache = encode_prompts(self.transformer, batch)
         by_confidence = settings.order in ("auto", "confidence")
-        places = mosaic.open_places() if by_confidence else mosaic.order_open_places(settings.order)
+        order = None if by_confidence else state.order_open_positions(settings.order)
         for size in sizes:
-            known = mosaic.double(mosaic.laid)
-            logits = transformer.fill(memory, mosaic.double(mosaic.codes), known)
-            if by_confidence:
-                places = mosaic.open_places()
-                here = _gather_places(logits, mosaic.double(places))
-                kept, codes = mosaic.sample_confident(here, size)
-                mosaic.lay(places.gather(1, kept), codes)
+            logits = self.transformer.predict_masked(
+                cache, state.double(state.codes), state.double(state.is_decoded)
+            )
+            if order is None:
+                positions = state.open_positions()
+                candidates = _gather_positions(logits, state.double(positions))
+                surest, codes = state.sample_confident(candidates, size)
+                state.update(positions.gather(1, surest), codes)
             else:
-                now, places = places[:, :size], places[:, size:]
-                here = _gather_places(logits, mosaic.double(now))
-                mosaic.lay(now, mosaic.sample(here))
-        return to_painted(mosaic.codes, codebook, grid)
+                positions, order = order[:, :size], order[:, size:]
+                candidates = _gather_positions(logits, state.double(positions))
+                state.update(positions, state.sample(candidates))
+        return self.to_generated(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(
-        self,
-        transformer: Transformer,
-        text: Tensor,
-        codes: Tensor,
-        *,
-        num_orders: int = 4,
-        seed: int = 0,
+        self, text: Tensor, codes: Tensor, *, num_orders: int = 4, seed: int = 0
     ) -> Tensor:
-        """Estimates the lower bound that hiding gives: N times the mean hidden log-probability.
+        """Estimates the lower bound that masking gives: N times the mean masked log-probability.
 
-        The numbers of hidden places are spread evenly from 1 to N, which of them is drawn.
+        The numbers of masked positions are spread evenly from 1 to N; which of them is drawn.
 
         Source:
             Theorem 2 of arXiv:2406.03736 (any-order likelihood of masked models).
         """
         flat = codes.flatten(1)
-        num_places = flat.shape[1]
+        num_positions = flat.shape[1]
         generator = torch.Generator().manual_seed(seed)
-        memory = transformer.read_text(text)
+        cache = self.transformer.encode_text(text)
         total = torch.zeros(len(flat), device=flat.device)
         for index in range(num_orders):
             offset = torch.rand((), generator=generator).item()
-            hidden = min(num_places, 1 + int(num_places * (index + offset) / num_orders))
-            rank = torch.randperm(num_places, generator=generator).to(flat.device)
-            known = (rank >= hidden).expand(len(flat), -1)
-            found = gather_log_probability(transformer.fill(memory, flat, known), flat)
-            total += (found * ~known).sum(1) * num_places / hidden
+            num_masked = min(num_positions, 1 + int(num_positions * (index + offset) / num_orders))
+            rank = torch.randperm(num_positions, generator=generator).to(flat.device)
+            known = (rank >= num_masked).expand(len(flat), -1)
+            logits = self.transformer.predict_masked(cache, flat, known)
+            log_probability = gather_log_probability(logits, flat)
+            total += (log_probability * ~known).sum(1) * num_positions / num_masked
         return total / num_orders
 
 
-def _gather_places(logits: Tensor, places: Tensor) -> Tensor:
-    """Takes the logits (B, N, K) of some places (B, Q)."""
-    return logits.gather(1, places[..., None].expand(-1, -1, logits.shape[-1]))
+def _gather_positions(logits: Tensor, positions: Tensor) -> Tensor:
+    """Takes the logits (B, N, K) of some positions (B, Q)."""
+    return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))

@@ -1,4 +1,4 @@
-"""Which places are asked when, and which code is taken: plain functions without state."""
+"""Which positions are decoded when, and which code is sampled: plain functions without state."""
 
 import functools
 import math
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import GenerationSettings, gather_log_probability
+from tessella.generation import GenerationSettings
+from tessella.objectives.base import gather_log_probability
 
 
-def split_places(num_places: int, steps: int, schedule: str = "cosine") -> list[int]:
-    """Splits the places into sets: few at first, when little is known, many at the end.
+def split_positions(num_positions: int, steps: int, schedule: str = "cosine") -> list[int]:
+    """Splits the positions into sets: few at first, when little is known, many at the end.
 
     Args:
-        num_places: N >= 0.
-        steps: sets wanted, >= 1; more than there are places counts as one a place.
-        schedule: cosine or arccos; the share of places left after a share t of the steps is
-            cos(π t / 2) or arccos(t) · 2 / π.
+        num_positions: N >= 0.
+        steps: number of sets, >= 1; at most one a position.
+        schedule: cosine or arccos; the fraction of positions left after a fraction t of the steps
+            is cos(π t / 2) or arccos(t) · 2 / π.
 
     Returns:
         Sizes of the sets, each >= 1, that add up to N.
@@ -26,30 +27,30 @@ def split_places(num_places: int, steps: int, schedule: str = "cosine") -> list[
         Section 3.2 of MaskGIT (arXiv:2202.04200); arccos from Besnier and Chen's MaskGIT
         (arXiv:2310.14400).
     """
-    steps = min(steps, num_places)
+    steps = min(steps, num_positions)
     sizes: list[int] = []
     for step in range(1, steps + 1):
-        known = num_places * (1 - unknown_share(step / steps, schedule))
-        # At least one place now, and one left for each step to come.
+        known = num_positions * (1 - unknown_fraction(step / steps, schedule))
+        # At least one position now, and one left for each step to come.
         size = max(1, round(known) - sum(sizes))
-        sizes.append(min(size, num_places - sum(sizes) - (steps - step)))
+        sizes.append(min(size, num_positions - sum(sizes) - (steps - step)))
     return sizes
 
 
-def unknown_share(time: float, schedule: str = "cosine") -> float:
-    """Returns the share of places that are unknown after a share of the steps, both in [0, 1]."""
+def unknown_fraction(time: float, schedule: str = "cosine") -> float:
+    """Returns the fraction of positions left unknown after a fraction of the steps, in [0, 1]."""
     if schedule == "arccos":
         return math.acos(time) * 2 / math.pi
     return math.cos(math.pi / 2 * time)
 
 
-def random_orders(num_places: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draws an order of places (B, N) for each picture from its own generator."""
-    return torch.stack([torch.randperm(num_places, generator=g) for g in generators])
+def random_orders(num_positions: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws an order of positions (B, N) for each picture from its own generator."""
+    return torch.stack([torch.randperm(num_positions, generator=g) for g in generators])
 
 
 def halton_order(height: int, width: int) -> Tensor:
-    """Orders the places (h·w,) of a grid so that every beginning is spread evenly over it.
+    """Orders the positions (h·w,) of a grid so that every beginning is spread evenly over it.
 
     Source:
         Halton's sequence in bases 2 and 3; for masked image models arXiv:2503.17076.
@@ -57,7 +58,7 @@ def halton_order(height: int, width: int) -> Tensor:
     return torch.tensor(_list_halton(height, width))
 
 
-@functools.cache  # a batch of 16 × 16 places would take longer to order than to ask
+@functools.cache  # a batch of 16 × 16 positions would take longer to order than to predict
 def _list_halton(height: int, width: int) -> tuple[int, ...]:
     order: dict[int, None] = {}
     index = 1
@@ -79,13 +80,13 @@ def _radical_inverse(index: int, base: int) -> float:
 
 
 def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSettings) -> Tensor:
-    """Samples a code at each place by the Gumbel-max rule.
+    """Samples a code at each position by the Gumbel-max rule.
 
     Args:
         logits: (..., K).
         noise: (..., K) uniform in [0, 1); the only randomness. None, or a temperature of 0, takes
             the likeliest.
-        settings: temperature, top_k and top_p; what is filtered out is never taken.
+        settings: temperature, top_k and top_p; what they filter out is never sampled.
 
     Returns:
         (...) int64.
@@ -100,9 +101,9 @@ def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSetti
     if settings.top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True)
         probability = ordered.softmax(-1)
-        # A code goes when those before it already reach top_p: the likeliest always stays.
-        gone = probability.cumsum(-1) - probability >= settings.top_p
-        logits = logits.masked_fill(gone.scatter(-1, index, gone), -torch.inf)
+        # A code is cut when those before it already reach top_p: the likeliest always stays.
+        is_cut = probability.cumsum(-1) - probability >= settings.top_p
+        logits = logits.masked_fill(is_cut.scatter(-1, index, is_cut), -torch.inf)
     return (logits + to_gumbel(noise)).argmax(-1)
 
 
@@ -134,13 +135,13 @@ def scale_guidance(settings: GenerationSettings, step: int, steps: int) -> float
 def choose_confident(
     logits: Tensor, codes: Tensor, noise: Tensor, count: int, temperature: float
 ) -> Tensor:
-    """Chooses the places whose sampled codes the transformer is surest of.
+    """Chooses the positions whose sampled codes the transformer is surest of.
 
     Args:
         logits: (B, Q, K).
         codes: (B, Q) sampled from them.
         noise: (B, Q) uniform in [0, 1).
-        count: how many places a picture, in [1, Q].
+        count: how many positions a picture, in [1, Q].
         temperature: of the Gumbel noise that is added to the log-probability; 0 adds none.
 
     Returns:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from tessella.text import TextEncoder
-from tessella.text.known_words import (
+from tessella.text.vocabulary import (
     CaptionSummary,
     KnownWords,
     normalize,

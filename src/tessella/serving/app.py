@@ -12,11 +12,11 @@ from starlette.responses import Response
 from tessella.posts.language_model import LanguageModel
 from tessella.posts.offline import TONES
 from tessella.posts.platforms import PLATFORM_NAMES
-from tessella.serving.access import AccessLog
+from tessella.serving.access_log import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
-from tessella.serving.guard import ApiKeys, Guard
 from tessella.serving.images import create_images_router
+from tessella.serving.middleware import ApiKeys, Guard
 from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
 from tessella.serving.posts_routes import create_posts_router

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,10 +13,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
-from tessella.canvas import Canvas, Mask, fit_images, fit_mask
 from tessella.errors import GenerationError
 from tessella.images import ImageError, encode_picture, read_with_transparency
-from tessella.pipeline import TextToImage
+from tessella.model.canvas import Canvas, Mask, fit_images, fit_mask
+from tessella.model.pipeline import TextToImage
 from tessella.serving.api_errors import ApiError, JsonResponse
 from tessella.serving.document import describe_form, describe_json, describe_pictures
 from tessella.serving.schemas import (
@@ -72,8 +72,8 @@ def create_images_router(service: PaintingService) -> APIRouter:
         if mask is None:
             return await _vary(request, body, body.prompt, image)
 
-        def plan(model: TextToImage) -> list[Canvas]:
-            return [model.plan_edit(image, mask)] * (body.n or 1)
+        def plan(model: TextToImage, seeds: Sequence[int]) -> list[Canvas]:
+            return [model.plan_edit(image, mask)] * len(seeds)
 
         _note_prompt(request, service, body.prompt)
         wanted = service.read(body, body.prompt, plan, is_changing=True)
@@ -97,8 +97,8 @@ def create_images_router(service: PaintingService) -> APIRouter:
     ) -> Response:
         strength = _DEFAULT_STRENGTH if body.strength is None else body.strength
 
-        def plan(model: TextToImage) -> list[Canvas]:
-            return model.plan_variations(image, wanted.painting.seeds, strength=strength)
+        def plan(model: TextToImage, seeds: Sequence[int]) -> list[Canvas]:
+            return model.plan_variations(image, seeds, strength=strength)
 
         _note_prompt(request, service, prompt)
         wanted = service.read(body, prompt, plan, is_changing=True)

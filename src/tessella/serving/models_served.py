@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessella.bundled import find_model
 from tessella.errors import CheckpointError, ConfigError
-from tessella.model_folder import (
+from tessella.model.find import find_model
+from tessella.model.folder import (
     CARD_FILE,
     CONFIG_FILE,
     METRICS_FILE,
     SAMPLES_FILE,
     read_captions,
 )
-from tessella.pipeline import TextToImage
-from tessella.text.known_words import CaptionSummary, KnownWords
+from tessella.model.pipeline import TextToImage
+from tessella.text.vocabulary import CaptionSummary, KnownWords
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

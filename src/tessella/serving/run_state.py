@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from tessella.errors import ConfigError
-from tessella.training.report import REPORT_FILE
-from tessella.training.report_curves import Chart
-from tessella.training.report_facts import (
+from tessella.runs.curves import Chart
+from tessella.runs.facts import (
     CURVES,
     STAGE_TITLES,
     choose_numbers,
@@ -29,7 +28,7 @@ from tessella.training.report_facts import (
     name_validation,
     say_state,
 )
-from tessella.training.run_record import (
+from tessella.runs.record import (
     CODES_FOLDER,
     DATA_FOLDER,
     LOCK_FILE,
@@ -46,6 +45,7 @@ from tessella.training.run_record import (
     StageRecord,
     stamp_file,
 )
+from tessella.runs.report import REPORT_FILE
 
 State = Literal["preparing", "tokenizer", "transformer", "finishing", "finished", "stopped", "none"]
 

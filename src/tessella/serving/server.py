@@ -12,7 +12,7 @@ import uvicorn
 
 from tessella.errors import ConfigError
 from tessella.posts.language_model import LanguageModel
-from tessella.serving.access import ACCESS_LOG
+from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
 from tessella.serving.service import PaintingService, create_worker

@@ -20,6 +20,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tessella.images import encode_picture
+from tessella.model.canvas import Canvas
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.serving.api_errors import (
     GONE,
     ApiError,
@@ -29,25 +32,26 @@ from tessella.serving.api_errors import (
     timeout_error,
     to_api_error,
 )
+from tessella.serving.image_job import Wanted, find_canvas_size
 from tessella.serving.kept_pictures import KeptPictures
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import PaintingBody
 from tessella.serving.settings import ServeSettings
-from tessella.serving.wanted import Wanted, find_canvas_size
 from tessella.serving.worker import (
     ClosingError,
     Event,
     FailedJob,
     FinishedPicture,
-    PaintingRequest,
+    ImageJob,
     PaintingWorker,
     PartialPicture,
-    Plan,
     QueueFullError,
 )
 
 T = TypeVar("T")
+CanvasPlan = Callable[[TextToImage, Sequence[int]], Sequence[Canvas]]
+"""Makes one canvas a seed, in the worker's thread."""
 
 _DECODED_AT_ONCE = 4  # uploaded pictures
 _MAX_UNKNOWN = 20  # words that are told
@@ -150,7 +154,7 @@ class PaintingService:
         self,
         body: PaintingBody,
         prompt: str,
-        plan: Plan | None = None,
+        plan: CanvasPlan | None = None,
         *,
         is_changing: bool = False,
     ) -> Wanted:
@@ -189,20 +193,32 @@ class PaintingService:
             if plan is None:
                 canvas_size = find_canvas_size(model, size)
         is_guided = model.objective.is_guided and settings.guidance_scale != 1
-        painting = PaintingRequest(
+        seeds = [seed + index * best_of for index in range(count)]
+        negative_prompt = text.shorten(body.negative_prompt or "") if is_guided else ""
+
+        def list_images(model: TextToImage) -> list[ImageRequest]:
+            canvases = (
+                [model.plan_picture(canvas_size)] * count if plan is None else plan(model, seeds)
+            )
+            return [
+                ImageRequest(read, seed, negative_prompt, canvas)
+                for seed, canvas in zip(seeds, canvases, strict=True)
+            ]
+
+        painting = ImageJob(
             served=served,
-            prompts=[read] * count,
-            negative_prompt=text.shorten(body.negative_prompt or "") if is_guided else "",
-            seeds=[seed + index * best_of for index in range(count)],
+            count=count,
+            plan=list_images,
             settings=settings,
             best_of=best_of,
-            plan=plan or (lambda model: [model.plan_picture(canvas_size)] * count),
             num_partials=(body.partial_images or 0) if body.stream else 0,
         )
         return Wanted(
             painting=painting,
+            prompt=read,
+            seeds=seeds,
             size=size,
-            num_places=canvas_size[0] * canvas_size[1] // factor**2,
+            num_positions=canvas_size[0] * canvas_size[1] // factor**2,
             output_format=body.output_format or "png",
             quality=100 if body.output_compression is None else body.output_compression,
             revised_prompt=None if read == prompt else read,
@@ -218,7 +234,7 @@ class PaintingService:
         Raises:
             ApiError: as `paint`.
         """
-        request.state.painted = len(wanted.painting.seeds)
+        request.state.painted = wanted.painting.count
         if wanted.is_streamed:
             events = self.paint(request, wanted.painting, wanted.write)
             # An error before the first event still has a status of its own.
@@ -230,7 +246,7 @@ class PaintingService:
             )
         data = []
         contents = await self._paint_all(request, wanted.painting, wanted.write)
-        for content, seed in zip(contents, wanted.painting.seeds, strict=True):
+        for content, seed in zip(contents, wanted.seeds, strict=True):
             entry: dict[str, Any] = {"seed": seed}
             if wanted.as_url:
                 entry["url"] = self._address(request, content, wanted.output_format)
@@ -260,19 +276,21 @@ class PaintingService:
         """
         served = self.find(model)
         shorten = served.model.text_tokenizer.shorten
-        painting = PaintingRequest(
+        requests = [
+            ImageRequest(shorten(prompt), seed + index * best_of)
+            for index, prompt in enumerate(prompts)
+        ]
+        painting = ImageJob(
             served=served,
-            prompts=[shorten(prompt) for prompt in prompts],
-            negative_prompt="",
-            seeds=[seed + index * best_of for index in range(len(prompts))],
+            count=len(requests),
+            plan=lambda model: requests,
             settings=served.model.generation_settings(),
             best_of=best_of,
-            plan=lambda model: [model.plan_picture()] * len(prompts),
         )
         return await self._paint_all(request, painting, lambda one: encode_picture(one.pixels))
 
     async def paint(
-        self, request: Request, painting: PaintingRequest, write: Callable[[Painted], bytes]
+        self, request: Request, painting: ImageJob, write: Callable[[Painted], bytes]
     ) -> AsyncGenerator[tuple[Painted, bytes], None]:
         """Yields a job's pictures, each with its file, until the last.
 
@@ -300,7 +318,7 @@ class PaintingService:
         self._told.add(events)
         try:
             async with _leaving(request) as gone:
-                num_open = len(painting.seeds)
+                num_open = painting.count
                 while num_open:
                     event = await _wait(asyncio.ensure_future(events.get()), gone, request)
                     if isinstance(event, FailedJob):
@@ -315,7 +333,7 @@ class PaintingService:
             job.drop()
 
     async def _paint_all(
-        self, request: Request, painting: PaintingRequest, write: Callable[[Painted], bytes]
+        self, request: Request, painting: ImageJob, write: Callable[[Painted], bytes]
     ) -> list[bytes]:
         """Paints a job to its end and returns its pictures' files in order."""
         files: dict[int, bytes] = {}
@@ -323,7 +341,7 @@ class PaintingService:
             async for event, content in events:
                 if isinstance(event, FinishedPicture):
                     files[event.index] = content
-        return [files[index] for index in range(len(painting.seeds))]
+        return [files[index] for index in range(painting.count)]
 
     async def _stream(
         self,
@@ -349,7 +367,7 @@ class PaintingService:
             "created_at": int(time.time()),
             "quality": "auto",
             "index": event.index,
-            "seed": wanted.painting.seeds[event.index],
+            "seed": wanted.seeds[event.index],
         }
         if isinstance(event, PartialPicture):
             said["partial_image_index"] = event.number

@@ -4,7 +4,7 @@
 
 A batch begins as soon as the last one is done, with whatever waits then: nobody waits for others
 to come. It holds the pictures of the oldest job that are still to be painted, and whichever others
-have the same model, settings, number of candidates and layout (how many places are known); prompts,
+have the same model, settings, number of candidates and layout (what is known); prompts,
 negative prompts, seeds and canvases are each picture's own. A picture does not depend on what it
 was painted with; by `latent_mse`, which decodes a latent and no codes, a value may round otherwise.
 
@@ -22,11 +22,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tessella.canvas import Canvas, KnownCodes, find_layout
 from tessella.errors import TessellaError
 from tessella.images import Pixels
+from tessella.model.canvas import find_layout
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationSettings, GenerationStep
-from tessella.pipeline import TextToImage
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
 
@@ -74,30 +75,28 @@ class FailedJob:
 
 
 Event = PartialPicture | FinishedPicture | FailedJob
-Plan = Callable[[TextToImage], Sequence[Canvas]]
+RequestPlan = Callable[[TextToImage], Sequence[ImageRequest]]
 
 
 @dataclass(frozen=True, eq=False)
-class PaintingRequest:
-    """The pictures that one request asks for."""
+class ImageJob:
+    """The pictures that one HTTP request asks for."""
 
     served: ServedModel
-    prompts: Sequence[str]  # one a picture
-    negative_prompt: str
-    seeds: Sequence[int]  # one a picture
+    count: int  # pictures
+    plan: RequestPlan  # lists them, in the worker's thread: canvases need the network
     settings: GenerationSettings
-    best_of: int
-    plan: Plan  # makes the canvases, one a picture, in the worker
+    best_of: int = 1
     num_partials: int = 0  # a picture
 
 
 @dataclass(eq=False)
-class Job:
-    """A request that was taken."""
+class QueuedJob:
+    """A job in the queue."""
 
-    request: PaintingRequest
+    spec: ImageJob
     tell: Callable[[Event], None]  # called in the worker's thread
-    let_go: Callable[["Job"], None]  # gives its places in the queue back
+    let_go: Callable[["QueuedJob"], None]  # gives its places in the queue back
     submitted: float = field(default_factory=time.monotonic)
     num_waiting: int = 0  # pictures that have a place in the queue; the worker's own
     is_begun: bool = False
@@ -113,9 +112,9 @@ class Job:
 class _Picture:
     """One picture to be painted."""
 
-    job: Job
+    job: QueuedJob
     index: int
-    canvas: Canvas
+    request: ImageRequest
     group: Hashable  # pictures of one group can share a batch
     num_told: int = 0  # partial pictures
 
@@ -125,7 +124,7 @@ class _Picture:
         The first comes within a quarter of the steps, the others as far apart; a step tells one at
         most, the last step none.
         """
-        count = self.job.request.num_partials
+        count = self.job.spec.num_partials
         parts = max(4, count + 1)
         return self.num_told < count and (self.num_told + 1) * steps <= step * parts < steps * parts
 
@@ -168,7 +167,7 @@ class PaintingWorker:
         self.metrics = metrics
         self._batch_size, self._max_queue = batch_size, max_queue
         self._changed = threading.Condition()
-        self._arrived: deque[Job] = deque()
+        self._arrived: deque[QueuedJob] = deque()
         self._calls: deque[_Call] = deque()
         self._pictures: list[_Picture] = []  # planned and not begun; the worker's own
         self._num_waiting = 0
@@ -186,20 +185,20 @@ class PaintingWorker:
         """Whether it works and is not about to end."""
         return self._thread.is_alive() and not self._is_closing
 
-    def submit(self, request: PaintingRequest, tell: Callable[[Event], None]) -> Job:
+    def submit(self, spec: ImageJob, tell: Callable[[Event], None]) -> QueuedJob:
         """Takes a job.
 
         Args:
-            request: what to paint.
+            spec: what to paint.
             tell: called with each event, in the worker's thread.
 
         Raises:
             QueueFullError: too many pictures wait.
             ClosingError: it is about to end, or has.
         """
-        job = Job(request, tell, self._let_go)
+        job = QueuedJob(spec, tell, self._let_go)
         with self._changed:
-            job.num_waiting = len(request.seeds)
+            job.num_waiting = spec.count
             self._admit(job.num_waiting)
             self._arrived.append(job)
             self._changed.notify()
@@ -238,7 +237,7 @@ class PaintingWorker:
             raise QueueFullError(self._estimate_seconds())
         self._count(count)
 
-    def _let_go(self, job: Job, most: int | None = None) -> None:
+    def _let_go(self, job: QueuedJob, most: int | None = None) -> None:
         """Takes the places in the queue of a job's pictures back; of all unless some are said."""
         with self._changed:
             count = job.num_waiting if most is None else min(most, job.num_waiting)
@@ -279,7 +278,7 @@ class PaintingWorker:
             elif closing:
                 return
 
-    def _refuse(self, arrived: Sequence[Job], calls: "Sequence[_Call]") -> None:
+    def _refuse(self, arrived: Sequence[QueuedJob], calls: "Sequence[_Call]") -> None:
         """Refuses all that has not begun."""
         planned = [picture.job for picture in self._pictures if not picture.job.is_begun]
         for job in dict.fromkeys([*arrived, *planned]):
@@ -287,23 +286,24 @@ class PaintingWorker:
         for called in calls:
             called.fail(ClosingError())
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: QueuedJob, error: Exception) -> None:
         """Tells a job that no more comes, once."""
         if not job.is_dropped:
             job.drop()
             job.tell(FailedJob(error))
 
-    def _plan(self, job: Job) -> None:
+    def _plan(self, job: QueuedJob) -> None:
         """Turns a job into pictures; one that cannot be met fails here, alone."""
         if job.is_dropped:
             return
-        request = job.request
+        spec = job.spec
         try:
-            grid = request.served.model.config.grid
-            for index, canvas in enumerate(request.plan(request.served.model)):
-                layout = find_layout(canvas.known.known[0], grid)
-                group = (request.served.name, request.settings, request.best_of, layout)
-                self._pictures.append(_Picture(job, index, canvas, group))
+            model = spec.served.model
+            for index, request in enumerate(spec.plan(model)):
+                grid = model.config.grid
+                layout = find_layout(request.known_codes(grid).known[0], grid)
+                group = (spec.served.name, spec.settings, spec.best_of, layout)
+                self._pictures.append(_Picture(job, index, request, group))
         except Exception as error:  # noqa: BLE001  told to the one who asked
             self._fail(job, error)
 
@@ -312,10 +312,12 @@ class PaintingWorker:
         if not self._pictures:
             return []
         first = self._pictures[0]
-        known, grid = first.canvas.known.known[0], first.job.request.served.model.config.grid
-        # A larger canvas counts as many pictures as its places would make.
-        places = -(-known.numel() // (grid[0] * grid[1]))
-        room = max(1, self._batch_size // first.job.request.best_of // places)
+        spec = first.job.spec
+        grid = spec.served.model.config.grid
+        # A larger canvas counts as many pictures as its positions would make.
+        num_positions = first.request.known_codes(grid).known.numel()
+        pictures = -(-num_positions // (grid[0] * grid[1]))
+        room = max(1, self._batch_size // spec.best_of // pictures)
         batch = [picture for picture in self._pictures if picture.group == first.group][:room]
         taken = set(map(id, batch))
         self._pictures = [picture for picture in self._pictures if id(picture) not in taken]
@@ -328,20 +330,17 @@ class PaintingWorker:
 
     def _paint(self, batch: Sequence[_Picture]) -> None:
         """Paints a batch and tells its pictures; if it fails, each picture alone."""
-        request, started = batch[0].job.request, time.monotonic()
+        spec, started = batch[0].job.spec, time.monotonic()
         try:
-            painted = request.served.model.paint(
-                [picture.job.request.prompts[picture.index] for picture in batch],
-                seeds=[picture.job.request.seeds[picture.index] for picture in batch],
-                settings=request.settings,
-                negative_prompts=[picture.job.request.negative_prompt for picture in batch],
-                known=KnownCodes.join([picture.canvas.known for picture in batch]),
-                best_of=request.best_of,
+            images = spec.served.model.generate_images(
+                [picture.request for picture in batch],
+                spec.settings,
+                best_of=spec.best_of,
                 on_step=lambda step: self._watch(batch, step),
             )
             finished = [
-                FinishedPicture(picture.index, picture.canvas.finish(pixels))
-                for picture, pixels in zip(batch, painted.pixels, strict=True)
+                FinishedPicture(picture.index, pixels)
+                for picture, pixels in zip(batch, images.pixels, strict=True)
             ]
         except _AbandonedError:
             return
@@ -356,7 +355,7 @@ class PaintingWorker:
             return
         for picture, told in zip(batch, finished, strict=True):
             picture.job.tell(told)
-        self._measure(request.served.name, len(batch), time.monotonic() - started)
+        self._measure(spec.served.name, len(batch), time.monotonic() - started)
 
     def _watch(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
         """Tells the partial pictures that are due after a step."""
@@ -366,12 +365,12 @@ class PaintingWorker:
         if not due:
             return
         # Of several candidates the first is shown.
-        rows = [row * batch[0].job.request.best_of for row in due]
-        model = batch[0].job.request.served.model
-        shown = model.decode_codes(step.codes[rows], step.laid[rows])
+        rows = [row * batch[0].job.spec.best_of for row in due]
+        model = batch[0].job.spec.served.model
+        shown = model.decode_codes(step.codes[rows], step.is_decoded[rows])
         for row, pixels in zip(due, shown, strict=True):
             picture = batch[row]
-            told = PartialPicture(picture.index, picture.num_told, picture.canvas.finish(pixels))
+            told = PartialPicture(picture.index, picture.num_told, picture.request.finish(pixels))
             picture.num_told += 1
             picture.job.tell(told)
 

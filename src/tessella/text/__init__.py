@@ -9,7 +9,7 @@ On the data's way: after the data, before the transformer.
 from tessella.text.base import TEXT_FILE, TextEncoder
 from tessella.text.bpe import TextSettings, TextTokenizer
 from tessella.text.frozen import FrozenTextEncoder
-from tessella.text.kinds import create_text_encoder, load_text
+from tessella.text.loading import create_text_encoder, load_text
 
 __all__ = [
     "TEXT_FILE",

@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from tessella.bundled import find_model, find_tokenizer
 from tessella.config import build, flatten, read_config
 from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import CheckpointError, ConfigError, TessellaError
@@ -40,26 +39,11 @@ from tessella.evaluation.memorisation import make_pairs_sheet
 from tessella.evaluation.model import ModelEvaluation, evaluate_model
 from tessella.files import remove_leftovers, write_json
 from tessella.images import save_png
+from tessella.model.find import find_model, find_tokenizer
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
-from tessella.pipeline import TextToImage, TrainedTokenizer
-from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
-from tessella.text.known_words import summarize_captions
-from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
-from tessella.training.checkpoint import load_latest_checkpoint
-from tessella.training.codes import Codes, Passes, prepare_codes
-from tessella.training.loop import (
-    CHECKPOINTS_FOLDER,
-    N,
-    Stage,
-    TrainingSettings,
-    create_accelerator,
-    train,
-)
-from tessella.training.model_card import CardFacts, write_card
-from tessella.training.plan import choose_preset, plan_training
-from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.report import write_report
-from tessella.training.run_record import (
+from tessella.runs.record import (
     CODES_FOLDER,
     DATA_FOLDER,
     LOCK_FILE,
@@ -70,8 +54,29 @@ from tessella.training.run_record import (
     TEXT_FOLDER,
     TOKENIZER_MODEL_FOLDER,
 )
+from tessella.runs.report import write_report
+from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
+from tessella.text.vocabulary import summarize_captions
+from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
+from tessella.training.budget import choose_preset, plan_training
+from tessella.training.checkpoint import load_latest_checkpoint
+from tessella.training.codes import Codes, Passes, prepare_codes
+from tessella.training.initialize import (
+    initialize_tokenizer,
+    initialize_transformer,
+    load_text_tokenizer,
+)
+from tessella.training.loop import (
+    CHECKPOINTS_FOLDER,
+    N,
+    Stage,
+    TrainingSettings,
+    create_accelerator,
+    train,
+)
+from tessella.training.model_card import CardFacts, write_card
+from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.stages import TokenizerStage, TransformerStage
-from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 
 FORMAT = 2
@@ -147,6 +152,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
 
     run = _Run(request, recipe, data, accelerator, console)
     run.train_tokenizer(model)
+    model = model.with_parts()  # the objective's codebook may be computed from its weights
     if accelerator.is_main_process:
         _write_report(request.out, console)
     if request.stage == "tokenizer":
@@ -189,8 +195,8 @@ class _Run:
         settings = self._recipe.tokenizer_training
         torch.manual_seed(self._request.seed)
         tokenizer = ImageTokenizer(self._recipe.tokenizer)
-        if settings.start_from is not None and not self._has_checkpoint("tokenizer"):
-            whole = start_tokenizer(tokenizer, settings.start_from)
+        if settings.init_from is not None and not self._has_checkpoint("tokenizer"):
+            whole = initialize_tokenizer(tokenizer, settings.init_from)
             if not whole and not settings.images:
                 raise ConfigError(
                     "A new decoder has to learn: `0` images. Set tokenizer_training.images."
@@ -214,9 +220,9 @@ class _Run:
 
     def _choose_palette(self, model: TextToImage) -> None:
         """Chooses the colours; in seconds, and the same ones each time, so nothing is saved."""
-        start = self._recipe.tokenizer_training.start_from
+        start = self._recipe.tokenizer_training.init_from
         if start is not None:
-            start_tokenizer(model.tokenizer, start)
+            initialize_tokenizer(model.tokenizer, start)
         else:
             images, seed = self._data.train, self._request.seed
             chosen = np.random.default_rng(seed).permutation(len(images))[:_PALETTE_IMAGES]
@@ -249,11 +255,11 @@ class _Run:
         transformer = create_transformer(
             self._recipe.objective, self._recipe.transformer, model.transformer.shape
         )
-        if settings.start_from is not None and not self._has_checkpoint("transformer"):
+        if settings.init_from is not None and not self._has_checkpoint("transformer"):
             codebook = None if settings.images else model.tokenizer.codebook
-            start_transformer(transformer, settings.start_from, codebook)
+            initialize_transformer(transformer, settings.init_from, codebook)
         stage = TransformerStage(
-            model.with_transformer(transformer), settings, self._data.sides, codes, captions
+            model.with_parts(transformer=transformer), settings, self._data.sides, codes, captions
         )
         parts = ("tokenizer", "text", "transformer", "objective")
         average = self._train(stage, settings, self._fingerprint(*parts))
@@ -335,10 +341,10 @@ def _require_what_is_named(recipe: Recipe) -> None:
         CheckpointError: a model to start from is not there.
     """
     ReconstructionLoss(recipe.tokenizer_training.loss)
-    if recipe.tokenizer_training.start_from is not None:
-        find_tokenizer(recipe.tokenizer_training.start_from)
-    if recipe.transformer_training.start_from is not None:
-        find_model(recipe.transformer_training.start_from)
+    if recipe.tokenizer_training.init_from is not None:
+        find_tokenizer(recipe.tokenizer_training.init_from)
+    if recipe.transformer_training.init_from is not None:
+        find_model(recipe.transformer_training.init_from)
 
 
 def _create_text_tokenizer(
@@ -347,7 +353,7 @@ def _create_text_tokenizer(
     """Learns a vocabulary or reads a frozen encoder, or takes the run's, or its start's."""
     if not is_new and (out / TEXT_FILE).exists():
         return load_text(out)
-    start = recipe.transformer_training.start_from
+    start = recipe.transformer_training.init_from
     if start is not None:
         return load_text_tokenizer(start, recipe.text.encoder)
     return create_text_encoder(recipe.text, data.train.all_captions())

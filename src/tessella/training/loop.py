@@ -6,7 +6,6 @@ at any moment and resumed ends in the same weights as one that was not.
 
 import abc
 import contextlib
-import dataclasses
 import datetime
 import math
 import statistics
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError, TessellaError
 from tessella.images import Pixels
-from tessella.pipeline import choose_device
+from tessella.model.folder import choose_device
 from tessella.training.checkpoint import (
     CheckpointState,
     flatten_optimizer,
@@ -43,7 +42,7 @@ from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 from tessella.training.reporting import Reporter
-from tessella.training.schedule import ImageOrder, learning_rate_share, step_seed
+from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _LOG_SECONDS = 10.0
@@ -55,8 +54,8 @@ class TrainingSettings(Settings):
 
     images: int = Field(200_000, ge=0)
     """Images seen in training, repetitions included; rounded up to whole batches. 0 keeps the
-    weights of `start_from` as they are."""
-    start_from: str | None = Field(None, min_length=1)
+    weights of `init_from` as they are."""
+    init_from: str | None = Field(None, min_length=1)
     """A model folder, a run's folder or a bundled model's name: the weights that this stage begins
     with, instead of random ones."""
     batch_size: int = Field(32, ge=1)
@@ -76,8 +75,8 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _something_to_start_from(self) -> Self:
-        if self.images == 0 and self.start_from is None:
-            raise ValueError("0 images leave random weights. Give images, or start_from")
+        if self.images == 0 and self.init_from is None:
+            raise ValueError("0 images leave random weights. Give images, or init_from")
         return self
 
 
@@ -337,7 +336,7 @@ class _TrainingState(Generic[N]):
     def step(self, batch: Sequence[Tensor]) -> StepResult:
         """Learns from one batch."""
         settings = self._settings
-        rate = learning_rate_share(
+        rate = learning_rate_multiplier(
             self.images_seen, settings.images, settings.warmup_images, settings.decay_fraction
         )
         self._optimizer.set_learning_rate(rate)
@@ -364,7 +363,7 @@ class _TrainingState(Generic[N]):
             images_seen=self.images_seen,
             step_images=settings.batch_size,
         )
-        return dataclasses.replace(result, metrics=metrics)
+        return StepResult(result.loss, metrics)
 
     def evaluate(self, stage: Stage[N], reporter: Reporter | None) -> None:
         """Measures the averaged network; only the first process, which has a reporter, does."""

@@ -131,7 +131,7 @@ def _describe_loss(recipe: Recipe) -> list[str]:
 
 def _describe_length(settings: TrainingSettings) -> str:
     """Says how many images were seen, and by what model before."""
-    start = settings.start_from
+    start = settings.init_from
     return f"{settings.images:,} images seen" + (
         f" after those of `{Path(start).name}`" if start else ""
     )

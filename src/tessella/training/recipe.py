@@ -9,8 +9,8 @@ from pydantic import field_validator
 from tessella.config import Settings, build, merge, parse_assignments, read_config
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError
-from tessella.objectives import AnyOrderSettings, GenerationSettings, ObjectiveSettings
-from tessella.pipeline import ModelConfig
+from tessella.model.folder import ModelConfig
+from tessella.objectives import GenerationSettings, ObjectiveSettings, PlainObjectiveSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
 from tessella.training.stages import TokenizerTrainingSettings, TransformerTrainingSettings
@@ -30,7 +30,7 @@ class Recipe(Settings):
     """How the image tokenizer trains."""
     transformer: TransformerSettings = TransformerSettings()
     """The transformer's size."""
-    objective: ObjectiveSettings = AnyOrderSettings()
+    objective: ObjectiveSettings = PlainObjectiveSettings()
     """What the transformer learns; `--set objective=latent_mse` names another."""
     transformer_training: TransformerTrainingSettings = TransformerTrainingSettings()
     """How the transformer trains."""

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tessella.files import write_text
 from tessella.images import Pixels, save_png
-from tessella.training.run_record import METRICS_FILE
+from tessella.runs.record import METRICS_FILE
 
 _SHOWN = ("loss", "psnr", "codes_used", "accuracy", "images_per_second")
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def learning_rate_share(
+def learning_rate_multiplier(
     images_seen: int, images: int, warmup_images: int, decay_fraction: float
 ) -> float:
     """Returns the share of the peak learning rate: up linearly, level, down linearly to 0.

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
-from tessella.evaluation.chosen import can_read
+from tessella.evaluation.eval_images import can_read
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import make_sheet, to_float
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 from tessella.objectives import Objective
-from tessella.pipeline import TextToImage
 from tessella.tokenizer import (
     AdversarialLoss,
     GeneratorLoss,
@@ -29,7 +30,6 @@ from tessella.tokenizer import (
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.training.loop import Companion, Evaluation, Stage, StepResult, TrainingSettings
 from tessella.training.text_features import CaptionReader
-from tessella.transformer import Transformer
 
 _MAX_VALIDATION_IMAGES = 512
 _VALIDATION_BATCH = 64
@@ -44,7 +44,7 @@ class TokenizerTrainingSettings(TrainingSettings):
     """What a good reconstruction is."""
     learn: Literal["all", "decoder"] = "all"
     """What learns: `all`, or the `decoder` alone, for an encoder and a codebook that were learned
-    before (`start_from`): their codes stay what they are."""
+    before (`init_from`): their codes stay what they are."""
     recompute: bool = False
     """Keeps less of each step in memory and computes it again for the gradients (activation
     checkpointing): for larger pictures, networks or batches."""
@@ -66,10 +66,10 @@ class TokenizerTrainingSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _decoder_of_something(self) -> "TokenizerTrainingSettings":
-        if self.learn == "decoder" and self.start_from is None:
+        if self.learn == "decoder" and self.init_from is None:
             raise ValueError(
                 "a decoder alone needs an encoder and a codebook that are learned. Set "
-                "tokenizer_training.start_from to a model folder"
+                "tokenizer_training.init_from to a model folder"
             )
         return self
 
@@ -297,25 +297,7 @@ class TokenizerStage(Stage[TokenizerLearner]):
         )
 
 
-class TransformerLearner(nn.Module):
-    """The transformer under an objective: text tokens and codes in, `StepResult` out."""
-
-    codebook: Tensor
-
-    def __init__(self, transformer: Transformer, objective: Objective, codebook: Tensor) -> None:
-        """Takes the transformer that learns and the codebook that does not."""
-        super().__init__()
-        self.transformer = transformer
-        self._objective = objective
-        self.register_buffer("codebook", codebook.detach().clone(), persistent=False)
-
-    def forward(self, text: Tensor, codes: Tensor) -> StepResult:
-        """Scores texts (B, T) or (B, T, F) and codes (B, h, w)."""
-        scored = self._objective.compute_loss(self.transformer, self.codebook, text, codes)
-        return StepResult(scored.loss, {"accuracy": scored.accuracy})
-
-
-class TransformerStage(Stage[TransformerLearner]):
+class TransformerStage(Stage[Objective]):
     """Stage 2: captions → codes."""
 
     name = "transformer"
@@ -337,11 +319,9 @@ class TransformerStage(Stage[TransformerLearner]):
             codes: (passes, N, h, w) of each side; one pass is drawn each time.
             captions: reads them quicker than the model's own text encoder.
         """
-        self.network = TransformerLearner(
-            model.transformer, model.objective, model.tokenizer.codebook
-        )
+        self.network = model.objective
         if settings.compile:
-            self.compiled = [*model.transformer.reading, *model.transformer.asking]
+            self.compiled = [*model.transformer.self_decoder, *model.transformer.cross_decoder]
         self.num_images = len(data["train"])
         self._model = model
         self._captions = captions or model.text_tokenizer
@@ -366,9 +346,7 @@ class TransformerStage(Stage[TransformerLearner]):
         codes = self._codes["train"]
         return self._batch(captions, codes[rng.integers(len(codes), size=len(indices)), indices])
 
-    def evaluate(
-        self, average: TransformerLearner, device: torch.device, images_seen: int
-    ) -> Evaluation:
+    def evaluate(self, average: Objective, device: torch.device, images_seen: int) -> Evaluation:
         """Scores held-out images with their first captions; paints those that can be read whole."""
         data, codes = self._data[self._held], self._codes[self._held][0]
         count = min(_MAX_VALIDATION_IMAGES, len(data))
@@ -383,10 +361,10 @@ class TransformerStage(Stage[TransformerLearner]):
                 for name, value in {"loss": result.loss, **result.metrics}.items():
                     share = len(batch[0]) / count
                     totals[name] = totals.get(name, 0.0) + share * value.item()
-        painter = self._model.with_transformer(average.transformer)
+        model = self._model.with_parts(transformer=average.transformer)
         readable = (caption for caption in captions if can_read(self._model, caption))
         prompts = list(islice(readable, _SHEET_PICTURES)) or [""]
-        pixels = painter.paint(prompts, seeds=range(len(prompts))).pixels
+        pixels = model.generate_images(enumerate_requests(prompts)).pixels
         sheet = make_sheet(pixels, columns=_SHEET_COLUMNS // 2, labels=prompts, scale=2)
         return Evaluation(totals, {"samples": sheet})
 

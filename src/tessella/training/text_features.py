@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from tessella.data.cache import CaptionedImages
-from tessella.evaluation.chosen import draw_indices
+from tessella.evaluation.eval_images import draw_indices
 from tessella.files import new_file, write_json
 from tessella.text import FrozenTextEncoder, TextEncoder
 from tessella.text.base import TrainingTokens

@@ -1,7 +1,7 @@
-"""Stage 2's network: text tokens and known codes → logits at the places that are asked."""
+"""Stage 2's network: text tokens and known codes → logits at the queried positions."""
 
+from tessella.transformer.kv_cache import KVCache
 from tessella.transformer.layers import Layer
-from tessella.transformer.memory import Memory
 from tessella.transformer.network import Transformer, TransformerSettings, TransformerShape
 
-__all__ = ["Layer", "Memory", "Transformer", "TransformerSettings", "TransformerShape"]
+__all__ = ["KVCache", "Layer", "Transformer", "TransformerSettings", "TransformerShape"]

@@ -1,4 +1,4 @@
-"""The transformer's layer: attention over remembered keys and values, then an MLP."""
+"""The transformer's layer: attention over given keys and values, then an MLP."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ Rotation = tuple[Tensor, Tensor]
 class Layer(nn.Module):
     """Attention and MLP, each normalised before and added to what came in.
 
-    Keys and values are made apart (`remember`), so that what was read once is kept: a reading
-    layer remembers its own input, an asking layer what the reading half has made.
+    Keys and values are projected apart (`project_kv`), so that they can be cached: a layer of the
+    self-decoder attends to its own input, one of the cross-decoder to what the first half made.
 
     Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442; rotary positions
     arXiv:2104.09864; the MLP's squared ReLU arXiv:2109.08668, which docs/log.md compares.
@@ -35,8 +35,8 @@ class Layer(nn.Module):
         nn.init.zeros_(self.attention_out.weight)
         nn.init.zeros_(self.mlp_out.weight)
 
-    def remember(self, normed: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
-        """Makes keys and values (B, heads, S, D / heads) of normalised rows (B, S, D)."""
+    def project_kv(self, normed: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """Projects keys and values (B, heads, S, D / heads) of normalised rows (B, S, D)."""
         keys, values = self.key_value(normed).chunk(2, dim=-1)
         return rotate(self.key_norm(self._split(keys)), rotation), self._split(values)
 
@@ -49,22 +49,22 @@ class Layer(nn.Module):
         mask: Tensor,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Updates rows by what they see.
+        """Updates rows by what they attend to.
 
         Args:
             hidden: (B, Q, D).
             normed: (B, Q, D), `attention_norm` of it.
             keys: (B, heads, S, D / heads).
             values: as keys.
-            mask: (B, 1, Q, S) bool, True where a row may look.
-            rotation: by the rows' places; None where they have none.
+            mask: (B, 1, Q, S) bool, True where a row may attend.
+            rotation: by the rows' positions; None where they have none.
 
         Returns:
             (B, Q, D).
         """
         queries = rotate(self.query_norm(self._split(self.query(normed))), rotation)
-        seen = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        hidden = hidden + self.dropout(self.attention_out(seen.transpose(1, 2).flatten(2)))
+        attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        hidden = hidden + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))
         update = self.mlp_out(functional.relu(self.mlp_in(self.mlp_norm(hidden))).square())
         updated: Tensor = hidden + self.dropout(update)
         return updated
@@ -86,7 +86,7 @@ def rotate(rows: Tensor, rotation: Rotation | None) -> Tensor:
 
 
 def compute_rotations(grid: tuple[int, int], size: int) -> Rotation:
-    """Computes the rotations of the places of a grid (h, w) for heads of a size.
+    """Computes the rotations of the positions of a grid (h, w) for heads of a size.
 
     The first half of a head's pairs turns with the row, the second with the column, each by
     frequencies from 1 down to almost 1/100: grids are small.
@@ -98,8 +98,8 @@ def compute_rotations(grid: tuple[int, int], size: int) -> Rotation:
         Rotary positions along two axes, section 3.2 of arXiv:2403.13298.
     """
     frequency = 100.0 ** -(torch.arange(size // 4) / (size // 4))
-    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))  # (N, 2)
-    angle = (places[:, :, None] * frequency).flatten(1)
+    positions = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))  # (N, 2)
+    angle = (positions[:, :, None] * frequency).flatten(1)
     return angle.cos(), angle.sin()
 
 

@@ -1,10 +1,11 @@
-"""text tokens + known codes → logits (B, Q, K) at the places that are asked.
+"""text tokens + known codes → logits (B, Q, K) at the positions that are queried.
 
-The first half of the layers reads: text tokens look at text only, codes at the text and at the
-codes before them. The second half asks: a learned vector plus the embedding of the asked place
-looks at what the reading half made of text and codes. Asked places do not see each other, so any
-number of them is asked at once; what was read stays in a `Memory` and is never read again.
-`fill` uses the same layers for one pass in which all places see each other.
+The first half of the layers is the self-decoder: text tokens attend to text, codes to the text and
+to the codes before them. The second half is the cross-decoder: a mask token plus the embedding of
+the queried position attends to the keys and values that the first half made of text and codes.
+Queried positions do not see each other, so any number is predicted at once; what was encoded stays
+in a `KVCache` and is never encoded again. `predict_masked` uses the same layers for one pass in
+which all positions see each other.
 
 Source: the two halves are ARPG's (arXiv:2503.10568).
 """
@@ -17,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tessella.config import Settings
+from tessella.transformer.kv_cache import KVCache, build_mask
 from tessella.transformer.layers import Layer, Rotation, compute_rotations
-from tessella.transformer.memory import Memory, append_rows, build_mask
 
 _EMBEDDING_STD = 0.1
 
@@ -29,11 +30,11 @@ class TransformerSettings(Settings):
     width: int = Field(128, ge=16)
     """Model width (D)."""
     depth: int = Field(4, ge=2, multiple_of=2)
-    """Layers; the first half reads text and codes, the second half answers."""
+    """Layers; the first half encodes text and codes, the second half predicts."""
     heads: int = Field(4, ge=1)
     """Attention heads; they divide the width."""
     dropout: float = Field(0.0, ge=0.0, lt=1.0, allow_inf_nan=False)
-    """Share of each layer's update that is dropped in training."""
+    """Fraction of each layer's update that is dropped in training."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerSettings":
@@ -62,13 +63,13 @@ class TransformerShape:
     text_features: int | None = None  # F, width of a frozen text encoder's features; None: tokens
 
     @property
-    def num_places(self) -> int:
-        """Places of a picture, N = h·w."""
+    def num_positions(self) -> int:
+        """Positions of a picture, N = h·w."""
         return self.grid[0] * self.grid[1]
 
 
 class Transformer(nn.Module):
-    """One transformer for every objective: read text, read codes, ask places, fill a picture."""
+    """One transformer for every objective: read text, read codes, ask positions, fill a picture."""
 
     rotation_cosine: Tensor
     rotation_sine: Tensor
@@ -86,13 +87,13 @@ class Transformer(nn.Module):
             self.text_embedding = nn.Linear(shape.text_features, width)
         self.text_position = nn.Embedding(shape.max_text_tokens, width)
         self.code_embedding = nn.Embedding(shape.codebook_size, width)
-        self.place_embedding = nn.Embedding(shape.num_places, width)
-        self.question = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Embedding(shape.num_positions, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
         half = settings.depth // 2
         size = (width, settings.heads, settings.dropout)
-        self.reading = nn.ModuleList(Layer(*size) for _ in range(half))
-        self.asking = nn.ModuleList(Layer(*size) for _ in range(half))
-        self.memory_norm = nn.LayerNorm(width, bias=False)
+        self.self_decoder = nn.ModuleList(Layer(*size) for _ in range(half))
+        self.cross_decoder = nn.ModuleList(Layer(*size) for _ in range(half))
+        self.kv_norm = nn.LayerNorm(width, bias=False)
         self.out_norm = nn.LayerNorm(width, bias=False)
         self.out = nn.Linear(width, shape.codebook_size)
         cosine, sine = compute_rotations(shape.grid, width // settings.heads)
@@ -104,11 +105,11 @@ class Transformer(nn.Module):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Lists the matrices inside the layers: what Muon trains."""
-        layers = [*self.reading, *self.asking]
+        layers = [*self.self_decoder, *self.cross_decoder]
         return [p for layer in layers for p in layer.parameters() if p.ndim > 1]
 
-    def read_text(self, text: Tensor) -> Memory:
-        """Reads texts, each of which looks at the whole of itself.
+    def encode_text(self, text: Tensor) -> KVCache:
+        """Encodes texts, each token attending to the whole of its own.
 
         Args:
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features of a frozen encoder
@@ -118,119 +119,110 @@ class Transformer(nn.Module):
         visible = text != self.shape.pad_id if is_tokens else (text != 0).any(-1)
         positions = torch.arange(text.shape[1], device=text.device)
         hidden = self.text_embedding(text) + self.text_position(positions)
-        return self._read(hidden, Memory((), (), visible), visible[:, None, None, :], None)
+        return self._append(hidden, KVCache((), (), visible), visible[:, None, None, :], None)
 
-    def read_codes(self, memory: Memory, codes: Tensor, places: Tensor) -> Memory:
-        """Reads codes (B, M) at places (B, M); each looks at the text and the codes up to itself.
+    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> KVCache:
+        """Encodes codes (B, M) at positions (B, M); each sees the text and the codes up to itself.
 
         Returns:
-            The memory lengthened by them. The one given stays as it is, but for the room that it
-            may have.
+            The cache lengthened by them. The one given stays as it is, but for spare capacity.
         """
-        if not codes.shape[1]:  # a picture of one place, in training
-            return memory
-        hidden = self.code_embedding(codes) + self.place_embedding(places)
-        total = memory.num_codes + codes.shape[1]
-        visible = torch.arange(memory.num_codes + 1, total + 1, device=codes.device)
-        longer = Memory(memory.keys, memory.values, memory.text_visible, total)
-        mask = build_mask(memory.text_visible, visible, total)
-        return self._read(hidden, longer, mask, self._rotate(places))
+        if not codes.shape[1]:  # a picture of one position, in training
+            return cache
+        hidden = self.code_embedding(codes) + self.position_embedding(positions)
+        total = cache.num_codes + codes.shape[1]
+        visible = torch.arange(cache.num_codes + 1, total + 1, device=codes.device)
+        longer = KVCache(cache.keys, cache.values, cache.text_visible, total)
+        mask = build_mask(cache.text_visible, visible, total)
+        return self._append(hidden, longer, mask, self._look_up_rotations(positions))
 
-    def ask(self, memory: Memory, places: Tensor, num_visible_codes: Tensor) -> Tensor:
-        """Asks which code belongs at each place.
+    def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
+        """Predicts which code belongs at each position.
 
         Args:
-            memory: what was read.
-            places: (B, Q) int64 in [0, N).
-            num_visible_codes: (Q,) int64, how many of the codes read each question may see.
+            cache: text and codes.
+            positions: (B, Q) int64 in [0, N).
+            num_visible_codes: (Q,) int64, how many of the cache's codes each query may see.
 
         Returns:
             (B, Q, K) logits.
         """
-        logits: Tensor = self.out(self.answer(memory, places, num_visible_codes))
+        logits: Tensor = self.out(self.decode_hidden(cache, positions, num_visible_codes))
         return logits
 
-    def answer(self, memory: Memory, places: Tensor, num_visible_codes: Tensor) -> Tensor:
-        """Asks as `ask` does; returns what the logits are made of, (B, Q, D) normalised."""
-        hidden = self.question + self.place_embedding(places)
-        mask = build_mask(memory.text_visible, num_visible_codes, memory.num_codes)
-        rotation, seen = self._rotate(places), memory.length
-        half = len(self.reading)
+    def decode_hidden(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
+        """Computes what `predict` makes its logits of: (B, Q, D), normalised."""
+        hidden = self.mask_token + self.position_embedding(positions)
+        mask = build_mask(cache.text_visible, num_visible_codes, cache.num_codes)
+        rotation, length = self._look_up_rotations(positions), cache.length
+        half = len(self.self_decoder)
         for layer, keys, values in zip(
-            _layers(self.asking), memory.keys[half:], memory.values[half:], strict=True
+            _layers(self.cross_decoder), cache.keys[half:], cache.values[half:], strict=True
         ):
             normed = layer.attention_norm(hidden)
-            hidden = layer(hidden, normed, keys[:, :, :seen], values[:, :, :seen], mask, rotation)
-        answered: Tensor = self.out_norm(hidden)
-        return answered
+            hidden = layer(
+                hidden, normed, keys[:, :, :length], values[:, :, :length], mask, rotation
+            )
+        normalised: Tensor = self.out_norm(hidden)
+        return normalised
 
-    def fill(self, memory: Memory, codes: Tensor, known: Tensor) -> Tensor:
-        """Predicts all places at once, each seeing the text and all places.
+    def predict_masked(self, cache: KVCache, codes: Tensor, known: Tensor) -> Tensor:
+        """Predicts all positions at once, each seeing the text and all positions.
 
         Args:
-            memory: of the text alone.
-            codes: (B, N) int64, looked at where `known`.
-            known: (B, N) bool; the other places show that they are unknown.
+            cache: of the text alone.
+            codes: (B, N) int64, read where `known`.
+            known: (B, N) bool; the other positions hold the mask token.
 
         Returns:
-            (B, N, K) logits of every place, known or not.
+            (B, N, K) logits of every position, known or not.
         """
-        places = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
-        shown = self.code_embedding(codes).where(known[..., None], self.question)
-        hidden = shown + self.place_embedding(places)
-        rotation = self._rotate(places)
-        everyone = torch.full_like(places[0], codes.shape[1])
-        mask = build_mask(memory.text_visible, everyone, codes.shape[1])
-        layers = [*_layers(self.reading), *_layers(self.asking)]
-        for layer, text_keys, text_values in zip(layers, memory.keys, memory.values, strict=True):
+        positions = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        embedded = self.code_embedding(codes).where(known[..., None], self.mask_token)
+        hidden = embedded + self.position_embedding(positions)
+        rotation = self._look_up_rotations(positions)
+        everything = torch.full_like(positions[0], codes.shape[1])
+        mask = build_mask(cache.text_visible, everything, codes.shape[1])
+        layers = [*_layers(self.self_decoder), *_layers(self.cross_decoder)]
+        for layer, text_keys, text_values in zip(layers, cache.keys, cache.values, strict=True):
             normed = layer.attention_norm(hidden)
-            keys, values = layer.remember(normed, rotation)
+            keys, values = layer.project_kv(normed, rotation)
             keys = torch.cat([text_keys, keys], dim=2)
             values = torch.cat([text_values, values], dim=2)
             hidden = layer(hidden, normed, keys, values, mask, rotation)
         logits: Tensor = self.out(self.out_norm(hidden))
         return logits
 
-    def _read(
-        self, hidden: Tensor, longer: Memory, mask: Tensor, rotation: Rotation | None
-    ) -> Memory:
-        """Sends rows (B, M, D) through the reading half; all that both halves need is kept.
+    def _append(
+        self, hidden: Tensor, longer: KVCache, mask: Tensor, rotation: Rotation | None
+    ) -> KVCache:
+        """Sends rows (B, M, D) through the self-decoder and caches keys and values of all layers.
 
         Args:
             hidden: the rows.
-            longer: what was read before, already counting them.
+            longer: the cache before, its length already counting them.
             mask: (B, 1, M, S) bool.
-            rotation: of the rows' places.
+            rotation: of the rows' positions.
         """
         keys: list[Tensor] = []
         values: list[Tensor] = []
         total = longer.length
-        before = total - hidden.shape[1]
-
-        def remember(layer: Layer, normed: Tensor) -> None:
-            key, value = layer.remember(normed, rotation)
-            if longer.keys:
-                index = len(keys)
-                key = append_rows(longer.keys[index], before, key)
-                value = append_rows(longer.values[index], before, value)
-            keys.append(key)
-            values.append(value)
-
-        for layer in _layers(self.reading):
+        for layer in _layers(self.self_decoder):
             normed = layer.attention_norm(hidden)
-            remember(layer, normed)
-            seen_keys, seen_values = keys[-1][:, :, :total], values[-1][:, :, :total]
-            hidden = layer(hidden, normed, seen_keys, seen_values, mask, rotation)
-        made = self.memory_norm(hidden)
-        for layer in _layers(self.asking):
-            remember(layer, made)
-        return Memory(tuple(keys), tuple(values), longer.text_visible, longer.num_codes)
+            longer.append_layer(keys, values, *layer.project_kv(normed, rotation))
+            hidden = layer(
+                hidden, normed, keys[-1][:, :, :total], values[-1][:, :, :total], mask, rotation
+            )
+        normed = self.kv_norm(hidden)
+        for layer in _layers(self.cross_decoder):
+            longer.append_layer(keys, values, *layer.project_kv(normed, rotation))
+        return KVCache(tuple(keys), tuple(values), longer.text_visible, longer.num_codes)
 
-    def _rotate(self, places: Tensor) -> Rotation:
-        """Looks up the rotations (B, 1, M, D / heads / 2) of places (B, M)."""
-        return self.rotation_cosine[places][:, None], self.rotation_sine[places][:, None]
+    def _look_up_rotations(self, positions: Tensor) -> Rotation:
+        """Looks up the rotations (B, 1, M, D / heads / 2) of positions (B, M)."""
+        return self.rotation_cosine[positions][:, None], self.rotation_sine[positions][:, None]
 
 
 def _layers(modules: nn.ModuleList) -> list[Layer]:
-    """Says to the type checker what a ModuleList holds."""
+    """Tells the type checker what a ModuleList holds."""
     return cast("list[Layer]", list(modules))

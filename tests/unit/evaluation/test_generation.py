@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tessella.errors import GenerationError
-from tessella.evaluation.chosen import ChosenImages, draw_indices
 from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
+from tessella.evaluation.eval_images import ChosenImages, draw_indices
 from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
 from tessella.images import Pixels
+from tessella.model.pipeline import GeneratedImages, Scores
 from tessella.objectives import ObjectiveLoss
-from tessella.pipeline import PaintedPixels, Scores
 
 SIZE = 4
 
@@ -38,7 +38,7 @@ class Colours:
         return torch.from_numpy(pixels.mean((1, 2)))
 
 
-class Painter:
+class Sampler:
     """Paints `gray N` as that shade, the first ones wrong; its loss is the mean of the codes."""
 
     device = torch.device("cpu")
@@ -53,11 +53,11 @@ class Painter:
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> PaintedPixels:
+    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> GeneratedImages:
         self.asked.append((list(prompts), list(seeds)))
         shades = [int(prompt.split()[1]) for prompt in prompts]
         made = [255 - s if i < self.wrong else s + 1 for i, s in enumerate(shades)]
-        return PaintedPixels(np.stack([draw(shade) for shade in made]), None)
+        return GeneratedImages(np.stack([draw(shade) for shade in made]), None)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         if any("long" in prompt for prompt in prompts):
@@ -106,19 +106,19 @@ def evaluate(painter: Any, images: ChosenImages = IMAGES, **changes: Any) -> Pai
 
 
 def test_captions_are_painted_once_each_with_their_number_as_seed() -> None:
-    painter = Painter()
+    painter = Sampler()
     made = evaluate(painter)
     chosen = draw_indices(len(SHADES), 10).tolist()
     assert painter.asked == [([IMAGES.captions[i] for i in chosen], list(range(10)))]
     assert list(made.prompts) == painter.asked[0][0]
     assert np.array_equal(made.real, IMAGES.pixels[chosen])
     assert np.array_equal(made.pixels, np.stack([draw(SHADES[i] + 1) for i in chosen]))
-    assert len(evaluate(Painter(), pictures=100).prompts) == len(SHADES)
+    assert len(evaluate(Sampler(), pictures=100).prompts) == len(SHADES)
 
 
 def test_the_sets_are_compared_with_the_real_pictures_of_the_same_captions() -> None:
     colours: Any = Colours()
-    made = evaluate(Painter(wrong=4), features=[colours], judge=colours)
+    made = evaluate(Sampler(wrong=4), features=[colours], judge=colours)
     # Each side's features are computed once, for all that is measured.
     assert [len(pixels) for pixels in colours.seen] == [10, 10]
     real, painted = colours.extract(made.real), colours.extract(made.pixels)
@@ -140,7 +140,7 @@ def test_the_sets_are_compared_with_the_real_pictures_of_the_same_captions() -> 
 
 
 def test_pictures_find_their_prompts_unless_they_are_wrong() -> None:
-    right, wrong = evaluate(Painter(), pmi_pictures=5), evaluate(Painter(wrong=2), pmi_pictures=5)
+    right, wrong = evaluate(Sampler(), pmi_pictures=5), evaluate(Sampler(wrong=2), pmi_pictures=5)
     for name in ("retrieval_by_features", "retrieval_by_pmi"):
         assert right.metrics[name].value == 1.0
     assert wrong.metrics["retrieval_by_features"].value == pytest.approx(0.8)
@@ -162,14 +162,14 @@ def test_clip_judges_if_it_is_given() -> None:
         def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
             return torch.eye(len(pixels))[:, : len(prompts)]
 
-    metric = evaluate(Painter(), clip=Judge()).metrics["retrieval_by_clip"]
+    metric = evaluate(Sampler(), clip=Judge()).metrics["retrieval_by_clip"]
     assert metric.value == 1.0
     assert metric.protocol.endswith("; cosine of picture and prompt, CLIP mine")
-    assert "retrieval_by_clip" not in evaluate(Painter()).metrics
+    assert "retrieval_by_clip" not in evaluate(Sampler()).metrics
 
 
 def test_an_objective_without_likelihood_says_so() -> None:
-    class Silent(Painter):
+    class Silent(Sampler):
         def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
             raise GenerationError("The objective has no likelihood.")
 
@@ -180,7 +180,7 @@ def test_an_objective_without_likelihood_says_so() -> None:
 
 def test_equal_captions_leave_retrieval_out() -> None:
     same = ChosenImages(IMAGES.pixels, ["gray 50"] * len(SHADES), "mine")
-    made = evaluate(Painter(), same, pmi_pictures=5)
+    made = evaluate(Sampler(), same, pmi_pictures=5)
     for name in ("retrieval_by_features", "retrieval_by_pmi"):
         assert made.left_out[name] == "It takes at least two different captions."
         assert name not in made.metrics
@@ -196,7 +196,7 @@ def test_copies_and_the_loss_gap_by_hand() -> None:
     chosen = draw_indices(len(SHADES), 10).tolist()
     copied = [SHADES[chosen[3]] + 1, SHADES[chosen[7]] + 1]
     training: Any = Training([*(shade + 5 for shade in SHADES), *copied])
-    made = evaluate(Painter(), training=training, pictures=10)
+    made = evaluate(Sampler(), training=training, pictures=10)
     assert "training picture than 1.414, percentile 1" in made.metrics["copy_rate"].protocol
     assert made.metrics["copy_rate"].value == pytest.approx(0.2)
     protocol = made.metrics["copy_rate"].protocol
@@ -224,19 +224,19 @@ def test_copies_and_the_loss_gap_by_hand() -> None:
 
 def test_what_is_missing_is_left_out_with_the_reason() -> None:
     made = evaluate(
-        Painter(), features=[], judge=None, no_judge="No weights.", no_training="No pictures."
+        Sampler(), features=[], judge=None, no_judge="No weights.", no_training="No pictures."
     )
     assert made.metrics == {}
     losses = dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), "No pictures.")
     reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No weights."}
     assert made.left_out == reasons | losses
     assert made.pairs == []
-    with_judge = evaluate(Painter(), no_training="No pictures.")
+    with_judge = evaluate(Sampler(), no_training="No pictures.")
     assert with_judge.left_out == losses | {"copy_rate": "No pictures."}
 
 
 def test_few_pictures_make_no_set() -> None:
-    made = evaluate(Painter(), pictures=3)
+    made = evaluate(Sampler(), pictures=3)
     kinds = ("fid", "kid", "precision", "recall")
     for name in (f"painted_{kind}_colours-mean" for kind in kinds):
         assert made.left_out[name] == "It takes at least 4 pictures."
@@ -244,8 +244,8 @@ def test_few_pictures_make_no_set() -> None:
 
 def test_captions_that_are_too_long_are_not_painted() -> None:
     captions = [c if i % 2 else f"long {c}" for i, c in enumerate(IMAGES.captions)]
-    made = evaluate(Painter(), replace(IMAGES, captions=captions), pictures=24)
+    made = evaluate(Sampler(), replace(IMAGES, captions=captions), pictures=24)
     assert list(made.prompts) == captions[1::2]
-    none = evaluate(Painter(), replace(IMAGES, captions=["long"] * len(SHADES)))
+    none = evaluate(Sampler(), replace(IMAGES, captions=["long"] * len(SHADES)))
     assert none.left_out == {"painted": "No caption is short enough for the model."}
     assert len(none.pixels) == 0

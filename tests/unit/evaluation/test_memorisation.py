@@ -15,7 +15,7 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import GenerationError
 from tessella.evaluation import memorisation
-from tessella.evaluation.chosen import ChosenImages, draw_indices
+from tessella.evaluation.eval_images import ChosenImages, draw_indices
 from tessella.evaluation.memorisation import (
     Pair,
     make_pairs_sheet,

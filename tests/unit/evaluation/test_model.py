@@ -24,8 +24,8 @@ from tessella.evaluation.model import (
 )
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels
+from tessella.model.pipeline import GeneratedImages
 from tessella.objectives import ObjectiveLoss
-from tessella.pipeline import PaintedPixels
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 
 SIZE = 32
@@ -49,7 +49,7 @@ class Identity(ImageTokenizer):
         return self.seen
 
 
-class Painter:
+class Sampler:
     """A model that paints every scene as asked, or all but the first ones."""
 
     device = torch.device("cpu")
@@ -63,13 +63,13 @@ class Painter:
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> PaintedPixels:
+    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> GeneratedImages:
         self.asked.append((list(prompts), list(seeds)))
         pixels = np.zeros((len(prompts), SIZE, SIZE, 3), dtype=np.uint8)
         for place, prompt in enumerate(prompts):
             if prompt.startswith("a ") and place >= self.wrong:
                 pixels[place] = draw_scene(parse_caption(prompt), SIZE)
-        return PaintedPixels(pixels, None)
+        return GeneratedImages(pixels, None)
 
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         if any(len(prompt.split()) > self.longest for prompt in prompts):
@@ -111,7 +111,7 @@ def _small_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> None:
-    painter: Any = Painter()
+    painter: Any = Sampler()
     made = evaluate_model(painter, scenes32)
     count = len(scenes32.validation)
     assert made.metrics["all_correct_seen_pairs"].value == 1.0
@@ -131,7 +131,7 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
 
 
 def test_the_plan_knows_how_many_pictures_it_paints(scenes32: PreparedData) -> None:
-    painter: Any = Painter()
+    painter: Any = Sampler()
     evaluate_model(painter, scenes32)
     painted = sum(len(prompts) for prompts, _ in painter.asked)
     assert count_pictures(scenes32) == painted == len(scenes32.validation) + 24
@@ -151,7 +151,7 @@ def test_with_weights_the_plan_counts_what_squeezenet_looks_at(
         return extract(self, pixels)
 
     monkeypatch.setattr(FeatureExtractor, "extract", count)
-    painter: Any = Painter()
+    painter: Any = Sampler()
     made = evaluate_model(painter, scenes32)
     assert looked_at == 5 + 5 + 7
     painted = sum(len(prompts) for prompts, _ in painter.asked)
@@ -171,13 +171,13 @@ def test_weights_that_are_damaged_do_not_cost_a_finished_model(
 ) -> None:
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "broken.npz"))
-    made = evaluate_model(Painter(), scenes32)  # type: ignore[arg-type]
+    made = evaluate_model(Sampler(), scenes32)  # type: ignore[arg-type]
     assert made.painted.left_out["copy_rate"].startswith("Cannot read the weights: ")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_wrong_pictures_are_counted(held_out: bool) -> None:
-    painter: Any = Painter(wrong=3)
+    painter: Any = Sampler(wrong=3)
     made = measure_scene_accuracy(painter, 12, held_out=held_out, seed=4)
     assert made.value == pytest.approx(9 / 12)
     kind = "held-out" if held_out else "seen"
@@ -191,7 +191,7 @@ def test_other_pictures_have_no_scene_metrics(
     scenes32: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_parse_scenes", lambda _: None)
-    made = evaluate_model(Painter(), scenes32)  # type: ignore[arg-type]
+    made = evaluate_model(Sampler(), scenes32)  # type: ignore[arg-type]
     assert set(made.metrics) == {
         "reconstruction_psnr",
         "reconstruction_ssim",
@@ -207,7 +207,7 @@ def test_other_pictures_have_no_scene_metrics(
 def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
     settings = DataSettings(image_size=SIZE, validation_fraction=0.0, workers=1)
     data = prepare(["scenes:5"], settings, tmp_path / "data")
-    made = evaluate_model(Painter(), data)  # type: ignore[arg-type]
+    made = evaluate_model(Sampler(), data)  # type: ignore[arg-type]
     protocol = made.metrics["reconstruction_psnr"].protocol
     assert protocol == "dB, mean over the first 5 train images"
     # What it learned from says nothing about what it did not.
@@ -217,7 +217,7 @@ def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
 # A model that can read none of its data's captions was trained to the end, and lost there: there
 # were no pictures for its sheet, and the scenes' prompts were refused.
 def test_captions_that_are_too_long_do_not_cost_a_finished_model(scenes32: PreparedData) -> None:
-    painter: Any = Painter()
+    painter: Any = Sampler()
     painter.longest = 3
     made = evaluate_model(painter, scenes32)
     assert made.prompts == [""]
@@ -232,7 +232,7 @@ def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
     torch.manual_seed(0)
     squeezenet = SqueezeNet().eval().requires_grad_(False)
     features = [FeatureExtractor("squeezenet-conv1", squeezenet, "conv1")]
-    painter: Any = Painter()
+    painter: Any = Sampler()
     images = read_images(scenes32.train, [5, 0, 7, 2], "four of mine")
     assert images.captions[1] == scenes32.train.captions(0)[0]
     assert np.array_equal(images.pixels[0], scenes32.train.pixels(5)[0])

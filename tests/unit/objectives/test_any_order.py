@@ -1,4 +1,4 @@
-"""What `any_order` and `autoregressive` learn, one question at a time."""
+"""What `any_order` and `autoregressive` learn, one mask_token at a time."""
 
 import itertools
 from typing import Any
@@ -22,15 +22,15 @@ RASTER = torch.arange(N).expand(3, -1)
 
 
 class Watched(Transformer):
-    """A transformer that keeps the places that it was asked."""
+    """A transformer that keeps the positions that it was asked."""
 
     def __init__(self) -> None:
         super().__init__(TransformerSettings(width=16, depth=2, heads=2), SHAPE)
         self.asked: list[Tensor] = []
 
-    def ask(self, memory: Any, places: Tensor, num_visible_codes: Tensor) -> Tensor:
-        self.asked.append(places)
-        return super().ask(memory, places, num_visible_codes)
+    def predict(self, cache: Any, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
+        self.asked.append(positions)
+        return super().predict(cache, positions, num_visible_codes)
 
 
 def create() -> Watched:
@@ -47,7 +47,7 @@ TRANSFORMER = create()
 
 @pytest.mark.parametrize("objective", [AnyOrder(), Autoregressive()], ids=lambda o: o.name)
 def test_the_loss_is_every_question_asked_by_itself(objective: Objective) -> None:
-    """Brute force: for each place a fresh reading of the text and of the codes before it."""
+    """Brute force: for each position a fresh reading of the text and of the codes before it."""
     transformer = create()
     made = objective.compute_loss(transformer, torch.zeros(K, 2), TEXT, CODES)
     [order] = transformer.asked
@@ -59,14 +59,14 @@ def test_the_loss_is_every_question_asked_by_itself(objective: Objective) -> Non
 
     flat, losses, right = CODES.flatten(1), [], 0
     for picture, index in itertools.product(range(3), range(N)):
-        memory = transformer.read_text(TEXT[picture : picture + 1])
-        for place in order[picture, :index].tolist():
-            code = flat[picture, place].reshape(1, 1)
-            memory = transformer.read_codes(memory, code, torch.tensor([[place]]))
-        place = int(order[picture, index])
-        [[logits]] = transformer.ask(memory, torch.tensor([[place]]), torch.tensor([index]))
-        losses.append(functional.cross_entropy(logits, flat[picture, place]))
-        right += int(logits.argmax() == flat[picture, place])
+        cache = transformer.encode_text(TEXT[picture : picture + 1])
+        for position in order[picture, :index].tolist():
+            code = flat[picture, position].reshape(1, 1)
+            cache = transformer.append_codes(cache, code, torch.tensor([[position]]))
+        position = int(order[picture, index])
+        [[logits]] = transformer.predict(cache, torch.tensor([[position]]), torch.tensor([index]))
+        losses.append(functional.cross_entropy(logits, flat[picture, position]))
+        right += int(logits.argmax() == flat[picture, position])
     assert made.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert made.accuracy.item() == pytest.approx(right / (3 * N))
 
@@ -84,7 +84,7 @@ def test_a_fresh_order_each_time() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, N - 1), st.integers(1, K - 1), st.integers(0, 99))
 def test_a_code_changes_no_logit_before_it(changed: int, by: int, seed: int) -> None:
-    """In raster order: the logits of the places up to the changed one stay, those after it move."""
+    """In raster order: the logits of the positions up to the changed one stay, those after it move."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(K, (3, N), generator=generator)
     others = codes.clone()
@@ -98,8 +98,8 @@ def test_a_code_changes_no_logit_before_it(changed: int, by: int, seed: int) -> 
 
 
 def test_a_picture_of_one_place() -> None:
-    """Nothing was laid before the only code: it is known by the text alone."""
-    places, code = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([[1], [2], [3]])
-    made = predict_in_order(TRANSFORMER, TEXT, code, places)
-    expected = TRANSFORMER.ask(TRANSFORMER.read_text(TEXT), places, torch.tensor([0]))
+    """Nothing was is_decoded before the only code: it is known by the text alone."""
+    positions, code = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([[1], [2], [3]])
+    made = predict_in_order(TRANSFORMER, TEXT, code, positions)
+    expected = TRANSFORMER.predict(TRANSFORMER.encode_text(TEXT), positions, torch.tensor([0]))
     torch.testing.assert_close(made, expected)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from tessella.errors import ConfigError, GenerationError, ShapeError
 from tessella.objectives import (
-    GenerationRequest,
+    GenerationBatch,
     GenerationSettings,
     LatentMSE,
     Objective,
     SharedLatent,
 )
-from tessella.objectives.base import compute_accuracy, gather_log_probability, to_painted
+from tessella.objectives.base import compute_accuracy, gather_log_probability, to_generated
 
 
 @pytest.mark.parametrize(
@@ -52,19 +52,19 @@ def test_settings_that_cannot_be(changes: dict[str, object], said: str) -> None:
         GenerationSettings().replace(**changes)
 
 
-def request(**known: Any) -> GenerationRequest:
+def request(**known: Any) -> GenerationBatch:
     text = torch.tensor([[1, 2]])
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationRequest(text, text, rows, rows, [1, 2], GenerationSettings(), **known)
+    return GenerationBatch(text, text, rows, rows, [1, 2], GenerationSettings(), **known)
 
 
-def places(*rows: list[int]) -> Tensor:
+def positions(*rows: list[int]) -> Tensor:
     return torch.tensor(rows).bool()
 
 
 def test_what_is_known_may_lie_anywhere() -> None:
     codes = torch.zeros(2, 3, dtype=torch.int64)
-    for known in (places([0, 0, 0], [0, 0, 0]), places([1, 0, 1], [0, 1, 1])):
+    for known in (positions([0, 0, 0], [0, 0, 0]), positions([1, 0, 1], [0, 1, 1])):
         assert request(known=known, known_codes=codes).known is known
 
 
@@ -72,16 +72,16 @@ def test_what_is_known_may_lie_anywhere() -> None:
     ("known", "codes", "said"),
     [
         (
-            places([1, 0, 1], [0, 0, 1]),
+            positions([1, 0, 1], [0, 0, 1]),
             torch.zeros(2, 3).long(),
-            r"must know equally many places: `\[2, 1\]`. Generate them one after the other.",
+            r"must know equally many positions: `\[2, 1\]`. Generate them one after the other.",
         ),
         (
-            places([1, 0, 1], [0, 0, 1]),
+            positions([1, 0, 1], [0, 0, 1]),
             torch.zeros(2, 4).long(),
             r"must have one shape \(B, N\): `\(2, 3\)` and `\(2, 4\)`.",
         ),
-        (places([1], [1]), None, "`known` and `known_codes` belong together: one is missing."),
+        (positions([1], [1]), None, "`known` and `known_codes` belong together: one is missing."),
         (None, torch.zeros(2, 3).long(), "`known` and `known_codes` belong together"),
     ],
 )
@@ -111,7 +111,7 @@ def test_accuracy_and_log_probability_by_hand() -> None:
 
 def test_codes_are_looked_up_row_by_row() -> None:
     codebook = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    painted = to_painted(torch.tensor([[0, 1, 2, 2, 1, 0]]), codebook, (2, 3))
+    painted = to_generated(torch.tensor([[0, 1, 2, 2, 1, 0]]), codebook, (2, 3))
     assert painted.codes is not None
     assert painted.codes.tolist() == [[[0, 1, 2], [2, 1, 0]]]
     assert painted.latent.tolist() == [

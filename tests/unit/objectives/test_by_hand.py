@@ -1,4 +1,4 @@
-"""Generation worked out by itself: which places come when, and what their codes are made of."""
+"""Generation worked out by itself: which positions come when, and what their codes are made of."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from tessella.objectives import (
     AnyOrder,
     Autoregressive,
-    GenerationRequest,
+    GenerationBatch,
     GenerationSettings,
     GenerationStep,
     Masked,
     Objective,
 )
-from tessella.objectives.sampling import guide, halton_order, split_places
+from tessella.objectives.sampling import guide, halton_order, split_positions
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 K, GRID = 7, (3, 4)
@@ -41,7 +41,7 @@ def watch_steps(objective: Objective, **changes: Any) -> list[GenerationStep]:
     """Generates two pictures of one prompt, without chance but for the order."""
     rows, seen = torch.zeros(2, dtype=torch.int64), list[GenerationStep]()
     settings = GenerationSettings(temperature=0.0, confidence_temperature=0.0).replace(**changes)
-    asked = GenerationRequest(TEXT, NEGATIVE, rows, rows, [1, 2], settings)
+    asked = GenerationBatch(TEXT, NEGATIVE, rows, rows, [1, 2], settings)
     objective.generate(TRANSFORMER, torch.zeros(K, 2), GRID, asked, seen.append)
     return seen
 
@@ -53,7 +53,7 @@ def test_halton_lays_its_first_places_first(objective: Objective) -> None:
     for count, step in enumerate(seen, start=1):
         expected = torch.zeros(N, dtype=torch.bool)
         expected[halton_order(*GRID)[:count]] = True
-        assert torch.equal(step.laid, expected.expand(2, -1))
+        assert torch.equal(step.is_decoded, expected.expand(2, -1))
 
 
 @pytest.mark.parametrize(
@@ -62,22 +62,22 @@ def test_halton_lays_its_first_places_first(objective: Objective) -> None:
     ids=["any_order", "autoregressive"],
 )
 def test_later_codes_know_the_earlier_ones(objective: Objective, order: list[int]) -> None:
-    """One place a step is the chain of likeliest codes."""
+    """One position a step is the chain of likeliest codes."""
     painted = watch_steps(objective, order="halton", steps=N)[-1].codes
-    memory, expected = TRANSFORMER.read_text(TEXT), {}
-    for index, place in enumerate(order):
-        here = torch.tensor([[place]])
-        code = TRANSFORMER.ask(memory, here, torch.tensor([index])).argmax(-1)
-        expected[place] = code.item()
-        memory = TRANSFORMER.read_codes(memory, code, here)
-    assert painted.tolist() == [[expected[place] for place in range(N)]] * 2
+    cache, expected = TRANSFORMER.encode_text(TEXT), {}
+    for index, position in enumerate(order):
+        here = torch.tensor([[position]])
+        code = TRANSFORMER.predict(cache, here, torch.tensor([index])).argmax(-1)
+        expected[position] = code.item()
+        cache = TRANSFORMER.append_codes(cache, code, here)
+    assert painted.tolist() == [[expected[position] for position in range(N)]] * 2
 
 
 @ORDERED
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_surest_are_laid_first(objective: Objective, schedule: str, scale: float) -> None:
-    """Each step lays the likeliest codes at the places that are surest of them.
+    """Each step lays the likeliest codes at the positions that are surest of them.
 
     `masked` fills the picture from what is known, `any_order` reads what is known and asks.
     """
@@ -90,37 +90,40 @@ def test_the_surest_are_laid_first(objective: Objective, schedule: str, scale: f
         guidance_schedule="linear",
     )
     codes, known = torch.zeros(1, N, dtype=torch.int64), torch.zeros(1, N, dtype=torch.bool)
-    laid: list[int] = []
+    is_decoded: list[int] = []
 
     def predict(text: Tensor) -> Tensor:
-        memory = TRANSFORMER.read_text(text)
+        cache = TRANSFORMER.encode_text(text)
         if objective.name == "masked":
-            return TRANSFORMER.fill(memory, codes, known)[0]
-        order = torch.tensor([laid], dtype=torch.int64)
-        memory = TRANSFORMER.read_codes(memory, codes.gather(1, order), order)
-        return TRANSFORMER.ask(memory, torch.arange(N)[None], torch.full((N,), len(laid)))[0]
+            return TRANSFORMER.predict_masked(cache, codes, known)[0]
+        order = torch.tensor([is_decoded], dtype=torch.int64)
+        cache = TRANSFORMER.append_codes(cache, codes.gather(1, order), order)
+        return TRANSFORMER.predict(cache, torch.arange(N)[None], torch.full((N,), len(is_decoded)))[
+            0
+        ]
 
-    for index, size in enumerate(split_places(N, 4, schedule)):
+    for index, size in enumerate(split_positions(N, 4, schedule)):
         ramped = 1 + (scale - 1) * (index + 1) / 4
         logits = guide(predict(TEXT), predict(NEGATIVE), ramped)
         sure, likeliest = logits.softmax(-1).max(-1)
         chosen = sure.masked_fill(known[0], -1).topk(size).indices.sort().values
         codes[0, chosen], known[0, chosen] = likeliest[chosen], True
-        laid.extend(chosen.tolist())
-        assert torch.equal(seen[index].laid, known.expand(2, -1))
+        is_decoded.extend(chosen.tolist())
+        assert torch.equal(seen[index].is_decoded, known.expand(2, -1))
         assert torch.equal(seen[index].codes, codes.expand(2, -1))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_each_masked_step_is_one_filling(scale: float) -> None:
-    """In Halton's order: the likeliest codes, given all that were laid before."""
+    """In Halton's order: the likeliest codes, given all that were is_decoded before."""
     seen = watch_steps(Masked(), order="halton", steps=5, guidance_scale=scale)
     codes, known = torch.zeros(1, N, dtype=torch.int64), torch.zeros(1, N, dtype=torch.bool)
-    sets = halton_order(*GRID).split(split_places(N, 5))
-    for step, places in zip(seen, sets, strict=True):
+    sets = halton_order(*GRID).split(split_positions(N, 5))
+    for step, positions in zip(seen, sets, strict=True):
         filled, without = (
-            TRANSFORMER.fill(TRANSFORMER.read_text(text), codes, known) for text in (TEXT, NEGATIVE)
+            TRANSFORMER.predict_masked(TRANSFORMER.encode_text(text), codes, known)
+            for text in (TEXT, NEGATIVE)
         )
         likeliest = guide(filled, without, scale).argmax(-1)
-        codes[0, places], known[0, places] = likeliest[0, places], True
+        codes[0, positions], known[0, positions] = likeliest[0, positions], True
         assert torch.equal(step.codes, codes.expand(2, -1))

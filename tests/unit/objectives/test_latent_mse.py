@@ -7,38 +7,38 @@ import torch
 from torch import Tensor, nn
 
 from tessella.objectives import (
-    GenerationRequest,
+    GenerationBatch,
     GenerationSettings,
     GenerationStep,
     LatentMSE,
 )
-from tessella.transformer import Memory, TransformerShape
+from tessella.transformer import KVCache, TransformerShape
 
 CODEBOOK = torch.tensor([[0.0], [4.0], [8.0]])
 
 
 class Fixed(nn.Module):
-    """A transformer of two places and three codes that always answers the same."""
+    """A transformer of two positions and three codes that always answers the same."""
 
     shape = TransformerShape(4, 4, 0, codebook_size=3, grid=(1, 2), code_width=1)
 
-    def read_text(self, text: Tensor) -> Memory:
-        return Memory((), (), text != 0)
+    def encode_text(self, text: Tensor) -> KVCache:
+        return KVCache((), (), text != 0)
 
-    def ask(self, memory: Memory, places: Tensor, visible: Tensor) -> Tensor:
-        assert places.tolist() == [[0, 1]] * len(places)
+    def predict(self, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
+        assert positions.tolist() == [[0, 1]] * len(positions)
         assert visible.tolist() == [0, 0]
         logits = torch.tensor([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]]).log()
-        return logits.expand(len(places), -1, -1)
+        return logits.expand(len(positions), -1, -1)
 
 
 FIXED: Any = Fixed()
 TEXT = torch.tensor([[1, 2]])
 
 
-def request(**known: Tensor) -> GenerationRequest:
+def request(**known: Tensor) -> GenerationBatch:
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationRequest(TEXT, TEXT, rows, rows, [1, 2], GenerationSettings(), **known)
+    return GenerationBatch(TEXT, TEXT, rows, rows, [1, 2], GenerationSettings(), **known)
 
 
 def test_the_loss_and_the_picture() -> None:
@@ -65,7 +65,7 @@ def test_autocast_does_not_coarsen_the_expected_latent() -> None:
 
 
 def test_known_places_have_the_latent_of_their_codes() -> None:
-    """Whoever watches sees them too; once the likeliest codes were shown in their places."""
+    """Whoever watches sees them too; once the likeliest codes were shown in their positions."""
     seen: list[GenerationStep] = []
     known = torch.tensor([[True, False], [False, True]])
     asked = request(known=known, known_codes=torch.tensor([[2, -1], [-1, 1]]))
@@ -73,4 +73,4 @@ def test_known_places_have_the_latent_of_their_codes() -> None:
     assert painted.latent.tolist() == [[[[8.0, 0.0]]], [[[4.0, 4.0]]]]
     [step] = seen
     assert step.codes.tolist() == [[2, 0], [1, 1]]
-    assert step.laid.all()
+    assert step.is_decoded.all()

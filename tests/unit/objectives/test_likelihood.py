@@ -53,24 +53,24 @@ def test_autoregressive_by_hand() -> None:
     """The chain rule, code by code."""
     codes, total = torch.tensor([2, 0, 1, 2]), 0.0
     for index in range(N):
-        memory = TRANSFORMER.read_text(TEXT[:1])
-        memory = TRANSFORMER.read_codes(memory, codes[None, :index], torch.arange(index)[None])
-        [[logits]] = TRANSFORMER.ask(memory, torch.tensor([[index]]), torch.tensor([index]))
+        cache = TRANSFORMER.encode_text(TEXT[:1])
+        cache = TRANSFORMER.append_codes(cache, codes[None, :index], torch.arange(index)[None])
+        [[logits]] = TRANSFORMER.predict(cache, torch.tensor([[index]]), torch.tensor([index]))
         total += logits.softmax(0)[codes[index]].log().item()
     made = score(Autoregressive(), codes.view(1, 2, 2))
     assert made.item() == pytest.approx(total, abs=1e-4)
 
 
 def test_parallel_by_hand() -> None:
-    codes, places = torch.tensor([2, 0, 1, 2]), torch.arange(N)[None]
-    memory = TRANSFORMER.read_text(TEXT[:1])
-    [shares] = TRANSFORMER.ask(memory, places, torch.zeros(N, dtype=torch.int64)).softmax(-1)
+    codes, positions = torch.tensor([2, 0, 1, 2]), torch.arange(N)[None]
+    cache = TRANSFORMER.encode_text(TEXT[:1])
+    [shares] = TRANSFORMER.predict(cache, positions, torch.zeros(N, dtype=torch.int64)).softmax(-1)
     expected = shares[torch.arange(N), codes].log().sum().item()
     assert score(Parallel(), codes.view(1, 2, 2)).item() == pytest.approx(expected, abs=1e-4)
 
 
 def draw_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every permutation of the places in turn, instead of chance."""
+    """Every permutation of the positions in turn, instead of chance."""
     turns = itertools.cycle(itertools.permutations(range(N)))
     monkeypatch.setattr(torch, "randperm", lambda count, generator: torch.tensor(next(turns)))
 
@@ -79,9 +79,9 @@ def test_any_order_is_the_mean_over_orders(monkeypatch: pytest.MonkeyPatch) -> N
     """And by Jensen's inequality below the likelihood of their mixture."""
     codes, along = EVERY_PICTURE[50], []
     for order in itertools.permutations(range(N)):
-        places = torch.tensor([order])
-        ordered = codes.flatten()[places]
-        shares = predict_in_order(TRANSFORMER, TEXT[:1], ordered, places).softmax(-1)
+        positions = torch.tensor([order])
+        ordered = codes.flatten()[positions]
+        shares = predict_in_order(TRANSFORMER, TEXT[:1], ordered, positions).softmax(-1)
         along.append(shares[0, torch.arange(N), ordered[0]].log().sum())
     draw_every_order(monkeypatch)
     made = score(AnyOrder(), codes[None], num_orders=24)
@@ -92,16 +92,16 @@ def test_any_order_is_the_mean_over_orders(monkeypatch: pytest.MonkeyPatch) -> N
 def test_masked_is_the_mean_over_orders_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound over maskings against its other form, code after code along every order.
 
-    Each number of hidden places with each permutation: what the estimate is in expectation.
+    Each number of hidden positions with each permutation: what the estimate is in expectation.
     """
     codes, along = EVERY_PICTURE[50].flatten(), []
-    memory = TRANSFORMER.read_text(TEXT[:1])
+    cache = TRANSFORMER.encode_text(TEXT[:1])
     for order in itertools.permutations(range(N)):
         known, total = torch.zeros(1, N, dtype=torch.bool), 0.0
-        for place in order:
-            shares = TRANSFORMER.fill(memory, codes[None], known).softmax(-1)
-            total += shares[0, place, codes[place]].log().item()
-            known[0, place] = True
+        for position in order:
+            shares = TRANSFORMER.predict_masked(cache, codes[None], known).softmax(-1)
+            total += shares[0, position, codes[position]].log().item()
+            known[0, position] = True
         along.append(total)
     draw_every_order(monkeypatch)
     made = score(Masked(), codes.view(1, 2, 2), num_orders=N * 24)

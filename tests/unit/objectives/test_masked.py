@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError
 from tessella.objectives import Masked, MaskedSettings
-from tessella.transformer import Memory, TransformerShape
+from tessella.transformer import KVCache, TransformerShape
 
 N, K = 8, 5
 
 
 class Spy(nn.Module):
-    """A transformer that keeps what was hidden and answers by place."""
+    """A transformer that keeps what was hidden and answers by position."""
 
     shape = TransformerShape(4, 4, 0, codebook_size=K, grid=(2, 4), code_width=1)
 
@@ -25,10 +25,10 @@ class Spy(nn.Module):
         self.logits = torch.randn(N, K, generator=torch.Generator().manual_seed(1))
         self.known: list[Tensor] = []
 
-    def read_text(self, text: Tensor) -> Memory:
-        return Memory((), (), text != 0)
+    def encode_text(self, text: Tensor) -> KVCache:
+        return KVCache((), (), text != 0)
 
-    def fill(self, memory: Memory, codes: Tensor, known: Tensor) -> Tensor:
+    def predict_masked(self, cache: KVCache, codes: Tensor, known: Tensor) -> Tensor:
         self.known.append(known)
         return self.logits.expand(len(codes), -1, -1)
 
@@ -49,9 +49,9 @@ def test_the_loss_is_of_what_is_hidden_and_each_picture_counts_alike() -> None:
     losses = [
         torch.stack(
             [
-                functional.cross_entropy(logits[place], codes[picture, place])
-                for place in range(N)
-                if hidden[picture, place]
+                functional.cross_entropy(logits[position], codes[picture, position])
+                for position in range(N)
+                if hidden[picture, position]
             ]
         ).mean()
         for picture in range(9)
@@ -63,7 +63,7 @@ def test_the_loss_is_of_what_is_hidden_and_each_picture_counts_alike() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
 def test_how_much_is_hidden(schedule: Literal["cosine", "arccos"]) -> None:
-    """m of 8 places when the share, rounded up, is m / 8; which of them is fair chance."""
+    """m of 8 positions when the share, rounded up, is m / 8; which of them is fair chance."""
     _, hidden, _ = compute(20_000, schedule)
     counts = torch.bincount(hidden.sum(1), minlength=N + 1) / 20_000
     # The time at which a share is reached.

@@ -1,4 +1,4 @@
-"""Schedules, orders of places, and which code is taken."""
+"""Schedules, orders of positions, and which code is taken."""
 
 import itertools
 import math
@@ -18,53 +18,53 @@ from tessella.objectives.sampling import (
     random_orders,
     sample_codes,
     scale_guidance,
-    split_places,
+    split_positions,
     to_gumbel,
-    unknown_share,
+    unknown_fraction,
 )
 
-# How many places at each step.
+# How many positions at each step.
 
 
 SCHEDULES = st.sampled_from(["cosine", "arccos"])
 
 
 @given(st.integers(0, 1024), st.integers(1, 4096), SCHEDULES)
-def test_the_schedule_asks_every_place(num_places: int, steps: int, schedule: str) -> None:
-    sizes = split_places(num_places, steps, schedule)
-    assert sum(sizes) == num_places
+def test_the_schedule_asks_every_place(num_positions: int, steps: int, schedule: str) -> None:
+    sizes = split_positions(num_positions, steps, schedule)
+    assert sum(sizes) == num_positions
     assert min(sizes, default=1) >= 1
-    assert len(sizes) == min(steps, num_places)
+    assert len(sizes) == min(steps, num_positions)
     if schedule == "cosine":
         # Few at first, many at the end: never fewer than before, but for rounding.
         assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(sizes))
-    # As the schedule says, but for rounding and where each step to come must have a place.
+    # As the schedule says, but for rounding and where each step to come must have a position.
     for step, known in enumerate(itertools.accumulate(sizes), start=1):
-        if known > step and known < num_places - (len(sizes) - step):
-            wanted = num_places * (1 - unknown_share(step / len(sizes), schedule))
+        if known > step and known < num_positions - (len(sizes) - step):
+            wanted = num_positions * (1 - unknown_fraction(step / len(sizes), schedule))
             assert abs(known - wanted) <= 0.5 + 1e-9
 
 
 def test_the_schedule_by_hand() -> None:
-    """64 places in 4 steps: 64 · (1 - cos(π/2 · k/4)) is 4.87, 18.75, 39.51 and 64.
+    """64 positions in 4 steps: 64 · (1 - cos(π/2 · k/4)) is 4.87, 18.75, 39.51 and 64.
 
     By arccos 64 · (1 - 2/π · arccos(k/4)) is 10.29, 21.33, 34.55 and 64.
     """
-    assert split_places(64, 4) == [5, 14, 21, 24]
-    assert split_places(64, 4, "arccos") == [10, 11, 14, 29]
+    assert split_positions(64, 4) == [5, 14, 21, 24]
+    assert split_positions(64, 4, "arccos") == [10, 11, 14, 29]
     for schedule in ("cosine", "arccos"):
-        assert split_places(5, 5, schedule) == [1, 1, 1, 1, 1]
-        assert split_places(5, 99, schedule) == [1, 1, 1, 1, 1]
-        assert split_places(7, 1, schedule) == [7]
-        assert split_places(0, 3, schedule) == []
+        assert split_positions(5, 5, schedule) == [1, 1, 1, 1, 1]
+        assert split_positions(5, 99, schedule) == [1, 1, 1, 1, 1]
+        assert split_positions(7, 1, schedule) == [7]
+        assert split_positions(0, 3, schedule) == []
 
 
 def test_the_unknown_share_by_hand() -> None:
     for schedule in ("cosine", "arccos"):
-        assert unknown_share(0.0, schedule) == pytest.approx(1.0)
-        assert unknown_share(1.0, schedule) == pytest.approx(0.0)
-    assert unknown_share(1 / 3) == pytest.approx(math.sqrt(3) / 2)
-    assert unknown_share(0.5, "arccos") == pytest.approx(2 / 3)
+        assert unknown_fraction(0.0, schedule) == pytest.approx(1.0)
+        assert unknown_fraction(1.0, schedule) == pytest.approx(0.0)
+    assert unknown_fraction(1 / 3) == pytest.approx(math.sqrt(3) / 2)
+    assert unknown_fraction(0.5, "arccos") == pytest.approx(2 / 3)
 
 
 # In which order.
@@ -84,13 +84,13 @@ def test_halton_by_hand() -> None:
 
 
 def test_halton_is_not_changed_by_who_has_it() -> None:
-    """The places are listed once a grid; each caller has a tensor of its own."""
+    """The positions are listed once a grid; each caller has a tensor of its own."""
     halton_order(2, 3).zero_()
     assert halton_order(2, 3).tolist() == [4, 2, 3, 1, 5, 0]
 
 
 def test_halton_is_spread_evenly_from_the_start() -> None:
-    """Of 16 × 16 places the first 16 lie in all quarters and apart; random ones hardly ever do."""
+    """Of 16 × 16 positions the first 16 lie in all quarters and apart; random ones hardly ever do."""
     first = halton_order(16, 16)[:16]
     quarters = (first // 16 // 8) * 2 + first % 16 // 8
     assert sorted(torch.bincount(quarters, minlength=4).tolist()) == [3, 4, 4, 5]
@@ -219,7 +219,7 @@ def test_gumbel_numbers() -> None:
 
 
 def test_confidence_by_hand() -> None:
-    """Four places; the codes taken have .7, .2, .9 and .5: the surest are 2, then 0, then 3."""
+    """Four positions; the codes taken have .7, .2, .9 and .5: the surest are 2, then 0, then 3."""
     shares = torch.tensor([[[0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.5, 0.5]]])
     codes, any_noise = torch.tensor([[0, 0, 1, 1]]), noise(1, 4)
     for scale in (0.0, 3.0):  # logits are what they are but for a constant

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError
 from tessella.objectives import (
-    GenerationRequest,
+    GenerationBatch,
     GenerationSettings,
     SharedLatent,
     SharedLatentSettings,
@@ -56,11 +56,11 @@ def test_the_text_decoder_sees_no_token_before_its_turn(changed: int, by: int) -
 
 def test_the_text_decoder_sees_the_whole_latent() -> None:
     before = TRANSFORMER.decode_text(LATENT, TEXT)
-    for place in range(N):
+    for position in range(N):
         moved = LATENT.clone()
-        moved[:, place] += 1
+        moved[:, position] += 1
         after = TRANSFORMER.decode_text(moved, TEXT)
-        assert ((after - before).abs().amax(2) > 1e-4).all(), place
+        assert ((after - before).abs().amax(2) > 1e-4).all(), position
     turned = TRANSFORMER.decode_text(LATENT.flip(1), TEXT)  # and where each part of it lies
     assert ((turned - before).abs().amax(2) > 1e-4).all()
 
@@ -99,13 +99,17 @@ def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
     network = create().requires_grad_(True)
     words = network.decode_text(network.encode_text(TEXT), TEXT)
     functional.cross_entropy(words.flatten(0, 1), TEXT[:, 1:].flatten()).backward()
-    for module in (network.latent_out, network.asking[0].query, network.reading[0].query):
+    for module in (
+        network.latent_out,
+        network.cross_decoder[0].query,
+        network.self_decoder[0].query,
+    ):
         assert module.weight.grad.abs().sum() > 0
 
 
 def test_the_nearest_codes_are_painted() -> None:
     rows = torch.tensor([1, 0, 1])
-    asked = GenerationRequest(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings())
+    asked = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings())
     painted = SharedLatent().generate(TRANSFORMER, CODEBOOK, (2, 3), asked)
     latent = TRANSFORMER.encode_text(TEXT)[rows]
     nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)

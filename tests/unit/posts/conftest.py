@@ -14,7 +14,7 @@ from tessella.posts.image_language import ImageLanguage
 from tessella.posts.language_model import LanguageModel
 from tessella.posts.request import PostRequest
 from tessella.text import TextSettings, TextTokenizer
-from tessella.text.known_words import summarize_captions
+from tessella.text.vocabulary import summarize_captions
 
 # Four subjects in two styles, as captions of stickers are.
 SUBJECTS = ("octopus", "bread", "croissant", "birthday cake", "coffee", "blue bird", "red heart")

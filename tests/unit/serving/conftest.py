@@ -15,12 +15,12 @@ import torch
 from fastapi import FastAPI
 
 from served import serve_app
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
-from tessella.text.known_words import CaptionSummary
+from tessella.text.vocabulary import CaptionSummary
 from untrained import CAPTIONS, create_untrained, save_untrained
 
 CARD = "---\nlicense: mit\ntags: [a]\n---\n\n# A card\n\n---\nIt paints stars.\n"

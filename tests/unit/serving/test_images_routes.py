@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tessella.canvas import fit_images
 from tessella.images import read_image, read_with_transparency
+from tessella.model.canvas import fit_images
 from tessella.serving import images as images_routes
 from tessella.serving.models_served import ServedModel
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
-from tessella.text.known_words import CaptionSummary
+from tessella.text.vocabulary import CaptionSummary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

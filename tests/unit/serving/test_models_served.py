@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 from tessella.serving.models_served import ServedModel, load_models
 
 

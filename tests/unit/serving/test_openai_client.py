@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from served import serve_app
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings

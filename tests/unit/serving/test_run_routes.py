@@ -19,15 +19,14 @@ from tessella.images import save_png
 from tessella.serving.api_errors import install_error_handlers
 from tessella.serving.run_routes import create_run_router
 from tessella.serving.run_state import RunWatch
-from tessella.training import run_record
 
 RECIPE = {
     "data": {"image_size": 16},
     "tokenizer": {"network": "residual", "quantizer": {"name": "vq", "codebook_size": 512}},
-    "tokenizer_training": {"images": 100, "start_from": "/home/someone/earlier"},
+    "tokenizer_training": {"images": 100, "init_from": "/home/someone/earlier"},
     "transformer": {"width": 32, "depth": 2},
     "objective": {"name": "any_order"},
-    "transformer_training": {"images": 50, "start_from": None},
+    "transformer_training": {"images": 50, "init_from": None},
 }
 
 

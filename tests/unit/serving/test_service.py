@@ -16,15 +16,15 @@ from starlette.requests import Request
 
 from tessella.errors import ConfigError
 from tessella.images import encode_picture, read_with_transparency
+from tessella.serving import image_job as wanted_pictures
 from tessella.serving import images, kept_pictures
-from tessella.serving import wanted as wanted_pictures
 from tessella.serving.api_errors import ApiError
+from tessella.serving.image_job import find_canvas_size
 from tessella.serving.kept_pictures import KeptPictures
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import PaintingBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
-from tessella.serving.wanted import find_canvas_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

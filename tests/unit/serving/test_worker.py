@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.canvas import Canvas
 from tessella.errors import GenerationError
+from tessella.model.canvas import Canvas
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import GenerationStep
-from tessella.pipeline import TextToImage
 from tessella.serving import worker as worker_module
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
@@ -402,7 +402,7 @@ def snapshots(model: TextToImage, **asked: Any) -> list[np.ndarray]:
     shown: list[np.ndarray] = []
 
     def keep(step: GenerationStep) -> None:
-        shown.append(model.decode_codes(step.codes[:1], step.laid[:1])[0])
+        shown.append(model.decode_codes(step.codes[:1], step.is_decoded[:1])[0])
 
     model.generate(on_step=keep, **asked)
     return shown

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tessella.bundled import find_model, find_tokenizer
 from tessella.errors import CheckpointError, ConfigError
 from tessella.evaluation import squeezenet as squeezenet_module
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import read_tensors
 from tessella.images import to_uint8
-from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.find import find_model, find_tokenizer
+from tessella.model.pipeline import TextToImage, TrainedTokenizer
 from tessella.training import fit as fit_module
+from tessella.training.budget import Plan
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
-from tessella.training.plan import Plan
 from tessella.training.stages import TokenizerLearner, TransformerLearner
 
 TINY = (
@@ -130,8 +130,8 @@ def test_a_model_paints_larger_with_a_new_decoder(
         "data.image_size=32",
         "tokenizer.upsampling=1",
         "tokenizer_training.learn=decoder",
-        f"tokenizer_training.start_from={start}",
-        f"transformer_training.start_from={start}",
+        f"tokenizer_training.init_from={start}",
+        f"transformer_training.init_from={start}",
         "transformer_training.images=0",
     )
     old, large = (TextToImage.load(run, "cpu") for run in (start, tmp_path / "large" / "model"))
@@ -159,7 +159,7 @@ def test_a_tokenizer_alone_can_be_looked_at_and_started_from(
     # A finished model goes before it; the name of a bundled one stays its name.
     assert find_tokenizer(whole) == find_model(whole)
     assert find_tokenizer("scenes") == find_model("scenes")
-    start = (f"tokenizer_training.start_from={out}", "tokenizer_training.images=0")
+    start = (f"tokenizer_training.init_from={out}", "tokenizer_training.images=0")
     call(tmp_path / "next", pictures, *start, stage="tokenizer")
     again = read_tensors(tmp_path / "next" / "tokenizer" / "model" / "tokenizer.safetensors")
     assert all(np.array_equal(mine[name], again[name]) for name in again)
@@ -190,7 +190,7 @@ def test_a_part_without_images_is_its_model_s(whole: Path, pictures: Path, tmp_p
     """Either command finds it done, and a run that is moved away from its model goes on."""
     model = tmp_path / "model"
     shutil.copytree(whole / "model", model)
-    kept = ("tokenizer_training.images=0", f"tokenizer_training.start_from={model}")
+    kept = ("tokenizer_training.images=0", f"tokenizer_training.init_from={model}")
     out = tmp_path / "run"
     call(out, pictures, *kept, stage="tokenizer")
     shutil.rmtree(model)
@@ -206,8 +206,8 @@ def test_a_part_without_images_is_its_model_s(whole: Path, pictures: Path, tmp_p
 @pytest.mark.parametrize(
     "word",
     [
-        "tokenizer_training.start_from=nowhere",
-        "transformer_training.start_from=nowhere",
+        "tokenizer_training.init_from=nowhere",
+        "transformer_training.init_from=nowhere",
         "tokenizer_training.loss.perceptual={layers={conv1=1.0},weights='nowhere.npz'}",
     ],
 )
@@ -229,7 +229,7 @@ def test_weights_that_do_not_go_together_are_refused(
             "data.image_size=32",
             "tokenizer.upsampling=1",
             "tokenizer_training.images=0",
-            f"tokenizer_training.start_from={start}",
+            f"tokenizer_training.init_from={start}",
         )
     with pytest.raises(ConfigError, match=r"chooses from another codebook.*learn to decoder"):
         call(
@@ -237,7 +237,7 @@ def test_weights_that_do_not_go_together_are_refused(
             pictures,
             "tokenizer_training.images=16",
             "transformer_training.images=0",
-            f"transformer_training.start_from={start}",
+            f"transformer_training.init_from={start}",
         )
 
 

@@ -258,7 +258,7 @@ def test_no_images_need_weights_to_start_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0 images leave random weights"):
         TrainingSettings().replace(images=0)
     stage = Toy()
-    made = run(stage, tmp_path, images=0, start_from="elsewhere")
+    made = run(stage, tmp_path, images=0, init_from="elsewhere")
     assert made.guess == 0
     assert stage.evaluated == []
 

@@ -61,7 +61,7 @@ def test_how_the_tokenizer_came_to_what_it_knows() -> None:
         f"{loss}.perceptual.layers={{conv1=0.05,layer2=0.1}}",
         f"{loss}.adversarial.weight=0.2",
         "tokenizer_training.learn=decoder",
-        "tokenizer_training.start_from=runs/first",
+        "tokenizer_training.init_from=runs/first",
     )
     assert "its decoder alone, 280,000 images seen after those of `first`" in text
     assert (

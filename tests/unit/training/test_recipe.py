@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tessella.errors import ConfigError
+from tessella.model.pipeline import TextToImage
 from tessella.objectives import AnyOrderSettings, LatentMSESettings
-from tessella.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import FiniteScalarSettings
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe, resolve_recipe
@@ -25,7 +25,7 @@ def test_every_preset_builds_its_networks(name: str) -> None:
     height, width = model.config.grid
     assert latent.shape == (2, recipe.tokenizer.quantizer.code_width, height, width)
     assert image.shape == (2, 3, size, size)
-    assert model.transformer.shape.num_places == height * width
+    assert model.transformer.shape.num_positions == height * width
     assert model.transformer.shape.codebook_size == recipe.tokenizer.quantizer.codebook_size
 
 

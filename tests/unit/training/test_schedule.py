@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.training.schedule import ImageOrder, learning_rate_share, step_seed
+from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
 
 
 @pytest.mark.parametrize(
@@ -22,20 +22,20 @@ from tessella.training.schedule import ImageOrder, learning_rate_share, step_see
     ],
 )
 def test_up_level_and_down(images_seen: int, expected: float) -> None:
-    made = learning_rate_share(images_seen, images=1000, warmup_images=99, decay_fraction=0.4)
+    made = learning_rate_multiplier(images_seen, images=1000, warmup_images=99, decay_fraction=0.4)
     assert made == pytest.approx(expected)
 
 
 def test_without_warmup_or_decay() -> None:
-    assert learning_rate_share(0, 1000, 0, 0.4) == 1.0
-    assert learning_rate_share(999, 1000, 0, 0.0) == 1.0
-    assert learning_rate_share(500, 1000, 0, 1.0) == 0.5
+    assert learning_rate_multiplier(0, 1000, 0, 0.4) == 1.0
+    assert learning_rate_multiplier(999, 1000, 0, 0.0) == 1.0
+    assert learning_rate_multiplier(500, 1000, 0, 1.0) == 0.5
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6), st.floats(0, 1), st.floats(0, 1))
 def test_it_is_always_a_share(images: int, warmup: int, decay: float, progress: float) -> None:
     seen = int(progress * (images - 1))
-    assert 0 < learning_rate_share(seen, images, warmup, decay) <= 1
+    assert 0 < learning_rate_multiplier(seen, images, warmup, decay) <= 1
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 4))

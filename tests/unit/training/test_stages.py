@@ -12,8 +12,8 @@ from rich.console import Console
 from tessella.data.cache import CaptionedImages
 from tessella.errors import ConfigError
 from tessella.images import to_float, to_uint8
+from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.objectives import LatentMSE
-from tessella.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import (
     AdversarialLoss,
@@ -179,7 +179,7 @@ def test_worse_reconstructions_count_the_discriminator_half(scenes: Data) -> Non
 def test_a_decoder_learns_alone(scenes: Data, tmp_path: Path) -> None:
     """Encoder and codebook stay bit for bit what they are: their codes are someone's data."""
     torch.manual_seed(0)
-    settings = TokenizerTrainingSettings(learn="decoder", start_from=str(tmp_path), batch_size=8)
+    settings = TokenizerTrainingSettings(learn="decoder", init_from=str(tmp_path), batch_size=8)
     stage = TokenizerStage(ImageTokenizer(TOKENIZER), settings, scenes, CPU)
     before = {n: t.clone() for n, t in stage.network.state_dict().items()}
     train(
@@ -208,7 +208,7 @@ def test_a_discriminator_that_would_never_count_is_refused() -> None:
 
 
 def test_a_decoder_alone_needs_something_to_decode() -> None:
-    with pytest.raises(ConfigError, match=r"decoder alone needs an encoder.*start_from"):
+    with pytest.raises(ConfigError, match=r"decoder alone needs an encoder.*init_from"):
         TokenizerTrainingSettings().replace(learn="decoder")
 
 
@@ -221,7 +221,7 @@ def test_what_is_compiled_and_computed_again(scenes: Data) -> None:
     assert tokenizer.decoder.body.recompute
     assert not tokenizer_stage(scenes).compiled
     learner = transformer_stage(scenes, compile=True)
-    layers = [*learner.network.transformer.reading, *learner.network.transformer.asking]
+    layers = [*learner.network.transformer.self_decoder, *learner.network.transformer.cross_decoder]
     assert learner.compiled == layers
     assert not transformer_stage(scenes).compiled
 

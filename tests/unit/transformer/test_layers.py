@@ -1,4 +1,4 @@
-"""The layer against torch's own attention, with the same weights; the places' rotations."""
+"""The layer against torch's own attention, with the same weights; the positions' rotations."""
 
 import math
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tessella.transformer.kv_cache import KVCache, append_rows, build_mask
 from tessella.transformer.layers import Layer, Rotation, compute_rotations, rotate
-from tessella.transformer.memory import Memory, append_rows, build_mask
 
 WIDTH, HEADS = 24, 3
 
@@ -32,7 +32,7 @@ def apply(
     turn_seen: Rotation | None = None,
 ) -> Tensor:
     """Lets `rows` look at `seen`."""
-    keys, values = layer.remember(layer.attention_norm(seen), turn_seen)
+    keys, values = layer.project_kv(layer.attention_norm(seen), turn_seen)
     return layer(rows, layer.attention_norm(rows), keys, values, mask, turn_rows)
 
 
@@ -121,7 +121,7 @@ def test_dropout_is_of_training_alone() -> None:
 
 
 def test_the_rotations_by_hand() -> None:
-    """Heads of 8: two pairs turn with the row, two with the column, by 1 and by 1/10 a place."""
+    """Heads of 8: two pairs turn with the row, two with the column, by 1 and by 1/10 a position."""
     cosine, sine = compute_rotations((2, 3), 8)
     assert cosine.shape == sine.shape == (6, 4)
     angles = torch.tensor(
@@ -167,7 +167,7 @@ def test_a_score_depends_on_how_far_places_are_apart(
     query, key = torch.randn(2, 12, generator=torch.Generator().manual_seed(seed))
 
     def score(query_place: tuple[int, int], key_place: tuple[int, int]) -> Tensor:
-        at, to = (place[0] * grid[1] + place[1] for place in (query_place, key_place))
+        at, to = (position[0] * grid[1] + position[1] for position in (query_place, key_place))
         return rotate(query, (cosine[at], sine[at])) @ rotate(key, (cosine[to], sine[to]))
 
     torch.testing.assert_close(
@@ -208,35 +208,35 @@ def test_the_mask_before_any_code() -> None:
 
 @pytest.mark.parametrize("rows", [[1], [0, 0, 2], [2, 1, 0, 1]])
 def test_select_takes_entries_as_often_as_named(rows: list[int]) -> None:
-    memory = Memory(
+    cache = KVCache(
         keys=tuple(torch.randn(3, 2, 4, 5) for _ in range(2)),
         values=tuple(torch.randn(3, 2, 4, 5) for _ in range(2)),
         text_visible=torch.tensor([[True, True], [True, False], [False, True]]),
         num_codes=2,
     )
-    chosen = memory.select(torch.tensor(rows))
-    for kept, original in ((chosen.keys, memory.keys), (chosen.values, memory.values)):
+    chosen = cache.select(torch.tensor(rows))
+    for kept, original in ((chosen.keys, cache.keys), (chosen.values, cache.values)):
         for mine, theirs in zip(kept, original, strict=True):
             assert torch.equal(mine, theirs[rows])
-    assert torch.equal(chosen.text_visible, memory.text_visible[rows])
+    assert torch.equal(chosen.text_visible, cache.text_visible[rows])
     assert chosen.num_codes == 2
     assert chosen.length == 4
 
 
 def test_room_is_behind_what_was_read() -> None:
     keys = torch.randn(2, 1, 3, 4)
-    memory = Memory((keys,), (2 * keys,), torch.ones(2, 3).bool())
-    chosen = memory.select(torch.tensor([1, 0]), room=2)
+    cache = KVCache((keys,), (2 * keys,), torch.ones(2, 3).bool())
+    chosen = cache.select(torch.tensor([1, 0]), capacity=2)
     assert chosen.keys[0].shape == chosen.values[0].shape == (2, 1, 5, 4)
     assert torch.equal(chosen.keys[0][:, :, :3], keys[[1, 0]])
     assert torch.equal(chosen.values[0][:, :, :3], 2 * keys[[1, 0]])
-    assert chosen.length == memory.length == 3
+    assert chosen.length == cache.length == 3
 
 
-@pytest.mark.parametrize("room", [0, 1, 2, 5])
-def test_rows_are_appended_in_place_where_there_is_room(room: int) -> None:
-    past, new = torch.randn(2, 1, 3 + room, 4), torch.randn(2, 1, 2, 4)
+@pytest.mark.parametrize("capacity", [0, 1, 2, 5])
+def test_rows_are_appended_in_place_where_there_is_room(capacity: int) -> None:
+    past, new = torch.randn(2, 1, 3 + capacity, 4), torch.randn(2, 1, 2, 4)
     before = past[:, :, :3].clone()
     made = append_rows(past, 3, new)
     assert torch.equal(made[:, :, :5], torch.cat([before, new], dim=2))
-    assert (made is past) is (room >= 2)
+    assert (made is past) is (capacity >= 2)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError
 from tessella.transformer import (
+    KVCache,
     Layer,
-    Memory,
     Transformer,
     TransformerSettings,
     TransformerShape,
@@ -35,7 +35,7 @@ def create(
     for parameter in made.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4)
-    nn.init.normal_(made.question)
+    nn.init.normal_(made.mask_token)
     return made.requires_grad_(False)
 
 
@@ -44,25 +44,27 @@ TEXT = torch.tensor([[1, 5, 3, 2, PAD], [1, 2, PAD, PAD, PAD]])
 
 
 def draw(batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Codes of all places, in a random order of places."""
+    """Codes of all positions, in a random order of positions."""
     generator = torch.Generator().manual_seed(seed)
-    places = torch.stack([torch.randperm(9, generator=generator) for _ in range(batch)])
-    return torch.randint(7, (batch, 9), generator=generator), places
+    positions = torch.stack([torch.randperm(9, generator=generator) for _ in range(batch)])
+    return torch.randint(7, (batch, 9), generator=generator), positions
 
 
-def logits_of_all(codes: Tensor, places: Tensor, text: Tensor = TEXT) -> Tensor:
-    """Every place asked with the codes before it in the order, as in training."""
-    memory = TRANSFORMER.read_text(text)
-    memory = TRANSFORMER.read_codes(memory, codes[:, :-1], places[:, :-1])
-    return TRANSFORMER.ask(memory, places, torch.arange(9))
+def logits_of_all(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
+    """Every position asked with the codes before it in the order, as in training."""
+    cache = TRANSFORMER.encode_text(text)
+    cache = TRANSFORMER.append_codes(cache, codes[:, :-1], positions[:, :-1])
+    return TRANSFORMER.predict(cache, positions, torch.arange(9))
 
 
-# Written out plainly: rows and what they see, complex numbers for rotations, no memory.
+# Written out plainly: rows and what they see, complex numbers for rotations, no cache.
 
 
-def turn(rows: Tensor, places: Tensor) -> Tensor:
-    """Turns rows (B, heads, S, 8) to places (B, S) of the 3 × 3 grid; -1 turns nothing."""
-    by_axis = torch.stack([places // 3, places % 3], -1).masked_fill(places[..., None] < 0, 0)
+def turn(rows: Tensor, positions: Tensor) -> Tensor:
+    """Turns rows (B, heads, S, 8) to positions (B, S) of the 3 × 3 grid; -1 turns nothing."""
+    by_axis = torch.stack([positions // 3, positions % 3], -1).masked_fill(
+        positions[..., None] < 0, 0
+    )
     angles = (by_axis[..., None] * torch.tensor([1.0, 0.1])).flatten(2)[:, None]  # (B, 1, S, 4)
     pairs = torch.complex(rows[..., :4], rows[..., 4:]) * torch.exp(1j * angles)
     return torch.cat([pairs.real, pairs.imag], -1)
@@ -71,14 +73,14 @@ def turn(rows: Tensor, places: Tensor) -> Tensor:
 def look(
     layer: Layer,
     hidden: Tensor,
-    places: Tensor,
+    positions: Tensor,
     seen: Tensor,
     seen_places: Tensor,
     mask: Tensor,
 ) -> Tensor:
     """One layer: rows (B, Q, D) look at normalised rows (B, S, D) where mask (B, Q, S) lets them.
 
-    Places are (B, Q) and (B, S), -1 for words.
+    Positions are (B, Q) and (B, S), -1 for words.
     """
 
     def norm(rows: Tensor, module: nn.LayerNorm) -> Tensor:
@@ -89,7 +91,7 @@ def look(
 
     key_weight, value_weight = layer.key_value.weight.chunk(2)
     queries = heads(norm(hidden, layer.attention_norm) @ layer.query.weight.T)
-    queries = turn(norm(queries, layer.query_norm), places)
+    queries = turn(norm(queries, layer.query_norm), positions)
     keys = turn(norm(heads(seen @ key_weight.T), layer.key_norm), seen_places)
     scores = torch.einsum("bhqd,bhsd->bhqs", queries, keys) / 8**0.5
     share = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
@@ -106,13 +108,13 @@ def embed_text() -> Tensor:
 
 
 def test_against_one_pass_over_everything() -> None:
-    """Text and codes as one sequence under one mask, no memory: the same logits."""
-    codes, places = draw()
+    """Text and codes as one sequence under one mask, no cache: the same logits."""
+    codes, positions = draw()
     net, length = TRANSFORMER, TEXT.shape[1]
     in_text = torch.full((2, length), -1)
-    everywhere = torch.cat([in_text, places], 1)
+    everywhere = torch.cat([in_text, positions], 1)
     hidden = torch.cat(
-        [embed_text(), net.code_embedding.weight[codes] + net.place_embedding.weight[places]],
+        [embed_text(), net.code_embedding.weight[codes] + net.position_embedding.weight[positions]],
         dim=1,
     )
     text = (TEXT != PAD)[:, None, :].expand(-1, 9, -1)  # who sees which word
@@ -121,45 +123,45 @@ def test_against_one_pass_over_everything() -> None:
     before = torch.ones(9, 9).bool().tril(-1).expand(2, -1, -1)
     asks = torch.cat([text, before], 2)
     reads = torch.cat([reads, torch.cat([text, before | torch.eye(9).bool()], 2)], 1)
-    for layer in net.reading:
+    for layer in net.self_decoder:
         normed = layer.attention_norm(hidden)
         hidden = look(layer, hidden, everywhere, normed, everywhere, reads)
-    made = net.memory_norm(hidden)
-    questions = net.question + net.place_embedding.weight[places]
-    for layer in net.asking:
-        questions = look(layer, questions, places, made, everywhere, asks)
+    made = net.kv_norm(hidden)
+    questions = net.mask_token + net.position_embedding.weight[positions]
+    for layer in net.cross_decoder:
+        questions = look(layer, questions, positions, made, everywhere, asks)
     expected = net.out_norm(questions) @ net.out.weight.T + net.out.bias
-    torch.testing.assert_close(logits_of_all(codes, places), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of_all(codes, positions), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_known", [0, 4, 9])
 def test_filling_against_one_pass_over_everything(num_known: int) -> None:
-    """Text and places as one sequence: words see words, places see everything, in all layers.
+    """Text and positions as one sequence: words see words, positions see everything, in all layers.
 
     In the asking half the words are what the reading half made of them.
     """
     codes, order = draw()
     known = order < num_known
     net, length = TRANSFORMER, TEXT.shape[1]
-    places = torch.arange(9).expand(2, -1)
+    positions = torch.arange(9).expand(2, -1)
     in_text = torch.full((2, length), -1)
-    everywhere = torch.cat([in_text, places], 1)
+    everywhere = torch.cat([in_text, positions], 1)
     words = (TEXT != PAD)[:, None, :].expand(-1, length, -1)
     everything = torch.cat([TEXT != PAD, torch.ones(2, 9).bool()], 1)[:, None].expand(-1, 9, -1)
     text = embed_text()
     hidden = net.code_embedding.weight[codes]
-    hidden[~known] = net.question
-    hidden = hidden + net.place_embedding.weight
-    for layer in net.reading:
+    hidden[~known] = net.mask_token
+    hidden = hidden + net.position_embedding.weight
+    for layer in net.self_decoder:
         seen = layer.attention_norm(text)
         both = torch.cat([seen, layer.attention_norm(hidden)], 1)
-        hidden = look(layer, hidden, places, both, everywhere, everything)
+        hidden = look(layer, hidden, positions, both, everywhere, everything)
         text = look(layer, text, in_text, seen, in_text, words)
-    for layer in net.asking:
-        both = torch.cat([net.memory_norm(text), layer.attention_norm(hidden)], 1)
-        hidden = look(layer, hidden, places, both, everywhere, everything)
+    for layer in net.cross_decoder:
+        both = torch.cat([net.kv_norm(text), layer.attention_norm(hidden)], 1)
+        hidden = look(layer, hidden, positions, both, everywhere, everything)
     expected = net.out_norm(hidden) @ net.out.weight.T + net.out.bias
-    made = net.fill(net.read_text(TEXT), codes, known)
+    made = net.predict_masked(net.encode_text(TEXT), codes, known)
     assert made.shape == (2, 9, 7)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
@@ -171,32 +173,32 @@ def test_filling_against_one_pass_over_everything(num_known: int) -> None:
 @given(st.integers(0, 8), st.integers(0, 99))
 def test_what_is_unknown_is_not_looked_at(num_known: int, seed: int) -> None:
     codes, order = draw(seed=seed)
-    known, memory = order < num_known, TRANSFORMER.read_text(TEXT)
+    known, cache = order < num_known, TRANSFORMER.encode_text(TEXT)
     others = codes.where(known, (codes + 1 + order % 5) % 7)
-    made = TRANSFORMER.fill(memory, codes, known)
-    assert torch.equal(TRANSFORMER.fill(memory, others, known), made)
+    made = TRANSFORMER.predict_masked(cache, codes, known)
+    assert torch.equal(TRANSFORMER.predict_masked(cache, others, known), made)
 
 
 def test_what_is_known_is_seen_by_every_place() -> None:
     """Those before it as well as those after it, itself too."""
     codes, _ = draw()
-    memory, known = TRANSFORMER.read_text(TEXT), torch.ones(2, 9).bool()
-    before = TRANSFORMER.fill(memory, codes, known)
-    for place in range(9):
+    cache, known = TRANSFORMER.encode_text(TEXT), torch.ones(2, 9).bool()
+    before = TRANSFORMER.predict_masked(cache, codes, known)
+    for position in range(9):
         others, less = codes.clone(), known.clone()
-        others[:, place], less[:, place] = (codes[:, place] + 3) % 7, False
+        others[:, position], less[:, position] = (codes[:, position] + 3) % 7, False
         for now in ((others, known), (codes, less)):
-            after = TRANSFORMER.fill(memory, *now)
+            after = TRANSFORMER.predict_masked(cache, *now)
             assert ((after - before).abs().amax((0, 2)) > 1e-4).all()
 
 
 def test_filling_knows_the_text_and_not_its_padding() -> None:
     codes, order = draw()
     known = order < 4
-    made = TRANSFORMER.fill(TRANSFORMER.read_text(TEXT), codes, known)
-    alone = TRANSFORMER.fill(TRANSFORMER.read_text(TEXT[1:, :2]), codes[1:], known[1:])
+    made = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT), codes, known)
+    alone = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT[1:, :2]), codes[1:], known[1:])
     torch.testing.assert_close(alone, made[1:], **CLOSE)
-    other = TRANSFORMER.fill(TRANSFORMER.read_text(TEXT.flip(0)), codes, known)
+    other = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT.flip(0)), codes, known)
     assert ((other - made).abs().amax((0, 2)) > 1e-3).all()
 
 
@@ -206,12 +208,12 @@ def test_filling_knows_the_text_and_not_its_padding() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 8), max_size=4, unique=True), st.integers(0, 99))
 def test_reading_in_pieces_is_reading_at_once(cuts: list[int], seed: int) -> None:
-    codes, places = draw(seed=seed)
-    at_once = TRANSFORMER.read_codes(TRANSFORMER.read_text(TEXT), codes, places)
-    pieces = TRANSFORMER.read_text(TEXT)
+    codes, positions = draw(seed=seed)
+    at_once = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
+    pieces = TRANSFORMER.encode_text(TEXT)
     edges = [0, *sorted(cuts), 9]
     for start, end in itertools.pairwise(edges):
-        pieces = TRANSFORMER.read_codes(pieces, codes[:, start:end], places[:, start:end])
+        pieces = TRANSFORMER.append_codes(pieces, codes[:, start:end], positions[:, start:end])
     assert pieces.num_codes == at_once.num_codes == 9
     for mine, theirs in zip(
         pieces.keys + pieces.values, at_once.keys + at_once.values, strict=True
@@ -219,8 +221,8 @@ def test_reading_in_pieces_is_reading_at_once(cuts: list[int], seed: int) -> Non
         torch.testing.assert_close(mine, theirs, **CLOSE)
     everything = torch.full((9,), 9)
     torch.testing.assert_close(
-        TRANSFORMER.ask(pieces, places, everything),
-        TRANSFORMER.ask(at_once, places, everything),
+        TRANSFORMER.predict(pieces, positions, everything),
+        TRANSFORMER.predict(at_once, positions, everything),
         **CLOSE,
     )
 
@@ -228,88 +230,94 @@ def test_reading_in_pieces_is_reading_at_once(cuts: list[int], seed: int) -> Non
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 7), st.integers(0, 99))
 def test_a_code_changes_only_what_comes_after_it(changed: int, seed: int) -> None:
-    codes, places = draw(seed=seed)
+    codes, positions = draw(seed=seed)
     others = codes.clone()
     others[:, changed] = (others[:, changed] + 3) % 7
-    before, after = logits_of_all(codes, places), logits_of_all(others, places)
-    # The question at index i sees the codes 0 to i - 1.
+    before, after = logits_of_all(codes, positions), logits_of_all(others, positions)
+    # The mask_token at index i sees the codes 0 to i - 1.
     torch.testing.assert_close(after[:, : changed + 1], before[:, : changed + 1], **CLOSE)
     moved = (after[:, changed + 1 :] - before[:, changed + 1 :]).abs().amax((0, 2))
     assert (moved > 1e-3).all()
 
 
 def test_where_a_code_lies_matters() -> None:
-    codes, places = draw()
-    moved = places.clone()
+    codes, positions = draw()
+    moved = positions.clone()
     moved[:, [0, 1]] = moved[:, [1, 0]]
-    memory = TRANSFORMER.read_text(TEXT)
-    asked, seen = places[:, 2:], torch.full((7,), 2)
-    before = TRANSFORMER.ask(
-        TRANSFORMER.read_codes(memory, codes[:, :2], places[:, :2]), asked, seen
+    cache = TRANSFORMER.encode_text(TEXT)
+    asked, seen = positions[:, 2:], torch.full((7,), 2)
+    before = TRANSFORMER.predict(
+        TRANSFORMER.append_codes(cache, codes[:, :2], positions[:, :2]), asked, seen
     )
-    after = TRANSFORMER.ask(TRANSFORMER.read_codes(memory, codes[:, :2], moved[:, :2]), asked, seen)
+    after = TRANSFORMER.predict(
+        TRANSFORMER.append_codes(cache, codes[:, :2], moved[:, :2]), asked, seen
+    )
     assert (before - after).abs().max() > 1e-3
 
 
 def test_padding_changes_nothing() -> None:
     """A prompt gives the same alone as beside a longer one; what the padding holds is not read."""
-    codes, places = draw()
-    expected = logits_of_all(codes, places)[1:]
-    alone = logits_of_all(codes[1:], places[1:], TEXT[1:, :2])
+    codes, positions = draw()
+    expected = logits_of_all(codes, positions)[1:]
+    alone = logits_of_all(codes[1:], positions[1:], TEXT[1:, :2])
     torch.testing.assert_close(alone, expected, **CLOSE)
-    memory = TRANSFORMER.read_text(TEXT[1:])
-    for layer in (*memory.keys, *memory.values):
+    cache = TRANSFORMER.encode_text(TEXT[1:])
+    for layer in (*cache.keys, *cache.values):
         layer[:, :, 2:] = 1e3  # keys and values of the padding
-    memory = TRANSFORMER.read_codes(memory, codes[1:, :-1], places[1:, :-1])
-    made = TRANSFORMER.ask(memory, places[1:], torch.arange(9))
+    cache = TRANSFORMER.append_codes(cache, codes[1:, :-1], positions[1:, :-1])
+    made = TRANSFORMER.predict(cache, positions[1:], torch.arange(9))
     torch.testing.assert_close(made, expected, **CLOSE)
 
 
 def test_every_word_matters_to_every_place() -> None:
     """The text is read in both directions: the last word reaches the first and the other way."""
-    codes, places = draw(1)
-    before = logits_of_all(codes, places, TEXT[:1])
+    codes, positions = draw(1)
+    before = logits_of_all(codes, positions, TEXT[:1])
     for index in range(4):
         text = TEXT[:1].clone()
         text[0, index] = 7
-        moved = (logits_of_all(codes, places, text) - before).abs().amax((0, 2))
+        moved = (logits_of_all(codes, positions, text) - before).abs().amax((0, 2))
         assert (moved > 1e-4).all(), index
-    exchanged = logits_of_all(codes, places, TEXT[:1, [0, 2, 1, 3]])
+    exchanged = logits_of_all(codes, positions, TEXT[:1, [0, 2, 1, 3]])
     assert (exchanged - before).abs().max() > 1e-4
 
 
 def test_the_text_does_not_see_the_codes() -> None:
-    codes, places = draw()
-    memory = TRANSFORMER.read_text(TEXT)
-    kept = [tensor.clone() for tensor in (*memory.keys, *memory.values)]
-    longer = TRANSFORMER.read_codes(memory, codes, places)
+    codes, positions = draw()
+    cache = TRANSFORMER.encode_text(TEXT)
+    kept = [tensor.clone() for tensor in (*cache.keys, *cache.values)]
+    longer = TRANSFORMER.append_codes(cache, codes, positions)
     for before, now, given_ in zip(
-        kept, longer.keys + longer.values, memory.keys + memory.values, strict=True
+        kept, longer.keys + longer.values, cache.keys + cache.values, strict=True
     ):
         assert torch.equal(now[:, :, : TEXT.shape[1]], before)
-        assert torch.equal(given_, before)  # the memory given stays as it is
-    assert memory.num_codes == 0
+        assert torch.equal(given_, before)  # the cache given stays as it is
+    assert cache.num_codes == 0
 
 
 @pytest.mark.parametrize("seen", [0, 4, 9])
 def test_questions_do_not_see_each_other(seen: int) -> None:
-    codes, places = draw()
-    memory = TRANSFORMER.read_codes(TRANSFORMER.read_text(TEXT), codes, places)
-    together = TRANSFORMER.ask(memory, places, torch.full((9,), seen))
+    codes, positions = draw()
+    cache = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
+    together = TRANSFORMER.predict(cache, positions, torch.full((9,), seen))
     for index in range(9):
-        alone = TRANSFORMER.ask(memory, places[:, index : index + 1], torch.tensor([seen]))
+        alone = TRANSFORMER.predict(cache, positions[:, index : index + 1], torch.tensor([seen]))
         torch.testing.assert_close(alone[:, 0], together[:, index], **CLOSE)
-    # And each place is a question of its own.
+    # And each position is a mask_token of its own.
     assert (together[:, 1:] - together[:, :-1]).abs().amax((0, 2)).min() > 1e-3
 
 
 def test_one_reading_serves_many_pictures() -> None:
-    codes, places = draw(3)
+    codes, positions = draw(3)
     rows = torch.tensor([1, 0, 1])
-    once = TRANSFORMER.read_text(TEXT).select(rows)
-    once = TRANSFORMER.ask(TRANSFORMER.read_codes(once, codes, places), places, torch.arange(9))
-    each = TRANSFORMER.read_text(TEXT[rows])
-    each = TRANSFORMER.ask(TRANSFORMER.read_codes(each, codes, places), places, torch.arange(9))
+    once = TRANSFORMER.encode_text(TEXT).select(rows)
+    once = TRANSFORMER.predict(
+        TRANSFORMER.append_codes(once, codes, positions), positions, torch.arange(9)
+    )
+    each = TRANSFORMER.encode_text(TEXT[rows])
+    each = TRANSFORMER.predict(
+        TRANSFORMER.append_codes(each, codes, positions), positions, torch.arange(9)
+    )
     torch.testing.assert_close(once, each, **CLOSE)
 
 
@@ -317,34 +325,34 @@ def test_one_reading_serves_many_pictures() -> None:
 @given(st.lists(st.integers(1, 8), max_size=4, unique=True), st.integers(0, 9), st.integers(0, 99))
 def test_room_changes_nothing(cuts: list[int], missing: int, seed: int) -> None:
     """Room for all codes, or for some only: what is read and answered is the same."""
-    codes, places = draw(seed=seed)
+    codes, positions = draw(seed=seed)
     rows, everywhere = torch.tensor([1, 0]), torch.arange(9).expand(2, -1)
-    plain = TRANSFORMER.read_text(TEXT).select(rows)
-    roomy = TRANSFORMER.read_text(TEXT).select(rows, room=9 - missing)
+    plain = TRANSFORMER.encode_text(TEXT).select(rows)
+    roomy = TRANSFORMER.encode_text(TEXT).select(rows, capacity=9 - missing)
     for start, end in itertools.pairwise([0, *sorted(cuts), 9]):
-        now = codes[:, start:end], places[:, start:end]
-        plain, roomy = (TRANSFORMER.read_codes(memory, *now) for memory in (plain, roomy))
+        now = codes[:, start:end], positions[:, start:end]
+        plain, roomy = (TRANSFORMER.append_codes(cache, *now) for cache in (plain, roomy))
         assert roomy.length == plain.length == TEXT.shape[1] + end
         for mine, theirs in zip(roomy.keys + roomy.values, plain.keys + plain.values, strict=True):
             torch.testing.assert_close(mine[:, :, : plain.length], theirs, **CLOSE)
         visible = torch.full((9,), end)
         torch.testing.assert_close(
-            TRANSFORMER.ask(roomy, everywhere, visible),
-            TRANSFORMER.ask(plain, everywhere, visible),
+            TRANSFORMER.predict(roomy, everywhere, visible),
+            TRANSFORMER.predict(plain, everywhere, visible),
             **CLOSE,
         )
 
 
 def test_no_codes_may_be_read() -> None:
-    """A picture of a single place is trained so: there is no code before it."""
-    memory = TRANSFORMER.read_text(TEXT)
+    """A picture of a single position is trained so: there is no code before it."""
+    cache = TRANSFORMER.encode_text(TEXT)
     nothing = torch.empty(2, 0, dtype=torch.int64)
-    longer = TRANSFORMER.read_codes(memory, nothing, nothing)
+    longer = TRANSFORMER.append_codes(cache, nothing, nothing)
     assert longer.num_codes == 0
-    places = torch.tensor([[3], [4]])
+    positions = torch.tensor([[3], [4]])
     torch.testing.assert_close(
-        TRANSFORMER.ask(longer, places, torch.tensor([0])),
-        TRANSFORMER.ask(memory, places, torch.tensor([0])),
+        TRANSFORMER.predict(longer, positions, torch.tensor([0])),
+        TRANSFORMER.predict(cache, positions, torch.tensor([0])),
     )
 
 
@@ -353,20 +361,22 @@ def test_a_picture_of_one_place_is_learned() -> None:
     shape = dataclasses.replace(SHAPE, grid=(1, 1))
     network = create(shape=shape).train().requires_grad_(True)
     nowhere = torch.zeros(2, 0, dtype=torch.int64)
-    memory = network.read_codes(network.read_text(TEXT), nowhere, nowhere)
-    logits = network.ask(memory, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
+    cache = network.append_codes(network.encode_text(TEXT), nowhere, nowhere)
+    logits = network.predict(cache, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
     logits.sum().backward()
     assert logits.shape == (2, 1, 7)
-    assert network.question.grad is not None
+    assert network.mask_token.grad is not None
 
 
 def test_asking_is_the_projection_of_what_is_answered() -> None:
-    codes, places = draw()
-    memory = TRANSFORMER.read_codes(TRANSFORMER.read_text(TEXT), codes, places)
-    answered = TRANSFORMER.answer(memory, places, torch.arange(9))
+    codes, positions = draw()
+    cache = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
+    answered = TRANSFORMER.decode_hidden(cache, positions, torch.arange(9))
     assert answered.shape == (2, 9, 16)
     expected = answered @ TRANSFORMER.out.weight.T + TRANSFORMER.out.bias
-    torch.testing.assert_close(TRANSFORMER.ask(memory, places, torch.arange(9)), expected, **CLOSE)
+    torch.testing.assert_close(
+        TRANSFORMER.predict(cache, positions, torch.arange(9)), expected, **CLOSE
+    )
 
 
 def test_features_of_a_frozen_encoder_are_read_as_tokens_are() -> None:
@@ -375,11 +385,11 @@ def test_features_of_a_frozen_encoder_are_read_as_tokens_are() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 4, 5)
     features[1, 2:] = 0
-    memory = net.read_text(features)
-    assert memory.text_visible.tolist() == [[True] * 4, [True, True, False, False]]
+    cache = net.encode_text(features)
+    assert cache.text_visible.tolist() == [[True] * 4, [True, True, False, False]]
     everywhere, none = torch.arange(9).expand(2, -1), torch.zeros(9, dtype=torch.int64)
-    made = net.ask(memory, everywhere, none)
-    alone = net.ask(net.read_text(features[1:, :2]), everywhere[1:], none)
+    made = net.predict(cache, everywhere, none)
+    alone = net.predict(net.encode_text(features[1:, :2]), everywhere[1:], none)
     torch.testing.assert_close(made[1:], alone, **CLOSE)
     assert (made[0] - made[1]).abs().amax(1).min() > 1e-3
     # The same rows, once embedded, are read the same.
@@ -389,14 +399,16 @@ def test_features_of_a_frozen_encoder_are_read_as_tokens_are() -> None:
     rows = torch.zeros(11, 16)
     rows[1:5] = features[0] @ embedded[0].T + embedded[1]
     tokens.load_state_dict({**state, "text_embedding.weight": rows})
-    expected = tokens.ask(tokens.read_text(torch.tensor([[1, 2, 3, 4]])), everywhere[:1], none)
+    expected = tokens.predict(
+        tokens.encode_text(torch.tensor([[1, 2, 3, 4]])), everywhere[:1], none
+    )
     torch.testing.assert_close(made[:1], expected, **CLOSE)
 
 
 def test_the_places_of_a_picture_that_is_not_square() -> None:
     """Three rows of two: the second axis has its own rotation, and no weight is kept for it."""
     shape = dataclasses.replace(SHAPE, grid=(3, 2))
-    assert shape.num_places == 6
+    assert shape.num_positions == 6
     net = create(shape=shape)
     assert net.rotation_cosine.shape == net.rotation_sine.shape == (6, 4)
     torch.testing.assert_close(net.rotation_sine[3], torch.tensor([1.0, 0.1, 1.0, 0.1]).sin())
@@ -405,11 +417,11 @@ def test_the_places_of_a_picture_that_is_not_square() -> None:
 
 def test_layers_are_read_and_asked_half_and_half() -> None:
     made = create(depth=6)
-    assert len(made.reading) == len(made.asking) == 3
-    memory = made.read_text(TEXT)
-    assert isinstance(memory, Memory)
-    assert len(memory.keys) == len(memory.values) == 6
-    assert memory.keys[0].shape == (2, 2, 5, 8)
+    assert len(made.self_decoder) == len(made.cross_decoder) == 3
+    cache = made.encode_text(TEXT)
+    assert isinstance(cache, KVCache)
+    assert len(cache.keys) == len(cache.values) == 6
+    assert cache.keys[0].shape == (2, 2, 5, 8)
 
 
 def test_muon_gets_the_matrices_inside_the_layers() -> None:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tessella.training.run_record import Points
+from tessella.runs.record import Points
 
 WIDTH, HEIGHT = 360, 205
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 348, 10, 175

@@ -19,17 +19,17 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError, DataError
 from tessella.images import save_png
-from tessella.training import report
-from tessella.training.report import write_report
-from tessella.training.report_curves import (
+from tessella.runs import report
+from tessella.runs.curves import (
     WIDTH,
     compute_ticks,
     create_chart,
     draw_curve,
     shorten,
 )
-from tessella.training.report_pictures import choose_evenly, embed_picture
-from tessella.training.run_record import read_run
+from tessella.runs.pictures import choose_evenly, embed_picture
+from tessella.runs.record import read_run
+from tessella.runs.report import write_report
 
 NAMES = {"train": "training", "validation": "validation"}
 VOID = {"meta", "link", "img", "br", "input"}
@@ -77,12 +77,12 @@ def begin(folder: Path) -> Path:
         "tokenizer": {"network": "residual", "quantizer": {"name": "vq", "codebook_size": 512}},
         "tokenizer_training": {
             "images": 100,
-            "start_from": None,
+            "init_from": None,
             "loss": {"mse": 1.0, "l1": 0.0, "perceptual": {"layers": {"conv1": 0.1}}},
         },
         "transformer": {"width": 32, "depth": 2},
         "objective": {"name": "any_order"},
-        "transformer_training": {"images": 50, "start_from": "scenes"},
+        "transformer_training": {"images": 50, "init_from": "scenes"},
     }
     write_lines(
         folder / "run.json",

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessella.bundled import find_model, list_bundled
 from tessella.config import build
 from tessella.errors import CheckpointError
-from tessella.model_folder import CAPTIONS_FILE, ModelConfig, read_captions
-from tessella.pipeline import TextToImage
+from tessella.model.find import find_model, list_bundled
+from tessella.model.folder import CAPTIONS_FILE, ModelConfig, read_captions
+from tessella.model.pipeline import TextToImage
 from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer, load_text
-from tessella.text.known_words import (
+from tessella.text.vocabulary import (
     CaptionSummary,
     KnownWords,
     replace_words,

@@ -14,7 +14,8 @@ from tessella.data.prepare import PreparedData
 from tessella.errors import ConfigError
 from tessella.evaluation.model import count_pictures
 from tessella.images import to_float
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Pace, measure_pace
@@ -202,6 +203,6 @@ def _measure_painting(model: TextToImage) -> float:
     seconds = 0.0
     for _ in range(2):
         began = time.monotonic()
-        model.paint([""] * _BATCH, seeds=range(_BATCH))  # short enough for any model
+        model.generate_images(enumerate_requests([""] * _BATCH))  # short enough for any model
         seconds = time.monotonic() - began
     return seconds / _BATCH

@@ -10,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from tessella import painting
 from tessella.errors import ConfigError, GenerationError
-from tessella.objectives import GenerationRequest, GenerationStep
+from tessella.model.pipeline import KnownCodes, TextToImage, half_mask
+from tessella.objectives import GenerationBatch, GenerationStep
 from tessella.objectives.parallel import ask_everywhere
-from tessella.pipeline import KnownCodes, TextToImage, half_mask
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from untrained import create_untrained
 
@@ -48,13 +47,13 @@ def decode(model: TextToImage, codes: Tensor) -> np.ndarray:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], list[Any]]:
-    """Records what a model's objective is asked, with the codes that it laid."""
+    """Records what a model's objective is asked, with the codes that it is_decoded."""
 
-    def watch(model: TextToImage) -> list[Any]:
+    def on_step(model: TextToImage) -> list[Any]:
         seen: list[Any] = []
         generate = model.objective.generate
 
-        def record(t: Any, c: Any, g: Any, asked: GenerationRequest, *more: Any) -> Any:
+        def record(t: Any, c: Any, g: Any, asked: GenerationBatch, *more: Any) -> Any:
             painted = generate(t, c, g, asked, *more)
             seen.append((asked, painted.codes))
             return painted
@@ -62,7 +61,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], list[An
         monkeypatch.setattr(model.objective, "generate", record)
         return seen
 
-    return watch
+    return on_step
 
 
 # While it comes.
@@ -76,22 +75,22 @@ def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
     tokenizer = model.tokenizer
     for step in steps:
         latent = functional.embedding(step.codes, tokenizer.codebook)
-        latent[~step.laid] = tokenizer.codebook.mean(0)
+        latent[~step.is_decoded] = tokenizer.codebook.mean(0)
         with torch.no_grad():
             image = tokenizer.decode_latent(latent.unflatten(1, GRID).movedim(-1, 1))
         expected = ((image.movedim(1, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
-        shown = model.decode_codes(step.codes, step.laid)
+        shown = model.decode_codes(step.codes, step.is_decoded)
         assert np.array_equal(shown, expected)
-        assert np.array_equal(shown, painted) is bool(step.laid.all())
+        assert np.array_equal(shown, painted) is bool(step.is_decoded.all())
     assert np.array_equal(model.decode_codes(steps[-1].codes), painted)
 
 
 def test_what_is_open_is_not_shown_as_the_first_code() -> None:
-    codes, laid = torch.full((1, 16), 7), torch.arange(16)[None] < 8
+    codes, is_decoded = torch.full((1, 16), 7), torch.arange(16)[None] < 8
     for other in (0, 3):
-        shown = MODEL.decode_codes(codes.where(laid, other), laid)
-        assert np.array_equal(shown, MODEL.decode_codes(codes, laid))
-    assert not np.array_equal(shown, MODEL.decode_codes(codes.where(laid, 0)))
+        shown = MODEL.decode_codes(codes.where(is_decoded, other), is_decoded)
+        assert np.array_equal(shown, MODEL.decode_codes(codes, is_decoded))
+    assert not np.array_equal(shown, MODEL.decode_codes(codes.where(is_decoded, 0)))
 
 
 def test_mosaics_of_any_size_are_decoded() -> None:
@@ -115,18 +114,18 @@ def test_every_place_of_a_larger_picture_is_laid_once(
     model: TextToImage, requests: Callable[[TextToImage], list[Any]]
 ) -> None:
     seen = requests(model)
-    [image] = model.generate(PROMPT, seed=3, size=(36, 24))  # 6 × 9 places
+    [image] = model.generate(PROMPT, seed=3, size=(36, 24))  # 6 × 9 positions
     assert image.size == (36, 24)
-    canvas, laid = torch.zeros(6, 9, dtype=torch.int64), torch.zeros(6, 9, dtype=torch.int64)
+    canvas, is_decoded = torch.zeros(6, 9, dtype=torch.int64), torch.zeros(6, 9, dtype=torch.int64)
     corners = [(row, column) for row in (0, 2) for column in (0, 2, 4, 5)]
     for (row, column), (asked, codes) in zip(corners, seen, strict=True):
         window = (slice(row, row + 4), slice(column, column + 4))
         known = asked.known.view(GRID)
-        assert torch.equal(known, laid[window] == 1)
+        assert torch.equal(known, is_decoded[window] == 1)
         assert torch.equal(codes[0][known], canvas[window][known])
-        laid[window] += (~known).long()
+        is_decoded[window] += (~known).long()
         canvas[window] = codes[0]
-    assert (laid == 1).all()
+    assert (is_decoded == 1).all()
     assert np.array_equal(np.asarray(image), decode(model, canvas[None])[0])
     first = model.paint([PROMPT], seeds=[3]).codes
     assert first is not None
@@ -153,9 +152,9 @@ def test_windows_are_not_copies_of_each_other() -> None:
 
 def test_an_objective_without_codes_paints_no_larger_picture() -> None:
     model = MODELS["latent_mse"]
-    with pytest.raises(GenerationError, match=r"laid code by code, which .*: `latent_mse`"):
+    with pytest.raises(GenerationError, match=r"is_decoded code by code, which .*: `latent_mse`"):
         model.generate(PROMPT, size=(32, 16))
-    with pytest.raises(GenerationError, match="laid code by code"):
+    with pytest.raises(GenerationError, match="is_decoded code by code"):
         model.outpaint(IMAGE, PROMPT, left=4)
 
 
@@ -259,8 +258,8 @@ def test_a_variation_keeps_a_share_of_the_codes(
     made = model.vary(IMAGE, strength=strength, count=3, seed=1)
     [(asked, codes)] = seen
     assert (~asked.known).sum(1).tolist() == [anew] * 3
-    for known, laid in zip(asked.known, codes.flatten(1), strict=True):
-        assert torch.equal(laid[known], own[known])
+    for known, is_decoded in zip(asked.known, codes.flatten(1), strict=True):
+        assert torch.equal(is_decoded[known], own[known])
     assert np.array_equal(pixels(made), decode(model, codes))
     if anew == 8:
         assert len(asked.known.unique(dim=0)) == 3
@@ -372,7 +371,7 @@ def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int
     prompts = [PROMPT, "a blue star"]
     chosen = pixels(model.generate(prompts, count=3, seed=10, best_of=3, size=size))
     assert chosen.shape == (6, size[1], size[0], 3)
-    places = []
+    positions = []
     for number, prompt in enumerate(prompts):
         canvas = KnownCodes.nothing((size[1] // SIDE, size[0] // SIDE))
         for picture in range(3):
@@ -382,8 +381,8 @@ def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int
             assert candidates.codes is not None
             best = int(model.score_codes(candidates.codes, [prompt] * 3).pmi.argmax())
             assert np.array_equal(chosen[3 * number + picture], candidates.pixels[best])
-            places.append(best)
-    assert len(set(places)) > 1
+            positions.append(best)
+    assert len(set(positions)) > 1
 
 
 def test_more_candidates_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +391,7 @@ def test_more_candidates_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> 
     steps: list[GenerationStep] = []
     made = MODEL.generate(PROMPT, count=3, best_of=4, on_step=steps.append)
     assert np.array_equal(pixels(made), expected)
-    # The candidates of a picture were once laid all at once, 64 of them too.
+    # The candidates of a picture were once is_decoded all at once, 64 of them too.
     assert [len(step.codes) for step in steps] == [3, 3, 3, 1, 1, 1] * 3
 
 
@@ -525,15 +524,17 @@ def test_a_larger_picture_is_watched_as_a_whole() -> None:
     [painted] = pixels(MODEL.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
     # Three windows of three steps.
     assert [(step.step, step.steps) for step in steps] == [(n, 9) for n in range(1, 10)]
-    laid = [step.laid for step in steps]
-    for step, before in zip(steps[1:], laid, strict=False):
-        assert step.codes.shape == step.laid.shape == (1, 4, 8)
-        assert (step.laid & before).sum() == before.sum()  # what is laid stays laid
-        assert not step.codes[~step.laid].any()
-    assert not laid[0][:, :, 4:].any()
-    assert bool(laid[-1].all())
+    is_decoded = [step.is_decoded for step in steps]
+    for step, before in zip(steps[1:], is_decoded, strict=False):
+        assert step.codes.shape == step.is_decoded.shape == (1, 4, 8)
+        assert (
+            step.is_decoded & before
+        ).sum() == before.sum()  # what is is_decoded stays is_decoded
+        assert not step.codes[~step.is_decoded].any()
+    assert not is_decoded[0][:, :, 4:].any()
+    assert bool(is_decoded[-1].all())
     assert np.array_equal(MODEL.decode_codes(steps[-1].codes)[0], painted)
-    assert laid[2][:, :, :4].all()
+    assert is_decoded[2][:, :, :4].all()
     # Each step is its own: nothing that was shown changes later.
     assert len({step.codes.data_ptr() for step in steps}) == 9
 
@@ -544,7 +545,7 @@ def test_what_is_known_is_watched_too() -> None:
     own = MODEL.encode_images(NOISE[None])
     for step in steps:
         assert torch.equal(step.codes[:, :, 2:], own)
-        assert step.laid[:, :, 2:].all()
+        assert step.is_decoded[:, :, 2:].all()
     shares = [step.step / step.steps for step in steps]
     assert shares == sorted(shares)
     assert shares[-1] == 1

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella import painting
 from tessella.errors import CheckpointError, ConfigError, GenerationError, TessellaError
+from tessella.model.pipeline import TextToImage, choose_device
 from tessella.objectives import GenerationStep
-from tessella.pipeline import TextToImage, choose_device
 from untrained import create_untrained, save_untrained
 
 FILES = (

@@ -12,8 +12,8 @@ from pathlib import Path
 from tessella.config import flatten
 from tessella.errors import DataError
 from tessella.files import write_text
-from tessella.training.report_curves import HEIGHT, WIDTH, Curve, draw_curve
-from tessella.training.report_facts import (
+from tessella.runs.curves import HEIGHT, WIDTH, Curve, draw_curve
+from tessella.runs.facts import (
     CURVES,
     STAGE_TITLES,
     choose_numbers,
@@ -25,8 +25,8 @@ from tessella.training.report_facts import (
     say_state,
     say_value,
 )
-from tessella.training.report_pictures import EmbeddedPicture, choose_evenly, embed_picture
-from tessella.training.run_record import Note, RunRecord, StageRecord, read_run
+from tessella.runs.pictures import EmbeddedPicture, choose_evenly, embed_picture
+from tessella.runs.record import Note, RunRecord, StageRecord, read_run
 
 REPORT_FILE = "report.html"
 

@@ -1,15 +1,15 @@
-"""A canvas: the places of a picture, some with codes, the others still to be laid.
+"""A canvas: the positions of a picture, some with codes, the others still to be sampled.
 
-Painting a picture, a larger one, a part of one or more around one differ in nothing but the
+A new picture, a larger one, a part of one and one continued beyond its edges differ only in the
 canvas that they start from:
 
     generate     nothing is known
-    edit         all places are known that the mask does not touch
+    edit         all positions are known that the mask does not touch
     outpaint     the picture is known, its surroundings are not
-    vary         some places are known, drawn by the seed
+    vary         some positions are known, drawn by the seed
 
-A transformer sees h × w places at once. A larger canvas is laid window by window; the windows
-overlap by half, and each keeps what is laid already, so that it continues its neighbours.
+A transformer sees h × w positions at once. A larger canvas is sampled window by window; the windows
+overlap by half, and each keeps what is there already, so that it continues its neighbours.
 
 Source: sliding windows as in Taming Transformers (arXiv:2012.09841, section 3.3), which moves
 by one code where this moves by half a window.
@@ -42,14 +42,14 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class KnownCodes:
-    """Canvases: places that keep their codes while the others are laid."""
+    """Canvases: positions that keep their codes while the others are sampled."""
 
     codes: Tensor  # (B, h, w) int64, looked at where `known`
     known: Tensor  # (B, h, w) bool; equally many a picture
 
     @classmethod
     def nothing(cls, grid: tuple[int, int]) -> "KnownCodes":
-        """Returns one canvas of (h, w) places, none of them known."""
+        """Returns one canvas of (h, w) positions, none of them known."""
         return cls(
             torch.zeros(1, *grid, dtype=torch.int64), torch.zeros(1, *grid, dtype=torch.bool)
         )
@@ -61,12 +61,6 @@ class KnownCodes:
         made = KnownCodes(self.codes.clone(), self.known.clone())
         made.codes[window], made.known[window] = codes, True
         return made
-
-    def select(self, rows: Sequence[int]) -> "KnownCodes":
-        """Returns the canvases of some pictures; a single canvas is every picture's."""
-        if len(self.codes) == 1:
-            rows = [0] * len(rows)
-        return KnownCodes(self.codes[list(rows)], self.known[list(rows)])
 
     @classmethod
     def join(cls, canvases: "Sequence[KnownCodes]") -> "KnownCodes":
@@ -93,7 +87,7 @@ class Canvas:
 
 
 def find_layout(known: Tensor, grid: tuple[int, int]) -> Hashable:
-    """Says which canvases can be laid together: those with equal layouts.
+    """Returns a key of canvases that can be sampled together: those with equal layouts.
 
     Args:
         known: (h', w') bool, at least as large as the grid.
@@ -101,12 +95,12 @@ def find_layout(known: Tensor, grid: tuple[int, int]) -> Hashable:
     """
     if tuple(known.shape) == grid:
         return grid, int(known.sum())
-    # A larger one is laid by windows, whose order depends on which places are known.
+    # A larger one is sampled by windows, whose order depends on which positions are known.
     return tuple(known.shape), known.cpu().numpy().tobytes()
 
 
 def plan_windows(known: Tensor, grid: tuple[int, int]) -> list[Window]:
-    """Plans the windows that lay a canvas, each place once.
+    """Plans the windows that sample a canvas, each position once.
 
     They go row by row; around something known they go outwards from its middle, so that
     every window finds something to continue.
@@ -116,20 +110,20 @@ def plan_windows(known: Tensor, grid: tuple[int, int]) -> list[Window]:
         grid: (h, w), what the transformer sees.
 
     Returns:
-        Windows of h × w places in the order of laying, each with an open place in its turn.
+        Windows of h × w positions in the order of laying, each with an open position in its turn.
     """
     (height, width), (rows, columns) = grid, known.shape
     windows = list(itertools.product(_list_spans(rows, height), _list_spans(columns, width)))
-    laid = known.to("cpu", copy=True)
-    if laid.any():
-        y, x = laid.nonzero().double().mean(0).tolist()
+    is_decoded = known.to("cpu", copy=True)
+    if is_decoded.any():
+        y, x = is_decoded.nonzero().double().mean(0).tolist()
         y, x = y - (height - 1) / 2, x - (width - 1) / 2  # a window's corner, were it in the middle
         windows.sort(key=lambda w: (w[0].start - y) ** 2 + (w[1].start - x) ** 2)
     planned = []
     for window in windows:
-        if not laid[window].all():
+        if not is_decoded[window].all():
             planned.append(window)
-            laid[window] = True
+            is_decoded[window] = True
     return planned
 
 
@@ -147,11 +141,11 @@ def derive_seed(seed: int, window: int) -> int:
 
 
 def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tuple[int, int]:
-    """Finds the places (h, w) of a picture of a size that a person asks for.
+    """Finds the positions (h, w) of a picture of a size that a person asks for.
 
     Args:
         size: (width, height) in pixels.
-        downsampling: pixels a side of one place.
+        downsampling: pixels a side of one position.
         trained_size: side of the pictures that the model learned.
 
     Raises:
@@ -183,7 +177,7 @@ def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
 
     Args:
         margins: pixels by the name of the side.
-        downsampling: pixels a side of one place.
+        downsampling: pixels a side of one position.
 
     Raises:
         GenerationError: names the side and what would be right.

@@ -10,7 +10,7 @@ from tessella.errors import CheckpointError
 
 DEFAULT_MODEL = "scenes"
 
-_BUNDLED = Path(__file__).parent / "models"
+_BUNDLED = Path(__file__).parent.parent / "models"
 _MODEL_FILE = "config.json"  # of every model folder
 _RUN_FILE = "run.json"  # of every run's folder
 _MODEL_IN_RUN = "model"

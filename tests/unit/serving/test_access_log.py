@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tessella.serving.access import ACCESS_LOG
+from tessella.serving.access_log import ACCESS_LOG
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessella.bundled import find_model
 from tessella.errors import CheckpointError, ConfigError
-from tessella.pipeline import TextToImage
+from tessella.model.find import find_model
+from tessella.model.pipeline import TextToImage
 from tessella.text import FrozenTextEncoder
 from tessella.tokenizer import ImageTokenizer
-from tessella.training import start
-from tessella.training.start import load_text_tokenizer, start_tokenizer, start_transformer
+from tessella.training.initialize import (
+    initialize_tokenizer,
+    initialize_transformer,
+    load_text_tokenizer,
+)
 from tessella.transformer import Transformer
 from untrained import create_untrained, save_untrained
 
@@ -34,14 +37,14 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_a_tokenizer_begins_as_the_model_s(model: Path) -> None:
     tokenizer, old = ImageTokenizer(TOKENIZER), TextToImage.load(model, "cpu").tokenizer
     assert not same(tokenizer, old)
-    assert start_tokenizer(tokenizer, model)
+    assert initialize_tokenizer(tokenizer, model)
     assert same(tokenizer, old)
 
 
 def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
     larger = ImageTokenizer(TOKENIZER.replace(upsampling=1)).eval()
     old = TextToImage.load(model, "cpu").tokenizer
-    assert not start_tokenizer(larger, model)
+    assert not initialize_tokenizer(larger, model)
     assert same(larger.encoder, old.encoder)
     assert same(larger.quantizer, old.quantizer)
     image = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -53,32 +56,32 @@ def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
 
 def test_another_network_is_refused(model: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.blocks is `1` there, here `2`.*the same"):
-        start_tokenizer(ImageTokenizer(TOKENIZER.replace(blocks=2)), model)
+        initialize_tokenizer(ImageTokenizer(TOKENIZER.replace(blocks=2)), model)
 
 
 def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
     old = TextToImage.load(model, "cpu")
     assert load_text_tokenizer(model).vocabulary_size == old.text_tokenizer.vocabulary_size
     transformer = Transformer(CONFIG.transformer, old.transformer.shape)
-    start_transformer(transformer, model)
+    initialize_transformer(transformer, model)
     assert same(transformer, old.transformer)
 
 
 def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
     shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, grid=(8, 8))
     with pytest.raises(ConfigError, match=r"another shape.*grid=\(4, 4\).*grid=\(8, 8\)"):
-        start_transformer(Transformer(CONFIG.transformer, shape), model)
+        initialize_transformer(Transformer(CONFIG.transformer, shape), model)
     deeper = Transformer(CONFIG.transformer.replace(depth=4), shape)
     with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
-        start_transformer(deeper, model)
+        initialize_transformer(deeper, model)
 
 
 def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> None:
     old = TextToImage.load(model, "cpu")
     transformer = Transformer(CONFIG.transformer, old.transformer.shape)
-    start_transformer(transformer, model, old.tokenizer.codebook)
+    initialize_transformer(transformer, model, old.tokenizer.codebook)
     with pytest.raises(ConfigError, match=r"another codebook.*0 images leave it so.*decoder"):
-        start_transformer(transformer, model, old.tokenizer.codebook.roll(1, 0))
+        initialize_transformer(transformer, model, old.tokenizer.codebook.roll(1, 0))
 
 
 # Its weights have other names, so that loading them ended in a bare error of torch.
@@ -92,7 +95,7 @@ def test_a_transformer_of_another_kind_is_refused(
     save_untrained(old, tmp_path / "old")
     kinds = ("Transformer`, which learned `any_order", "SharedLatentTransformer`, which learned `")
     with pytest.raises(ConfigError, match=rf"another kind: `{kinds[before]}.*Set objective to"):
-        start_transformer(new.transformer, tmp_path / "old")
+        initialize_transformer(new.transformer, tmp_path / "old")
 
 
 # `text.encoder` was ignored without a word: the model's own goes with its transformer.
@@ -112,10 +115,10 @@ def test_another_text_encoder_is_refused(model: Path, monkeypatch: pytest.Monkey
 def test_a_bundled_model_is_named() -> None:
     bundled = TextToImage.load(find_model("scenes"), "cpu")
     tokenizer = ImageTokenizer(bundled.config.tokenizer)
-    assert start_tokenizer(tokenizer, "scenes")
+    assert initialize_tokenizer(tokenizer, "scenes")
     assert same(tokenizer, bundled.tokenizer)
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such model"):
-        start_tokenizer(ImageTokenizer(TOKENIZER), tmp_path / "nothing")
+        initialize_tokenizer(ImageTokenizer(TOKENIZER), tmp_path / "nothing")

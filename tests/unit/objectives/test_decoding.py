@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tessella.objectives import (
     AnyOrder,
     Autoregressive,
-    GenerationRequest,
+    GenerationBatch,
     GenerationSettings,
     Objective,
 )
-from tessella.transformer import Memory, Transformer, TransformerSettings, TransformerShape
+from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 PAD, K, GRID = 0, 7, (4, 3)
 N = GRID[0] * GRID[1]
@@ -27,15 +27,17 @@ class Watched(Transformer):
         shape = TransformerShape(11, 6, PAD, K, GRID, 2, text_features)
         super().__init__(TransformerSettings(width=16, depth=4, heads=2), shape)
         self.read: list[tuple[Tensor, Tensor]] = []
-        self.asked: list[tuple[int, Tensor, Tensor]] = []  # how often it had read, places, logits
+        self.asked: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # how often it had read, positions, logits
 
-    def read_codes(self, memory: Memory, codes: Tensor, places: Tensor) -> Memory:
-        self.read.append((codes, places))
-        return super().read_codes(memory, codes, places)
+    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> KVCache:
+        self.read.append((codes, positions))
+        return super().append_codes(cache, codes, positions)
 
-    def ask(self, memory: Memory, places: Tensor, num_visible_codes: Tensor) -> Tensor:
-        logits = super().ask(memory, places, num_visible_codes)
-        self.asked.append((len(self.read), places, logits))
+    def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
+        logits = super().predict(cache, positions, num_visible_codes)
+        self.asked.append((len(self.read), positions, logits))
         return logits
 
 
@@ -73,14 +75,14 @@ def to_features(tokens: Tensor) -> Tensor:
 def test_cached_is_recomputed(
     objective: Objective, order: Any, num_known: int, guidance_scale: float, text: str
 ) -> None:
-    """Each row alone, its text without padding, all its codes read at once, no room."""
+    """Each row alone, its text without padding, all its codes read at once, no capacity."""
     features = text == "features"
     transformer = create(3 if features else None)
     convert = to_features if features else Tensor.clone
     prompt_of, negative_of = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1])
     known = torch.stack([torch.arange(N).roll(shift) < num_known for shift in range(3)])
     codes = torch.randint(K, (3, N), generator=torch.Generator().manual_seed(4))
-    asked = GenerationRequest(
+    asked = GenerationBatch(
         text=convert(TOKENS),
         negative_text=convert(NEGATIVE_TOKENS),
         prompt_of=prompt_of,
@@ -102,23 +104,25 @@ def test_cached_is_recomputed(
     final = painted.codes.flatten(1).repeat(len(rows) // 3, 1)
     steps, fresh = transformer.asked, create(3 if features else None)
     assert len(steps) == (4 if objective.name == "any_order" else N)
-    for num_read, places, logits in steps:
+    for num_read, positions, logits in steps:
         read = [torch.empty(len(rows), 0, dtype=torch.int64)] * 2
         if num_read:
             parts = transformer.read[:num_read]
             read = [torch.cat([part[index] for part in parts], 1) for index in (0, 1)]
-        assert torch.equal(read[0], final.gather(1, read[1]))  # what was read is what was laid
+        assert torch.equal(
+            read[0], final.gather(1, read[1])
+        )  # what was read is what was is_decoded
         for row in range(len(rows)):
-            memory = fresh.read_text(texts[row])
-            memory = fresh.read_codes(memory, read[0][row : row + 1], read[1][row : row + 1])
-            visible = torch.full((places.shape[1],), read[0].shape[1])
-            expected = fresh.ask(memory, places[row : row + 1], visible)
+            cache = fresh.encode_text(texts[row])
+            cache = fresh.append_codes(cache, read[0][row : row + 1], read[1][row : row + 1])
+            visible = torch.full((positions.shape[1],), read[0].shape[1])
+            expected = fresh.predict(cache, positions[row : row + 1], visible)
             torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_without_chance_no_noise_is_drawn(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number a place and code was once drawn for nothing, which took longer than to choose."""
+    """A number a position and code was once drawn for nothing, which took longer than to choose."""
     text, rows = TOKENS[:1], torch.zeros(1, dtype=torch.int64)
     drawn: list[tuple[int, ...]] = []
     rand = torch.rand
@@ -131,7 +135,7 @@ def test_without_chance_no_noise_is_drawn(order: Any, monkeypatch: pytest.Monkey
     for temperature, has_noise in ((0.0, False), (1.0, True)):
         drawn.clear()
         settings = GenerationSettings(steps=3, temperature=temperature, order=order)
-        asked = GenerationRequest(text, text, rows, rows, [1], settings)
+        asked = GenerationBatch(text, text, rows, rows, [1], settings)
         AnyOrder().generate(create(), CODEBOOK, GRID, asked)
         assert any(shape[-1] == K and len(shape) == 2 for shape in drawn) is has_noise
 
@@ -142,10 +146,10 @@ def test_every_code_is_read_once_and_every_place_asked_once() -> None:
     for objective in (AnyOrder(), Autoregressive()):
         transformer = create()
         settings = GenerationSettings(steps=5)
-        asked = GenerationRequest(text, text, rows, rows, [1], settings)
+        asked = GenerationBatch(text, text, rows, rows, [1], settings)
         objective.generate(transformer, CODEBOOK, GRID, asked)
-        places = torch.cat([places for _, places, _ in transformer.asked], 1)
-        assert sorted(places[0].tolist()) == list(range(N))
-        read = torch.cat([places for _, places in transformer.read], 1)
-        assert torch.equal(read, places[:, : read.shape[1]])
+        positions = torch.cat([positions for _, positions, _ in transformer.asked], 1)
+        assert sorted(positions[0].tolist()) == list(range(N))
+        read = torch.cat([positions for _, positions in transformer.read], 1)
+        assert torch.equal(read, positions[:, : read.shape[1]])
         assert read.shape[1] == N - transformer.asked[-1][1].shape[1]

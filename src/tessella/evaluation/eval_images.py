@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tessella.data.cache import CaptionedImages
 from tessella.errors import GenerationError
 from tessella.images import Pixels
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def draw_indices(total: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]
 def can_read(model: TextToImage, caption: str) -> bool:
     """Whether a model takes a caption as a prompt."""
     try:
-        model.encode_text([caption])
+        model.sampler.encode_text([caption])
     except GenerationError:
         return False
     return True

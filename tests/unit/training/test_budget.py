@@ -10,11 +10,11 @@ import torch
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError
-from tessella.pipeline import TextToImage
+from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.training import plan as plan_module
+from tessella.training import budget as plan_module
+from tessella.training.budget import choose_preset, plan_training
 from tessella.training.loop import Pace, create_accelerator
-from tessella.training.plan import choose_preset, plan_training
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 
 TINY = [
@@ -168,7 +168,7 @@ def test_what_does_not_train_takes_no_time(
     assert made.recipe.transformer_training.images == 4000 * 32
     assert made.recipe.tokenizer_training == resolve_recipe(None, None, TINY).tokenizer_training
     assert made.describe().startswith("transformer 128,000 images (16.9 min), codes")
-    kept = ("transformer_training.images=0", "transformer_training.start_from=elsewhere")
+    kept = ("transformer_training.images=0", "transformer_training.init_from=elsewhere")
     made = plan(data, clock, monkeypatch, 1037.0, *kept)
     assert made.recipe.tokenizer_training.images == 2000 * 32
     assert made.recipe.transformer_training.images == 0

@@ -11,9 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from tessella.errors import ConfigError
-from tessella.serving import guard
 from tessella.serving.app import create_app
-from tessella.serving.guard import ApiKeys, check_exposure, read_api_keys
+from tessella.serving.middleware import ApiKeys, check_exposure, read_api_keys
 from tessella.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

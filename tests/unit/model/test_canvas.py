@@ -1,4 +1,4 @@
-"""Canvases: which windows lay them, which sizes and masks there are."""
+"""Canvases: which windows decode them, which sizes and masks there are."""
 
 import re
 from typing import Any
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tessella.canvas import (
+from tessella.errors import GenerationError
+from tessella.model.canvas import (
     Canvas,
     KnownCodes,
     check_margins,
@@ -22,7 +23,6 @@ from tessella.canvas import (
     half_mask,
     plan_windows,
 )
-from tessella.errors import GenerationError
 
 # Windows.
 
@@ -62,7 +62,7 @@ def test_every_place_is_laid_by_a_window_that_knows_something(
         here = known[window]
         assert here.shape == (height, width)
         assert not here.all()
-        # A window of one place a side overlaps no other.
+        # A window of one position a side overlaps no other.
         if min(height, width) > 1:
             assert number == 0 or here.any()
             assert not picture or here.any()
@@ -224,7 +224,7 @@ def test_what_is_no_picture() -> None:
         fit_images(["cat.png"], 4)  # type: ignore[list-item]
 
 
-# Canvases that are laid together.
+# Canvases that are is_decoded together.
 
 
 def test_canvases_are_joined_row_by_row() -> None:
@@ -255,7 +255,7 @@ def test_of_one_grid_the_number_of_known_places_counts() -> None:
 
 
 def test_of_larger_canvases_each_place_counts() -> None:
-    """Their windows go round what is known: another place, another order."""
+    """Their windows go round what is known: another position, another order."""
     grid = (2, 3)
     first, second = (torch.zeros(2, 6, dtype=torch.bool) for _ in range(2))
     assert find_layout(first, grid) == find_layout(second, grid)
@@ -263,7 +263,7 @@ def test_of_larger_canvases_each_place_counts() -> None:
     assert find_layout(first, grid) != find_layout(second, grid)
     tall = torch.zeros(6, 2, dtype=torch.bool)
     assert find_layout(tall, grid) != find_layout(torch.zeros(2, 6, dtype=torch.bool), grid)
-    # Not the transpose: it is no canvas of this grid, though of as many places.
+    # Not the transpose: it is no canvas of this grid, though of as many positions.
     assert find_layout(torch.zeros(3, 2, dtype=torch.bool), grid) != find_layout(
         torch.zeros(2, 3, dtype=torch.bool), grid
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import flatten
-from tessella.training.report_curves import Chart, create_chart
-from tessella.training.run_record import Points, RunRecord, StageRecord
+from tessella.runs.curves import Chart, create_chart
+from tessella.runs.record import Points, RunRecord, StageRecord
 
 CURVES = {
     "loss": ("Loss", "lower is better"),
@@ -127,7 +127,7 @@ def _describe_recipe(stage: StageRecord, recipe: Mapping[str, Any]) -> Iterator[
     else:
         yield f"objective {_get(recipe, 'objective.name')}"
         yield f"width {section.get('width')}, depth {section.get('depth')}"
-    start = _get(recipe, f"{stage.name}_training.start_from")
+    start = _get(recipe, f"{stage.name}_training.init_from")
     if start:
         yield f"started from {Path(str(start)).name}"
     if stage.images:

@@ -6,16 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessella.bundled import find_model, find_tokenizer
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.find import find_model, find_tokenizer
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
 from tessella.text import FrozenTextEncoder, TextEncoder, load_text
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
 
-def start_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
+def initialize_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
     """Copies encoder and codebook of a model, and its decoder if it paints as large.
 
     Returns:
@@ -36,7 +37,7 @@ def start_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
     return True
 
 
-def start_transformer(
+def initialize_transformer(
     transformer: Transformer, folder: str | Path, codebook: Tensor | None = None
 ) -> None:
     """Copies the transformer of a model.
@@ -57,7 +58,7 @@ def start_transformer(
         raise ConfigError(
             f"The transformer to start from is of another kind: `{type(old).__name__}`, which "
             f"learned `{model.config.objective.name}`, not `{type(transformer).__name__}`. Set "
-            "objective to the same, or leave out transformer_training.start_from."
+            "objective to the same, or leave out transformer_training.init_from."
         )
     _require_same("transformer", old.settings, transformer.settings)
     if old.shape != transformer.shape:
@@ -69,7 +70,7 @@ def start_transformer(
     if codebook is not None and not torch.equal(model.tokenizer.codebook, codebook.cpu()):
         raise ConfigError(
             f"The transformer to start from chooses from another codebook: `{folder}`, and 0 "
-            "images leave it so. Set tokenizer_training.start_from to the same model and .learn to "
+            "images leave it so. Set tokenizer_training.init_from to the same model and .learn to "
             "decoder, or give transformer_training.images."
         )
     transformer.load_state_dict(old.state_dict())

@@ -1,11 +1,12 @@
 """What a request asks for, once all that it leaves open is decided."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tessella.images import encode_picture
-from tessella.pipeline import TextToImage
-from tessella.serving.worker import FinishedPicture, PaintingRequest, PartialPicture
+from tessella.model.pipeline import TextToImage
+from tessella.serving.worker import FinishedPicture, ImageJob, PartialPicture
 
 _LONGEST = 4.0  # times as long as wide
 
@@ -14,9 +15,11 @@ _LONGEST = 4.0  # times as long as wide
 class Wanted:
     """Pictures, and how they are sent."""
 
-    painting: PaintingRequest
+    painting: ImageJob
+    prompt: str  # as the model reads it
+    seeds: Sequence[int]  # one a picture
     size: tuple[int, int]  # (width, height) in pixels of the pictures that are sent
-    num_places: int  # of the canvas of one picture
+    num_positions: int  # of the canvas of one picture
     output_format: str
     quality: int
     revised_prompt: str | None  # what was read of a prompt that is too long
@@ -50,7 +53,10 @@ class Wanted:
     def count_usage(self, count: int) -> dict[str, Any]:
         """Counts the tokens read and the codes laid for some pictures."""
         text_tokenizer = self.painting.served.model.text_tokenizer
-        text, laid = text_tokenizer.count_tokens(self.painting.prompts[0]), count * self.num_places
+        text, laid = (
+            text_tokenizer.count_tokens(self.prompt),
+            count * self.num_positions,
+        )
         return {
             "input_tokens": text,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": text},

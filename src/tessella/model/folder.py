@@ -6,29 +6,43 @@ tokenizer; `fit-tokenizer` leaves a folder that has the tokenizer's part only.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tessella import config
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, read_tensors, write_json, write_tensors
-from tessella.images import fit_square, to_float, to_uint8
-from tessella.objectives import AnyOrderSettings, GenerationSettings, ObjectiveSettings
-from tessella.text.known_words import CaptionSummary
+from tessella.generation import GenerationSettings
+from tessella.images import fit_square
+from tessella.model.codec import decode_latent, encode_pixels
+from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings
+from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.transformer import TransformerSettings
 
-FORMAT = 2
+MODEL_FORMAT = 3
 """Of the model folder; goes up when an older tessella could no longer read it."""
-_TOKENIZER_FORMATS = (1, FORMAT)  # the image tokenizer's part has not changed since
+_READ_FORMATS = (2, MODEL_FORMAT)
+_TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part has not changed since
+
+# Names of the transformer's weights in format 2, and what they are called since.
+_RENAMED_IN_FORMAT_3 = {
+    "reading.": "self_decoder.",
+    "asking.": "cross_decoder.",
+    "memory_norm.": "kv_norm.",
+    "place_embedding.": "position_embedding.",
+    "question": "mask_token",
+    "writing.": "text_decoder.",
+}
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -42,7 +56,7 @@ CAPTIONS_FILE = "captions.json"
 class ModelConfig(Settings):
     """All settings that a model folder needs to be loaded again."""
 
-    format: int = FORMAT
+    format: int = MODEL_FORMAT
     """Format of the model folder."""
     image_size: int = Field(64, ge=8)
     """Side of the pictures, in pixels."""
@@ -50,7 +64,7 @@ class ModelConfig(Settings):
     """The image tokenizer."""
     transformer: TransformerSettings = TransformerSettings()
     """The transformer."""
-    objective: ObjectiveSettings = AnyOrderSettings()
+    objective: ObjectiveSettings = PlainObjectiveSettings()
     """The objective that it learned."""
     generation: GenerationSettings = GenerationSettings()
     """How it paints unless told otherwise."""
@@ -78,7 +92,7 @@ class TrainedTokenizer:
             ConfigError: the device is not there.
         """
         folder = Path(folder)
-        config = read_config(folder, formats=_TOKENIZER_FORMATS)
+        config = read_model_config(folder, formats=_TOKENIZER_FORMATS)
         with damaged_config(folder):
             tokenizer = ImageTokenizer(config.tokenizer)
         load_weights(tokenizer, folder / TOKENIZER_FILE)
@@ -99,19 +113,20 @@ class TrainedTokenizer:
         """Where the tokenizer is."""
         return self.tokenizer.codebook.device
 
-    @torch.inference_mode()
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
         """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
 
         Args:
             images: of any size; cropped to the square in the middle and resized.
         """
-        made = []
-        for image in images:
-            square = to_float(fit_square(image, self.config.image_size)[None])
-            codes = self.tokenizer.encode(square.to(self.device))
-            made.append(Image.fromarray(to_uint8(self.tokenizer.decode(codes))[0]))
-        return made
+        if not images:
+            return []
+        pixels = np.stack([fit_square(image, self.config.image_size) for image in images])
+        latent = self.tokenizer.quantizer.look_up(encode_pixels(self.tokenizer, pixels))
+        return [
+            Image.fromarray(image)
+            for image in decode_latent(self.tokenizer, latent, self.config.grid)
+        ]
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda", "mps"] | str) -> torch.device:
@@ -130,7 +145,7 @@ def choose_device(name: Literal["auto", "cpu", "cuda", "mps"] | str) -> torch.de
     return torch.device(name)
 
 
-def read_config(folder: Path, *, formats: Sequence[int] = (FORMAT,)) -> ModelConfig:
+def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -> ModelConfig:
     """Reads the settings of a model folder.
 
     Args:
@@ -150,13 +165,14 @@ def read_config(folder: Path, *, formats: Sequence[int] = (FORMAT,)) -> ModelCon
             "expected. Name the folder that `tessella fit` wrote, RUN/model."
         ) from None
     if found not in formats:
+        readable = " and ".join(map(str, formats))
         raise CheckpointError(
-            f"The model folder has format `{found}`; this tessella reads format {FORMAT}: "
-            f"`{folder}`. Install the tessella that wrote it, or train again; the image tokenizer "
-            "of an older folder can be kept: tokenizer_training.start_from."
+            f"The model folder has format `{found}`; this tessella reads {readable}: `{folder}`. "
+            "Install the tessella that wrote it, or train again; the image tokenizer "
+            "of an older folder can be kept: tokenizer_training.init_from."
         )
     with damaged_config(folder):
-        return config.build(ModelConfig, {**values, "format": FORMAT})
+        return config.build(ModelConfig, {**values, "format": MODEL_FORMAT})
 
 
 def read_captions(folder: Path) -> CaptionSummary | None:
@@ -179,7 +195,7 @@ def read_captions(folder: Path) -> CaptionSummary | None:
 
 @contextlib.contextmanager
 def damaged_config(folder: Path) -> Iterator[None]:
-    """Says of a setting that cannot be that it stands in a model folder."""
+    """Re-raises an invalid setting as a damaged model folder."""
     try:
         yield
     except ConfigError as error:
@@ -189,13 +205,32 @@ def damaged_config(folder: Path) -> Iterator[None]:
         ) from None
 
 
+def load_transformer_weights(network: nn.Module, path: Path) -> None:
+    """Loads the transformer's weights, those of format 2 under their new names.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
+    _load(network, {_rename(name): tensor for name, tensor in read_tensors(path).items()}, path)
+
+
+def _rename(name: str) -> str:
+    for old, new in _RENAMED_IN_FORMAT_3.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
     """Loads a file of weights into the network that the settings beside it describe.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another network.
     """
-    tensors = read_tensors(path)
+    _load(network, read_tensors(path), path)
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tessella import bundled
-from tessella.bundled import find_model, list_bundled
 from tessella.errors import CheckpointError
+from tessella.model.find import find_model, list_bundled
 
 
 @pytest.fixture(autouse=True)

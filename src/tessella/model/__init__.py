@@ -1,0 +1,1 @@
+"""A trained model: find its folder, load its parts, plan canvases, sample pictures."""

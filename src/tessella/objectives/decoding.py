@@ -1,0 +1,175 @@
+"""Decoding codes set by set: what `any_order`, `autoregressive` and `masked` share.
+
+A `DecodingState` holds the codes decoded so far, each picture's random numbers and the callback.
+`decode_in_order` fills it with a transformer that reads every code once and predicts every position
+once; `encode_prompts` reads the texts of both guidance branches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tessella.objectives.base import GenerationBatch, GenerationStep, StepCallback
+from tessella.objectives.sampling import (
+    choose_confident,
+    guide,
+    halton_order,
+    random_orders,
+    sample_codes,
+    scale_guidance,
+)
+from tessella.transformer import KVCache, Transformer
+
+
+class DecodingState:
+    """The codes of a batch while they are decoded.
+
+    Args:
+        batch: what to generate; its known codes count as decoded.
+        grid: (h, w) positions.
+        steps: how many there will be.
+        on_step: called after each.
+    """
+
+    def __init__(
+        self,
+        batch: GenerationBatch,
+        grid: tuple[int, int],
+        steps: int,
+        on_step: StepCallback | None,
+    ) -> None:
+        device = batch.prompt_of.device
+        self.batch_size, self.grid, self.device = len(batch.seeds), grid, device
+        self.codes = torch.zeros(
+            self.batch_size, grid[0] * grid[1], dtype=torch.int64, device=device
+        )
+        self.is_decoded = torch.zeros_like(self.codes, dtype=torch.bool)
+        if batch.known is not None and batch.known_codes is not None:
+            self.is_decoded = batch.known.clone()
+            self.codes = batch.known_codes.masked_fill(~batch.known, 0)
+        self.settings = batch.settings
+        self.is_guided = batch.settings.guidance_scale != 1
+        self._steps, self._step, self._on_step = steps, 0, on_step
+        # Random numbers come from the CPU: a seed means the same picture on every device.
+        self._generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+
+    def open_positions(self) -> Tensor:
+        """Lists the positions (B, U) without a code, in raster order."""
+        return (~self.is_decoded).nonzero()[:, 1].view(self.batch_size, -1)
+
+    def order_open_positions(self, order: str) -> Tensor:
+        """Lists the positions (B, U) without a code, in random order or Halton's."""
+        num_positions = self.is_decoded.shape[1]
+        if order == "halton":
+            positions = halton_order(*self.grid).expand(self.batch_size, -1).to(self.device)
+        else:
+            positions = random_orders(num_positions, self._generators).to(self.device)
+        is_open = ~self.is_decoded.gather(1, positions)
+        return positions[is_open].view(self.batch_size, -1)
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """Samples codes (B, Q) from logits (B, Q, K), or (2 B, Q, K) with guidance."""
+        return self._sample(self.guide(logits))
+
+    def sample_confident(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Samples codes as `sample` does, and keeps the surest.
+
+        Returns:
+            Their indices (B, count) among the Q, and codes (B, count).
+        """
+        logits = self.guide(logits)
+        codes = self._sample(logits)
+        fading = 1 - (self._step + 1) / self._steps
+        surest = choose_confident(
+            logits,
+            codes,
+            self._draw(codes.shape[1:]),
+            count,
+            self.settings.confidence_temperature * fading,
+        )
+        return surest, codes.gather(1, surest)
+
+    def update(self, positions: Tensor, codes: Tensor) -> None:
+        """Puts codes (B, Q) at positions (B, Q) and ends the step."""
+        self.codes = self.codes.scatter(1, positions, codes)
+        self.is_decoded = self.is_decoded.scatter(1, positions, True)
+        self._step += 1
+        if self._on_step is not None:
+            self._on_step(GenerationStep(self._step, self._steps, self.codes, self.is_decoded))
+
+    def double(self, rows: Tensor) -> Tensor:
+        """Repeats rows (B, …) for guidance's other branch, if there is one."""
+        return torch.cat([rows, rows]) if self.is_guided else rows
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Joins both branches' logits (2 B, Q, K) into (B, Q, K); without guidance keeps them."""
+        logits = logits.float()
+        if not self.is_guided:
+            return logits
+        scale = scale_guidance(self.settings, self._step + 1, self._steps)
+        return guide(logits[: self.batch_size], logits[self.batch_size :], scale)
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        # Drawing takes longer than choosing: at temperature 0 nothing is drawn.
+        noise = self._draw(logits.shape[1:]) if self.settings.temperature else None
+        return sample_codes(logits, noise, self.settings)
+
+    def _draw(self, shape: Sequence[int]) -> Tensor:
+        uniform = [torch.rand(tuple(shape), generator=g) for g in self._generators]
+        return torch.stack(uniform).to(self.device)
+
+
+def encode_prompts(
+    transformer: Transformer, batch: GenerationBatch, *, capacity: int = 0
+) -> KVCache:
+    """Encodes each prompt once, and with guidance what it moves away from.
+
+    Args:
+        transformer: whose cache it is.
+        batch: whose texts.
+        capacity: codes that will be appended.
+
+    Returns:
+        The cache of B pictures; with guidance of 2 B, the other branch behind in the same order.
+    """
+    text, rows = batch.text, batch.prompt_of
+    if batch.settings.guidance_scale != 1:
+        length = max(text.shape[1], batch.negative_text.shape[1])
+        text = torch.cat(
+            [_pad(t, length, transformer.shape.pad_id) for t in (text, batch.negative_text)]
+        )
+        rows = torch.cat([rows, len(batch.text) + batch.negative_of])
+    return transformer.encode_text(text).select(rows, capacity=capacity)
+
+
+def _pad(text: Tensor, length: int, pad_id: int) -> Tensor:
+    """Lengthens tokens (P, T) by padding, features (P, T, F) by zeros."""
+    missing = length - text.shape[1]
+    if text.ndim == 3:
+        return functional.pad(text, (0, 0, 0, missing))
+    return functional.pad(text, (0, missing), value=pad_id)
+
+
+def decode_in_order(
+    transformer: Transformer, cache: KVCache, state: DecodingState, sets: Sequence[Tensor]
+) -> None:
+    """Predicts each set of positions (B, S) at once, samples, and appends it for the next.
+
+    Known positions among them keep their codes.
+    """
+    for index, positions in enumerate(sets):
+        queries = state.double(positions)
+        logits = predict_all(transformer, cache, queries)
+        is_known = state.is_decoded.gather(1, positions)
+        codes = state.sample(logits).where(~is_known, state.codes.gather(1, positions))
+        state.update(positions, codes)
+        if index + 1 < len(sets):
+            cache = transformer.append_codes(cache, state.double(codes), queries)
+
+
+def predict_all(transformer: Transformer, cache: KVCache, positions: Tensor) -> Tensor:
+    """Predicts positions (B, Q), each of which sees the whole cache: (B, Q, K) logits."""
+    visible = torch.full((positions.shape[1],), cache.num_codes, device=positions.device)
+    return transformer.predict(cache, positions, visible)

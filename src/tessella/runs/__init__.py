@@ -1,0 +1,1 @@
+"""What a training run has written down, and the one page that shows it."""
