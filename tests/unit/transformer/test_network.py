@@ -430,7 +430,7 @@ def test_muon_gets_the_matrices_inside_the_layers() -> None:
     matrices = ("query", "key_value", "attention_out", "mlp_in", "mlp_out")
     assert hidden == {
         f"{half}.{index}.{matrix}.weight"
-        for half in ("reading", "asking")
+        for half in ("self_decoder", "cross_decoder")
         for index in range(2)
         for matrix in matrices
     }
