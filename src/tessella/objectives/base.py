@@ -110,8 +110,8 @@ class Objective(nn.Module, abc.ABC):
     """Whether it generates with guidance; if not, `negative_text` is not read."""
     has_likelihood: ClassVar[bool] = True
     """Whether it computes the log-likelihood of pictures."""
-    generates_codes: ClassVar[bool] = True
-    """Whether it generates codes; otherwise a latent, no part of which can be kept."""
+    can_edit: ClassVar[bool] = True
+    """Whether it continues a picture's own codes; otherwise a text gives one whole latent."""
     has_steps: ClassVar[bool] = True
     """Whether a picture comes in steps; otherwise all at once."""
 

@@ -27,7 +27,7 @@ class LatentMSE(Objective):
     name = "latent_mse"
     is_guided = False
     has_likelihood = False
-    generates_codes = False
+    can_edit = False
     has_steps = False
 
     def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:

@@ -106,7 +106,7 @@ class SharedLatent(Objective):
     name = "shared_latent"
     is_guided = False
     has_likelihood = False
-    generates_codes = False
+    can_edit = False
     has_steps = False
 
     def __init__(

@@ -39,9 +39,7 @@ def score(objective: Objective, codes: Tensor, text: Tensor = TEXT[:1], **more: 
     return objective.compute_log_likelihood(expanded, codes, **more)
 
 
-@pytest.mark.parametrize(
-    "objective", [ANY_ORDER, AUTOREGRESSIVE, PARALLEL], ids=lambda o: o.name
-)
+@pytest.mark.parametrize("objective", [ANY_ORDER, AUTOREGRESSIVE, PARALLEL], ids=lambda o: o.name)
 def test_the_probabilities_add_up_to_one(objective: Objective) -> None:
     """Of `any_order` those along any one order."""
     for row in (0, 1):

@@ -30,7 +30,9 @@ SCHEDULES = st.sampled_from(["cosine", "arccos"])
 
 
 @given(st.integers(0, 1024), st.integers(1, 4096), SCHEDULES)
-def test_the_schedule_predicts_every_position(num_positions: int, steps: int, schedule: str) -> None:
+def test_the_schedule_predicts_every_position(
+    num_positions: int, steps: int, schedule: str
+) -> None:
     sizes = split_positions(num_positions, steps, schedule)
     assert sum(sizes) == num_positions
     assert min(sizes, default=1) >= 1
@@ -240,7 +242,9 @@ def test_noise_changes_what_is_sure() -> None:
 
 
 @given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0.0, 4.5, 1000.0]))
-def test_confident_positions_come_in_rising_order(seed: int, count: int, temperature: float) -> None:
+def test_confident_positions_come_in_rising_order(
+    seed: int, count: int, temperature: float
+) -> None:
     logits = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(seed))
     codes = logits.argmin(-1)
     made = choose_confident(logits, codes, noise(3, 9, seed=seed), count, temperature)

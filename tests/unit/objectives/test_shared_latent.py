@@ -1,6 +1,7 @@
 """`shared_latent`: what the text decoder sees, what is learned and what is generated."""
 
 import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,7 +127,9 @@ def test_muon_trains_the_text_decoder_too() -> None:
     hidden = [names[id(p)] for p in TRANSFORMER.hidden_matrices()]
     assert len(hidden) == len(set(hidden))
     layers = {name.rsplit(".", 2)[0] for name in hidden}
-    assert layers == {f"{p}.{i}" for p in ("self_decoder", "cross_decoder", "text_decoder") for i in range(2)}
+    assert layers == {
+        f"{p}.{i}" for p in ("self_decoder", "cross_decoder", "text_decoder") for i in range(2)
+    }
 
 
 def test_features_cannot_be_decoded_into_words() -> None:
