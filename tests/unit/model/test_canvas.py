@@ -78,13 +78,10 @@ def test_each_window_has_random_numbers_of_its_own() -> None:
     assert seeds[::50] == [0, 1, 2**63 - 1]
 
 
-def test_a_canvas_is_every_pictures_or_one_each() -> None:
+def test_codes_are_placed_by_row_and_column() -> None:
     one = KnownCodes.nothing((2, 3)).with_codes(torch.tensor([[[5, 6]]]), 1, 1)
     assert one.codes.tolist() == [[[0, 0, 0], [0, 5, 6]]]
     assert one.known.tolist() == [[[False] * 3, [False, True, True]]]
-    assert one.select([0, 3, 9]).codes.shape == (3, 2, 3)
-    two = KnownCodes(torch.tensor([[[1]], [[2]]]), torch.ones(2, 1, 1, dtype=torch.bool))
-    assert two.select([1, 1, 0]).codes.flatten().tolist() == [2, 2, 1]
     assert not KnownCodes.nothing((2, 3)).known.any()
 
 
@@ -239,9 +236,7 @@ def test_canvases_are_joined_row_by_row() -> None:
     ]
     assert joined.known.sum((1, 2)).tolist() == [0, 6, 2]
     for row, canvas in enumerate((nothing, full, part)):
-        selected = joined.select([row])
-        assert torch.equal(selected.codes, canvas.codes)
-        assert torch.equal(selected.known, canvas.known)
+        assert torch.equal(joined.known[row], canvas.known[0])
 
 
 def test_of_one_grid_the_number_of_known_places_counts() -> None:

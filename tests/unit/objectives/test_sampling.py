@@ -92,7 +92,7 @@ def test_halton_s_order_is_a_fresh_tensor() -> None:
 
 
 def test_halton_is_spread_evenly_from_the_start() -> None:
-    """Of 16 × 16 positions the first 16 lie in all quarters and apart; random ones hardly ever do."""
+    """Of 16 × 16 positions the first 16 are in all quarters and apart; random ones rarely are."""
     first = halton_order(16, 16)[:16]
     quarters = (first // 16 // 8) * 2 + first % 16 // 8
     assert sorted(torch.bincount(quarters, minlength=4).tolist()) == [3, 4, 4, 5]
