@@ -1,5 +1,6 @@
 """One suite for every objective: what learning and generating must be, whatever the rule."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ from tessella.objectives import (
     Objective,
     PlainObjectiveSettings,
     SharedLatentSettings,
-    SharedLatentTransformer,
     create_objective,
     create_transformer,
 )
 from tessella.objectives.sampling import split_positions
+from tessella.objectives.shared_latent import SharedLatentTransformer
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
@@ -87,8 +88,8 @@ def create_batch(
         negative_of=torch.tensor(negative_of),
         seeds=seeds,
         settings=GenerationSettings().replace(**{"temperature": 1.0, "steps": 4, **changes}),
-        known=None if known is None else known[0],
-        known_codes=None if known is None else known[1],
+        known=torch.zeros(len(seeds), N).bool() if known is None else known[0],
+        known_codes=torch.zeros(len(seeds), N).long() if known is None else known[1],
     )
 
 
@@ -223,10 +224,7 @@ def watch_steps(objective: Objective, batch: GenerationBatch) -> list[Generation
     generated = objective.generate(batch, seen.append)
     assert [step.step for step in seen] == list(range(1, len(seen) + 1))
     assert {step.steps for step in seen} == {len(seen)}
-    is_decoded = torch.zeros(len(batch.seeds), N, dtype=torch.bool)
-    codes = torch.zeros(len(batch.seeds), N, dtype=torch.int64)
-    if batch.known is not None and batch.known_codes is not None:
-        is_decoded, codes = batch.known, batch.known_codes.where(batch.known, 0)
+    is_decoded, codes = batch.known, batch.known_codes.where(batch.known, 0)
     for step in seen:
         assert (step.is_decoded | ~is_decoded).all()  # what is decoded stays
         codes = torch.where(step.is_decoded & ~is_decoded, step.codes, codes)
@@ -319,8 +317,9 @@ def test_guidance_from_nothing_to_beyond(objective: Objective) -> None:
     assert torch.equal(draw(negative=1), draw())
     # 0 gives what guidance moves away from, as if that were the prompt.
     for negative, text in enumerate((EMPTY, NEGATIVE[1:])):
-        zeros = torch.zeros(4, dtype=torch.int64)
-        itself = GenerationBatch(text, text, zeros, zeros, seeds, create_batch([0], [0]).settings)
+        itself = dataclasses.replace(
+            create_batch(prompts, seeds), text=text, prompt_of=torch.zeros(4, dtype=torch.int64)
+        )
         away = draw(negative, guidance_scale=0.0)
         assert torch.equal(away, generate_codes(objective, itself))
     # Beyond 1 both prompts count.

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError, GenerationError
 from tessella.model import sampler
-from tessella.model.canvas import Canvas, KnownCodes, half_mask
+from tessella.model.canvas import Canvas, half_mask
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
-from tessella.objectives import GenerationBatch, GenerationStep, StepCallback
+from tessella.objectives import GenerationBatch, GenerationStep, OnStep
 from tessella.objectives.parallel import predict_everywhere
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from untrained import create_untrained
@@ -58,7 +58,7 @@ def record_batches(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], l
         recorded: list[Any] = []
         generate = model.objective.generate
 
-        def record_one(batch: GenerationBatch, on_step: StepCallback | None = None) -> Any:
+        def record_one(batch: GenerationBatch, on_step: OnStep | None = None) -> Any:
             generated = generate(batch, on_step)
             recorded.append((batch, generated.codes))
             return generated
@@ -148,8 +148,7 @@ def test_larger_pictures_do_not_depend_on_their_batch(model: TextToImage) -> Non
 
 def test_windows_are_not_copies_of_each_other() -> None:
     """With the picture's seed in every window, a prompt that says little once gave stripes."""
-    canvas = Canvas(KnownCodes.nothing((4, 34)))
-    request = ImageRequest(PROMPT, 0, canvas=canvas)
+    request = ImageRequest(PROMPT, 0, canvas=Canvas.new((4, 34)))
     codes = MODELS["parallel"].generate_images([request]).codes
     assert codes is not None
     strips = codes[0][:, 4:].unfold(1, 2, 2).movedim(1, 0).flatten(1)
@@ -573,7 +572,7 @@ def test_requests_of_different_users_may_share_a_batch() -> None:
     assert np.array_equal(together.pixels[0], np.asarray(edited))
     alone = MODEL.generate_images([variation])
     assert np.array_equal(together.pixels[1], alone.pixels[0])
-    assert not MODEL.plan_picture().known.known.any()
+    assert not MODEL.plan_picture().known.any()
 
 
 def test_a_request_without_a_canvas_is_a_new_picture() -> None:
@@ -586,12 +585,12 @@ def test_a_request_without_a_canvas_is_a_new_picture() -> None:
 
 def test_a_planned_outpainting_has_the_picture_in_its_place() -> None:
     canvas = MODEL.plan_outpaint(IMAGE, top=4, right=8)
-    assert canvas.anew is not None
-    assert canvas.anew.shape == (20, 24)
+    assert canvas.repainted is not None
+    assert canvas.repainted.shape == (20, 24)
     black = np.zeros((20, 24, 3), dtype=np.uint8)
     finished = canvas.finish(black)
     assert np.array_equal(finished[4:, :16], NOISE)
     assert not finished[:4].any()
     assert not finished[:, 16:].any()
-    assert torch.equal(canvas.known.codes[:, 1:, :4], MODEL.encode_images(NOISE[None]))
-    assert int(canvas.known.known.sum()) == 16
+    assert torch.equal(canvas.codes[1:, :4], MODEL.encode_images(NOISE[None])[0])
+    assert int(canvas.known.sum()) == 16

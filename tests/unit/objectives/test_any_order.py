@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.objectives import AnyOrder, Autoregressive, Objective
-from tessella.objectives.any_order import predict_in_order
+from tessella.objectives import Objective
+from tessella.objectives.any_order import AnyOrder, predict_in_order
+from tessella.objectives.autoregressive import Autoregressive
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 K, N = 5, 6
@@ -63,7 +64,7 @@ def test_the_loss_predicts_every_position_by_itself(kind: type[Objective]) -> No
         cache = transformer.encode_text(TEXT[picture : picture + 1])
         for position in order[picture, :index].tolist():
             code = flat[picture, position].reshape(1, 1)
-            cache = transformer.append_codes(cache, code, torch.tensor([[position]]))
+            transformer.append_codes(cache, code, torch.tensor([[position]]))
         position = int(order[picture, index])
         [[logits]] = transformer.predict(cache, torch.tensor([[position]]), torch.tensor([index]))
         losses.append(functional.cross_entropy(logits, flat[picture, position]))

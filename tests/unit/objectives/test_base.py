@@ -11,14 +11,14 @@ from tessella.errors import ConfigError, GenerationError, ShapeError
 from tessella.generation import GenerationSettings
 from tessella.objectives import (
     GenerationBatch,
-    LatentMSE,
-    Parallel,
     PlainObjectiveSettings,
     SharedLatentSettings,
     create_objective,
     create_transformer,
 )
-from tessella.objectives.base import compute_accuracy, gather_log_probability
+from tessella.objectives.latent_mse import LatentMSE
+from tessella.objectives.parallel import Parallel
+from tessella.objectives.sampling import compute_accuracy, gather_log_probability
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 
@@ -60,10 +60,11 @@ SIZE = TransformerSettings(width=16, depth=2, heads=2)
 SHAPE = TransformerShape(5, 4, 0, codebook_size=3, grid=(2, 3), code_width=2)
 
 
-def create_batch(**known: Any) -> GenerationBatch:
+def create_batch(known_codes: Tensor, known: Tensor) -> GenerationBatch:
     text = torch.tensor([[1, 2]])
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationBatch(text, text, rows, rows, [1, 2], GenerationSettings(), **known)
+    settings = GenerationSettings()
+    return GenerationBatch(text, text, rows, rows, [1, 2], settings, known_codes, known)
 
 
 def mark(*rows: list[int]) -> Tensor:
@@ -89,11 +90,9 @@ def test_known_positions_may_lie_anywhere() -> None:
             torch.zeros(2, 4).long(),
             r"must have one shape \(B, N\): `\(2, 3\)` and `\(2, 4\)`.",
         ),
-        (mark([1], [1]), None, "`known` and `known_codes` belong together: one is missing."),
-        (None, torch.zeros(2, 3).long(), "`known` and `known_codes` belong together"),
     ],
 )
-def test_invalid_known_codes(known: Tensor | None, codes: Tensor | None, message: str) -> None:
+def test_invalid_known_codes(known: Tensor, codes: Tensor, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         create_batch(known=known, known_codes=codes)
 
@@ -143,9 +142,14 @@ def test_accuracy_and_log_probability_by_hand() -> None:
 def test_codes_are_looked_up_row_by_row() -> None:
     codebook = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
     objective = Parallel(Transformer(SIZE, SHAPE), codebook)
-    generated = objective.to_generated(torch.tensor([[0, 1, 2, 2, 1, 0]]))
+    codes = torch.tensor([[0, 1, 2, 2, 1, 0]])
+    generated = objective.look_up(codes)
     assert generated.codes is not None
     assert generated.codes.tolist() == [[[0, 1, 2], [2, 1, 0]]]
     assert generated.latent.tolist() == [
         [[[0.0, 2.0, 4.0], [4.0, 2.0, 0.0]], [[1.0, 3.0, 5.0], [5.0, 3.0, 1.0]]]
     ]
+    # A larger picture's codes come with its grid.
+    larger = objective.look_up(codes.view(1, 1, 6))
+    assert torch.equal(larger.latent.flatten(), generated.latent.flatten())
+    assert larger.latent.shape == (1, 2, 1, 6)

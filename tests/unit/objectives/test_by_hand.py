@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from tessella.generation import GenerationSettings
-from tessella.objectives import (
-    AnyOrder,
-    Autoregressive,
-    GenerationBatch,
-    GenerationStep,
-    Masked,
-    Objective,
-)
+from tessella.objectives import GenerationBatch, GenerationStep, Objective
+from tessella.objectives.any_order import AnyOrder
+from tessella.objectives.autoregressive import Autoregressive
+from tessella.objectives.masked import Masked
 from tessella.objectives.sampling import guide, halton_order, split_positions
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 K, GRID = 7, (3, 4)
 N = GRID[0] * GRID[1]
 SHAPE = TransformerShape(11, 6, 0, codebook_size=K, grid=GRID, code_width=2)
+NOTHING_KNOWN = {
+    "known_codes": torch.zeros(2, N, dtype=torch.int64),
+    "known": torch.zeros(2, N, dtype=torch.bool),
+}
 TEXT, NEGATIVE = torch.tensor([[1, 6, 7, 8, 2]]), torch.tensor([[1, 4, 2]])
 
 
@@ -43,7 +43,7 @@ def watch_steps(objective: Objective, **changes: Any) -> list[GenerationStep]:
     """Generates two pictures of one prompt; only the order is random."""
     rows, seen = torch.zeros(2, dtype=torch.int64), list[GenerationStep]()
     settings = GenerationSettings(temperature=0.0, confidence_temperature=0.0).replace(**changes)
-    batch = GenerationBatch(TEXT, NEGATIVE, rows, rows, [1, 2], settings)
+    batch = GenerationBatch(TEXT, NEGATIVE, rows, rows, [1, 2], settings, **NOTHING_KNOWN)
     objective.generate(batch, seen.append)
     return seen
 
@@ -74,7 +74,7 @@ def test_later_codes_know_the_earlier_ones(objective: Objective, order: list[int
         here = torch.tensor([[position]])
         code = TRANSFORMER.predict(cache, here, torch.tensor([index])).argmax(-1)
         expected[position] = code.item()
-        cache = TRANSFORMER.append_codes(cache, code, here)
+        TRANSFORMER.append_codes(cache, code, here)
     assert generated.tolist() == [[expected[position] for position in range(N)]] * 2
 
 
@@ -102,7 +102,7 @@ def test_the_surest_are_decoded_first(objective: Objective, schedule: str, scale
         if objective.name == "masked":
             return TRANSFORMER.predict_masked(cache, codes, known)[0]
         order = torch.tensor([decoded], dtype=torch.int64)
-        cache = TRANSFORMER.append_codes(cache, codes.gather(1, order), order)
+        TRANSFORMER.append_codes(cache, codes.gather(1, order), order)
         visible = torch.full((N,), len(decoded))
         return TRANSFORMER.predict(cache, torch.arange(N)[None], visible)[0]
 

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from tessella.generation import GenerationSettings
-from tessella.objectives import AnyOrder, Autoregressive, GenerationBatch, Objective
+from tessella.objectives import GenerationBatch, Objective
+from tessella.objectives.any_order import AnyOrder
+from tessella.objectives.autoregressive import Autoregressive
 from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 PAD, K, GRID = 0, 7, (4, 3)
 N = GRID[0] * GRID[1]
 CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
+NOTHING_KNOWN = {
+    "known_codes": torch.zeros(1, N, dtype=torch.int64),
+    "known": torch.zeros(1, N, dtype=torch.bool),
+}
 
 
 class RecordingTransformer(Transformer):
@@ -25,9 +31,9 @@ class RecordingTransformer(Transformer):
         # How often it had appended, positions, logits.
         self.predicted: list[tuple[int, Tensor, Tensor]] = []
 
-    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> KVCache:
+    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> None:
         self.appended.append((codes, positions))
-        return super().append_codes(cache, codes, positions)
+        super().append_codes(cache, codes, positions)
 
     def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         logits = super().predict(cache, positions, num_visible_codes)
@@ -107,9 +113,7 @@ def test_cached_is_recomputed(
         assert torch.equal(cached_codes, final.gather(1, cached_positions))
         for row in range(len(rows)):
             cache = fresh.encode_text(texts[row])
-            cache = fresh.append_codes(
-                cache, cached_codes[row : row + 1], cached_positions[row : row + 1]
-            )
+            fresh.append_codes(cache, cached_codes[row : row + 1], cached_positions[row : row + 1])
             visible = torch.full((positions.shape[1],), cached_codes.shape[1])
             expected = fresh.predict(cache, positions[row : row + 1], visible)
             torch.testing.assert_close(logits[row : row + 1], expected, atol=1e-4, rtol=1e-4)
@@ -130,7 +134,7 @@ def test_without_chance_no_noise_is_drawn(order: Any, monkeypatch: pytest.Monkey
     for temperature, has_noise in ((0.0, False), (1.0, True)):
         drawn.clear()
         settings = GenerationSettings(steps=3, temperature=temperature, order=order)
-        batch = GenerationBatch(text, text, rows, rows, [1], settings)
+        batch = GenerationBatch(text, text, rows, rows, [1], settings, **NOTHING_KNOWN)
         AnyOrder(create(), CODEBOOK).generate(batch)
         assert any(shape[-1] == K and len(shape) == 2 for shape in drawn) is has_noise
 
@@ -140,7 +144,8 @@ def test_every_code_is_appended_once_and_every_position_predicted_once() -> None
     text, rows = TOKENS[:1], torch.zeros(1, dtype=torch.int64)
     for kind in (AnyOrder, Autoregressive):
         transformer = create()
-        batch = GenerationBatch(text, text, rows, rows, [1], GenerationSettings(steps=5))
+        settings = GenerationSettings(steps=5)
+        batch = GenerationBatch(text, text, rows, rows, [1], settings, **NOTHING_KNOWN)
         kind(transformer, CODEBOOK).generate(batch)
         positions = torch.cat([positions for _, positions, _ in transformer.predicted], 1)
         assert sorted(positions[0].tolist()) == list(range(N))

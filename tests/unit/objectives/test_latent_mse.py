@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from tessella.generation import GenerationSettings
-from tessella.objectives import GenerationBatch, GenerationStep, LatentMSE
+from tessella.objectives import GenerationBatch, GenerationStep
+from tessella.objectives.latent_mse import LatentMSE
 from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 CODEBOOK = torch.tensor([[0.0], [4.0], [8.0]])
@@ -29,9 +30,13 @@ OBJECTIVE = LatentMSE(FixedTransformer(), CODEBOOK)
 TEXT = torch.tensor([[1, 2]])
 
 
-def create_batch(**known: Tensor) -> GenerationBatch:
+def create_batch(
+    known_codes: Tensor = torch.zeros(2, 2, dtype=torch.int64),  # noqa: B008
+    known: Tensor = torch.zeros(2, 2, dtype=torch.bool),  # noqa: B008
+) -> GenerationBatch:
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationBatch(TEXT, TEXT, rows, rows, [1, 2], GenerationSettings(), **known)
+    settings = GenerationSettings()
+    return GenerationBatch(TEXT, TEXT, rows, rows, [1, 2], settings, known_codes, known)
 
 
 def test_the_loss_and_the_picture() -> None:

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.objectives import AnyOrder, Autoregressive, Masked, Objective, Parallel
-from tessella.objectives.any_order import predict_in_order
+from tessella.objectives import Objective
+from tessella.objectives.any_order import AnyOrder, predict_in_order
+from tessella.objectives.autoregressive import Autoregressive
+from tessella.objectives.masked import Masked
+from tessella.objectives.parallel import Parallel
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 K, N = 3, 4
@@ -55,7 +58,7 @@ def test_autoregressive_by_hand() -> None:
     codes, total = torch.tensor([2, 0, 1, 2]), 0.0
     for index in range(N):
         cache = TRANSFORMER.encode_text(TEXT[:1])
-        cache = TRANSFORMER.append_codes(cache, codes[None, :index], torch.arange(index)[None])
+        TRANSFORMER.append_codes(cache, codes[None, :index], torch.arange(index)[None])
         [[logits]] = TRANSFORMER.predict(cache, torch.tensor([[index]]), torch.tensor([index]))
         total += logits.softmax(0)[codes[index]].log().item()
     made = score(AUTOREGRESSIVE, codes.view(1, 2, 2))

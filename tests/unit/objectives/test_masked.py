@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.errors import ConfigError
-from tessella.objectives import Masked, MaskedSettings
+from tessella.objectives import MaskedSettings
+from tessella.objectives.masked import Masked
 from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 N, K = 8, 5

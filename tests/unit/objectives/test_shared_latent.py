@@ -11,13 +11,8 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError
 from tessella.generation import GenerationSettings
-from tessella.objectives import (
-    GenerationBatch,
-    SharedLatent,
-    SharedLatentSettings,
-    SharedLatentTransformer,
-    create_transformer,
-)
+from tessella.objectives import GenerationBatch, SharedLatentSettings, create_transformer
+from tessella.objectives.shared_latent import SharedLatent, SharedLatentTransformer
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 PAD, K, N, V = 0, 7, 6, 11
@@ -106,7 +101,9 @@ def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
 
 def test_the_nearest_codes_are_generated() -> None:
     rows = torch.tensor([1, 0, 1])
-    batch = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings())
+    codes = torch.zeros(3, N, dtype=torch.int64)
+    known = torch.zeros(3, N, dtype=torch.bool)
+    batch = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings(), codes, known)
     generated = SharedLatent(TRANSFORMER, CODEBOOK).generate(batch)
     latent = TRANSFORMER.encode_latent(TEXT)[rows]
     nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)
