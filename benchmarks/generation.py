@@ -29,7 +29,9 @@ import tessella
 from harness import RESULTS, environment, measure, measure_ratio, print_record, write_result
 from tessella.data.scenes import canonical_caption
 from tessella.evaluation.scenes import sample_prompts
+from tessella.generation import GenerationSettings
 from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 from tessella.objectives import GenerationBatch
 
 BATCH = 16
@@ -53,14 +55,15 @@ def main() -> None:
     guided = model.generation_settings(steps=options.steps, guidance_scale=2.0)
 
     def paint(count: int) -> Callable[[], object]:
-        return lambda: model.paint(prompts[:count], seeds=range(count), settings=settings)
+        requests = enumerate_requests(prompts[:count])
+        return lambda: model.generate_images(requests, settings)
 
     results: dict[str, object] = {
         "one_picture": measure(paint(1), warmup=3, repeats=options.repeats),
         "batch_seconds": measure(paint(BATCH), repeats=options.repeats),
     }
-    for name, chosen in (("batch_in_passes", settings), ("guided_batch_in_passes", guided)):
-        results[name] = measure_passes(model, prompts, chosen, options.repeats)
+    for name, each in (("batch_in_passes", settings), ("guided_batch_in_passes", guided)):
+        results[name] = measure_passes(model, prompts, each, options.repeats)
     results |= {
         "cold_start_seconds": measure(cold_start, warmup=1, repeats=max(3, options.repeats // 6)),
         "help_seconds": measure(show_help, warmup=1, repeats=max(3, options.repeats // 3)),
@@ -78,33 +81,31 @@ def main() -> None:
 
 
 def measure_passes(
-    model: TextToImage, prompts: list[str], settings: object, repeats: int
+    model: TextToImage, prompts: list[str], settings: GenerationSettings, repeats: int
 ) -> dict[str, object]:
     """Measures a batch's codes in forward passes, in turn; also with the decoder on both sides."""
-    text = model.encode_text(prompts)
-    request = GenerationBatch(
+    text = model.sampler.encode_text(prompts)
+    num_positions = model.transformer.shape.num_positions
+    codes = torch.zeros(len(prompts), num_positions, dtype=torch.int64)
+    positions = torch.arange(num_positions).expand(len(prompts), -1)
+    batch = GenerationBatch(
         text=text,
-        negative_text=model.encode_text([""]),
+        negative_text=model.sampler.encode_text([""]),
         prompt_of=torch.arange(len(prompts)),
         negative_of=torch.zeros(len(prompts), dtype=torch.int64),
         seeds=range(len(prompts)),
         settings=settings,
+        known_codes=codes,
+        known=codes.bool(),
     )
-    num_positions = model.transformer.shape.num_positions
-    codes = torch.zeros(len(prompts), num_positions, dtype=torch.int64)
-    positions = torch.arange(num_positions).expand(len(prompts), -1)
-    codebook = model.tokenizer.codebook
 
     def generate() -> torch.Tensor:
-        painted = model.objective.generate(
-            model.transformer, codebook, model.config.grid, request, None
-        )
-        return painted.latent
+        return model.objective.generate(batch).latent
 
     @torch.inference_mode()
     def full_pass() -> None:
         cache = model.transformer.encode_text(text)
-        cache = model.transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
+        model.transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
         model.transformer.predict(cache, positions, torch.arange(num_positions))
 
     @torch.inference_mode()
@@ -117,7 +118,7 @@ def measure_passes(
         full_pass()
         decode(latent)
 
-    # The ratio is theirs / ours: the pass stands in the position of "ours".
+    # The ratio is theirs / ours: the pass stands for "ours".
     alone = measure_ratio(full_pass, generate, repeats=repeats)
     whole = measure_ratio(pass_and_decode, lambda: decode(generate()), repeats=repeats)
     return {

@@ -59,10 +59,12 @@ from tessella.evaluation.features import create_extractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.files import write_json
+from tessella.generation import GenerationSettings
 from tessella.images import Pixels, make_sheet, save_png
 from tessella.model.find import find_tokenizer
-from tessella.model.pipeline import ModelConfig, TextToImage, TrainedTokenizer
-from tessella.objectives import GenerationSettings
+from tessella.model.folder import ModelConfig, TrainedTokenizer
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest, enumerate_requests
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
@@ -178,9 +180,7 @@ class Material:
         config = self.config.replace(
             objective={"name": row.objective}, generation=GENERATION.replace(**row.painting)
         )
-        model = TextToImage.create(config, self.text)
-        model.tokenizer.load_state_dict(self.tokenizer.state_dict())
-        model.tokenizer.eval().requires_grad_(False)
+        model = TextToImage.create(config, self.text).with_parts(tokenizer=self.tokenizer)
         model.transformer.eval()
         return model.to(torch.device(device))
 
@@ -393,8 +393,9 @@ class Cell:
             console=Console(quiet=True),
             fingerprint=json.dumps(asked),
         )
-        model = model.with_transformer(learner.transformer)
-        pixels = model.paint(judge.prompts, seeds=judge.seeds).pixels
+        model = model.with_parts(transformer=learner.transformer)
+        pairs = zip(judge.prompts, judge.seeds, strict=True)
+        pixels = model.generate_images([ImageRequest(*pair) for pair in pairs]).pixels
         np.save(self.folder / self.file, pixels[shown])
         values = judge.measure(pixels) | self.read_training()
         if self.row.objective in LIKELIHOODS:
@@ -419,8 +420,7 @@ class Cell:
         for start in range(0, count, _BATCH):
             chosen = range(start, min(start + _BATCH, count))
             likelihood = model.objective.compute_log_likelihood(
-                model.transformer,
-                model.encode_text([images.captions(index)[0] for index in chosen]),
+                model.sampler.encode_text([images.captions(index)[0] for index in chosen]),
                 torch.from_numpy(codes[list(chosen)].astype(np.int64)).to(model.device),
                 num_orders=LIKELIHOOD_ORDERS,
             )
@@ -443,12 +443,12 @@ def time_pictures(
     """
     seconds: dict[str, dict[str, Spread]] = {row: {} for row in models}
     for batch in TIMED_BATCHES:
-        wanted = [prompts[index % len(prompts)] for index in range(batch)]
+        requests = enumerate_requests([prompts[n % len(prompts)] for n in range(batch)])
         taken: dict[str, list[float]] = {row: [] for row in models}
         for _ in range(1 + repeats):
             for row, model in models.items():
                 start = time.perf_counter()
-                model.paint(wanted, seeds=range(batch))
+                model.generate_images(requests)
                 taken[row].append((time.perf_counter() - start) / batch)
         for row, values in taken.items():
             seconds[row][f"seconds_at_batch_{batch}"] = Spread.of(values[1:], warmup=1)

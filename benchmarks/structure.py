@@ -289,6 +289,7 @@ def count_passes() -> int | None:
         return None
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
 
     from tessella.evaluation.eval_images import can_read
     from tessella.model.folder import ModelConfig
@@ -296,13 +297,17 @@ def count_passes() -> int | None:
     from tessella.text import FrozenTextEncoder, TextSettings
 
     passes = 0
-    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "a", "red", "star"))}
+    vocabulary = ("[PAD]", "[UNK]", "[SEP]", *"0123456789")
+    words = {word: number for number, word in enumerate(vocabulary)}
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BertConfig(vocab_size=5, intermediate_size=16, **size)
+    config = transformers.BertConfig(vocab_size=len(words), intermediate_size=16, **size)
     with tempfile.TemporaryDirectory() as folder:
         transformers.BertModel(config).save_pretrained(folder)
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = TemplateProcessing(
+            single="$A [SEP]", special_tokens=[("[SEP]", 2)]
+        )
         transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
         ).save_pretrained(folder)
@@ -318,7 +323,7 @@ def count_passes() -> int | None:
         transformers.BertModel.forward = forward
         try:
             for number in range(1000):
-                can_read(model, f"a red star {number}")
+                can_read(model, " ".join(str(number)))
         finally:
             transformers.BertModel.forward = original
     return passes

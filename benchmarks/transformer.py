@@ -5,11 +5,11 @@ number of steps, where `masked` pays one pass a step and `autoregressive` one st
 lost beside the arithmetic (small pieces, masks, chance, Python) is paid by whoever serves it.
 
 Theory: a `plain_pass` sends text and all positions through all layers, without a mask. Any order
-sends each position through the reading half once and through the asking half once, in `steps` pieces:
-1 pass is its bound, 2 with guidance, but a piece of few rows costs what reading all weights from
-cache costs. `masked` is bounded by `steps` passes, `autoregressive` by reading the weights once
-a code. Without a cache, everything before a code goes through the network again for each code:
-`recomputed_lean` reads it again by the reading half and asks the one position; `recomputed_whole`
+sends each position through the self-decoder once and through the cross-decoder once, in `steps`
+pieces: 1 pass is its bound, 2 with guidance, but a piece of few rows costs what reading all weights
+from cache costs. `masked` is bounded by `steps` passes, `autoregressive` by reading the weights
+once a code. Without a cache, everything before a code goes through the network again for each code:
+`recomputed_lean` encodes it again and predicts the one position; `recomputed_whole`
 sends it through all layers, as a decoder does in which every layer reads; a full pass a code is
 what a network of fixed length would need.
 
@@ -18,9 +18,10 @@ tokens. Times include reading the text, choosing codes and looking them up; no p
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
 `batch_<B>` holds `seconds` of each contestant, and ratios that are medians over rounds in which
-all took their turn: `any_order_in_plain_passes`, `any_order_in_own_passes` (text, codes and positions
-through their own halves at once), `masked_over_any_order`, `autoregressive_over_any_order`,
-`guided_over_unguided`, `full_passes_over_autoregressive` (256 plain passes). `cache` holds for
+all took their turn: `any_order_in_plain_passes`, `any_order_in_own_passes` (text, codes and
+positions through their own halves at once), `masked_over_any_order`,
+`autoregressive_over_any_order`, `guided_over_unguided`, `full_passes_over_autoregressive` (256
+plain passes). `cache` holds for
 `any_order` and `autoregressive` (`_guided`: both branches, padding) the largest difference of any
 logit from those computed anew, the largest logit beside it, and how many times faster the cached
 autoregressive picture is than the two ways without a cache, whose 256 steps are integrated over 9
@@ -38,17 +39,12 @@ import torch
 from torch import Tensor
 
 from harness import RESULTS, Spread, environment, measure, print_record, write_result
-from tessella.objectives import (
-    AnyOrder,
-    Autoregressive,
-    Generated,
-    GenerationBatch,
-    GenerationSettings,
-    Masked,
-    Objective,
-)
-from tessella.objectives.any_order import predict_in_order
-from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+from tessella.generation import GenerationSettings
+from tessella.objectives import Generated, GenerationBatch, Objective
+from tessella.objectives.any_order import AnyOrder, predict_in_order
+from tessella.objectives.autoregressive import Autoregressive
+from tessella.objectives.masked import Masked
+from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 SETTINGS = TransformerSettings(width=512, depth=8, heads=8)
 QUICK_SETTINGS = TransformerSettings(width=64, depth=2, heads=2)
@@ -66,10 +62,10 @@ Contestants = Mapping[str, Callable[[], object]]
 
 
 class Recorder:
-    """A transformer that keeps what it was asked and what it answered."""
+    """A transformer that records the positions it predicts and their logits."""
 
     def __init__(self, transformer: Transformer) -> None:
-        """Stands before a transformer."""
+        """Wraps a transformer."""
         self._transformer = transformer
         self.positions: list[Tensor] = []
         self.logits: list[Tensor] = []
@@ -77,10 +73,10 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transformer, name)
 
-    def predict(self, *mask_token: Any) -> Tensor:
-        """Asks the transformer."""
-        logits = self._transformer.predict(*mask_token)
-        self.positions.append(mask_token[1])
+    def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
+        """Predicts, and records it."""
+        logits = self._transformer.predict(cache, positions, num_visible_codes)
+        self.positions.append(positions)
         self.logits.append(logits)
         return logits
 
@@ -131,8 +127,8 @@ def create_transformer(
     return transformer.to(device).eval().requires_grad_(False)
 
 
-def create_request(batch: int, device: torch.device, **settings: Any) -> GenerationBatch:
-    """Asks for pictures of as many prompts; the negative prompt is a short one."""
+def create_batch(batch: int, device: torch.device, **settings: Any) -> GenerationBatch:
+    """Makes a batch of that many pictures and prompts; the negative prompt is short."""
     generator = torch.Generator().manual_seed(batch)
     size = (batch, SHAPE.max_text_tokens)
     text = torch.randint(1, SHAPE.vocabulary_size, size, generator=generator)
@@ -145,17 +141,19 @@ def create_request(batch: int, device: torch.device, **settings: Any) -> Generat
         negative_of=torch.zeros(batch, dtype=torch.int64, device=device),
         seeds=range(batch),
         settings=GenerationSettings(temperature=1.0, **settings),
+        known_codes=torch.zeros(batch, SHAPE.num_positions, dtype=torch.int64, device=device),
+        known=torch.zeros(batch, SHAPE.num_positions, dtype=torch.bool, device=device),
     )
 
 
-def create_painter(
-    objective: Objective, transformer: Transformer, batch: int, **settings: Any
+def create_generator(
+    kind: type[Objective], transformer: Transformer, batch: int, **settings: Any
 ) -> Callable[[], Generated]:
-    """Returns a function that lays pictures of one request, over and over."""
+    """Returns a function that generates the pictures of one batch, over and over."""
     device = transformer.mask_token.device
-    request = create_request(batch, device, **settings)
     codebook = torch.randn(SHAPE.codebook_size, SHAPE.code_width, device=device)
-    return lambda: objective.generate(transformer, codebook, SHAPE.grid, request)
+    objective, pictures = kind(transformer, codebook), create_batch(batch, device, **settings)
+    return lambda: objective.generate(pictures)
 
 
 def create_plain_pass(
@@ -163,7 +161,7 @@ def create_plain_pass(
 ) -> Callable[[], Tensor]:
     """Returns a function that sends text and positions through all layers, and predicts."""
     device = transformer.mask_token.device
-    text = create_request(batch, device).text
+    text = create_batch(batch, device).text
     codes = torch.zeros(batch, num_positions, dtype=torch.int64, device=device)
     positions = torch.arange(num_positions, device=device)
     ahead = len(text[0])  # text has no position: it is turned by no angle
@@ -192,7 +190,7 @@ def create_plain_pass(
 def create_own_pass(transformer: Transformer, batch: int) -> Callable[[], Tensor]:
     """Returns a function that does at once what any order does in steps."""
     device = transformer.mask_token.device
-    text = create_request(batch, device).text
+    text = create_batch(batch, device).text
     codes = torch.zeros(batch, SHAPE.num_positions, dtype=torch.int64, device=device)
     positions = torch.arange(SHAPE.num_positions, device=device).expand(batch, -1)
     return lambda: torch.inference_mode()(predict_in_order)(transformer, text, codes, positions)
@@ -204,9 +202,9 @@ def measure_batch(
     """Measures all that is compared at a batch size."""
     steps = options.steps
     contestants: dict[str, Callable[[], object]] = {
-        "any_order": create_painter(AnyOrder(), transformer, batch, steps=steps),
-        "any_order_guided": create_painter(
-            AnyOrder(), transformer, batch, steps=steps, guidance_scale=GUIDANCE_SCALE
+        "any_order": create_generator(AnyOrder, transformer, batch, steps=steps),
+        "any_order_guided": create_generator(
+            AnyOrder, transformer, batch, steps=steps, guidance_scale=GUIDANCE_SCALE
         ),
         "plain_pass": create_plain_pass(transformer, batch),
         "own_pass": create_own_pass(transformer, batch),
@@ -217,8 +215,8 @@ def measure_batch(
         "guided_over_unguided": ("any_order_guided", "any_order"),
     }
     if batch == 1:  # the others take too long to be of use in batches here
-        contestants["masked"] = create_painter(Masked(), transformer, batch, steps=steps)
-        contestants["autoregressive"] = create_painter(Autoregressive(), transformer, batch)
+        contestants["masked"] = create_generator(Masked, transformer, batch, steps=steps)
+        contestants["autoregressive"] = create_generator(Autoregressive, transformer, batch)
         ratios["masked_over_any_order"] = ("masked", "any_order")
         ratios["autoregressive_over_any_order"] = ("autoregressive", "any_order")
     seconds = time_rounds(contestants, options.rounds, options.device)
@@ -259,16 +257,13 @@ def compare(above: Sequence[float], below: Sequence[float]) -> Spread:
 def measure_cache(transformer: Transformer, options: argparse.Namespace) -> dict[str, Any]:
     """Compares what the cache gives with what is computed anew, and their times."""
     results: dict[str, Any] = {}
-    cases: dict[str, tuple[Objective, dict[str, Any]]] = {
-        "any_order": (AnyOrder(), {"steps": options.steps}),
-        "any_order_guided": (
-            AnyOrder(),
-            {"steps": options.steps, "guidance_scale": GUIDANCE_SCALE},
-        ),
-        "autoregressive": (Autoregressive(), {}),
+    cases: dict[str, tuple[type[Objective], dict[str, Any]]] = {
+        "any_order": (AnyOrder, {"steps": options.steps}),
+        "any_order_guided": (AnyOrder, {"steps": options.steps, "guidance_scale": GUIDANCE_SCALE}),
+        "autoregressive": (Autoregressive, {}),
     }
-    for name, (objective, settings) in cases.items():
-        results[name] = find_difference(objective, transformer, settings)
+    for name, (kind, settings) in cases.items():
+        results[name] = find_difference(kind, transformer, settings)
         print(name, results[name], flush=True)
     results["autoregressive"] |= time_recomputing(transformer, options)
     return results
@@ -276,47 +271,47 @@ def measure_cache(transformer: Transformer, options: argparse.Namespace) -> dict
 
 @torch.inference_mode()
 def find_difference(
-    objective: Objective, transformer: Transformer, settings: dict[str, Any]
+    kind: type[Objective], transformer: Transformer, settings: dict[str, Any]
 ) -> dict[str, float]:
-    """Lays a picture, then computes every step's logits anew from nothing."""
+    """Generates a picture, then computes every step's logits anew from nothing."""
     device = transformer.mask_token.device
-    recorder = Recorder(transformer)
-    request = create_request(1, device, **settings)
+    recorder: Any = Recorder(transformer)
+    batch = create_batch(1, device, **settings)
     codebook = torch.zeros(SHAPE.codebook_size, SHAPE.code_width, device=device)
-    painted = objective.generate(recorder, codebook, SHAPE.grid, request)
+    generated = kind(recorder, codebook).generate(batch)
     branches = len(recorder.positions[0])
-    text = torch.cat([request.text, request.negative_text])[:branches]
-    codes = painted.codes.flatten(1).expand(branches, -1)
+    text = torch.cat([batch.text, batch.negative_text])[:branches]
+    codes = generated.codes.flatten(1).expand(branches, -1)
     difference = largest = 0.0
-    for step, (asked, logits) in enumerate(zip(recorder.positions, recorder.logits, strict=True)):
-        before = torch.cat([asked[:, :0], *recorder.positions[:step]], dim=1)
-        anew = ask_anew(transformer, text, codes.gather(1, before), before, asked)
+    for step, (queries, logits) in enumerate(zip(recorder.positions, recorder.logits, strict=True)):
+        before = torch.cat([queries[:, :0], *recorder.positions[:step]], dim=1)
+        anew = predict_anew(transformer, text, codes.gather(1, before), before, queries)
         difference = max(difference, (anew - logits).abs().max().item())
         largest = max(largest, logits.abs().max().item())
     return {"largest_difference": difference, "largest_logit": largest}
 
 
-def ask_anew(
-    transformer: Transformer, text: Tensor, codes: Tensor, before: Tensor, asked: Tensor
+def predict_anew(
+    transformer: Transformer, text: Tensor, codes: Tensor, before: Tensor, queries: Tensor
 ) -> Tensor:
-    """Reads text and codes from nothing and asks some positions."""
+    """Encodes text and codes from nothing and predicts some positions."""
     cache = transformer.encode_text(text)
-    cache = transformer.append_codes(cache, codes, before)
-    visible = torch.full((asked.shape[1],), before.shape[1], device=text.device)
-    return transformer.predict(cache, asked, visible)
+    transformer.append_codes(cache, codes, before)
+    visible = torch.full((queries.shape[1],), before.shape[1], device=text.device)
+    return transformer.predict(cache, queries, visible)
 
 
 def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> dict[str, Any]:
     """Times a cached picture and samples of the steps without a cache, in turn."""
     device = transformer.mask_token.device
-    cached = create_painter(Autoregressive(), transformer, 1)
-    text = create_request(1, device).text
+    cached = create_generator(Autoregressive, transformer, 1)
+    text = create_batch(1, device).text
     positions = torch.arange(SHAPE.num_positions, device=device)[None]
     known = torch.linspace(0, SHAPE.num_positions - 1, PREFIXES).long().tolist()
 
     def lean(count: int) -> Callable[[], object]:
-        before, asked = positions[:, :count], positions[:, count : count + 1]
-        return lambda: ask_anew(transformer, text, torch.zeros_like(before), before, asked)
+        before, query = positions[:, :count], positions[:, count : count + 1]
+        return lambda: predict_anew(transformer, text, torch.zeros_like(before), before, query)
 
     samples = {
         "recomputed_lean": [torch.inference_mode()(lean(count)) for count in known],

@@ -40,15 +40,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness import RESULTS, Spread, environment, measure, print_record, write_result
-from tessella.objectives import AnyOrder, Masked
+from tessella.objectives.any_order import AnyOrder
+from tessella.objectives.masked import Masked
 from transformer import (
     GUIDANCE_SCALE,
     QUICK_SETTINGS,
     SETTINGS,
     SHAPE,
     compare,
-    create_painter,
-    create_request,
+    create_batch,
+    create_generator,
     create_transformer,
     time_rounds,
 )
@@ -134,8 +135,8 @@ class Llama:
         self.network = LlamaForCausalLM(config).to(device).eval().requires_grad_(False)
 
     def paint(self, batch: int, codes: int) -> Tensor:
-        """Writes so many codes behind the prompts, sampled from all that there are."""
-        text = create_request(batch, self.device).text
+        """Generates that many codes after the prompts, sampled from the whole vocabulary."""
+        text = create_batch(batch, self.device).text
         return self.network.generate(
             text,
             attention_mask=torch.ones_like(text),
@@ -230,14 +231,14 @@ def measure_batch(
     guided = {"guidance_scale": GUIDANCE_SCALE}
     steps, codes = ((1,), 4) if options.quick else (AMUSED_STEPS, SHAPE.num_positions)
     contestants: dict[str, Callable[[], object]] = {
-        "any_order": create_painter(AnyOrder(), ours, batch, steps=STEPS, **guided),
+        "any_order": create_generator(AnyOrder, ours, batch, steps=STEPS, **guided),
         "llama": partial(llama.paint, batch, codes),
     }
     for count in steps:
         contestants[f"amused_{count}"] = partial(amused.paint, batch, count)
         if batch == 1:
-            contestants[f"masked_{count}"] = create_painter(
-                Masked(), ours, batch, steps=count, **guided
+            contestants[f"masked_{count}"] = create_generator(
+                Masked, ours, batch, steps=count, **guided
             )
     gflops: dict[str, float] = {}
     for name, run in contestants.items() if batch == 1 else ():  # warms up too

@@ -9,8 +9,8 @@ products and of attention, forward, backward and in Muon's Newton-Schulz iterati
 counter; nothing else. Muon's share does not grow with the batch: 5 iterations over each matrix.
 
 Output contract: a line a size; the last line of stdout is the record, one JSON object. For each
-size (`tiny`: the preset's transformer; `wide`: width 512, depth 8, 256 positions) `seconds` of a step,
-`images_per_second`, `gflops_network` and `gflops_optimizer` of a step, `bound_gflops`,
+size (`tiny`: the preset's transformer; `wide`: width 512, depth 8, 256 positions) `seconds` of a
+step, `images_per_second`, `gflops_network` and `gflops_optimizer` of a step, `bound_gflops`,
 `share_of_bound` (all that is counted, round by round) and `share_of_bound_network_alone`.
 
     python benchmarks/transformer_training.py
@@ -40,10 +40,10 @@ from harness import (
     training_bound,
     write_result,
 )
-from tessella.objectives import AnyOrder
+from tessella.objectives.any_order import AnyOrder
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 from tessella.transformer import Transformer, TransformerSettings
-from transformer import QUICK_SETTINGS, SETTINGS, SHAPE, create_request
+from transformer import QUICK_SETTINGS, SETTINGS, SHAPE, create_batch
 
 Shape = Sequence[int]
 SIZES = {  # settings, grid, pictures a step on the CPU
@@ -83,7 +83,9 @@ class Step:
         """Creates network, optimizer and batch."""
         torch.manual_seed(0)
         shape = replace(SHAPE, grid=grid)
-        self.network = Transformer(settings, shape).to(device).train()
+        self.network = Transformer(settings, shape)
+        codebook = torch.zeros(shape.codebook_size, shape.code_width)
+        self.objective = AnyOrder(self.network, codebook).to(device).train()
         inside = {id(p) for p in self.network.hidden_matrices()}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.network.parameters() if (id(p) in inside) is muon]}
@@ -91,16 +93,15 @@ class Step:
             for muon in (True, False)
         ]
         self.optimizer = MuonAdamW(groups, OptimizerSettings())
-        self.text = create_request(batch, device).text
+        self.text = create_batch(batch, device).text
         self.codes = torch.randint(shape.codebook_size, (batch, *grid), device=device)
-        self.codebook = torch.zeros(shape.codebook_size, shape.code_width, device=device)
         self.device = device
 
     def learn(self) -> None:
         """Goes forward and backward."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            made = AnyOrder().compute_loss(self.network, self.codebook, self.text, self.codes)
-        made.loss.backward()
+            loss = self.objective(self.text, self.codes).loss
+        loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
 
     def update(self) -> None:
