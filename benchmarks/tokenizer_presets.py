@@ -3,7 +3,7 @@ r"""What each preset's image tokenizer costs to train: arithmetic, time, memory.
 Why: who chooses a preset wants to know before the night is over whether it fits the machine.
 
 Theory: a step cannot take less than its floating-point operations over the machine's rate of
-convolutions (bf16 products on CUDA), measured in the same run. KVCache is what activations, weights,
+convolutions (bf16 products on CUDA), measured in the same run. Memory is what activations, weights,
 gradients and the optimizer's moments take; recomputing activations
 (`tokenizer_training.recompute`) trades about a third more arithmetic for most of the first.
 

@@ -1,4 +1,4 @@
-"""What all tests share: two threads, one small prepared data set, a browser."""
+"""Shared by all tests: two threads, one small prepared data set, a browser."""
 
 import os
 import shutil
@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+
+# Before torch starts its threads: beside other processes, busy waiting takes most of their time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 from tessella.data.cache import CaptionedImages
@@ -17,20 +21,20 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
-    """As many as the smallest machine has; a result may depend on the number."""
+    """The smallest machine has two; results may depend on the number."""
     torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, CaptionedImages]:
-    """Both sides of forty drawn scenes, 16×16 pixels."""
+    """Forty drawn scenes of 16×16 pixels, split into both sides."""
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     return prepare(["scenes:40"], settings, tmp_path_factory.mktemp("scenes") / "data").sides
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window; without one tests are skipped, or fail if it is required."""
+    """Headless Chromium; if there is none, tests skip, or fail where it is required."""
     from playwright.sync_api import expect, sync_playwright
 
     found = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -121,8 +121,10 @@ class DecodingState:
         return sample_codes(logits, noise, self.settings)
 
     def _draw(self, shape: Sequence[int]) -> Tensor:
-        uniform = [torch.rand(tuple(shape), generator=g) for g in self._generators]
-        return torch.stack(uniform).to(self.device)
+        uniform = torch.empty(self.batch_size, *shape)
+        for row, generator in zip(uniform, self._generators, strict=True):
+            torch.rand(row.shape, generator=generator, out=row)
+        return uniform.to(self.device)
 
 
 def encode_prompts(

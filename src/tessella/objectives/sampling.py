@@ -103,7 +103,7 @@ def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSetti
     if noise is None or settings.temperature == 0:
         return logits.argmax(-1)
     # The likeliest at 0: however low the temperature, it stays finite.
-    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)).div_(settings.temperature)
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
         least = logits.topk(settings.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -113,12 +113,13 @@ def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSetti
         # A code is cut when those before it already reach top_p: the likeliest always stays.
         is_cut = probability.cumsum(-1) - probability >= settings.top_p
         logits = logits.masked_fill(is_cut.scatter(-1, index, is_cut), -torch.inf)
-    return (logits + to_gumbel(noise)).argmax(-1)
+    return to_gumbel(noise).add_(logits).argmax(-1)
 
 
 def to_gumbel(noise: Tensor) -> Tensor:
     """Turns uniform numbers in [0, 1) into standard Gumbel ones."""
-    return -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+    # In place from the copy on: a fresh tensor for each step costs more than the logarithms.
+    return noise.clamp(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:

@@ -51,7 +51,7 @@ def test_around_a_picture_they_go_outwards() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), *[st.integers(0, 9)] * 4, st.booleans())
-def test_every_place_is_laid_by_a_window_that_knows_something(
+def test_every_position_is_sampled_by_a_window_that_knows_something(
     height: int, width: int, top: int, left: int, bottom: int, right: int, picture: bool
 ) -> None:
     known = torch.zeros(top + height + bottom, left + width + right, dtype=torch.bool)
@@ -236,7 +236,7 @@ def test_what_is_no_picture() -> None:
 # Canvases that are sampled together.
 
 
-def test_of_one_grid_the_number_of_known_places_counts() -> None:
+def test_of_one_grid_the_number_of_known_positions_counts() -> None:
     known = torch.zeros(2, 3, dtype=torch.bool)
     first, second, third = known.clone(), known.clone(), known.clone()
     first[0, 0] = second[1, 2] = True
@@ -246,7 +246,7 @@ def test_of_one_grid_the_number_of_known_places_counts() -> None:
     assert len({find_layout(mask, grid) for mask in (known, first, third)}) == 3
 
 
-def test_of_larger_canvases_each_place_counts() -> None:
+def test_of_larger_canvases_each_position_counts() -> None:
     """Their windows go round what is known: another position, another order."""
     grid = (2, 3)
     first, second = (torch.zeros(2, 6, dtype=torch.bool) for _ in range(2))

@@ -158,7 +158,7 @@ def test_turning_is_a_product_of_complex_numbers() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(*[st.integers(0, 5)] * 6, st.integers(0, 99))
-def test_a_score_depends_on_how_far_places_are_apart(
+def test_a_score_depends_on_how_far_positions_are_apart(
     row: int, column: int, down: int, right: int, other_row: int, other_column: int, seed: int
 ) -> None:
     """A query and a key moved by the same rows and columns look at each other as before."""

@@ -83,7 +83,7 @@ def look(
     hidden: Tensor,
     positions: Tensor,
     seen: Tensor,
-    seen_places: Tensor,
+    seen_positions: Tensor,
     mask: Tensor,
 ) -> Tensor:
     """One layer: rows (B, Q, D) look at normalised rows (B, S, D) where mask (B, Q, S) lets them.
@@ -100,7 +100,7 @@ def look(
     key_weight, value_weight = layer.key_value.weight.chunk(2)
     queries = heads(norm(hidden, layer.attention_norm) @ layer.query.weight.T)
     queries = turn(norm(queries, layer.query_norm), positions)
-    keys = turn(norm(heads(seen @ key_weight.T), layer.key_norm), seen_places)
+    keys = turn(norm(heads(seen @ key_weight.T), layer.key_norm), seen_positions)
     scores = torch.einsum("bhqd,bhsd->bhqs", queries, keys) / 8**0.5
     share = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
     found = torch.einsum("bhqs,bhsd->bqhd", share, heads(seen @ value_weight.T)).flatten(2)
