@@ -44,7 +44,7 @@ def test_a_good_answer_is_read(chat_server: Any, open_model: Open) -> None:
     assert asked["response_format"]["json_schema"]["strict"] is True
     assert asked["response_format"]["json_schema"]["schema"]["additionalProperties"] is False
     assert headers["path"] == "/v1/chat/completions"
-    assert (model.name, model.server) == ("tiny", chat_server.url + "/")
+    assert (model.name, model.server) == ("tiny", chat_server.url)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_server_that_calls_every_request_wrong(chat_server: Any, open_model: O
     model = open_model([chat_server.fail(400, "too\nlong \x1b[31m" + "x" * 999)] * 3)
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
-    assert "calls the request wrong" in str(error.value)
+    assert "rejects the request" in str(error.value)
     assert "says `too long [31mxxx" in str(error.value)
     assert len(str(error.value)) < 500
 
@@ -96,7 +96,7 @@ def test_the_wait_that_a_server_asks_for_is_kept(
     assert waits == [7.0, 0.5, 120.0]
 
     # It wants to be left alone for longer than anybody waits.
-    with pytest.raises(LanguageModelError, match="server failed, tried 1 times: status 429"):
+    with pytest.raises(LanguageModelError, match="server failed with status 429"):
         open_model([chat_server.fail(429, **{"Retry-After": "121"})]).ask(ASKED, Number)
 
 
@@ -114,8 +114,8 @@ def test_a_server_that_stays_broken(chat_server: Any, open_model: Open) -> None:
     model = open_model([chat_server.fail(500, "out of\nmemory")] * 3, max_retries=2)
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
-    assert "server failed, tried 3 times: status 500 from `http" in str(error.value)
-    assert "it says `out of memory`. Try again later." in str(error.value)
+    assert "server failed with status 500: `http" in str(error.value)
+    assert "says `out of memory`. Try again later. Tried 3 times." in str(error.value)
     assert len(chat_server.asked) == 3
 
 
@@ -125,7 +125,7 @@ def test_a_server_that_stays_broken(chat_server: Any, open_model: Open) -> None:
         (401, "refused the key: `"),
         (403, "refused the key: `"),
         (404, "has no such language model, or no chat completions: `tiny` at `"),
-        (301, "server failed, tried 1 times: status 301"),
+        (301, "server failed with status 301: `"),
     ],
 )
 def test_what_no_second_try_mends(
@@ -170,7 +170,7 @@ def test_no_try_begins_after_the_deadline_or_outlasts_it(
 
 def test_a_deadline_that_comes_ends_a_pause(chat_server: Any, open_model: Open) -> None:
     busy = [chat_server.fail(429, "too many", **{"Retry-After": "100"})]
-    with pytest.raises(LanguageModelError, match="it says `too many`"):
+    with pytest.raises(LanguageModelError, match="says `too many`"):
         open_model(busy).ask(ASKED, Number, deadline=Deadline(0.2))
     assert len(chat_server.asked) == 1
 
@@ -182,29 +182,29 @@ def test_a_server_that_is_not_there(open_model: Open) -> None:
     model = open_model([], base_url=url.replace("//", "//me:secret@") + "?k=v", max_retries=0)
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
-    assert f"Cannot reach the language model, tried 1 times: `{url}" in str(error.value)
+    assert f"Cannot reach the language model: `{url}`" in str(error.value)
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("content", "more", "why"),
     [
-        ("I would rather not.", {}, "there is no JSON object in it"),
-        ('{"number": ', {}, "there is no JSON object in it"),
-        ('{"number": "x"}', {}, "its JSON is not of the schema: number: Input should be"),
-        ('{"number": 7, "file": "../x"}', {}, "not of the schema: file: Extra inputs"),
+        ("I would rather not.", {}, "it contains no JSON object"),
+        ('{"number": ', {}, "it contains no JSON object"),
+        ('{"number": "x"}', {}, "its JSON does not fit the schema: number: Input should be"),
+        ('{"number": 7, "file": "../x"}', {}, "does not fit the schema: file: Extra inputs"),
         # A key once went into the message as it was: a terminal obeyed it, a log had a forged line.
         (
             json.dumps({"number": 7, "a\x1b]0;evil\x07\nERROR forged\u202e": 1}),
             {},
-            "not of the schema: a ]0;evil ERROR forged: Extra inputs",
+            "does not fit the schema: a ]0;evil ERROR forged: Extra inputs",
         ),
-        ("{}", {}, "its JSON is not of the schema: number: Field required"),
+        ("{}", {}, "its JSON does not fit the schema: number: Field required"),
         (None, {"refusal": "I cannot help."}, "it refused to answer"),
         ("", {"finish_reason": "content_filter"}, "it refused to answer"),
-        ('{"number"', {"finish_reason": "length"}, "it was cut off at the length"),
-        ('{"a": ' * 2_000, {}, "there is no JSON object in it"),
-        ([1], {}, "the server's answer is no chat completion"),
+        ('{"number"', {"finish_reason": "length"}, "it was cut off at the server's length limit"),
+        ('{"a": ' * 2_000, {}, "it contains no JSON object"),
+        ([1], {}, "the server's answer is not a chat completion"),
     ],
 )
 def test_unusable_answers_are_asked_again_and_told(
@@ -221,7 +221,7 @@ def test_unusable_answers_are_asked_again_and_told(
     model = open_model([bad] * 3)
     with pytest.raises(LanguageModelError) as error:
         model.ask(ASKED, Number)
-    assert "gave no usable answer, asked 3 times: " in str(error.value)
+    assert "gave no usable answer in 3 attempts: " in str(error.value)
     assert why in str(error.value)
     assert "`tiny` at `http" in str(error.value)
 
@@ -230,7 +230,7 @@ def test_unusable_answers_are_asked_again_and_told(
     "body", [b"", b"<html>hello</html>", b"[]", b'{"choices": []}', b"\xff\xfe", b"[" * 50_000]
 )
 def test_what_is_no_completion_is_refused(chat_server: Any, open_model: Open, body: bytes) -> None:
-    with pytest.raises(LanguageModelError, match="answer is no chat completion"):
+    with pytest.raises(LanguageModelError, match="answer is not a chat completion"):
         open_model([chat_server.answer(body)] * 3).ask(ASKED, Number)
 
 
@@ -264,6 +264,33 @@ def test_an_answer_that_trickles_ends_in_time(
     assert len(chat_server.asked) == 2
 
 
+def test_huge_headers_are_not_read_to_their_end(chat_server: Any, open_model: Open) -> None:
+    huge = chat_server.answer(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 30_000_000, trickles=True)
+    started = time.monotonic()
+    with pytest.raises(LanguageModelError, match="Cannot reach the language model"):
+        open_model([huge], max_retries=0).ask(ASKED, Number)
+    assert time.monotonic() - started < 15
+
+
+# A redirect would send the description of the business, and the key, to somebody else.
+def test_redirects_are_not_followed(chat_server: Any, open_model: Open) -> None:
+    elsewhere = chat_server.fail(307, Location=f"{chat_server.url}/elsewhere")
+    with pytest.raises(LanguageModelError, match="failed with status 307"):
+        open_model([elsewhere]).ask(ASKED, Number)
+    assert len(chat_server.asked) == 1
+
+
+def test_a_query_in_the_address_is_sent(chat_server: Any, open_model: Open) -> None:
+    url = f"{chat_server.url}/?version=2"
+    open_model([chat_server.say(GOOD)], base_url=url).ask(ASKED, Number)
+    assert chat_server.headers[0]["path"] == "/v1/chat/completions?version=2"
+
+
+def test_a_host_that_cannot_be_is_not_reached(open_model: Open) -> None:
+    with pytest.raises(LanguageModelError, match="Cannot reach the language model"):
+        open_model([], base_url="http://a..b/", max_retries=0).ask(ASKED, Number)
+
+
 def test_a_compressed_answer_is_read(chat_server: Any, open_model: Open) -> None:
     import gzip
 
@@ -294,11 +321,18 @@ def test_the_environment_says_what_flags_leave_out(
     ("how", "message"),
     [
         ({"name": None}, "No language model is named: `--llm` and OPENAI_MODEL"),
-        ({"base_url": "localhost:1"}, "no address of a language model's server: `localhost:1`"),
-        ({}, "There is no key for the language model: `OPENAI_API_KEY` is empty."),
+        (
+            {"base_url": "localhost:1"},
+            "Not the address of a language model's server: `localhost:1`",
+        ),
+        (
+            {"base_url": "http://[::1"},
+            "Not the address of a language model's server: `http://[::1`",
+        ),
+        ({}, "The language model's key is missing: `OPENAI_API_KEY` is empty."),
         (
             {"base_url": "http://localhost", "key_variable": "OTHER_KEY"},
-            "There is no key for the language model: `OTHER_KEY` is empty.",
+            "The language model's key is missing: `OTHER_KEY` is empty.",
         ),
     ],
 )
@@ -307,6 +341,17 @@ def test_what_is_missing_is_told(open_model: Open, how: dict[str, Any], message:
         LanguageModel.open(**{"name": "tiny", **how})
     assert message in str(error.value)
     assert "offline" in str(error.value) or "--llm-base-url" in str(error.value)
+
+
+# HTTP libraries quote a header that they cannot send.
+@pytest.mark.parametrize("key", ["secret\n", "secret\N{EM DASH}"])
+def test_a_key_that_no_header_can_carry_is_refused_unquoted(
+    open_model: Open, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ConfigError, match="key is not one: `OPENAI_API_KEY` holds") as error:
+        open_model([])
+    assert "secret" not in str(error.value)
 
 
 # `tessella serve` was told of flags that it does not have: --base-url, --offline.
@@ -336,7 +381,7 @@ def test_the_missing_extra_is_named(open_model: Open, monkeypatch: pytest.Monkey
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_client)
-    with pytest.raises(ConfigError, match=r"needs the package `openai`: pip install 'tess"):
+    with pytest.raises(ConfigError, match=r"needs the package `httpx`: pip install 'tess"):
         LanguageModel.open("tiny", base_url="http://localhost")
 
 
