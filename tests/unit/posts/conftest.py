@@ -164,6 +164,6 @@ def ask() -> Callable[..., PostRequest]:
         how = {"platform": "instagram", "tone": "warm", "seed": 0} | changes
         business = how.pop("business", "Bluebird Bakery")
         about = how.pop("about", "We bake bread and croissants. Our coffee is strong.")
-        return PostRequest.ask(business, about, **how)
+        return PostRequest.create(business, about, **how)
 
     return ask
