@@ -1,7 +1,7 @@
 """Metadata tables: `metadata.jsonl`, `.csv` or `.parquet` beside pictures.
 
 Each row names a picture (`file_name`, relative to the table) and its captions (`text`, `caption`
-or `captions`). Rows that follow one another and name the same picture are joined.
+or `captions`). Consecutive rows with the same picture are joined.
 
 Source: Hugging Face datasets, "Create an image dataset", ImageFolder.
 """
@@ -16,7 +16,7 @@ from tessella.data.folders import suffix_of
 from tessella.data.records import (
     CAPTION_FIELDS,
     CaptionError,
-    Place,
+    ImageLocation,
     Record,
     Skipped,
     captions_from_fields,
@@ -30,9 +30,9 @@ TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row of a table, or what is wrong with it."""
+    """One row of a table, or its error."""
 
-    number: int  # from 1, a CSV's header not counted
+    number: int  # from 1, not counting a CSV's header
     fields: dict[str, Any] | CaptionError
 
 
@@ -44,17 +44,17 @@ def table_records(table: Path, split_by: str | None = None) -> Iterator[Record |
         split_by: the column that becomes the record's group.
 
     Yields:
-        A record a picture; a skip for a row that names no picture, has no caption or is broken.
+        A record per picture; a skip for a row without picture or caption, or a broken one.
 
     Raises:
-        DataError: the table cannot be read, or has not the columns it needs.
+        DataError: the table cannot be read, or lacks a column.
     """
     waiting: Record | None = None
     for row in _rows(table):
         record = _record(table, row, split_by)
         if isinstance(record, Skipped):
             yield record
-        elif waiting is not None and record.place == waiting.place:
+        elif waiting is not None and record.location == waiting.location:
             captions = tuple(dict.fromkeys(waiting.captions + record.captions))
             waiting = replace(waiting, captions=captions)
         else:
@@ -83,11 +83,13 @@ def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
         return Skipped(str(path), f"its row cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(str(path), f"row {row.number} has no caption", "captionless")
-    return Record(str(path), Place(str(path)), captions, group_from_fields(fields, split_by))
+    return Record(
+        str(path), ImageLocation(str(path)), captions, group_from_fields(fields, split_by)
+    )
 
 
 def _rows(table: Path) -> Iterator[_Row]:
-    """Reads a table row by row, after a look at its columns."""
+    """Reads a table row by row after checking its columns."""
     readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
         yield from readers[suffix_of(table.name)](table)

@@ -265,7 +265,7 @@ def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
         prepare([str(folder)], SETTINGS.replace(max_image_pixels=10_000), cache)
     message = str(caught.value)
     assert message.startswith(
-        "Too many files had to be skipped: 6 of 61 (2 broken, 1 captionless, 1 empty, "
+        "Too many files were skipped: 6 of 61 (2 broken, 1 captionless, 1 empty, "
         "1 imageless, 1 too_large), at most 5% may be. The first: `"
     )
     assert f"`{report}`" in message and "data.max_skipped_fraction" in message
@@ -278,7 +278,7 @@ def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
 def test_only_bad_files_stop_even_if_all_may_be_bad(draw, cache: Path) -> None:
     draw.file("data/a.png", b"")
     draw.file("data/a.txt", "a")
-    with pytest.raises(DataError, match="Too many files had to be skipped: 1 of 1"):
+    with pytest.raises(DataError, match="Too many files were skipped: 1 of 1"):
         prepare([str(draw.folder / "data")], SETTINGS.replace(max_skipped_fraction=1.0), cache)
 
 
@@ -494,7 +494,7 @@ def test_a_dead_decoding_process_is_a_clear_error(draw, cache: Path, monkeypatch
         return process
 
     monkeypatch.setattr(workers, "_start", dying)
-    with pytest.raises(DataError, match=r"A decoding process ended by itself \(exit status 3\)"):
+    with pytest.raises(DataError, match=r"A decoding process died \(exit status 3\)"):
         prepare([str(folder)], SETTINGS.replace(workers=2), cache)
     assert started and all(process.poll() is not None for process in started)
     assert not cache.exists()
@@ -520,12 +520,13 @@ def test_an_interruption_ends_the_decoding_processes(draw, cache: Path, monkeypa
 
 
 def test_a_decoding_process_answers_until_its_input_ends(draw) -> None:
-    place = decode.Place(str(draw.image("a.png", 7)))
+    location = decode.ImageLocation(str(draw.image("a.png", 7)))
+    scene = decode.SceneLocation(0, 1)
     with workers._start() as process:
         for _ in range(2):
-            decode.write_request(process.stdin, [place, decode.ScenePlace(0, 1)], 16, 10**6)
+            decode.write_request(process.stdin, [location, scene], 16, 10**6)
             answer = decode.read_answer(process.stdout, 16)
-            assert answer == decode.decode_batch([place, decode.ScenePlace(0, 1)], 16, 10**6)
+            assert answer == decode.decode_batch([location, scene], 16, 10**6)
         process.stdin.close()
         assert process.wait(timeout=60) == 0
 
@@ -533,8 +534,9 @@ def test_a_decoding_process_answers_until_its_input_ends(draw) -> None:
 def test_a_picture_cut_off_by_the_end_of_its_tar_is_skipped(draw) -> None:
     shard = draw.file("x.tar", draw.content(1))
     size = shard.stat().st_size
-    places = [decode.Place(str(shard), 0, size + 1), decode.Place(f"{shard}.gone", 0, 5)]
-    cut, gone = decode.decode_batch(places, 16, 10**6).outcomes
+    cut_off = decode.ImageLocation(str(shard), 0, size + 1)
+    missing = decode.ImageLocation(f"{shard}.gone", 0, 5)
+    cut, gone = decode.decode_batch([cut_off, missing], 16, 10**6).outcomes
     assert cut.reason == "The tar ends in the middle of the picture."
     assert gone.reason == "Cannot read the tar: No such file or directory."
 
