@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tessella.data.records import ImageLocation, SceneLocation
+from tessella.data.records import ImageLocation, Location, SceneLocation
 from tessella.images import ImageError, Pixels, decode_image, fit_square, open_image
 
 DIGEST_BYTES = 16
@@ -57,9 +57,7 @@ class DecodedBatch:
     pixels: bytes  # (n, S, S, 3) uint8 of the n decoded ones, in that order
 
 
-def decode_batch(
-    locations: Sequence[ImageLocation | SceneLocation], size: int, max_pixels: int
-) -> DecodedBatch:
+def decode_batch(locations: Sequence[Location], size: int, max_pixels: int) -> DecodedBatch:
     """Decodes a batch of pictures.
 
     Args:
@@ -142,10 +140,7 @@ class _Files:
 
 
 def write_request(
-    stream: IO[bytes],
-    locations: Sequence[ImageLocation | SceneLocation],
-    size: int,
-    max_pixels: int,
+    stream: IO[bytes], locations: Sequence[Location], size: int, max_pixels: int
 ) -> None:
     """Sends a batch to a decoding process."""
     request = {"locations": list(map(astuple, locations)), "size": size, "max_pixels": max_pixels}

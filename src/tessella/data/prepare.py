@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 
 from tessella.data.cache import (
@@ -30,8 +31,8 @@ from tessella.data.cache import (
     read_skipped,
     write_sides,
 )
-from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES
-from tessella.data.records import Skipped
+from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES, Decoded
+from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
@@ -150,6 +151,40 @@ def _build(
     return manifest
 
 
+class _SplitKeys:
+    """All that the split needs to know of the images, some 32 bytes each."""
+
+    def __init__(self) -> None:
+        self._pixels, self._groups = array("Q"), array("Q")
+        self._num_grouped = 0
+        self.digests = bytearray()
+
+    def add(self, record: Record, decoded: Decoded) -> None:
+        key = split_key(decoded.digest)
+        self._pixels.append(key)
+        self._groups.append(key if record.group is None else split_key(record.group))
+        self._num_grouped += record.group is not None
+        self.digests += bytes.fromhex(decoded.digest)
+
+    def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
+        """Returns (N,), true for validation.
+
+        Raises:
+            DataError: no image has the field to split by.
+        """
+        if settings.split_by is not None and not self._num_grouped:
+            raise DataError(
+                f"No image has the field to split by: `{settings.split_by}`. Expected it in "
+                "metadata columns or in the .json files of tars; leave data.split_by out to split "
+                "by pixels alone."
+            )
+        return assign_sides(
+            np.frombuffer(self._pixels, dtype=np.uint64),
+            None if settings.split_by is None else np.frombuffer(self._groups, dtype=np.uint64),
+            settings.validation_fraction,
+        )
+
+
 def _fill(
     building: Path,
     report: Path,
@@ -161,8 +196,8 @@ def _fill(
     sizes = [source.count for source in sources]
     total = None if None in sizes else sum(filter(None, sizes))
     records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
-    pixel_keys, group_keys, digests = array("Q"), array("Q"), bytearray()
-    num_grouped = num_done = 0
+    keys = _SplitKeys()
+    num_done = 0
     # Closed at once on an error or Ctrl-C, so that no decoding process outlives the call.
     with (
         CacheWriter(building) as writer,
@@ -173,11 +208,7 @@ def _fill(
             for skipped in batch.skipped:
                 writer.skip(skipped)
             for record, decoded in batch.decoded:
-                key = split_key(decoded.digest)
-                pixel_keys.append(key)
-                group_keys.append(key if record.group is None else split_key(record.group))
-                num_grouped += record.group is not None
-                digests += bytes.fromhex(decoded.digest)
+                keys.add(record, decoded)
             num_done += len(batch.decoded) + len(batch.skipped)
             if progress is not None:
                 # Captions without a picture are skipped too, but are not in the total.
@@ -190,19 +221,9 @@ def _fill(
     except DataError:
         shutil.copyfile(building / SKIPPED, report)
         raise
-    if settings.split_by is not None and not num_grouped:
-        raise DataError(
-            f"No image has the field to split by: `{settings.split_by}`. Expected it in metadata "
-            "columns or in the .json files of tars; leave data.split_by out to split by pixels "
-            "alone."
-        )
-    validation = assign_sides(
-        np.frombuffer(pixel_keys, dtype=np.uint64),
-        np.frombuffer(group_keys, dtype=np.uint64) if settings.split_by is not None else None,
-        settings.validation_fraction,
-    )
+    validation = keys.assign_sides(settings)
     num_validation = int(validation.sum())
-    hashes = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    digests = np.frombuffer(keys.digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     return {
         "counts": {
             "images": writer.num_images,
@@ -211,7 +232,7 @@ def _fill(
             "validation": num_validation,
             "skipped": num_skipped,
         },
-        "fingerprints": write_sides(building, validation, hashes),
+        "fingerprints": write_sides(building, validation, digests),
     }
 
 

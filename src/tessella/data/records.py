@@ -8,7 +8,7 @@ A record has the location of a picture, not its pixels, and can go to another pr
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 # The caption fields of a metadata row or a JSON sidecar; the first one present wins.
 CAPTION_FIELDS = ("text", "caption", "captions")
@@ -34,12 +34,15 @@ class SceneLocation:
     index: int
 
 
+Location: TypeAlias = ImageLocation | SceneLocation
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One picture with its captions, not decoded yet."""
 
     name: str  # unique and readable, with the path as the user wrote it
-    location: ImageLocation | SceneLocation
+    location: Location
     captions: tuple[str, ...]  # empty for scenes, which get theirs when they are drawn
     group: str | None = None  # value of the `split_by` field
 

@@ -15,14 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from tessella.data.decode import (
-    Decoded,
-    DecodedBatch,
-    decode_batch,
-    read_answer,
-    write_request,
-)
-from tessella.data.records import ImageLocation, Record, SceneLocation, Skipped
+from tessella.data.decode import Decoded, DecodedBatch, decode_batch, read_answer, write_request
+from tessella.data.records import Location, Record, Skipped
 from tessella.data.settings import DataSettings
 from tessella.errors import DataError
 
@@ -78,7 +72,7 @@ def decode_records(
             yield _join(oldest, future.result())
 
 
-def _list_locations(items: Sequence[Record | Skipped]) -> list[ImageLocation | SceneLocation]:
+def _list_locations(items: Sequence[Record | Skipped]) -> list[Location]:
     return [item.location for item in items if isinstance(item, Record)]
 
 
@@ -124,10 +118,10 @@ class _Processes:
                     pipe.close()
             process.wait()
 
-    def submit(self, locations: Sequence[ImageLocation | SceneLocation]) -> "Future[DecodedBatch]":
+    def submit(self, locations: Sequence[Location]) -> "Future[DecodedBatch]":
         return self._threads.submit(self._ask, locations)
 
-    def _ask(self, locations: Sequence[ImageLocation | SceneLocation]) -> DecodedBatch:
+    def _ask(self, locations: Sequence[Location]) -> DecodedBatch:
         """Runs in a thread: one request, one answer, so that neither side blocks the other."""
         process: subprocess.Popen[bytes] | None = getattr(self._local, "process", None)
         if process is None:
