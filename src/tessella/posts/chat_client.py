@@ -129,23 +129,22 @@ class ChatClient:
         if status in (400, 422):
             raise RefusedFormatError(_quote_error(body))
         if status in (401, 403):
-            raise _AttemptError(
+            message = (
                 f"The language model's server refused the key: `{self.server}`. Check the "
-                "environment variable that holds it.",
-                can_retry=False,
+                "environment variable that holds it."
             )
-        if status == 404:
-            raise _AttemptError(
+        elif status == 404:
+            message = (
                 "The server has no such language model, or no chat completions: "
-                f"`{request['model']}` at `{self.server}`. Check --llm and --llm-base-url.",
-                can_retry=False,
+                f"`{request['model']}` at `{self.server}`. Check --llm and --llm-base-url."
             )
-        raise _AttemptError(
-            f"The language model's server failed with status {status}: `{self.server}` says "
-            f"`{_quote_error(body)}`. Try again later.",
-            can_retry=status in (408, 409, 429) or status >= 500,
-            retry_after=response.headers.get("Retry-After", ""),
-        )
+        else:
+            message = (
+                f"The language model's server failed with status {status}: `{self.server}` says "
+                f"`{_quote_error(body)}`. Try again later."
+            )
+        can_retry = status in (408, 409, 429) or status >= 500
+        raise _AttemptError(message, can_retry, response.headers.get("Retry-After", ""))
 
     async def _post(self, request: dict[str, Any], seconds: float) -> tuple[httpx.Response, bytes]:
         """Sends a request and reads the whole answer.

@@ -59,10 +59,6 @@ class ImageLanguage:
         """Known words, the commonest first."""
         return self._vocabulary.words
 
-    def find_unknown(self, label: str) -> list[str]:
-        """Lists the words of a label that the model does not know."""
-        return self._vocabulary.find_unknown(label)
-
     def find_words(self, text: str) -> list[str]:
         """Lists the known words in a text, in its order, without stop words.
 
@@ -105,7 +101,7 @@ class ImageLanguage:
         """Describes why the model cannot read a label; None if it can."""
         if not self._split(label):
             return "the label has no words"
-        unknown = self.find_unknown(label)
+        unknown = self._vocabulary.find_unknown(label)
         if unknown:
             return f"the label has unknown words: {', '.join(unknown[:20])}"
         if self._text_tokenizer.count_tokens(label) > self._text_tokenizer.max_tokens:
@@ -126,7 +122,8 @@ class ImageLanguage:
             A label, never empty.
         """
         label = normalize(label[:_MAX_LABEL_CHARACTERS], self._text_tokenizer)
-        nearest = {word: self._vocabulary.find_nearest(word) for word in self.find_unknown(label)}
+        unknown = self._vocabulary.find_unknown(label)
+        nearest = {word: self._vocabulary.find_nearest(word) for word in unknown}
         repaired = replace_words(label, {word: known or "" for word, known in nearest.items()})
         words = self._split(repaired)
         needs_subject = None in nearest.values() and any(map(self._is_subject, self.words))

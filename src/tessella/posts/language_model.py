@@ -5,7 +5,6 @@ Its answers are parsed as JSON of a schema and checked, whatever the server prom
 
 import json
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +24,6 @@ DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 TIMEOUT_SECONDS = 60.0
 _MAX_RETRIES = 3  # of a request that failed
 _MAX_ANSWERS = 3  # until one fits the schema
-_FIRST_PAUSE_SECONDS = 0.5
 _MAX_STARTS = 50  # braces at which the JSON of an answer may begin
 
 
@@ -150,14 +148,12 @@ class LanguageModel:
         """
         deadline = deadline or Deadline()
         problem, chat = "", list(messages)
-        for attempt in range(_MAX_ANSWERS):
-            if attempt:
-                pause = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)
-                deadline.sleep(pause * (1 - 0.25 * random.random()))
-                retry = (
+        for _ in range(_MAX_ANSWERS):
+            if problem:
+                again = (
                     f"Your last answer could not be used: {problem}. Answer again, in JSON only."
                 )
-                chat = [*messages, {"role": "user", "content": retry}]
+                chat = [*messages, {"role": "user", "content": again}]
             try:
                 answer = _read_answer(self._complete(chat, schema, deadline), schema)
             except _UnusableError as error:

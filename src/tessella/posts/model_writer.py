@@ -6,6 +6,7 @@ cannot contain, and its answers are used as plain text only, never as file names
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -110,22 +111,23 @@ class ModelWriter(PostWriter):
         """
         messages = build_messages(request, self._language, count, earlier)
         drafts = self._ask(messages, count)
-        problems = ["; ".join(self._find_problems(draft, request)) for draft in drafts]
-        repairs = [[f"asked again: {problem}"] if problem else [] for problem in problems]
-        if any(problems):
-            try:
-                revised = self._ask(_request_revision(messages, drafts, problems), count)
-            except LanguageModelError:
-                for some in filter(None, repairs):
-                    some.append("the new answer was not usable")
-            else:  # good posts stay as they were
-                drafts = [
-                    new if problem else old
-                    for old, new, problem in zip(drafts, revised, problems, strict=True)
-                ]
-        return [
-            self._repair(draft, request, some) for draft, some in zip(drafts, repairs, strict=True)
-        ]
+        posts = [self._repair(draft, request) for draft in drafts]
+        problems = [problem for _, problem in posts]
+        if not any(problems):
+            return [post for post, _ in posts]
+        outcome = []
+        try:
+            revised = self._ask(_request_revision(messages, drafts, problems), count)
+        except LanguageModelError:
+            revised, outcome = drafts, ["the new answer was not usable"]
+        result = []
+        for (post, problem), draft in zip(posts, revised, strict=True):
+            if problem:  # good posts stay as they were
+                post, _ = self._repair(draft, request)
+                notes = (f"asked again: {problem}", *outcome)
+                post = replace(post, repairs=(*notes, *post.repairs))
+            result.append(post)
+        return result
 
     def _ask(self, messages: Sequence[Message], count: int) -> list[_Draft]:
         """Asks for a number of posts; drops any more, and does not accept fewer.
@@ -141,33 +143,29 @@ class ModelWriter(PostWriter):
         answer = self._language_model.ask(messages, _Drafts, check, deadline=self._deadline)
         return answer.posts[:count]
 
-    def _find_problems(self, draft: _Draft, request: PostRequest) -> list[str]:
-        """Lists the limits that a draft breaks."""
-        platform = request.platform
-        problem = self._language.describe_problem(draft.label)
-        problems = [problem] if problem else []
+    def _repair(self, draft: _Draft, request: PostRequest) -> tuple[Post, str]:
+        """Makes a post that keeps to every limit.
+
+        Returns:
+            The post, and the limits that the draft broke, in words; "" if none.
+        """
+        platform, problems, repairs = request.platform, [], []
         hashtags = clean_hashtags(draft.hashtags, platform)
-        count = platform.count_characters(compose(draft.text, hashtags))
-        if count > platform.max_characters:
+        label, problem = draft.label, self._language.describe_problem(draft.label)
+        if problem:
+            label = self._language.repair(label, draft.text)
+            problems.append(problem)
+            repairs.append(f"{problem}; `{cut(draft.label, 80)}` became `{label}`")
+        text = fit_text(draft.text, hashtags, platform)
+        if text != draft.text:
+            count = platform.count_characters(compose(draft.text, hashtags))
             problems.append(
                 f"text and hashtags have {count:,} characters, at most "
                 f"{platform.max_characters:,} are allowed"
             )
-        return problems
-
-    def _repair(self, draft: _Draft, request: PostRequest, earlier: Sequence[str]) -> Post:
-        """Makes a post that keeps to every limit."""
-        platform, repairs = request.platform, list(earlier)
-        hashtags = clean_hashtags(draft.hashtags, platform)
-        text = fit_text(draft.text, hashtags, platform)
-        if text != draft.text:
             repairs.append(f"the text was cut to {platform.max_characters:,} characters")
-        label, problem = draft.label, self._language.describe_problem(draft.label)
-        if problem:
-            label = self._language.repair(label, draft.text)
-            repairs.append(f"{problem}; `{cut(draft.label, 80)}` became `{label}`")
         alt_text = cut_alt_text(draft.alt_text) or f"A small generated picture: {label}."
-        return Post(text, hashtags, alt_text, label, tuple(repairs))
+        return Post(text, hashtags, alt_text, label, tuple(repairs)), "; ".join(problems)
 
 
 def build_messages(

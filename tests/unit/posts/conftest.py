@@ -133,8 +133,7 @@ def open_model(chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Open
     """Opens a language model at the server; waits between its own tries are skipped."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    for module in ("chat_client", "language_model"):
-        monkeypatch.setattr(f"tessella.posts.{module}._FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("tessella.posts.chat_client._FIRST_PAUSE_SECONDS", 0.0)
 
     def open_model(script: Sequence[Answer], **how: Any) -> LanguageModel:
         chat_server.script = list(script)
