@@ -1,6 +1,7 @@
 """Prepare: what comes out is what was in the files; the cache is right, or not used at all."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -299,6 +300,38 @@ def test_a_file_name_that_is_no_utf8_is_written_down(draw, cache: Path) -> None:
 
 
 # --- the cache -----------------------------------------------------------------------------
+
+
+# A run that an older version began must find its cache.
+def test_the_identity_of_a_cache_stays_what_it_was(draw, cache: Path) -> None:
+    folder = draw.captioned(2)
+    manifest = prepare([str(folder), "scenes:3"], SETTINGS, cache).manifest
+    digest = hashlib.blake2b(digest_size=16)
+    files = sorted(folder.iterdir())
+    for path in files:
+        status = path.stat()
+        digest.update(f"/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    assert manifest["format"] == "tessella-cache/1"
+    assert manifest["identity"] == {
+        "sources": [
+            {
+                "source": str(folder),
+                "kind": "captions",
+                "files": 4,
+                "bytes": sum(path.stat().st_size for path in files),
+                "digest": digest.hexdigest(),
+            },
+            {"source": "scenes:3", "kind": "scenes", "files": 0, "bytes": 0, "digest": ""},
+        ],
+        "settings": {
+            "image_size": 16,
+            "validation_fraction": 0.2,
+            "split_by": None,
+            "max_image_pixels": 100_000_000,
+            "seed": 0,
+            "num_paraphrases": 4,
+        },
+    }
 
 
 def test_unchanged_data_is_not_decoded_again(draw, cache: Path, decoded: list[int]) -> None:

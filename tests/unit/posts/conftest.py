@@ -34,10 +34,10 @@ class Answer:
 
 @dataclass
 class ChatServer:
-    """Answers by its script, and keeps what it was asked."""
+    """Answers by its script, and records its requests."""
 
     script: list[Answer] = field(default_factory=list)
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -93,7 +93,7 @@ def chat_server() -> Iterator[ChatServer]:
 
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
-            chat.asked.append(json.loads(self.rfile.read(length)))
+            chat.requests.append(json.loads(self.rfile.read(length)))
             sent = {name.lower(): value for name, value in self.headers.items()}
             chat.headers.append({"path": self.path, **sent})
             answer = chat.script.pop(0) if chat.script else chat.fail(418, "no more")
@@ -111,7 +111,7 @@ def chat_server() -> Iterator[ChatServer]:
                 self.end_headers()
                 self.wfile.write(answer.body)
             except OSError:
-                pass  # who asked has gone
+                pass  # the client has gone
 
         def log_message(self, *_: object) -> None:
             pass

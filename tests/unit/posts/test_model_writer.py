@@ -31,7 +31,7 @@ def test_good_posts_stay_as_they_are(
         ),
         Post("Cake.", ("bread", "bakery"), "A loaf of bread.", "birthday cake, 3d emoji"),
     ]
-    assert len(chat_server.asked) == 1
+    assert len(chat_server.requests) == 1
 
 
 def test_what_the_language_model_is_told(ask: Ask, language: ImageLanguage) -> None:
@@ -73,7 +73,7 @@ def test_unknown_words_are_asked_for_once_again(
     assert [post.text for post in posts] == ["One.", "Better."]
     assert posts[0].repairs == ()
     assert posts[1].repairs == ("asked again: the label has unknown words: latte, zzz",)
-    *_, answer, again = chat_server.asked[1]["messages"]
+    *_, answer, again = chat_server.requests[1]["messages"]
     assert json.loads(answer["content"])["posts"][1]["label"] == "latte, zzz"
     assert again["content"] == (
         "Write all posts again and fix these:\nPost 2: the label has unknown words: latte, zzz."
@@ -98,7 +98,7 @@ def test_labels_that_stay_wrong_are_repaired(
         "the label has unknown words: croissants, on, a, plate; `croissants on a plate, 3d emoji` "
         "became `croissant, 3d emoji`"
     )
-    assert len(chat_server.asked) == 2
+    assert len(chat_server.requests) == 2
 
 
 def test_long_texts_are_asked_for_once_again_and_cut(
@@ -132,7 +132,7 @@ def test_fewer_posts_are_no_answer_and_more_are_left_out(
     one, three = ([chat_server.draft()] * number for number in (1, 3))
     script = [chat_server.say_posts(*one), chat_server.say_posts(*three)]
     assert len(ModelWriter(open_model(script), language).write_batch(ask(), 2, [])) == 2
-    assert "it has 1 posts instead of 2" in chat_server.asked[1]["messages"][-1]["content"]
+    assert "it has 1 posts instead of 2" in chat_server.requests[1]["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize("text", ["", " \n\x00 "])
@@ -174,7 +174,7 @@ def test_many_posts_are_written_some_at_a_time(
     writer = ModelWriter(open_model([say(1, 6), say(6, 8)]), language)
     some = writer.write(ask(), 8, [Post("Post 0.", (), "", "bread")])
     assert [len(part) for part in some] == [5, 2]
-    first, second = (asked["messages"][1]["content"] for asked in chat_server.asked)
+    first, second = (request["messages"][1]["content"] for request in chat_server.requests)
     assert "Write 5 different posts" in first
     assert "Write 2 different posts" in second
     assert '["Post 0."]' in first
