@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,8 @@ class CacheWriter(contextlib.ExitStack):
     def skip(self, skipped: Skipped) -> None:
         """Notes a file that is skipped."""
         # A file name that is not UTF-8 keeps its odd bytes as JSON's own escapes.
-        line = skipped.to_json().encode(errors="backslashreplace")
-        self._files[SKIPPED].write(line + b"\n")
+        line = json.dumps(asdict(skipped), ensure_ascii=False) + "\n"
+        self._files[SKIPPED].write(line.encode(errors="backslashreplace"))
         self.num_skipped[skipped.kind] += 1
 
 

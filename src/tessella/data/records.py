@@ -55,11 +55,6 @@ class Skipped:
     reason: str  # for people
     kind: str  # for counts: broken, empty, too_large, missing, captionless, imageless, …
 
-    def to_json(self) -> str:
-        """Writes the line of `skipped.jsonl`."""
-        line = {"name": self.name, "reason": self.reason, "kind": self.kind}
-        return json.dumps(line, ensure_ascii=False)
-
 
 class CaptionError(ValueError):
     """The captions of one picture cannot be used; the message is the reason."""
