@@ -59,10 +59,11 @@ from tessella.evaluation.features import create_extractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.files import write_json
-from tessella.images import Pixels, make_sheet, save_png
+from tessella.images import Pixels, save_png
 from tessella.model.find import find_tokenizer
 from tessella.model.pipeline import ModelConfig, TextToImage, TrainedTokenizer
 from tessella.objectives import GenerationSettings
+from tessella.sheets import make_sheet
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes

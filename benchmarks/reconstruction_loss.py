@@ -42,7 +42,8 @@ from tessella.data.prepare import prepare
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet, load_squeezenet
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
+from tessella.sheets import make_sheet
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.perceptual import ResNet18
 from tessella.training.loop import create_accelerator, train

@@ -26,7 +26,8 @@ from rich.console import Console
 from harness import RESULTS, environment, print_record, write_result
 from tessella.data.prepare import prepare
 from tessella.evaluation.reconstruction import compute_ssim, evaluate_reconstructions
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
+from tessella.sheets import make_sheet
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe

@@ -268,10 +268,10 @@ def _paint(
 def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
     """Names on stderr the words that the model does not know."""
     from tessella.model.folder import read_captions
-    from tessella.text.vocabulary import KnownWords
+    from tessella.text.vocabulary import Vocabulary
 
-    known = KnownWords(model.text_tokenizer, read_captions(folder))
-    unknown = [f"`{word}`" for word in known.find_unknown(" ".join(prompts))]
+    vocabulary = Vocabulary(model.text_tokenizer, read_captions(folder))
+    unknown = [f"`{word}`" for word in vocabulary.find_unknown(" ".join(prompts))]
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
         create_console(as_json=True).print(

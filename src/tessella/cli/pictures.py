@@ -216,7 +216,7 @@ def make_labelled_sheet(
     """Makes a sheet with a caption under each picture, enlarged so that it can be read."""
     import numpy as np
 
-    from tessella.images import make_sheet
+    from tessella.sheets import make_sheet
 
     scale = max(1, _SHOWN_SIZE_PX // pictures[0].shape[0])
     return make_sheet(np.stack(pictures), columns, labels, scale)

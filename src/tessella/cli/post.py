@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tessella.images import Pixels
     from tessella.model.pipeline import TextToImage
-    from tessella.posts.folder import Asked, PostsFolder
+    from tessella.posts.folder import PostsFolder, PostsJob
     from tessella.posts.image_language import ImageLanguage
 
 _OUT = Path("posts")
@@ -82,14 +82,14 @@ def post(
         from tessella.model.find import find_model
         from tessella.model.folder import read_captions
         from tessella.model.pipeline import TextToImage
-        from tessella.posts.folder import NO_CHOICE, Asked, PostsFolder
+        from tessella.posts.folder import NO_CHOICE, PostsFolder, PostsJob
         from tessella.posts.image_language import ImageLanguage
         from tessella.posts.language_model import LanguageModel
         from tessella.posts.model_writer import ModelWriter
         from tessella.posts.offline import OfflineWriter
         from tessella.posts.request import PostRequest
 
-        request = PostRequest.ask(business, about, platform=platform, tone=tone, seed=seed)
+        request = PostRequest.create(business, about, platform=platform, tone=tone, seed=seed)
         language_model = None
         if not offline:
             language_model = LanguageModel.open(
@@ -107,7 +107,7 @@ def post(
         writer = (
             ModelWriter(language_model, language) if language_model else OfflineWriter(language)
         )
-        asked = Asked(request, count, model, best_of, writer.language_model)
+        asked = PostsJob(request, count, model, best_of, writer.language_model)
         posts = PostsFolder(out.expanduser(), asked, notes)
         if dry_run:
             _tell_plan(asked, posts, language, as_json)
@@ -129,7 +129,7 @@ def _make_paint(painter: "TextToImage", best_of: int) -> "Callable[[str, int], P
     return paint
 
 
-def _tell(asked: "Asked", posts: "PostsFolder", page: Path, as_json: bool) -> None:
+def _tell(asked: "PostsJob", posts: "PostsFolder", page: Path, as_json: bool) -> None:
     """Says what was written and painted, by whom, and what was repaired."""
     if as_json:
         print_json({"dry_run": False, "out": str(posts.path), **posts.describe()})
@@ -146,16 +146,16 @@ def _tell(asked: "Asked", posts: "PostsFolder", page: Path, as_json: bool) -> No
 
 
 def _tell_plan(
-    asked: "Asked", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
+    asked: "PostsJob", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
 ) -> None:
     """Says what would be written, and what a language model would be asked."""
     from tessella.posts.model_writer import build_messages
-    from tessella.posts.writer import AT_ONCE
+    from tessella.posts.writer import BATCH_SIZE
 
     missing = asked.count - len(posts.posts)
     messages = []
     if asked.language_model and missing:
-        messages = build_messages(asked.request, language, min(missing, AT_ONCE), posts.posts)
+        messages = build_messages(asked.request, language, min(missing, BATCH_SIZE), posts.posts)
     if as_json:
         out = {"dry_run": True, "out": str(posts.path), **posts.describe()}
         print_json(out | {"messages": messages})

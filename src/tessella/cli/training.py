@@ -181,7 +181,7 @@ def _describe(request: "FitRequest", as_json: bool, console: "Console") -> None:
     from tessella.training.loop import create_accelerator
 
     sources = [
-        {"given": source.given, "kind": source.kind, "images": source.count}
+        {"given": source.argument, "kind": source.kind, "images": source.count}
         for source in recognise_all(request.sources)
     ]
     recipe, is_new = resolve_run(request, create_accelerator(request.device))

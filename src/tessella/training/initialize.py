@@ -11,7 +11,8 @@ from tessella.errors import ConfigError
 from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
-from tessella.text import FrozenTextEncoder, TextEncoder, load_text
+from tessella.text import TextEncoder, load_text
+from tessella.text.frozen import FrozenTextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 

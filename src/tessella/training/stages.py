@@ -14,10 +14,11 @@ from torch.nn import functional
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import can_read
 from tessella.evaluation.reconstruction import evaluate_reconstructions
-from tessella.images import make_sheet, to_float
+from tessella.images import to_float
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 from tessella.objectives import Objective
+from tessella.sheets import make_sheet
 from tessella.tokenizer import (
     AdversarialLoss,
     GeneratorLoss,

@@ -16,9 +16,9 @@ import numpy as np
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import draw_indices
 from tessella.files import new_file, write_json
-from tessella.text import FrozenTextEncoder, TextEncoder
-from tessella.text.base import TrainingTokens
-from tessella.text.frozen import CutRows, pad_features
+from tessella.text import TextEncoder
+from tessella.text.base import CutRows, TrainingTokens
+from tessella.text.frozen import FrozenTextEncoder, pad_features
 from tessella.training.codes import hash_weights, read_note
 
 _BATCH = 64

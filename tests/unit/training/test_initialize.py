@@ -9,7 +9,7 @@ import torch
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
-from tessella.text import FrozenTextEncoder
+from tessella.text.frozen import FrozenTextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.initialize import (
     initialize_tokenizer,

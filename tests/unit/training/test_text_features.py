@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer
+from tessella.text import TextSettings, TextTokenizer
+from tessella.text.frozen import FrozenTextEncoder
 from tessella.training import text_features
 from tessella.training.text_features import TextFeatures, describe_cut, prepare_captions
 
