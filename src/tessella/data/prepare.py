@@ -10,7 +10,6 @@ leaves nothing that would be used.
 import contextlib
 import json
 import shutil
-import sys
 from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
 from tessella.data.workers import Batch, decode_records
 from tessella.errors import CheckpointError, DataError
-from tessella.files import new_folder, write_json
+from tessella.files import lock, new_folder, write_json
 
 Progress = Callable[[int, int | None], None]
 
@@ -88,7 +87,8 @@ def prepare(
     wanted = _identity(found, settings)
     with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
+        # The others wait, then use the cache that the first one has built.
+        with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = read_manifest(folder)
             if manifest is None or manifest["identity"] != wanted:
                 manifest = _build(found, settings, folder, wanted, progress)
@@ -273,21 +273,3 @@ def _writing(folder: Path) -> Iterator[None]:
         raise DataError(
             f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time build a cache; the others wait and then use it.
-
-    The system releases the lock when its holder dies, so a crash never blocks anyone.
-    """
-    with path.open("wb") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
