@@ -13,7 +13,6 @@ is written. A save does not prove the older ones again unless their files have c
 The run that this project descends from was lost because the machine crashed while saving.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -155,8 +154,7 @@ def load_latest_checkpoint(folder: Path) -> CheckpointState | None:
     """
 
     def load(path: Path) -> CheckpointState:
-        record = _read_record(path)
-        _prove(path, record)
+        record = _read_record(path, prove=True)
         tensors = read_tensors(path / STATE_FILE)
         return CheckpointState(record["images_seen"], tensors, record["info"])
 
@@ -175,7 +173,7 @@ def read_images_seen(folder: Path) -> int | None:
     Raises:
         CheckpointError: as `load_latest_checkpoint`.
     """
-    return _read_newest(folder, lambda path: int(_read_record(path)["images_seen"]))
+    return _read_newest(folder, lambda path: int(_read_record(path, prove=False)["images_seen"]))
 
 
 def _read_newest(folder: Path, read: Callable[[Path], T]) -> T | None:
@@ -212,9 +210,9 @@ def _parse_name(path: Path) -> int:
 def _judge(path: Path) -> Literal["good", "damaged", "unknown"]:
     """Finds out whether a checkpoint is whole; unknown if this tessella cannot read it."""
     try:
-        record = _read_record(path)
+        record = _read_record(path, prove=False)
         if _proved.get(path) != _stamp(path, record["state_sha256"]):
-            _prove(path, record)
+            _read_record(path, prove=True)
     except _DamagedError:
         return "damaged"
     except CheckpointError:
@@ -222,14 +220,19 @@ def _judge(path: Path) -> Literal["good", "damaged", "unknown"]:
     return "good"
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Reads `checkpoint.json`, proves it by its checksum, and compares the tensors' size.
+def _read_record(path: Path, *, prove: bool) -> dict[str, Any]:
+    """Reads `checkpoint.json`, and checks that it and the tensors' file are whole.
+
+    Args:
+        path: the checkpoint's folder.
+        prove: whether to hash the tensors' file, and remember that it is whole. Otherwise only its
+            size is compared.
 
     Raises:
         _DamagedError: a file is missing, cut short or altered.
         CheckpointError: the checkpoint is of another format, or cannot be read.
     """
-    with _damage_told():
+    try:
         record = json.loads((path / RECORD_FILE).read_bytes())
         if not isinstance(record, dict) or record.pop("sha256", None) != _record_sha256(record):
             raise _DamagedError(f"{RECORD_FILE} is altered")
@@ -241,38 +244,15 @@ def _read_record(path: Path) -> dict[str, Any]:
             )
         if record["images_seen"] != _parse_name(path):
             raise _DamagedError(f"its name is not that of {record['images_seen']} images")
+        # Before hashing, so that a change meanwhile does not go unnoticed.
+        stamp = _stamp(path, record["state_sha256"])
         size = (path / STATE_FILE).stat().st_size
         if size != record["state_size"]:
             raise _DamagedError(f"{STATE_FILE} has {size} bytes instead of {record['state_size']}")
-    return record
-
-
-def _prove(path: Path, record: Mapping[str, Any]) -> None:
-    """Proves the tensors' file by the checksum in the record, and remembers it.
-
-    Raises:
-        _DamagedError: the file is missing or altered.
-        CheckpointError: it cannot be read.
-    """
-    with _damage_told():
-        # Before reading, so that a change meanwhile does not go unnoticed.
-        stamp = _stamp(path, record["state_sha256"])
-        if sha256_file(path / STATE_FILE) != record["state_sha256"]:
-            raise _DamagedError(f"{STATE_FILE} is altered")
-    _proved[path] = stamp
-
-
-def _stamp(path: Path, sha256: str) -> tuple[str | int, ...]:
-    """Describes the tensors' file by values of which one changes whenever the file does."""
-    status = (path / STATE_FILE).stat()
-    return sha256, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
-    """Turns failures to read a checkpoint into errors that tell damage from permissions."""
-    try:
-        yield
+        if prove:
+            if sha256_file(path / STATE_FILE) != record["state_sha256"]:
+                raise _DamagedError(f"{STATE_FILE} is altered")
+            _proved[path] = stamp
     except PermissionError as error:
         raise CheckpointError(
             f"Not allowed to read the checkpoint: `{error.filename}`. Make it readable and run the "
@@ -280,6 +260,13 @@ def _damage_told() -> Iterator[None]:
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise _DamagedError(f"{type(error).__name__}: {error}") from error
+    return record
+
+
+def _stamp(path: Path, sha256: str) -> tuple[str | int, ...]:
+    """Describes the tensors' file by values of which one changes whenever the file does."""
+    status = (path / STATE_FILE).stat()
+    return sha256, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _record_sha256(record: Mapping[str, Any]) -> str:

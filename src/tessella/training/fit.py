@@ -47,7 +47,7 @@ from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import read_images_seen
-from tessella.training.codes import Codes, Passes, prepare_codes
+from tessella.training.codes import Codes, Passes, hash_weights, prepare_codes
 from tessella.training.initialize import (
     initialize_tokenizer,
     initialize_transformer,
@@ -394,13 +394,10 @@ def _is_saved(model: TextToImage, folder: Path) -> bool:
         saved = TextToImage.load(folder, "cpu")
     except TessellaError:
         return False
-    return saved.config == model.config and all(
-        torch.equal(tensor.cpu(), saved_network.state_dict()[name])
-        for network, saved_network in (
-            (model.tokenizer, saved.tokenizer),
-            (model.transformer, saved.transformer),
-        )
-        for name, tensor in network.state_dict().items()
+    return (
+        saved.config == model.config
+        and hash_weights(saved.tokenizer) == hash_weights(model.tokenizer)
+        and hash_weights(saved.transformer) == hash_weights(model.transformer)
     )
 
 

@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_said() -> None:
         "It paints 128×128 pictures. Larger ones,",
         "Words that were in no caption mean nothing to it.\n",
         "It cannot write",
-        "trained on 11,728 pictures and may come close to some of them: how often was not measured.",
+        "trained on 11,728 pictures and may come close to some of them: how often was not",
     ):
         assert limit in text, limit
     copies = {"copy_rate": {"value": 0.03125, "protocol": "of 64"}}
