@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from tessella.data.cache import (
     CACHE_FORMAT,
@@ -38,7 +37,7 @@ from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
 from tessella.data.workers import decode_records
 from tessella.errors import CheckpointError, DataError
-from tessella.files import new_folder, write_json
+from tessella.files import lock, new_folder, write_json
 
 Progress = Callable[[int, int | None], None]
 
@@ -86,9 +85,8 @@ def prepare(
     identity = _identify(recognised, settings)
     with _data_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # One process at a time builds a cache; the others wait and then use it. The system
-        # releases the lock when its holder dies.
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        # The others wait, then use the cache that the first one has built.
+        with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
                 manifest = _build(folder, recognised, settings, identity, progress)

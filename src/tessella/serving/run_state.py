@@ -6,7 +6,6 @@ A run is written while it is read, and may be damaged, begun again or gone: each
 state with a sentence, never an error of the server.
 """
 
-import fcntl
 import hashlib
 import json
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from tessella.errors import ConfigError
+from tessella.files import is_locked
 from tessella.runs.curves import Chart
 from tessella.runs.facts import (
     CURVES,
@@ -210,17 +210,7 @@ class RunWatch:
 
 def _is_running(folder: Path) -> bool | None:
     """Finds out whether someone trains in a run, which is locked for as long as that lives."""
-    try:
-        # Shared, and for microseconds: in these alone could nobody begin to train.
-        with (folder / LOCK_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None  # a file system without locks
-    return False
+    return is_locked(folder / LOCK_FILE)
 
 
 def _describe(
