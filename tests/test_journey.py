@@ -149,7 +149,7 @@ def test_the_stages_one_by_one_are_the_same_as_both(home: Path, tmp_path: Path) 
 def test_other_settings_in_the_same_run_are_refused(home: Path) -> None:
     result = CliRunner().invoke(app, [*fit_words(home), "--set", "transformer.depth=4"])
     assert result.exit_code == 1
-    assert "The run was begun with other settings" in result.stderr
+    assert "The run began with other settings" in result.stderr
     assert "transformer.depth = `2`, now it is `4`" in result.stderr
 
 
