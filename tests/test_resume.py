@@ -43,12 +43,8 @@ from tessella.training.loop import (
     create_accelerator,
     train,
 )
-from tessella.training.stages import (
-    TokenizerStage,
-    TokenizerTrainingSettings,
-    TransformerStage,
-    TransformerTrainingSettings,
-)
+from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
+from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 
 Data = Mapping[str, CaptionedImages]
 
@@ -171,16 +167,16 @@ def run(
 
 
 def on_step(stage: Stage, number: int, act: Callable[[], Any]) -> Stage:
-    """Acts in the middle of a training step, counted from 1; the average's passes do not count."""
+    """Acts in the middle of a training step, counted from 1."""
     steps = 0
 
-    def count(network: nn.Module, batch: Any) -> None:
+    def count(loss_module: nn.Module, batch: Any) -> None:
         nonlocal steps
-        steps += network.training
-        if steps == number and network.training:
+        steps += 1
+        if steps == number:
             act()
 
-    stage.network.register_forward_pre_hook(count)
+    stage.loss_module.register_forward_pre_hook(count)
     return stage
 
 
@@ -246,7 +242,7 @@ def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:
 def test_codes_were_revived_in_these_runs(scenes: Data, tmp_path: Path) -> None:
     """Else the tests above would not show that revival survives a stop."""
     stage = tokenizer_stage("ema", scenes)
-    quantizer = stage.network.tokenizer.quantizer
+    quantizer = stage.network.quantizer
     moved = []
     revive = quantizer._revive
 

@@ -5,17 +5,22 @@ Each part of tessella keeps its `Settings` beside the class that they configure;
 """
 
 import difflib
+import functools
 import json
+import logging
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tessella.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
+
+_NEW_NAMES = {"start_from": "init_from"}
+"""Settings that were renamed: old name → new name. The old one is still read."""
 
 
 class Settings(BaseModel):
@@ -23,9 +28,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for old, new in _NEW_NAMES.items():
+            if old in values and new in cls.model_fields and new not in values:
+                _warn_of_old_name(old, new)
+                values[new] = values.pop(old)
+        return values
+
     def replace(self, **changes: Any) -> Self:
         """Returns a validated copy with some settings changed."""
         return build(type(self), self.model_dump() | changes)
+
+
+@functools.cache
+def _warn_of_old_name(old: str, new: str) -> None:
+    """Says once that a setting has another name now."""
+    logging.getLogger("tessella").warning("Setting `%s` is now called `%s`.", old, new)
 
 
 def build(kind: type[S], values: Mapping[str, Any]) -> S:

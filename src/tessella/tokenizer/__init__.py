@@ -1,12 +1,10 @@
-"""Stage 1: an image tokenizer turns a picture into codes and codes into a picture."""
+"""Stage 1: an image tokenizer turns a picture into codes and codes into a picture.
 
-from tessella.tokenizer.adversarial import AdversarialLoss, AdversarialSettings, GeneratorLoss
+Here is what encoding and decoding need. What only training and evaluation need (losses,
+discriminator, published weights) is imported from its own file.
+"""
+
 from tessella.tokenizer.image_tokenizer import ImageTokenizer, Reconstruction, TokenizerSettings
-from tessella.tokenizer.losses import (
-    ReconstructionLoss,
-    ReconstructionLosses,
-    ReconstructionLossSettings,
-)
 from tessella.tokenizer.quantizer import (
     FiniteScalarQuantizer,
     FiniteScalarSettings,
@@ -19,19 +17,13 @@ from tessella.tokenizer.quantizer import (
 )
 
 __all__ = [
-    "AdversarialLoss",
-    "AdversarialSettings",
     "FiniteScalarQuantizer",
     "FiniteScalarSettings",
-    "GeneratorLoss",
     "ImageTokenizer",
     "Quantized",
     "Quantizer",
     "QuantizerSettings",
     "Reconstruction",
-    "ReconstructionLoss",
-    "ReconstructionLossSettings",
-    "ReconstructionLosses",
     "TokenizerSettings",
     "VectorQuantizer",
     "VectorQuantizerSettings",

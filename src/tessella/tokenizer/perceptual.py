@@ -174,8 +174,7 @@ def _norm(width: int, folded: bool) -> nn.Module:
 class ResNetFeatures:
     """Looks at images with a ResNet-18 that nothing trains.
 
-    No `nn.Module`: whoever holds it neither saves nor counts its weights, and a deep copy of
-    the holder shares them.
+    It is not an `nn.Module`: a network that holds it neither saves nor counts its weights.
 
     Args:
         state: weights by torchvision's names, all or those of the first layers; or the same
@@ -207,9 +206,6 @@ class ResNetFeatures:
         std = torch.tensor(_IMAGENET_STD).reshape(3, 1, 1)
         self._scale = 0.5 / std
         self._shift = (0.5 - torch.tensor(_IMAGENET_MEAN).reshape(3, 1, 1)) / std
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the weights; `features` does it by itself when an image is elsewhere."""

@@ -20,13 +20,9 @@ from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Pace, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
-from tessella.training.stages import (
-    TokenizerStage,
-    TokenizerTrainingSettings,
-    TransformerStage,
-    TransformerTrainingSettings,
-)
 from tessella.training.text_features import CaptionReader
+from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
+from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 
 # Of the training time. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
 _SHARES = {"tokenizer": 0.4, "transformer": 0.6}

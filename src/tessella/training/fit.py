@@ -57,7 +57,8 @@ from tessella.runs.record import (
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
-from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
+from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.budget import choose_preset, plan_training
 from tessella.training.checkpoint import load_latest_checkpoint
 from tessella.training.codes import Codes, Passes, prepare_codes
@@ -76,8 +77,9 @@ from tessella.training.loop import (
 )
 from tessella.training.model_card import CardFacts, write_card
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
 FORMAT = 2
 """Of run.json; goes up when an older tessella could no longer read it."""
@@ -151,15 +153,14 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         text_tokenizer.save(request.out / TEXT_FILE)
 
     run = _Run(request, recipe, data, accelerator, console)
-    run.train_tokenizer(model)
-    model = model.with_parts()  # the objective's codebook may be computed from its weights
+    model = run.train_tokenizer(model)
     if accelerator.is_main_process:
         _write_report(request.out, console)
     if request.stage == "tokenizer":
         return request.out
     with accelerator.main_process_first():
         codes = run.prepare_codes(model)
-    run.train_transformer(model, codes, captions)
+    model = run.train_transformer(model, codes, captions)
     folder = request.out / MODEL_FOLDER
     if accelerator.is_main_process:
         run.finish(model, folder)
@@ -187,11 +188,10 @@ class _Run:
         self._accelerator = accelerator
         self._console = console
 
-    def train_tokenizer(self, model: TextToImage) -> None:
-        """Trains the tokenizer, or finds it trained; the model then has the averaged weights."""
+    def train_tokenizer(self, model: TextToImage) -> TextToImage:
+        """Trains the tokenizer, or finds it trained; returns the model with the average."""
         if self._recipe.tokenizer.network == "palette":
-            self._choose_palette(model)
-            return
+            return self._choose_palette(model)
         settings = self._recipe.tokenizer_training
         torch.manual_seed(self._request.seed)
         tokenizer = ImageTokenizer(self._recipe.tokenizer)
@@ -207,18 +207,19 @@ class _Run:
         if self._request.stage == "transformer":
             _require_finished(self._request.out / stage.name, settings)
         average = self._train(stage, settings, self._fingerprint("tokenizer"))
-        model.tokenizer.load_state_dict(average.tokenizer.state_dict())
-        self._finish_tokenizer(model)
+        return self._finish_tokenizer(model.with_parts(tokenizer=average))
 
-    def _finish_tokenizer(self, model: TextToImage) -> None:
+    def _finish_tokenizer(self, model: TextToImage) -> TextToImage:
         """Ends the tokenizer's training; it can be looked at without a transformer."""
-        model.tokenizer.eval().requires_grad_(False).to(self._accelerator.device)
+        model.tokenizer.eval().requires_grad_(False)
+        model.to(self._accelerator.device)
         if self._accelerator.is_main_process and self._request.stage == "tokenizer":
             folder = self._request.out / TOKENIZER_MODEL_FOLDER
             TrainedTokenizer(model.config, model.tokenizer).save(folder)
             self._console.print(f"The image tokenizer is in {folder}.")
+        return model
 
-    def _choose_palette(self, model: TextToImage) -> None:
+    def _choose_palette(self, model: TextToImage) -> TextToImage:
         """Chooses the colours; in seconds, and the same ones each time, so nothing is saved."""
         start = self._recipe.tokenizer_training.init_from
         if start is not None:
@@ -227,7 +228,8 @@ class _Run:
             images, seed = self._data.train, self._request.seed
             chosen = np.random.default_rng(seed).permutation(len(images))[:_PALETTE_IMAGES]
             model.tokenizer.learn_palette(images.pixels(np.sort(chosen)), seed)
-        self._finish_tokenizer(model)
+        # Bound anew: the objective's codebook is computed from the tokenizer's weights.
+        return self._finish_tokenizer(model.with_parts())
 
     def prepare_codes(self, model: TextToImage) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
@@ -248,8 +250,8 @@ class _Run:
 
     def train_transformer(
         self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
-    ) -> None:
-        """Trains the transformer, or finds it trained; the model then has the averaged weights."""
+    ) -> TextToImage:
+        """Trains the transformer, or finds it trained; returns the model with the average."""
         settings = self._recipe.transformer_training
         torch.manual_seed(self._request.seed)
         transformer = create_transformer(
@@ -263,8 +265,7 @@ class _Run:
         )
         parts = ("tokenizer", "text", "transformer", "objective")
         average = self._train(stage, settings, self._fingerprint(*parts))
-        model.transformer.load_state_dict(average.transformer.state_dict())
-        model.transformer.eval().requires_grad_(False).to(self._accelerator.device)
+        return model.with_parts(transformer=average)
 
     def finish(self, model: TextToImage, folder: Path) -> None:
         """Measures the finished model, writes its card and its folder, unless it is there."""

@@ -78,10 +78,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self.settings = settings
         self.set_learning_rate(1.0)
 
-    def set_learning_rate(self, share: float) -> None:
-        """Sets every learning rate to a share of its peak."""
+    def set_learning_rate(self, lr_multiplier: float) -> None:
+        """Sets every learning rate to a multiple of its peak."""
         for group in self.param_groups:
-            group["lr"] = share * group["peak"]
+            group["lr"] = lr_multiplier * group["peak"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -103,12 +103,12 @@ class MuonAdamW(torch.optim.Optimizer):
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for param in params:
             by_shape.setdefault((len(param), param[0].numel()), []).append(param)
-        for (rows, columns), alike in by_shape.items():
-            updates = torch.stack([self._momentum(p).reshape(rows, columns) for p in alike])
+        for (rows, columns), same_shape in by_shape.items():
+            updates = torch.stack([self._momentum(p).reshape(rows, columns) for p in same_shape])
             work = torch.float32 if updates.device.type == "cpu" else torch.bfloat16
             updates = orthogonalize(updates.to(work)).to(updates.dtype)
             scale = max(1.0, rows / columns) ** 0.5
-            for param, update in zip(alike, updates, strict=True):
+            for param, update in zip(same_shape, updates, strict=True):
                 param.mul_(1 - rate * weight_decay)
                 param.add_(update.reshape(param.shape), alpha=-rate * scale)
 
@@ -141,5 +141,5 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def _gradient(param: nn.Parameter) -> Tensor:
     if param.grad is None:
-        raise RuntimeError("a parameter without a gradient was asked to step")
+        raise RuntimeError("cannot step a parameter that has no gradient")
     return param.grad

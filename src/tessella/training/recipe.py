@@ -1,4 +1,4 @@
-"""The recipe: every setting of a run in one tree, from defaults, presets, files and words."""
+"""The recipe: every setting of a run in one tree, from defaults, a preset, a file and `--set`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +13,8 @@ from tessella.model.folder import ModelConfig
 from tessella.objectives import GenerationSettings, ObjectiveSettings, PlainObjectiveSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
-from tessella.training.stages import TokenizerTrainingSettings, TransformerTrainingSettings
+from tessella.training.tokenizer_stage import TokenizerTrainingSettings
+from tessella.training.transformer_stage import TransformerTrainingSettings
 from tessella.transformer import TransformerSettings
 
 
@@ -146,7 +147,7 @@ def resolve_recipe(
     config_file: Path | None = None,
     assignments: Iterable[str] = (),
 ) -> Recipe:
-    """Joins defaults, a preset, a file and single settings; the later wins.
+    """Joins defaults, a preset, a file and single settings; later ones win.
 
     Args:
         preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.

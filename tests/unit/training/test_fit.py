@@ -21,12 +21,14 @@ from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import read_tensors
 from tessella.images import to_uint8
 from tessella.model.find import find_model, find_tokenizer
-from tessella.model.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
+from tessella.objectives import AnyOrder
 from tessella.training import fit as fit_module
 from tessella.training.budget import Plan
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
-from tessella.training.stages import TokenizerLearner, TransformerLearner
+from tessella.training.tokenizer_stage import TokenizerLoss
 
 TINY = (
     "data.image_size=16",
@@ -107,7 +109,7 @@ def test_the_model_is_whole(whole: Path, pictures: Path) -> None:
 def test_again_it_finds_all_done(
     whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for learner in (TokenizerLearner, TransformerLearner):
+    for learner in (TokenizerLoss, AnyOrder):
 
         def refuse(self: Any, *_: object) -> None:
             if self.training:
@@ -323,7 +325,7 @@ def test_a_report_that_cannot_be_written_stops_nothing(
     assert "The model is in" in said
 
 
-@pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])
+@pytest.mark.parametrize("learner", [TokenizerLoss, AnyOrder])
 def test_stopped_and_called_again_it_ends_in_the_same_model(
     learner: type, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

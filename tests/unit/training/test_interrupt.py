@@ -62,6 +62,15 @@ def test_in_another_thread_the_caller_s_handlers_stay() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_signals_that_a_system_lacks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has SIGBREAK and few of the POSIX signals."""
+    monkeypatch.delattr(signal, "SIGTERM")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        assert request.asked
+
+
 def test_an_interrupted_run_is_no_error_of_the_program() -> None:
     """`except Exception` must not swallow it."""
     assert issubclass(Interrupted, KeyboardInterrupt)
