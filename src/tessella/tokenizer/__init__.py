@@ -4,17 +4,11 @@ Here is what encoding and decoding need. What only training and evaluation need 
 discriminator, published weights) is imported from its own file.
 """
 
+from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from tessella.tokenizer.image_tokenizer import ImageTokenizer, Reconstruction, TokenizerSettings
-from tessella.tokenizer.quantizer import (
-    FiniteScalarQuantizer,
-    FiniteScalarSettings,
-    Quantized,
-    Quantizer,
-    QuantizerSettings,
-    VectorQuantizer,
-    VectorQuantizerSettings,
-    create_quantizer,
-)
+from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer_base import Quantized, Quantizer
+from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
 
 __all__ = [
     "FiniteScalarQuantizer",

@@ -3,6 +3,7 @@
 Beside the data's way: it reads a quantizer and the codes of some images, and changes nothing.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,32 +124,23 @@ def _join(words: list[str]) -> str:
 def plot_codebook_use(health: CodebookHealth) -> Pixels:
     """Draws each code's use, the most used first, and below it how long it has been idle.
 
-    Both scales are logarithmic. Codes that are not among those looked at are marked.
+    Both scales are logarithmic. Codes that do not occur are marked.
 
     Returns:
         (600, 900, 3) uint8.
     """
-    order = np.argsort(-health.use, kind="stable")
-    size, used = len(order), health.codes_used
+    order, used = np.argsort(-health.use, kind="stable"), health.codes_used
     image = Image.new("RGB", (900, 600), "white")
     draw = ImageDraw.Draw(image)
     title = (
-        f"{used} of {size} codes in use ({health.fraction_used:.0%}), "
+        f"{used} of {len(order)} codes in use ({health.fraction_used:.0%}), "
         f"perplexity {health.perplexity:.1f}"
     )
-    draw.text((_LEFT, 12), title, _INK, _font(20))
-    for top, bottom, heading, values, color in (
-        (72, 350, "times chosen", health.use[order], _BLUE),
-        (402, 550, "images idle", health.idle_images[order], _GRAY),
-    ):
-        _draw_panel(draw, (top, bottom), heading, values, used, color)
-    draw.text((_RIGHT, 574), "code, the most used first", _INK, _font(14), anchor="ra")
-    average = f"dashed: all used alike ({health.use.sum() / size:.3g})"
-    unused = f"red: {size - used} unused, " if used < size else ""
-    draw.text((_RIGHT, 50), unused + average, _INK, _font(14), anchor="ra")
-    y = _to_row(health.use.sum() / size, health.use.max(), 72, 350)
-    for x in range(_LEFT, _RIGHT, 10):
-        draw.line((x, y, x + 5, y), _INK)
+    _write(draw, (_LEFT, 12), title, 20)
+    _write(draw, (_RIGHT, 50), "red: unused" if used < len(order) else "", anchor="ra")
+    _draw_panel(draw, (72, 350), "times chosen", health.use[order], used, _BLUE)
+    _draw_panel(draw, (402, 550), "images idle", health.idle_images[order], used, _GRAY)
+    _write(draw, (_RIGHT, 574), "code, the most used first", anchor="ra")
     return np.asarray(image).copy()
 
 
@@ -157,35 +149,36 @@ def _draw_panel(
     rows: tuple[int, int],
     heading: str,
     values: npt.NDArray[np.int64],
-    used: int,
+    codes_used: int,
     color: str,
 ) -> None:
-    """Draws values (K,) as columns between two rows of pixels, with a scale at the left."""
+    """Draws values (K,) as bars between two rows of pixels, with a scale at the left."""
     top, bottom = rows
     highest = max(int(values.max()), 1)
-    draw.text((_LEFT, top - 22), heading, _INK, _font(14))
     edges = np.linspace(_LEFT, _RIGHT, len(values) + 1)
-    if used < len(values):
-        draw.rectangle((edges[used], top, _RIGHT, bottom), _PINK)
+
+    def to_row(value: float) -> float:
+        return bottom - (bottom - top) * math.log1p(value) / math.log1p(highest)
+
+    _write(draw, (_LEFT, top - 22), heading)
+    if codes_used < len(values):
+        draw.rectangle((edges[codes_used], top, _RIGHT, bottom), _PINK)
     for tick in [0, *(10**power for power in range(len(str(highest))))]:
-        y = _to_row(tick, highest, top, bottom)
-        draw.line((_LEFT - 5, y, _RIGHT, y), _PALE)
-        draw.text((_LEFT - 10, y), f"{tick:,}", _INK, _font(12), anchor="rm")
-    # More codes than pixels: each column of pixels shows its highest.
-    columns = np.arange(_LEFT, _RIGHT)
-    firsts = np.searchsorted(edges, columns, side="right") - 1
-    ends = np.searchsorted(edges, columns + 1, side="left")
-    for x, first, end in zip(columns.tolist(), firsts, ends, strict=True):
-        value = int(values[first:end].max())
-        if value:
-            draw.line((x, _to_row(value, highest, top, bottom), x, bottom), color)
+        draw.line((_LEFT - 5, to_row(tick), _RIGHT, to_row(tick)), _PALE)
+        _write(draw, (_LEFT - 10, to_row(tick)), f"{tick:,}", 12, anchor="rm")
+    for x in range(_LEFT, _RIGHT):
+        # Where codes are narrower than a pixel, it shows the highest of its codes.
+        first, end = np.searchsorted(edges, x, side="right") - 1, np.searchsorted(edges, x + 1)
+        if value := values[first:end].max():
+            draw.line((x, to_row(value), x, bottom), color)
     draw.line((_LEFT, top, _LEFT, bottom, _RIGHT, bottom), _INK)
 
 
-def _to_row(value: float, highest: float, top: int, bottom: int) -> float:
-    """Maps a value in [0, highest] to a row of pixels, by the logarithm of 1 + value."""
-    return bottom - (bottom - top) * float(np.log1p(value) / np.log1p(max(highest, 1)))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int = 14,
+    anchor: str = "la",
+) -> None:
+    draw.text(place, text, _INK, ImageFont.load_default(size), anchor=anchor)

@@ -14,17 +14,15 @@ from torch.nn import functional
 from tessella.config import Settings
 from tessella.errors import ConfigError, ShapeError
 from tessella.images import Pixels
+from tessella.tokenizer.body import Network
+from tessella.tokenizer.finite_scalar import FiniteScalarSettings
 from tessella.tokenizer.palette import PaletteNetwork, fit_palette
-from tessella.tokenizer.quantizer import (
-    FiniteScalarSettings,
-    Quantized,
-    QuantizerSettings,
-    VectorQuantizerSettings,
-    create_quantizer,
-)
+from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer_base import Quantized
 from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEncoder
 from tessella.tokenizer.residual import ResidualDecoder, ResidualEncoder
 from tessella.tokenizer.taming import TamingDecoder, TamingEncoder
+from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
 
 
 class TokenizerSettings(Settings):
@@ -221,11 +219,8 @@ class ImageTokenizer(nn.Module):
         return image.contiguous(memory_format=self._memory_format)
 
 
-_Encoder = ResidualEncoder | ReportEncoder | TamingEncoder | PaletteNetwork
-_Decoder = ResidualDecoder | ReportDecoder | TamingDecoder | PaletteNetwork
-
-
-def _create_networks(settings: TokenizerSettings) -> tuple[_Encoder, _Decoder]:
+def _create_networks(settings: TokenizerSettings) -> tuple[Network, Network]:
+    """Creates the encoder and the decoder."""
     code_width, upsampling = settings.quantizer.code_width, settings.upsampling
     if settings.network == "report2021":
         return ReportEncoder(settings.nhid), ReportDecoder(settings.nhid, upsampling)

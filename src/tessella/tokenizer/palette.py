@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tessella.errors import ShapeError
 from tessella.images import Pixels
-from tessella.tokenizer.body import Body
+from tessella.tokenizer.body import Network
 from tessella.tokenizer.vector_quantizer import nearest_codes
 
 _SAMPLED_PIXELS = 2**18  # some 500 a colour for the usual 512
@@ -21,18 +21,12 @@ _MAX_STEPS = 50
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
-class PaletteNetwork(nn.Module):
-    """Stands where other tokenizers have an encoder and a decoder: a pixel is its own latent."""
+class PaletteNetwork(Network):
+    """Takes the place of encoder and decoder: a pixel is its own latent."""
 
     def __init__(self) -> None:
         """Creates a network without weights."""
-        super().__init__()
-        self.body = Body()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hands (B, 3, H, W) on."""
-        latent: Tensor = self.body(hidden)
-        return latent
+        super().__init__(nn.Identity(), (), nn.Identity())
 
 
 def fit_palette(pixels: Pixels, size: int, seed: int) -> Tensor:

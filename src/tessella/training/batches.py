@@ -1,4 +1,4 @@
-"""Batches for the training loop: each process's part, read one batch ahead of the training."""
+"""Batches for the training loop: this process's part, read one batch ahead of the training."""
 
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,52 +8,41 @@ import numpy.typing as npt
 from accelerate import Accelerator
 from torch import Tensor
 
-from tessella.training.processes import local_batch_size
 from tessella.training.schedule import ImageOrder
 
-LoadBatch = Callable[[npt.NDArray[np.int64], np.random.Generator], tuple[Tensor, ...]]
+Batch = tuple[Tensor, ...]
+LoadBatch = Callable[[npt.NDArray[np.int64], np.random.Generator], Batch]
 
 
-class BatchLoader:
-    """Loads batches that follow from the seed, the process and the images seen alone.
+def load_batches(
+    load_batch: LoadBatch,
+    order: ImageOrder,
+    images_seen: int,
+    local_batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> Generator[list[Tensor]]:
+    """Yields batch after batch on the device, while a thread reads the next one.
 
     Args:
-        load_batch: reads images by index, on the CPU; draws from the generator.
-        num_images: images to train on.
-        batch_size: images per step, over all processes.
-        seed: of the order and the draws.
+        load_batch: reads images by index, on the CPU; draws from the generator. What it draws
+            follows from the seed, the process and the images seen alone.
+        order: of the images.
+        images_seen: where to start.
+        local_batch_size: images of a batch that each process takes.
+        seed: of the draws.
         accelerator: says which process this is, and its device.
-
-    Raises:
-        ConfigError: the batch cannot be divided evenly among the processes.
     """
+    rank = accelerator.process_index
 
-    def __init__(
-        self,
-        load_batch: LoadBatch,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        accelerator: Accelerator,
-    ) -> None:
-        self._local_batch_size = local_batch_size(batch_size, accelerator.num_processes)
-        self._load_batch, self._batch_size, self._seed = load_batch, batch_size, seed
-        self._rank, self._device = accelerator.process_index, accelerator.device
-        self._order = ImageOrder(num_images, seed)
+    def load(images_seen: int) -> Batch:
+        indices = order.indices(images_seen + rank * local_batch_size, local_batch_size)
+        return load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
 
-    def load_from(self, images_seen: int) -> Generator[list[Tensor]]:
-        """Yields batch after batch on the device, while a thread reads the next one."""
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            upcoming = thread.submit(self._load, images_seen)
-            while True:
-                batch = [tensor.to(self._device) for tensor in upcoming.result()]
-                images_seen += self._batch_size
-                upcoming = thread.submit(self._load, images_seen)
-                yield batch
-
-    def _load(self, images_seen: int) -> tuple[Tensor, ...]:
-        start = images_seen + self._rank * self._local_batch_size
-        indices = self._order.indices(start, self._local_batch_size)
-        return self._load_batch(
-            indices, np.random.default_rng([self._seed, self._rank, images_seen])
-        )
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(load, images_seen)
+        while True:
+            batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
+            images_seen += local_batch_size * accelerator.num_processes
+            upcoming = thread.submit(load, images_seen)
+            yield batch

@@ -27,7 +27,7 @@ from tessella.config import Settings
 from tessella.errors import CheckpointError
 from tessella.images import Pixels
 from tessella.model.folder import choose_device
-from tessella.training.batches import BatchLoader
+from tessella.training.batches import load_batches
 from tessella.training.checkpoint import (
     CheckpointState,
     flatten_optimizer,
@@ -37,7 +37,7 @@ from tessella.training.checkpoint import (
 )
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
-from tessella.training.optimizer import MuonAdamW, OptimizerSettings
+from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
 from tessella.training.processes import (
     StopAgreement,
     any_process,
@@ -198,14 +198,18 @@ def train(
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    loader = BatchLoader(stage.load_batch, stage.num_images, settings.batch_size, seed, accelerator)
+    order = ImageOrder(stage.num_images, seed)
+    batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
     is_main = accelerator.is_main_process
     if not state.restore() and not settings.images and is_main:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = stack.enter_context(contextlib.closing(loader.load_from(state.images_seen)))
+        batches = load_batches(
+            stage.load_batch, order, state.images_seen, batch_size, seed, accelerator
+        )
+        stack.enter_context(contextlib.closing(batches))
         reporter = state.create_reporter(folder, console) if is_main else None
         stack.enter_context(reporter or contextlib.nullcontext())
         meter = Meter()
@@ -295,8 +299,7 @@ class _TrainingState(Generic[N]):
         self.average = create_average(stage.network)
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
-        groups = _group_parameters(stage.network, stage.hidden_matrices())
-        self._names = [name for group in groups for name in group.pop("names")]
+        groups, self._names = group_parameters(stage.network, stage.hidden_matrices())
         self._optimizer = MuonAdamW(groups, settings.optimizer)
         self._compute_loss, self._stepper = accelerator.prepare(stage.loss_module, self._optimizer)
         self._saved_at = time.monotonic()
@@ -407,17 +410,3 @@ class _TrainingState(Generic[N]):
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
         return True
-
-
-def _group_parameters(network: nn.Module, hidden: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Sorts the parameters that learn into Muon's group and AdamW's, with their names."""
-    hidden_ids = {id(parameter) for parameter in hidden}
-    groups: list[dict[str, Any]] = []
-    for muon in (True, False):
-        group = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad and (id(parameter) in hidden_ids) is muon
-        }
-        groups.append({"params": list(group.values()), "names": list(group), "muon": muon})
-    return [group for group in groups if group["params"]]

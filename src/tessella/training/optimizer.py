@@ -8,7 +8,7 @@ Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks"
 arXiv:1711.05101 (AdamW).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,29 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         update = a * update + (b * gram + c * gram @ gram) @ update
     orthogonal: Tensor = update.mT if tall else update
     return orthogonal
+
+
+def group_parameters(
+    network: nn.Module, hidden_matrices: Sequence[nn.Parameter]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Sorts the parameters that learn into Muon's group and AdamW's.
+
+    Returns:
+        The groups, for `MuonAdamW`; and the name of each parameter, in their order.
+    """
+    hidden = {id(parameter) for parameter in hidden_matrices}
+    groups: list[dict[str, Any]] = []
+    names: list[str] = []
+    for muon in (True, False):
+        group = {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and (id(parameter) in hidden) is muon
+        }
+        if group:
+            groups.append({"params": list(group.values()), "muon": muon})
+            names += group
+    return groups, names
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -103,7 +103,7 @@ def test_naming_another_objective_drops_the_settings_of_the_old_one(tmp_path: Pa
         resolve_recipe(None, None, ["objective=masked", "objective.text_weight=0.5"])
 
 
-def test_a_quantizer_is_named_by_a_word() -> None:
+def test_a_quantizer_is_named_by_a_word(tmp_path: Path) -> None:
     """Over a preset that has settings of another kind, in any order of the words."""
     for words in (
         ["tokenizer.quantizer=fsq", "tokenizer.quantizer.levels=[8,5,5,5]"],
@@ -116,6 +116,12 @@ def test_a_quantizer_is_named_by_a_word() -> None:
         ConfigError, match=r"`tokenizer\.quantizer\.levels` belongs to another kind"
     ):
         resolve_recipe("base", None, ["tokenizer.quantizer.levels=[8,8,8]"])
+    # A file's settings of the old kind are dropped too, whatever the preset says.
+    file = tmp_path / "mine.toml"
+    file.write_text("[tokenizer.quantizer]\ncodebook_size = 64\n")
+    for name in ("tiny", "small", "base", "large"):
+        recipe = resolve_recipe(name, file, ["tokenizer.quantizer=fsq"])
+        assert recipe.tokenizer.quantizer == FiniteScalarSettings()
     quantizer = resolve_recipe("base", None, ["tokenizer.quantizer=vq"]).tokenizer.quantizer
     assert quantizer.codebook_size == 1024
 
