@@ -143,14 +143,6 @@ class AdversarialLoss:
         self._images_seen = images_seen
 
     @property
-    def is_learning(self) -> bool:
-        """Whether the discriminator learns by now; depends on the images seen alone.
-
-        So all processes agree on it.
-        """
-        return self._images_seen >= self.settings.start_images
-
-    @property
     def is_counting(self) -> bool:
         """Whether the discriminator adds to the tokenizer's loss by now."""
         return self._images_seen >= self.settings.counts_from_images and self.scale > 0
@@ -169,7 +161,7 @@ class AdversarialLoss:
         Returns:
             The loss to add; None while the discriminator does not count.
         """
-        if self.is_learning:
+        if self._images_seen >= self.settings.start_images:  # the same in all processes
             self._batch = reconstruction.detach(), image
         if not self.is_counting:
             return None

@@ -41,7 +41,7 @@ class ReconstructionLossSettings(Settings):
 
 @dataclass(frozen=True)
 class ReconstructionLosses:
-    """How far a reconstruction is from its image."""
+    """The distance of reconstructions from their images."""
 
     total: Tensor  # () the weighted sum
     perceptual: Tensor | None  # () its part that compares features, if any does

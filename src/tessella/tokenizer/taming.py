@@ -1,9 +1,9 @@
 """VQGAN's network, for comparison: image → latent, quantized → image.
 
-Two normalised 3×3 convolutions around a skip make a block; every level has `multiplier` times the
-base width; each level but the last halves height and width. Attention stands after every block of
-the coarsest level and between the two blocks of the middle. Published shapes: width 128, two blocks
-a level, codes of width 256, multipliers (1, 1, 2, 2, 4) for 16 pixels a code, (1, 1, 2, 4) for 8.
+Each level has a width, a multiple of 32, and each but the last halves height and width. Attention
+follows every block of the coarsest level, and stands between the two blocks of the middle.
+Published shapes: two blocks per level, codes of width 256, widths (128, 128, 256, 256, 512) for 16
+pixels per code, (128, 128, 256, 512) for 8.
 
 Source: Taming Transformers (arXiv:2012.09841) and its published configurations.
 """
@@ -41,21 +41,18 @@ class TamingAttention(nn.Module):
 class TamingEncoder(Network):
     """image (B, 3, H, W) → latent (B, C, H / downsampling, W / downsampling)."""
 
-    def __init__(
-        self, width: int, multipliers: Sequence[int], blocks: int, code_width: int
-    ) -> None:
-        """Creates one level per multiplier, finest first; `width` is a multiple of 32."""
-        first = nn.Conv2d(3, width, 3, padding=1)
+    def __init__(self, widths: Sequence[int], blocks: int, code_width: int) -> None:
+        """Creates one level per width, from the finest to the coarsest."""
+        first = nn.Conv2d(3, widths[0], 3, padding=1)
         layers: list[nn.Module] = []
-        width_in = width
-        for level, multiplier in enumerate(multipliers):
+        width_in = widths[0]
+        for level, width in enumerate(widths):
             if level > 0:
                 # Padded at the right and the bottom only, as published.
                 halve = nn.Conv2d(width_in, width_in, 3, stride=2)
                 layers += [nn.ZeroPad2d((0, 1, 0, 1)), halve]
-            coarsest = level == len(multipliers) - 1
-            layers += _level(width_in, width * multiplier, blocks, coarsest)
-            width_in = width * multiplier
+            layers += _level(width_in, width, blocks, attention=level == len(widths) - 1)
+            width_in = width
         layers += [*_middle(width_in), _norm(width_in), nn.SiLU()]
         last = nn.Sequential(
             nn.Conv2d(width_in, code_width, 3, padding=1), nn.Conv2d(code_width, code_width, 1)
@@ -67,29 +64,24 @@ class TamingDecoder(Network):
     """quantized (B, C, h, w) → image (B, 3, h · downsampling, w · downsampling)."""
 
     def __init__(
-        self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        code_width: int,
-        upsampling: int = 0,
+        self, widths: Sequence[int], blocks: int, code_width: int, upsampling: int = 0
     ) -> None:
-        """Creates one level per multiplier of the encoder, each with one block more.
+        """Creates one level per width of the encoder, each with one block more.
 
         Each of the `upsampling` levels after them doubles height and width at the finest width.
         """
-        multipliers = [multipliers[0]] * upsampling + list(multipliers)
-        width_in = width * multipliers[-1]
+        widths = [widths[0]] * upsampling + list(widths)
+        width_in = widths[-1]
         first = nn.Sequential(
             nn.Conv2d(code_width, code_width, 1), nn.Conv2d(code_width, width_in, 3, padding=1)
         )
         layers = _middle(width_in)
-        for level in reversed(range(len(multipliers))):
-            coarsest = level == len(multipliers) - 1
+        for level, width in reversed(list(enumerate(widths))):
+            coarsest = level == len(widths) - 1
             if not coarsest:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width_in, width_in, 3, padding=1)]
-            layers += _level(width_in, width * multipliers[level], blocks + 1, coarsest)
-            width_in = width * multipliers[level]
+            layers += _level(width_in, width, blocks + 1, attention=coarsest)
+            width_in = width
         layers += [_norm(width_in), nn.SiLU()]
         super().__init__(first, layers, nn.Conv2d(width_in, 3, 3, padding=1))
 

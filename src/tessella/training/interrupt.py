@@ -4,6 +4,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last, Ctrl-Break, is Windows's alone
@@ -13,12 +14,11 @@ class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and has saved its state."""
 
 
+@dataclass
 class StopRequest:
-    """Whether the run has been asked to stop."""
+    """Whether the run is to stop. Not a `threading.Event`: its lock may block a signal handler."""
 
-    def __init__(self) -> None:
-        """Starts with nothing asked."""
-        self.asked = False
+    is_set: bool = False
 
 
 @contextlib.contextmanager
@@ -31,9 +31,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if request.is_set:
             raise KeyboardInterrupt
-        request.asked = True
+        request.is_set = True
 
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
     old = {number: signal.signal(number, handle) for number in numbers}

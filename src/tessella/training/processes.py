@@ -61,7 +61,7 @@ class StopAgreement:
     def is_reached(self) -> bool:
         """Whether all stop here; every process must call it after every step."""
         if self._accelerator.num_processes == 1:
-            return self._request.asked
+            return self._request.is_set
         self._steps_left -= 1
         return self._steps_left == 0 and self.ask()
 
@@ -73,7 +73,7 @@ class StopAgreement:
         is_first = self._accelerator.is_main_process
         # The other processes add 0 to the first one's number, so that all get exactly that.
         stops, steps = _sum(
-            [float(self._request.asked), float(next_steps if is_first else 0)], self._accelerator
+            [float(self._request.is_set), float(next_steps if is_first else 0)], self._accelerator
         )
         self._steps = self._steps_left = int(steps)
         self._asked_at = time.monotonic()

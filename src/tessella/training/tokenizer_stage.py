@@ -105,8 +105,7 @@ class TokenizerLoss(nn.Module):
         reconstruction = output.image.float()
         losses = self._reconstruction_loss(reconstruction, image)
         total = losses.total + output.quantized.loss
-        codebook_size = self.tokenizer.settings.quantizer.codebook_size
-        metrics = _measure_step(output, image, losses, codebook_size)
+        metrics = self._measure(output, image, losses)
         if self._adversarial is not None and self.training:
             generator = self._adversarial.judge(
                 reconstruction, image, losses.total, self.tokenizer.last_layer
@@ -117,21 +116,20 @@ class TokenizerLoss(nn.Module):
                 metrics["adaptive_weight"] = generator.adaptive_weight
         return StepLoss(total, metrics)
 
-
-@torch.no_grad()
-def _measure_step(
-    output: Reconstruction, image: Tensor, losses: ReconstructionLosses, codebook_size: int
-) -> dict[str, Tensor]:
-    """Computes a step's metrics, of its batch as a whole; evaluation is by image."""
-    # Pixels are in [-1, 1]: the peak is 2.
-    psnr = 10 * torch.log10(4 / functional.mse_loss(output.image.float(), image))
-    # Not `unique`: on CUDA it waits for the device.
-    codes = output.quantized.codes.flatten()
-    codes_used = image.new_zeros(codebook_size).index_fill_(0, codes, 1).sum()
-    metrics = {"reconstruction_loss": losses.total, "psnr": psnr, "codes_used": codes_used}
-    if losses.perceptual is not None:
-        metrics["perceptual_loss"] = losses.perceptual
-    return metrics
+    @torch.no_grad()
+    def _measure(
+        self, output: Reconstruction, image: Tensor, losses: ReconstructionLosses
+    ) -> dict[str, Tensor]:
+        """Computes the metrics of a batch as a whole; evaluation is by image."""
+        # Pixels are in [-1, 1]: the peak is 2.
+        psnr = 10 * torch.log10(4 / functional.mse_loss(output.image.float(), image))
+        # Not `unique`: on CUDA it waits for the device.
+        used = image.new_zeros(self.tokenizer.settings.quantizer.codebook_size)
+        codes_used = used.index_fill_(0, output.quantized.codes.flatten(), 1).sum()
+        metrics = {"reconstruction_loss": losses.total, "psnr": psnr, "codes_used": codes_used}
+        if losses.perceptual is not None:
+            metrics["perceptual_loss"] = losses.perceptual
+        return metrics
 
 
 class TokenizerStage(Stage[ImageTokenizer]):
@@ -256,11 +254,12 @@ class TokenizerStage(Stage[ImageTokenizer]):
 
 def _make_pairs_sheet(originals: Pixels, reconstructions: Pixels) -> Pixels:
     """Draws the first originals in rows, each above its reconstruction."""
-    count = len(originals)
+    columns = min(_SHEET_COLUMNS, len(originals))
     # Whole rows only, so that each picture stands under its original.
-    whole_rows = count // _SHEET_COLUMNS * _SHEET_COLUMNS or count
-    rows = []
-    for start in range(0, min(_SHEET_PICTURES, whole_rows), _SHEET_COLUMNS):
-        row = slice(start, start + _SHEET_COLUMNS)
-        rows += [originals[row], reconstructions[row]]
-    return make_sheet(np.concatenate(rows), columns=min(_SHEET_COLUMNS, count))
+    rows = min(_SHEET_PICTURES, len(originals)) // columns
+    sides = [
+        side[: rows * columns].reshape(rows, columns, *side.shape[1:])
+        for side in (originals, reconstructions)
+    ]
+    pictures = np.stack(sides, axis=1).reshape(-1, *originals.shape[1:])
+    return make_sheet(pictures, columns)

@@ -14,6 +14,8 @@ from tessella.evaluation.eval_images import can_read
 from tessella.images import make_sheet
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.objectives import Objective
+from tessella.training.codes import Codes
 from tessella.training.loop import Evaluation, Stage, TrainingSettings
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Transformer
@@ -58,7 +60,7 @@ class TransformerStage(Stage[Transformer]):
         model: TextToImage,
         settings: TransformerTrainingSettings,
         data: Mapping[str, CaptionedImages],
-        codes: Mapping[str, npt.NDArray[np.uint16]],
+        codes: Mapping[str, Codes],
         captions: CaptionReader | None = None,
     ) -> None:
         self.network = model.transformer
@@ -95,8 +97,7 @@ class TransformerStage(Stage[Transformer]):
         count = min(_MAX_VALIDATION_IMAGES, len(self._data[side]))
         captions = [self._data[side].captions(index)[0] for index in range(count)]
         model = self._model.with_parts(transformer=average).to(device)
-        model.objective.eval()
-        metrics = self._score(model, captions, self._codes[side][0, :count], device)
+        metrics = self._score(model.objective.eval(), captions, self._codes[side][0], device)
         readable = (caption for caption in captions if can_read(self._model, caption))
         prompts = list(islice(readable, _SHEET_PICTURES)) or [""]
         pixels = model.generate_images(enumerate_requests(prompts)).pixels
@@ -105,24 +106,20 @@ class TransformerStage(Stage[Transformer]):
 
     @torch.inference_mode()
     def _score(
-        self,
-        model: TextToImage,
-        captions: list[str],
-        codes: npt.NDArray[np.uint16],
-        device: torch.device,
+        self, objective: Objective, captions: list[str], codes: Codes, device: torch.device
     ) -> dict[str, float]:
-        """Computes the mean loss and metrics over images."""
+        """Computes the mean loss and metrics over the first images, one per caption."""
         means: dict[str, float] = {}
         torch.manual_seed(0)  # the same orders at every evaluation; each step has its own seed
         for start in range(0, len(captions), _VALIDATION_BATCH):
-            part = slice(start, start + _VALIDATION_BATCH)
-            text, targets = self._batch(captions[part], codes[part])
-            result = model.objective(text.to(device), targets.to(device))
+            part = captions[start : start + _VALIDATION_BATCH]
+            text, targets = self._batch(part, codes[start : start + len(part)])
+            result = objective(text.to(device), targets.to(device))
             for name, value in {"loss": result.loss, **result.metrics}.items():
-                weight = len(targets) / len(captions)
+                weight = len(part) / len(captions)
                 means[name] = means.get(name, 0.0) + weight * value.item()
         return means
 
-    def _batch(self, captions: list[str], codes: npt.NDArray[np.uint16]) -> tuple[Tensor, ...]:
+    def _batch(self, captions: list[str], codes: Codes) -> tuple[Tensor, ...]:
         text = self._captions.encode_training(captions).text_tokens
         return text, torch.from_numpy(codes.astype(np.int64))

@@ -262,10 +262,13 @@ def test_when_it_learns_and_counts() -> None:
     loss = create(start_images=100, warmup_images=50)
     assert loss.settings.counts_from_images == 150
     learning, counting = [], []
+    last_layer = nn.Parameter(torch.ones(1))
     for images_seen in (0, 99, 100, 149, 150):
         loss.before_step(images_seen)
-        learning.append(loss.is_learning)
+        reconstruction, image = last_layer * batch(0)[0], batch(0)[1]
+        loss.judge(reconstruction, image, reconstruction.square().mean(), last_layer)
         counting.append(loss.is_counting)
+        learning.append(bool(loss.after_step()))
     assert learning == [False, False, True, True, True]
     assert counting == [False, False, False, False, True]
 

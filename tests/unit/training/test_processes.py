@@ -81,7 +81,7 @@ def test_any_of_two(values: tuple[int, int], expected: bool) -> None:
 def test_one_process_asks_nobody(value: bool) -> None:
     accelerator: Any = SimpleNamespace(num_processes=1, is_main_process=True)
     request = StopRequest()
-    request.asked = value
+    request.is_set = value
     stop = StopAgreement(request, accelerator)
     assert [stop.is_reached() for _ in range(3)] == [value] * 3
     assert stop.ask() is value
@@ -103,7 +103,7 @@ def test_all_leave_after_the_same_step_soon_after_one_was_asked(
         stop = StopAgreement(request, accelerator)
         for step in range(1, 10_000):
             clocks.now += step_seconds * (1 + 0.5 * rank)
-            request.asked = rank == 1 and step >= asked_after
+            request.is_set = rank == 1 and step >= asked_after
             if stop.is_reached():
                 return step
         return 0
@@ -127,7 +127,7 @@ def test_a_pause_does_not_make_them_deaf(monkeypatch: pytest.MonkeyPatch) -> Non
         stop = StopAgreement(request, accelerator)
         for step in range(1, 1000):
             clocks.now += 60.0 if step == 100 else 0.01
-            request.asked = rank == 0 and step >= 200
+            request.is_set = rank == 0 and step >= 200
             if stop.is_reached():
                 return step
         return 0
