@@ -39,7 +39,8 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import prepare_codes
 from tessella.training.loop import Stage, create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
 SCENES = 500
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     )
     learned = dict(stage.evaluate(average, CPU, 0).metrics)
     if options.stage == "tokenizer":
-        learned["all_correct"] = reconstruct_scenes(average.tokenizer, data.validation)
+        learned["all_correct"] = reconstruct_scenes(average, data.validation)
     parameters = sum(p.numel() for p in average.parameters())
     return {"images": images, "parameters": parameters, **learned}
 

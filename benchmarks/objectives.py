@@ -69,7 +69,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TransformerStage
+from tessella.training.transformer_stage import TransformerStage
 
 GENERATION = GenerationSettings(steps=16, temperature=0.6)
 """How every row paints, but for what it says itself."""
@@ -385,7 +385,7 @@ class Cell:
                 values: dict[str, float] = found["values"]
                 return values
         stage = TransformerStage(model, settings, self.material.data, self.material.codes)
-        learner = train(
+        average = train(
             stage,
             settings,
             self.folder,
@@ -394,7 +394,7 @@ class Cell:
             console=Console(quiet=True),
             fingerprint=json.dumps(asked),
         )
-        model = model.with_transformer(learner.transformer)
+        model = model.with_parts(transformer=average)
         pixels = model.paint(judge.prompts, seeds=judge.seeds).pixels
         np.save(self.folder / self.file, pixels[shown])
         values = judge.measure(pixels) | self.read_training()

@@ -48,7 +48,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.perceptual import ResNet18
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage
+from tessella.training.tokenizer_stage import TokenizerStage
 
 LOSS = "tokenizer_training.loss"
 ALL_LAYERS = "perceptual.layers={{conv1={0},layer1={0},layer2={0},layer3={0}}}"
@@ -204,7 +204,7 @@ def measure_data(
         for seed in options.seeds:
             cell = folder / loss.replace(" ", "-") / str(seed)
             network = train_cell(recipe, data, cell, seed, options)
-            made = evaluate_reconstructions(network.tokenizer, pixels, torch.device(options.device))
+            made = evaluate_reconstructions(network, pixels, torch.device(options.device))
             if seed == options.seeds[0]:
                 rows.append(made.pixels[shown])
             kept = cell / "result.json"

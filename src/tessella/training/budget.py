@@ -20,8 +20,9 @@ from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.text_features import CaptionReader
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
 # Of the training time. Good for scenes, not searched: docs/log.md, "twenty minutes from nothing".
 _FRACTIONS = {"tokenizer": 0.4, "transformer": 0.6}

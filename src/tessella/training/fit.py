@@ -44,7 +44,8 @@ from tessella.runs.record import (
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
-from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
+from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import read_images_seen
 from tessella.training.codes import Codes, Passes, hash_weights, prepare_codes
@@ -64,8 +65,9 @@ from tessella.training.loop import (
 from tessella.training.model_card import CardFacts, write_card
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import lock_run, open_run, write_run_file
-from tessella.training.stages import TokenizerStage, TransformerStage
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 from tessella.transformer import Transformer
 
 _CARD_CAPTIONS = 8
@@ -198,7 +200,7 @@ class _Run:
             if self.request.stage == "transformer":
                 self._require_trained_tokenizer()
             stage = TokenizerStage(tokenizer, settings, self.data.sides, device, seed)
-            tokenizer = self._train(stage, settings, "tokenizer").tokenizer
+            tokenizer = self._train(stage, settings, "tokenizer")
         elif settings.init_from is None:
             sample = np.random.default_rng(seed).permutation(len(images))[:_PALETTE_IMAGES]
             tokenizer.learn_palette(images.pixels(np.sort(sample)), seed)
@@ -237,7 +239,7 @@ class _Run:
             model.with_parts(transformer=transformer), settings, self.data.sides, codes, captions
         )
         sections = ("tokenizer", "text", "transformer", "objective")
-        transformer = self._train(stage, settings, *sections).transformer
+        transformer = self._train(stage, settings, *sections)
         return transformer.eval().requires_grad_(False).to(self.accelerator.device)
 
     def finish(self, model: TextToImage) -> None:

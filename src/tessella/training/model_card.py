@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessella.tokenizer import ReconstructionLossSettings
+from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.training.recipe import Recipe
 
 _TEMPLATE = "model_card.md.jinja"

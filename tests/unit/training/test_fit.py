@@ -27,7 +27,7 @@ from tessella.training import fit as fit_module
 from tessella.training.budget import TrainingBudget
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
-from tessella.training.stages import TokenizerLearner
+from tessella.training.tokenizer_stage import TokenizerLoss
 
 TINY = (
     "data.image_size=16",
@@ -108,7 +108,7 @@ def test_the_model_is_whole(whole: Path, pictures: Path) -> None:
 def test_again_it_finds_all_done(
     whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for learner in (TokenizerLearner, AnyOrder):
+    for learner in (TokenizerLoss, AnyOrder):
 
         def refuse(self: Any, *_: object) -> None:
             if self.training:
@@ -327,7 +327,7 @@ def test_a_report_that_cannot_be_written_stops_nothing(
     assert "The model is in" in said
 
 
-@pytest.mark.parametrize("learner", [TokenizerLearner, AnyOrder])
+@pytest.mark.parametrize("learner", [TokenizerLoss, AnyOrder])
 def test_stopped_and_called_again_it_ends_in_the_same_model(
     learner: type, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
