@@ -10,6 +10,10 @@ from types import FrameType
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and has saved its state."""
 
+    def __init__(self, message: str = "The state is saved; rerun the command to resume.") -> None:
+        """Carries what the command line says."""
+        super().__init__(message)
+
 
 class StopRequest:
     """Whether the run has been asked to stop."""
