@@ -115,9 +115,9 @@ def test_the_same_fit_again_trains_nothing_and_says_so(home: Path) -> None:
     metrics = home / "run" / "transformer" / "metrics.jsonl"
     before = weights.read_bytes(), metrics.read_bytes()
     told = tessella_command(*fit_words(home))
-    assert "Nothing was left to train" in told
+    assert "There was nothing left to train" in told
     assert (weights.read_bytes(), metrics.read_bytes()) == before
-    assert "Would go on with" in tessella_command(*fit_words(home), "--dry-run")
+    assert "Would resume" in tessella_command(*fit_words(home), "--dry-run")
 
 
 def test_fit_tells_the_next_command_and_it_works(

@@ -13,6 +13,10 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last, Ctrl-Break, is Windows
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and has saved its state."""
 
+    def __init__(self, message: str = "The state is saved; rerun the command to resume.") -> None:
+        """Carries what the command line says."""
+        super().__init__(message)
+
 
 @dataclass
 class StopRequest:
