@@ -87,6 +87,11 @@ export async function getBlob(path) {
   return (await send(path)).blob();
 }
 
+/** Fetches text. */
+export async function getText(path) {
+  return (await send(path)).text();
+}
+
 function toRequest(body, signal) {
   if (body instanceof FormData) return { method: "POST", body, signal };
   const headers = { "Content-Type": "application/json" };

@@ -56,13 +56,14 @@ function remember(key, value) {
   }
 }
 
-/** Shows the view that the address names. */
-async function show() {
+/** Shows the view that the address names; called with an event when the address has changed. */
+async function show(event) {
   const views = listViews();
   const wanted = location.hash.slice(1);
-  // The link past the page's head leads to the view that is shown.
-  if (wanted === "main" && document.querySelector(".view:not([hidden])")) return;
   const find = (name) => views.find((view) => view[0] === name);
+  // A link within the page, as the one past its head.
+  const isWithin = document.getElementById(wanted)?.checkVisibility() && !find(wanted);
+  if (isWithin && document.querySelector(".view:not([hidden])")) return;
   const [name, title, load] = find(wanted) ?? find("run") ?? views[0];
   document.title = `${title} · tessella`;
   for (const link of document.querySelectorAll("#views a")) {
@@ -74,6 +75,7 @@ async function show() {
   if (wanted !== location.hash.slice(1)) return;
   for (const element of document.querySelectorAll(".view")) element.hidden = element !== shown;
   window.scrollTo(0, 0);
+  if (event) shown.querySelector("h1")?.focus();
 }
 
 function addView(name) {
@@ -98,7 +100,7 @@ async function loadView(name, load) {
   const module = await load();
   const element = addView(name);
   try {
-    await (name === "run" ? module.mountRun(element) : module.mount(element, app));
+    await module.mount(element, app);
   } catch (error) {
     element.remove();
     throw error;
@@ -241,10 +243,7 @@ async function start() {
   drawTop();
   const choice = document.querySelector("#model-choice");
   if (choice) choice.value = app.model.id;
-  window.addEventListener("hashchange", async () => {
-    await show();
-    document.querySelector(".view:not([hidden]) h1")?.focus();
-  });
+  window.addEventListener("hashchange", show);
   await show();
   document.documentElement.dataset.ready = "true";
   if (!app.model) return;

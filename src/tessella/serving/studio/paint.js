@@ -1,7 +1,7 @@
 // The view where a prompt becomes pictures: the form, the easel, the gallery.
 
 import { mountChanges } from "/studio/change.js";
-import { mountEasel } from "/studio/easel.js";
+import { mountResults } from "/studio/results.js";
 import { mountGallery } from "/studio/gallery.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
@@ -109,7 +109,7 @@ export function mount(element, app) {
 
   draw();
   const gallery = mountGallery(element.querySelector("#gallery"), app);
-  const easel = mountEasel(element.querySelector("#easel"), app, gallery.add);
+  const easel = mountResults(element.querySelector("#easel"), app, gallery.add);
   app.open.again = again;
   app.open.tiles = (picture) => {
     app.lookAt = picture;

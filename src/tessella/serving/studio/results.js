@@ -16,11 +16,11 @@ const WORDS = { painted: "Painting", varied: "Varying", edited: "Painting anew" 
  * @param {(picture) => Promise} onPicture called with each picture that is done.
  * @returns {{paint, cancel, busy}}
  */
-export function mountEasel(element, app, onPicture) {
+export function mountResults(element, app, onPicture) {
   const state = { slots: [], running: null, problem: "", note: "", read: "", unknown: [] };
 
   const draw = () => {
-    render(drawEasel(state, app, cancel), element);
+    render(drawResults(state, app, cancel), element);
     const canvas = element.querySelector("canvas:not(.is-laid)");
     const [rows, columns] = app.model.grid;
     if (canvas) showMosaic(canvas, app.model, { rows, columns });
@@ -112,7 +112,7 @@ function drawSlot(slot, app, index) {
   `;
 }
 
-function drawEasel(state, app, cancel) {
+function drawResults(state, app, cancel) {
   const { slots, running, problem, note, read, unknown } = state;
   const done = slots.filter((slot) => slot.picture).length;
   const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
