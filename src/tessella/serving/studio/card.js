@@ -1,6 +1,7 @@
 // The view of the model: its numbers with their protocol, samples, and the card.
 
 import { getBlob, getJson } from "/studio/api.js";
+import { drawProblem } from "/studio/forms.js";
 import { toTemplates } from "/studio/markdown.js";
 import { urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -61,9 +62,9 @@ function drawView(model, card, problem = "") {
       Paints ${model.image_size}×${model.image_size} pixels: ${model.grid.join("×")} codes out of
       ${model.codebook_size}, laid by <code>${model.objective}</code>.
     </p>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${drawProblem(problem)}
     ${card
-      ? html`<div class="card-columns">
+      ? html`<div class="bench halves">
           <article class="card stack">${toTemplates(withoutNumbers(card.markdown))}</article>
           <aside class="stack" aria-label="Samples and numbers">
             ${card.samples

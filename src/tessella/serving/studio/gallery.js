@@ -7,12 +7,14 @@ import {
   keepPicture,
   listPictures,
 } from "/studio/gallery_store.js";
-import { actionsOf, describe, dropUrl, listSettings, urlOf } from "/studio/picture.js";
+import { drawProblem, makeDialog } from "/studio/forms.js";
+import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
 import { repeat } from "/studio/vendor/directives/repeat.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
-const KEPT_NOT = "This browser keeps no pictures (a private window?): they are gone on reload.";
+const KEPT_NOT =
+  "This browser does not keep pictures (a private window?): they are gone after a reload.";
 
 /**
  * @param {HTMLElement} element to draw in.
@@ -21,10 +23,6 @@ const KEPT_NOT = "This browser keeps no pictures (a private window?): they are g
  */
 export function mountGallery(element, app) {
   const state = { pictures: [], problem: "", hint: null };
-  const dialog = document.createElement("dialog");
-  dialog.className = "wide";
-  dialog.setAttribute("aria-labelledby", "picture-title");
-  document.body.append(dialog);
 
   const draw = () => render(drawWall(state, { open, clear, point }), element);
 
@@ -40,6 +38,10 @@ export function mountGallery(element, app) {
   }
 
   function open(picture) {
+    const dialog = makeDialog("picture-title", "wide");
+    // What an action opens takes the dialog's place: close before the action runs.
+    const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
+    dialog.addEventListener("click", makeRoom, { capture: true });
     render(drawPicture(picture, app, () => forget(picture)), dialog);
     dialog.showModal();
   }
@@ -49,12 +51,11 @@ export function mountGallery(element, app) {
     if (pictures.includes(state.hint)) state.hint = null;
     draw();
     for (const { blob } of pictures) dropUrl(blob);
-    // The easel may show one of them still.
+    // The results may show one of them still.
     app.events.dispatchEvent(new Event("drop"));
   }
 
   async function forget(picture) {
-    dialog.close();
     drop([picture]);
     element.querySelector(".piece")?.focus();
     app.say("Removed from the gallery.");
@@ -63,7 +64,7 @@ export function mountGallery(element, app) {
 
   async function clear() {
     const many = state.pictures.length;
-    if (!window.confirm(`Remove all ${many} pictures from this browser? There is no way back.`))
+    if (!window.confirm(`Remove all ${many} pictures from this browser? This cannot be undone.`))
       return;
     drop(state.pictures);
     app.say("The gallery is empty.");
@@ -75,9 +76,6 @@ export function mountGallery(element, app) {
     draw();
   }
 
-  // What an action opens takes the dialog's place: close before the action runs.
-  const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
-  dialog.addEventListener("click", makeRoom, { capture: true });
   rove(element, ".piece");
   draw();
   listPictures().then(
@@ -98,11 +96,11 @@ function drawPicture(picture, app, forget) {
   return html`
     <form method="dialog" class="close"><button class="quiet">Close</button></form>
     <div class="shown">
-      <img class="pixels" src=${urlOf(picture.blob)} alt=${describe(picture)} />
+      ${drawBed(urlOf(picture.blob), describe(picture))}
       <div class="stack">
         <h2 id="picture-title">${describe(picture)}</h2>
         <p class="hint">${facts.join(" · ")}<br />${new Date(picture.created).toLocaleString()}</p>
-        <div class="acts">
+        <div class="row">
           ${actionsOf(picture, app)}
           <button type="button" class="act" @click=${forget}>Remove</button>
         </div>
@@ -114,7 +112,7 @@ function drawPicture(picture, app, forget) {
 function drawWall({ pictures, problem, hint }, { open, clear, point }) {
   const label = (picture) => `${describe(picture)}, seed ${picture.seed}`;
   return html`
-    <div class="wall-head">
+    <div class="row head">
       <h2 id="gallery-title">Gallery</h2>
       <span class="hint">
         ${pictures.length ? `${pictures.length} of at most ${MOST_PICTURES}, in this browser` : ""}
@@ -125,7 +123,7 @@ function drawWall({ pictures, problem, hint }, { open, clear, point }) {
           </button>`
         : ""}
     </div>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${drawProblem(problem)}
     ${pictures.length
       ? ""
       : html`<p class="hint">What you paint is remembered here, in this browser only.</p>`}

@@ -1,7 +1,8 @@
 // The view where a business gets posts: text, hashtags, a picture, and its alternative text.
 
 import { postJson, toBlob } from "/studio/api.js";
-import { dropUrl, urlOf } from "/studio/picture.js";
+import { drawNumber, drawProblem } from "/studio/forms.js";
+import { drawBed, dropUrl, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 /** How long a button says what it did. */
@@ -77,7 +78,7 @@ function drawPost(post, index) {
   const url = urlOf(post.blob);
   return html`
     <article class="post panel" aria-label=${`Post ${index + 1}`}>
-      <div class="bed"><img class="pixels" src=${url} alt=${post.alt_text} /></div>
+      ${drawBed(url, post.alt_text)}
       <div class="stack">
         <div class="post-text">
           <p>${post.text}</p>
@@ -89,7 +90,7 @@ function drawPost(post, index) {
           <dt>Painted from</dt>
           <dd>${post.label}, seed ${post.picture.seed}</dd>
         </dl>
-        <div class="acts">
+        <div class="row">
           ${drawCopy("Copy the text", toText(post), ".post-text")}
           ${drawCopy("Copy the alternative text", post.alt_text, ".alt-text")}
           <a class="act" href=${url} download=${`post-${index + 1}.png`}>Download the picture</a>
@@ -100,6 +101,7 @@ function drawPost(post, index) {
 }
 
 function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, choose }) {
+  const most = model.limits.n;
   const options = (names) => names.map((name) => html`<option>${name}</option>`);
   return html`
     <form class="stack panel" aria-label="What the posts are about" @submit=${submit}>
@@ -114,17 +116,12 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
           placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>
       </label>
       <div class="row">
-        <label class="field">
-          <span>Posts</span>
-          <input
-            name="count"
-            type="number"
-            min="1"
-            max=${model.limits.n}
-            value=${Math.min(3, model.limits.n)}
-            required
-          />
-        </label>
+        ${drawNumber("count", "Posts", {
+          min: 1,
+          max: most,
+          value: Math.min(3, most),
+          required: true,
+        })}
         <label class="field">
           <span>Platform</span>
           <select name="platform">
@@ -141,9 +138,9 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
         </label>
       </div>
       ${studio.posts === "llm"
-        ? html`<label class="check">
+        ? html`<label class="row">
             <input type="checkbox" @change=${choose} />
-            <span>Offline: templates write, no language model is asked</span>
+            <span>Offline: templates write instead of a language model</span>
           </label>`
         : ""}
       <div class="row">
@@ -166,11 +163,11 @@ function drawView(state, app, actions) {
       <section class="stack" aria-label="Posts" aria-busy=${running !== null}>
         ${app.studio.posts === "offline" && !answer
           ? html`<p class="hint">
-              No language model is set up: a template writes the words, from what you say about the
-              business.
+              There is no language model here: a template writes the words from what you say about
+              the business.
             </p>`
           : ""}
-        ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+        ${drawProblem(problem)}
         ${answer?.notes.map((note) => html`<p class="hint">${note}</p>`) ?? ""}
         ${answer?.posts.map(drawPost) ?? ""}
         ${!answer && !problem && !running
