@@ -228,7 +228,7 @@ def test_news_leave_the_reader_s_place_alone(browser: Browser, address: str, run
         assert page.locator("details[open]").count() == 1
         assert page.evaluate("getSelection().toString()") == "What was trained"
         assert "images: training" in loss.locator("p.reading").inner_text()
-        assert loss.locator("svg .reading circle").count() >= 1
+        assert loss.locator("circle.reading:not([hidden])").count() >= 1
 
 
 def test_a_key_opens_the_run_and_its_pictures(

@@ -75,19 +75,9 @@ async function send(path, options = {}) {
   }
 }
 
-/** Fetches JSON. */
-export async function getJson(path) {
-  return (await send(path)).json();
-}
-
-/** Fetches a file. */
-export async function getBlob(path) {
-  return (await send(path)).blob();
-}
-
-/** Fetches text. */
-export async function getText(path) {
-  return (await send(path)).text();
+/** Fetches a path as "json", "blob" or "text". */
+export async function get(path, kind = "json") {
+  return (await send(path))[kind]();
 }
 
 function toRequest(body, signal) {

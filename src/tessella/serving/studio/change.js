@@ -60,7 +60,7 @@ function openChange(app, paint, source, was, change) {
     dialog.close();
   };
   render(
-    html`<form class="shown" @submit=${submit}>
+    html`<form class="shown halves" @submit=${submit}>
       <div>${change.picture}</div>
       <div class="stack">
         <h2 id="change-title">${change.title}</h2>

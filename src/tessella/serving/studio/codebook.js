@@ -1,6 +1,6 @@
 // A model's box of tiles: its picture, fetched once, and each tile's mean colour.
 
-import { getJson, toBlob } from "/studio/api.js";
+import { get, toBlob } from "/studio/api.js";
 
 // In a mosaic: a tile's width, the gap after it, and both together in a band.
 const LARGE_PX = 64;
@@ -20,7 +20,7 @@ export function loadCodebook(model) {
 }
 
 async function fetchCodebook(model) {
-  const answer = await getJson(`/v1/models/${encodeURIComponent(model.id)}/codebook`);
+  const answer = await get(`/v1/models/${encodeURIComponent(model.id)}/codebook`);
   const sheet = await createImageBitmap(toBlob(answer.b64_png));
   const { codebook_size: size, tile_px: tilePx, columns } = answer;
   return { size, tilePx, columns, sheet, byColour: sortByColour({ size, tilePx, columns, sheet }) };

@@ -2,23 +2,26 @@
 
 import { html } from "/studio/vendor/lit-html.js";
 
+/** A labelled part of a form. */
+export function drawField(label, control) {
+  return html`<label class="field"><span>${label}</span>${control}</label>`;
+}
+
 /** A field for a number; `blank` says what holds where none is given. */
 export function drawNumber(name, label, options) {
   const { min = 0, max, step = 1, blank = "", value = "", required = false } = options;
-  return html`<label class="field">
-    <span>${label}</span>
-    <input
-      name=${name}
-      type="number"
-      inputmode=${step === 1 ? "numeric" : "decimal"}
-      min=${min}
-      max=${max}
-      step=${step}
-      placeholder=${blank}
-      value=${value}
-      ?required=${required}
-    />
-  </label>`;
+  const control = html`<input
+    name=${name}
+    type="number"
+    inputmode=${step === 1 ? "numeric" : "decimal"}
+    min=${min}
+    max=${max}
+    step=${step}
+    placeholder=${blank}
+    value=${value}
+    ?required=${required}
+  />`;
+  return drawField(label, control);
 }
 
 /** A number out of a form, null where it was left blank. */

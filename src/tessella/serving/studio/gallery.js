@@ -22,9 +22,9 @@ const KEPT_NOT =
  * @returns {{add: (picture) => Promise}} `add` ends when the picture is kept.
  */
 export function mountGallery(element, app) {
-  const state = { pictures: [], problem: "", hint: null };
+  const state = { pictures: [], problem: "" };
 
-  const draw = () => render(drawWall(state, { open, clear, point }), element);
+  const draw = () => render(drawWall(state, { open, clear }), element);
 
   async function add(picture) {
     state.pictures.unshift(picture);
@@ -48,7 +48,6 @@ export function mountGallery(element, app) {
 
   function drop(pictures) {
     state.pictures = state.pictures.filter((picture) => !pictures.includes(picture));
-    if (pictures.includes(state.hint)) state.hint = null;
     draw();
     for (const { blob } of pictures) dropUrl(blob);
     // The results may show one of them still.
@@ -71,11 +70,6 @@ export function mountGallery(element, app) {
     await forgetAll();
   }
 
-  function point(picture) {
-    state.hint = picture;
-    draw();
-  }
-
   rove(element, ".piece");
   draw();
   listPictures().then(
@@ -95,7 +89,7 @@ function drawPicture(picture, app, forget) {
   const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
   return html`
     <form method="dialog" class="close"><button class="quiet">Close</button></form>
-    <div class="shown">
+    <div class="shown halves">
       ${drawBed(urlOf(picture.blob), describe(picture))}
       <div class="stack">
         <h2 id="picture-title">${describe(picture)}</h2>
@@ -109,8 +103,7 @@ function drawPicture(picture, app, forget) {
   `;
 }
 
-function drawWall({ pictures, problem, hint }, { open, clear, point }) {
-  const label = (picture) => `${describe(picture)}, seed ${picture.seed}`;
+function drawWall({ pictures, problem }, { open, clear }) {
   return html`
     <div class="row head">
       <h2 id="gallery-title">Gallery</h2>
@@ -136,16 +129,13 @@ function drawWall({ pictures, problem, hint }, { open, clear, point }) {
             type="button"
             class="piece"
             tabindex=${index ? -1 : 0}
-            aria-label=${label(picture)}
+            aria-label=${`${describe(picture)}, seed ${picture.seed}`}
             @click=${() => open(picture)}
-            @focus=${() => point(picture)}
-            @pointerenter=${() => point(picture)}
           >
             <img class="pixels" src=${urlOf(picture.blob)} alt="" loading="lazy" />
           </button>
         </li>`,
       )}
     </ul>
-    <p class="hint wall-hint" aria-hidden="true">${hint ? label(hint) : ""}</p>
   `;
 }

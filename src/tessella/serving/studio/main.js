@@ -3,7 +3,7 @@
 // A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
-import { getJson, onKeyNeeded } from "/studio/api.js";
+import { get, onKeyNeeded } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
 import { drawProblem, drawSelect, makeDialog } from "/studio/forms.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -75,7 +75,9 @@ async function show(event) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const shown = await mountView(name, load).catch((error) => mountProblem(title, error));
+  const shown = await mountView(name, load).catch((error) =>
+    drawFailure(`${title} cannot be shown`, error),
+  );
   // Another view may have been asked for meanwhile.
   if (wanted !== location.hash.slice(1)) return;
   for (const element of document.querySelectorAll(".view")) element.hidden = element !== shown;
@@ -113,22 +115,19 @@ async function loadView(name, load) {
   return element;
 }
 
-function mountProblem(title, error) {
+/** Draws what went wrong in a view of its own; answers its element. */
+function drawFailure(title, error) {
   console.error(error);
   const element = document.querySelector(".view-problem") ?? addView("problem");
-  drawFailure(element, `${title} cannot be shown`, error.message);
-  return element;
-}
-
-function drawFailure(element, title, message) {
   render(
     html`<div class="stack">
       <h1 tabindex="-1">${title}</h1>
-      ${drawProblem(message)}
+      ${drawProblem(error.message)}
       <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
     </div>`,
     element,
   );
+  return element;
 }
 
 function chooseModel(name) {
@@ -215,17 +214,15 @@ async function start() {
   const [[, , loadPaint]] = VIEWS;
   loadPaint(); // it is on its way while the server tells what it has
   try {
-    app.studio = await getJson("/v1/studio");
+    app.studio = await get("/v1/studio");
     onKeyNeeded(askKey, app.studio.key_required);
-    app.models = (await getJson("/v1/models")).data;
+    app.models = (await get("/v1/models")).data;
     if (!app.models.length && !app.studio.run) throw new Error("This server has no model.");
     if (app.models.length) chooseModel(recall("tessella.model"));
     // The results and the dialogs are there, and all views send pictures to them.
     if (app.model) await mountView("paint", loadPaint);
   } catch (error) {
-    const element = addView("problem");
-    drawFailure(element, "Nothing to show", error.message);
-    element.hidden = false;
+    drawFailure("Nothing to show", error).hidden = false;
     return;
   }
   drawTop();

@@ -90,22 +90,17 @@ export class MaskField {
       this.#paint(cell, mark);
     };
     const end = () => (mark = null);
-    const under = (event) => {
-      const box = field.getBoundingClientRect();
-      const column = Math.floor(((event.clientX - box.left) / box.width) * this.columns);
-      const row = Math.floor(((event.clientY - box.top) / box.height) * this.rows);
-      if (row < 0 || column < 0 || row >= this.rows || column >= this.columns) return null;
-      return row * this.columns + column;
-    };
+    const find = ({ clientX, clientY }) =>
+      this.cells.indexOf(document.elementFromPoint(clientX, clientY));
     field.addEventListener("pointerdown", (event) => {
-      const cell = under(event);
-      if (event.button !== 0 || cell === null) return;
+      const cell = find(event);
+      if (event.button !== 0 || cell < 0) return;
       field.setPointerCapture(event.pointerId);
       begin(cell);
     });
     field.addEventListener("pointermove", (event) => {
-      const cell = mark === null ? null : under(event);
-      if (cell !== null) this.#paint(cell, mark);
+      const cell = mark === null ? -1 : find(event);
+      if (cell >= 0) this.#paint(cell, mark);
     });
     field.addEventListener("pointerup", end);
     field.addEventListener("pointercancel", end);

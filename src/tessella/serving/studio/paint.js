@@ -1,7 +1,7 @@
 // The view where a prompt becomes pictures: the form, the results, the gallery.
 
 import { mountChanges } from "/studio/change.js";
-import { drawNumber, readNumber } from "/studio/forms.js";
+import { drawField, drawNumber, readNumber } from "/studio/forms.js";
 import { mountGallery } from "/studio/gallery.js";
 import { toFields } from "/studio/picture.js";
 import { mountResults } from "/studio/results.js";
@@ -135,20 +135,20 @@ function drawView(app, actions, firstExample) {
   const { can, generation, limits, examples } = app.model;
   const most = limits.n;
   return html`
-    <div class="bench">
+    <div class="bench halves form-first">
       <form class="stack panel" aria-label="What to paint" @submit=${actions.submit}>
         <h1 tabindex="-1">Paint a picture</h1>
-        <label class="field">
-          <span>Prompt</span>
-          <textarea
+        ${drawField(
+          "Prompt",
+          html`<textarea
             name="prompt"
             rows="3"
             required
             maxlength=${limits.prompt_characters}
             placeholder=${examples[0] ?? ""}
             @keydown=${actions.onKey}
-          ></textarea>
-        </label>
+          ></textarea>`,
+        )}
         ${drawExamples(examples, firstExample, actions)}
         <div class="row">
           ${drawNumber("count", "Pictures", { min: 1, max: most, value: Math.min(4, most) })}

@@ -1,7 +1,7 @@
 // The view where a business gets posts: text, hashtags, a picture, and its alternative text.
 
 import { postJson, toBlob } from "/studio/api.js";
-import { drawNumber, drawProblem } from "/studio/forms.js";
+import { drawField, drawNumber, drawProblem } from "/studio/forms.js";
 import { drawBed, dropUrl, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
@@ -77,7 +77,7 @@ function drawCopy(label, words, where) {
 function drawPost(post, index) {
   const url = urlOf(post.blob);
   return html`
-    <article class="post panel" aria-label=${`Post ${index + 1}`}>
+    <article class="post panel halves" aria-label=${`Post ${index + 1}`}>
       ${drawBed(url, post.alt_text)}
       <div class="stack">
         <div class="post-text">
@@ -102,19 +102,21 @@ function drawPost(post, index) {
 
 function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, choose }) {
   const most = model.limits.n;
-  const options = (names) => names.map((name) => html`<option>${name}</option>`);
+  const select = (name, values) => html`<select name=${name}>
+    ${values.map((value) => html`<option>${value}</option>`)}
+  </select>`;
   return html`
     <form class="stack panel" aria-label="What the posts are about" @submit=${submit}>
       <h1 tabindex="-1">Posts with pictures</h1>
-      <label class="field">
-        <span>Business</span>
-        <input name="business" maxlength="200" required placeholder="Corner Bakery" />
-      </label>
-      <label class="field">
-        <span>About it</span>
-        <textarea name="about" rows="4" maxlength="2000" required
-          placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>
-      </label>
+      ${drawField(
+        "Business",
+        html`<input name="business" maxlength="200" required placeholder="Corner Bakery" />`,
+      )}
+      ${drawField(
+        "About it",
+        html`<textarea name="about" rows="4" maxlength="2000" required
+          placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>`,
+      )}
       <div class="row">
         ${drawNumber("count", "Posts", {
           min: 1,
@@ -122,20 +124,13 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
           value: Math.min(3, most),
           required: true,
         })}
-        <label class="field">
-          <span>Platform</span>
-          <select name="platform">
-            ${options(studio.post_platforms)}
-          </select>
-        </label>
-        <label class="field">
-          <span>Tone</span>
-          ${isOffline
-            ? html`<select name="tone">
-                ${options(studio.post_tones)}
-              </select>`
-            : html`<input name="tone" maxlength="60" value=${studio.post_tones[0]} required />`}
-        </label>
+        ${drawField("Platform", select("platform", studio.post_platforms))}
+        ${drawField(
+          "Tone",
+          isOffline
+            ? select("tone", studio.post_tones)
+            : html`<input name="tone" maxlength="60" value=${studio.post_tones[0]} required />`,
+        )}
       </div>
       ${studio.posts === "llm"
         ? html`<label class="row">
@@ -158,7 +153,7 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
 function drawView(state, app, actions) {
   const { answer, problem, running } = state;
   return html`
-    <div class="bench">
+    <div class="bench halves form-first">
       ${drawForm(state, app, actions)}
       <section class="stack" aria-label="Posts" aria-busy=${running !== null}>
         ${app.studio.posts === "offline" && !answer
@@ -171,9 +166,7 @@ function drawView(state, app, actions) {
         ${answer?.notes.map((note) => html`<p class="hint">${note}</p>`) ?? ""}
         ${answer?.posts.map(drawPost) ?? ""}
         ${!answer && !problem && !running
-          ? html`<div class="nothing">
-              <p>Posts appear here: words, hashtags and a picture each.</p>
-            </div>`
+          ? html`<p class="hint">Posts appear here: words, hashtags and a picture each.</p>`
           : ""}
       </section>
     </div>

@@ -4,7 +4,7 @@
 // somebody looks and something changes; what has not changed is answered 304 and costs next to
 // nothing. News go into the page that is there: place, selection and opened details stay.
 
-import { getText } from "/studio/api.js";
+import { get } from "/studio/api.js";
 import { morph } from "/studio/morph.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
@@ -20,7 +20,6 @@ export async function mount(element) {
   const alert = document.createElement("div");
   element.classList.add("run");
   element.append(alert, page);
-  await loadStyle();
   const readings = readCurves(page);
   let shown = "";
   let problem = "";
@@ -33,7 +32,7 @@ export async function mount(element) {
     if (isAsking) return;
     isAsking = true;
     try {
-      const text = await getText("/v1/run/page");
+      const text = await get("/v1/run/page", "text");
       delay = text === shown ? Math.min(1.5 * delay, LATEST_MS) : SOONEST_MS;
       if (text !== shown) {
         update(page, text);
@@ -98,28 +97,26 @@ function findNearest(values, x) {
   return values.reduce((best, value) => (far(value) < far(best) ? value : best));
 }
 
-/** Draws a line and dots at the values near x and says them; null: says nothing. */
+/** Marks the values near x and says them; null: marks none. */
 function showReading(plot, x) {
-  plot.querySelector(".reading")?.remove();
   const values = listValues(plot);
   const at = x === null ? null : findNearest(values, x);
-  const near = Object.values(Object.groupBy(values, ({ kind }) => kind))
-    .map((line) => at && findNearest(line, at.x))
-    .filter((value) => value && Math.abs(value.x - at.x) <= NEAR);
-  const words = near.map(({ name, value }) => `${name} ${NUMBER.format(value)}`).join(", ");
-  const said = at ? `${COUNT.format(at.images)} images: ${words}` : "";
+  const words = [];
+  for (const dot of plot.querySelectorAll("circle.reading")) {
+    const value = at && findNearest(values.filter(({ kind }) => dot.matches(`.${kind}`)), at.x);
+    const isNear = value && Math.abs(value.x - at.x) <= NEAR;
+    dot.toggleAttribute("hidden", !isNear);
+    if (!isNear) continue;
+    dot.setAttribute("cx", value.x);
+    dot.setAttribute("cy", value.y);
+    words.push(`${value.name} ${NUMBER.format(value.value)}`);
+  }
+  const line = plot.querySelector("path.reading");
+  line.toggleAttribute("hidden", !at);
+  if (at) line.setAttribute("transform", `translate(${at.x})`);
+  const said = at ? `${COUNT.format(at.images)} images: ${words.join(", ")}` : "";
   plot.nextElementSibling.textContent = said || "\u00a0";
   plot.setAttribute("aria-valuetext", said || "Arrow keys read the values.");
-  if (!at) return;
-  const drawing = plot.querySelector("svg");
-  const add = (parent, name, attributes) => {
-    const node = document.createElementNS(drawing.namespaceURI, name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return parent.appendChild(node);
-  };
-  const group = add(drawing, "g", { class: "reading" });
-  add(group, "path", { d: `M${at.x} 10V175` });
-  for (const { kind, x: cx, y: cy } of near) add(group, "circle", { class: kind, cx, cy, r: 4.5 });
 }
 
 /** Lets values be read from curves, with the pointer or the arrow keys. */
@@ -174,14 +171,4 @@ function readCurves(page) {
       }
     },
   };
-}
-
-function loadStyle() {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = "/studio/run.css";
-  return new Promise((resolve) => {
-    link.onload = link.onerror = resolve;
-    document.head.append(link);
-  });
 }

@@ -145,7 +145,7 @@ function drawSeen(seen, { point }) {
     point,
   });
   return html`
-    <div class="pair">
+    <div class="pair halves">
       <figure>
         ${drawBed(urlOf(seen.original), "The picture as the model reads it")}
         <figcaption class="hint">Original</figcaption>
