@@ -1,12 +1,6 @@
 // The wall of pictures that this browser remembers; one of them opens in a dialog.
 
-import {
-  MOST_PICTURES,
-  forgetAll,
-  forgetPicture,
-  keepPicture,
-  listPictures,
-} from "/studio/gallery_store.js";
+import * as store from "/studio/gallery_store.js";
 import { drawProblem, makeDialog } from "/studio/forms.js";
 import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
@@ -28,9 +22,9 @@ export function mountGallery(element, app) {
 
   async function add(picture) {
     state.pictures.unshift(picture);
-    drop(state.pictures.slice(MOST_PICTURES));
+    drop(state.pictures.slice(store.MOST_PICTURES));
     try {
-      picture.id = await keepPicture(picture);
+      picture.id = await store.keepPicture(picture);
     } catch {
       state.problem = KEPT_NOT;
       draw();
@@ -58,7 +52,7 @@ export function mountGallery(element, app) {
     drop([picture]);
     element.querySelector(".piece")?.focus();
     app.say("Removed from the gallery.");
-    if (picture.id) await forgetPicture(picture.id);
+    if (picture.id) await store.forgetPicture(picture.id);
   }
 
   async function clear() {
@@ -67,20 +61,18 @@ export function mountGallery(element, app) {
       return;
     drop(state.pictures);
     app.say("The gallery is empty.");
-    await forgetAll();
+    await store.forgetAll();
   }
 
   rove(element, ".piece");
   draw();
-  listPictures().then(
-    (pictures) => {
-      state.pictures = [...state.pictures, ...pictures];
-      draw();
-    },
-    () => {
-      state.problem = KEPT_NOT;
-      draw();
-    },
+  const show = (change) => {
+    Object.assign(state, change);
+    draw();
+  };
+  store.listPictures().then(
+    (pictures) => show({ pictures: [...state.pictures, ...pictures] }),
+    () => show({ problem: KEPT_NOT }),
   );
   return { add };
 }
@@ -104,20 +96,21 @@ function drawPicture(picture, app, forget) {
 }
 
 function drawWall({ pictures, problem }, { open, clear }) {
+  const { length } = pictures;
   return html`
     <div class="row head">
       <h2 id="gallery-title">Gallery</h2>
       <span class="hint">
-        ${pictures.length ? `${pictures.length} of at most ${MOST_PICTURES}, in this browser` : ""}
+        ${length ? `${length} of at most ${store.MOST_PICTURES}, in this browser` : ""}
       </span>
-      ${pictures.length
+      ${length
         ? html`<button type="button" class="quiet" id="clear-gallery" @click=${clear}>
             Clear the gallery
           </button>`
         : ""}
     </div>
     ${drawProblem(problem)}
-    ${pictures.length
+    ${length
       ? ""
       : html`<p class="hint">What you paint is remembered here, in this browser only.</p>`}
     <ul class="wall" aria-labelledby="gallery-title">

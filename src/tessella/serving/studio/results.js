@@ -115,6 +115,11 @@ function drawSlot(slot, app, index) {
 
 function drawResults(state, app, cancel) {
   const { slots, running, problem, note, read, unknown } = state;
+  const anything = "These words were in no caption, so the model may paint anything for them:";
+  const hints = [
+    unknown.length && `${anything} ${unknown.join(", ")}.`,
+    read && `The model reads no more of this prompt than: ${read}`,
+  ];
   const done = slots.filter((slot) => slot.picture).length;
   const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
   return html`
@@ -126,15 +131,7 @@ function drawResults(state, app, cancel) {
         : html`<span>${note}</span>`}
     </div>
     ${drawProblem(problem)}
-    ${unknown.length
-      ? html`<p class="hint" role="status">
-          These words were in no caption, so the model may paint anything for them:
-          ${unknown.join(", ")}.
-        </p>`
-      : ""}
-    ${read
-      ? html`<p class="hint" role="status">The model reads no more of this prompt than: ${read}</p>`
-      : ""}
+    ${hints.filter(Boolean).map((words) => html`<p class="hint" role="status">${words}</p>`)}
     <div class="slots count-${slots.length}" aria-busy=${running !== null}>
       ${slots.map((slot, index) => drawSlot(slot, app, index))}
     </div>
