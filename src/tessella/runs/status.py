@@ -54,19 +54,19 @@ def find_status(record: RunRecord, is_running: bool | None, now: float) -> RunSt
         now: in seconds since 1970.
     """
     state, text = _find_state(record, is_running)
-    return RunStatus(state, text, is_running, _describe_news(record.last_news, is_running, now))
+    may_run = False if state == "finished" else is_running
+    return RunStatus(state, text, is_running, _describe_news(record.last_news, may_run, now))
 
 
 def describe_no_run(folder: Path, is_running: bool | None) -> RunStatus:
     """Says why there is no run to read in a folder."""
+    state: State = "none"
+    text = "The folder holds no run: it has not started, or it was removed."
     if (folder / RUN_FILE).exists():
         text = "The run’s files are damaged; tessella report says where."
-        return RunStatus("none", text, is_running)
-    if is_running:
-        text = "The data is being prepared; training starts after that."
-        return RunStatus("preparing", text, is_running)
-    text = "The folder holds no run: it has not started, or it was removed."
-    return RunStatus("none", text, is_running)
+    elif is_running:
+        state, text = "preparing", "The data is being prepared; training starts after that."
+    return RunStatus(state, text, is_running)
 
 
 def describe_progress(

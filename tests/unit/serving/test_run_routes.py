@@ -133,6 +133,14 @@ def test_where_locks_cannot_be_had_nothing_is_claimed(
     assert (state["state"], state["is_running"]) == ("tokenizer", None)
 
 
+# A finished run in a folder that is read-only was said to be silent.
+def test_a_finished_run_is_not_silent(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (training / "model").mkdir()
+    (training / "model" / "metrics.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(time, "time", lambda now=time.time() + 9000: now)
+    assert b"The run last wrote to its logs on " in RunWatch(training).look().page
+
+
 def test_the_time_left_follows_from_the_pace_of_late(training: Path) -> None:
     """60 images are missing. The middle of the last nine paces is 20 a second: 3 seconds."""
     paces = [1000.0, *[10.0] * 4, 20.0, *[500.0] * 4]

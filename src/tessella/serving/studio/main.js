@@ -16,11 +16,7 @@ const VIEWS = [
   ["model", "Model", () => import("/studio/card.js")],
 ];
 
-const THEMES = [
-  ["", "◐ System"],
-  ["light", "◐ Light"],
-  ["dark", "◐ Dark"],
-];
+const THEMES = ["", "light", "dark"].map((name) => [name, `◐ ${name || "system"}`]);
 
 const app = {
   studio: null, // what the server has: {run, posts, post_platforms, post_tones, max_seed, …}
