@@ -16,7 +16,7 @@ from torch import Tensor
 from tessella.errors import TessellaError
 from tessella.files import write_text
 from tessella.images import Pixels, save_png
-from tessella.runs.record import METRICS_FILE
+from tessella.runs.record import METRICS_LOG
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -50,7 +50,7 @@ class Reporter:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._path = folder / METRICS_FILE
+        self._path = folder / METRICS_LOG
         self._console = console
         self._name = name
         _drop_beyond(self._path, images_seen, redo)
