@@ -126,9 +126,7 @@ def test_offline_is_said_and_goes_on(model: str, tmp_path: Path) -> None:
     assert succeed(*words).splitlines()[0] == "Painted posts/2.png"
     told = json.loads(succeed(*words, "--json"))
     assert told == {"dry_run": False, "out": "posts", **written}
-    assert "posts of another request: `posts` has seed = `3`" in fail(
-        "--offline", "--model", model
-    )
+    assert "posts of another request: `posts` has seed = `3`" in fail("--offline", "--model", model)
 
 
 def test_a_language_model_that_fails_in_the_middle(
@@ -139,9 +137,7 @@ def test_a_language_model_that_fails_in_the_middle(
     words += ["--count", "6", "--out", "mine"]
     script += [429, [draft(n) for n in range(5)], *[500] * 4]
     message = fail(*words)
-    assert message.startswith(
-        "Error: The language model's server failed with status 500: `http"
-    )
+    assert message.startswith("Error: The language model's server failed with status 500: `http")
     assert message.endswith(
         "Tried 4 times. 5 of 6 posts are saved: run the same command again to resume.\n"
     )
@@ -173,7 +169,9 @@ def test_a_dry_run_writes_nothing(model: str, tmp_path: Path) -> None:
 def test_a_model_that_cannot_choose_says_so(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "latent_mse")
     said = succeed("--offline", "--model", model, "--count", 2)
-    assert "The image model cannot rank candidates, so only one picture is painted per post." in said
+    assert (
+        "The image model cannot rank candidates, so only one picture is painted per post." in said
+    )
     written = json.loads(Path("posts/posts.json").read_text(encoding="utf-8"))
     assert [post["seed"] for post in written["posts"]] == [0, 1]
 

@@ -187,11 +187,8 @@ def _list_requests(
             range; a canvas cannot be planned.
     """
     from tessella.model.request import list_requests
-    from tessella.text.base import check_lengths
 
-    text_tokenizer = model.text_tokenizer
-    num_tokens = [text_tokenizer.count_tokens(prompt) for prompt in prompts]
-    check_lengths(prompts, num_tokens, text_tokenizer.max_tokens)
+    model.text_tokenizer.check_lengths(prompts)
     return list_requests(
         prompts,
         count=options.count,

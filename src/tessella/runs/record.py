@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from filelock import FileLock, Timeout
-
 from tessella.config import read_config
 from tessella.data.cache import MANIFEST, SIDES, SKIPPED, CaptionedImages, read_manifest
 from tessella.errors import ConfigError
+from tessella.files import is_locked
 
 Points = Sequence[tuple[int, float]]
 """(images seen, value) pairs in the order of training."""
@@ -249,20 +248,8 @@ class RunReader:
 
 
 def is_running(folder: Path) -> bool | None:
-    """Whether a process is training in a run; None if that cannot be determined.
-
-    The lock is held for microseconds; only within these could nobody start to train.
-    """
-    path = folder / LOCK_FILE
-    if not path.exists():  # taking the lock would create it
-        return False
-    try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return None  # a read-only folder, or a file system without locks
+    """Whether a process is training in a run; None if that cannot be determined."""
+    return is_locked(folder / LOCK_FILE)
 
 
 def find_last_news(folder: Path) -> float:

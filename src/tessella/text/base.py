@@ -79,17 +79,15 @@ class TextEncoder(abc.ABC):
         Raises:
             GenerationError: a prompt has more than `max_tokens` tokens; prompts are never cut.
         """
-        if isinstance(prompts, str):
-            raise GenerationError(f"Expected a list of prompts, got one text: `{prompts}`.")
-        rows = self._tokenize(prompts)
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.max_tokens:
-                raise GenerationError(
-                    f"The prompt has {len(row)} tokens (begin and end included), at most "
-                    f"{self.max_tokens} can be read: `{_shorten_quote(prompt)}`. Shorten it, or "
-                    "train a model with a larger text.max_tokens."
-                )
-        return self._pad(rows)
+        return self._pad(self._tokenize_whole(prompts))
+
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that `encode` would refuse; a frozen encoder runs no network for it.
+
+        Raises:
+            GenerationError: as `encode`.
+        """
+        self._tokenize_whole(prompts)
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
         """Encodes training captions; those that are too long lose their last words, counted.
@@ -148,6 +146,20 @@ class TextEncoder(abc.ABC):
                 [to_utf8(text) for text in texts[start : start + _CHUNK]]
             )
         ]
+
+    def _tokenize_whole(self, prompts: Sequence[str]) -> list[Row]:
+        """Tokenizes prompts, none of which may be too long."""
+        if isinstance(prompts, str):
+            raise GenerationError(f"Expected a list of prompts, got one text: `{prompts}`.")
+        rows = self._tokenize(prompts)
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.max_tokens:
+                raise GenerationError(
+                    f"The prompt has {len(row)} tokens (begin and end included), at most "
+                    f"{self.max_tokens} can be read: `{_shorten_quote(prompt)}`. Shorten it, or "
+                    "train a model with a larger text.max_tokens."
+                )
+        return rows
 
     def _find_longest(self, gap: str, parts: Sequence[str]) -> str:
         """Joins as many of the first parts as can be read."""
