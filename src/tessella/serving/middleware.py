@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessella.errors import ConfigError
-from tessella.serving.api_errors import ApiError, timeout_error
+from tessella.serving.api_errors import ApiError, RequestTimeoutError
 from tessella.serving.settings import ServeSettings
 
 API_KEYS_VARIABLE = "TESSELLA_API_KEYS"
@@ -147,7 +147,7 @@ class Guard:
                 await self.app(scope, body.receive, watch)
         except TimeoutError:
             if not is_begun:
-                await timeout_error().to_response()(scope, receive, send)
+                await RequestTimeoutError().to_response()(scope, receive, send)
         except _BodyError as refused:
             # What is too slow is not waited for.
             is_coming = refused.error.status != 408 and not body.is_whole
@@ -194,7 +194,7 @@ class Guard:
                 403, "Web pages of other origins may not use this server.", code="foreign_origin"
             )
         # A preflight carries no key.
-        if self.keys and scope["method"] != "OPTIONS" and _needs_key(scope["path"]):
+        if self.keys and scope["method"] != "OPTIONS" and needs_key(scope["path"]):
             authorization = headers.get("authorization", "")
             if not self.keys.take(authorization):
                 what = "This API key is unknown" if authorization else "An API key is missing"
@@ -264,7 +264,8 @@ def _too_large(limit: int) -> ApiError:
     )
 
 
-def _needs_key(path: str) -> bool:
+def needs_key(path: str) -> bool:
+    """Returns whether a path is closed to requests without a key, if there are keys."""
     if path in _OPEN or path.startswith(_OPEN_BELOW):
         return False
     return path.startswith(("/v1", "/metrics", "/openapi.json"))

@@ -242,7 +242,7 @@ def test_a_client_that_hangs_up_stops_the_writing(
 ) -> None:
     chat: Any = hanging
     painted: list[Any] = []
-    monkeypatch.setattr(tiny.model, "paint", lambda *asked, **how: painted.append(asked))
+    monkeypatch.setattr(tiny.model, "generate_images", lambda *asked, **how: painted.append(asked))
     app = create_app({"tiny": tiny}, language_model=LanguageModel("writer", chat))
     body = json.dumps(ASKED).encode()
     head = (
