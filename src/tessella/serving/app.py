@@ -31,7 +31,7 @@ _JOIN_SECONDS = 5.0
 
 _OWN_FIELDS = ["seed", "best_of", "negative_prompt", "strength", *GenerationSettings.model_fields]
 _DESCRIPTION = f"""\
-Paints pictures with models that were trained on one's own captioned images. The image API is
+Paints pictures with models that were trained on your own captioned images. The image API is
 OpenAI's: its clients work with this server as their base URL, ending in `/v1`. Tessella adds the
 fields {", ".join(f"`{name}`" for name in _OWN_FIELDS)}."""
 
@@ -69,7 +69,7 @@ def create_app(
     app = FastAPI(
         title="tessella",
         version="1",
-        summary="Text to image with one's own models.",
+        summary="Text to image with your own models.",
         description=_DESCRIPTION,
         lifespan=live,
         docs_url=None,

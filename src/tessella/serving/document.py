@@ -43,7 +43,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def describe_body(kind: type[RequestBody], *files: str) -> dict[str, Any]:
-    """Describes an operation that reads JSON, or a form with files, of which the first is required."""
+    """Describes an operation that reads JSON, or a form with files; the first one is required."""
     schema = kind.model_json_schema()
     media_type = "multipart/form-data" if files else "application/json"
     if files:

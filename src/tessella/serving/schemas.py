@@ -1,8 +1,7 @@
 """Fields of requests and answers: OpenAI's, and tessella's own beside them.
 
 A request is read strictly: whatever the document does not allow is refused with the field's name,
-so that a misspelt setting is never ignored. How a picture is sampled is said by the fields of
-`GenerationSettings`, whatever they are.
+so that a misspelt setting is never ignored. The sampling fields are those of `GenerationSettings`.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""Runs the application: uvicorn, and an end in which nothing that runs is lost."""
+"""Runs the application with uvicorn, and ends it without losing what is being painted."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ _BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that, asked to end, has the worker refuse what it has not begun."""
+    """Uvicorn whose worker, at shutdown, refuses every job that it has not begun."""
 
     def __init__(
         self, config: uvicorn.Config, worker: PaintingWorker, on_ready: Callable[[], None]
@@ -33,14 +33,14 @@ class _Server(uvicorn.Server):
         self._worker, self._on_ready = worker, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to answer, and says so."""
+        """Begins to answer, and reports it."""
         await super().startup(sockets)
         self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the end; a second Ctrl-C does not wait for it."""
+        """Begins the shutdown; a second Ctrl-C does not wait for it."""
         self._worker.close()
-        # Not uvicorn's own, which raises the signal again at the end: this end is a success.
+        # Not uvicorn's own, which raises the signal again in the end: this exit is a success.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
@@ -55,24 +55,23 @@ def serve(
     device: str = "auto",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; then finishes what runs and refuses the rest.
+    """Serves until SIGTERM or Ctrl-C; then finishes what has begun and refuses the rest.
 
     Args:
         models: as `load_models` takes them.
         settings: address and limits.
         keys: API keys.
-        language_model: that writes posts; None: templates do.
-        run: a training run that the page shows.
+        language_model: writes posts; None: templates do.
+        run: a training run for the page to show.
         device: auto, cpu, cuda or mps.
-        tell: called with the address, once requests are taken.
+        tell: called with the address, once the server takes requests.
 
     Raises:
         ConfigError: the address cannot be listened on, or two models have one name.
-        CheckpointError: a model is not there or damaged.
+        CheckpointError: a model is missing or damaged.
     """
     # Before the models are loaded: an address in use is reported at once.
-    with _listen(settings) as listening:
-        worker = create_worker(settings)
+    with _listen(settings) as listening, contextlib.closing(create_worker(settings)) as worker:
         worker.start()
         app = create_app(
             # In the worker's thread, which alone may use PyTorch.

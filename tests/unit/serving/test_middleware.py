@@ -140,12 +140,12 @@ def test_all_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     keys = ApiKeys([KEY, OTHER_KEY])
     for authorization in (f"Bearer {KEY}", "Bearer x", "", f"Basic {KEY}", f"Bearer {'x' * 9999}"):
         compared.clear()
-        assert keys.take(authorization) is (authorization == f"Bearer {KEY}")
+        assert keys.accept(authorization) is (authorization == f"Bearer {KEY}")
         assert len(compared) == 2
         assert {len(part) for pair in compared for part in pair} == {32}
     assert KEY not in repr(vars(keys))
     assert not ApiKeys()
-    assert not ApiKeys().take("Bearer ")
+    assert not ApiKeys().accept("Bearer ")
 
 
 def test_keys_are_read(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_sigterm_ends_a_server_that_waits_for_a_language_model() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         try:
             assert process.stdout is not None
