@@ -19,8 +19,7 @@ Limits are those of a server's [settings](settings.md#serve), shown here with th
 running server lists its own, and the patterns that texts have to match, at `/openapi.json`.
 
 In a request, null is the same as leaving a field out; a field that is not in these tables is \
-refused. The fields of [`generation`](settings.md#generation) are those of every request for \
-pictures."""
+refused. Every request for pictures takes the settings of [`generation`](settings.md#generation)."""
 
 _BOUNDS = {
     "minimum": "≥ {}",

@@ -39,6 +39,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
     _add_generations(router, service)
     _add_changes(router, service)
     _add_reconstructions(router, service)
+    _add_stored_pictures(router, service)
     return router
 
 
@@ -55,21 +56,6 @@ def _add_generations(router: APIRouter, service: PaintingService) -> None:
         body = await read_json(request, body_type)
         served = service.find(body.model)
         return await _answer(service, request, served, body, body.prompt)
-
-    @router.get(
-        "/pictures/{name}",
-        summary="Fetch a picture that was answered as a URL",
-        response_class=Response,
-        responses=describe_file("The picture", *MEDIA_TYPES.values()),
-    )
-    async def fetch(name: str) -> Response:
-        picture = service.pictures.find(name)
-        if picture is None:
-            message = "There is no such picture, or no longer: it is kept for an hour at most."
-            raise ApiError(404, message)
-        content, media_type = picture
-        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-        return Response(content, media_type=media_type, headers=headers)
 
 
 def _add_changes(router: APIRouter, service: PaintingService) -> None:
@@ -120,6 +106,23 @@ def _add_reconstructions(router: APIRouter, service: PaintingService) -> None:
         served = form.served
         answer = await service.call(request, _reconstruct, served.model, form.image)
         return JsonResponse({"model": served.name, **answer})
+
+
+def _add_stored_pictures(router: APIRouter, service: PaintingService) -> None:
+    @router.get(
+        "/pictures/{name}",
+        summary="Fetch a picture that was answered as a URL",
+        response_class=Response,
+        responses=describe_file("The picture", *MEDIA_TYPES.values()),
+    )
+    async def fetch(name: str) -> Response:
+        picture = service.pictures.find(name)
+        if picture is None:
+            message = "There is no such picture, or no longer: it is kept for an hour at most."
+            raise ApiError(404, message)
+        content, media_type = picture
+        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        return Response(content, media_type=media_type, headers=headers)
 
 
 async def _answer(

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import dataclasses
 import logging
+import queue
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -117,7 +118,7 @@ def create_posts_router(
     settings = service.settings
     body_type = create_body(PostsBody, settings)
     # Templates never wait for the language model.
-    writing, filling_in = (DaemonThreads("writing", _AT_ONCE) for _ in range(2))
+    writing, filling_in = (DaemonThreads("writing", _AT_ONCE, _MAX_WAITING) for _ in range(2))
     languages = {
         name: ImageLanguage(served.model.text_tokenizer, served.captions)
         for name, served in service.models.items()
@@ -194,13 +195,6 @@ async def _write(
         ApiError: 429, too many requests wait; 499, the client has gone; 503, the language model
             fails, or it took too long.
     """
-    if threads.num_running >= _AT_ONCE and threads.num_waiting >= _MAX_WAITING:
-        raise ApiError(
-            429,
-            f"Too many posts are being written. Try again in {_RETRY_SECONDS} s.",
-            code="queue_full",
-            retry_after=_RETRY_SECONDS,
-        )
     deadline = Deadline(request.state.deadline - asyncio.get_running_loop().time())
     writer: PostWriter = OfflineWriter(language)
     if language_model is not None:
@@ -211,6 +205,9 @@ async def _write(
 
     try:
         return await wait_for(request, threads.run(write))
+    except queue.Full:
+        message = f"Too many posts are being written. Try again in {_RETRY_SECONDS} s."
+        raise ApiError(429, message, code="queue_full", retry_after=_RETRY_SECONDS) from None
     except LanguageModelError as error:
         _log.warning("The language model fails: %s", error)
         raise ApiError(

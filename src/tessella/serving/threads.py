@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import math
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,14 +23,23 @@ class DaemonThreads:
     Args:
         name: of the threads.
         limit: calls that run at the same time.
+        max_waiting: calls that may wait for a place.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, max_waiting: float = math.inf) -> None:
         self.num_waiting = self.num_running = 0
-        self._name, self._free = name, asyncio.Semaphore(limit)
+        self._name, self._max_waiting = name, max_waiting
+        self._free = asyncio.Semaphore(limit)
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        """Runs one call as soon as there is a place for it."""
+        """Runs one call as soon as a place is free.
+
+        Raises:
+            queue.Full: too many calls wait.
+            Exception: the function's.
+        """
+        if self._free.locked() and self.num_waiting >= self._max_waiting:
+            raise queue.Full
         self.num_waiting += 1
         try:
             await self._free.acquire()
@@ -48,7 +59,14 @@ class DaemonThreads:
 
         future.add_done_callback(finish)
         call = functools.partial(function, *arguments)
-        threading.Thread(target=run_call, args=(call, future), name=self._name, daemon=True).start()
+        thread = threading.Thread(
+            target=run_call, args=(call, future), name=self._name, daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            future.cancel()
+            raise
         return await asyncio.wrap_future(future)
 
 

@@ -1,4 +1,4 @@
-"""The service: what a request leaves open, who waits, who leaves, what is store."""
+"""The service: who waits, who leaves, and the end."""
 
 import json
 import threading
@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from tessella.images import encode_picture, read_with_transparency
-from tessella.serving import bodies, image_answer, picture_store
+from tessella.serving import bodies, image_answer
 from tessella.serving.api_errors import ApiError
 from tessella.serving.models_served import ServedModel
-from tessella.serving.picture_store import PictureStore
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 
@@ -315,47 +314,3 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
     assert ready.headers["retry-after"] == "5"
     assert alive.json() == {"status": "ok"}
     assert is_idle(server)
-
-
-# What is store.
-
-
-def test_pictures_are_kept_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(picture_store.time, "monotonic", lambda: now)
-    store = PictureStore()
-    first = store.add(b"first", "png")
-    now += 1800
-    second = store.add(b"second", "jpeg")
-    assert store.find(first) == (b"first", "image/png")
-    assert store.find(second) == (b"second", "image/jpeg")
-    now += 1801
-    assert store.find(first) is None
-    assert store.find(second) == (b"second", "image/jpeg")
-    assert store._size == len(b"second")
-    now += 1800
-    assert store.find(second) is None
-    assert store._size == 0
-    assert store.find("") is None
-
-
-def test_as_many_pictures_are_kept_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_store, "_MAX_BYTES", 100)
-    store = PictureStore()
-    names = [store.add(b"x" * 40, "png") for _ in range(3)]
-    assert store.find(names[0]) is None
-    assert all(store.find(name) for name in names[1:])
-    large = store.add(b"y" * 300, "webp")
-    assert store.find(large) == (b"y" * 300, "image/webp")
-    assert store.find(names[2]) is None
-    small = store.add(b"z", "png")
-    assert store.find(large) is None
-    assert store.find(small)
-    assert store._size == 1
-
-
-def test_names_cannot_be_guessed() -> None:
-    store = PictureStore()
-    names = {store.add(b"same", "png") for _ in range(100)}
-    assert len(names) == 100
-    assert all(len(name) == 36 for name in names)
