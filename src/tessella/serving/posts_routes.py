@@ -144,8 +144,7 @@ def create_posts_router(
         count = body.count or min(3, settings.max_pictures)
         best_of = body.best_of or min(4, settings.max_best_of)
         writer_model = None if body.offline else language_model
-        threads = writing if writer_model else filling_in
-        notes = [] if writer_model else [NO_LANGUAGE_MODEL]
+        threads, notes = (writing, []) if writer_model else (filling_in, [NO_LANGUAGE_MODEL])
         if best_of > 1 and not served.model.objective.has_likelihood:
             best_of = 1
             notes.append(NO_CHOICE)
