@@ -242,7 +242,7 @@ def test_a_client_that_hangs_up_stops_the_writing(
 ) -> None:
     chat: Any = hanging
     painted: list[Any] = []
-    monkeypatch.setattr(tiny.model, "paint", lambda *asked, **how: painted.append(asked))
+    monkeypatch.setattr(tiny.model, "generate_images", lambda *asked, **how: painted.append(asked))
     app = create_app({"tiny": tiny}, language_model=LanguageModel("writer", chat))
     body = json.dumps(ASKED).encode()
     head = (
@@ -299,7 +299,7 @@ def test_sigterm_ends_a_server_that_waits_for_a_language_model() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         try:
             assert process.stdout is not None
