@@ -52,7 +52,7 @@ from tessella.data.settings import DataSettings
 from tessella.data.shards import shard_records
 from tessella.errors import ConfigError
 from tessella.evaluation.distributions import compute_distances
-from tessella.evaluation.eval_images import ChosenImages, read_images
+from tessella.evaluation.eval_images import EvalImages, read_images
 from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor, create_extractor
 from tessella.evaluation.memorisation import measure_copies
 from tessella.evaluation.reconstruction import evaluate_reconstructions
@@ -77,7 +77,7 @@ class Kind:
 class Gallery:
     """Pictures and what they show."""
 
-    images: ChosenImages
+    images: EvalImages
     kinds: Sequence[Kind]
 
 
@@ -132,7 +132,7 @@ def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> di
 
     prompts = heldout.images.captions
     painted = model.paint(prompts, seeds=range(len(prompts))).pixels
-    kept = evaluate_reconstructions(model.tokenizer, heldout.images.pixels, model.device).pixels
+    kept = evaluate_reconstructions(model.tokenizer, heldout.images.pixels).pixels
     looks = {name: extractor.extract(p) for name, p in (("painted", painted), ("kept", kept))}
     real_looks = extractor.extract(real)
     nearest = {name: compute_distances(look, real_looks).argmin(1) for name, look in looks.items()}

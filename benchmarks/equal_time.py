@@ -141,7 +141,7 @@ def load_codes(
 def reconstruct_scenes(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
     """Returns the share of held-out scenes whose reconstruction is all-correct."""
     count = min(SHOWN_IMAGES, len(images))
-    made = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)), CPU)
+    made = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)))
     scenes = [parse_caption(images.captions(index)[0]) for index in range(count)]
     return compute_scene_accuracy(made.pixels, scenes).all_correct.accuracy
 

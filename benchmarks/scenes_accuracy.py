@@ -46,7 +46,7 @@ def main() -> None:
     for kind, held_out in (("seen", False), ("held_out", True)):
         scenes = sample_prompts(options.count, seed=options.seed, held_out=held_out)
         pixels = np.stack([draw_scene(scene, model.config.image_size) for scene in scenes])
-        made = evaluate_reconstructions(model.tokenizer, pixels, model.device)
+        made = evaluate_reconstructions(model.tokenizer, pixels)
         kept = compute_scene_accuracy(made.pixels, scenes).all_correct.accuracy
         painted = measure_scene_accuracy(
             model, options.count, held_out=held_out, seed=options.seed

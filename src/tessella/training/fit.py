@@ -296,7 +296,7 @@ class _Run:
 
     def _save_nearest(self, measured: ModelEvaluation) -> None:
         """Writes the nearest training pictures, if measured: into the run, which stays here."""
-        pairs, out = measured.painted.pairs, self._request.out
+        pairs, out = measured.generation.pairs, self._request.out
         if not pairs:
             return
         save_png(out / NEAREST_PICTURE, make_pairs_sheet(pairs))

@@ -280,7 +280,7 @@ class TokenizerStage(Stage[TokenizerLearner]):
         """
         count = min(_MAX_VALIDATION_IMAGES, len(self._validation))
         pixels = self._validation.pixels(np.arange(count))
-        measured = evaluate_reconstructions(average.tokenizer, pixels, device)
+        measured = evaluate_reconstructions(average.tokenizer, pixels)
         # Whole rows only, so that each picture stands under its original.
         whole_rows = count // _SHEET_COLUMNS * _SHEET_COLUMNS or count
         rows = []
