@@ -40,12 +40,18 @@ class EvaluationRequest:
     clip: str | None
     train_data: Sequence[str]  # empty: the run's own
     max_training: int
-    with_pairs: bool
+    out: Path | None
+    sheet: Path | None
+    pairs: Path | None
     cache: Path | None  # None: a temporary folder
     config: Path | None
     assignments: Sequence[str]
     device: str
     seed: int
+
+
+def _number(help_text: str, *, least: int = 0, show_default: bool | str = True) -> Any:
+    return typer.Option(metavar="NUMBER", help=help_text, min=least, show_default=show_default)
 
 
 _Model = Annotated[
@@ -75,25 +81,15 @@ _Features = Annotated[
         show_default="squeezenet-fire9",
     ),
 ]
-_MaxImages = Annotated[
-    int,
-    typer.Option(metavar="NUMBER", help="If there are more, --seed draws this many.", min=1),
-]
+_MaxImages = Annotated[int, _number("If there are more, --seed draws this many.", least=1)]
 _Pictures = Annotated[
-    int,
-    typer.Option(
-        metavar="NUMBER",
-        help="Paint this many captions of DATA and measure the pictures; 0 paints none.",
-        min=0,
-    ),
+    int, _number("Paint this many captions of DATA and measure the pictures; 0 paints none.")
 ]
 _PmiPictures = Annotated[
     int | None,
-    typer.Option(
-        metavar="NUMBER",
-        help="For this many pictures the model itself ranks 100 prompts; it takes a pass over "
-        "each picture with each prompt.",
-        min=0,
+    _number(
+        "For this many pictures the model itself ranks 100 prompts; it takes a pass over each "
+        "picture with each prompt.",
         show_default=str(_PMI_PICTURES),
     ),
 ]
@@ -114,11 +110,7 @@ _TrainData = Annotated[
 ]
 _MaxTraining = Annotated[
     int,
-    typer.Option(
-        metavar="NUMBER",
-        help="If there are more training pictures, copies are looked for among this many.",
-        min=1,
-    ),
+    _number("If there are more training pictures, copies are looked for among this many.", least=1),
 ]
 _Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Save what --json prints.")]
 _Sheet = Annotated[
@@ -183,7 +175,9 @@ def evaluate(
         clip=clip,
         train_data=train_data or [],
         max_training=max_training,
-        with_pairs=pairs is not None,
+        out=out,
+        sheet=sheet,
+        pairs=pairs,
         cache=cache,
         config=config,
         assignments=set_ or [],
@@ -196,7 +190,7 @@ def evaluate(
         console = create_console(as_json)
         images, evaluation = _measure(request, console)
         result = _to_dict(request, images, evaluation)
-        files = _write(result, images, evaluation, out, sheet, pairs)
+        files = _write(request, result, images, evaluation)
         if as_json:
             print_json(result)
         else:
@@ -240,7 +234,7 @@ def _measure(
             clip=Clip(request.clip, model.device) if request.clip else None,
         )
         no_copies = checks.explain_missing_copies(networks)
-        if request.with_pairs and no_copies:
+        if request.pairs and no_copies:
             raise ConfigError(f"There will be no pairs for --pairs. {no_copies}")
         with console.status("Looking at the pictures"):
             return images, evaluate_images(model, images, networks, checks if paints else None)
@@ -252,7 +246,7 @@ def _refuse_unused(request: EvaluationRequest) -> None:
         "--clip": request.clip,
         "--pmi-pictures": request.pmi_pictures,
         "--train-data": request.train_data,
-        "--pairs": request.with_pairs,
+        "--pairs": request.pairs,
     }
     unused = [f"`{name}`" for name, value in options.items() if value]
     if unused:
@@ -277,26 +271,26 @@ def _to_dict(
 
 
 def _write(
+    request: EvaluationRequest,
     result: Mapping[str, Any],
     images: "EvalImages",
     evaluation: "ImagesEvaluation",
-    out: Path | None,
-    sheet: Path | None,
-    pairs: Path | None,
 ) -> list[Path]:
     """Writes the files that are named; returns those that were written."""
     from tessella.evaluation.memorisation import make_pairs_sheet
     from tessella.files import write_json
     from tessella.images import save_png
 
+    # There are no pairs if no caption was short enough to be painted.
     nearest = evaluation.generation.pairs if evaluation.generation else ()
-    if out:
-        write_json(out, result, what="the metrics")
-    if sheet:
-        save_png(sheet, _make_sheet(images.pixels, evaluation.reconstructions))
-    if pairs and nearest:  # there are none if no caption was short enough to be painted
+    pairs = request.pairs if nearest else None
+    if request.out:
+        write_json(request.out, result, what="the metrics")
+    if request.sheet:
+        save_png(request.sheet, _make_sheet(images.pixels, evaluation.reconstructions))
+    if pairs:
         save_png(pairs, make_pairs_sheet(nearest))
-    return [path for path in (out, sheet, pairs if nearest else None) if path]
+    return [path for path in (request.out, request.sheet, pairs) if path]
 
 
 def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
@@ -311,7 +305,7 @@ def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
     for start in range(0, count, columns):
         sides = originals[start : start + columns], reconstructions[start : start + columns]
         pictures += [*sides[0], *sides[1]]
-        psnr = [compute_psnr(kept[None], image[None]) for image, kept in zip(*sides, strict=True)]
+        psnr = [compute_psnr(b[None], a[None]) for a, b in zip(*sides, strict=True)]
         labels += [""] * columns + [f"{value:.1f} dB" for value in psnr]
     return make_labelled_sheet(pictures, labels, columns)
 

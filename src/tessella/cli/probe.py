@@ -131,13 +131,13 @@ def _choose_pictures(
         ConfigError: there is nothing to compare.
     """
     alike = {path.resolve() for path in like}
-    given = {path.resolve() for path in images}
+    compared = {path.resolve() for path in images}
     if images[0].resolve() in alike:
         raise ConfigError(
             f"The first picture is compared with the like ones: `{images[0]}`. Name others with "
             "--like."
         )
-    paths = [*images, *(path for path in like if path.resolve() not in given)]
+    paths = [*images, *(path for path in like if path.resolve() not in compared)]
     if len(paths) < 2:
         raise ConfigError(f"One picture has nothing to compare with: `{paths[0]}`. Give two.")
     if not like:

@@ -59,9 +59,8 @@ def reconstruct(
         loaded = TrainedTokenizer.load(find_tokenizer(model), device)
         squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
         console = create_console(as_json)
-        if dry_run:
-            psnr = None
-        else:
+        psnr = None
+        if not dry_run:
             sheet, psnr = _reconstruct(loaded, images, squares)
             save_png(place.path, sheet)
         if as_json:

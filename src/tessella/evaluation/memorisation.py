@@ -56,15 +56,10 @@ class Copies:
 
     def list_pairs(self, pixels: Pixels, prompts: Sequence[str]) -> list[Pair]:
         """Lists the generated pictures that are nearest to a training picture, nearest first."""
+        nearest, order = self.nearest, self.distances.argsort(kind="stable")[:_MAX_PAIRS].tolist()
         return [
-            Pair(
-                generated=pixels[i],
-                prompt=prompts[i],
-                nearest=self.nearest.pixels[i],
-                caption=self.nearest.captions[i],
-                distance=float(self.distances[i]),
-            )
-            for i in self.distances.argsort(kind="stable")[:_MAX_PAIRS].tolist()
+            Pair(pixels[i], prompts[i], nearest.pixels[i], nearest.captions[i], distance)
+            for i, distance in zip(order, self.distances[order].tolist(), strict=True)
         ]
 
 

@@ -1,7 +1,7 @@
 """How well an image tokenizer gives pictures back.
 
-Training looks at PSNR and the use of the codes after every so many images; a finished tokenizer
-is also measured by SSIM, and by networks that were trained on other tasks.
+Training looks at PSNR and the use of the codes at each of its evaluations; a finished tokenizer is
+also measured by SSIM, and by networks that were trained on other tasks.
 """
 
 from collections.abc import Sequence
