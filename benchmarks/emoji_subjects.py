@@ -57,9 +57,10 @@ from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor, cre
 from tessella.evaluation.memorisation import measure_copies
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.images import Pixels, make_sheet, save_png
+from tessella.images import Pixels, save_png
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 
 SHEET_COLUMNS = 8
 SHEET_PICTURES = 32

@@ -59,16 +59,17 @@ from tessella.evaluation.features import create_extractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.files import write_json
-from tessella.images import Pixels, make_sheet, save_png
+from tessella.images import Pixels, save_png
 from tessella.model.find import find_tokenizer
 from tessella.model.pipeline import ModelConfig, TextToImage, TrainedTokenizer
 from tessella.objectives import GenerationSettings
+from tessella.sheets import make_sheet
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TransformerStage
+from tessella.training.transformer_stage import TransformerStage
 
 GENERATION = GenerationSettings(steps=16, temperature=0.6)
 """How every row paints, but for what it says itself."""
@@ -384,7 +385,7 @@ class Cell:
                 values: dict[str, float] = found["values"]
                 return values
         stage = TransformerStage(model, settings, self.material.data, self.material.codes)
-        learner = train(
+        average = train(
             stage,
             settings,
             self.folder,
@@ -393,7 +394,7 @@ class Cell:
             console=Console(quiet=True),
             fingerprint=json.dumps(asked),
         )
-        model = model.with_transformer(learner.transformer)
+        model = model.with_parts(transformer=average)
         pixels = model.paint(judge.prompts, seeds=judge.seeds).pixels
         np.save(self.folder / self.file, pixels[shown])
         values = judge.measure(pixels) | self.read_training()

@@ -57,7 +57,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TransformerStage
+from tessella.training.transformer_stage import TransformerStage
 from tessella.training.text_features import prepare_captions
 
 # Synonym: base. Used where no training caption has the first and some label has the second.
@@ -211,7 +211,7 @@ class Measurement:
             fingerprint=json.dumps(asked),
         )
         evaluation = stage.evaluate(average, self.accelerator.device, self.options.images)
-        painter = model.with_parts(transformer=average.transformer.eval())
+        painter = model.with_parts(transformer=average)
         results = {
             "synonym": self.count(painter, list(self.pairs), list(self.pairs.values())),
             "base": self.count(painter, list(self.pairs.values()), list(self.pairs.values())),

@@ -23,6 +23,7 @@ from tessella.data.scenes import Scene, parse_caption
 from tessella.evaluation.scenes import classify_scenes
 from tessella.files import write_text
 from tessella.images import make_sheet, save_png
+from tessella.model.request import enumerate_requests
 
 PROMPTS = (
     "a large red star on a navy background",
@@ -69,13 +70,13 @@ def paint(model: tessella.TextToImage, prompts: Sequence[str]) -> tuple[list[Dem
     Returns:
         The pictures, and the seconds that one of them took.
     """
-    seeds = range(len(prompts))
-    model.paint(prompts, seeds=seeds)  # warms up
+    requests = enumerate_requests(prompts)
+    model.generate_images(requests)  # warms up
     began = time.perf_counter()
-    pixels = model.paint(prompts, seeds=seeds).pixels
+    pixels = model.generate_images(requests).pixels
     seconds = (time.perf_counter() - began) / len(prompts)
     pictures = []
-    for prompt, seed, square in zip(prompts, seeds, pixels, strict=True):
+    for seed, (prompt, square) in enumerate(zip(prompts, pixels, strict=True)):
         scene = read_scene(prompt)
         is_right = None if scene is None else classify_scenes(square[None], [scene])[0].all_correct
         pictures.append(DemoPicture(prompt, seed, Image.fromarray(square), scene, is_right))

@@ -1,4 +1,4 @@
-"""Untrained models, which show everything but a good picture, in milliseconds."""
+"""Untrained models: everything but good pictures, in milliseconds."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tessella.model.pipeline import ModelConfig, TextToImage
+from tessella.model.folder import ModelConfig
+from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.text.vocabulary import CaptionSummary
 
@@ -20,7 +21,7 @@ def create_untrained(
     captions: Sequence[str] = CAPTIONS,
     **changes: Any,
 ) -> TextToImage:
-    """A model whose every weight matters: 4 × 4 places of 4 × 4 pixels."""
+    """A model whose every weight matters: 4 × 4 positions of 4 × 4 pixels."""
     torch.manual_seed(seed)
     config = ModelConfig.model_validate(
         {
@@ -42,7 +43,7 @@ def create_untrained(
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.5)
         network.eval().requires_grad_(False)
-    return model
+    return model.with_parts()  # the codebook may be computed from the weights
 
 
 def save_untrained(
@@ -51,7 +52,7 @@ def save_untrained(
     card: str = "# A card\n",
     captions: CaptionSummary | None = None,
 ) -> Path:
-    """Saves it with a number and one sample of its own; returns the folder."""
+    """Saves it with one metric and one of its pictures; returns the folder."""
     model.save(
         folder,
         card=card,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tessella.cli.options import DEFAULT_MODEL, Debug, Device, DryRun, Force, Json, Model
-from tessella.cli.pictures import MAX_ON_SHEET, choose_place, make_labelled_sheet, read_square
+from tessella.cli.pictures import MAX_ON_SHEET, choose_output, make_labelled_sheet, read_square
 from tessella.cli.reporting import create_console, print_json, told_errors
 from tessella.errors import ConfigError
 
@@ -53,7 +53,7 @@ def reconstruct(
             raise ConfigError(
                 f"Too many pictures for one sheet: `{len(images)}`, at most {MAX_ON_SHEET // 2}."
             )
-        place = choose_place(out, "reconstruction", 2, force=force)
+        place = choose_output(out, "reconstruction", 2, force=force)
         if place.is_folder:
             raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
         loaded = TrainedTokenizer.load(find_tokenizer(model), device)

@@ -21,8 +21,9 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.eval_images import EvalImages, draw_indices, read_images
 from tessella.evaluation.features import FeatureExtractor
-from tessella.images import Pixels, make_sheet
+from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
+from tessella.sheets import make_sheet
 
 COPY_PERCENTILE = 1
 """Of the distances of real pictures; closer is a copy."""

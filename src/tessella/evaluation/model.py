@@ -18,10 +18,11 @@ from tessella.evaluation.metric import Metric
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.evaluation.squeezenet import SQUEEZENET
-from tessella.images import Pixels, make_sheet
+from tessella.images import Pixels
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 from tessella.tokenizer.weights import find_weights
 
 _MAX_IMAGES = 512

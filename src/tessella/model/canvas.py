@@ -1,15 +1,14 @@
 """A canvas: the positions of a picture, some with codes, the others still to be sampled.
 
-A new picture, a larger one, a part of one and one continued beyond its edges differ only in the
-canvas that they start from:
+The ways to generate differ only in the canvas that they start from:
 
     generate     nothing is known
     edit         all positions are known that the mask does not touch
     outpaint     the picture is known, its surroundings are not
     vary         some positions are known, drawn by the seed
 
-A transformer sees h × w positions at once. A larger canvas is sampled window by window; the windows
-overlap by half, and each keeps what is there already, so that it continues its neighbours.
+A transformer sees h × w positions at once. A larger canvas is sampled window by window; windows
+overlap by half, and each keeps the codes that it finds, so that it continues its neighbours.
 
 Source: sliding windows as in Taming Transformers (arXiv:2012.09841, section 3.3), which moves
 by one code where this moves by half a window.
@@ -25,6 +24,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from tessella.errors import GenerationError
 from tessella.images import Pixels, fit_square, to_rgb
@@ -40,50 +40,70 @@ Window = tuple[slice, slice]
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class KnownCodes:
-    """Canvases: positions that keep their codes while the others are sampled."""
-
-    codes: Tensor  # (B, h, w) int64, looked at where `known`
-    known: Tensor  # (B, h, w) bool; equally many a picture
-
-    @classmethod
-    def nothing(cls, grid: tuple[int, int]) -> "KnownCodes":
-        """Returns one canvas of (h, w) positions, none of them known."""
-        return cls(
-            torch.zeros(1, *grid, dtype=torch.int64), torch.zeros(1, *grid, dtype=torch.bool)
-        )
-
-    def with_codes(self, codes: Tensor, top: int, left: int) -> "KnownCodes":
-        """Returns the canvases with codes (B, h, w) known from a row and a column on."""
-        height, width = codes.shape[1:]
-        window = (slice(None), slice(top, top + height), slice(left, left + width))
-        made = KnownCodes(self.codes.clone(), self.known.clone())
-        made.codes[window], made.known[window] = codes, True
-        return made
-
-    @classmethod
-    def join(cls, canvases: "Sequence[KnownCodes]") -> "KnownCodes":
-        """Puts canvases of one layout together (see `find_layout`)."""
-        return cls(
-            torch.cat([canvas.codes for canvas in canvases]),
-            torch.cat([canvas.known for canvas in canvases]),
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Canvas:
-    """One picture before it is painted."""
+    """One picture before it is generated."""
 
-    known: KnownCodes  # one row
-    own: Pixels | None = None  # (H, W, 3) what stays of it, pixel for pixel; None: nothing
-    anew: Mask | None = None  # (H, W) True where it is painted
+    codes: Tensor  # (h, w) int64, read where `known`
+    known: Tensor  # (h, w) bool: positions that keep their code
+    image: Pixels | None = None  # (H, W, 3) the picture whose pixels stay; None: none do
+    repainted: Mask | None = None  # (H, W) True where they don't
 
-    def finish(self, painted: Pixels) -> Pixels:
-        """Puts what was to stay back into the painted picture (H, W, 3)."""
-        if self.own is None or self.anew is None:
-            return painted
-        return np.where(self.anew[..., None], painted, self.own)
+    @classmethod
+    def new(cls, grid: tuple[int, int]) -> "Canvas":
+        """Returns an empty canvas of (h, w) positions."""
+        return cls(torch.zeros(grid, dtype=torch.int64), torch.zeros(grid, dtype=torch.bool))
+
+    @classmethod
+    def edit(cls, image: Pixels, codes: Tensor, repainted: Mask) -> "Canvas":
+        """Keeps a picture (S, S, 3) with codes (h, w) but for what the mask (S, S) touches."""
+        height, width = codes.shape
+        tiles = torch.from_numpy(repainted).view(height, len(image) // height, width, -1)
+        return cls(codes, ~tiles.any(3).any(1), image, repainted)
+
+    @classmethod
+    def outpaint(
+        cls, image: Pixels, codes: Tensor, *, left: int, top: int, right: int, bottom: int
+    ) -> "Canvas":
+        """Puts a picture (S, S, 3) with codes (h, w) on a larger canvas.
+
+        Raises:
+            GenerationError: nothing is added, or not by whole positions, or too much.
+        """
+        size, side = len(image), len(image) // len(codes)
+        check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
+        find_grid((left + size + right, top + size + bottom), side, size)
+        around = ((top, bottom), (left, right))
+        spare = [margin // side for margin in (left, right, top, bottom)]
+        return cls(
+            functional.pad(codes, spare),
+            functional.pad(torch.ones_like(codes, dtype=torch.bool), spare),
+            np.pad(image, (*around, (0, 0))),
+            np.pad(np.zeros((size, size), np.bool_), around, constant_values=True),
+        )
+
+    @classmethod
+    def variations(cls, codes: Tensor, seeds: Sequence[int], *, strength: float) -> "list[Canvas]":
+        """Keeps some of a picture's codes (h, w); each seed draws its own positions.
+
+        Raises:
+            GenerationError: the strength is out of range.
+        """
+        if not 0 < strength <= 1:
+            raise GenerationError(
+                "The strength is the fraction of a picture that is painted anew, above 0 and at "
+                f"most 1: `{strength}`. Try 0.5."
+            )
+        num_open = max(1, round(strength * codes.numel()))
+        ranks = [np.random.default_rng(seed).permutation(codes.numel()) for seed in seeds]
+        is_known = [torch.from_numpy(rank >= num_open).view_as(codes) for rank in ranks]
+        return [cls(codes, known) for known in is_known]
+
+    def finish(self, generated: Pixels) -> Pixels:
+        """Puts the pixels that stay back into the generated picture (H, W, 3)."""
+        if self.image is None or self.repainted is None:
+            return generated
+        return np.where(self.repainted[..., None], generated, self.image)
 
 
 def find_layout(known: Tensor, grid: tuple[int, int]) -> Hashable:
@@ -102,15 +122,15 @@ def find_layout(known: Tensor, grid: tuple[int, int]) -> Hashable:
 def plan_windows(known: Tensor, grid: tuple[int, int]) -> list[Window]:
     """Plans the windows that sample a canvas, each position once.
 
-    They go row by row; around something known they go outwards from its middle, so that
-    every window finds something to continue.
+    They go row by row; around known positions they go outwards from their middle, so that every
+    window has something to continue.
 
     Args:
         known: (h', w') bool, at least as large as the grid.
         grid: (h, w), what the transformer sees.
 
     Returns:
-        Windows of h × w positions in the order of laying, each with an open position in its turn.
+        Windows of h × w positions in the order of sampling, each with an open position by then.
     """
     (height, width), (rows, columns) = grid, known.shape
     windows = list(itertools.product(_list_spans(rows, height), _list_spans(columns, width)))
@@ -134,14 +154,14 @@ def _list_spans(total: int, side: int) -> list[slice]:
 
 
 def derive_seed(seed: int, window: int) -> int:
-    """Gives each window of a picture random numbers of its own; the first has the picture's."""
+    """Derives each window's seed from the picture's, which the first window keeps."""
     if window == 0:
         return seed
     return int(np.random.SeedSequence([seed, window]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tuple[int, int]:
-    """Finds the positions (h, w) of a picture of a size that a person asks for.
+    """Finds the positions (h, w) of a picture of the requested size.
 
     Args:
         size: (width, height) in pixels.
@@ -149,38 +169,38 @@ def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tu
         trained_size: side of the pictures that the model learned.
 
     Raises:
-        GenerationError: the size is no multiple of the downsampling, smaller than the trained
-            one or too large; names sizes that are right.
+        GenerationError: the size isn't a multiple of the downsampling, is smaller than the trained
+            one or too large; names valid ones.
     """
     width, height = size
-    asked = f"`{width}x{height}`"
+    value = f"`{width}x{height}`"
     low, high = trained_size, MAX_SIDE // downsampling * downsampling
     if min(size) < low or max(size) > high:
         multiples = [side // downsampling * downsampling for side in size]
         nearest = "x".join(str(min(max(side, low), high)) for side in multiples)
         raise GenerationError(
             f"A picture must be at least {low} pixels a side (the size that the model learned) and "
-            f"at most {high}: {asked}. Try {nearest}."
+            f"at most {high}: {value}. Try {nearest}."
         )
     if width % downsampling or height % downsampling:
         below = [side // downsampling * downsampling for side in size]
         above = [-(-side // downsampling) * downsampling for side in size]
         raise GenerationError(
             f"A picture's size must be a multiple of {downsampling} (the tokenizer's "
-            f"downsampling): {asked}. Try {below[0]}x{below[1]} or {above[0]}x{above[1]}."
+            f"downsampling): {value}. Try {below[0]}x{below[1]} or {above[0]}x{above[1]}."
         )
     return height // downsampling, width // downsampling
 
 
 def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
-    """Refuses to outpaint by nothing, or by what is no whole number of codes.
+    """Refuses to outpaint by nothing, or by a fraction of a position.
 
     Args:
         margins: pixels by the name of the side.
         downsampling: pixels a side of one position.
 
     Raises:
-        GenerationError: names the side and what would be right.
+        GenerationError: names the side and valid margins.
     """
     for name, margin in margins.items():
         if margin < 0 or margin % downsampling:
@@ -212,18 +232,18 @@ def half_mask(
         GenerationError: there is no such half.
     """
     width, height = size
-    kept = {
+    halves = {
         "upper": (0, 0, width, height // 2),
         "lower": (0, height // 2, width, height),
         "left": (0, 0, width // 2, height),
         "right": (width // 2, 0, width, height),
     }
-    if keep not in kept:
+    if keep not in halves:
         raise GenerationError(
-            f"There is no such half of a picture: `{keep}`. Choose {', '.join(kept)}."
+            f"There is no such half of a picture: `{keep}`. Choose {', '.join(halves)}."
         )
     mask = Image.new("L", size, 255)
-    mask.paste(0, kept[keep])
+    mask.paste(0, halves[keep])
     return mask
 
 
@@ -238,7 +258,7 @@ def fit_images(images: Sequence[Image.Image] | Pixels, size: int) -> Pixels:
         (B, size, size, 3); a picture that has this size already stays as it is.
 
     Raises:
-        GenerationError: there is none, or something is no picture.
+        GenerationError: the list is empty, or holds something else than pictures.
         DataError: a picture's values cannot be read as colours.
     """
     if not len(images):
@@ -259,16 +279,16 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
 
     Args:
         mask: of the picture's size; white, or anything but black, is painted anew: where one of
-            red, green and blue is above 31, which compressed black hardly is. Or (H, W) bool,
+            red, green and blue is above 31, which compressed black rarely is. Or (H, W) bool,
             True where it is.
-        image: the picture that it belongs to.
+        image: its picture.
         size: side of the square in pixels.
 
     Returns:
         (size, size) bool; a pixel is marked if the mask touches it.
 
     Raises:
-        GenerationError: the mask has another size, is no mask, or marks nothing.
+        GenerationError: the mask has another size or type, or marks nothing.
     """
     marked = np.asarray(mask)
     if isinstance(mask, Image.Image):
@@ -286,9 +306,9 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     cropped = marked[top : top + side, left : left + side].astype(np.float32)
-    # A box filter gives the share of each pixel that is marked.
-    share = Image.fromarray(cropped).resize((size, size), Image.Resampling.BOX)
-    fitted: Mask = np.asarray(share) > 0
+    # A box filter gives the fraction of each pixel that is marked.
+    fraction = Image.fromarray(cropped).resize((size, size), Image.Resampling.BOX)
+    fitted: Mask = np.asarray(fraction) > 0
     if not fitted.any():
         raise GenerationError(
             "The mask marks nothing in the picture's middle square, which is what the model sees. "

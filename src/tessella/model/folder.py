@@ -1,40 +1,42 @@
-"""The model folder: its files, its settings, and the image tokenizer alone.
+"""The model folder: its files, its settings, and its image tokenizer.
 
 A model is `config.json` with all settings, one file of weights for each network and the text
-tokenizer; `fit-tokenizer` leaves a folder that has the tokenizer's part only.
+tokenizer. After `fit-tokenizer` the folder holds the image tokenizer alone.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from tessella import config
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_folder, read_tensors, write_json, write_tensors
+from tessella.files import new_folder, read_tensors, write_json, write_tensors, write_text
 from tessella.generation import GenerationSettings
-from tessella.images import fit_square
+from tessella.images import Pixels, fit_square, save_png
 from tessella.model.codec import decode_latent, encode_pixels
-from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings
+from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
+from tessella.text import TEXT_FILE, TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
-from tessella.transformer import TransformerSettings
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 MODEL_FORMAT = 3
-"""Of the model folder; goes up when an older tessella could no longer read it."""
+"""Of the model folder; rises when an older tessella can no longer read it."""
 _READ_FORMATS = (2, MODEL_FORMAT)
-_TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part has not changed since
+_TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part is the same in all
 
-# Names of the transformer's weights in format 2, and what they are called since.
+# The transformer's weights were renamed: from format 2 to format 3.
 _RENAMED_IN_FORMAT_3 = {
     "reading.": "self_decoder.",
     "asking.": "cross_decoder.",
@@ -67,25 +69,57 @@ class ModelConfig(Settings):
     objective: ObjectiveSettings = PlainObjectiveSettings()
     """The objective that it learned."""
     generation: GenerationSettings = GenerationSettings()
-    """How it paints unless told otherwise."""
+    """How it generates by default."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Places of a picture, (h, w)."""
+        """Positions of a picture, (h, w)."""
         side = self.image_size // self.tokenizer.downsampling
         return side, side
+
+    def create_tokenizer(self) -> ImageTokenizer:
+        """Creates the untrained image tokenizer.
+
+        Raises:
+            ConfigError: the image size does not suit its downsampling.
+        """
+        factor = self.tokenizer.downsampling
+        if self.image_size % factor:
+            low = max(factor, self.image_size // factor * factor)
+            raise ConfigError(
+                f"Image size must be a multiple of {factor} (the tokenizer's downsampling): "
+                f"`{self.image_size}`. Try {low} or {low + factor}."
+            )
+        return ImageTokenizer(self.tokenizer)
+
+    def create_transformer(self, text_tokenizer: TextEncoder) -> Transformer:
+        """Creates the untrained transformer.
+
+        Raises:
+            ConfigError: the objective cannot learn from such texts.
+        """
+        shape = TransformerShape(
+            vocabulary_size=text_tokenizer.vocabulary_size,
+            max_text_tokens=text_tokenizer.max_tokens,
+            pad_id=text_tokenizer.pad_id,
+            codebook_size=self.tokenizer.quantizer.codebook_size,
+            grid=self.grid,
+            code_width=self.tokenizer.quantizer.code_width,
+            text_features=text_tokenizer.num_features,
+        )
+        return create_transformer(self.objective, self.transformer, shape)
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """An image tokenizer as training left it, alone or as a part of a model."""
+    """A trained image tokenizer, alone or as a part of a model."""
 
-    config: ModelConfig  # of which the transformer's part means nothing where there is none
+    config: ModelConfig  # without a transformer, ignore its part
     tokenizer: ImageTokenizer  # in eval mode
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> "TrainedTokenizer":
-        """Loads the tokenizer of a model folder, or of what `fit-tokenizer` left.
+        """Loads the image tokenizer of a model folder, or of `fit-tokenizer`'s.
 
         Raises:
             CheckpointError: a file is missing, damaged, foreign or of another format.
@@ -94,7 +128,7 @@ class TrainedTokenizer:
         folder = Path(folder)
         config = read_model_config(folder, formats=_TOKENIZER_FORMATS)
         with damaged_config(folder):
-            tokenizer = ImageTokenizer(config.tokenizer)
+            tokenizer = config.create_tokenizer()
         load_weights(tokenizer, folder / TOKENIZER_FILE)
         return cls(config, tokenizer.eval().requires_grad_(False).to(choose_device(device)))
 
@@ -114,7 +148,7 @@ class TrainedTokenizer:
         return self.tokenizer.codebook.device
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
+        """Encodes pictures and decodes them again, to show what the codes keep.
 
         Args:
             images: of any size; cropped to the square in the middle and resized.
@@ -129,19 +163,58 @@ class TrainedTokenizer:
         ]
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda", "mps"] | str) -> torch.device:
-    """Finds a device by name; auto takes CUDA, then Apple's MPS, then the CPU.
+class ModelNotes(TypedDict, total=False):
+    """What a model folder tells people beside the model."""
+
+    card: Required[str]  # the text of the model card
+    metrics: Required[Mapping[str, Any]]  # plain values with their protocol
+    samples: Required[Pixels]  # (H, W, 3) a sheet of pictures
+    captions: CaptionSummary | None  # of the training captions
+
+
+def save_model(
+    folder: Path,
+    config: ModelConfig,
+    text_tokenizer: TextEncoder,
+    tokenizer: ImageTokenizer,
+    transformer: Transformer,
+    **notes: Unpack[ModelNotes],
+) -> None:
+    """Writes a model folder, whole or not at all; `TextToImage.load` reads it.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there stays.
+    """
+    captions = notes.get("captions")
+    with new_folder(folder, what="the model") as building:
+        write_json(building / CONFIG_FILE, config.model_dump(mode="json"))
+        write_tensors(building / TOKENIZER_FILE, tokenizer.state_dict())
+        write_tensors(building / TRANSFORMER_FILE, transformer.state_dict())
+        text_tokenizer.save(building / TEXT_FILE)
+        write_text(building / CARD_FILE, notes["card"])
+        write_json(building / METRICS_FILE, notes["metrics"])
+        save_png(building / SAMPLES_FILE, notes["samples"])
+        if captions is not None:
+            write_json(building / CAPTIONS_FILE, asdict(captions))
+
+
+def choose_device(name: str) -> torch.device:
+    """Finds a device by name: auto, cpu, cuda or mps; auto prefers CUDA, then Apple's MPS.
 
     Raises:
         ConfigError: there is no such device here.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available()}
-    there["mps"] = torch.backends.mps.is_available()
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there.get(name.partition(":")[0], False):
-        known = ", ".join(kind for kind, here in there.items() if here)
-        raise ConfigError(f"There is no such device here: `{name}`. Choose auto, {known}.")
+        return torch.device(available[0])
+    if name.partition(":")[0] not in available:
+        raise ConfigError(
+            f"There is no such device here: `{name}`. Choose auto, {', '.join(available)}."
+        )
     return torch.device(name)
 
 
@@ -158,16 +231,16 @@ def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found = values["format"]
+        version = values["format"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise CheckpointError(
             f"This is no model folder: `{folder}`. A readable {CONFIG_FILE} with a `format` was "
             "expected. Name the folder that `tessella fit` wrote, RUN/model."
         ) from None
-    if found not in formats:
+    if version not in formats:
         readable = " and ".join(map(str, formats))
         raise CheckpointError(
-            f"The model folder has format `{found}`; this tessella reads {readable}: `{folder}`. "
+            f"The model folder has format `{version}`; this tessella reads {readable}: `{folder}`. "
             "Install the tessella that wrote it, or train again; the image tokenizer "
             "of an older folder can be kept: tokenizer_training.init_from."
         )
@@ -176,7 +249,7 @@ def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -
 
 
 def read_captions(folder: Path) -> CaptionSummary | None:
-    """Reads what a model was trained to hear; None where an older one does not say.
+    """Reads the summary of a model's training captions; None if an older model has none.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -211,26 +284,27 @@ def load_transformer_weights(network: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: as `load_weights`.
     """
-    _load(network, {_rename(name): tensor for name, tensor in read_tensors(path).items()}, path)
+    load_weights(network, path, renamed=_RENAMED_IN_FORMAT_3)
 
 
-def _rename(name: str) -> str:
-    for old, new in _RENAMED_IN_FORMAT_3.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(
+    network: nn.Module, path: Path, *, renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Loads a file of weights into the network that the settings beside it describe.
+
+    Args:
+        network: takes them.
+        path: of the file.
+        renamed: beginnings of older names, and what they are now.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another network.
     """
-    _load(network, read_tensors(path), path)
-
-
-def _load(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    tensors = read_tensors(path)
+    for name in list(tensors):
+        for old, new in renamed.items():
+            if name.startswith(old):
+                tensors[new + name.removeprefix(old)] = tensors.pop(name)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,67 +1,42 @@
-"""TextToImage: what a person asks of a model, and the folder that it is loaded from.
+"""TextToImage: a trained model, loaded from its folder.
 
 prompts ─ requests ─▶ sampler ─▶ codes ─ image tokenizer ─▶ pictures
                  pictures ─ image tokenizer ─▶ codes + prompts ─▶ scores
 
 Every picture is an `ImageRequest`: a new one has an empty canvas, an edited one a canvas that keeps
-codes. What a canvas was to keep of a picture is put back, pixel for pixel.
+codes. The pixels that a canvas keeps are put back exactly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.errors import ConfigError, GenerationError
-from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.generation import GenerationSettings
-from tessella.images import Pixels, save_png
-from tessella.model.canvas import (
-    Canvas,
-    KnownCodes,
-    Mask,
-    check_margins,
-    find_grid,
-    fit_images,
-    fit_mask,
-)
+from tessella.images import Pixels
+from tessella.model.canvas import Canvas, Mask, find_grid, fit_images, fit_mask
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.model.folder import (
-    CAPTIONS_FILE,
-    CARD_FILE,
-    CONFIG_FILE,
-    METRICS_FILE,
-    SAMPLES_FILE,
-    TOKENIZER_FILE,
     TRANSFORMER_FILE,
     ModelConfig,
+    ModelNotes,
     TrainedTokenizer,
-    choose_device,
     damaged_config,
     load_transformer_weights,
-    load_weights,
     read_model_config,
+    save_model,
 )
-from tessella.model.request import (
-    ImageRequest,
-    check_prompts,
-    check_range,
-    check_seeds,
-    list_requests,
-)
+from tessella.model.request import GenerationOptions, ImageRequest, check_prompts, list_requests
 from tessella.model.sampler import Sampler, Scores
-from tessella.objectives import Objective, StepCallback, create_objective, create_transformer
-from tessella.text import TEXT_FILE, TextEncoder, load_text
-from tessella.text.vocabulary import CaptionSummary
+from tessella.objectives import OnStep, create_objective
+from tessella.text import TextEncoder, load_text
 from tessella.tokenizer import ImageTokenizer
-from tessella.transformer import Transformer, TransformerShape
-
-MAX_ORDERS = 1000
+from tessella.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -72,32 +47,6 @@ class GeneratedImages:
     codes: Tensor | None  # (B, h, w) int64; None where the objective generates no codes
 
 
-class GenerationOptions(TypedDict, total=False):
-    """What `generate`, `edit`, `outpaint` and `vary` take by name; all of it may be left out.
-
-    The settings below `on_step` are those of `GenerationSettings`; the model's own count unless
-    given. All four methods refuse the same: a `GenerationError` says that a prompt is blank or
-    too long, that a number is out of range, that there is a negative prompt without guidance (or
-    with an objective that has none), or `best_of` with one that has no likelihood; a
-    `ConfigError` that a setting is unknown or out of range.
-    """
-
-    count: int  # pictures a prompt; 1
-    seed: int  # picture i, counted from 0, has seed + i · best_of; 0
-    negative_prompt: str  # what guidance moves away from, instead of from no prompt
-    best_of: int  # candidates a picture; the one that gains most likelihood by the prompt stays
-    on_step: StepCallback | None  # called after each step of a batch; `decode_codes` shows it
-    steps: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    guidance_scale: float | None
-    guidance_schedule: Literal["constant", "linear"] | None
-    order: Literal["auto", "random", "halton", "confidence"] | None
-    confidence_temperature: float | None
-    step_schedule: Literal["cosine", "arccos"] | None
-
-
 class TextToImage:
     """A trained model: generates pictures, changes them, scores and reconstructs them.
 
@@ -106,6 +55,9 @@ class TextToImage:
         text_tokenizer: reads prompts.
         tokenizer: the image tokenizer.
         transformer: trained on the image tokenizer's codes.
+
+    It takes the image tokenizer's codebook when it is built: after a change of the weights, take
+    `with_parts()`.
     """
 
     def __init__(
@@ -118,37 +70,19 @@ class TextToImage:
         self.config = config
         self.text_tokenizer = text_tokenizer
         self.tokenizer = tokenizer
-        self.objective: Objective = create_objective(
-            config.objective, transformer, tokenizer.codebook
-        )
-        self.sampler = Sampler(text_tokenizer, tokenizer.quantizer, self.objective)
+        self.objective = create_objective(config.objective, transformer, tokenizer.codebook)
+        self.sampler = Sampler(text_tokenizer, self.objective)
 
     @classmethod
     def create(cls, config: ModelConfig, text_tokenizer: TextEncoder) -> "TextToImage":
         """Builds an untrained model.
 
         Raises:
-            ConfigError: the image size does not suit the tokenizer's downsampling.
+            ConfigError: the image size does not suit the tokenizer's downsampling, or the
+                objective cannot learn from such texts.
         """
-        factor = config.tokenizer.downsampling
-        if config.image_size % factor:
-            low = max(factor, config.image_size // factor * factor)
-            raise ConfigError(
-                f"Image size must be a multiple of {factor} (the tokenizer's downsampling): "
-                f"`{config.image_size}`. Try {low} or {low + factor}."
-            )
-        shape = TransformerShape(
-            vocabulary_size=text_tokenizer.vocabulary_size,
-            max_text_tokens=text_tokenizer.max_tokens,
-            pad_id=text_tokenizer.pad_id,
-            codebook_size=config.tokenizer.quantizer.codebook_size,
-            grid=config.grid,
-            code_width=config.tokenizer.quantizer.code_width,
-            text_features=text_tokenizer.num_features,
-        )
-        tokenizer = ImageTokenizer(config.tokenizer)
-        transformer = create_transformer(config.objective, config.transformer, shape)
-        return cls(config, text_tokenizer, tokenizer, transformer)
+        tokenizer = config.create_tokenizer()
+        return cls(config, text_tokenizer, tokenizer, config.create_transformer(text_tokenizer))
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> "TextToImage":
@@ -165,46 +99,26 @@ class TextToImage:
         folder = Path(folder)
         config = read_model_config(folder)
         text_tokenizer = load_text(folder)
+        tokenizer = TrainedTokenizer.load(folder, device).tokenizer
         with damaged_config(folder):
-            model = cls.create(config, text_tokenizer)
-        load_weights(model.tokenizer, folder / TOKENIZER_FILE)
-        load_transformer_weights(model.transformer, folder / TRANSFORMER_FILE)
-        model.tokenizer.eval().requires_grad_(False)
-        model.transformer.eval().requires_grad_(False)
-        # Bound anew: a codebook may be computed from the weights.
-        return model.with_parts().to(choose_device(device))
+            transformer = config.create_transformer(text_tokenizer)
+        load_transformer_weights(transformer, folder / TRANSFORMER_FILE)
+        transformer.eval().requires_grad_(False).to(tokenizer.codebook.device)
+        return cls(config, text_tokenizer, tokenizer, transformer)
 
-    def save(
-        self,
-        folder: Path,
-        *,
-        card: str,
-        metrics: Mapping[str, Any],
-        samples: Pixels,
-        captions: CaptionSummary | None = None,
-    ) -> None:
+    def save(self, folder: Path, **notes: Unpack[ModelNotes]) -> None:
         """Writes a model folder, whole or not at all.
 
         Args:
             folder: replaced if it is there.
-            card: the text of the model card.
-            metrics: plain values with their protocol.
-            samples: (H, W, 3) a sheet of pictures.
-            captions: what it was trained to hear.
+            **notes: for people; see `ModelNotes`.
 
         Raises:
             CheckpointError: it cannot be written; what was there stays.
         """
-        with new_folder(folder, what="the model") as building:
-            write_json(building / CONFIG_FILE, self.config.model_dump(mode="json"))
-            write_tensors(building / TOKENIZER_FILE, self.tokenizer.state_dict())
-            write_tensors(building / TRANSFORMER_FILE, self.transformer.state_dict())
-            self.text_tokenizer.save(building / TEXT_FILE)
-            write_text(building / CARD_FILE, card)
-            write_json(building / METRICS_FILE, metrics)
-            save_png(building / SAMPLES_FILE, samples)
-            if captions is not None:
-                write_json(building / CAPTIONS_FILE, asdict(captions))
+        save_model(
+            folder, self.config, self.text_tokenizer, self.tokenizer, self.transformer, **notes
+        )
 
     def with_parts(
         self, *, tokenizer: ImageTokenizer | None = None, transformer: Transformer | None = None
@@ -242,10 +156,10 @@ class TextToImage:
     ) -> list[Image.Image]:
         """Generates pictures from prompts.
 
-        A picture larger than the model learned is sampled by a window that slides over it, and
-        decoded as a whole. Each window continues its neighbours and reads the prompt anew, which
-        suits textures and scenery better than one large object. The decoder normalises over the
-        whole picture, which it learned at the trained size alone.
+        A picture larger than the model learned is sampled window by window and decoded as a whole.
+        Each window continues its neighbours and reads the prompt anew, which suits textures and
+        scenery better than one large object. The decoder normalises over the whole picture, which
+        it learned at the trained size alone.
 
         Args:
             prompts: one, or several.
@@ -257,14 +171,11 @@ class TextToImage:
             The pictures, prompt after prompt.
 
         Raises:
-            GenerationError: the request cannot be met (see `GenerationOptions`), or the size is
-                wrong; a larger one needs an objective that generates codes.
+            GenerationError: see `GenerationOptions`; or the size is wrong, or is larger and the
+                objective generates no codes.
             ConfigError: a setting is unknown or out of range.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
-        canvas = self.plan_picture(size)
-        return self._generate(prompts, lambda seeds: [canvas] * len(seeds), options)
+        return self._generate(check_prompts(prompts), self.plan_picture(size), options)
 
     def edit(
         self,
@@ -275,8 +186,8 @@ class TextToImage:
     ) -> list[Image.Image]:
         """Repaints a part of a picture (inpainting).
 
-        Every code that the mask touches is sampled anew. Pixels outside the mask stay exactly the
-        picture's own.
+        Every code that the mask touches is sampled anew. Pixels outside the mask stay exactly as
+        they are.
 
         Args:
             image: of any size; it and the mask are cropped to the square in the middle and resized
@@ -291,13 +202,11 @@ class TextToImage:
             `count` pictures of the model's size.
 
         Raises:
-            GenerationError: the request cannot be met (see `GenerationOptions`), or the mask has
-                another size than the picture or marks nothing.
+            GenerationError: see `GenerationOptions`; or the mask has another size than the picture,
+                or marks nothing.
             ConfigError: a setting is unknown or out of range.
         """
-        check_prompts([prompt])
-        canvas = self.plan_edit(image, mask)
-        return self._generate([prompt], lambda seeds: [canvas] * len(seeds), options)
+        return self._generate(check_prompts(prompt), self.plan_edit(image, mask), options)
 
     def outpaint(
         self,
@@ -312,7 +221,7 @@ class TextToImage:
     ) -> list[Image.Image]:
         """Continues a picture beyond its edges, from its middle outwards.
 
-        The picture's own pixels stay exactly. What `generate` says of larger pictures holds here.
+        The picture's own pixels stay exactly. `generate` describes how larger pictures are sampled.
 
         Args:
             image: of any size; cropped to the square in the middle and resized to the model's
@@ -328,14 +237,13 @@ class TextToImage:
             `count` pictures, larger by what was added.
 
         Raises:
-            GenerationError: the request cannot be met (see `GenerationOptions`), nothing is added,
-                or not by multiples of the downsampling, or too much; the objective generates no
-                codes.
+            GenerationError: see `GenerationOptions`; or nothing is added, or too much, or not by
+                multiples of the downsampling; or the objective generates no codes.
             ConfigError: a setting is unknown or out of range.
         """
-        check_prompts([prompt])
+        prompts = check_prompts(prompt)
         canvas = self.plan_outpaint(image, left=left, top=top, right=right, bottom=bottom)
-        return self._generate([prompt], lambda seeds: [canvas] * len(seeds), options)
+        return self._generate(prompts, canvas, options)
 
     def vary(
         self,
@@ -358,14 +266,11 @@ class TextToImage:
             `count` pictures of the model's size.
 
         Raises:
-            GenerationError: the request cannot be met (see `GenerationOptions`), or the strength
-                is out of range.
+            GenerationError: see `GenerationOptions`; or the strength is out of range.
             ConfigError: a setting is unknown or out of range.
         """
         return self._generate(
-            [prompt],
-            lambda seeds: self.plan_variations(image, seeds, strength=strength),
-            options,
+            [prompt], lambda seeds: self.plan_variations(image, seeds, strength=strength), options
         )
 
     def generate_images(
@@ -374,7 +279,7 @@ class TextToImage:
         settings: GenerationSettings | None = None,
         *,
         best_of: int = 1,
-        on_step: StepCallback | None = None,
+        on_step: OnStep | None = None,
     ) -> GeneratedImages:
         """Generates one picture a request.
 
@@ -409,24 +314,22 @@ class TextToImage:
     def _generate(
         self,
         prompts: Sequence[str],
-        plan: Callable[[Sequence[int]], Sequence[Canvas]],
+        canvas: Canvas | Callable[[Sequence[int]], Sequence[Canvas]],
         options: GenerationOptions,
     ) -> list[Image.Image]:
-        """Generates each prompt on the canvases that are planned for its seeds."""
-        settings: dict[str, Any] = dict(options)
-        best_of = settings.pop("best_of", 1)
-        on_step = settings.pop("on_step", None)
+        """Generates each prompt on one canvas, or on those that are planned for its seeds."""
+        changes: dict[str, Any] = dict(options)
+        best_of, on_step = changes.pop("best_of", 1), changes.pop("on_step", None)
         requests = list_requests(
             prompts,
-            count=settings.pop("count", 1),
-            seed=settings.pop("seed", 0),
+            count=changes.pop("count", 1),
+            seed=changes.pop("seed", 0),
             best_of=best_of,
-            negative_prompt=settings.pop("negative_prompt", ""),
-            plan=plan,
+            negative_prompt=changes.pop("negative_prompt", ""),
+            plan=canvas if callable(canvas) else lambda seeds: [canvas] * len(seeds),
         )
-        generated = self.generate_images(
-            requests, self.generation_settings(**settings), best_of=best_of, on_step=on_step
-        )
+        settings = self.generation_settings(**changes)
+        generated = self.generate_images(requests, settings, best_of=best_of, on_step=on_step)
         return [Image.fromarray(image) for image in generated.pixels]
 
     def generation_settings(self, **changes: Any) -> GenerationSettings:
@@ -440,7 +343,7 @@ class TextToImage:
         )
 
     def plan_picture(self, size: tuple[int, int] | None = None) -> Canvas:
-        """Returns the canvas on which `generate` paints.
+        """Returns the canvas of `generate`.
 
         Raises:
             GenerationError: the size is wrong.
@@ -448,57 +351,41 @@ class TextToImage:
         grid = self.config.grid
         if size is not None:
             grid = find_grid(size, self.config.tokenizer.downsampling, self.config.image_size)
-        return Canvas(KnownCodes.nothing(grid))
+        return Canvas.new(grid)
 
     def plan_edit(self, image: Image.Image, mask: Image.Image | Mask) -> Canvas:
-        """Returns the canvas on which `edit` paints, which says what is taken and refused."""
-        [own] = fit_images([image], self.config.image_size)
-        anew = fit_mask(mask, image, self.config.image_size)
-        (height, width), side = self.config.grid, self.config.tokenizer.downsampling
-        touched = torch.from_numpy(anew).view(height, side, width, side).any(3).any(1)
-        codes = self.encode_images(own[None]).cpu()
-        return Canvas(KnownCodes(codes, ~touched[None]), own, anew)
+        """Returns the canvas of `edit`, which documents the arguments."""
+        pixels, codes = self._encode_square(image)
+        return Canvas.edit(pixels, codes, fit_mask(mask, image, self.config.image_size))
 
     def plan_outpaint(
         self, image: Image.Image, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
     ) -> Canvas:
-        """Returns the canvas on which `outpaint` paints, which says what is taken and refused."""
-        size, side = self.config.image_size, self.config.tokenizer.downsampling
-        check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
-        grid = find_grid((left + size + right, top + size + bottom), side, size)
-        pixels = fit_images([image], size)
-        codes = self.encode_images(pixels)
-        known = KnownCodes.nothing(grid).with_codes(codes, top // side, left // side)
-        around = ((top, bottom), (left, right))
-        anew = np.pad(np.zeros((size, size), np.bool_), around, constant_values=True)
-        return Canvas(known, np.pad(pixels[0], (*around, (0, 0))), anew)
+        """Returns the canvas of `outpaint`, which documents the arguments."""
+        pixels, codes = self._encode_square(image)
+        return Canvas.outpaint(pixels, codes, left=left, top=top, right=right, bottom=bottom)
 
     def plan_variations(
         self, image: Image.Image, seeds: Sequence[int], *, strength: float = 0.5
     ) -> list[Canvas]:
-        """Returns the canvases on which `vary` paints, one a seed, which draws its known places.
+        """Returns the canvases of `vary`, one a seed, which draws its known positions.
 
         Raises:
             GenerationError: the strength is out of range.
         """
-        if not 0 < strength <= 1:
-            raise GenerationError(
-                f"The strength is the share of a picture that is painted anew, above 0 and at most "
-                f"1: `{strength}`. Try 0.5."
-            )
-        codes = self.encode_images(fit_images([image], self.config.image_size)).cpu()
-        num_positions = codes[0].numel()
-        anew = max(1, round(strength * num_positions))
-        ranks = [np.random.default_rng(seed).permutation(num_positions) for seed in seeds]
-        known = [torch.from_numpy(rank >= anew).view(1, *self.config.grid) for rank in ranks]
-        return [Canvas(KnownCodes(codes, places)) for places in known]
+        return Canvas.variations(self._encode_square(image)[1], seeds, strength=strength)
+
+    def _encode_square(self, image: Image.Image) -> tuple[Pixels, Tensor]:
+        """Crops and encodes a picture: pixels (S, S, 3) and codes (h, w)."""
+        pixels = fit_images([image], self.config.image_size)
+        return pixels[0], self.encode_images(pixels)[0].cpu()
 
     def encode_images(self, pixels: Pixels) -> Tensor:
         """Encodes pictures (B, S, S, 3) of the model's size into codes (B, h, w)."""
         return encode_pixels(self.tokenizer, pixels)
 
     def decode_codes(self, codes: Tensor, is_decoded: Tensor | None = None) -> Pixels:
-        """Decodes codes into pictures, also those of a step, which are not all there yet.
+        """Decodes codes into pictures, those of an unfinished step included.
 
         Args:
             codes: (B, h, w) int64, or (B, N) of the model's own grid, as a step has them.
@@ -508,16 +395,15 @@ class TextToImage:
         Returns:
             (B, H, W, 3) uint8.
         """
-        if codes.ndim == 2:
-            codes = codes.unflatten(1, self.config.grid)
-        latent = self.tokenizer.quantizer.look_up(codes.to(self.device))
+        latent = self.objective.look_up(codes.to(self.device)).latent
         if is_decoded is not None:
-            blank = self.tokenizer.codebook.mean(0).view(-1, 1, 1)
-            latent = latent.where(is_decoded.view_as(codes)[:, None].to(self.device), blank)
+            blank = self.objective.codebook.mean(0).view(-1, 1, 1)
+            is_decoded = is_decoded.to(self.device).view(-1, 1, *latent.shape[2:])
+            latent = latent.where(is_decoded, blank)
         return decode_latent(self.tokenizer, latent, self.config.grid)
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Encodes pictures into codes and decodes them: what the tokenizer keeps of them.
+        """Encodes pictures and decodes them again, to show what the codes keep.
 
         Args:
             images: of any size; cropped to the square in the middle and resized.
@@ -534,8 +420,8 @@ class TextToImage:
     ) -> Scores:
         """Scores every picture under every prompt, by the model's own likelihood.
 
-        The pointwise mutual information ranks prompts for a picture and pictures for a prompt: a
-        picture that is likely anyway gains nothing by it.
+        The pointwise mutual information ranks prompts for a picture and pictures for a prompt: it
+        discounts a picture that is likely under any prompt.
 
         Args:
             images: I pictures of any size, or pixels (I, H, W, 3); cropped to the square in the
@@ -552,15 +438,6 @@ class TextToImage:
             GenerationError: there is no picture or no prompt, a prompt is blank or too long, a
                 number is out of range, or the model's objective has no likelihood.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        check_prompts(prompts)
-        check_range("The number of orders", num_orders, MAX_ORDERS)
-        check_seeds([seed])
+        prompts = check_prompts(prompts)
         codes = self.encode_images(fit_images(images, self.config.image_size))
-        text = self.sampler.encode_text(["", *prompts])
-        pairs = torch.arange(len(codes) * len(text), device=self.device)
-        log_likelihood = self.sampler.score_pairs(
-            codes, text, pairs // len(text), pairs % len(text), num_orders, seed
-        )
-        table = log_likelihood.view(len(codes), len(text)).numpy()
-        return Scores(table[:, 1:], table[:, 1:] - table[:, :1])
+        return self.sampler.score_table(codes, prompts, num_orders=num_orders, seed=seed)

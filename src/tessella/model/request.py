@@ -1,18 +1,47 @@
-"""One picture that is asked for, as it travels from the command line, the API or Python.
+"""One requested picture, as it travels from the command line, the API or Python to the sampler.
 
-`list_requests` is the one place that says which picture gets which seed.
+`list_requests` alone decides which picture gets which seed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from tessella.errors import GenerationError
 from tessella.images import Pixels
-from tessella.model.canvas import Canvas, KnownCodes
+from tessella.model.canvas import Canvas
+from tessella.objectives import OnStep
 
 MAX_COUNT = 10_000
 MAX_BEST_OF = 64
+MAX_ORDERS = 1000
 MAX_SEED = 2**63 - 1
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The options that `generate`, `edit`, `outpaint` and `vary` share; all may be left out.
+
+    Below `on_step` follow the fields of `GenerationSettings`; None, or left out, is the model's own
+    setting. All four methods refuse the same. They raise a `GenerationError` if a prompt is blank
+    or too long, a number is out of range, a negative prompt comes without guidance (or with an
+    objective that has none), or `best_of` with an objective that has no likelihood; a
+    `ConfigError` if a setting is unknown or out of range.
+    """
+
+    count: int  # pictures a prompt; 1
+    seed: int  # picture i, counted from 0, has seed + i · best_of; 0
+    negative_prompt: str  # what guidance moves away from, instead of from no prompt
+    best_of: int  # candidates a picture; the one whose likelihood the prompt raises most is kept
+    on_step: OnStep | None  # called after each step of a batch; `decode_codes` makes it visible
+    steps: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    guidance_scale: float | None
+    guidance_schedule: Literal["constant", "linear"] | None
+    order: Literal["auto", "random", "halton", "confidence"] | None
+    confidence_temperature: float | None
+    step_schedule: Literal["cosine", "arccos"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +53,12 @@ class ImageRequest:
     negative_prompt: str = ""  # what guidance moves away from; "" is no prompt
     canvas: Canvas | None = None  # None: a new picture of the model's own size
 
-    def known_codes(self, grid: tuple[int, int]) -> KnownCodes:
-        """Returns the codes that the canvas keeps (one row), of a model's grid (h, w) if new."""
-        return KnownCodes.nothing(grid) if self.canvas is None else self.canvas.known
+    def canvas_on(self, grid: tuple[int, int]) -> Canvas:
+        """Returns the canvas, by default an empty one of the model's grid (h, w)."""
+        return Canvas.new(grid) if self.canvas is None else self.canvas
 
     def finish(self, image: Pixels) -> Pixels:
-        """Puts what the canvas keeps of a picture back into the generated one (H, W, 3)."""
+        """Puts the pixels that the canvas keeps back into the generated picture (H, W, 3)."""
         return image if self.canvas is None else self.canvas.finish(image)
 
 
@@ -73,15 +102,16 @@ def enumerate_requests(prompts: Sequence[str]) -> list[ImageRequest]:
     return [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuses an empty list and blank prompts.
+def check_prompts(prompts: str | Sequence[str]) -> list[str]:
+    """Lists one prompt or several, but refuses an empty list and blank prompts.
 
-    Any word can be read: one that no caption had is read letter by letter, and what the model
-    makes of it is chance.
+    Any word can be encoded: one that no caption had is spelled letter by letter, and its picture
+    is left to chance.
 
     Raises:
         GenerationError: there is no prompt, or one is blank.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise GenerationError("There is no prompt. Give at least one.")
     for prompt in prompts:
@@ -89,16 +119,17 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise GenerationError(
                 f"A prompt must say something: `{prompt}`. Describe the picture as the captions do."
             )
+    return prompts
 
 
-def check_range(what: str, count: int, most: int) -> None:
+def check_range(name: str, count: int, most: int) -> None:
     """Refuses a number outside [1, most].
 
     Raises:
         GenerationError: names the number.
     """
     if not 1 <= count <= most:
-        raise GenerationError(f"{what} must be between 1 and {most}: `{count}`.")
+        raise GenerationError(f"{name} must be between 1 and {most}: `{count}`.")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

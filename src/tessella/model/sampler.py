@@ -1,8 +1,9 @@
 """requests → codes: encodes the prompts, decodes the canvases window by window, keeps the best.
 
-It knows codes and likelihoods, no pixels; `pipeline.py` makes pictures of what it samples.
+It knows codes and likelihoods but no pixels; `pipeline.py` turns its codes into pictures.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,21 +14,19 @@ from torch import Tensor
 
 from tessella.errors import GenerationError
 from tessella.generation import GenerationSettings
-from tessella.model.canvas import KnownCodes, Window, derive_seed, plan_windows
-from tessella.model.request import MAX_BEST_OF, ImageRequest, check_range, check_seeds
-from tessella.objectives import (
-    Generated,
-    GenerationBatch,
-    GenerationStep,
-    Objective,
-    StepCallback,
+from tessella.model.canvas import Window, derive_seed, plan_windows
+from tessella.model.request import (
+    MAX_BEST_OF,
+    MAX_ORDERS,
+    ImageRequest,
+    check_range,
+    check_seeds,
 )
+from tessella.objectives import Generated, GenerationBatch, GenerationStep, Objective, OnStep
 from tessella.text import TextEncoder
-from tessella.tokenizer import Quantizer
 
-# Of two cores; an accelerator has more to fill. Not measured there.
-_BATCH_SIZES = {"cpu": 16}
-_BATCH_SIZE_OF_ACCELERATORS = 64
+# For two cores; an accelerator has more to fill, and its number is not measured.
+_BATCH_SIZES = {"cpu": 16, "accelerator": 64}
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,11 @@ class Sampler:
 
     Args:
         text_encoder: reads prompts.
-        quantizer: looks codes up.
-        objective: bound to the transformer and the quantizer's codebook.
+        objective: bound to the transformer and the codebook.
     """
 
-    def __init__(
-        self, text_encoder: TextEncoder, quantizer: Quantizer, objective: Objective
-    ) -> None:
+    def __init__(self, text_encoder: TextEncoder, objective: Objective) -> None:
         self._text_encoder = text_encoder
-        self._quantizer = quantizer
         self._objective = objective
         self._grid = objective.transformer.shape.grid
 
@@ -63,12 +58,12 @@ class Sampler:
     @property
     def batch_size(self) -> int:
         """Pictures, candidates included, that are sampled together."""
-        return _BATCH_SIZES.get(self.device.type, _BATCH_SIZE_OF_ACCELERATORS)
+        return _BATCH_SIZES.get(self.device.type, _BATCH_SIZES["accelerator"])
 
     def check(
         self, requests: Sequence[ImageRequest], settings: GenerationSettings, best_of: int
     ) -> None:
-        """Refuses what cannot be sampled, before the work.
+        """Refuses requests that cannot be met, before any work.
 
         Raises:
             GenerationError: there is no request, a number is out of range, a negative prompt
@@ -107,47 +102,95 @@ class Sampler:
         requests: Sequence[ImageRequest],
         settings: GenerationSettings,
         best_of: int = 1,
-        on_step: StepCallback | None = None,
+        on_step: OnStep | None = None,
     ) -> Generated:
-        """Samples one batch of checked requests; equal prompts are encoded once.
+        """Samples checked requests of one layout (`find_layout`).
 
         Args:
-            requests: of one layout (`find_layout`).
+            requests: at most `batch_size`; with several candidates a picture, any number.
             settings: for all of them.
             best_of: candidates a picture, with the seeds seed, seed + 1, …; the one with the
                 highest pointwise mutual information is kept.
-            on_step: called after each step.
+            on_step: called after each step of a batch.
         """
-        candidates = [
-            (request, request.seed + number) for request in requests for number in range(best_of)
-        ]
-        size = self.batch_size
-        parts = [
-            self._sample_canvases(candidates[start : start + size], settings, on_step)
-            for start in range(0, len(candidates), size)
-        ]
         if best_of == 1:
-            return parts[0]
-        return self._keep_best(parts, [request.prompt for request, _ in candidates], best_of)
+            return self._sample_batch(requests, [one.seed for one in requests], settings, on_step)
+        candidates = [one for one in requests for _ in range(best_of)]
+        seeds = [one.seed + number for one in requests for number in range(best_of)]
+        size, parts = self.batch_size, list[Tensor]()
+        for start in range(0, len(seeds), size):
+            rows = slice(start, start + size)
+            part = self._sample_batch(candidates[rows], seeds[rows], settings, on_step)
+            if part.codes is not None:  # of an objective with a likelihood it never is
+                parts.append(part.codes)
+        codes = torch.cat(parts)
+        pmi = self.score_codes(codes, [one.prompt for one in candidates]).pmi.reshape(-1, best_of)
+        best = torch.from_numpy(pmi.argmax(1) + np.arange(len(pmi)) * best_of)
+        return self._objective.look_up(codes[best.to(self.device)])
 
-    def score_pairs(
+    @torch.inference_mode()
+    def _sample_batch(
         self,
-        codes: Tensor,
-        text: Tensor,
-        picture_of: Tensor,
-        text_of: Tensor,
-        num_orders: int,
-        seed: int,
-    ) -> Tensor:
-        """Computes the log-likelihood (R,) float64 of pairs of codes and a text, by index."""
-        size = self.batch_size
-        log_likelihood = [
-            self._objective.compute_log_likelihood(
-                text[texts], codes[pictures], num_orders=num_orders, seed=seed
+        requests: Sequence[ImageRequest],
+        seeds: Sequence[int],
+        settings: GenerationSettings,
+        on_step: OnStep | None,
+    ) -> Generated:
+        """Samples one picture a request and seed, window by window."""
+        grid, device = self._grid, self.device
+        text, prompt_of = self._encode_distinct([one.prompt for one in requests])
+        negative_text, negative_of = self._encode_distinct(
+            [one.negative_prompt for one in requests]
+        )
+        canvases = [one.canvas_on(grid) for one in requests]
+        codes = torch.stack([canvas.codes for canvas in canvases]).to(device)
+        is_decoded = torch.stack([canvas.known for canvas in canvases]).to(device)
+        is_own_size = is_decoded.shape[1:] == grid
+        windows = plan_windows(is_decoded[0], grid)
+        for number, window in enumerate(windows):
+            inside = (slice(None), *window)
+            batch = GenerationBatch(
+                text=text,
+                negative_text=negative_text,
+                prompt_of=prompt_of,
+                negative_of=negative_of,
+                seeds=[derive_seed(seed, number) for seed in seeds],
+                settings=settings,
+                known_codes=codes[inside].flatten(1),
+                known=is_decoded[inside].flatten(1),
             )
-            for pictures, texts in zip(picture_of.split(size), text_of.split(size), strict=True)
-        ]
-        return torch.cat(log_likelihood).cpu().double()
+            if is_own_size:
+                return self._objective.generate(batch, on_step)
+            on_window_step = on_step and functools.partial(
+                _report_window, on_step, codes, is_decoded, window, number, len(windows)
+            )
+            generated = self._objective.generate(batch, on_window_step)
+            if generated.codes is None:
+                raise GenerationError(
+                    "Pictures larger than the model learned are generated code by code, which "
+                    f"the model's objective does not do: `{self._objective.name}`. Leave the size "
+                    "out."
+                )
+            codes[inside] = generated.codes
+            is_decoded[inside] = True
+        return self._objective.look_up(codes)
+
+    def score_table(
+        self, codes: Tensor, prompts: Sequence[str], *, num_orders: int = 4, seed: int = 0
+    ) -> Scores:
+        """Scores the codes (I, h, w) of each picture under each of P prompts: (I, P).
+
+        Arguments and errors are those of `score_codes`.
+        """
+        check_range("The number of orders", num_orders, MAX_ORDERS)
+        check_seeds([seed])
+        text = self.encode_text(["", *prompts])
+        pairs = torch.arange(len(codes) * len(text), device=self.device)
+        log_likelihood = self._score_pairs(
+            codes, text, pairs // len(text), pairs % len(text), num_orders, seed
+        )
+        table = log_likelihood.view(len(codes), len(text)).numpy()
+        return Scores(table[:, 1:], table[:, 1:] - table[:, :1])
 
     def score_codes(
         self, codes: Tensor, prompts: Sequence[str], *, num_orders: int = 4, seed: int = 0
@@ -155,8 +198,8 @@ class Sampler:
         """Scores codes, each picture's under its own prompt.
 
         Args:
-            codes: (B, h, w) int64; of a larger picture the sum over its windows is taken, which
-                overlap.
+            codes: (B, h, w) int64; for a larger picture the scores of its overlapping windows add
+                up.
             prompts: one a picture.
             num_orders: orders to average over.
             seed: of the orders.
@@ -175,71 +218,31 @@ class Sampler:
         nothing_known = torch.zeros(codes.shape[1:], dtype=torch.bool)
         for window in plan_windows(nothing_known, self._grid):
             part = codes[:, window[0], window[1]]
-            total += self.score_pairs(part, text, picture_of, text_of, num_orders, seed)
+            total += self._score_pairs(part, text, picture_of, text_of, num_orders, seed)
         conditional, unconditional = total.view(2, -1).numpy()
         return Scores(conditional, conditional - unconditional)
 
-    @torch.inference_mode()
-    def _sample_canvases(
+    def _score_pairs(
         self,
-        candidates: Sequence[tuple[ImageRequest, int]],
-        settings: GenerationSettings,
-        on_step: StepCallback | None,
-    ) -> Generated:
-        """Samples requests, each with its seed, window by window."""
-        grid, device = self._grid, self.device
-        requests = [request for request, _ in candidates]
-        text, prompt_of = self._encode_distinct([one.prompt for one in requests])
-        negative_text, negative_of = self._encode_distinct(
-            [one.negative_prompt for one in requests]
-        )
-        known = KnownCodes.join([one.known_codes(grid) for one in requests])
-        codes, is_decoded = known.codes.to(device), known.known.to(device)
-        windows = plan_windows(is_decoded[0], grid)
-        is_own_size = is_decoded.shape[1:] == grid
-        for number, window in enumerate(windows):
-            rows, columns = window
-            batch = GenerationBatch(
-                text=text,
-                negative_text=negative_text,
-                prompt_of=prompt_of,
-                negative_of=negative_of,
-                seeds=[derive_seed(seed, number) for _, seed in candidates],
-                settings=settings,
-                known_codes=codes[:, rows, columns].flatten(1),
-                known=is_decoded[:, rows, columns].flatten(1),
+        codes: Tensor,
+        text: Tensor,
+        picture_of: Tensor,
+        text_of: Tensor,
+        num_orders: int,
+        seed: int,
+    ) -> Tensor:
+        """Computes the log-likelihood (R,) float64 of pairs of codes and a text, by index."""
+        size = self.batch_size
+        log_likelihood = [
+            self._objective.compute_log_likelihood(
+                text[texts], codes[pictures], num_orders=num_orders, seed=seed
             )
-            on_window_step = on_step
-            if on_step is not None and not is_own_size:
-                on_window_step = _WindowSteps(
-                    on_step, codes, is_decoded, window, number, len(windows)
-                )
-            generated = self._objective.generate(batch, on_window_step)
-            if is_own_size:
-                return generated
-            if generated.codes is None:
-                raise GenerationError(
-                    "Pictures larger than the model learned are generated code by code, which "
-                    f"the model's objective does not do: `{self._objective.name}`. Leave the size "
-                    "out."
-                )
-            codes[:, rows, columns] = generated.codes
-            is_decoded[:, rows, columns] = True
-        return Generated(self._quantizer.look_up(codes), codes)
-
-    def _keep_best(
-        self, parts: Sequence[Generated], prompts: Sequence[str], best_of: int
-    ) -> Generated:
-        """Keeps the one of each `best_of` candidates that gains most by its prompt."""
-        # An objective with a likelihood generates codes.
-        codes = torch.cat([part.codes for part in parts if part.codes is not None])
-        latent = torch.cat([part.latent for part in parts])
-        pmi = self.score_codes(codes, prompts).pmi.reshape(-1, best_of)
-        best = torch.from_numpy(pmi.argmax(1) + np.arange(len(pmi)) * best_of).to(self.device)
-        return Generated(latent[best], codes[best])
+            for pictures, texts in zip(picture_of.split(size), text_of.split(size), strict=True)
+        ]
+        return torch.cat(log_likelihood).cpu().double()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encodes prompts as the transformer reads them: tokens (P, T) or features (P, T, F).
+        """Encodes prompts for the transformer: tokens (P, T) or features (P, T, F).
 
         Raises:
             GenerationError: a prompt is too long, or this is one text instead of several.
@@ -253,21 +256,19 @@ class Sampler:
         return self.encode_text(list(row_of)), rows.to(self.device)
 
 
-@dataclass(frozen=True, eq=False)
-class _WindowSteps:
-    """Reports the steps of one window of a larger canvas as steps of the whole."""
-
-    on_step: StepCallback
-    codes: Tensor  # (B, h', w') of the whole canvas, before the window
-    is_decoded: Tensor  # (B, h', w')
-    window: Window
-    number: int  # of the window, from 0
-    num_windows: int
-
-    def __call__(self, step: GenerationStep) -> None:
-        codes, is_decoded = self.codes.clone(), self.is_decoded.clone()
-        inside = (slice(None), *self.window)
-        codes[inside] = step.codes.view_as(codes[inside])
-        is_decoded[inside] = step.is_decoded.view_as(is_decoded[inside])
-        done, steps = self.number * step.steps + step.step, self.num_windows * step.steps
-        self.on_step(GenerationStep(done, steps, codes, is_decoded))
+def _report_window(
+    on_step: OnStep,
+    codes: Tensor,
+    is_decoded: Tensor,
+    window: Window,
+    number: int,
+    num_windows: int,
+    step: GenerationStep,
+) -> None:
+    """Reports a step of one window of a larger canvas (B, h', w') as a step of the whole."""
+    codes, is_decoded = codes.clone(), is_decoded.clone()
+    inside = (slice(None), *window)
+    codes[inside] = step.codes.view_as(codes[inside])
+    is_decoded[inside] = step.is_decoded.view_as(is_decoded[inside])
+    done, steps = number * step.steps + step.step, num_windows * step.steps
+    on_step(GenerationStep(done, steps, codes, is_decoded))

@@ -1,4 +1,4 @@
-"""Objectives: one file is one rule to learn and the rule to generate that belongs to it."""
+"""Objectives: one file each, with a rule to learn and the rule to generate that belongs to it."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from tessella.objectives.base import (
     GenerationStep,
     Objective,
     ObjectiveLoss,
-    StepCallback,
+    OnStep,
 )
 from tessella.objectives.latent_mse import LatentMSE
 from tessella.objectives.masked import Masked, MaskedSettings
@@ -29,7 +29,7 @@ from tessella.transformer import Transformer, TransformerSettings, TransformerSh
 
 
 class PlainObjectiveSettings(Settings):
-    """An objective that has nothing to set."""
+    """An objective without settings of its own."""
 
     name: Literal["any_order", "autoregressive", "parallel", "latent_mse"] = "any_order"
     """The objective's name."""
@@ -49,7 +49,7 @@ def create_objective(
     """Binds the objective that its settings name to a transformer and a codebook (K, C).
 
     Raises:
-        ConfigError: the transformer is not the kind that the objective learns with.
+        ConfigError: the objective needs another kind of transformer.
     """
     match settings:
         case MaskedSettings():
@@ -75,24 +75,17 @@ def create_transformer(
 
 __all__ = [
     "AnyObjectiveSettings",
-    "AnyOrder",
-    "Autoregressive",
     "Generated",
     "GenerationBatch",
     "GenerationSettings",
     "GenerationStep",
-    "LatentMSE",
-    "Masked",
     "MaskedSettings",
     "Objective",
     "ObjectiveLoss",
     "ObjectiveSettings",
-    "Parallel",
+    "OnStep",
     "PlainObjectiveSettings",
-    "SharedLatent",
     "SharedLatentSettings",
-    "SharedLatentTransformer",
-    "StepCallback",
     "create_objective",
     "create_transformer",
 ]

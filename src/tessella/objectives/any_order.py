@@ -3,7 +3,7 @@
 To learn: every picture's codes in a fresh random order; the code at each position is predicted from
 the text and the codes before it; cross-entropy at every position.
 To generate: sets of positions on a schedule; each set is predicted at once, sampled and appended.
-Every code is read once and, unless the order goes by confidence, every position predicted once,
+Every code is appended once and, unless the order goes by confidence, every position predicted once,
 however many steps it takes.
 
 Source: ARPG (arXiv:2503.10568).
@@ -12,22 +12,9 @@ Source: ARPG (arXiv:2503.10568).
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-    gather_log_probability,
-    score_logits,
-)
-from tessella.objectives.decoding import (
-    DecodingState,
-    decode_in_order,
-    encode_prompts,
-    predict_all,
-)
-from tessella.objectives.sampling import split_positions
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts, predict_all
+from tessella.objectives.sampling import gather_log_probability, split_positions
 from tessella.transformer import KVCache, Transformer
 
 
@@ -42,10 +29,10 @@ class AnyOrder(Objective):
         positions = torch.rand(flat.shape, device=flat.device).argsort(1)
         ordered = flat.gather(1, positions)
         logits = predict_in_order(self.transformer, text, ordered, positions)
-        return score_logits(logits, ordered)
+        return ObjectiveLoss.of_logits(logits, ordered)
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes each picture's codes set by set."""
         settings, transformer = batch.settings, self.transformer
         num_positions = transformer.shape.num_positions
@@ -54,17 +41,13 @@ class AnyOrder(Objective):
         )
         state = DecodingState(batch, transformer.shape.grid, len(sizes), on_step)
         cache = encode_prompts(transformer, batch, capacity=num_positions)
-        if batch.num_known:
-            positions = state.is_decoded.nonzero()[:, 1].view(state.batch_size, -1)
-            codes = state.codes.gather(1, positions)
-            cache = transformer.append_codes(cache, state.double(codes), state.double(positions))
+        state.append_to(transformer, cache, state.decoded_positions())
         if settings.order == "confidence":
             _decode_by_confidence(transformer, cache, state, sizes)
         elif sizes:
-            order = "halton" if settings.order == "halton" else "random"
-            sets = state.order_open_positions(order).split(sizes, dim=1)
+            sets = state.order_open_positions(settings.order).split(sizes, dim=1)
             decode_in_order(transformer, cache, state, sets)
-        return self.to_generated(state.codes)
+        return self.look_up(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(
@@ -95,14 +78,14 @@ def predict_in_order(
         (B, N, K) logits, in the order given.
     """
     cache = transformer.encode_text(text)
-    cache = transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
+    transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
     return transformer.predict(cache, positions, torch.arange(codes.shape[1], device=codes.device))
 
 
 def _decode_by_confidence(
     transformer: Transformer, cache: KVCache, state: DecodingState, sizes: list[int]
 ) -> None:
-    """Predicts all open positions at each step and keeps the surest: more work for its order."""
+    """Predicts all open positions at each step and keeps the surest: more work a step."""
     for index, size in enumerate(sizes):
         open_positions = state.open_positions()
         logits = predict_all(transformer, cache, state.double(open_positions))
@@ -110,4 +93,4 @@ def _decode_by_confidence(
         positions = open_positions.gather(1, surest)
         state.update(positions, codes)
         if index + 1 < len(sizes):
-            cache = transformer.append_codes(cache, state.double(codes), state.double(positions))
+            state.append_to(transformer, cache, positions)

@@ -10,16 +10,9 @@ import torch
 from torch import Tensor
 
 from tessella.objectives.any_order import predict_in_order
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-    gather_log_probability,
-    score_logits,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts
+from tessella.objectives.sampling import gather_log_probability
 
 
 class Autoregressive(Objective):
@@ -31,17 +24,17 @@ class Autoregressive(Objective):
         """Cross-entropy of every code, given the text and the codes before it in raster order."""
         flat = codes.flatten(1)
         logits = predict_in_order(self.transformer, text, flat, _raster(flat))
-        return score_logits(logits, flat)
+        return ObjectiveLoss.of_logits(logits, flat)
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes code after code; a known one is appended when its turn comes."""
-        # Known ones take a turn too: a picture's random numbers do not depend on its batch.
+        # Known codes take their turn too, so that all pictures draw the same random numbers.
         shape = self.transformer.shape
         state = DecodingState(batch, shape.grid, shape.num_positions, on_step)
         cache = encode_prompts(self.transformer, batch, capacity=shape.num_positions)
         decode_in_order(self.transformer, cache, state, _raster(state.codes).split(1, dim=1))
-        return self.to_generated(state.codes)
+        return self.look_up(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(

@@ -1,4 +1,4 @@
-"""What every objective has in common: one file each holds the rule to learn and to generate.
+"""What every objective has in common; each has one file, with its rules to learn and to generate.
 
 An objective is bound to its transformer and codebook once: calling it gives the training loss,
 `generate` gives codes.
@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tessella.errors import GenerationError, ShapeError
 from tessella.generation import GenerationSettings
+from tessella.objectives.sampling import compute_accuracy
 from tessella.transformer import Transformer
 
 
@@ -24,6 +24,12 @@ class ObjectiveLoss:
 
     loss: Tensor  # () what is minimised
     accuracy: Tensor  # () fraction of positions where the likeliest code is the right one
+
+    @classmethod
+    def of_logits(cls, logits: Tensor, codes: Tensor) -> "ObjectiveLoss":
+        """Scores logits (B, N, K) by the mean cross-entropy of the right codes (B, N)."""
+        loss = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+        return cls(loss, compute_accuracy(logits, codes))
 
     @property
     def metrics(self) -> Mapping[str, Tensor]:
@@ -41,20 +47,16 @@ class GenerationBatch:
     negative_of: Tensor  # (B,) int64, each picture's row of negative_text
     seeds: Sequence[int]  # B seeds; a picture depends on its own alone
     settings: GenerationSettings
-    known_codes: Tensor | None = None  # (B, N) int64, read where `known`
-    known: Tensor | None = None  # (B, N) bool: positions that keep their code; as many a picture
+    known_codes: Tensor  # (B, N) int64, read where `known`
+    known: Tensor  # (B, N) bool: positions that keep their code, equally many a picture
 
     def __post_init__(self) -> None:
         """Checks the known codes.
 
         Raises:
-            ShapeError: pictures of the batch know different numbers of positions, or codes are
-                missing.
+            ShapeError: the pictures of the batch know different numbers of positions, or `known`
+                and `known_codes` differ in shape.
         """
-        if self.known is None or self.known_codes is None:
-            if self.known is not self.known_codes:
-                raise ShapeError("`known` and `known_codes` belong together: one is missing.")
-            return
         if self.known.shape != self.known_codes.shape:
             raise ShapeError(
                 "`known` and `known_codes` must have one shape (B, N): "
@@ -70,12 +72,12 @@ class GenerationBatch:
     @property
     def num_known(self) -> int:
         """Positions of each picture that keep their code."""
-        return 0 if self.known is None else int(self.known[0].sum())
+        return int(self.known[0].sum())
 
 
 @dataclass(frozen=True)
 class GenerationStep:
-    """What a callback sees after each step."""
+    """What `on_step` receives after each step."""
 
     step: int  # from 1
     steps: int
@@ -85,13 +87,13 @@ class GenerationStep:
 
 @dataclass(frozen=True)
 class Generated:
-    """What an objective generates, ready for the decoder."""
+    """Generated pictures, ready for the image tokenizer's decoder."""
 
     latent: Tensor  # (B, C, h, w) on the codebook's scale
     codes: Tensor | None  # (B, h, w) int64; None where the latent is not made of codes
 
 
-StepCallback = Callable[[GenerationStep], None]
+OnStep = Callable[[GenerationStep], None]
 
 
 class Objective(nn.Module, abc.ABC):
@@ -99,7 +101,7 @@ class Objective(nn.Module, abc.ABC):
 
     Args:
         transformer: the network that learns.
-        codebook: (K, C), the image tokenizer's; it does not learn.
+        codebook: (K, C), the image tokenizer's as it is now; it does not learn.
     """
 
     codebook: Tensor
@@ -110,8 +112,8 @@ class Objective(nn.Module, abc.ABC):
     """Whether it generates with guidance; if not, `negative_text` is not read."""
     has_likelihood: ClassVar[bool] = True
     """Whether it computes the log-likelihood of pictures."""
-    generates_codes: ClassVar[bool] = True
-    """Whether it generates codes; otherwise a latent, no part of which can be kept."""
+    can_edit: ClassVar[bool] = True
+    """Whether it continues a picture's own codes; otherwise a text gives one whole latent."""
     has_steps: ClassVar[bool] = True
     """Whether a picture comes in steps; otherwise all at once."""
 
@@ -135,7 +137,7 @@ class Objective(nn.Module, abc.ABC):
         return loss
 
     @abc.abstractmethod
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Generates the pictures of a batch."""
 
     def compute_log_likelihood(
@@ -161,23 +163,8 @@ class Objective(nn.Module, abc.ABC):
             "any_order, autoregressive, masked and parallel have one."
         )
 
-    def to_generated(self, codes: Tensor) -> Generated:
-        """Looks up codes (B, N) in the codebook."""
-        grid = codes.unflatten(1, self.transformer.shape.grid)
-        return Generated(functional.embedding(grid, self.codebook).movedim(-1, 1), grid)
-
-
-def compute_accuracy(logits: Tensor, codes: Tensor) -> Tensor:
-    """Returns the fraction of positions where the likeliest code (of (..., K)) is right (...)."""
-    return (logits.detach().argmax(-1) == codes).to(torch.float32).mean()
-
-
-def score_logits(logits: Tensor, codes: Tensor) -> ObjectiveLoss:
-    """Scores logits (B, N, K) by the mean cross-entropy of the right codes (B, N)."""
-    loss = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-    return ObjectiveLoss(loss, compute_accuracy(logits, codes))
-
-
-def gather_log_probability(logits: Tensor, codes: Tensor) -> Tensor:
-    """Takes the log-probability (...) of each code (...) under logits (..., K)."""
-    return logits.float().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+    def look_up(self, codes: Tensor) -> Generated:
+        """Looks up codes in the codebook: (B, h, w), or (B, N) of the transformer's own grid."""
+        if codes.ndim == 2:
+            codes = codes.unflatten(1, self.transformer.shape.grid)
+        return Generated(functional.embedding(codes, self.codebook).movedim(-1, 1), codes)

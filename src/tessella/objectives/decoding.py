@@ -1,8 +1,8 @@
-"""Decoding codes set by set: what `any_order`, `autoregressive` and `masked` share.
+"""Decoding codes set by set: what the objectives share when they generate.
 
 A `DecodingState` holds the codes decoded so far, each picture's random numbers and the callback.
-`decode_in_order` fills it with a transformer that reads every code once and predicts every position
-once; `encode_prompts` reads the texts of both guidance branches.
+`encode_prompts` encodes the texts of both guidance branches; `decode_in_order` appends every code
+once and predicts every position once.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.objectives.base import GenerationBatch, GenerationStep, StepCallback
+from tessella.objectives.base import GenerationBatch, GenerationStep, OnStep
 from tessella.objectives.sampling import (
     choose_confident,
     guide,
@@ -24,7 +24,7 @@ from tessella.transformer import KVCache, Transformer
 
 
 class DecodingState:
-    """The codes of a batch while they are decoded.
+    """The codes of a batch while they are being decoded.
 
     Args:
         batch: what to generate; its known codes count as decoded.
@@ -34,33 +34,27 @@ class DecodingState:
     """
 
     def __init__(
-        self,
-        batch: GenerationBatch,
-        grid: tuple[int, int],
-        steps: int,
-        on_step: StepCallback | None,
+        self, batch: GenerationBatch, grid: tuple[int, int], steps: int, on_step: OnStep | None
     ) -> None:
-        device = batch.prompt_of.device
-        self.batch_size, self.grid, self.device = len(batch.seeds), grid, device
-        self.codes = torch.zeros(
-            self.batch_size, grid[0] * grid[1], dtype=torch.int64, device=device
-        )
-        self.is_decoded = torch.zeros_like(self.codes, dtype=torch.bool)
-        if batch.known is not None and batch.known_codes is not None:
-            self.is_decoded = batch.known.clone()
-            self.codes = batch.known_codes.masked_fill(~batch.known, 0)
+        self.batch_size, self.grid, self.device = len(batch.seeds), grid, batch.known.device
+        self.codes = batch.known_codes.masked_fill(~batch.known, 0)  # (B, N)
+        self.is_decoded = batch.known  # (B, N)
         self.settings = batch.settings
         self.is_guided = batch.settings.guidance_scale != 1
         self._steps, self._step, self._on_step = steps, 0, on_step
         # Random numbers come from the CPU: a seed means the same picture on every device.
         self._generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
 
+    def decoded_positions(self) -> Tensor:
+        """Lists the positions (B, N - U) that have a code, in raster order."""
+        return self.is_decoded.nonzero()[:, 1].view(self.batch_size, -1)
+
     def open_positions(self) -> Tensor:
         """Lists the positions (B, U) without a code, in raster order."""
         return (~self.is_decoded).nonzero()[:, 1].view(self.batch_size, -1)
 
     def order_open_positions(self, order: str) -> Tensor:
-        """Lists the positions (B, U) without a code, in random order or Halton's."""
+        """Lists the positions (B, U) without a code: in Halton's order, or else randomly."""
         num_positions = self.is_decoded.shape[1]
         if order == "halton":
             positions = halton_order(*self.grid).expand(self.batch_size, -1).to(self.device)
@@ -99,6 +93,16 @@ class DecodingState:
         if self._on_step is not None:
             self._on_step(GenerationStep(self._step, self._steps, self.codes, self.is_decoded))
 
+    def fill(self, codes: Tensor) -> None:
+        """Decodes all open positions in one step, from codes (B, N)."""
+        positions = self.open_positions()
+        self.update(positions, codes.gather(1, positions))
+
+    def append_to(self, transformer: Transformer, cache: KVCache, positions: Tensor) -> None:
+        """Appends the codes at positions (B, Q) to the cache."""
+        codes = self.codes.gather(1, positions)
+        transformer.append_codes(cache, self.double(codes), self.double(positions))
+
     def double(self, rows: Tensor) -> Tensor:
         """Repeats rows (B, …) for guidance's other branch, if there is one."""
         return torch.cat([rows, rows]) if self.is_guided else rows
@@ -112,7 +116,7 @@ class DecodingState:
         return guide(logits[: self.batch_size], logits[self.batch_size :], scale)
 
     def _sample(self, logits: Tensor) -> Tensor:
-        # Drawing takes longer than choosing: at temperature 0 nothing is drawn.
+        # Drawing takes longer than an argmax: at temperature 0 nothing is drawn.
         noise = self._draw(logits.shape[1:]) if self.settings.temperature else None
         return sample_codes(logits, noise, self.settings)
 
@@ -124,7 +128,7 @@ class DecodingState:
 def encode_prompts(
     transformer: Transformer, batch: GenerationBatch, *, capacity: int = 0
 ) -> KVCache:
-    """Encodes each prompt once, and with guidance what it moves away from.
+    """Encodes each distinct prompt once, and with guidance each negative prompt.
 
     Args:
         transformer: whose cache it is.
@@ -132,7 +136,7 @@ def encode_prompts(
         capacity: codes that will be appended.
 
     Returns:
-        The cache of B pictures; with guidance of 2 B, the other branch behind in the same order.
+        The cache of B pictures; with guidance of 2 B, the negative branch last, in the same order.
     """
     text, rows = batch.text, batch.prompt_of
     if batch.settings.guidance_scale != 1:
@@ -160,13 +164,12 @@ def decode_in_order(
     Known positions among them keep their codes.
     """
     for index, positions in enumerate(sets):
-        queries = state.double(positions)
-        logits = predict_all(transformer, cache, queries)
+        logits = predict_all(transformer, cache, state.double(positions))
         is_known = state.is_decoded.gather(1, positions)
         codes = state.sample(logits).where(~is_known, state.codes.gather(1, positions))
         state.update(positions, codes)
         if index + 1 < len(sets):
-            cache = transformer.append_codes(cache, state.double(codes), queries)
+            state.append_to(transformer, cache, positions)
 
 
 def predict_all(transformer: Transformer, cache: KVCache, positions: Tensor) -> Tensor:

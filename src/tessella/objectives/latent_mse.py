@@ -9,16 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    GenerationStep,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-    compute_accuracy,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.decoding import DecodingState
 from tessella.objectives.parallel import predict_everywhere
+from tessella.objectives.sampling import compute_accuracy
 
 
 class LatentMSE(Objective):
@@ -27,7 +21,7 @@ class LatentMSE(Objective):
     name = "latent_mse"
     is_guided = False
     has_likelihood = False
-    generates_codes = False
+    can_edit = False
     has_steps = False
 
     def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
@@ -39,23 +33,19 @@ class LatentMSE(Objective):
         return ObjectiveLoss(loss, compute_accuracy(logits, flat))
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Generates each prompt's expected latent; every seed gives the same picture.
 
         There is nothing to guide or to sample; known positions have the latent of their codes.
         """
+        grid = self.transformer.shape.grid
+        state = DecodingState(batch, grid, 1, on_step)
         logits = predict_everywhere(self.transformer, batch.text)
-        codes = logits.argmax(-1).index_select(0, batch.prompt_of)
+        state.fill(logits.argmax(-1).index_select(0, batch.prompt_of))
         latent = self._expect_latent(logits).index_select(0, batch.prompt_of)
-        if batch.known is not None and batch.known_codes is not None:
-            codes = batch.known_codes.where(batch.known, codes)
-            known_latent = functional.embedding(codes, self.codebook)
-            latent = known_latent.where(batch.known[..., None], latent)
-        if on_step is not None:
-            on_step(GenerationStep(1, 1, codes, torch.ones_like(codes, dtype=torch.bool)))
-        return Generated(
-            latent.movedim(-1, 1).unflatten(-1, self.transformer.shape.grid), codes=None
-        )
+        known_latent = functional.embedding(state.codes, self.codebook)
+        latent = known_latent.where(batch.known[..., None], latent)
+        return Generated(latent.movedim(-1, 1).unflatten(-1, grid), codes=None)
 
     def _expect_latent(self, logits: Tensor) -> Tensor:
         """Averages the codebook (K, C) as logits (B, N, K) weigh it: (B, N, C), in fp32."""

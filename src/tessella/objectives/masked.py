@@ -15,16 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.config import Settings
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-    gather_log_probability,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, encode_prompts
-from tessella.objectives.sampling import split_positions
+from tessella.objectives.sampling import gather_log_probability, split_positions
 from tessella.transformer import Transformer
 
 
@@ -70,7 +63,7 @@ class Masked(Objective):
         return ObjectiveLoss(loss.mean(), is_right.sum() / num_masked.sum())
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes each picture's codes set by set, with a full pass a step."""
         settings, shape = batch.settings, self.transformer.shape
         num_open = shape.num_positions - batch.num_known
@@ -92,7 +85,7 @@ class Masked(Objective):
                 positions, order = order[:, :size], order[:, size:]
                 candidates = _gather_positions(logits, state.double(positions))
                 state.update(positions, state.sample(candidates))
-        return self.to_generated(state.codes)
+        return self.look_up(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(

@@ -1,27 +1,15 @@
 """`parallel`: every position at once from the text alone, with cross-entropy.
 
-What `latent_mse` is without its squared error: each position has a distribution over the codes that
-knows the text and none of the other codes. To generate: one pass, each position sampled by itself.
+It is `latent_mse` without the squared error: each position has its own distribution over the codes,
+given the text and none of the other codes. To generate: one pass, each position sampled by itself.
 """
 
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-    gather_log_probability,
-    score_logits,
-)
-from tessella.objectives.decoding import (
-    DecodingState,
-    decode_in_order,
-    encode_prompts,
-    predict_all,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts, predict_all
+from tessella.objectives.sampling import gather_log_probability
 from tessella.transformer import Transformer
 
 
@@ -34,15 +22,15 @@ class Parallel(Objective):
     def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text."""
         flat = codes.flatten(1)
-        return score_logits(predict_everywhere(self.transformer, text), flat)
+        return ObjectiveLoss.of_logits(predict_everywhere(self.transformer, text), flat)
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Samples every position at once."""
         state = DecodingState(batch, self.transformer.shape.grid, 1, on_step)
         cache = encode_prompts(self.transformer, batch)
         decode_in_order(self.transformer, cache, state, [state.open_positions()])
-        return self.to_generated(state.codes)
+        return self.look_up(state.codes)
 
     @torch.inference_mode()
     def compute_log_likelihood(

@@ -1,4 +1,4 @@
-"""Which positions are decoded when, and which code is sampled: plain functions without state."""
+"""Which positions are decoded when, and which code is sampled: functions without state."""
 
 import functools
 import math
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tessella.generation import GenerationSettings
-from tessella.objectives.base import gather_log_probability
 
 
 def split_positions(num_positions: int, steps: int, schedule: str = "cosine") -> list[int]:
@@ -38,7 +37,7 @@ def split_positions(num_positions: int, steps: int, schedule: str = "cosine") ->
 
 
 def unknown_fraction(time: float, schedule: str = "cosine") -> float:
-    """Returns the fraction of positions left unknown after a fraction of the steps, in [0, 1]."""
+    """Computes the fraction of positions still unknown after a fraction of the steps."""
     if schedule == "arccos":
         return math.acos(time) * 2 / math.pi
     return math.cos(math.pi / 2 * time)
@@ -77,6 +76,16 @@ def _radical_inverse(index: int, base: int) -> float:
         value += digit * scale
         scale /= base
     return value
+
+
+def gather_log_probability(logits: Tensor, codes: Tensor) -> Tensor:
+    """Takes the log-probability (...) of each code (...) under logits (..., K)."""
+    return logits.float().log_softmax(-1).gather(-1, codes[..., None])[..., 0]
+
+
+def compute_accuracy(logits: Tensor, codes: Tensor) -> Tensor:
+    """Computes how often the likeliest code under logits (..., K) is the right one (...)."""
+    return (logits.detach().argmax(-1) == codes).to(torch.float32).mean()
 
 
 def sample_codes(logits: Tensor, noise: Tensor | None, settings: GenerationSettings) -> Tensor:

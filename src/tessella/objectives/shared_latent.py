@@ -2,7 +2,7 @@
 
 A text autoencoder (text → latent → text) beside the image tokenizer (image → latent → image). To
 learn: MSE between the two latents plus the text's reconstruction; the image's reconstruction is
-what the tokenizer learned in stage 1, and stays as it is. To generate: text → latent → the nearest
+what the tokenizer learned in stage 1, and doesn't change. To generate: text → latent → the nearest
 codes → the image decoder.
 """
 
@@ -15,14 +15,8 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    GenerationStep,
-    Objective,
-    ObjectiveLoss,
-    StepCallback,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.decoding import DecodingState
 from tessella.transformer import Layer, Transformer, TransformerSettings, TransformerShape
 
 
@@ -106,7 +100,7 @@ class SharedLatent(Objective):
     name = "shared_latent"
     is_guided = False
     has_likelihood = False
-    generates_codes = False
+    can_edit = False
     has_steps = False
 
     def __init__(
@@ -148,15 +142,12 @@ class SharedLatent(Objective):
         return ObjectiveLoss(distance + self.settings.text_weight * reconstruction, accuracy)
 
     @torch.inference_mode()
-    def generate(self, batch: GenerationBatch, on_step: StepCallback | None = None) -> Generated:
+    def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Takes the codes nearest to each text's latent; every seed gives the same picture."""
+        state = DecodingState(batch, self.transformer.shape.grid, 1, on_step)
         latent = self._text_autoencoder.encode_latent(batch.text)
-        codes = self._find_nearest(latent).index_select(0, batch.prompt_of)
-        if batch.known is not None and batch.known_codes is not None:
-            codes = batch.known_codes.where(batch.known, codes)
-        if on_step is not None:
-            on_step(GenerationStep(1, 1, codes, torch.ones_like(codes, dtype=torch.bool)))
-        return self.to_generated(codes)
+        state.fill(self._find_nearest(latent).index_select(0, batch.prompt_of))
+        return self.look_up(state.codes)
 
     def _find_nearest(self, latent: Tensor) -> Tensor:
         """Finds the code (B, N) whose vector is nearest to each latent (B, N, C), in fp32."""

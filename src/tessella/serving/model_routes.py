@@ -90,7 +90,7 @@ def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
             "guidance": objective.is_guided,
             "best_of": objective.has_likelihood,
             "partial_images": objective.has_steps,
-            "edit": objective.generates_codes,
+            "edit": objective.can_edit,
         },
         "limits": {
             "n": limits.max_pictures,

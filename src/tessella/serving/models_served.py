@@ -17,7 +17,7 @@ from tessella.model.folder import (
     read_captions,
 )
 from tessella.model.pipeline import TextToImage
-from tessella.text.vocabulary import CaptionSummary, KnownWords
+from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -31,7 +31,7 @@ class ServedModel:
     model: TextToImage
     created: int  # seconds since 1970
     captions: CaptionSummary | None  # that it learned from; None: an older model does not say
-    words: KnownWords  # of these captions
+    words: Vocabulary  # of these captions
     card: str  # Markdown, without its front matter
     metrics: Mapping[str, Any]
     samples: bytes | None  # a PNG; None: there is none
@@ -51,7 +51,7 @@ class ServedModel:
                 model=model,
                 created=int((folder / CONFIG_FILE).stat().st_mtime),
                 captions=captions,
-                words=KnownWords(model.text_tokenizer, captions),
+                words=Vocabulary(model.text_tokenizer, captions),
                 card=_FRONT_MATTER.sub("", (folder / CARD_FILE).read_text("utf-8")).strip(),
                 # What could not be measured is NaN in the file, which is no JSON.
                 metrics=json.loads(

@@ -185,7 +185,7 @@ def create_posts_router(
         body = read_json(wanted, await request.body())
         if settings.log_prompts:
             request.state.prompt = f"{body.business}: {body.about}"
-        asked = PostRequest.ask(
+        asked = PostRequest.create(
             body.business,
             body.about,
             platform=body.platform or "instagram",

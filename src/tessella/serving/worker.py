@@ -301,7 +301,7 @@ class PaintingWorker:
             model = spec.served.model
             for index, request in enumerate(spec.plan(model)):
                 grid = model.config.grid
-                layout = find_layout(request.known_codes(grid).known[0], grid)
+                layout = find_layout(request.canvas_on(grid).known, grid)
                 group = (spec.served.name, spec.settings, spec.best_of, layout)
                 self._pictures.append(_Picture(job, index, request, group))
         except Exception as error:  # noqa: BLE001  told to the one who asked
@@ -315,7 +315,7 @@ class PaintingWorker:
         spec = first.job.spec
         grid = spec.served.model.config.grid
         # A larger canvas counts as many pictures as its positions would make.
-        num_positions = first.request.known_codes(grid).known.numel()
+        num_positions = first.request.canvas_on(grid).known.numel()
         pictures = -(-num_positions // (grid[0] * grid[1]))
         room = max(1, self._batch_size // spec.best_of // pictures)
         batch = [picture for picture in self._pictures if picture.group == first.group][:room]

@@ -9,10 +9,10 @@ Rotation = tuple[Tensor, Tensor]
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each normalised before and added to what came in.
+    """Attention and MLP, each normalised before and added to its input.
 
-    Keys and values are projected apart (`project_kv`), so that they can be cached: a layer of the
-    self-decoder attends to its own input, one of the cross-decoder to what the first half made.
+    Keys and values are projected apart (`project_kv`), so that they can be cached: a self-decoder
+    layer attends to its own input, a cross-decoder layer to the self-decoder's output.
 
     Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442; rotary positions
     arXiv:2104.09864; the MLP's squared ReLU arXiv:2109.08668, which docs/log.md compares.
@@ -88,8 +88,8 @@ def rotate(rows: Tensor, rotation: Rotation | None) -> Tensor:
 def compute_rotations(grid: tuple[int, int], size: int) -> Rotation:
     """Computes the rotations of the positions of a grid (h, w) for heads of a size.
 
-    The first half of a head's pairs turns with the row, the second with the column, each by
-    frequencies from 1 down to almost 1/100: grids are small.
+    The first half of a head's pairs turns with the row, the second with the column, at frequencies
+    from 1 down to almost 1/100: grids are small.
 
     Returns:
         Cosines and sines (N, size / 2).

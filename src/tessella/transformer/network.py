@@ -1,11 +1,11 @@
-"""text tokens + known codes → logits (B, Q, K) at the positions that are queried.
+"""text tokens + known codes → logits (B, Q, K) at the queried positions.
 
 The first half of the layers is the self-decoder: text tokens attend to text, codes to the text and
 to the codes before them. The second half is the cross-decoder: a mask token plus the embedding of
 the queried position attends to the keys and values that the first half made of text and codes.
-Queried positions do not see each other, so any number is predicted at once; what was encoded stays
-in a `KVCache` and is never encoded again. `predict_masked` uses the same layers for one pass in
-which all positions see each other.
+Queried positions do not see each other, so any number is predicted at once; encoded rows stay in a
+`KVCache` and are never encoded again. `predict_masked` uses the same layers for one pass in which
+all positions see each other.
 
 Source: the two halves are ARPG's (arXiv:2503.10568).
 """
@@ -52,7 +52,7 @@ class TransformerSettings(Settings):
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """What the transformer must know of its surroundings."""
+    """What the transformer must fit: the texts, the codebook and the grid."""
 
     vocabulary_size: int  # V, text tokens
     max_text_tokens: int  # longest text (T)
@@ -69,7 +69,7 @@ class TransformerShape:
 
 
 class Transformer(nn.Module):
-    """One transformer for every objective: read text, read codes, ask positions, fill a picture."""
+    """One transformer for every objective: encodes text and codes, predicts positions."""
 
     rotation_cosine: Tensor
     rotation_sine: Tensor
@@ -119,22 +119,22 @@ class Transformer(nn.Module):
         visible = text != self.shape.pad_id if is_tokens else (text != 0).any(-1)
         positions = torch.arange(text.shape[1], device=text.device)
         hidden = self.text_embedding(text) + self.text_position(positions)
-        return self._append(hidden, KVCache((), (), visible), visible[:, None, None, :], None)
+        cache = KVCache(visible)
+        self._append(cache, hidden, visible[:, None, None, :], None)
+        return cache
 
-    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> KVCache:
-        """Encodes codes (B, M) at positions (B, M); each sees the text and the codes up to itself.
+    def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> None:
+        """Encodes codes (B, M) at positions (B, M) and appends them to the cache.
 
-        Returns:
-            The cache lengthened by them. The one given stays as it is, but for spare capacity.
+        Each code sees the text, the codes in the cache and the new ones up to itself.
         """
         if not codes.shape[1]:  # a picture of one position, in training
-            return cache
+            return
         hidden = self.code_embedding(codes) + self.position_embedding(positions)
         total = cache.num_codes + codes.shape[1]
         visible = torch.arange(cache.num_codes + 1, total + 1, device=codes.device)
-        longer = KVCache(cache.keys, cache.values, cache.text_visible, total)
         mask = build_mask(cache.text_visible, visible, total)
-        return self._append(hidden, longer, mask, self._look_up_rotations(positions))
+        self._append(cache, hidden, mask, self._look_up_rotations(positions))
 
     def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         """Predicts which code belongs at each position.
@@ -151,18 +151,13 @@ class Transformer(nn.Module):
         return logits
 
     def decode_hidden(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
-        """Computes what `predict` makes its logits of: (B, Q, D), normalised."""
+        """Computes the normalised hidden rows (B, Q, D) that `predict` projects to logits."""
         hidden = self.mask_token + self.position_embedding(positions)
         mask = build_mask(cache.text_visible, num_visible_codes, cache.num_codes)
         rotation, length = self._look_up_rotations(positions), cache.length
-        half = len(self.self_decoder)
-        for layer, keys, values in zip(
-            _layers(self.cross_decoder), cache.keys[half:], cache.values[half:], strict=True
-        ):
-            normed = layer.attention_norm(hidden)
-            hidden = layer(
-                hidden, normed, keys[:, :, :length], values[:, :, :length], mask, rotation
-            )
+        for index, layer in enumerate(_layers(self.cross_decoder), start=len(self.self_decoder)):
+            keys, values = cache.keys[index][:, :, :length], cache.values[index][:, :, :length]
+            hidden = layer(hidden, layer.attention_norm(hidden), keys, values, mask, rotation)
         normalised: Tensor = self.out_norm(hidden)
         return normalised
 
@@ -194,29 +189,25 @@ class Transformer(nn.Module):
         return logits
 
     def _append(
-        self, hidden: Tensor, longer: KVCache, mask: Tensor, rotation: Rotation | None
-    ) -> KVCache:
-        """Sends rows (B, M, D) through the self-decoder and caches keys and values of all layers.
+        self, cache: KVCache, hidden: Tensor, mask: Tensor, rotation: Rotation | None
+    ) -> None:
+        """Sends rows (B, M, D) through the self-decoder and caches every layer's keys and values.
 
         Args:
+            cache: lengthened by M.
             hidden: the rows.
-            longer: the cache before, its length already counting them.
             mask: (B, 1, M, S) bool.
             rotation: of the rows' positions.
         """
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
-        total = longer.length
-        for layer in _layers(self.self_decoder):
+        num_rows = hidden.shape[1]
+        for index, layer in enumerate(_layers(self.self_decoder)):
             normed = layer.attention_norm(hidden)
-            longer.append_layer(keys, values, *layer.project_kv(normed, rotation))
-            hidden = layer(
-                hidden, normed, keys[-1][:, :, :total], values[-1][:, :, :total], mask, rotation
-            )
+            keys, values = cache.insert(index, *layer.project_kv(normed, rotation))
+            hidden = layer(hidden, normed, keys, values, mask, rotation)
         normed = self.kv_norm(hidden)
-        for layer in _layers(self.cross_decoder):
-            longer.append_layer(keys, values, *layer.project_kv(normed, rotation))
-        return KVCache(tuple(keys), tuple(values), longer.text_visible, longer.num_codes)
+        for index, layer in enumerate(_layers(self.cross_decoder), start=len(self.self_decoder)):
+            cache.insert(index, *layer.project_kv(normed, rotation))
+        cache.length += num_rows
 
     def _look_up_rotations(self, positions: Tensor) -> Rotation:
         """Looks up the rotations (B, 1, M, D / heads / 2) of positions (B, M)."""

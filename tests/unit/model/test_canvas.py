@@ -13,7 +13,6 @@ from PIL import Image
 from tessella.errors import GenerationError
 from tessella.model.canvas import (
     Canvas,
-    KnownCodes,
     check_margins,
     derive_seed,
     find_grid,
@@ -78,14 +77,24 @@ def test_each_window_has_random_numbers_of_its_own() -> None:
     assert seeds[::50] == [0, 1, 2**63 - 1]
 
 
-def test_a_canvas_is_every_pictures_or_one_each() -> None:
-    one = KnownCodes.nothing((2, 3)).with_codes(torch.tensor([[[5, 6]]]), 1, 1)
-    assert one.codes.tolist() == [[[0, 0, 0], [0, 5, 6]]]
-    assert one.known.tolist() == [[[False] * 3, [False, True, True]]]
-    assert one.select([0, 3, 9]).codes.shape == (3, 2, 3)
-    two = KnownCodes(torch.tensor([[[1]], [[2]]]), torch.ones(2, 1, 1, dtype=torch.bool))
-    assert two.select([1, 1, 0]).codes.flatten().tolist() == [2, 2, 1]
-    assert not KnownCodes.nothing((2, 3)).known.any()
+def test_an_outpainted_canvas_has_the_codes_in_their_place() -> None:
+    """2 × 2 positions of 4 pixels; one more on the left, two above, one below."""
+    image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    codes = torch.tensor([[5, 6], [7, 8]])
+    canvas = Canvas.outpaint(image, codes, left=4, top=8, right=0, bottom=4)
+    assert canvas.codes.tolist() == [[0, 0, 0], [0, 0, 0], [0, 5, 6], [0, 7, 8], [0, 0, 0]]
+    assert torch.equal(canvas.known, canvas.codes > 0)
+    assert canvas.repainted is not None
+    assert (~canvas.repainted).nonzero()[0].tolist() == [
+        row for row in range(8, 16) for _ in "8" * 8
+    ]
+    assert np.array_equal(canvas.finish(np.zeros((20, 12, 3), np.uint8))[8:16, 4:], image)
+
+
+def test_a_new_canvas_is_empty() -> None:
+    canvas = Canvas.new((2, 3))
+    assert canvas.codes.shape == canvas.known.shape == (2, 3)
+    assert not canvas.known.any()
 
 
 # Sizes.
@@ -224,24 +233,7 @@ def test_what_is_no_picture() -> None:
         fit_images(["cat.png"], 4)  # type: ignore[list-item]
 
 
-# Canvases that are is_decoded together.
-
-
-def test_canvases_are_joined_row_by_row() -> None:
-    nothing = KnownCodes.nothing((2, 3))
-    full = nothing.with_codes(torch.full((1, 2, 3), 7), 0, 0)
-    part = nothing.with_codes(torch.full((1, 1, 2), 5), 1, 1)
-    joined = KnownCodes.join([nothing, full, part])
-    assert joined.codes.tolist() == [
-        [[0, 0, 0], [0, 0, 0]],
-        [[7, 7, 7], [7, 7, 7]],
-        [[0, 0, 0], [0, 5, 5]],
-    ]
-    assert joined.known.sum((1, 2)).tolist() == [0, 6, 2]
-    for row, canvas in enumerate((nothing, full, part)):
-        selected = joined.select([row])
-        assert torch.equal(selected.codes, canvas.codes)
-        assert torch.equal(selected.known, canvas.known)
+# Canvases that are sampled together.
 
 
 def test_of_one_grid_the_number_of_known_places_counts() -> None:
@@ -270,12 +262,12 @@ def test_of_larger_canvases_each_place_counts() -> None:
 
 
 def test_what_stays_is_put_back() -> None:
-    painted = np.full((2, 2, 3), 9, dtype=np.uint8)
-    own = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    anew = np.array([[True, False], [False, True]])
-    known = KnownCodes.nothing((1, 1))
-    finished = Canvas(known, own, anew).finish(painted)
+    generated = np.full((2, 2, 3), 9, dtype=np.uint8)
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    repainted = np.array([[True, False], [False, True]])
+    canvas = Canvas.edit(image, torch.zeros(1, 1, dtype=torch.int64), repainted)
+    finished = canvas.finish(generated)
     assert finished.tolist() == [[[9] * 3, [3, 4, 5]], [[6, 7, 8], [9] * 3]]
     assert finished.dtype == np.uint8
-    assert Canvas(known).finish(painted) is painted
-    assert (painted == 9).all()
+    assert Canvas.new((1, 1)).finish(generated) is generated
+    assert (generated == 9).all()

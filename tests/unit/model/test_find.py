@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tessella.errors import CheckpointError
+from tessella.model import find
 from tessella.model.find import find_model, list_bundled
 
 
@@ -13,7 +14,7 @@ def _two_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("scenes", "emoji"):
         make(tmp_path / "bundled" / name / "config.json")
     (tmp_path / "bundled" / "no-model").mkdir()
-    monkeypatch.setattr(bundled, "_BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(find, "_BUNDLED", tmp_path / "bundled")
     monkeypatch.chdir(tmp_path)
 
 

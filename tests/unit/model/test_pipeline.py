@@ -1,4 +1,4 @@
-"""The model: what it paints, how it is saved, what it refuses."""
+"""The model: what it generates, how it is saved, what it refuses."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 from tessella.errors import CheckpointError, ConfigError, GenerationError, TessellaError
-from tessella.model.pipeline import TextToImage, choose_device
+from tessella.model import sampler
+from tessella.model.folder import choose_device
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
 from untrained import create_untrained, save_untrained
 
@@ -33,7 +36,7 @@ def pixels(pictures: list[Image.Image]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("objective", ["any_order", "latent_mse"])
-def test_a_loaded_model_paints_the_same(objective: str, tmp_path: Path) -> None:
+def test_a_loaded_model_generates_the_same(objective: str, tmp_path: Path) -> None:
     model = create_untrained(objective)
     loaded = TextToImage.load(save_untrained(model, tmp_path / "model"), device="cpu")
     prompts = ["a red star", "a blue star"]
@@ -96,10 +99,10 @@ def test_a_damaged_file_is_named(name: str, damage: str, tmp_path: Path) -> None
     [
         (
             {"format": 1},
-            r"has format `1`; this tessella reads format 2: `.*train again; the image tok",
+            r"has format `1`; this tessella reads 2 and 3: `.*train again; the image tok",
         ),
-        ({"format": 3}, r"has format `3`; this tessella reads format 2: `"),
-        # An unknown or impossible setting was once said as if the user had made it.
+        ({"format": 4}, r"has format `4`; this tessella reads 2 and 3: `"),
+        # An invalid setting was once reported as if the user had typed it.
         ({"image_sise": 3}, r"is damaged: `.*config\.json`\. Unknown setting `image_sise`; did"),
         ({"image_size": 18}, r"is damaged: `.*config\.json`\. Image size must be a multiple of 4"),
     ],
@@ -138,24 +141,24 @@ def test_a_size_that_the_tokenizer_does_not_divide() -> None:
         create_untrained(image_size=18)
 
 
-# Painted.
+# Generated.
 
 
 def test_pictures_come_prompt_after_prompt() -> None:
     made = MODEL.generate(["a red star", "a blue star"], count=3, seed=5)
     assert [picture.size for picture in made] == [(16, 16)] * 6
     assert {picture.mode for picture in made} == {"RGB"}
-    for place, (prompt, seed) in enumerate(
+    for index, (prompt, seed) in enumerate(
         [(p, s) for p in ("a red star", "a blue star") for s in (5, 6, 7)]
     ):
         [alone] = MODEL.generate(prompt, seed=seed)
-        assert np.array_equal(np.asarray(alone), np.asarray(made[place])), place
+        assert np.array_equal(np.asarray(alone), np.asarray(made[index])), index
     assert len(np.unique(pixels(made), axis=0)) == 6
 
 
 def test_more_pictures_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = pixels(MODEL.generate("a red star", count=7))
-    monkeypatch.setattr(painting, "_BATCH", 3)
+    monkeypatch.setitem(sampler._BATCH_SIZES, "cpu", 3)
     steps: list[GenerationStep] = []
     made = pixels(MODEL.generate("a red star", count=7, on_step=steps.append))
     assert np.array_equal(made, expected)
@@ -163,32 +166,33 @@ def test_more_pictures_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_pictures_are_their_codes() -> None:
-    painted = MODEL.paint(["a red star"] * 2, seeds=[1, 2])
-    assert painted.codes is not None
+    generated = MODEL.generate_images([ImageRequest("a red star", seed) for seed in (1, 2)])
+    assert generated.codes is not None
     with torch.no_grad():
-        image = MODEL.tokenizer.decode(painted.codes)
+        image = MODEL.tokenizer.decode(generated.codes)
     expected = ((image.movedim(1, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    assert np.abs(painted.pixels.astype(int) - expected).max() <= 1
+    assert np.abs(generated.pixels.astype(int) - expected).max() <= 1
 
 
-def test_latents_without_codes_are_painted_too() -> None:
-    painted = create_untrained("latent_mse").paint(["a red star"] * 2, seeds=[1, 2])
-    assert painted.codes is None
-    assert painted.pixels.shape == (2, 16, 16, 3)
+def test_latents_without_codes_are_decoded_too() -> None:
+    requests = [ImageRequest("a red star", seed) for seed in (1, 2)]
+    generated = create_untrained("latent_mse").generate_images(requests)
+    assert generated.codes is None
+    assert generated.pixels.shape == (2, 16, 16, 3)
 
 
 def test_settings_change_the_picture_and_none_leaves_them() -> None:
-    def paint(**changes: Any) -> np.ndarray:
+    def draw(**changes: Any) -> np.ndarray:
         return pixels(MODEL.generate("a red star", seed=2, **changes))
 
-    base = paint()
-    assert np.array_equal(paint(steps=None), base)
-    assert np.array_equal(paint(steps=3), base)
-    assert not np.array_equal(paint(temperature=0.0), base)
+    base = draw()
+    assert np.array_equal(draw(steps=None), base)
+    assert np.array_equal(draw(steps=3), base)
+    assert not np.array_equal(draw(temperature=0.0), base)
     assert MODEL.generation_settings(top_k=4, steps=None).steps == 3
 
 
-def test_painting_is_left_without_a_trace() -> None:
+def test_generating_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     MODEL.generate("a red star", count=2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -196,7 +200,7 @@ def test_painting_is_left_without_a_trace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "changes", "kind", "said"),
+    ("prompts", "changes", "kind", "message"),
     [
         ([], {}, GenerationError, "There is no prompt. Give at least one"),
         ("", {}, GenerationError, "A prompt must say something: ``"),
@@ -210,10 +214,10 @@ def test_painting_is_left_without_a_trace() -> None:
         ("a star", {"seed": 2**64}, GenerationError, r"seed must be between 0 and \d+: `1844"),
     ],
 )
-def test_what_cannot_be_painted(
-    prompts: Any, changes: dict[str, Any], kind: type[TessellaError], said: str
+def test_what_generate_refuses(
+    prompts: Any, changes: dict[str, Any], kind: type[TessellaError], message: str
 ) -> None:
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         MODEL.generate(prompts, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Larger pictures, edits, variations, scores and choices: all from one canvas."""
+"""Larger pictures, edits, variations, scores and the best of several: all from one canvas."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,22 +11,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.errors import ConfigError, GenerationError
-from tessella.model.pipeline import KnownCodes, TextToImage, half_mask
-from tessella.objectives import GenerationBatch, GenerationStep
-from tessella.objectives.parallel import ask_everywhere
+from tessella.model import sampler
+from tessella.model.canvas import Canvas, half_mask
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
+from tessella.objectives import GenerationBatch, GenerationStep, OnStep
+from tessella.objectives.parallel import predict_everywhere
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from untrained import create_untrained
 
-LAYING = ("any_order", "autoregressive", "masked", "parallel", "shared_latent")
-SCORING = LAYING[:4]
+GENERATES_CODES = ("any_order", "autoregressive", "masked", "parallel", "shared_latent")
+SCORING = GENERATES_CODES[:4]
 GRID, SIDE, SIZE = (4, 4), 4, 16
 PROMPT = "a red star"
 
 
-MODELS = {name: create_untrained(name) for name in (*LAYING, "latent_mse")}
+MODELS = {name: create_untrained(name) for name in (*GENERATES_CODES, "latent_mse")}
 MODEL = MODELS["any_order"]
 EVERY = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-LAYS_CODES = pytest.mark.parametrize("model", [MODELS[name] for name in LAYING], ids=LAYING)
+HAS_CODES = pytest.mark.parametrize(
+    "model", [MODELS[name] for name in GENERATES_CODES], ids=GENERATES_CODES
+)
 HAS_LIKELIHOOD = pytest.mark.parametrize("model", [MODELS[n] for n in SCORING], ids=SCORING)
 
 NOISE = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
@@ -46,32 +51,32 @@ def decode(model: TextToImage, codes: Tensor) -> np.ndarray:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], list[Any]]:
-    """Records what a model's objective is asked, with the codes that it is_decoded."""
+def record_batches(monkeypatch: pytest.MonkeyPatch) -> Callable[[TextToImage], list[Any]]:
+    """Records the batches of a model's objective, with the codes that it generates."""
 
-    def on_step(model: TextToImage) -> list[Any]:
-        seen: list[Any] = []
+    def record(model: TextToImage) -> list[Any]:
+        recorded: list[Any] = []
         generate = model.objective.generate
 
-        def record(t: Any, c: Any, g: Any, asked: GenerationBatch, *more: Any) -> Any:
-            painted = generate(t, c, g, asked, *more)
-            seen.append((asked, painted.codes))
-            return painted
+        def record_one(batch: GenerationBatch, on_step: OnStep | None = None) -> Any:
+            generated = generate(batch, on_step)
+            recorded.append((batch, generated.codes))
+            return generated
 
-        monkeypatch.setattr(model.objective, "generate", record)
-        return seen
+        monkeypatch.setattr(model.objective, "generate", record_one)
+        return recorded
 
-    return on_step
+    return record
 
 
 # While it comes.
 
 
-@LAYS_CODES
+@HAS_CODES
 def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
-    """A callback once got codes that nothing public could turn into a picture."""
+    """A callback once got codes that no public method could turn into a picture."""
     steps: list[GenerationStep] = []
-    painted = pixels(model.generate(PROMPT, count=2, seed=1, on_step=steps.append))
+    generated = pixels(model.generate(PROMPT, count=2, seed=1, on_step=steps.append))
     tokenizer = model.tokenizer
     for step in steps:
         latent = functional.embedding(step.codes, tokenizer.codebook)
@@ -81,8 +86,8 @@ def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
         expected = ((image.movedim(1, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
         shown = model.decode_codes(step.codes, step.is_decoded)
         assert np.array_equal(shown, expected)
-        assert np.array_equal(shown, painted) is bool(step.is_decoded.all())
-    assert np.array_equal(model.decode_codes(steps[-1].codes), painted)
+        assert np.array_equal(shown, generated) is bool(step.is_decoded.all())
+    assert np.array_equal(model.decode_codes(steps[-1].codes), generated)
 
 
 def test_what_is_open_is_not_shown_as_the_first_code() -> None:
@@ -93,7 +98,7 @@ def test_what_is_open_is_not_shown_as_the_first_code() -> None:
     assert not np.array_equal(shown, MODEL.decode_codes(codes.where(is_decoded, 0)))
 
 
-def test_mosaics_of_any_size_are_decoded() -> None:
+def test_codes_of_any_grid_are_decoded() -> None:
     codes = torch.randint(16, (3, 4, 6), generator=torch.Generator().manual_seed(0))
     assert np.array_equal(MODEL.decode_codes(codes), decode(MODEL, codes))
     assert MODEL.decode_codes(codes, codes > 7).shape == (3, 16, 24, 3)
@@ -109,30 +114,30 @@ def test_the_models_own_size_changes_nothing(model: TextToImage) -> None:
     assert np.array_equal(pixels(sized), expected)
 
 
-@LAYS_CODES
-def test_every_place_of_a_larger_picture_is_laid_once(
-    model: TextToImage, requests: Callable[[TextToImage], list[Any]]
+@HAS_CODES
+def test_every_position_of_a_larger_picture_is_decoded_once(
+    model: TextToImage, record_batches: Callable[[TextToImage], list[Any]]
 ) -> None:
-    seen = requests(model)
+    recorded = record_batches(model)
     [image] = model.generate(PROMPT, seed=3, size=(36, 24))  # 6 × 9 positions
     assert image.size == (36, 24)
     canvas, is_decoded = torch.zeros(6, 9, dtype=torch.int64), torch.zeros(6, 9, dtype=torch.int64)
     corners = [(row, column) for row in (0, 2) for column in (0, 2, 4, 5)]
-    for (row, column), (asked, codes) in zip(corners, seen, strict=True):
+    for (row, column), (batch, codes) in zip(corners, recorded, strict=True):
         window = (slice(row, row + 4), slice(column, column + 4))
-        known = asked.known.view(GRID)
+        known = batch.known.view(GRID)
         assert torch.equal(known, is_decoded[window] == 1)
         assert torch.equal(codes[0][known], canvas[window][known])
         is_decoded[window] += (~known).long()
         canvas[window] = codes[0]
     assert (is_decoded == 1).all()
     assert np.array_equal(np.asarray(image), decode(model, canvas[None])[0])
-    first = model.paint([PROMPT], seeds=[3]).codes
+    first = model.generate_images([ImageRequest(PROMPT, 3)]).codes
     assert first is not None
     assert torch.equal(canvas[:4, :4], first[0])
 
 
-@LAYS_CODES
+@HAS_CODES
 def test_larger_pictures_do_not_depend_on_their_batch(model: TextToImage) -> None:
     made = model.generate([PROMPT, "a blue star"], count=2, seed=7, size=(24, 20))
     again = model.generate([PROMPT, "a blue star"], count=2, seed=7, size=(24, 20))
@@ -142,19 +147,19 @@ def test_larger_pictures_do_not_depend_on_their_batch(model: TextToImage) -> Non
 
 
 def test_windows_are_not_copies_of_each_other() -> None:
-    """Where each window had the picture's own seed, a prompt that says nothing gave stripes."""
-    nothing = KnownCodes.nothing((4, 34))
-    codes = MODELS["parallel"].paint([PROMPT], seeds=[0], known=nothing).codes
+    """With the picture's seed in every window, a prompt that says little once gave stripes."""
+    request = ImageRequest(PROMPT, 0, canvas=Canvas.new((4, 34)))
+    codes = MODELS["parallel"].generate_images([request]).codes
     assert codes is not None
     strips = codes[0][:, 4:].unfold(1, 2, 2).movedim(1, 0).flatten(1)
     assert len(strips.unique(dim=0)) == 15
 
 
-def test_an_objective_without_codes_paints_no_larger_picture() -> None:
+def test_without_codes_there_is_no_larger_picture() -> None:
     model = MODELS["latent_mse"]
-    with pytest.raises(GenerationError, match=r"is_decoded code by code, which .*: `latent_mse`"):
+    with pytest.raises(GenerationError, match=r"generated code by code, which .*: `latent_mse`"):
         model.generate(PROMPT, size=(32, 16))
-    with pytest.raises(GenerationError, match="is_decoded code by code"):
+    with pytest.raises(GenerationError, match="generated code by code"):
         model.outpaint(IMAGE, PROMPT, left=4)
 
 
@@ -192,17 +197,17 @@ def test_an_edit_leaves_the_pixels_outside_of_the_mask(model: TextToImage) -> No
     assert np.array_equal(made, again)
 
 
-@LAYS_CODES
-def test_an_edit_lays_the_tiles_that_the_mask_touches(
-    model: TextToImage, requests: Callable[[TextToImage], list[Any]]
+@HAS_CODES
+def test_an_edit_generates_the_tiles_that_the_mask_touches(
+    model: TextToImage, record_batches: Callable[[TextToImage], list[Any]]
 ) -> None:
-    own = model.encode_images(NOISE[None])[0]
-    seen = requests(model)
+    image_codes = model.encode_images(NOISE[None])[0]
+    recorded = record_batches(model)
     [made] = model.edit(IMAGE, PROMPT, CORNER, seed=5)
-    [(asked, codes)] = seen
-    known = asked.known.view(GRID)
+    [(batch, codes)] = recorded
+    known = batch.known.view(GRID)
     assert (~known).nonzero().tolist() == [[0, 0], [0, 1]]
-    assert torch.equal(codes[0][known], own[known])
+    assert torch.equal(codes[0][known], image_codes[known])
     assert np.array_equal(np.asarray(made)[CORNER], decode(model, codes)[0][CORNER])
 
 
@@ -229,8 +234,8 @@ def test_a_wide_picture_and_its_mask_are_cropped_alike() -> None:
     )
 
 
-@LAYS_CODES
-def test_what_is_painted_around_a_picture_leaves_it(model: TextToImage) -> None:
+@HAS_CODES
+def test_what_is_generated_around_a_picture_leaves_it(model: TextToImage) -> None:
     margins: dict[str, Any] = {"left": 4, "top": 12, "right": 20, "bottom": 8}
     made = model.outpaint(IMAGE, PROMPT, count=2, seed=2, **margins)
     assert [image.size for image in made] == [(40, 36)] * 2
@@ -238,31 +243,31 @@ def test_what_is_painted_around_a_picture_leaves_it(model: TextToImage) -> None:
         assert np.array_equal(image[12:28, 4:20], NOISE)
     around = np.ones((36, 40), dtype=bool)
     around[12:28, 4:20] = False
-    if model is not MODELS["shared_latent"]:  # which paints alike whatever the seed
+    if model is not MODELS["shared_latent"]:  # which is the same whatever the seed
         assert (pixels(made)[0][around] != pixels(made)[1][around]).any()
     assert np.array_equal(
         pixels(model.outpaint(IMAGE, PROMPT, count=2, seed=2, **margins)), pixels(made)
     )
 
 
-@LAYS_CODES
+@HAS_CODES
 @pytest.mark.parametrize(("strength", "anew"), [(1e-9, 1), (0.25, 4), (0.5, 8), (1.0, 16)])
-def test_a_variation_keeps_a_share_of_the_codes(
+def test_a_variation_keeps_a_fraction_of_the_codes(
     model: TextToImage,
     strength: float,
     anew: int,
-    requests: Callable[[TextToImage], list[Any]],
+    record_batches: Callable[[TextToImage], list[Any]],
 ) -> None:
-    own = model.encode_images(NOISE[None])[0].flatten()
-    seen = requests(model)
+    image_codes = model.encode_images(NOISE[None])[0].flatten()
+    recorded = record_batches(model)
     made = model.vary(IMAGE, strength=strength, count=3, seed=1)
-    [(asked, codes)] = seen
-    assert (~asked.known).sum(1).tolist() == [anew] * 3
-    for known, is_decoded in zip(asked.known, codes.flatten(1), strict=True):
-        assert torch.equal(is_decoded[known], own[known])
+    [(batch, codes)] = recorded
+    assert (~batch.known).sum(1).tolist() == [anew] * 3
+    for known, row in zip(batch.known, codes.flatten(1), strict=True):
+        assert torch.equal(row[known], image_codes[known])
     assert np.array_equal(pixels(made), decode(model, codes))
     if anew == 8:
-        assert len(asked.known.unique(dim=0)) == 3
+        assert len(batch.known.unique(dim=0)) == 3
         [alone] = model.vary(IMAGE, strength=strength, seed=3)
         assert np.array_equal(np.asarray(alone), np.asarray(made[2]))
 
@@ -299,11 +304,9 @@ def test_scores_are_each_pair_by_itself(
         codes = model.encode_images(np.asarray(image)[None])
 
         def alone(prompt: str, codes: Tensor = codes) -> Any:
-            text = model.encode_text([prompt])
-            [found] = model.objective.compute_log_likelihood(
-                model.transformer, text, codes, num_orders=3, seed=8
-            )
-            return found.item()
+            text = model.sampler.encode_text([prompt])
+            likelihood = model.objective.compute_log_likelihood(text, codes, num_orders=3, seed=8)
+            return likelihood.item()
 
         for column, prompt in enumerate(prompts):
             assert scores.log_likelihood[row, column] == pytest.approx(alone(prompt), abs=1e-4)
@@ -311,17 +314,17 @@ def test_scores_are_each_pair_by_itself(
             assert scores.pmi[row, column] == pytest.approx(gained, abs=1e-4)
     again = model.score(pixels(images), prompts, num_orders=3, seed=8)
     assert np.array_equal(again.pmi, scores.pmi)
-    monkeypatch.setattr(painting, "_BATCH", 5)
+    monkeypatch.setitem(sampler._BATCH_SIZES, "cpu", 5)
     chunked = model.score(images, prompts, num_orders=3, seed=8)
     assert np.allclose(chunked.log_likelihood, scores.log_likelihood, atol=1e-4)
 
 
-def test_the_score_of_independent_places_by_hand() -> None:
+def test_the_score_of_independent_positions_by_hand() -> None:
     model = MODELS["parallel"]
     codes = model.encode_images(NOISE[None])
     sums = []
     for prompt in (PROMPT, ""):
-        logits = ask_everywhere(model.transformer, model.encode_text([prompt]))
+        logits = predict_everywhere(model.transformer, model.sampler.encode_text([prompt]))
         sums.append(-functional.cross_entropy(logits[0], codes.flatten(), reduction="sum").item())
     scores = model.score([IMAGE], PROMPT)
     assert scores.log_likelihood[0, 0] == pytest.approx(sums[0], abs=1e-4)
@@ -332,20 +335,22 @@ def test_rows_of_codes_are_scored_as_their_pictures() -> None:
     images = MODEL.generate([PROMPT, "a blue star"], seed=3)
     table = MODEL.score(images, [PROMPT, "a blue star"])
     codes = MODEL.encode_images(pixels(images))
-    rows = MODEL.score_codes(codes, ["a blue star", PROMPT])
+    rows = MODEL.sampler.score_codes(codes, ["a blue star", PROMPT])
     assert np.allclose(rows.pmi, table.pmi[[0, 1], [1, 0]], atol=1e-4)
     assert np.allclose(rows.log_likelihood, table.log_likelihood[[0, 1], [1, 0]], atol=1e-4)
 
 
-def test_a_larger_mosaic_is_scored_window_by_window() -> None:
+def test_a_larger_picture_is_scored_window_by_window() -> None:
     codes = torch.randint(16, (2, 4, 6), generator=torch.Generator().manual_seed(0))
-    whole = MODEL.score_codes(codes, [PROMPT, "a blue star"])
-    parts = [MODEL.score_codes(codes[:, :, c : c + 4], [PROMPT, "a blue star"]) for c in (0, 2)]
+    whole = MODEL.sampler.score_codes(codes, [PROMPT, "a blue star"])
+    parts = [
+        MODEL.sampler.score_codes(codes[:, :, c : c + 4], [PROMPT, "a blue star"]) for c in (0, 2)
+    ]
     assert np.allclose(whole.pmi, parts[0].pmi + parts[1].pmi, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"images": []}, "There is no picture. Give at least one"),
         ({"images": ["a.png"]}, "This is no picture: `str`"),
@@ -357,45 +362,47 @@ def test_a_larger_mosaic_is_scored_window_by_window() -> None:
         ({"seed": -1}, r"seed must be between 0 and \d+: `-1`"),
     ],
 )
-def test_what_cannot_be_scored(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(GenerationError, match=said):
+def test_what_cannot_be_scored(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
         MODEL.score(**({"images": [IMAGE], "prompts": PROMPT} | changes))
 
 
-# Chosen.
+# The best of several.
 
 
 @HAS_LIKELIHOOD
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (24, SIZE)])
 def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int]) -> None:
     prompts = [PROMPT, "a blue star"]
-    chosen = pixels(model.generate(prompts, count=3, seed=10, best_of=3, size=size))
-    assert chosen.shape == (6, size[1], size[0], 3)
-    positions = []
+    best_images = pixels(model.generate(prompts, count=3, seed=10, best_of=3, size=size))
+    assert best_images.shape == (6, size[1], size[0], 3)
+    ranks = []
     for number, prompt in enumerate(prompts):
-        canvas = KnownCodes.nothing((size[1] // SIDE, size[0] // SIDE))
+        canvas = model.plan_picture(size)
         for picture in range(3):
             # Each picture has candidates of its own: 10, 11, 12, then 13, 14, 15, …
             seeds = range(10 + 3 * picture, 13 + 3 * picture)
-            candidates = model.paint([prompt] * 3, seeds=seeds, known=canvas)
+            candidates = model.generate_images(
+                [ImageRequest(prompt, seed, canvas=canvas) for seed in seeds]
+            )
             assert candidates.codes is not None
-            best = int(model.score_codes(candidates.codes, [prompt] * 3).pmi.argmax())
-            assert np.array_equal(chosen[3 * number + picture], candidates.pixels[best])
-            positions.append(best)
-    assert len(set(positions)) > 1
+            best = int(model.sampler.score_codes(candidates.codes, [prompt] * 3).pmi.argmax())
+            assert np.array_equal(best_images[3 * number + picture], candidates.pixels[best])
+            ranks.append(best)
+    assert len(set(ranks)) > 1
 
 
 def test_more_candidates_than_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = pixels(MODEL.generate(PROMPT, count=3, best_of=4))
-    monkeypatch.setattr(painting, "_BATCH", 3)
+    monkeypatch.setitem(sampler._BATCH_SIZES, "cpu", 3)
     steps: list[GenerationStep] = []
     made = MODEL.generate(PROMPT, count=3, best_of=4, on_step=steps.append)
     assert np.array_equal(pixels(made), expected)
-    # The candidates of a picture were once is_decoded all at once, 64 of them too.
+    # All candidates of a picture, up to 64, were once generated at once.
     assert [len(step.codes) for step in steps] == [3, 3, 3, 1, 1, 1] * 3
 
 
-def test_edits_are_chosen_too() -> None:
+def test_edits_have_candidates_too() -> None:
     made = pixels(MODEL.edit(IMAGE, PROMPT, CORNER, seed=4, best_of=5))
     candidates = pixels(MODEL.edit(IMAGE, PROMPT, CORNER, count=5, seed=4))
     assert any(np.array_equal(made[0], candidate) for candidate in candidates)
@@ -405,20 +412,20 @@ def test_edits_are_chosen_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["latent_mse", "shared_latent"])
-def test_without_a_likelihood_nothing_is_scored_or_chosen(name: str) -> None:
+def test_without_a_likelihood_there_is_no_score_and_no_best(name: str) -> None:
     model = MODELS[name]
     steps: list[GenerationStep] = []
     with pytest.raises(GenerationError, match=f"no likelihood.*: `{name}`"):
         model.score([IMAGE], PROMPT)
     with pytest.raises(GenerationError, match=f"no likelihood.*: `{name}`"):
         model.generate(PROMPT, best_of=2, on_step=steps.append)
-    assert not steps  # said before the work
+    assert not steps  # refused before the work
 
 
 # Refused.
 
 
-def every_way(**changes: Any) -> list[Callable[[], Any]]:
+def every_method(**changes: Any) -> list[Callable[[], Any]]:
     prompt = changes.pop("prompt", PROMPT)
     return [
         lambda: MODEL.generate(prompt, **changes),
@@ -429,7 +436,7 @@ def every_way(**changes: Any) -> list[Callable[[], Any]]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"count": 0}, "count of pictures must be between 1 and 10000: `0`"),
         ({"count": 1_000_000}, "between 1 and 10000: `1000000`"),
@@ -443,14 +450,14 @@ def every_way(**changes: Any) -> list[Callable[[], Any]]:
         ({"negative_prompt": "blue"}, r"by guidance, which is off: guidance_scale is `1`"),
     ],
 )
-def test_what_no_way_of_painting_takes(changes: dict[str, Any], said: str) -> None:
-    for paint in every_way(**changes):
-        with pytest.raises(GenerationError, match=said):
+def test_what_every_method_refuses(changes: dict[str, Any], message: str) -> None:
+    for paint in every_method(**changes):
+        with pytest.raises(GenerationError, match=message):
             paint()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"temperature": float("nan")}, "Setting `temperature`: got: `nan`"),
         ({"steps": 0}, "Setting `steps`: got: `0`"),
@@ -458,45 +465,51 @@ def test_what_no_way_of_painting_takes(changes: dict[str, Any], said: str) -> No
         ({"guidance": 1}, "Unknown setting `guidance`; did you mean"),
     ],
 )
-def test_settings_that_no_way_of_painting_takes(changes: dict[str, Any], said: str) -> None:
-    for paint in every_way(**changes):
-        with pytest.raises(ConfigError, match=said):
+def test_settings_that_every_method_refuses(changes: dict[str, Any], message: str) -> None:
+    for paint in every_method(**changes):
+        with pytest.raises(ConfigError, match=message):
             paint()
 
 
 @pytest.mark.parametrize("name", ["latent_mse", "shared_latent"])
 def test_without_guidance_there_is_nothing_to_move_away_from(name: str) -> None:
-    """A negative prompt once changed nothing there, and nobody was told."""
-    said = f"guidance, which the model's objective does not have: `{name}`. Leave it out"
+    """There a negative prompt once changed nothing, silently."""
+    message = f"guidance, which the model's objective does not have: `{name}`. Leave it out"
     for scale in (None, 3.0):
-        with pytest.raises(GenerationError, match=said):
+        with pytest.raises(GenerationError, match=message):
             MODELS[name].generate(PROMPT, negative_prompt="a blue star", guidance_scale=scale)
     assert len(MODELS[name].generate(PROMPT, negative_prompt=" ")) == 1
 
 
 def test_one_text_is_no_list_of_prompts() -> None:
     """`encode_text("a cat")` once encoded its letters."""
-    for use in (MODEL.encode_text, lambda text: MODEL.paint(text, seeds=range(len(text)))):
-        with pytest.raises(GenerationError, match=f"a list of prompts, got one text: `{PROMPT}`"):
-            use(PROMPT)
+    with pytest.raises(GenerationError, match=f"a list of prompts, got one text: `{PROMPT}`"):
+        MODEL.sampler.encode_text(PROMPT)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("requests", "best_of", "message"),
     [
-        ({"seeds": [1]}, "`2`, `1` and `2` of them"),
-        ({"seeds": [1, 2, 3]}, "`2`, `3` and `2` of them"),
-        ({"negative_prompts": [""]}, "`2`, `2` and `1` of them. Give equally many"),
+        ([], 1, "There is no prompt. Give at least one"),
+        ([ImageRequest(PROMPT, -1)], 1, r"seed must be between 0 and \d+: `-1`"),
+        ([ImageRequest(PROMPT, 2**63 - 1)], 2, r"seed must be .*: `9223372036854775808`"),
+        ([ImageRequest(PROMPT, 0)], 65, "best_of, must be between 1 and 64: `65`"),
+        ([ImageRequest(" ", 0)], 2, "chosen by the prompt, and there is none"),
+        ([ImageRequest(PROMPT, 0, "blue")], 1, "by guidance, which is off"),
     ],
 )
-def test_every_picture_has_a_seed(changes: dict[str, Any], said: str) -> None:
-    """Too few once ended in an IndexError, too many in pictures that were not painted."""
-    with pytest.raises(GenerationError, match=said):
-        MODEL.paint([PROMPT, "a blue star"], **({"seeds": [1, 2]} | changes))
+def test_requests_are_checked_before_the_work(
+    requests: list[ImageRequest], best_of: int, message: str
+) -> None:
+    """Whoever lists them: the command line, a server, Python."""
+    steps: list[GenerationStep] = []
+    with pytest.raises(GenerationError, match=message):
+        MODEL.generate_images(requests, best_of=best_of, on_step=steps.append)
+    assert not steps
 
 
 def test_only_a_variation_needs_no_prompt() -> None:
-    *others, _ = every_way(prompt=" ")
+    *others, _ = every_method(prompt=" ")
     for paint in others:
         with pytest.raises(GenerationError, match="A prompt must say something"):
             paint()
@@ -505,7 +518,7 @@ def test_only_a_variation_needs_no_prompt() -> None:
 
 
 @pytest.mark.parametrize("strength", [0, -0.5, 1.01, float("nan")])
-def test_a_strength_that_is_no_share(strength: float) -> None:
+def test_a_strength_out_of_range(strength: float) -> None:
     with pytest.raises(GenerationError, match=rf"above 0 and at most 1: `{strength}`\. Try 0\.5"):
         MODEL.vary(IMAGE, strength=strength)
 
@@ -515,71 +528,69 @@ def test_words_that_no_caption_had_are_read_all_the_same() -> None:
     assert len(MODEL.generate("Ωμέγα", seed=1)) == 1
 
 
-# Canvases and how they are watched.
+# Canvases and their steps.
 
 
-def test_a_larger_picture_is_watched_as_a_whole() -> None:
+def test_the_steps_of_a_larger_picture_show_all_of_it() -> None:
     """A step of a window once showed the window alone."""
     steps: list[GenerationStep] = []
-    [painted] = pixels(MODEL.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
+    [generated] = pixels(MODEL.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
     # Three windows of three steps.
     assert [(step.step, step.steps) for step in steps] == [(n, 9) for n in range(1, 10)]
     is_decoded = [step.is_decoded for step in steps]
     for step, before in zip(steps[1:], is_decoded, strict=False):
         assert step.codes.shape == step.is_decoded.shape == (1, 4, 8)
-        assert (
-            step.is_decoded & before
-        ).sum() == before.sum()  # what is is_decoded stays is_decoded
+        assert step.is_decoded[before].all()  # what is decoded stays decoded
         assert not step.codes[~step.is_decoded].any()
     assert not is_decoded[0][:, :, 4:].any()
     assert bool(is_decoded[-1].all())
-    assert np.array_equal(MODEL.decode_codes(steps[-1].codes)[0], painted)
+    assert np.array_equal(MODEL.decode_codes(steps[-1].codes)[0], generated)
     assert is_decoded[2][:, :, :4].all()
-    # Each step is its own: nothing that was shown changes later.
+    # Each step has tensors of its own: what was shown doesn't change later.
     assert len({step.codes.data_ptr() for step in steps}) == 9
 
 
-def test_what_is_known_is_watched_too() -> None:
+def test_steps_show_what_is_known() -> None:
     steps: list[GenerationStep] = []
     MODEL.outpaint(IMAGE, PROMPT, left=8, seed=2, on_step=steps.append)
-    own = MODEL.encode_images(NOISE[None])
+    image_codes = MODEL.encode_images(NOISE[None])
     for step in steps:
-        assert torch.equal(step.codes[:, :, 2:], own)
+        assert torch.equal(step.codes[:, :, 2:], image_codes)
         assert step.is_decoded[:, :, 2:].all()
-    shares = [step.step / step.steps for step in steps]
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
+    progress = [step.step / step.steps for step in steps]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
 
 
-def test_canvases_may_be_planned_and_painted_apart() -> None:
-    """What a server does with several requests is what each request gets."""
-    seeds = [3, 4]
-    canvases = [
-        MODEL.plan_edit(IMAGE, CORNER),
-        *MODEL.plan_variations(IMAGE, [9], strength=2 / 16),
-    ]
-    painted = MODEL.paint(
-        [PROMPT, "a blue star"],
-        seeds=seeds,
-        known=KnownCodes.join([canvas.known for canvas in canvases]),
-    )
+def test_requests_of_different_users_may_share_a_batch() -> None:
+    """A server joins them; each gets what it would get alone."""
+    edit = ImageRequest(PROMPT, 3, canvas=MODEL.plan_edit(IMAGE, CORNER))
+    [varied] = MODEL.plan_variations(IMAGE, [9], strength=2 / 16)
+    variation = ImageRequest("a blue star", 4, canvas=varied)
+    together = MODEL.generate_images([edit, variation])
     [edited] = MODEL.edit(IMAGE, PROMPT, CORNER, seed=3)
-    assert np.array_equal(canvases[0].finish(painted.pixels[0]), np.asarray(edited))
-    alone = MODEL.paint(["a blue star"], seeds=[4], known=canvases[1].known)
-    assert np.array_equal(painted.pixels[1], alone.pixels[0])
-    plain = MODEL.plan_picture()
-    assert np.array_equal(plain.finish(painted.pixels[0]), painted.pixels[0])
-    assert not plain.known.known.any()
+    assert np.array_equal(together.pixels[0], np.asarray(edited))
+    alone = MODEL.generate_images([variation])
+    assert np.array_equal(together.pixels[1], alone.pixels[0])
+    assert not MODEL.plan_picture().known.any()
 
 
-def test_a_planned_outpainting_is_the_picture_in_its_place() -> None:
+def test_a_request_without_a_canvas_is_a_new_picture() -> None:
+    plain = MODEL.generate_images([ImageRequest(PROMPT, 3)])
+    planned = MODEL.generate_images([ImageRequest(PROMPT, 3, canvas=MODEL.plan_picture())])
+    assert np.array_equal(plain.pixels, planned.pixels)
+    [image] = MODEL.generate(PROMPT, seed=3)
+    assert np.array_equal(plain.pixels[0], np.asarray(image))
+
+
+def test_a_planned_outpainting_has_the_picture_in_its_place() -> None:
     canvas = MODEL.plan_outpaint(IMAGE, top=4, right=8)
-    assert canvas.anew is not None
-    assert canvas.anew.shape == (20, 24)
+    assert canvas.repainted is not None
+    assert canvas.repainted.shape == (20, 24)
     black = np.zeros((20, 24, 3), dtype=np.uint8)
     finished = canvas.finish(black)
     assert np.array_equal(finished[4:, :16], NOISE)
     assert not finished[:4].any()
     assert not finished[:, 16:].any()
-    assert torch.equal(canvas.known.codes[:, 1:, :4], MODEL.encode_images(NOISE[None]))
-    assert int(canvas.known.known.sum()) == 16
+    assert torch.equal(canvas.codes[1:, :4], MODEL.encode_images(NOISE[None])[0])
+    assert int(canvas.known.sum()) == 16

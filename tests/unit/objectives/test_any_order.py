@@ -1,4 +1,4 @@
-"""What `any_order` and `autoregressive` learn, one mask_token at a time."""
+"""What `any_order` and `autoregressive` learn, one position at a time."""
 
 import itertools
 from typing import Any
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.objectives import AnyOrder, Autoregressive, Objective
-from tessella.objectives.any_order import predict_in_order
+from tessella.objectives import Objective
+from tessella.objectives.any_order import AnyOrder, predict_in_order
+from tessella.objectives.autoregressive import Autoregressive
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 K, N = 5, 6
@@ -21,36 +22,37 @@ CODES = torch.randint(K, (3, 2, 3), generator=torch.Generator().manual_seed(2))
 RASTER = torch.arange(N).expand(3, -1)
 
 
-class Watched(Transformer):
-    """A transformer that keeps the positions that it was asked."""
+class RecordingTransformer(Transformer):
+    """A transformer that records the positions it predicts."""
 
     def __init__(self) -> None:
         super().__init__(TransformerSettings(width=16, depth=2, heads=2), SHAPE)
-        self.asked: list[Tensor] = []
+        self.predicted: list[Tensor] = []
 
     def predict(self, cache: Any, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
-        self.asked.append(positions)
+        self.predicted.append(positions)
         return super().predict(cache, positions, num_visible_codes)
 
 
-def create() -> Watched:
+def create() -> RecordingTransformer:
     torch.manual_seed(0)
-    made = Watched().eval().requires_grad_(False)
-    for parameter in made.parameters():
+    transformer = RecordingTransformer().eval().requires_grad_(False)
+    for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
-    return made
+    return transformer
 
 
 TRANSFORMER = create()
 
 
-@pytest.mark.parametrize("objective", [AnyOrder(), Autoregressive()], ids=lambda o: o.name)
-def test_the_loss_is_every_question_asked_by_itself(objective: Objective) -> None:
-    """Brute force: for each position a fresh reading of the text and of the codes before it."""
+@pytest.mark.parametrize("kind", [AnyOrder, Autoregressive], ids=lambda kind: kind.name)
+def test_the_loss_predicts_every_position_by_itself(kind: type[Objective]) -> None:
+    """Brute force: for each position, encode the text and the codes before it afresh."""
     transformer = create()
-    made = objective.compute_loss(transformer, torch.zeros(K, 2), TEXT, CODES)
-    [order] = transformer.asked
+    objective = kind(transformer, torch.zeros(K, 2))
+    scored = objective(TEXT, CODES)
+    [order] = transformer.predicted
     assert torch.equal(order.sort(1).values, RASTER)
     if objective.name == "autoregressive":
         assert torch.equal(order, RASTER)
@@ -62,29 +64,25 @@ def test_the_loss_is_every_question_asked_by_itself(objective: Objective) -> Non
         cache = transformer.encode_text(TEXT[picture : picture + 1])
         for position in order[picture, :index].tolist():
             code = flat[picture, position].reshape(1, 1)
-            cache = transformer.append_codes(cache, code, torch.tensor([[position]]))
+            transformer.append_codes(cache, code, torch.tensor([[position]]))
         position = int(order[picture, index])
         [[logits]] = transformer.predict(cache, torch.tensor([[position]]), torch.tensor([index]))
         losses.append(functional.cross_entropy(logits, flat[picture, position]))
         right += int(logits.argmax() == flat[picture, position])
-    assert made.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
-    assert made.accuracy.item() == pytest.approx(right / (3 * N))
+    assert scored.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert scored.accuracy.item() == pytest.approx(right / (3 * N))
 
 
 def test_a_fresh_order_each_time() -> None:
-    transformer = create()
-    for objective, different in ((AnyOrder(), 4), (Autoregressive(), 1)):
-        losses = {
-            objective.compute_loss(transformer, torch.zeros(K, 2), TEXT, CODES).loss.item()
-            for _ in range(4)
-        }
-        assert len(losses) == different
+    for kind, num_orders in ((AnyOrder, 4), (Autoregressive, 1)):
+        objective = kind(create(), torch.zeros(K, 2))
+        assert len({objective(TEXT, CODES).loss.item() for _ in range(4)}) == num_orders
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, N - 1), st.integers(1, K - 1), st.integers(0, 99))
 def test_a_code_changes_no_logit_before_it(changed: int, by: int, seed: int) -> None:
-    """In raster order: the logits of the positions up to the changed one stay, those after it move."""
+    """In raster order, logits up to the changed position stay and those after it move."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(K, (3, N), generator=generator)
     others = codes.clone()
@@ -97,9 +95,9 @@ def test_a_code_changes_no_logit_before_it(changed: int, by: int, seed: int) -> 
     assert (moved > 1e-4).all()
 
 
-def test_a_picture_of_one_place() -> None:
-    """Nothing was is_decoded before the only code: it is known by the text alone."""
+def test_a_picture_of_one_position() -> None:
+    """No code comes before the only one, which is predicted from the text alone."""
     positions, code = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([[1], [2], [3]])
-    made = predict_in_order(TRANSFORMER, TEXT, code, positions)
+    logits = predict_in_order(TRANSFORMER, TEXT, code, positions)
     expected = TRANSFORMER.predict(TRANSFORMER.encode_text(TEXT), positions, torch.tensor([0]))
-    torch.testing.assert_close(made, expected)
+    torch.testing.assert_close(logits, expected)

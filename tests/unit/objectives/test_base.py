@@ -1,4 +1,4 @@
-"""Settings and requests that cannot be, and what objectives share."""
+"""Invalid settings and batches, and what objectives share."""
 
 import math
 from typing import Any
@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from tessella.errors import ConfigError, GenerationError, ShapeError
+from tessella.generation import GenerationSettings
 from tessella.objectives import (
     GenerationBatch,
-    GenerationSettings,
-    LatentMSE,
-    Objective,
-    SharedLatent,
+    PlainObjectiveSettings,
+    SharedLatentSettings,
+    create_objective,
+    create_transformer,
 )
-from tessella.objectives.base import compute_accuracy, gather_log_probability, to_generated
+from tessella.objectives.latent_mse import LatentMSE
+from tessella.objectives.parallel import Parallel
+from tessella.objectives.sampling import compute_accuracy, gather_log_probability
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"steps": 0}, "`steps`: got: `0`; input should be greater than or equal to 1"),
         ({"steps": 1_000_000}, "`steps`: got: `1000000`; input should be less than or equal to 40"),
@@ -47,73 +51,105 @@ from tessella.objectives.base import compute_accuracy, gather_log_probability, t
         ({"temprature": 1}, "Unknown setting `temprature`; did you mean `temperature`"),
     ],
 )
-def test_settings_that_cannot_be(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         GenerationSettings().replace(**changes)
 
 
-def request(**known: Any) -> GenerationBatch:
+SIZE = TransformerSettings(width=16, depth=2, heads=2)
+SHAPE = TransformerShape(5, 4, 0, codebook_size=3, grid=(2, 3), code_width=2)
+
+
+def create_batch(known_codes: Tensor, known: Tensor) -> GenerationBatch:
     text = torch.tensor([[1, 2]])
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationBatch(text, text, rows, rows, [1, 2], GenerationSettings(), **known)
+    settings = GenerationSettings()
+    return GenerationBatch(text, text, rows, rows, [1, 2], settings, known_codes, known)
 
 
-def positions(*rows: list[int]) -> Tensor:
+def mark(*rows: list[int]) -> Tensor:
     return torch.tensor(rows).bool()
 
 
-def test_what_is_known_may_lie_anywhere() -> None:
+def test_known_positions_may_lie_anywhere() -> None:
     codes = torch.zeros(2, 3, dtype=torch.int64)
-    for known in (positions([0, 0, 0], [0, 0, 0]), positions([1, 0, 1], [0, 1, 1])):
-        assert request(known=known, known_codes=codes).known is known
+    for known in (mark([0, 0, 0], [0, 0, 0]), mark([1, 0, 1], [0, 1, 1])):
+        assert create_batch(known=known, known_codes=codes).known is known
 
 
 @pytest.mark.parametrize(
-    ("known", "codes", "said"),
+    ("known", "codes", "message"),
     [
         (
-            positions([1, 0, 1], [0, 0, 1]),
+            mark([1, 0, 1], [0, 0, 1]),
             torch.zeros(2, 3).long(),
             r"must know equally many positions: `\[2, 1\]`. Generate them one after the other.",
         ),
         (
-            positions([1, 0, 1], [0, 0, 1]),
+            mark([1, 0, 1], [0, 0, 1]),
             torch.zeros(2, 4).long(),
             r"must have one shape \(B, N\): `\(2, 3\)` and `\(2, 4\)`.",
         ),
-        (positions([1], [1]), None, "`known` and `known_codes` belong together: one is missing."),
-        (None, torch.zeros(2, 3).long(), "`known` and `known_codes` belong together"),
     ],
 )
-def test_known_codes_that_cannot_be(known: Tensor | None, codes: Tensor | None, said: str) -> None:
-    with pytest.raises(ShapeError, match=said):
-        request(known=known, known_codes=codes)
+def test_invalid_known_codes(known: Tensor, codes: Tensor, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        create_batch(known=known, known_codes=codes)
 
 
-@pytest.mark.parametrize("objective", [LatentMSE(), SharedLatent()], ids=lambda o: o.name)
-def test_an_objective_without_a_likelihood(objective: Objective) -> None:
-    transformer: Any = None
+@pytest.mark.parametrize(
+    "settings",
+    [PlainObjectiveSettings(name="latent_mse"), SharedLatentSettings()],
+    ids=lambda settings: settings.name,
+)
+def test_an_objective_without_a_likelihood(settings: Any) -> None:
+    transformer = create_transformer(settings, SIZE, SHAPE)
+    objective = create_objective(settings, transformer, torch.zeros(3, 2))
     with pytest.raises(
         GenerationError,
         match=f"no likelihood, so pictures cannot be scored: `{objective.name}`. "
         "any_order, autoregressive, masked and parallel have one.",
     ):
-        objective.compute_log_likelihood(transformer, torch.zeros(1, 2), torch.zeros(1, 2, 2))
+        objective.compute_log_likelihood(torch.zeros(1, 2), torch.zeros(1, 2, 2))
+
+
+def test_an_objective_holds_its_transformer_and_only_reads_its_codebook() -> None:
+    """What is trained and saved is the transformer; the codebook moves to a device with it."""
+    transformer = Transformer(SIZE, SHAPE)
+    objective = LatentMSE(transformer, torch.nn.Parameter(torch.zeros(3, 2)))
+    assert {id(p) for p in objective.parameters()} == {id(p) for p in transformer.parameters()}
+    assert objective.state_dict().keys() == {f"transformer.{n}" for n in transformer.state_dict()}
+    assert not objective.codebook.requires_grad
+    assert objective.to(torch.float64).codebook.dtype == torch.float64
+
+
+def test_plain_objectives_share_one_settings_class() -> None:
+    for name in ("any_order", "autoregressive", "parallel", "latent_mse"):
+        settings = PlainObjectiveSettings(name=name)
+        assert create_objective(settings, Transformer(SIZE, SHAPE), torch.zeros(3, 2)).name == name
+    with pytest.raises(ConfigError, match="`name`: got: `diffusion`; input should be 'any_order'"):
+        PlainObjectiveSettings().replace(name="diffusion")
 
 
 def test_accuracy_and_log_probability_by_hand() -> None:
     logits = torch.tensor([[[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]]]).log()
     codes = torch.tensor([[1, 0, 1]])
     assert compute_accuracy(logits, codes).item() == pytest.approx(2 / 3)
-    made = gather_log_probability(logits + 7, codes).exp()
-    torch.testing.assert_close(made, torch.tensor([[0.75, 0.5, 0.1]]))
+    probability = gather_log_probability(logits + 7, codes).exp()
+    torch.testing.assert_close(probability, torch.tensor([[0.75, 0.5, 0.1]]))
 
 
 def test_codes_are_looked_up_row_by_row() -> None:
     codebook = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    painted = to_generated(torch.tensor([[0, 1, 2, 2, 1, 0]]), codebook, (2, 3))
-    assert painted.codes is not None
-    assert painted.codes.tolist() == [[[0, 1, 2], [2, 1, 0]]]
-    assert painted.latent.tolist() == [
+    objective = Parallel(Transformer(SIZE, SHAPE), codebook)
+    codes = torch.tensor([[0, 1, 2, 2, 1, 0]])
+    generated = objective.look_up(codes)
+    assert generated.codes is not None
+    assert generated.codes.tolist() == [[[0, 1, 2], [2, 1, 0]]]
+    assert generated.latent.tolist() == [
         [[[0.0, 2.0, 4.0], [4.0, 2.0, 0.0]], [[1.0, 3.0, 5.0], [5.0, 3.0, 1.0]]]
     ]
+    # A larger picture's codes come with its grid.
+    larger = objective.look_up(codes.view(1, 1, 6))
+    assert torch.equal(larger.latent.flatten(), generated.latent.flatten())
+    assert larger.latent.shape == (1, 2, 1, 6)

@@ -1,44 +1,42 @@
 """The report's rule, by hand."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tessella.objectives import (
-    GenerationBatch,
-    GenerationSettings,
-    GenerationStep,
-    LatentMSE,
-)
-from tessella.transformer import KVCache, TransformerShape
+from tessella.generation import GenerationSettings
+from tessella.objectives import GenerationBatch, GenerationStep
+from tessella.objectives.latent_mse import LatentMSE
+from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
 CODEBOOK = torch.tensor([[0.0], [4.0], [8.0]])
 
 
-class Fixed(nn.Module):
-    """A transformer of two positions and three codes that always answers the same."""
+class FixedTransformer(Transformer):
+    """A transformer of two positions and three codes that always predicts the same."""
 
-    shape = TransformerShape(4, 4, 0, codebook_size=3, grid=(1, 2), code_width=1)
+    def __init__(self) -> None:
+        shape = TransformerShape(4, 4, 0, codebook_size=3, grid=(1, 2), code_width=1)
+        super().__init__(TransformerSettings(width=16, depth=2, heads=2), shape)
 
-    def encode_text(self, text: Tensor) -> KVCache:
-        return KVCache((), (), text != 0)
-
-    def predict(self, cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
+    def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         assert positions.tolist() == [[0, 1]] * len(positions)
-        assert visible.tolist() == [0, 0]
+        assert num_visible_codes.tolist() == [0, 0]
         logits = torch.tensor([[0.25, 0.5, 0.25], [1.0, 0.0, 0.0]]).log()
         return logits.expand(len(positions), -1, -1)
 
 
-FIXED: Any = Fixed()
+OBJECTIVE = LatentMSE(FixedTransformer(), CODEBOOK)
 TEXT = torch.tensor([[1, 2]])
 
 
-def request(**known: Tensor) -> GenerationBatch:
+def create_batch(
+    known_codes: Tensor = torch.zeros(2, 2, dtype=torch.int64),  # noqa: B008
+    known: Tensor = torch.zeros(2, 2, dtype=torch.bool),  # noqa: B008
+) -> GenerationBatch:
     rows = torch.zeros(2, dtype=torch.int64)
-    return GenerationBatch(TEXT, TEXT, rows, rows, [1, 2], GenerationSettings(), **known)
+    settings = GenerationSettings()
+    return GenerationBatch(TEXT, TEXT, rows, rows, [1, 2], settings, known_codes, known)
 
 
 def test_the_loss_and_the_picture() -> None:
@@ -46,31 +44,31 @@ def test_the_loss_and_the_picture() -> None:
 
     The squares are 16 and 16: the mean is 16. The likeliest codes are 1 and 0: none is right.
     """
-    made = LatentMSE().compute_loss(FIXED, CODEBOOK, TEXT, torch.tensor([[[2, 1]]]))
-    assert made.loss.item() == pytest.approx(16.0)
-    assert made.accuracy.item() == 0.0
-    painted = LatentMSE().generate(FIXED, CODEBOOK, (1, 2), request())
-    assert painted.codes is None
-    assert painted.latent.tolist() == [[[[4.0, 0.0]]]] * 2
+    scored = OBJECTIVE(TEXT, torch.tensor([[[2, 1]]]))
+    assert scored.loss.item() == pytest.approx(16.0)
+    assert scored.accuracy.item() == 0.0
+    generated = OBJECTIVE.generate(create_batch())
+    assert generated.codes is None
+    assert generated.latent.tolist() == [[[[4.0, 0.0]]]] * 2
 
 
 def test_autocast_does_not_coarsen_the_expected_latent() -> None:
     """`.float()` beside autocast once gave a product in bfloat16: 257 and 0 came out as 256."""
-    codebook = torch.tensor([[0.0], [257.0], [514.0]])
+    objective = LatentMSE(FixedTransformer(), torch.tensor([[0.0], [257.0], [514.0]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = LatentMSE().compute_loss(FIXED, codebook, TEXT, torch.tensor([[[1, 0]]]))
-        painted = LatentMSE().generate(FIXED, codebook, (1, 2), request())
-    assert made.loss.item() == pytest.approx(0.0, abs=1e-6)
-    assert painted.latent.flatten().tolist() == pytest.approx([257.0, 0.0] * 2)
+        scored = objective(TEXT, torch.tensor([[[1, 0]]]))
+        generated = objective.generate(create_batch())
+    assert scored.loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert generated.latent.flatten().tolist() == pytest.approx([257.0, 0.0] * 2)
 
 
-def test_known_places_have_the_latent_of_their_codes() -> None:
-    """Whoever watches sees them too; once the likeliest codes were shown in their positions."""
+def test_known_positions_have_the_latent_of_their_codes() -> None:
+    """A step shows them too; once it showed the likeliest codes at their positions."""
     seen: list[GenerationStep] = []
     known = torch.tensor([[True, False], [False, True]])
-    asked = request(known=known, known_codes=torch.tensor([[2, -1], [-1, 1]]))
-    painted = LatentMSE().generate(FIXED, CODEBOOK, (1, 2), asked, seen.append)
-    assert painted.latent.tolist() == [[[[8.0, 0.0]]], [[[4.0, 4.0]]]]
+    batch = create_batch(known=known, known_codes=torch.tensor([[2, -1], [-1, 1]]))
+    generated = OBJECTIVE.generate(batch, seen.append)
+    assert generated.latent.tolist() == [[[[8.0, 0.0]]], [[[4.0, 4.0]]]]
     [step] = seen
     assert step.codes.tolist() == [[2, 0], [1, 1]]
     assert step.is_decoded.all()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tessella.objectives import GenerationSettings
+from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import (
     choose_confident,
     guide,
@@ -30,7 +30,9 @@ SCHEDULES = st.sampled_from(["cosine", "arccos"])
 
 
 @given(st.integers(0, 1024), st.integers(1, 4096), SCHEDULES)
-def test_the_schedule_asks_every_place(num_positions: int, steps: int, schedule: str) -> None:
+def test_the_schedule_predicts_every_position(
+    num_positions: int, steps: int, schedule: str
+) -> None:
     sizes = split_positions(num_positions, steps, schedule)
     assert sum(sizes) == num_positions
     assert min(sizes, default=1) >= 1
@@ -59,7 +61,7 @@ def test_the_schedule_by_hand() -> None:
         assert split_positions(0, 3, schedule) == []
 
 
-def test_the_unknown_share_by_hand() -> None:
+def test_the_unknown_fraction_by_hand() -> None:
     for schedule in ("cosine", "arccos"):
         assert unknown_fraction(0.0, schedule) == pytest.approx(1.0)
         assert unknown_fraction(1.0, schedule) == pytest.approx(0.0)
@@ -71,7 +73,7 @@ def test_the_unknown_share_by_hand() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20))
-def test_halton_orders_every_place_once(height: int, width: int) -> None:
+def test_halton_orders_every_position_once(height: int, width: int) -> None:
     order = halton_order(height, width)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(height * width))
@@ -83,14 +85,14 @@ def test_halton_by_hand() -> None:
     assert halton_order(2, 3).tolist() == [4, 2, 3, 1, 5, 0]
 
 
-def test_halton_is_not_changed_by_who_has_it() -> None:
-    """The positions are listed once a grid; each caller has a tensor of its own."""
+def test_halton_s_order_is_a_fresh_tensor() -> None:
+    """The positions are listed once a grid; changing one tensor changes no other."""
     halton_order(2, 3).zero_()
     assert halton_order(2, 3).tolist() == [4, 2, 3, 1, 5, 0]
 
 
 def test_halton_is_spread_evenly_from_the_start() -> None:
-    """Of 16 × 16 positions the first 16 lie in all quarters and apart; random ones hardly ever do."""
+    """Of 16 × 16 positions the first 16 are in all quarters and apart; random ones rarely are."""
     first = halton_order(16, 16)[:16]
     quarters = (first // 16 // 8) * 2 + first % 16 // 8
     assert sorted(torch.bincount(quarters, minlength=4).tolist()) == [3, 4, 4, 5]
@@ -240,7 +242,9 @@ def test_noise_changes_what_is_sure() -> None:
 
 
 @given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([0.0, 4.5, 1000.0]))
-def test_so_many_places_in_rising_order(seed: int, count: int, temperature: float) -> None:
+def test_confident_positions_come_in_rising_order(
+    seed: int, count: int, temperature: float
+) -> None:
     logits = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(seed))
     codes = logits.argmin(-1)
     made = choose_confident(logits, codes, noise(3, 9, seed=seed), count, temperature)

@@ -1,7 +1,6 @@
-"""`shared_latent`: who sees what in the text decoder, what is learned and what is painted."""
+"""`shared_latent`: what the text decoder sees, what is learned and what is generated."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
@@ -11,15 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from tessella.errors import ConfigError
-from tessella.objectives import (
-    GenerationBatch,
-    GenerationSettings,
-    SharedLatent,
-    SharedLatentSettings,
-    SharedLatentTransformer,
-    create_transformer,
-)
-from tessella.objectives.shared_latent import _find_nearest
+from tessella.generation import GenerationSettings
+from tessella.objectives import GenerationBatch, SharedLatentSettings, create_transformer
+from tessella.objectives.shared_latent import SharedLatent, SharedLatentTransformer
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
 PAD, K, N, V = 0, 7, 6, 11
@@ -31,11 +24,11 @@ CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
 
 def create() -> SharedLatentTransformer:
     torch.manual_seed(0)
-    made = SharedLatentTransformer(SIZE, SHAPE).eval()
-    for parameter in made.parameters():
+    transformer = SharedLatentTransformer(SIZE, SHAPE).eval()
+    for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4)
-    return made.requires_grad_(False)
+    return transformer.requires_grad_(False)
 
 
 TRANSFORMER = create()
@@ -66,9 +59,9 @@ def test_the_text_decoder_sees_the_whole_latent() -> None:
 
 
 def test_the_latent_is_of_the_text_and_not_of_its_padding() -> None:
-    latent = TRANSFORMER.encode_text(TEXT)
+    latent = TRANSFORMER.encode_latent(TEXT)
     assert latent.shape == (2, N, 2)
-    alone = TRANSFORMER.encode_text(TEXT[:1, :3])
+    alone = TRANSFORMER.encode_latent(TEXT[:1, :3])
     torch.testing.assert_close(alone, latent[:1], atol=1e-5, rtol=1e-5)
     assert ((latent[0] - latent[1]).abs().amax(1) > 1e-3).all()
 
@@ -77,10 +70,9 @@ def test_the_latent_is_of_the_text_and_not_of_its_padding() -> None:
 def test_the_loss_by_hand(weight: float) -> None:
     """Squared distance to the image's latent; cross-entropy of each next word, not of padding."""
     codes = torch.tensor([[[0, 1, 2], [3, 4, 5]], [[6, 5, 4], [3, 2, 1]]])
-    made = SharedLatent(SharedLatentSettings(text_weight=weight)).compute_loss(
-        TRANSFORMER, CODEBOOK, TEXT, codes
-    )
-    latent = TRANSFORMER.encode_text(TEXT)
+    objective = SharedLatent(TRANSFORMER, CODEBOOK, SharedLatentSettings(text_weight=weight))
+    scored = objective(TEXT, codes)
+    latent = TRANSFORMER.encode_latent(TEXT)
     distance = ((latent - CODEBOOK[codes.flatten(1)]) ** 2).mean()
     logits = TRANSFORMER.decode_text(latent, TEXT)
     words = [
@@ -89,15 +81,15 @@ def test_the_loss_by_hand(weight: float) -> None:
         for index in range(length - 1)
     ]
     expected = distance + weight * torch.stack(words).mean()
-    assert made.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert scored.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     nearest = torch.cdist(latent, CODEBOOK.expand(2, -1, -1)).argmin(-1)
     right = nearest == codes.flatten(1)
-    assert made.accuracy.item() == pytest.approx(right.float().mean().item())
+    assert scored.accuracy.item() == pytest.approx(right.float().mean().item())
 
 
 def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
     network = create().requires_grad_(True)
-    words = network.decode_text(network.encode_text(TEXT), TEXT)
+    words = network.decode_text(network.encode_latent(TEXT), TEXT)
     functional.cross_entropy(words.flatten(0, 1), TEXT[:, 1:].flatten()).backward()
     for module in (
         network.latent_out,
@@ -107,22 +99,24 @@ def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
         assert module.weight.grad.abs().sum() > 0
 
 
-def test_the_nearest_codes_are_painted() -> None:
+def test_the_nearest_codes_are_generated() -> None:
     rows = torch.tensor([1, 0, 1])
-    asked = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings())
-    painted = SharedLatent().generate(TRANSFORMER, CODEBOOK, (2, 3), asked)
-    latent = TRANSFORMER.encode_text(TEXT)[rows]
+    codes = torch.zeros(3, N, dtype=torch.int64)
+    known = torch.zeros(3, N, dtype=torch.bool)
+    batch = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings(), codes, known)
+    generated = SharedLatent(TRANSFORMER, CODEBOOK).generate(batch)
+    latent = TRANSFORMER.encode_latent(TEXT)[rows]
     nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)
-    assert painted.codes is not None
-    assert torch.equal(painted.codes.flatten(1), nearest)
+    assert generated.codes is not None
+    assert torch.equal(generated.codes.flatten(1), nearest)
 
 
 def test_autocast_does_not_coarsen_the_choice() -> None:
     """In bfloat16 257 is 256, which once made the wrong code the nearest."""
-    codebook, latent = torch.tensor([[0.0], [255.0], [257.0]]), torch.tensor([[[257.0], [128.5]]])
+    objective = SharedLatent(TRANSFORMER, torch.tensor([[0.0], [255.0], [257.0]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        made = _find_nearest(latent, codebook)
-    assert made.tolist() == [[2, 1]]
+        nearest = objective._find_nearest(torch.tensor([[[257.0], [128.5]]]))
+    assert nearest.tolist() == [[2, 1]]
 
 
 def test_muon_trains_the_text_decoder_too() -> None:
@@ -130,7 +124,9 @@ def test_muon_trains_the_text_decoder_too() -> None:
     hidden = [names[id(p)] for p in TRANSFORMER.hidden_matrices()]
     assert len(hidden) == len(set(hidden))
     layers = {name.rsplit(".", 2)[0] for name in hidden}
-    assert layers == {f"{p}.{i}" for p in ("reading", "asking", "writing") for i in range(2)}
+    assert layers == {
+        f"{p}.{i}" for p in ("self_decoder", "cross_decoder", "text_decoder") for i in range(2)
+    }
 
 
 def test_features_cannot_be_decoded_into_words() -> None:
@@ -140,7 +136,6 @@ def test_features_cannot_be_decoded_into_words() -> None:
 
 
 def test_a_transformer_without_a_text_decoder() -> None:
-    other: Any = Transformer(SIZE, SHAPE)
-    message = "needs a transformer with a text decoder: `Transformer`. Create it by"
+    message = "needs a transformer with a text decoder: `Transformer`. Create it with"
     with pytest.raises(ConfigError, match=message):
-        SharedLatent().compute_loss(other, CODEBOOK, TEXT, torch.zeros(2, 2, 3).long())
+        SharedLatent(Transformer(SIZE, SHAPE), CODEBOOK)

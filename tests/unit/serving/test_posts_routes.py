@@ -122,7 +122,7 @@ def test_without_a_language_model_templates_write(start: Start) -> None:
 def test_a_model_that_cannot_choose_paints_one(start: Start) -> None:
     found = start().post("/v1/posts", json={**ASKED, "model": "mean", "seed": 3}).json()
     assert [post["picture"]["seed"] for post in found["posts"]] == [3, 4, 5]
-    assert "cannot choose the best of several pictures" in found["notes"][1]
+    assert "cannot rank candidates" in found["notes"][1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tessella.transformer.kv_cache import KVCache, append_rows, build_mask
+from tessella.transformer.kv_cache import KVCache, build_mask
 from tessella.transformer.layers import Layer, Rotation, compute_rotations, rotate
 
 WIDTH, HEADS = 24, 3
@@ -209,34 +209,48 @@ def test_the_mask_before_any_code() -> None:
 @pytest.mark.parametrize("rows", [[1], [0, 0, 2], [2, 1, 0, 1]])
 def test_select_takes_entries_as_often_as_named(rows: list[int]) -> None:
     cache = KVCache(
-        keys=tuple(torch.randn(3, 2, 4, 5) for _ in range(2)),
-        values=tuple(torch.randn(3, 2, 4, 5) for _ in range(2)),
         text_visible=torch.tensor([[True, True], [True, False], [False, True]]),
-        num_codes=2,
+        keys=[torch.randn(3, 2, 4, 5) for _ in range(2)],
+        values=[torch.randn(3, 2, 4, 5) for _ in range(2)],
+        length=4,
     )
-    chosen = cache.select(torch.tensor(rows))
-    for kept, original in ((chosen.keys, cache.keys), (chosen.values, cache.values)):
-        for mine, theirs in zip(kept, original, strict=True):
+    selected = cache.select(torch.tensor(rows))
+    for copies, original in ((selected.keys, cache.keys), (selected.values, cache.values)):
+        for mine, theirs in zip(copies, original, strict=True):
             assert torch.equal(mine, theirs[rows])
-    assert torch.equal(chosen.text_visible, cache.text_visible[rows])
-    assert chosen.num_codes == 2
-    assert chosen.length == 4
+    assert torch.equal(selected.text_visible, cache.text_visible[rows])
+    assert selected.num_codes == 2
+    assert selected.length == 4
 
 
-def test_room_is_behind_what_was_read() -> None:
+def test_a_selected_cache_grows_apart_from_its_source() -> None:
+    cache = KVCache(torch.ones(1, 2).bool(), [torch.ones(1, 1, 2, 4)], [torch.ones(1, 1, 2, 4)], 2)
+    for capacity in (0, 3):
+        selected = cache.select(torch.tensor([0]), capacity=capacity)
+        keys, values = selected.insert(0, torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4))
+        assert keys.shape == values.shape == (1, 1, 5, 4)
+        keys.zero_()
+        assert cache.length == 2
+        assert torch.equal(cache.keys[0], torch.ones(1, 1, 2, 4))
+
+
+def test_spare_capacity_follows_the_rows() -> None:
     keys = torch.randn(2, 1, 3, 4)
-    cache = KVCache((keys,), (2 * keys,), torch.ones(2, 3).bool())
-    chosen = cache.select(torch.tensor([1, 0]), capacity=2)
-    assert chosen.keys[0].shape == chosen.values[0].shape == (2, 1, 5, 4)
-    assert torch.equal(chosen.keys[0][:, :, :3], keys[[1, 0]])
-    assert torch.equal(chosen.values[0][:, :, :3], 2 * keys[[1, 0]])
-    assert chosen.length == cache.length == 3
+    cache = KVCache(torch.ones(2, 3).bool(), [keys], [2 * keys], length=3)
+    selected = cache.select(torch.tensor([1, 0]), capacity=2)
+    assert selected.keys[0].shape == selected.values[0].shape == (2, 1, 5, 4)
+    assert torch.equal(selected.keys[0][:, :, :3], keys[[1, 0]])
+    assert torch.equal(selected.values[0][:, :, :3], 2 * keys[[1, 0]])
+    assert selected.length == cache.length == 3
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 2, 5])
-def test_rows_are_appended_in_place_where_there_is_room(capacity: int) -> None:
+def test_rows_are_inserted_in_place_where_there_is_capacity(capacity: int) -> None:
     past, new = torch.randn(2, 1, 3 + capacity, 4), torch.randn(2, 1, 2, 4)
     before = past[:, :, :3].clone()
-    made = append_rows(past, 3, new)
-    assert torch.equal(made[:, :, :5], torch.cat([before, new], dim=2))
-    assert (made is past) is (capacity >= 2)
+    cache = KVCache(torch.ones(2, 3).bool(), [past], [2 * past], length=3)
+    keys, values = cache.insert(0, new, 2 * new)
+    assert torch.equal(keys, torch.cat([before, new], dim=2))
+    assert torch.equal(values, 2 * keys)
+    assert (cache.keys[0] is past) is (capacity >= 2)
+    assert cache.length == 3  # until every layer has its rows

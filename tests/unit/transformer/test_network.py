@@ -1,4 +1,4 @@
-"""The transformer: who sees what, that reading in pieces is reading at once, and filling."""
+"""The transformer: which rows see which, caching in pieces or at once, and masked prediction."""
 
 import dataclasses
 import itertools
@@ -31,12 +31,14 @@ def create(
 ) -> Transformer:
     """A transformer whose every weight matters: layers that start as the identity hide mistakes."""
     torch.manual_seed(0)
-    made = Transformer(TransformerSettings(width=width, depth=depth, heads=heads), shape).eval()
-    for parameter in made.parameters():
+    transformer = Transformer(
+        TransformerSettings(width=width, depth=depth, heads=heads), shape
+    ).eval()
+    for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4)
-    nn.init.normal_(made.mask_token)
-    return made.requires_grad_(False)
+    nn.init.normal_(transformer.mask_token)
+    return transformer.requires_grad_(False)
 
 
 TRANSFORMER = create()
@@ -50,10 +52,16 @@ def draw(batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randint(7, (batch, 9), generator=generator), positions
 
 
-def logits_of_all(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
-    """Every position asked with the codes before it in the order, as in training."""
+def encode(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> KVCache:
+    """Text, then codes."""
     cache = TRANSFORMER.encode_text(text)
-    cache = TRANSFORMER.append_codes(cache, codes[:, :-1], positions[:, :-1])
+    TRANSFORMER.append_codes(cache, codes, positions)
+    return cache
+
+
+def logits_of_all(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
+    """Predicts every position from the codes before it in the order, as in training."""
+    cache = encode(codes[:, :-1], positions[:, :-1], text)
     return TRANSFORMER.predict(cache, positions, torch.arange(9))
 
 
@@ -127,18 +135,18 @@ def test_against_one_pass_over_everything() -> None:
         normed = layer.attention_norm(hidden)
         hidden = look(layer, hidden, everywhere, normed, everywhere, reads)
     made = net.kv_norm(hidden)
-    questions = net.mask_token + net.position_embedding.weight[positions]
+    queries = net.mask_token + net.position_embedding.weight[positions]
     for layer in net.cross_decoder:
-        questions = look(layer, questions, positions, made, everywhere, asks)
-    expected = net.out_norm(questions) @ net.out.weight.T + net.out.bias
+        queries = look(layer, queries, positions, made, everywhere, asks)
+    expected = net.out_norm(queries) @ net.out.weight.T + net.out.bias
     torch.testing.assert_close(logits_of_all(codes, positions), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("num_known", [0, 4, 9])
-def test_filling_against_one_pass_over_everything(num_known: int) -> None:
+def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> None:
     """Text and positions as one sequence: words see words, positions see everything, in all layers.
 
-    In the asking half the words are what the reading half made of them.
+    In the cross-decoder the words are the self-decoder's output.
     """
     codes, order = draw()
     known = order < num_known
@@ -166,12 +174,12 @@ def test_filling_against_one_pass_over_everything(num_known: int) -> None:
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
 
-# To fill.
+# Masked prediction.
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 8), st.integers(0, 99))
-def test_what_is_unknown_is_not_looked_at(num_known: int, seed: int) -> None:
+def test_unknown_codes_are_not_read(num_known: int, seed: int) -> None:
     codes, order = draw(seed=seed)
     known, cache = order < num_known, TRANSFORMER.encode_text(TEXT)
     others = codes.where(known, (codes + 1 + order % 5) % 7)
@@ -179,7 +187,7 @@ def test_what_is_unknown_is_not_looked_at(num_known: int, seed: int) -> None:
     assert torch.equal(TRANSFORMER.predict_masked(cache, others, known), made)
 
 
-def test_what_is_known_is_seen_by_every_place() -> None:
+def test_every_position_sees_the_known_codes() -> None:
     """Those before it as well as those after it, itself too."""
     codes, _ = draw()
     cache, known = TRANSFORMER.encode_text(TEXT), torch.ones(2, 9).bool()
@@ -192,7 +200,7 @@ def test_what_is_known_is_seen_by_every_place() -> None:
             assert ((after - before).abs().amax((0, 2)) > 1e-4).all()
 
 
-def test_filling_knows_the_text_and_not_its_padding() -> None:
+def test_masked_prediction_sees_the_text_and_not_its_padding() -> None:
     codes, order = draw()
     known = order < 4
     made = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT), codes, known)
@@ -202,18 +210,18 @@ def test_filling_knows_the_text_and_not_its_padding() -> None:
     assert ((other - made).abs().amax((0, 2)) > 1e-3).all()
 
 
-# To read and to ask.
+# Caching and predicting.
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 8), max_size=4, unique=True), st.integers(0, 99))
-def test_reading_in_pieces_is_reading_at_once(cuts: list[int], seed: int) -> None:
+def test_appending_in_pieces_is_appending_at_once(cuts: list[int], seed: int) -> None:
     codes, positions = draw(seed=seed)
-    at_once = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
+    at_once = encode(codes, positions)
     pieces = TRANSFORMER.encode_text(TEXT)
     edges = [0, *sorted(cuts), 9]
     for start, end in itertools.pairwise(edges):
-        pieces = TRANSFORMER.append_codes(pieces, codes[:, start:end], positions[:, start:end])
+        TRANSFORMER.append_codes(pieces, codes[:, start:end], positions[:, start:end])
     assert pieces.num_codes == at_once.num_codes == 9
     for mine, theirs in zip(
         pieces.keys + pieces.values, at_once.keys + at_once.values, strict=True
@@ -234,7 +242,7 @@ def test_a_code_changes_only_what_comes_after_it(changed: int, seed: int) -> Non
     others = codes.clone()
     others[:, changed] = (others[:, changed] + 3) % 7
     before, after = logits_of_all(codes, positions), logits_of_all(others, positions)
-    # The mask_token at index i sees the codes 0 to i - 1.
+    # The query at index i sees the codes 0 to i - 1.
     torch.testing.assert_close(after[:, : changed + 1], before[:, : changed + 1], **CLOSE)
     moved = (after[:, changed + 1 :] - before[:, changed + 1 :]).abs().amax((0, 2))
     assert (moved > 1e-3).all()
@@ -244,13 +252,10 @@ def test_where_a_code_lies_matters() -> None:
     codes, positions = draw()
     moved = positions.clone()
     moved[:, [0, 1]] = moved[:, [1, 0]]
-    cache = TRANSFORMER.encode_text(TEXT)
-    asked, seen = positions[:, 2:], torch.full((7,), 2)
-    before = TRANSFORMER.predict(
-        TRANSFORMER.append_codes(cache, codes[:, :2], positions[:, :2]), asked, seen
-    )
-    after = TRANSFORMER.predict(
-        TRANSFORMER.append_codes(cache, codes[:, :2], moved[:, :2]), asked, seen
+    queries, visible = positions[:, 2:], torch.full((7,), 2)
+    before, after = (
+        TRANSFORMER.predict(encode(codes[:, :2], where[:, :2]), queries, visible)
+        for where in (positions, moved)
     )
     assert (before - after).abs().max() > 1e-3
 
@@ -264,12 +269,12 @@ def test_padding_changes_nothing() -> None:
     cache = TRANSFORMER.encode_text(TEXT[1:])
     for layer in (*cache.keys, *cache.values):
         layer[:, :, 2:] = 1e3  # keys and values of the padding
-    cache = TRANSFORMER.append_codes(cache, codes[1:, :-1], positions[1:, :-1])
+    TRANSFORMER.append_codes(cache, codes[1:, :-1], positions[1:, :-1])
     made = TRANSFORMER.predict(cache, positions[1:], torch.arange(9))
     torch.testing.assert_close(made, expected, **CLOSE)
 
 
-def test_every_word_matters_to_every_place() -> None:
+def test_every_word_matters_to_every_position() -> None:
     """The text is read in both directions: the last word reaches the first and the other way."""
     codes, positions = draw(1)
     before = logits_of_all(codes, positions, TEXT[:1])
@@ -285,53 +290,47 @@ def test_every_word_matters_to_every_place() -> None:
 def test_the_text_does_not_see_the_codes() -> None:
     codes, positions = draw()
     cache = TRANSFORMER.encode_text(TEXT)
-    kept = [tensor.clone() for tensor in (*cache.keys, *cache.values)]
-    longer = TRANSFORMER.append_codes(cache, codes, positions)
-    for before, now, given_ in zip(
-        kept, longer.keys + longer.values, cache.keys + cache.values, strict=True
-    ):
+    text_rows = [tensor.clone() for tensor in (*cache.keys, *cache.values)]
+    TRANSFORMER.append_codes(cache, codes, positions)
+    for before, now in zip(text_rows, cache.keys + cache.values, strict=True):
         assert torch.equal(now[:, :, : TEXT.shape[1]], before)
-        assert torch.equal(given_, before)  # the cache given stays as it is
-    assert cache.num_codes == 0
+    assert cache.num_codes == 9
 
 
 @pytest.mark.parametrize("seen", [0, 4, 9])
-def test_questions_do_not_see_each_other(seen: int) -> None:
+def test_queries_do_not_see_each_other(seen: int) -> None:
     codes, positions = draw()
-    cache = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
+    cache = encode(codes, positions)
     together = TRANSFORMER.predict(cache, positions, torch.full((9,), seen))
     for index in range(9):
         alone = TRANSFORMER.predict(cache, positions[:, index : index + 1], torch.tensor([seen]))
         torch.testing.assert_close(alone[:, 0], together[:, index], **CLOSE)
-    # And each position is a mask_token of its own.
+    # And each position is a query of its own.
     assert (together[:, 1:] - together[:, :-1]).abs().amax((0, 2)).min() > 1e-3
 
 
-def test_one_reading_serves_many_pictures() -> None:
+def test_one_encoding_serves_many_pictures() -> None:
     codes, positions = draw(3)
     rows = torch.tensor([1, 0, 1])
-    once = TRANSFORMER.encode_text(TEXT).select(rows)
-    once = TRANSFORMER.predict(
-        TRANSFORMER.append_codes(once, codes, positions), positions, torch.arange(9)
-    )
-    each = TRANSFORMER.encode_text(TEXT[rows])
-    each = TRANSFORMER.predict(
-        TRANSFORMER.append_codes(each, codes, positions), positions, torch.arange(9)
-    )
+    cache = TRANSFORMER.encode_text(TEXT).select(rows)
+    TRANSFORMER.append_codes(cache, codes, positions)
+    once = TRANSFORMER.predict(cache, positions, torch.arange(9))
+    each = TRANSFORMER.predict(encode(codes, positions, TEXT[rows]), positions, torch.arange(9))
     torch.testing.assert_close(once, each, **CLOSE)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 8), max_size=4, unique=True), st.integers(0, 9), st.integers(0, 99))
-def test_room_changes_nothing(cuts: list[int], missing: int, seed: int) -> None:
-    """Room for all codes, or for some only: what is read and answered is the same."""
+def test_capacity_changes_nothing(cuts: list[int], missing: int, seed: int) -> None:
+    """Capacity for all codes or only some: rows and predictions are the same."""
     codes, positions = draw(seed=seed)
     rows, everywhere = torch.tensor([1, 0]), torch.arange(9).expand(2, -1)
     plain = TRANSFORMER.encode_text(TEXT).select(rows)
     roomy = TRANSFORMER.encode_text(TEXT).select(rows, capacity=9 - missing)
     for start, end in itertools.pairwise([0, *sorted(cuts), 9]):
         now = codes[:, start:end], positions[:, start:end]
-        plain, roomy = (TRANSFORMER.append_codes(cache, *now) for cache in (plain, roomy))
+        for cache in (plain, roomy):
+            TRANSFORMER.append_codes(cache, *now)
         assert roomy.length == plain.length == TEXT.shape[1] + end
         for mine, theirs in zip(roomy.keys + roomy.values, plain.keys + plain.values, strict=True):
             torch.testing.assert_close(mine[:, :, : plain.length], theirs, **CLOSE)
@@ -343,11 +342,11 @@ def test_room_changes_nothing(cuts: list[int], missing: int, seed: int) -> None:
         )
 
 
-def test_no_codes_may_be_read() -> None:
-    """A picture of a single position is trained so: there is no code before it."""
+def test_appending_no_codes_changes_nothing() -> None:
+    """A picture of a single position trains so: no code comes before it."""
     cache = TRANSFORMER.encode_text(TEXT)
     nothing = torch.empty(2, 0, dtype=torch.int64)
-    longer = TRANSFORMER.append_codes(cache, nothing, nothing)
+    longer = encode(nothing, nothing)
     assert longer.num_codes == 0
     positions = torch.tensor([[3], [4]])
     torch.testing.assert_close(
@@ -356,30 +355,31 @@ def test_no_codes_may_be_read() -> None:
     )
 
 
-def test_a_picture_of_one_place_is_learned() -> None:
-    """No code comes before the only one; reading none of them once crashed in training."""
+def test_a_picture_of_one_position_is_learned() -> None:
+    """No code comes before the only one; appending none once crashed training."""
     shape = dataclasses.replace(SHAPE, grid=(1, 1))
     network = create(shape=shape).train().requires_grad_(True)
     nowhere = torch.zeros(2, 0, dtype=torch.int64)
-    cache = network.append_codes(network.encode_text(TEXT), nowhere, nowhere)
+    cache = network.encode_text(TEXT)
+    network.append_codes(cache, nowhere, nowhere)
     logits = network.predict(cache, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
     logits.sum().backward()
     assert logits.shape == (2, 1, 7)
     assert network.mask_token.grad is not None
 
 
-def test_asking_is_the_projection_of_what_is_answered() -> None:
+def test_predictions_are_the_projected_hidden_rows() -> None:
     codes, positions = draw()
-    cache = TRANSFORMER.append_codes(TRANSFORMER.encode_text(TEXT), codes, positions)
-    answered = TRANSFORMER.decode_hidden(cache, positions, torch.arange(9))
-    assert answered.shape == (2, 9, 16)
-    expected = answered @ TRANSFORMER.out.weight.T + TRANSFORMER.out.bias
+    cache = encode(codes, positions)
+    hidden = TRANSFORMER.decode_hidden(cache, positions, torch.arange(9))
+    assert hidden.shape == (2, 9, 16)
+    expected = hidden @ TRANSFORMER.out.weight.T + TRANSFORMER.out.bias
     torch.testing.assert_close(
         TRANSFORMER.predict(cache, positions, torch.arange(9)), expected, **CLOSE
     )
 
 
-def test_features_of_a_frozen_encoder_are_read_as_tokens_are() -> None:
+def test_features_of_a_frozen_encoder_are_encoded_as_tokens_are() -> None:
     """A linear map instead of the embedding; rows of zeros are padding and are not looked at."""
     net = create(shape=dataclasses.replace(SHAPE, text_features=5))
     torch.manual_seed(0)
@@ -405,7 +405,7 @@ def test_features_of_a_frozen_encoder_are_read_as_tokens_are() -> None:
     torch.testing.assert_close(made[:1], expected, **CLOSE)
 
 
-def test_the_places_of_a_picture_that_is_not_square() -> None:
+def test_the_positions_of_a_picture_that_is_not_square() -> None:
     """Three rows of two: the second axis has its own rotation, and no weight is kept for it."""
     shape = dataclasses.replace(SHAPE, grid=(3, 2))
     assert shape.num_positions == 6
@@ -415,7 +415,7 @@ def test_the_places_of_a_picture_that_is_not_square() -> None:
     assert not any("rotation" in name for name in net.state_dict())
 
 
-def test_layers_are_read_and_asked_half_and_half() -> None:
+def test_half_the_layers_encode_and_half_predict() -> None:
     made = create(depth=6)
     assert len(made.self_decoder) == len(made.cross_decoder) == 3
     cache = made.encode_text(TEXT)
@@ -430,14 +430,14 @@ def test_muon_gets_the_matrices_inside_the_layers() -> None:
     matrices = ("query", "key_value", "attention_out", "mlp_in", "mlp_out")
     assert hidden == {
         f"{half}.{index}.{matrix}.weight"
-        for half in ("reading", "asking")
+        for half in ("self_decoder", "cross_decoder")
         for index in range(2)
         for matrix in matrices
     }
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"heads": 3}, "`heads` must divide `width`: 3 does not divide 128"),
         (
@@ -451,6 +451,6 @@ def test_muon_gets_the_matrices_inside_the_layers() -> None:
         ({"dropout": float("nan")}, "`dropout`: got: `nan`; input should be"),
     ],
 )
-def test_settings_that_cannot_be(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_settings(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         TransformerSettings().replace(**changes)
