@@ -42,6 +42,8 @@ def imports(node: ast.AST, *, inside: bool = False) -> Iterator[tuple[str, bool]
             names = [child.module or ""]
         for name in names:
             top = name.partition(".")[0]
+            if name.startswith("torch.utils.tensorboard"):
+                top = "tensorboard"
             if top not in sys.stdlib_module_names and top != "tessella":
                 yield PACKAGE_OF.get(top, top), inside
         is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)

@@ -11,7 +11,8 @@ from torch import nn
 
 from tessella.errors import GenerationError
 from tessella.evaluation.eval_images import EvalImages, can_read, draw_indices
-from tessella.text import FrozenTextEncoder, TextEncoder, TextSettings, TextTokenizer
+from tessella.text import TextEncoder, TextSettings, TextTokenizer
+from tessella.text.frozen import FrozenTextEncoder
 
 
 def reader_of(text_encoder: TextEncoder) -> Any:
