@@ -143,7 +143,7 @@ def load_codes(
 def reconstruct_scenes(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
     """Returns the fraction of held-out scenes whose reconstruction is all-correct."""
     count = min(SCENES, len(images))
-    evaluation = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)), CPU)
+    evaluation = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)))
     scenes = [parse_caption(images.captions(index)[0]) for index in range(count)]
     return compute_scene_accuracy(evaluation.pixels, scenes).all_correct.accuracy
 

@@ -262,7 +262,7 @@ def measure_data(name: str, sources: list[str], options: argparse.Namespace) -> 
         if material is None:
             continue
         real = resize(judge.real, material.config.image_size)
-        made = evaluate_reconstructions(material.tokenizer, real, torch.device(options.device))
+        made = evaluate_reconstructions(material.tokenizer, real)
         results[what] = {"psnr": made.psnr, **judge.measure(made.pixels)}
         sheet.append((what, made.pixels[shown]))
     for row_name, row in rows.items():

@@ -204,7 +204,7 @@ def measure_data(
         for seed in options.seeds:
             cell = folder / loss.replace(" ", "-") / str(seed)
             network = train_cell(recipe, data, cell, seed, options)
-            made = evaluate_reconstructions(network, pixels, torch.device(options.device))
+            made = evaluate_reconstructions(network, pixels)
             if seed == options.seeds[0]:
                 rows.append(made.pixels[shown])
             kept = cell / "result.json"

@@ -111,7 +111,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     )
     seconds = time.monotonic() - began
     pixels = data["validation"].pixels(np.arange(len(data["validation"])))
-    measured = evaluate_reconstructions(average, pixels, accelerator.device)
+    measured = evaluate_reconstructions(average, pixels)
     shown = np.stack([pixels, measured.pixels], axis=1)[:SHEET_PICTURES]
     save_png(folder / "heldout.png", make_sheet(shown.reshape(-1, *pixels.shape[1:]), columns=8))
     return {

@@ -278,7 +278,7 @@ class _Run:
 
     def _save_nearest(self, evaluation: ModelEvaluation) -> None:
         """Writes the nearest training pictures, if measured: into the run, which stays private."""
-        pairs, out = evaluation.painted.pairs, self.request.out
+        pairs, out = evaluation.generation.pairs, self.request.out
         if not pairs:
             return
         save_png(out / NEAREST_PICTURE, make_pairs_sheet(pairs))

@@ -191,7 +191,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
         """Measures reconstructions and the codebook's use; the sheet has originals above them."""
         count = min(_MAX_VALIDATION_IMAGES, len(self._validation))
         pixels = self._validation.pixels(np.arange(count))
-        measured = evaluate_reconstructions(average, pixels, device)
+        measured = evaluate_reconstructions(average, pixels)
         health = measured.health
         problem = describe_codebook_problem(health, average.settings.quantizer, images_seen)
         return Evaluation(
