@@ -1,20 +1,19 @@
 """How fast captioned images become a cache, and whether memory stays flat.
 
-Why: the first minutes of every run go into this. Training on a few hundred thousand pictures
-must neither wait long for its data nor need memory in proportion to it.
+Why: every run spends its first minutes on this. Training on a few hundred thousand pictures must
+not wait long for its data, and its memory must not grow with them.
 
-Theory: a 128x128 picture costs the decoder some 0.4 ms (WebP; JPEG half of it), Lanczos to 64x64
-0.3 ms, everything else should be small. So one core is bound by about 1,400 WebP pictures a
-second, two by 2,800. The bound is measured here too: one process that only decodes and resizes
-what already lies in memory, times the number of cores that are used. Peak memory is that of a
-few batches; from a small to a large N it may grow by the 32 bytes an image that the split needs.
+Theory: for a 128x128 picture, decoding takes some 0.4 ms (WebP; JPEG half of that) and Lanczos to
+64x64 0.3 ms; everything else should be small. So the bound is about 1,400 WebP pictures per second
+for one core, 2,800 for two. The bound is measured here too: one process that only decodes and
+resizes pictures in memory, times the number of cores. Peak memory is that of a few batches; it may
+grow by the 32 bytes per image that the split needs.
 
-Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
+Output contract: one line per measurement; the last line of stdout is the record, one JSON object.
 For `folder` and `tar` it has `images_per_second` (spread over the repeats),
-`images_per_cpu_second` (the same work by CPU time of all processes, which other programs on the
-machine disturb less), `share_of_bound`, and `peak_mib`, the largest process at a quarter of N and
-at N. Each repeat runs in a fresh process and includes recognising, reading, decoding, writing,
-fsync and splitting.
+`images_per_cpu_second` (by CPU time of all processes, which other programs disturb less),
+`share_of_bound`, and `peak_mib`, the largest process at a quarter of N and at N. Each repeat runs
+in a fresh process and includes recognising, reading, decoding, writing, fsync and splitting.
 
     python benchmarks/data_cache.py --images 20000 --repeats 5
 """
@@ -59,7 +58,7 @@ def main() -> None:
     if options.quick:
         options.images, options.repeats = 2_000, 3
 
-    # Not at the top: it brings torch, which the measured processes do without.
+    # Not at the top: it imports torch, which the measured processes do not need.
     from harness import RESULTS, environment, print_record, write_result
 
     with tempfile.TemporaryDirectory() as name:
@@ -89,12 +88,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         small, large = folder / f"{kind}_small.tar", folder / f"{kind}_large.tar"
         write(small, contents, count // 4)
         write(large, contents, count)
-        # The first run also warms the disk's cache; only its memory is kept.
+        # The first run also warms the disk's cache; only its memory counts.
         low = run(small, folder / "cache", options)
         runs = [run(large, folder / "cache", options) for _ in range(options.repeats)]
-        rates = Spread.of([count / one["seconds"] for one in runs], warmup=1)
-        per_cpu = Spread.of([count / one["cpu_seconds"] for one in runs], warmup=1)
-        peaks = {count // 4: low["peak_mib"], count: max(one["peak_mib"] for one in runs)}
+        rates = Spread.of([count / result["seconds"] for result in runs], warmup=1)
+        per_cpu = Spread.of([count / result["cpu_seconds"] for result in runs], warmup=1)
+        peaks = {count // 4: low["peak_mib"], count: max(result["peak_mib"] for result in runs)}
         results[kind] = {
             "images_per_second": rates,
             "images_per_cpu_second": per_cpu,
@@ -146,7 +145,7 @@ def write_tar(path: Path, contents: list[tuple[str, bytes]], count: int) -> None
 
 
 def decode_bound(contents: list[tuple[str, bytes]], size: int) -> float:
-    """Measures how many pictures a CPU second decodes and resizes, and nothing else."""
+    """Measures how many pictures can be decoded and resized per CPU second."""
     read_image(contents[0][1], max_pixels=10**6)
     start = time.process_time()
     for _, content in contents:
@@ -155,7 +154,7 @@ def decode_bound(contents: list[tuple[str, bytes]], size: int) -> float:
 
 
 def run(data: Path, cache: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Builds one cache in a fresh process, so that its peak memory is its own."""
+    """Builds one cache in a fresh process, to measure its peak memory."""
     command = [sys.executable, __file__, "--once", str(data), str(cache)]
     command += ["--workers", str(options.workers), "--image-size", str(options.image_size)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -165,7 +164,7 @@ def run(data: Path, cache: Path, options: argparse.Namespace) -> dict[str, float
 
 
 def build_once(data: str, cache: str, workers: int, image_size: int) -> dict[str, float]:
-    """Builds one cache and says what it took."""
+    """Builds one cache and measures its time and memory."""
     import resource
     import shutil
 
@@ -175,19 +174,18 @@ def build_once(data: str, cache: str, workers: int, image_size: int) -> dict[str
     prepare([data], settings, Path(cache))
     seconds = time.perf_counter() - start
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own = time.process_time() - cpu
-    peak_kib = own_peak_kib()
+    parent = time.process_time() - cpu
     return {
         "seconds": seconds,
-        "cpu_seconds": own + children.ru_utime + children.ru_stime,
-        "peak_mib": round(max(peak_kib, children.ru_maxrss) / 1024, 1),
+        "cpu_seconds": parent + children.ru_utime + children.ru_stime,
+        "peak_mib": round(max(read_peak_kib(), children.ru_maxrss) / 1024, 1),
     }
 
 
-def own_peak_kib() -> int:
+def read_peak_kib() -> int:
     """Reads this process's largest resident memory.
 
-    Not `ru_maxrss`: on Linux that starts at what the parent had when it started this process.
+    Not `ru_maxrss`: on Linux it starts at the parent's memory when it started this process.
     """
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line)

@@ -4,9 +4,9 @@ Why: each held-out picture is a pair of subject and style that is in no training
 the subject is there in other styles, and the style with other subjects. A model that only learned
 by heart paints the right subject in a wrong style, or the other way round.
 
-Theory: the judge takes the real picture that is nearest by SqueezeNet's features, among the real
-pictures of all held-out subjects in all styles. Blind choice is right about once in as many as
-there are subjects, and styles. The bound is the image tokenizer: what the judge says of the
+Theory: a picture is classified as the real picture that is nearest by SqueezeNet's features, among
+the real pictures of all held-out subjects in all styles. Blind choice is right about once in as
+many as there are subjects, and styles. The bound is the image tokenizer: the class of the
 held-out pictures' own reconstructions. A painted picture that is closer to a training picture
 than the first percentile of the held-out ones are (`tessella.evaluation.memorisation`) is a copy.
 
@@ -52,13 +52,15 @@ from tessella.data.settings import DataSettings
 from tessella.data.shards import shard_records
 from tessella.errors import ConfigError
 from tessella.evaluation.distributions import compute_distances
-from tessella.evaluation.eval_images import ChosenImages, read_images
+from tessella.evaluation.eval_images import EvalImages, read_images
 from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor, create_extractor
 from tessella.evaluation.memorisation import measure_copies
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.images import Pixels, make_sheet, save_png
+from tessella.images import Pixels, save_png
 from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 
 SHEET_COLUMNS = 8
 SHEET_PICTURES = 32
@@ -77,7 +79,7 @@ class Kind:
 class Gallery:
     """Pictures and what they show."""
 
-    images: ChosenImages
+    images: EvalImages
     kinds: Sequence[Kind]
 
 
@@ -117,7 +119,7 @@ def main() -> None:
 
 
 def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Paints every held-out pair of subject and style, and asks the judge what it shows."""
+    """Paints every held-out pair of subject and style, and classifies the pictures."""
     size = model.config.image_size
     extractor = load_extractor(options.features, model.device, options.quick)
     settings = DataSettings(image_size=size, validation_fraction=0.0)
@@ -131,14 +133,14 @@ def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> di
     captions = [*heldout.images.captions, *seen.images.captions]
 
     prompts = heldout.images.captions
-    painted = model.paint(prompts, seeds=range(len(prompts))).pixels
-    kept = evaluate_reconstructions(model.tokenizer, heldout.images.pixels, model.device).pixels
-    looks = {name: extractor.extract(p) for name, p in (("painted", painted), ("kept", kept))}
-    real_looks = extractor.extract(real)
-    nearest = {name: compute_distances(look, real_looks).argmin(1) for name, look in looks.items()}
+    painted = model.generate_images(enumerate_requests(prompts)).pixels
+    kept = evaluate_reconstructions(model.tokenizer, heldout.images.pixels).pixels
+    features = {name: extractor.extract(p) for name, p in (("painted", painted), ("kept", kept))}
+    of_real = extractor.extract(real)
+    nearest = {name: compute_distances(each, of_real).argmin(1) for name, each in features.items()}
     copies = measure_copies(
-        looks["painted"],
-        real_looks[: len(prompts)],
+        features["painted"],
+        of_real[: len(prompts)],
         heldout.images.pixels,
         training,
         extractor,
@@ -153,11 +155,11 @@ def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> di
     return {
         "prompts": len(prompts),
         "real_pictures": len(real),
-        "painted": judge(heldout.kinds, [kinds[at] for at in nearest["painted"].tolist()]),
-        "reconstructed": judge(heldout.kinds, [kinds[at] for at in nearest["kept"].tolist()]),
+        "painted": compare(heldout.kinds, [kinds[at] for at in nearest["painted"].tolist()]),
+        "reconstructed": compare(heldout.kinds, [kinds[at] for at in nearest["kept"].tolist()]),
         "chance": {
-            "subject": share(a.subject == b.subject for a in heldout.kinds for b in kinds),
-            "style": share(a.style == b.style for a in heldout.kinds for b in kinds),
+            "subject": fraction(a.subject == b.subject for a in heldout.kinds for b in kinds),
+            "style": fraction(a.style == b.style for a in heldout.kinds for b in kinds),
         },
         "copies": {
             "rate": describe(copies.rate, len(prompts)),
@@ -167,22 +169,22 @@ def measure(model: TextToImage, options: argparse.Namespace, folder: Path) -> di
     }
 
 
-def judge(asked: Sequence[Kind], found: Sequence[Kind]) -> dict[str, object]:
-    """Compares what was asked with what the nearest real pictures show."""
-    subject = [a.subject == b.subject for a, b in zip(asked, found, strict=True)]
-    style = [a.style == b.style for a, b in zip(asked, found, strict=True)]
+def compare(expected: Sequence[Kind], nearest: Sequence[Kind]) -> dict[str, object]:
+    """Compares the kinds of the prompts with those of the nearest real pictures."""
+    subject = [a.subject == b.subject for a, b in zip(expected, nearest, strict=True)]
+    style = [a.style == b.style for a, b in zip(expected, nearest, strict=True)]
     both = [a and b for a, b in zip(subject, style, strict=True)]
     right = {"right_subject": subject, "right_style": style, "both": both}
-    return {name: describe(share(iter(each)), len(each)) for name, each in right.items()}
+    return {name: describe(fraction(iter(each)), len(each)) for name, each in right.items()}
 
 
-def share(right: Iterator[bool]) -> float:
-    """Returns the share of what is true."""
+def fraction(right: Iterator[bool]) -> float:
+    """Returns the fraction of true values."""
     return float(np.mean(list(right)))
 
 
 def load_extractor(name: str, device: torch.device, quick: bool) -> FeatureExtractor:
-    """Loads the judge; a quick run takes an untrained one where there are no weights."""
+    """Loads the features; a quick run takes an untrained network where weights are missing."""
     try:
         return create_extractor(name, device=device)
     except ConfigError:
@@ -210,13 +212,13 @@ def choose_gallery(
     images: CaptionedImages, kinds: dict[str, Kind], subjects: set[str] | None
 ) -> Gallery:
     """Chooses the pictures of some subjects, None for all, without a skin tone."""
-    chosen = []
+    indices = []
     for index in range(len(images)):
         kind = kinds[images.captions(index)[0]]
         if not kind.has_tone and (subjects is None or kind.subject in subjects):
-            chosen.append(index)
-    found = read_images(images, chosen, "without a skin tone")
-    return Gallery(found, [kinds[caption] for caption in found.captions])
+            indices.append(index)
+    selected = read_images(images, indices, "without a skin tone")
+    return Gallery(selected, [kinds[caption] for caption in selected.captions])
 
 
 def draw_shards(folder: Path) -> tuple[str, list[str]]:

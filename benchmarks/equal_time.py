@@ -1,14 +1,14 @@
 r"""Which settings learn most in the same time on this machine.
 
-Why: images seen flatter large batches and large networks; whoever waits pays in minutes. Every
-choice gets the same seconds, the learning rate falling to 0 at their end.
+Why: images seen flatter large batches and large networks; users pay in minutes. Every choice
+gets the same seconds, and its learning rate falls to 0 at their end.
 
 Theory: none; a measurement. One seed and one machine: differences of a few tenths of a dB or of
 a few points of accuracy are noise.
 
-Output contract: a line a choice; the last line of stdout is the record, one JSON object: images
-seen, parameters, and for the tokenizer PSNR, codes used and the share of validation scenes that
-its reconstructions keep all-correct; for the transformer validation loss and accuracy.
+Output contract: a line for each choice; the last line of stdout is the record, one JSON object:
+images seen, parameters, and for the tokenizer PSNR, codes used and the fraction of validation
+scenes that its reconstructions keep all-correct; for the transformer validation loss and accuracy.
 
     python benchmarks/equal_time.py tokenizer --seconds 60 \\
         --try default --try "batch 64: tokenizer_training.batch_size=64"
@@ -31,6 +31,7 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import parse_caption
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy
+from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
@@ -38,9 +39,10 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import prepare_codes
 from tessella.training.loop import Stage, create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
-SHOWN_IMAGES = 500
+SCENES = 500
 CPU = torch.device("cpu")
 
 
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Trains one choice for the seconds given and measures what it has learned."""
+    """Trains one choice for the given seconds and measures what it has learned."""
     data = prepare([options.data], recipe.data, folder / "data")
     accelerator = create_accelerator("cpu")
     if options.stage == "tokenizer":
@@ -95,7 +97,9 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
             fresh = create_transformer(
                 recipe.objective, recipe.transformer, model.transformer.shape
             )
-            return TransformerStage(model.with_transformer(fresh), settings, data.sides, codes)
+            return TransformerStage(
+                model.with_parts(transformer=fresh), settings, data.sides, codes
+            )
 
     pace = measure_pace(make(), settings, accelerator, seconds=min(5.0, options.seconds))
     images = int(options.seconds / pace.step_seconds) * settings.batch_size
@@ -112,25 +116,23 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     )
     learned = dict(stage.evaluate(average, CPU, 0).metrics)
     if options.stage == "tokenizer":
-        learned["all_correct"] = reconstruct_scenes(average.tokenizer, data.validation)
+        learned["all_correct"] = reconstruct_scenes(average, data.validation)
     parameters = sum(p.numel() for p in average.parameters())
     return {"images": images, "parameters": parameters, **learned}
 
 
 def load_codes(
-    recipe: Recipe, data: PreparedData, folder: Path, given: str | None
+    recipe: Recipe, data: PreparedData, folder: Path, model_folder: str | None
 ) -> tuple[TextToImage, Mapping[str, np.ndarray]]:
     """Encodes the data with the tokenizer of a model."""
-    if given is None:
+    if model_folder is None:
         raise SystemExit("The transformer needs --model: the folder whose tokenizer makes codes.")
-    trained = TextToImage.load(given, "cpu")
+    trained = TextToImage.load(find_model(model_folder), "cpu")
     settings = trained.config.replace(
         transformer=recipe.transformer.model_dump(), objective=recipe.objective.model_dump()
     )
     text = TextTokenizer.train(data.train.all_captions(), recipe.text)
-    model = TextToImage.create(settings, text)
-    model.tokenizer.load_state_dict(trained.tokenizer.state_dict())
-    model.tokenizer.eval().requires_grad_(False)
+    model = TextToImage.create(settings, text).with_parts(tokenizer=trained.tokenizer)
     codes = {
         side: prepare_codes(images, model.tokenizer, folder / f"{side}.npy", device=CPU)
         for side, images in data.sides.items()
@@ -139,11 +141,11 @@ def load_codes(
 
 
 def reconstruct_scenes(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
-    """Returns the share of held-out scenes whose reconstruction is all-correct."""
-    count = min(SHOWN_IMAGES, len(images))
-    made = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)), CPU)
+    """Returns the fraction of held-out scenes whose reconstruction is all-correct."""
+    count = min(SCENES, len(images))
+    evaluation = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)))
     scenes = [parse_caption(images.captions(index)[0]) for index in range(count)]
-    return compute_scene_accuracy(made.pixels, scenes).all_correct.accuracy
+    return compute_scene_accuracy(evaluation.pixels, scenes).all_correct.accuracy
 
 
 if __name__ == "__main__":

@@ -41,10 +41,10 @@ class Server:
     def resident_bytes(self) -> int:
         """Reads how much memory the process holds (VmRSS; Linux)."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-        if found is None:
+        match = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+        if match is None:
             raise SystemExit("The server is gone.")
-        return int(found.group(1)) * 1024
+        return int(match.group(1)) * 1024
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Client:
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
-        """Sends a request and waits for the whole answer; a body is JSON unless said otherwise."""
+        """Sends a request and waits for the whole answer; a body is JSON unless typed otherwise."""
         return await self.send(encode_request(method, path, body, key=self.key, **headers))
 
     async def send(self, request: bytes, *, last: bool = False) -> Answer:

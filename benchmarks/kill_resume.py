@@ -3,13 +3,13 @@
 Why: the founding report lost its only run because the machine crashed while it was saving.
 
 Theory: every step is a function of the state and of (seed, rank, images seen), and a checkpoint
-is complete or not there. So a run that is killed any number of times ends, bit for bit, in the
-weights of one that never was.
+is either complete or absent. So a run that is killed any number of times ends, bit for bit, in the
+same weights as one that was never killed.
 
-Output contract: a line a kill; the last line of stdout is the record, one JSON object: `kills`,
-`kills_while_saving` (a half-written checkpoint lay there when the process was dead), `resumed`
-(how often the same command went on without an error), `identical` (of the files of weights) and
-the files' hashes. Exit status 1 unless all resumed and all are identical.
+Output contract: a line for each kill; the last line of stdout is the record, one JSON object:
+`kills`, `kills_while_saving` (the dead process left a half-written checkpoint), `resumed` (how
+often the same command continued without an error), `identical` (whether the weights are) and the
+hashes of the weights. Exit status 1 unless all runs resumed and all weights are identical.
 
     python benchmarks/kill_resume.py --kills 20
 """
@@ -31,7 +31,7 @@ WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
 
 
 def main() -> None:
-    """Trains once in peace and once under fire; compares."""
+    """Trains once undisturbed and once under kills; compares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=16_000, help="of each stage")
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def start(run: Path, images: int) -> subprocess.Popen[bytes]:
-    """Begins the run, or goes on with it, in a process group of its own."""
+    """Begins or resumes the run, in its own process group."""
     settings = {
         "data.image_size": 32,
         "tokenizer.widths": "[16, 32]",
@@ -117,14 +117,14 @@ def start(run: Path, images: int) -> subprocess.Popen[bytes]:
 
 
 def finish(run: Path, images: int) -> None:
-    """Lets the run end by itself."""
+    """Lets the run finish."""
     process = start(run, images)
     if process.wait() != 0:
         raise SystemExit((run.parent / f"{run.name}.err").read_text())
 
 
 def wait_for_progress(process: subprocess.Popen[bytes], run: Path) -> None:
-    """Waits until the run has seen more than it had when it was killed."""
+    """Waits until the run is further than when it was killed."""
     before = progress(run)
     while process.poll() is None and progress(run) == before:
         time.sleep(0.02)
@@ -140,7 +140,7 @@ def progress(run: Path) -> list[str]:
 
 
 def half_written(run: Path) -> bool:
-    """Whether a checkpoint lies there under a temporary name."""
+    """Whether there is a checkpoint under a temporary name."""
     return any(
         any(run.glob(f"{stage}/checkpoints/.tmp-*")) for stage in ("tokenizer", "transformer")
     )

@@ -60,17 +60,18 @@ from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.files import write_json
 from tessella.generation import GenerationSettings
-from tessella.images import Pixels, make_sheet, save_png
+from tessella.images import Pixels, save_png
 from tessella.model.find import find_tokenizer
 from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, enumerate_requests
+from tessella.sheets import make_sheet
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TransformerStage
+from tessella.training.transformer_stage import TransformerStage
 
 GENERATION = GenerationSettings(steps=16, temperature=0.6)
 """How every row paints, but for what it says itself."""
@@ -261,7 +262,7 @@ def measure_data(name: str, sources: list[str], options: argparse.Namespace) -> 
         if material is None:
             continue
         real = resize(judge.real, material.config.image_size)
-        made = evaluate_reconstructions(material.tokenizer, real, torch.device(options.device))
+        made = evaluate_reconstructions(material.tokenizer, real)
         results[what] = {"psnr": made.psnr, **judge.measure(made.pixels)}
         sheet.append((what, made.pixels[shown]))
     for row_name, row in rows.items():
@@ -384,7 +385,7 @@ class Cell:
                 values: dict[str, float] = found["values"]
                 return values
         stage = TransformerStage(model, settings, self.material.data, self.material.codes)
-        learner = train(
+        average = train(
             stage,
             settings,
             self.folder,
@@ -393,7 +394,7 @@ class Cell:
             console=Console(quiet=True),
             fingerprint=json.dumps(asked),
         )
-        model = model.with_parts(transformer=learner.transformer)
+        model = model.with_parts(transformer=average)
         pairs = zip(judge.prompts, judge.seeds, strict=True)
         pixels = model.generate_images([ImageRequest(*pair) for pair in pairs]).pixels
         np.save(self.folder / self.file, pixels[shown])

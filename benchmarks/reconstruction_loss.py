@@ -42,12 +42,13 @@ from tessella.data.prepare import prepare
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet, load_squeezenet
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
+from tessella.sheets import make_sheet
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.perceptual import ResNet18
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage
+from tessella.training.tokenizer_stage import TokenizerStage
 
 LOSS = "tokenizer_training.loss"
 ALL_LAYERS = "perceptual.layers={{conv1={0},layer1={0},layer2={0},layer3={0}}}"
@@ -203,7 +204,7 @@ def measure_data(
         for seed in options.seeds:
             cell = folder / loss.replace(" ", "-") / str(seed)
             network = train_cell(recipe, data, cell, seed, options)
-            made = evaluate_reconstructions(network.tokenizer, pixels, torch.device(options.device))
+            made = evaluate_reconstructions(network, pixels)
             if seed == options.seeds[0]:
                 rows.append(made.pixels[shown])
             kept = cell / "result.json"

@@ -8,8 +8,8 @@ painted all-correct either, but by luck. Real scenes score 100 %.
 
 Output contract: the last line of stdout is the record, one JSON object. Each entry has the share
 of all-correct pictures and its 95 % interval (Wilson); the first picture of each canonical prompt
-counts, with the model's own settings; `best_of` is the same with the best of so many candidates
-by the model's own likelihood (PMI) in its place. Prompts come from another stream of random
+counts, with the model's own settings; for `best_of` it is the best of that many candidates by the
+model's own likelihood (PMI). Prompts come from another stream of random
 numbers than any training scene.
 
     python benchmarks/scenes_accuracy.py --model scenes
@@ -27,6 +27,7 @@ from tessella.data.scenes import canonical_caption, draw_scene
 from tessella.evaluation.model import measure_scene_accuracy
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
+from tessella.model.request import ImageRequest
 
 
 def main() -> None:
@@ -46,23 +47,23 @@ def main() -> None:
     for kind, held_out in (("seen", False), ("held_out", True)):
         scenes = sample_prompts(options.count, seed=options.seed, held_out=held_out)
         pixels = np.stack([draw_scene(scene, model.config.image_size) for scene in scenes])
-        made = evaluate_reconstructions(model.tokenizer, pixels, model.device)
-        kept = compute_scene_accuracy(made.pixels, scenes).all_correct.accuracy
+        report = evaluate_reconstructions(model.tokenizer, pixels)
+        reconstructed = compute_scene_accuracy(report.pixels, scenes).all_correct.accuracy
         painted = measure_scene_accuracy(
             model, options.count, held_out=held_out, seed=options.seed
         ).value
         results[kind] = {
             "painted": describe(painted, options.count),
-            "reconstructed": describe(kept, options.count),
-            "reconstruction_psnr": made.psnr,
+            "reconstructed": describe(reconstructed, options.count),
+            "reconstruction_psnr": report.psnr,
         }
         if options.best_of > 1:
-            chosen = model.paint(
-                [canonical_caption(scene) for scene in scenes],
-                seeds=range(0, options.count * options.best_of, options.best_of),
-                best_of=options.best_of,
-            )
-            best = compute_scene_accuracy(chosen.pixels, scenes).all_correct.accuracy
+            requests = [
+                ImageRequest(canonical_caption(scene), number * options.best_of)
+                for number, scene in enumerate(scenes)
+            ]
+            generated = model.generate_images(requests, best_of=options.best_of)
+            best = compute_scene_accuracy(generated.pixels, scenes).all_correct.accuracy
             results[kind]["best_of"] = describe(best, options.count)
         print(kind, results[kind])
     record = write_result(
@@ -81,13 +82,13 @@ def main() -> None:
     print_record(record)
 
 
-def describe(share: float, count: int) -> dict[str, float]:
-    """Gives a share its 95 % interval (Wilson's)."""
+def describe(fraction: float, count: int) -> dict[str, float]:
+    """Gives a fraction its 95 % interval (Wilson's)."""
     z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    middle = (fraction + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count)
-    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return {"share": share, "low": middle - half, "high": min(1.0, middle + half)}
+    half *= math.sqrt(fraction * (1 - fraction) / count + z * z / (4 * count * count))
+    return {"share": fraction, "low": middle - half, "high": min(1.0, middle + half)}
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ from http_clients import Answer, Client, decode_picture, encode_generation, serv
 from tessella.data.scenes import canonical_caption
 from tessella.evaluation.scenes import sample_prompts
 from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
 
-BATCH = 16  # of the server and of `TextToImage.paint`
+BATCH = 16  # of the server and of `TextToImage`
 BARS = {"of_offline": 0.85, "seconds_over_offline": 0.025, "first_partial": 0.40}
 
 
@@ -147,7 +148,7 @@ async def serve_all(port: int, requests: Sequence[bytes], num_clients: int) -> d
 
 def paint(model: TextToImage, prompts: Sequence[str]) -> np.ndarray:
     """Paints picture i with seed i, in batches of the server's size; (B, H, W, 3)."""
-    return model.paint(prompts, seeds=range(len(prompts))).pixels
+    return model.generate_images(enumerate_requests(prompts)).pixels
 
 
 def encode(pixels: np.ndarray) -> None:
@@ -206,11 +207,11 @@ def measure_one_client(
 
 
 async def measure_partials(port: int, prompts: Sequence[str], repeats: int) -> dict[str, object]:
-    """Measures when the first partial picture is there, as a share of the whole one's time."""
+    """Measures when the first partial picture is there, as a fraction of the whole one's time."""
     client = Client(port)
     results: dict[str, object] = {}
     for num_partials in (1, 2, 3):
-        shares, seconds = [], []
+        fractions, seconds = [], []
         for prompt in [prompts[0], *prompts][: repeats + 1]:
             request = encode_generation(
                 prompt=prompt, seed=0, stream=True, partial_images=num_partials
@@ -222,9 +223,9 @@ async def measure_partials(port: int, prompts: Sequence[str], repeats: int) -> d
                 names.append(name.removeprefix("image_generation."))
             if names != ["partial_image"] * num_partials + ["completed"]:
                 raise SystemExit(f"These events came: {names}.")
-            shares.append(times[0] / times[-1])
+            fractions.append(times[0] / times[-1])
             seconds.append(times[-1])
-        results[f"of_{num_partials}"] = Spread.of(shares[1:], warmup=1)
+        results[f"of_{num_partials}"] = Spread.of(fractions[1:], warmup=1)
         results[f"seconds_with_{num_partials}"] = Spread.of(seconds[1:], warmup=1)
     await client.close()
     return results

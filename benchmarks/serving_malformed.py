@@ -104,7 +104,7 @@ async def send_all(server: Server, count: int, seed: int) -> dict:
         totals = dict(sum(counts.statuses.values(), collections.Counter()))
         print(f"{start + EARLY}: {totals}, {server.resident_bytes() >> 20} MiB", flush=True)
     memory_after = server.resident_bytes()
-    malformed = {kind: dict(sorted(found.items())) for kind, found in counts.statuses.items()}
+    malformed = {kind: dict(sorted(counted.items())) for kind, counted in counts.statuses.items()}
     totals = sum(counts.statuses.values(), collections.Counter())
     others = await send_others(server, count // 50, seed, counts)
     counts.alive.append(await paint(server) == reference)
@@ -142,11 +142,11 @@ async def send_others(server: Server, count: int, seed: int, counts: Counts) -> 
         "unfinished": [lambda: unfinished(rng)] * count,
         "odd": [lambda: odd(rng)] * count,
     }
-    found = {}
+    statuses = {}
     for kind, requests in groups.items():
         await send_some(server, requests, counts)
-        found[kind] = dict(sorted(counts.statuses.pop(kind).items()))
-    return found
+        statuses[kind] = dict(sorted(counts.statuses.pop(kind).items()))
+    return statuses
 
 
 async def send_some(
@@ -165,7 +165,7 @@ async def send_some(
 
 
 async def provoke(server: Server, request: Request, counts: Counts) -> None:
-    """Sends one request and judges its answer."""
+    """Sends one request and checks its answer."""
     client = Client(server.port)
     start = time.perf_counter()
     try:
@@ -182,12 +182,12 @@ async def provoke(server: Server, request: Request, counts: Counts) -> None:
     counts.leaks += bool(LEAK.search(answer.body))
     if request.kind in ("not_http", "unfinished", "odd"):
         return
-    if reason := judge(answer, counts, request.content.startswith(b"HEAD ")):
+    if reason := find_fault(answer, counts, request.content.startswith(b"HEAD ")):
         counts.complain(request, reason)
 
 
-def judge(answer: Answer, counts: Counts, bodiless: bool) -> str | None:
-    """Says what is wrong with an answer, or None."""
+def find_fault(answer: Answer, counts: Counts, bodiless: bool) -> str | None:
+    """Describes what is wrong with an answer; None if nothing is."""
     if not 400 <= answer.status < 500:
         return str(answer.status)
     if answer.headers.get("content-type", "").startswith("text/plain"):

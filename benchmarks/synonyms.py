@@ -48,15 +48,17 @@ from tessella.data.settings import DataSettings
 from tessella.evaluation.features import FeatureExtractor, create_extractor
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import write_json
-from tessella.model.pipeline import TextToImage, TrainedTokenizer
-from tessella.objectives import GenerationSettings
+from tessella.generation import GenerationSettings
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.text import TextSettings, create_text_encoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TransformerStage
 from tessella.training.text_features import prepare_captions
+from tessella.training.transformer_stage import TransformerStage
 
 # Synonym: base. Used where no training caption has the first and some label has the second.
 PAIRS = {
@@ -209,7 +211,7 @@ class Measurement:
             fingerprint=json.dumps(asked),
         )
         evaluation = stage.evaluate(average, self.accelerator.device, self.options.images)
-        painter = model.with_transformer(average.transformer.eval())
+        painter = model.with_parts(transformer=average)
         results = {
             "synonym": self.count(painter, list(self.pairs), list(self.pairs.values())),
             "base": self.count(painter, list(self.pairs.values()), list(self.pairs.values())),
@@ -238,13 +240,13 @@ class Measurement:
         for style in np.unique(self.styles):
             [rows] = np.nonzero(self.styles == style)
             real = self.real[rows]
-            wanted = [(w, b, s) for w, b in zip(words, bases, strict=True)
-                      for s in range(self.options.seeds)]  # fmt: skip
-            prompts = [f"{word}, {style}" for word, _, _ in wanted]
-            pixels = painter.paint(prompts, seeds=[seed for _, _, seed in wanted]).pixels
+            pictures = [(w, b, s) for w, b in zip(words, bases, strict=True)
+                        for s in range(self.options.seeds)]  # fmt: skip
+            requests = [ImageRequest(f"{word}, {style}", seed) for word, _, seed in pictures]
+            pixels = painter.generate_images(requests).pixels
             made = self.extractor.extract(pixels) - real.mean(0)
             near = functional.normalize(made) @ functional.normalize(real - real.mean(0)).T
-            for (word, base, _), row in zip(wanted, near.numpy(), strict=True):
+            for (word, base, _), row in zip(pictures, near.numpy(), strict=True):
                 right = np.array([base in self.labels[index] for index in rows])
                 hits.append(bool(right[row.argmax()]))
                 if right.any():  # not every style has drawn everything

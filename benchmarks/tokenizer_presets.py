@@ -30,10 +30,10 @@ from harness import (
     training_bound,
     write_result,
 )
-from tessella.tokenizer import ImageTokenizer, ReconstructionLoss
-from tessella.training.optimizer import MuonAdamW
+from tessella.tokenizer import ImageTokenizer
+from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import resolve_recipe
-from tessella.training.stages import TokenizerLearner
+from tessella.training.tokenizer_stage import TokenizerLoss
 
 PRESETS = ("tiny", "small", "base", "report2021", "taming")
 
@@ -79,21 +79,15 @@ def measure_row(preset: str, recompute: bool, options: argparse.Namespace) -> di
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(recipe.tokenizer)
     tokenizer.set_recompute(recompute)
-    learner = TokenizerLearner(tokenizer, ReconstructionLoss(recipe.tokenizer_training.loss))
-    learner.to(device).train()
-    hidden = {id(matrix) for matrix in tokenizer.hidden_matrices()}
-    learning = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learning if (id(p) in hidden) is muon], "muon": muon}
-        for muon in (True, False)
-    ]
+    loss_module = TokenizerLoss(tokenizer, recipe.tokenizer_training).to(device).train()
+    groups, _ = group_parameters(tokenizer, tokenizer.hidden_matrices())
     optimizer = MuonAdamW(groups, recipe.tokenizer_training.optimizer)
     size = recipe.data.image_size
     pixels = torch.randint(256, (options.batch, size, size, 3), dtype=torch.uint8, device=device)
 
     def learn() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            result = learner(pixels)
+            result = loss_module(pixels)
         result.loss.backward()
 
     def step() -> None:
@@ -107,7 +101,7 @@ def measure_row(preset: str, recompute: bool, options: argparse.Namespace) -> di
     optimizer.zero_grad()
     times = measure(step, warmup=1, repeats=options.steps, device=device)
     return {
-        "parameters": sum(parameter.numel() for parameter in learner.parameters()),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "gflop": counter.get_total_flops() / options.batch / 1e9,
         "images_per_second": options.batch / times.median,
         "peak_mib": measure_peak_bytes(learn, device) / 2**20,

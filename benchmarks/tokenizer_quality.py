@@ -26,11 +26,12 @@ from rich.console import Console
 from harness import RESULTS, environment, print_record, write_result
 from tessella.data.prepare import prepare
 from tessella.evaluation.reconstruction import compute_ssim, evaluate_reconstructions
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
+from tessella.sheets import make_sheet
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.stages import TokenizerStage
+from tessella.training.tokenizer_stage import TokenizerStage
 
 SHEET_PICTURES = 16
 
@@ -110,7 +111,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     )
     seconds = time.monotonic() - began
     pixels = data["validation"].pixels(np.arange(len(data["validation"])))
-    measured = evaluate_reconstructions(average.tokenizer, pixels, accelerator.device)
+    measured = evaluate_reconstructions(average, pixels)
     shown = np.stack([pixels, measured.pixels], axis=1)[:SHEET_PICTURES]
     save_png(folder / "heldout.png", make_sheet(shown.reshape(-1, *pixels.shape[1:]), columns=8))
     return {

@@ -54,7 +54,7 @@ from harness import (
     write_result,
 )
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.optimizer import MuonAdamW
+from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import Recipe, resolve_recipe
 
 OURS = "tessella"
@@ -257,11 +257,7 @@ def create_optimizer(network: nn.Module, muon: Recipe | None) -> torch.optim.Opt
     learning = [p for p in network.parameters() if p.requires_grad]
     if muon is None:
         return torch.optim.AdamW(learning, lr=1e-4, fused=True)
-    inside = {id(p) for p in network.tokenizer.hidden_matrices()}
-    groups = [
-        {"params": [p for p in learning if (id(p) in inside) is chosen], "muon": chosen}
-        for chosen in (True, False)
-    ]
+    groups, _ = group_parameters(network, network.tokenizer.hidden_matrices())
     return MuonAdamW(groups, muon.tokenizer_training.optimizer)
 
 

@@ -42,9 +42,10 @@ from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train
-from tessella.training.optimizer import MuonAdamW
+from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import resolve_recipe
-from tessella.training.stages import TokenizerStage, TransformerStage
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
 
 def main() -> None:
@@ -83,7 +84,9 @@ def main() -> None:
                 recipe.objective, recipe.transformer, model.transformer.shape
             )
             settings = recipe.transformer_training
-            return TransformerStage(model.with_transformer(fresh), settings, data.sides, codes)
+            return TransformerStage(
+                model.with_parts(transformer=fresh), settings, data.sides, codes
+            )
 
         bounds = {"tokenizer": convolution_bound(), "transformer": matmul_bound()}
         results: dict[str, object] = {"bound_gflops": bounds}
@@ -157,18 +160,13 @@ def time_loop(stage: Stage[nn.Module], settings: TrainingSettings, folder: Path)
 
 def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
     """Times forward, backward and optimizer on one batch, over and over."""
-    network = stage.network.train()
-    inside = {id(p) for p in stage.hidden_matrices()}
-    learning = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learning if (id(p) in inside) is muon], "muon": muon}
-        for muon in (True, False)
-    ]
+    loss_module = stage.loss_module.train()
+    groups, _ = group_parameters(stage.network, stage.hidden_matrices())
     optimizer = MuonAdamW(groups, settings.optimizer)
     batch = first_batch(stage, settings.batch_size)
     began = time.perf_counter()
     for _ in range(-(-settings.images // settings.batch_size)):
-        network(*batch).loss.backward()
+        loss_module(*batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - began
@@ -184,7 +182,7 @@ def count_flops(stage: Stage[nn.Module], batch_size: int) -> int:
     """Counts the floating-point operations of forward and backward of one step."""
     batch = first_batch(stage, batch_size)
     with FlopCounterMode(display=False) as counter:
-        stage.network.train()(*batch).loss.backward()
+        stage.loss_module.train()(*batch).loss.backward()
     return int(counter.get_total_flops())
 
 

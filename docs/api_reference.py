@@ -1,6 +1,6 @@
 """Writes docs/reference/api.md from the OpenAPI document of `tessella serve`.
 
-Each operation: method and address, what it does, parameters and fields of the body with type,
+Each operation: method and address, summary, parameters and fields of the body with type,
 range and description, the fields of its answer, and the errors that it alone may answer. A field
 inside another one is written `usage.total_tokens`, one of each member of a list `data[].seed`.
 An operation without a summary, or a field of a request without a description, is an error.
@@ -13,13 +13,13 @@ from typing import Any
 Schema = Mapping[str, Any]
 
 _INTRODUCTION = """\
-What `tessella serve` answers; `/v1/run` is there only where a run is shown, by `tessella studio`. \
+The HTTP API of `tessella serve`; `/v1/run` exists only where `tessella studio` shows a run. \
 [How to use it](../how-to/serve.md), with examples. \
-Limits are those of a server's [own settings](settings.md#serve), shown here as they are unless \
-changed. A running server tells its own, and the patterns that texts have to match, at \
-`/openapi.json`.
+Limits are those of a server's [settings](settings.md#serve), shown here with their defaults. A \
+running server lists its own, and the patterns that texts have to match, at `/openapi.json`.
 
-In a request, null is as if a field were left out; what is not in these tables is refused."""
+In a request, null is the same as leaving a field out; a field that is not in these tables is \
+refused. Every request for pictures takes the settings of [`generation`](settings.md#generation)."""
 
 _BOUNDS = {
     "minimum": "≥ {}",
@@ -40,7 +40,7 @@ _TYPES = {
 
 
 class UndocumentedApiError(Exception):
-    """The document does not say what the reference has to say."""
+    """The document lacks a description."""
 
 
 def api_page(document: Schema, generated: str) -> str:
@@ -64,9 +64,9 @@ def api_page(document: Schema, generated: str) -> str:
         )
     shared = _shared_errors([operation for _, operation in operations])
     parts = ["# HTTP API", generated, _INTRODUCTION]
-    told: dict[str, str] = {}
+    headings: dict[str, str] = {}
     for name, operation in operations:
-        parts += _operation(name, operation, document, shared, told)
+        parts += _operation(name, operation, document, shared, headings)
     parts += [
         "## Errors",
         "Every operation may answer these, with an error object as the body.",
@@ -81,8 +81,8 @@ def _faults(name: str, operation: Schema, document: Schema) -> Iterator[str]:
     if not operation.get("summary"):
         yield f"`{name}`"
     for _, schema in _bodies(operation):
-        for field, said in _resolve(schema, document).get("properties", {}).items():
-            if not said.get("description"):
+        for field, value in _resolve(schema, document).get("properties", {}).items():
+            if not value.get("description"):
                 yield f"`{name} {field}`"
 
 
@@ -115,16 +115,16 @@ def _operation(
     operation: Schema,
     document: Schema,
     shared: Mapping[str, str],
-    told: dict[str, str],
+    headings: dict[str, str],
 ) -> Iterator[str]:
     """Writes the paragraphs of one operation.
 
     Args:
         name: method and address.
-        operation: what the document says of it.
+        operation: its part of the document.
         document: where references lead.
         shared: errors of all operations.
-        told: tables of answers that are on the page, and under which heading; gets this one's.
+        headings: of each table of answers that is on the page already; gets this one's.
     """
     yield f"## {name}"
     yield f"{_one_line(operation['summary'])}."
@@ -140,17 +140,17 @@ def _operation(
             )
             for one in parameters
         ]
-        yield _table(("parameter", "in", "type", "required", "range", "what it is"), rows)
+        yield _table(("parameter", "in", "type", "required", "range", "description"), rows)
     for kind, schema in _bodies(operation):
         yield f"Body, `{kind}`:"
         yield _body_fields(_resolve(schema, document), document)
     for status, answer in operation["responses"].items():
         if status < "400":
-            yield from _answer(status, answer, document, name, told)
-    own = {status: when for status, when in _errors(operation).items() if status not in shared}
-    if own:
+            yield from _answer(status, answer, document, name, headings)
+    special = {status: when for status, when in _errors(operation).items() if status not in shared}
+    if special:
         yield "Errors beside [those of all](#errors):"
-        yield _table(("status", "when"), list(own.items()))
+        yield _table(("status", "when"), list(special.items()))
 
 
 def _bodies(operation: Schema) -> Iterator[tuple[str, Schema]]:
@@ -172,26 +172,26 @@ def _body_fields(schema: Schema, document: Schema) -> str:
         for name, field in schema["properties"].items()
     ]
     rows.sort(key=lambda row: not row[2])
-    return _table(("field", "type", "required", "range", "what it does"), rows)
+    return _table(("field", "type", "required", "range", "description"), rows)
 
 
 def _answer(
-    status: str, answer: Schema, document: Schema, name: str, told: dict[str, str]
+    status: str, answer: Schema, document: Schema, name: str, headings: dict[str, str]
 ) -> Iterator[str]:
-    """Writes what a success answers; arguments as in `_operation`."""
+    """Writes the fields of a success; arguments as in `_operation`."""
     kinds = answer.get("content", {})
-    said = _one_line(answer["description"]).rstrip(".")
-    # What FastAPI says when nobody said anything.
-    words = "" if said == "Successful Response" else f": {said}"
+    description = _one_line(answer["description"]).rstrip(".")
+    # FastAPI's text where there is none.
+    words = "" if description == "Successful Response" else f": {description}"
     shown = " or ".join(f"`{kind}`" for kind in kinds)
     yield f"Answer {status}{', ' if shown else ''}{shown}{words}."
     for content in kinds.values():
         table = _answer_fields(_resolve(content.get("schema", {}), document), document)
-        if table in told:
-            anchor = re.sub(r"[^\w\- ]", "", told[table].lower()).replace(" ", "-")
-            yield f"Its fields are those of [{told[table]}](#{anchor})."
+        if table in headings:
+            anchor = re.sub(r"[^\w\- ]", "", headings[table].lower()).replace(" ", "-")
+            yield f"Its fields are those of [{headings[table]}](#{anchor})."
         elif table:
-            told[table] = name
+            headings[table] = name
             yield table
 
 
@@ -199,7 +199,7 @@ def _answer_fields(schema: Schema, document: Schema) -> str:
     """Writes the table of an answer's fields; "" when it has none."""
     rows = list(_walk(schema, document, ""))
     if any(row[2] for row in rows):
-        return _table(("field", "type", "what it is"), rows)
+        return _table(("field", "type", "description"), rows)
     return _table(("field", "type"), [row[:2] for row in rows]) if rows else ""
 
 
@@ -219,10 +219,10 @@ def _walk(schema: Schema, document: Schema, prefix: str) -> Iterator[tuple[str, 
 def _resolve(schema: Schema, document: Schema) -> Schema:
     """Follows a reference inside the document."""
     while "$ref" in schema:
-        found: Any = document
+        target: Any = document
         for key in schema["$ref"].removeprefix("#/").split("/"):
-            found = found[key]
-        schema = found
+            target = target[key]
+        schema = target
     return schema
 
 
@@ -233,12 +233,12 @@ def _without_null(schema: Schema) -> Schema:
 
 
 def _type_words(schema: Schema, document: Schema, left_out: str = "") -> str:
-    """Says a type in words.
+    """Puts a type into words.
 
     Args:
         schema: of the value.
         document: where references lead.
-        left_out: a type that is not said.
+        left_out: a type to leave out.
     """
     schema = _resolve(schema, document)
     if "anyOf" in schema:

@@ -20,9 +20,10 @@ from PIL import Image
 
 import tessella
 from tessella.data.scenes import Scene, parse_caption
-from tessella.evaluation.scenes import judge_scenes
+from tessella.evaluation.scenes import classify_scenes
 from tessella.files import write_text
 from tessella.images import make_sheet, save_png
+from tessella.model.request import enumerate_requests
 
 PROMPTS = (
     "a large red star on a navy background",
@@ -56,7 +57,7 @@ class DemoPicture:
     seed: int
     image: Image.Image
     scene: Scene | None  # what was asked for; None if it is no scene
-    is_right: bool | None  # as the judge reads it; None if it is no scene
+    is_right: bool | None  # as the classifier reads it; None if it is not a scene
 
 
 def paint(model: tessella.TextToImage, prompts: Sequence[str]) -> tuple[list[DemoPicture], float]:
@@ -64,20 +65,20 @@ def paint(model: tessella.TextToImage, prompts: Sequence[str]) -> tuple[list[Dem
 
     Args:
         model: any; pictures larger or smaller than scenes are read too.
-        prompts: canonical captions of scenes are judged, others are not.
+        prompts: canonical captions of scenes are classified, others are not.
 
     Returns:
         The pictures, and the seconds that one of them took.
     """
-    seeds = range(len(prompts))
-    model.paint(prompts, seeds=seeds)  # warms up
+    requests = enumerate_requests(prompts)
+    model.generate_images(requests)  # warms up
     began = time.perf_counter()
-    pixels = model.paint(prompts, seeds=seeds).pixels
+    pixels = model.generate_images(requests).pixels
     seconds = (time.perf_counter() - began) / len(prompts)
     pictures = []
-    for prompt, seed, square in zip(prompts, seeds, pixels, strict=True):
+    for seed, (prompt, square) in enumerate(zip(prompts, pixels, strict=True)):
         scene = read_scene(prompt)
-        is_right = None if scene is None else judge_scenes(square[None], [scene])[0].all_correct
+        is_right = None if scene is None else classify_scenes(square[None], [scene])[0].all_correct
         pictures.append(DemoPicture(prompt, seed, Image.fromarray(square), scene, is_right))
     return pictures, seconds
 
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for picture in pictures:
         print(f"{remark(picture):<50} {picture.prompt}")
     right = sum(bool(picture.is_right) for picture in pictures)
-    print(f"{right} of {len(pictures)} pictures are entirely as asked, as the judge reads them.")
+    print(f"{right} of {len(pictures)} pictures are entirely as asked, by the scene classifier.")
     print(pace)
     print(f"Sheet: {sheet}\nPage:  {page}")
     return 0

@@ -1,4 +1,4 @@
-"""The API's reference says of an OpenAPI document what a person needs, and is refused a gap."""
+"""The API's reference is written from its OpenAPI document, which must not have gaps."""
 
 import copy
 import importlib.util
@@ -99,7 +99,7 @@ def test_an_operation_shows_its_fields_answers_and_errors(
     assert rest == (
         "Paint.\n\n"
         "Body, `application/json`:\n\n"
-        "| field | type | required | range | what it does |\n"
+        "| field | type | required | range | description |\n"
         "|---|---|---|---|---|\n"
         "| `prompt` | text | yes | length ≥ 1 | What \\| which. |\n"
         "| `seed` | whole number |  | ≥ 0, ≤ 281474976710655 | Of chance. |\n\n"

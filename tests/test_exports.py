@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ HEAVY = (
     "safetensors",
     "tensorboard",
     "pyarrow",
+)
+NOT_FOR_PAINTING = (
+    "tessella.evaluation",
+    "tessella.posts",
+    "tessella.runs",
+    "tessella.serving",
+    "tessella.training",
+    "accelerate",
+    "fastapi",
+    "jinja2",
+    "matplotlib",
+    "pyarrow",
+    "starlette",
+    "tensorboard",
+    "torchmetrics",
+    "transformers",
 )
 
 
@@ -76,6 +93,26 @@ def test_the_version_is_the_packages() -> None:
     assert tessella.__version__ == project["project"]["version"]
 
 
+def list_imported(code: str, modules: Sequence[str], folder: Path) -> list[str]:
+    """Runs code in a process of its own; returns those of the modules that it has imported."""
+    script = (
+        "import json, sys\n"
+        "try:\n"
+        f"    exec({code!r})\n"
+        "except SystemExit as stop:\n"
+        "    assert stop.code in (0, None), stop.code\n"
+        "names = {name + '.' for name in sys.modules}\n"
+        f"found = [m for m in {modules!r} if any(name.startswith(m + '.') for name in names)]\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    imported: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return imported
+
+
 # `tessella --help` answers in under 0.3 s only while nothing heavy is imported for it.
 # Typer itself asks pydantic about the types of a command's options, so there it is allowed.
 @pytest.mark.parametrize(
@@ -88,21 +125,28 @@ def test_the_version_is_the_packages() -> None:
             "import sys, tessella.cli as c; sys.argv = ['tessella', 'fit', '--help']; c.main()",
             ("pydantic",),
         ),
+        (
+            "import sys, tessella.cli as c; sys.argv = ['tessella', 'generate', '-h']; c.main()",
+            ("pydantic",),
+        ),
     ],
-    ids=["package", "cli", "help", "fit help"],
+    ids=["package", "cli", "help", "fit help", "generate help"],
 )
-def test_nothing_heavy_is_imported(code: str, allowed: tuple[str, ...]) -> None:
-    probe = (
-        "import json, sys\n"
-        "try:\n"
-        f"    exec({code!r})\n"
-        "except SystemExit as stop:\n"
-        "    assert stop.code in (0, None), stop.code\n"
-        f"print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))\n"
+def test_nothing_heavy_is_imported(code: str, allowed: tuple[str, ...], tmp_path: Path) -> None:
+    assert set(list_imported(code, HEAVY, tmp_path)) <= set(allowed)
+
+
+# What a person needs to paint, who neither trains nor evaluates nor serves.
+def test_painting_imports_nothing_of_other_work(tmp_path: Path) -> None:
+    code = (
+        "import sys, tessella.cli as c\n"
+        "sys.argv = ['tessella', 'generate', 'a red star', '--out', 'star.png', '--steps', '1']\n"
+        "c.main()"
     )
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout.splitlines()[-1])) <= set(allowed)
+    assert list_imported(code, [*NOT_FOR_PAINTING, "tessella.model"], tmp_path) == [
+        "tessella.model"
+    ]
+    assert (tmp_path / "star.png").exists()
 
 
 def test_the_module_runs_as_the_command_does() -> None:

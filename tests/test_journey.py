@@ -115,9 +115,9 @@ def test_the_same_fit_again_trains_nothing_and_says_so(home: Path) -> None:
     metrics = home / "run" / "transformer" / "metrics.jsonl"
     before = weights.read_bytes(), metrics.read_bytes()
     told = tessella_command(*fit_words(home))
-    assert "Nothing was left to train" in told
+    assert "There was nothing left to train" in told
     assert (weights.read_bytes(), metrics.read_bytes()) == before
-    assert "Would go on with" in tessella_command(*fit_words(home), "--dry-run")
+    assert "Would resume" in tessella_command(*fit_words(home), "--dry-run")
 
 
 def test_fit_tells_the_next_command_and_it_works(
@@ -149,7 +149,7 @@ def test_the_stages_one_by_one_are_the_same_as_both(home: Path, tmp_path: Path) 
 def test_other_settings_in_the_same_run_are_refused(home: Path) -> None:
     result = CliRunner().invoke(app, [*fit_words(home), "--set", "transformer.depth=4"])
     assert result.exit_code == 1
-    assert "The run was begun with other settings" in result.stderr
+    assert "The run began with other settings" in result.stderr
     assert "transformer.depth = `2`, now it is `4`" in result.stderr
 
 

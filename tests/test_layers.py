@@ -19,6 +19,7 @@ ORDER = (
     "config",
     "files",
     "images",
+    "sheets",
     "generation",
     "data",
     "text",

@@ -34,6 +34,7 @@ from tessella.errors import CheckpointError, TessellaError
 from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.training import processes
 from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint
 from tessella.training.interrupt import Interrupted
 from tessella.training.loop import (
@@ -43,12 +44,8 @@ from tessella.training.loop import (
     create_accelerator,
     train,
 )
-from tessella.training.stages import (
-    TokenizerStage,
-    TokenizerTrainingSettings,
-    TransformerStage,
-    TransformerTrainingSettings,
-)
+from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
+from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 
 Data = Mapping[str, CaptionedImages]
 
@@ -171,16 +168,16 @@ def run(
 
 
 def on_step(stage: Stage, number: int, act: Callable[[], Any]) -> Stage:
-    """Acts in the middle of a training step, counted from 1; the average's passes do not count."""
+    """Acts in the middle of a training step, counted from 1."""
     steps = 0
 
-    def count(network: nn.Module, batch: Any) -> None:
+    def count(loss_module: nn.Module, batch: Any) -> None:
         nonlocal steps
-        steps += network.training
-        if steps == number and network.training:
+        steps += 1
+        if steps == number:
             act()
 
-    stage.network.register_forward_pre_hook(count)
+    stage.loss_module.register_forward_pre_hook(count)
     return stage
 
 
@@ -246,7 +243,7 @@ def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:
 def test_codes_were_revived_in_these_runs(scenes: Data, tmp_path: Path) -> None:
     """Else the tests above would not show that revival survives a stop."""
     stage = tokenizer_stage("ema", scenes)
-    quantizer = stage.network.tokenizer.quantizer
+    quantizer = stage.network.quantizer
     moved = []
     revive = quantizer._revive
 
@@ -348,15 +345,21 @@ def progress(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ema", "report2021", "discriminator", "latent_mse"])
-def test_two_processes(kind: str, tmp_path: Path) -> None:
-    """Asked to stop in one of them, both do, at one step; resumed, both end as if undisturbed."""
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [("ema", 4), ("report2021", 4), ("discriminator", 4), ("latent_mse", 4), ("gradient", 40)],
+)
+def test_two_processes(kind: str, steps: int, tmp_path: Path) -> None:
+    """Asked to stop in one of them, both do, at one step; resumed, both end as if undisturbed.
+
+    In the short runs they ask each other at every step, in the long one as they usually do.
+    """
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     prepare(["scenes:40"], settings, tmp_path / "data")
     for name, ends in (("whole", "done"), ("parts", "stop"), ("parts", "done")):
         words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
         done = subprocess.run(
-            [sys.executable, *words, str(tmp_path), kind, name, ends],
+            [sys.executable, *words, str(tmp_path), kind, name, ends, str(steps)],
             capture_output=True,
             text=True,
             timeout=300,
@@ -367,20 +370,25 @@ def test_two_processes(kind: str, tmp_path: Path) -> None:
         assert ended[0] == ended[1]
         assert ended[0].startswith(ends)
         if ends == "stop":
-            assert saved(tmp_path / name).images_seen == 2 * BATCH
+            steps_done = saved(tmp_path / name).images_seen // BATCH
+            assert steps_done == 2 if steps == 4 else 20 <= steps_done < 40
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-def be_one_of_two(folder: Path, kind: str, name: str, ends: str) -> None:
+def be_one_of_two(folder: Path, kind: str, name: str, ends: str, steps: str) -> None:
     """Trains on a half of each batch; if it should stop, the second process alone is asked."""
+    if steps == "4":
+        processes._SECONDS_BETWEEN_QUESTIONS = 0.0
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     stage = STAGES[kind](prepare(["scenes:40"], settings, folder / "data").sides)
     if ends == "stop" and rank == 1:
-        on_step(stage, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        on_step(stage, int(steps) // 2, lambda: signal.raise_signal(signal.SIGTERM))
+    if steps != "4":
+        stage.loss_module.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     try:
-        average = run(stage, folder / name)
+        average = run(stage, folder / name, steps=int(steps))
     except Interrupted:
         outcome = "stop"
     else:

@@ -314,7 +314,7 @@ def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
     page = open_page()
     painting = "**/v1/images/generations"
     start = page.get_by_role("button", name="Paint", exact=True)
-    alert = page.get_by_label("Easel").get_by_role("alert")
+    alert = page.get_by_label("Results").get_by_role("alert")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
 
     page.route(painting, lambda route: None)  # an answer that does not come
@@ -417,7 +417,7 @@ def test_marked_tiles_are_painted_anew_and_no_others(open_page: Opened) -> None:
     dialog.get_by_role("button", name="Paint anew").click()
 
     expect(page.locator(".is-done .seed")).to_have_count(1)
-    expect(page.get_by_label("Easel").get_by_role("img")).to_have_attribute(
+    expect(page.get_by_label("Results").get_by_role("img")).to_have_attribute(
         "alt", "a large yellow circle on a white background"
     )
     edited = to_pixels(page.locator(".is-done img")).astype(int)

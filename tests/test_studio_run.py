@@ -1,7 +1,6 @@
 """The view of a training run, clicked through in a real browser while the run goes on."""
 
 import contextlib
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect
 
 from served import serve_app
@@ -68,8 +68,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     made = Run(folder)
     made.learn(lines=10)
     made.evaluate()
-    with (folder / ".lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(folder / ".lock"):
         yield made
 
 
@@ -101,11 +100,11 @@ def opened(browser: Browser, address: str, width: int = 1200) -> Iterator[Seen]:
     page.on("request", lambda request: seen.asked.append(request.url))
     page.on(
         "response",
-        lambda answer: seen.looks.append(answer.status) if answer.url.endswith("/v1/run") else None,
+        lambda answer: seen.looks.append(answer.status) if answer.url.endswith("/page") else None,
     )
     page.clock.install()
     page.goto(f"{address}/#run")
-    expect(page.locator(".run-curve svg").first).to_be_visible()
+    expect(page.locator(".curve svg").first).to_be_visible()
     yield seen
     context.close()
     assert seen.complaints == []
@@ -114,7 +113,7 @@ def opened(browser: Browser, address: str, width: int = 1200) -> Iterator[Seen]:
 
 def go_on(page: Page, seconds: float = 2.0) -> None:
     """Lets the page's clock go on until it looks at the run again."""
-    with page.expect_response("**/v1/run"):
+    with page.expect_response("**/v1/run/page"):
         page.clock.fast_forward(round(seconds * 1000))
 
 
@@ -122,13 +121,13 @@ def test_a_growing_run_is_followed_without_a_reload(browser: Browser, address: s
     with opened(browser, address) as seen:
         page = seen.page
         expect(page.get_by_role("heading", level=1)).to_have_text("stickers")
-        expect(page.get_by_role("status").filter(has_text="learns")).to_have_text(
-            re.compile(r"Training\s+The image tokenizer learns\.")
+        expect(page.get_by_role("status").filter(has_text="Training")).to_have_text(
+            re.compile(r"Training\s+The image tokenizer is training\.")
         )
         expect(page.get_by_text("100 of 1,000 images (10%) so far.")).to_contain_text(
-            "About 3 minutes left at 5 images/s."  # 900 images at 5 a second
+            "About 3 min left at 5 images/s."  # 900 images at 5 a second
         )
-        curve = page.locator(".run-curve", has_text="Loss").locator("polyline.train")
+        curve = page.locator(".curve", has_text="Loss").locator("polyline.train")
         before = curve.get_attribute("points") or ""
         assert len(before.split()) == 10
         page.evaluate("window.kept = true")
@@ -145,10 +144,10 @@ def test_values_are_read_with_pointer_and_keys(browser: Browser, address: str):
     with opened(browser, address) as seen:
         plot = seen.page.get_by_role("slider", name="Loss.")
         expect(plot).to_have_accessible_name(
-            "Loss. training: from 10 at 10 images to 1 at 100; lowest 1, highest 10; lately "
+            "Loss. training: from 10 at 10 images to 1 at 100; lowest 1, highest 10; recently "
             "falling. validation: 0.5 at 100 images."
         )
-        reading = seen.page.locator(".run-curve", has_text="Loss").locator(".run-reading")
+        reading = seen.page.locator(".curve", has_text="Loss").locator("p.reading")
         plot.focus()
         seen.page.keyboard.press("End")
         expect(plot).to_have_attribute("aria-valuetext", "100 images: training 1, validation 0.5")
@@ -168,33 +167,86 @@ def test_values_are_read_with_pointer_and_keys(browser: Browser, address: str):
         expect(reading).to_have_text("\u00a0")
 
 
-def test_the_slider_follows_until_a_moment_is_chosen(browser: Browser, address: str, run: Run):
+def test_the_newest_moment_is_shown_until_one_is_chosen(browser: Browser, address: str, run: Run):
     run.learn()
     run.evaluate()
     with opened(browser, address) as seen:
-        film = seen.page.locator('[data-film="tokenizer/samples"]')
-        slider = film.get_by_role("slider", name="Reconstructions: images seen")
-        expect(film.get_by_role("img")).to_have_attribute(
-            "alt", "Originals above their reconstructions, after 110 images"
-        )
-        shown = film.get_by_role("img").get_attribute("src") or ""
-        assert shown.startswith("blob:")
+        film = seen.page.get_by_role("radiogroup", name="Reconstructions: images seen")
+        shown = film.get_by_role("img")
+        words = "Originals above their reconstructions after 110 images"
+        expect(shown).to_have_attribute("alt", words)
+        # No other picture has been fetched.
+        assert len([url for url in seen.asked if "/v1/pictures/run/" in url]) == 1
+
+        def let_it_learn() -> None:
+            run.learn()
+            run.evaluate()
+            go_on(seen.page)
+            words = f"{run.images_seen} of 1,000 images ("
+            expect(seen.page.locator("main").get_by_text(words)).to_be_visible()
+
+        let_it_learn()
+        expect(film.get_by_role("radio", name="120 images")).to_be_checked()
+        film.get_by_role("radio", name="120 images").focus()
+        seen.page.keyboard.press("ArrowLeft")
+        seen.page.keyboard.press("ArrowLeft")
+        expect(film.get_by_role("radio", name="100")).to_be_checked()
+        expect(shown).to_have_attribute("alt", re.compile("after 100 images"))
+        expect(film.get_by_role("radio", name="100")).to_be_focused()
+        assert shown.evaluate("async (image) => (await image.decode(), image.naturalWidth)") == 8
+        let_it_learn()
+        expect(film.get_by_role("radio", name="100")).to_be_checked()
+        expect(film.get_by_role("radio", name="100")).to_be_focused()
+        film.get_by_text("130 images").click()
+        let_it_learn()
+        expect(film.get_by_role("radio", name="140 images")).to_be_checked()
+
+
+def test_news_leave_the_reader_s_place_alone(browser: Browser, address: str, run: Run):
+    with opened(browser, address) as seen:
+        page = seen.page
+        page.get_by_text("settings of the run").click()
+        loss = page.locator(".curve", has_text="Loss")
+        loss.scroll_into_view_if_needed()
+        loss.locator(".plot").hover()
+        reading = loss.locator("p.reading").inner_text()
+        assert "images: training" in reading
+        title = page.get_by_role("heading", name="What was trained")
+        title.evaluate("(title) => getSelection().selectAllChildren(title)")
+        place = page.evaluate("scrollY")
+        assert place > 0
         run.learn()
-        run.evaluate()
-        go_on(seen.page)
-        expect(film.locator(".run-moment")).to_have_text("120 images seen, the newest")
-        slider.focus()
-        seen.page.keyboard.press("Home")
-        expect(film.locator(".run-moment")).to_have_text("100 images seen")
-        expect(slider).to_have_attribute("aria-valuetext", "100 images seen")
-        expect(film.get_by_role("img")).not_to_have_attribute("src", shown)
-        run.learn()
-        run.evaluate()
-        go_on(seen.page)
-        expect(seen.page.get_by_text("130 of 1,000 images (13%) so far.")).to_be_visible()
-        expect(film.locator(".run-moment")).to_have_text("100 images seen")
-        seen.page.keyboard.press("End")
-        expect(film.locator(".run-moment")).to_have_text("130 images seen, the newest")
+        line = {"images_seen": run.images_seen, "kind": "note", "note": "Something new above."}
+        with (run.folder / "tokenizer" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        top = loss.bounding_box()
+        go_on(page)
+        expect(page.get_by_text("Something new above.")).to_have_count(1)
+        # What comes in above moves nothing of what is seen.
+        assert loss.bounding_box() == pytest.approx(top, abs=1)
+        assert page.evaluate("scrollY") > place
+        assert page.locator("details[open]").count() == 1
+        assert page.evaluate("getSelection().toString()") == "What was trained"
+        assert "images: training" in loss.locator("p.reading").inner_text()
+        assert loss.locator("circle.reading:not([hidden])").count() >= 1
+
+
+def test_a_key_opens_the_run_and_its_pictures(
+    browser: Browser, run: Run, models: Mapping[str, ServedModel]
+):
+    """A browser sends no key with `<img>`: pictures have addresses that cannot be guessed."""
+    key = "a-key-of-some-length"
+    with serve_app(create_app(models, ServeSettings(), run=run.folder, keys=[key])) as address:
+        page = browser.new_page()
+        page.goto(f"{address}/#run")
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        image = page.locator(".film img").last
+        image.scroll_into_view_if_needed()
+        expect(image).to_be_visible()
+        page.wait_for_function("(image) => image.naturalWidth", arg=image.element_handle())
+        assert page.request.get(f"{address}/v1/run/page").status == 401
+        page.close()
 
 
 def test_nobody_looks_no_request_is_made(browser: Browser, address: str, run: Run):
@@ -215,32 +267,32 @@ def test_nobody_looks_no_request_is_made(browser: Browser, address: str, run: Ru
         page.clock.fast_forward(60_000)
         page.wait_for_timeout(100)
         assert len(seen.looks) == asked
-        with page.expect_response("**/v1/run"):
+        with page.expect_response("**/v1/run/page"):
             page.evaluate("document.querySelector('.view-run').hidden = false")
 
 
 def test_a_server_that_ends_and_a_run_that_stops_are_said(browser: Browser, address: str, run: Run):
     with opened(browser, address) as seen:
         page = seen.page
-        page.route("**/v1/run", lambda route: route.abort())
+        page.route("**/v1/run/page", lambda route: route.abort())
         page.clock.fast_forward(2000)
         expect(page.get_by_role("alert")).to_contain_text("The server does not answer.")
-        expect(page.locator(".run-curve svg").first).to_be_visible()
-        page.unroute("**/v1/run")
+        expect(page.locator(".curve svg").first).to_be_visible()
+        page.unroute("**/v1/run/page")
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("alert")).to_have_count(0)
         with (run.folder / "run.json").open("w", encoding="utf-8") as file:
             file.write("{")
         go_on(page)
-        expect(page.get_by_text("The run’s files are damaged.")).to_be_visible()
-        expect(page.locator(".run-curve")).to_have_count(0)
+        expect(page.get_by_text("The run’s files are damaged;")).to_be_visible()
+        expect(page.locator(".curve")).to_have_count(0)
         seen.complaints = [text for text in seen.complaints if "ERR_FAILED" not in text]
 
 
 def test_it_fits_a_phone(browser: Browser, address: str):
     with opened(browser, address, width=360) as seen:
         assert seen.page.evaluate("document.documentElement.scrollWidth") == 360
-        box = seen.page.locator(".run-curve").first.bounding_box()
+        box = seen.page.locator(".curve").first.bounding_box()
         assert box is not None
         assert box["width"] > 300
 
@@ -252,7 +304,7 @@ def test_text_of_a_run_stays_text(browser: Browser, address: str, run: Run):
         file.write(json.dumps(line) + "\n")
         file.write(json.dumps({"images_seen": 100, "kind": "train", hostile: 1.0}) + "\n")
     with opened(browser, address) as seen:
-        expect(seen.page.locator(".run-notes")).to_contain_text(hostile)
+        expect(seen.page.locator(".notes")).to_contain_text(hostile)
         seen.page.get_by_text("More curves").click()
-        expect(seen.page.locator(".run-curve", has_text="onerror")).to_be_visible()
+        expect(seen.page.locator(".curve", has_text="onerror")).to_be_visible()
         assert seen.page.evaluate("window.hurt") is None

@@ -6,7 +6,7 @@
     [image] = model.generate("a large red star on a navy background", seed=7)
     image.save("star.png")
 
-Importing this package costs nothing: torch is imported by what needs it.
+Importing this package is cheap: torch is imported only when something needs it.
 """
 
 from pathlib import Path
@@ -48,8 +48,8 @@ def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "
         device: auto, cpu, cuda or mps.
 
     Raises:
-        CheckpointError: there is no such model, or its folder is damaged or foreign.
-        ConfigError: the device is not there.
+        CheckpointError: the model does not exist, or its folder is damaged or foreign.
+        ConfigError: the device is not available.
     """
     from tessella.model.find import find_model
     from tessella.model.pipeline import TextToImage
@@ -58,7 +58,7 @@ def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is heavy when it is first asked for."""
+    """Imports heavy names on first use."""
     if name == "TextToImage":
         from tessella.model.pipeline import TextToImage
 

@@ -5,17 +5,22 @@ Each part of tessella keeps its `Settings` beside the class that they configure;
 """
 
 import difflib
+import functools
 import json
+import logging
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tessella.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
+
+_NEW_NAMES = {"start_from": "init_from"}
+"""Settings that were renamed: old name → new name. The old one is still read."""
 
 
 class Settings(BaseModel):
@@ -23,9 +28,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for old, new in _NEW_NAMES.items():
+            if old in values and new in cls.model_fields and new not in values:
+                _warn_of_old_name(old, new)
+                values[new] = values.pop(old)
+        return values
+
     def replace(self, **changes: Any) -> Self:
         """Returns a validated copy with some settings changed."""
         return build(type(self), self.model_dump() | changes)
+
+
+@functools.cache
+def _warn_of_old_name(old: str, new: str) -> None:
+    """Says once that a setting has another name now."""
+    logging.getLogger("tessella").warning("Setting `%s` is now called `%s`.", old, new)
 
 
 def build(kind: type[S], values: Mapping[str, Any]) -> S:
@@ -36,32 +59,32 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
         values: nested plain values, as TOML gives them.
 
     Raises:
-        ConfigError: names the setting, what was got and what was expected; for an unknown name
-            the nearest known one.
+        ConfigError: a setting is unknown, of the wrong type or out of range; the message names
+            it, or the nearest known one.
     """
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        found = error.errors()
-        # An item that is wrong makes pydantic call its whole list too short as well.
-        inner = [e for e in found if not any(_is_within(other, e) for other in found)]
+        errors = error.errors()
+        # For a wrong item pydantic also calls its whole list too short.
+        inner = [e for e in errors if not any(_is_within(other, e) for other in errors)]
         raise ConfigError("\n".join(_explain(kind, e) for e in inner)) from None
 
 
 def _is_within(error: Any, other: Any) -> bool:
-    """Says whether an error is about a part of what another error is about."""
-    place, around = error["loc"], other["loc"]
-    return len(place) > len(around) and place[: len(around)] == around
+    """Returns whether an error is about a part of what another error is about."""
+    inner, outer = error["loc"], other["loc"]
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _explain(kind: type[Settings], error: Any) -> str:
-    """Says one pydantic error in tessella's words."""
+    """Puts a pydantic error into tessella's words."""
     names = setting_names(kind)
-    # A chosen member of a union adds its tag to the path: it is no setting's name.
+    # A member of a union adds its tag to the path, which is not the name of a setting.
     path: list[str] = []
-    for place, part in enumerate(error["loc"], start=1):
+    for depth, part in enumerate(error["loc"], start=1):
         known = any(n.startswith(".".join([*path, str(part)])) for n in names)
-        unknown = error["type"] == "extra_forbidden" and place == len(error["loc"])
+        unknown = error["type"] == "extra_forbidden" and depth == len(error["loc"])
         if not path or known or unknown or isinstance(part, int):
             path.append(str(part))
     name = ".".join(path)
@@ -69,16 +92,16 @@ def _explain(kind: type[Settings], error: Any) -> str:
         if name in names:
             part = name.rpartition(".")[0]
             return (
-                f"Setting `{name}` belongs to another kind of `{part}` than the one that is named. "
-                f"Leave it out, or name that kind by `{part}.name`."
+                f"Setting `{name}` belongs to another kind of `{part}`. "
+                f"Leave it out, or choose that kind by `{part}.name`."
             )
         near = _nearest(name, names)
-        hint = f"; did you mean `{near}`?" if near else f". Known are: {', '.join(names)}."
+        hint = f"; did you mean `{near}`?" if near else f". Known settings: {', '.join(names)}."
         return f"Unknown setting `{name}`{hint}"
     what = f"Setting `{name}`" if name else "Settings"
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    # Of a whole section its message says what matters; all its settings would bury that.
+    # For a whole section the message says what matters; listing its settings would bury it.
     is_section = not name or any(n.startswith(f"{name}.") for n in names)
     got = f" got: `{error['input']}`;"
     if error["type"] == "missing" or (is_section and error["type"] == "value_error"):
@@ -87,7 +110,7 @@ def _explain(kind: type[Settings], error: Any) -> str:
 
 
 def _nearest(name: str, names: list[str]) -> str | None:
-    """Finds what was meant by an unknown name: a setting without its section, or misspelt."""
+    """Finds the setting that an unknown name means: one without its section, or misspelt."""
     same_depth = [".".join(n.split(".")[: name.count(".") + 1]) for n in names]
     near = [n for n in names if n.endswith(f".{name}")]
     near = near or difflib.get_close_matches(name, same_depth, n=1, cutoff=0.5)
@@ -96,7 +119,7 @@ def _nearest(name: str, names: list[str]) -> str | None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Names nested values by the way to them: `a.b.c`."""
+    """Turns nested values into flat ones, named by their path: `a.b.c`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -106,8 +129,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changed_settings(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Compares nested values: the dotted name of each that differs, with both values.
+
+    A value that one side lacks is None.
+    """
+    old, new = flatten(before), flatten(after)
+    pairs = {name: (old.get(name), new.get(name)) for name in old | new}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
-    """Lists the dotted names of all settings of a class, those of nested sections included."""
+    """Lists the dotted names of all settings of a class, including those of nested sections."""
     names: list[str] = []
     for name, field in kind.model_fields.items():
         sections = list(_sections(field.annotation))
@@ -119,7 +154,7 @@ def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
 
 
 def _sections(annotation: Any) -> Iterator[type[Settings]]:
-    """Finds the settings classes that an annotation names (a union names several)."""
+    """Yields the settings classes in an annotation (a union has several)."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation):
@@ -130,7 +165,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Reads a TOML or JSON file into plain nested values.
 
     Raises:
-        ConfigError: the file is missing or is not what its suffix says.
+        ConfigError: the file is missing, or not of the format that its suffix says.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -143,7 +178,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turns `section.key=value` words into nested values; a value is read as TOML, else as text.
+    """Turns `section.key=value` words into nested values, each read as TOML or else as text.
 
     Raises:
         ConfigError: a word has no `=` or no name.
@@ -169,8 +204,8 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lays one nested table over another; where both have a value, `over` wins.
 
-    A part that comes in kinds says which by its `name`, or is that name alone; whoever names
-    another kind leaves the settings of the old one behind.
+    A section that comes in several kinds has a `name` that says which, or is that name alone. If
+    `over` names another kind, the settings of the old kind are dropped.
     """
     merged = dict(base)
     for key, value in over.items():

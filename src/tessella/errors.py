@@ -2,12 +2,12 @@
 
     TessellaError
     ├── ConfigError       a setting that is unknown, of the wrong type or out of range
-    ├── DataError         images or captions that cannot be read, or too many of them
+    ├── DataError         images or captions that cannot be read, or too many bad ones
     ├── ShapeError        a tensor or picture of the wrong shape
     ├── CheckpointError   a run or model folder that is damaged, foreign or of another format
     └── GenerationError   a request for a picture that cannot be met
 
-A message says what is wrong, what was got, what was expected and what to do next; user values
+A message says what is wrong, what it got, what it expected and what to do next; user values
 stand in backticks after a colon.
 """
 

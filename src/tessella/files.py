@@ -1,12 +1,12 @@
-"""Writing that survives a crash, a full disk and a pulled plug; used wherever tessella writes.
+"""Writing that survives a crash, a full disk and a pulled plug, and locks between processes.
 
-Nothing is ever written under its own name. The bytes go under a temporary name in the same
-folder, are flushed down to the disk (`fsync`), and only then take their name in one step
-(`rename`); last, the folder itself is flushed, so that the new name survives too. Whoever
-reads finds the old content or the new, never half of one.
+Nothing is written under its final name. The bytes go to a temporary name in the same folder, are
+flushed to the disk (`fsync`), and only then take their name in one step (`rename`); last, the
+folder itself is flushed, so that the new name survives too. A reader finds the old content or the
+new, never half of one.
 
-A process that is killed leaves at most names that begin with `.tmp-tessella-` or
-`.old-tessella-`; the next run calls `remove_leftovers` on the folders that it writes to.
+A killed process leaves at most names that begin with `.tmp-tessella-` or `.old-tessella-`; the
+next run calls `remove_leftovers` on the folders that it writes to.
 
 Source:
     Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, on why each of the
@@ -23,71 +23,65 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
     from torch import Tensor
 
 
 class _WriteError(CheckpointError):
-    """Something could not be written; known apart so that an outer writer can speak for it."""
+    """A failed write, told apart so that an enclosing writer can report it in its own name."""
 
 
 TEMPORARY_PREFIX = ".tmp-tessella-"
-"""Begins the name of what is being written; after a crash it can be removed."""
+"""Begins the names of unfinished files and folders; after a crash they can be removed."""
 
 REPLACED_PREFIX = ".old-tessella-"
-"""Begins the name of a good folder that is being replaced, where names cannot be swapped."""
+"""Begins the name of a good folder while it is replaced, where the system cannot swap names."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
-def write_bytes(
-    path: Path, data: bytes, *, what: str = "the file", kept: str | None = None
-) -> None:
-    """Writes bytes so that the path holds either what it held before or all of them.
+def write_bytes(path: Path, data: bytes, *, what: str = "the file") -> None:
+    """Writes bytes so that the path holds either its old content or all of the new.
 
     Args:
         path: the file; its folder is made where missing.
         data: the content.
         what: what the file is, for the message: `the recipe`.
-        kept: what remains good if it fails, for the message; worked out where None.
 
     Raises:
         CheckpointError: the disk is full, or writing there is not allowed.
     """
-    with new_file(path, what=what, kept=kept) as temporary:
+    with new_file(path, what=what) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str, *, what: str = "the file", kept: str | None = None) -> None:
+def write_text(path: Path, text: str, *, what: str = "the file") -> None:
     """Writes text as UTF-8, as safely as `write_bytes`.
 
     Raises:
         CheckpointError: the disk is full, or writing there is not allowed.
     """
-    write_bytes(path, text.encode("utf-8"), what=what, kept=kept)
+    write_bytes(path, text.encode("utf-8"), what=what)
 
 
-def write_json(path: Path, value: Any, *, what: str = "the file", kept: str | None = None) -> None:
+def write_json(path: Path, value: Any, *, what: str = "the file") -> None:
     """Writes a plain value as indented JSON, as safely as `write_bytes`.
 
     Raises:
         CheckpointError: the disk is full, or writing there is not allowed.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError:
-        # File names that are not UTF-8 reach Python as lone surrogates; JSON can escape them.
-        data = (json.dumps(value, indent=2) + "\n").encode("ascii")
-    write_bytes(path, data, what=what, kept=kept)
+    # File names that are not UTF-8 reach Python as lone surrogates, and become JSON's own escapes.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), what=what)
 
 
 def write_tensors(
@@ -96,21 +90,19 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     *,
     what: str = "the file",
-    kept: str | None = None,
 ) -> None:
     """Writes named tensors as safetensors, as safely as `write_bytes`.
 
     Args:
-        path: the file, by custom ending in `.safetensors`.
-        tensors: any shape, stride, device, and dtype that safetensors knows. Tensors that
-            share memory are written apart.
+        path: the file, by convention ending in `.safetensors`.
+        tensors: any shape, stride and device, and any dtype that safetensors knows. Tensors that
+            share memory are written separately.
         metadata: text for the file's header.
         what: what the file is, for the message.
-        kept: what remains good if it fails, for the message.
 
     Raises:
-        CheckpointError: the disk is full, writing there is not allowed, or a tensor is of a
-            kind that safetensors does not know.
+        CheckpointError: the disk is full, writing there is not allowed, or safetensors does not
+            know the kind of a tensor.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -118,10 +110,10 @@ def write_tensors(
     if "__metadata__" in tensors:
         raise CheckpointError("A tensor cannot have the name `__metadata__`: choose another name.")
     try:
-        with new_file(path, what=what, kept=kept) as temporary:
+        with new_file(path, what=what) as temporary:
             try:
                 save_file(_plain_tensors(tensors), temporary, dict(metadata or {}) or None)
-                # The library lets nobody else read it; a model folder is meant to be shared.
+                # The library makes it private; a model folder is meant to be shared.
                 temporary.chmod(0o644)
             except SafetensorError as error:
                 # The library hides the system's error in its text: "(os error 28)".
@@ -141,13 +133,13 @@ def read_tensors(path: Path) -> dict[str, "Tensor"]:
     """Reads all tensors of a safetensors file into memory of their own, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no safetensors file.
+        CheckpointError: the file is missing, damaged or not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned: a view of the file has neither the alignment nor the life of a tensor.
+            # Cloned: a view of the file is neither aligned nor safe once the file is gone.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
@@ -171,21 +163,20 @@ def _plain_tensors(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, what: str = "the file", kept: str | None = None) -> Iterator[Path]:
-    """Gives a temporary path to write to; a clean end flushes it and gives it its name.
+def new_file(path: Path, *, what: str = "the file") -> Iterator[Path]:
+    """Yields a temporary path to write to; on success it is flushed and renamed to `path`.
 
-    The temporary path ends in the same suffix, so that a library may choose the format by it.
+    The temporary path has the same suffix, by which a library may choose the format.
 
     Args:
         path: the file that it becomes; its folder is made where missing.
         what: what the file is, for the message.
-        kept: what remains good if it fails, for the message.
 
     Raises:
-        CheckpointError: the disk is full, or writing there is not allowed; the path is as it
-            was and nothing half-written is left.
+        CheckpointError: the disk is full, or writing there is not allowed; the path is unchanged
+            and nothing half-written is left.
     """
-    with _explained(path, what, kept):
+    with _explained(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         try:
@@ -200,20 +191,20 @@ def new_file(path: Path, *, what: str = "the file", kept: str | None = None) -> 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None) -> Iterator[Path]:
-    """Gives a temporary folder to fill; a clean end flushes all in it and gives it its name.
+    """Yields a temporary folder to fill; on success it is flushed and renamed to `path`.
 
-    An existing folder of that name is replaced, with all that is in it, and only once the new
-    one is complete and on the disk. On Linux the two swap names in one step; elsewhere the old
-    one stands aside for a moment, and `remove_leftovers` brings it back after a crash.
+    An existing folder of that name is replaced as a whole, and only once the new one is complete
+    and on the disk. On Linux the two swap names in one step; elsewhere the old one is renamed for
+    a moment, and `remove_leftovers` brings it back after a crash.
 
     Args:
         path: the folder that it becomes; the folders above it are made where missing.
         what: what the folder is, for the message: `the model`.
-        kept: what remains good if it fails, for the message; worked out where None.
+        kept: what stays intact if this fails, for the message; by default worked out.
 
     Raises:
-        CheckpointError: the disk is full, or writing there is not allowed; the path is as it
-            was and nothing half-written is left.
+        CheckpointError: the disk is full, or writing there is not allowed; the path is unchanged
+            and nothing half-written is left.
     """
     with _explained(path, what, kept):
         if path.exists() and not path.is_dir():
@@ -235,7 +226,7 @@ def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None)
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a file or folder so that a crash leaves it whole or gone under its name."""
+    """Removes a file or folder; after a crash it is either whole or gone."""
     temporary = _temporary(path)
     path.rename(temporary)
     _flush_folder(path.parent)
@@ -243,17 +234,17 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clears what a killed process left half-written directly in a folder.
+    """Removes what a killed process left half-written directly in a folder.
 
-    Call it at the start of a run, on each folder that the run alone writes to. A good folder
-    that was standing aside while it was replaced gets its name back.
+    Call it at the start of a run, on each folder that only the run writes to. A good folder that
+    was being replaced gets its name back.
 
     Raises:
-        CheckpointError: the folder may not be read, or a folder not be renamed in it.
+        CheckpointError: the folder cannot be read, or a folder in it cannot be renamed.
     """
     if not folder.is_dir():
         return
-    with _explained(folder, "the folder", None):
+    with _explained(folder, "the folder"):
         for path in list(folder.iterdir()):
             if path.name.startswith(TEMPORARY_PREFIX):
                 _remove(path)
@@ -267,13 +258,71 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cached(
+    path: Path, made_from: Mapping[str, Any], build: Callable[[Path], object], *, what: str
+) -> None:
+    """Builds a file, unless the one that is there was built from the same things.
+
+    Args:
+        path: the file; a `.json` beside it notes what it was made from.
+        made_from: plain JSON values that identify everything the content depends on.
+        build: writes the content to the path that it is given.
+        what: what the file is, for the message.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    note = path.with_suffix(".json")
+    try:
+        if path.exists() and json.loads(note.read_bytes()) == made_from:
+            return
+    except (OSError, ValueError):
+        pass  # without a readable note the file is not to be trusted
+    # The note goes first and comes last: a file killed in between has none.
+    note.unlink(missing_ok=True)
+    with new_file(path, what=what) as temporary:
+        build(temporary)
+    write_json(note, made_from)
+
+
+def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
+    """Returns a context manager that lets in one process at a time.
+
+    The system releases the lock when its holder dies: a crash never blocks anyone.
+
+    Args:
+        path: the lock file, in an existing folder. It is made where missing, and may stay behind.
+        wait_seconds: how long to wait for another holder; without a limit by default.
+
+    Raises:
+        TimeoutError: on entering, if another process still holds the lock.
+        OSError: on entering, if the file cannot be opened or the file system has no locks.
+    """
+    from filelock import FileLock
+
+    return FileLock(path, timeout=-1 if wait_seconds is None else wait_seconds)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Returns whether a process holds the lock; None where that cannot be found out."""
+    if not path.exists():
+        return False
+    try:
+        with lock(path, wait_seconds=0):
+            return False
+    except TimeoutError:
+        return True
+    except OSError:
+        return None  # not ours to open, or a file system without locks
+
+
 @contextlib.contextmanager
-def _explained(path: Path, what: str, kept: str | None) -> Iterator[None]:
-    """Turns the system's errors into one message that says what remains good."""
+def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]:
+    """Turns the system's errors into one message that says what stays intact."""
     try:
         yield
     except (OSError, _WriteError) as error:
-        # A file that is written inside a new folder fails in the name of the folder.
+        # A file written inside a new folder fails in the name of the folder.
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
@@ -297,12 +346,12 @@ def _temporary(path: Path) -> Path:
 
 
 def _aside(path: Path) -> Path:
-    """Names the place where a folder stands while it is replaced."""
+    """Returns the name of a folder while it is replaced."""
     return path.with_name(REPLACED_PREFIX + path.name)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Gives a complete folder its name; the folder that had it is removed."""
+    """Gives a complete folder its name; a folder that had it is removed."""
     if not path.exists():
         temporary.rename(path)
         _flush_folder(path.parent)
@@ -319,7 +368,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _swap(first: Path, second: Path) -> bool:
-    """Swaps two names in one step where the system can; says whether it did."""
+    """Swaps two names in one step where the system can; returns whether it did."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -332,7 +381,7 @@ def _swap(first: Path, second: Path) -> bool:
 
 
 def _settle(aside: Path, path: Path) -> None:
-    """Ends a replacement that was cut short: the new folder if it is there, else the old."""
+    """Settles an interrupted replacement: keeps the new folder if it is there, else the old."""
     if not os.path.lexists(aside):
         return
     if path.exists():
@@ -342,7 +391,7 @@ def _settle(aside: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, a link or a folder; what cannot be removed now is left for later."""
+    """Removes a file, link or folder; what cannot be removed now is left for later."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -352,7 +401,7 @@ def _remove(path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Waits until a file's content is on the disk."""
-    # Windows flushes only what is open for writing; elsewhere a read-only file must do.
+    # Windows flushes only files open for writing; elsewhere the file may be read-only.
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -363,7 +412,7 @@ def _flush(path: Path) -> None:
 def _flush_folder(path: Path) -> None:
     """Waits until the names in a folder are on the disk, where the system can do that."""
     if os.name == "nt":
-        return
+        return  # a folder cannot be opened there
     try:
         _flush(path)
     except OSError as error:

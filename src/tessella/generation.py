@@ -13,7 +13,7 @@ from tessella.config import Settings
 class GenerationSettings(Settings):
     """How a picture is sampled from what the transformer predicts.
 
-    Not every objective has a use for every setting:
+    Not every objective uses every setting:
 
         any_order, masked            all of them
         autoregressive, parallel     temperature, top_k, top_p, guidance_scale, guidance_schedule
@@ -21,13 +21,12 @@ class GenerationSettings(Settings):
     """
 
     steps: int = Field(16, ge=1, le=4096)
-    """Steps in which the positions of a picture are filled; at most one a position is used.
-    `any_order` and `masked` only: `autoregressive` takes one position a step, the others one step.
-    """
+    """Sampling steps; more than the picture has positions are not used. Only for `any_order` and
+    `masked`: `autoregressive` samples one position per step, the others all in one step."""
     temperature: float = Field(0.6, ge=0.0, le=100.0, allow_inf_nan=False)
-    """Divides the logits: below 1 likely codes get likelier; 0 takes the likeliest."""
+    """Divides the logits: below 1 makes likely codes likelier; 0 always takes the likeliest."""
     top_k: int | None = Field(None, ge=1)
-    """Sample from this many of the likeliest codes; all unless given."""
+    """Sample from this many of the likeliest codes; from all of them if left out."""
     top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """Sample from the likeliest codes whose probabilities add up to this."""
     guidance_scale: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
@@ -35,11 +34,11 @@ class GenerationSettings(Settings):
     guidance_schedule: Literal["constant", "linear"] = "constant"
     """How the guidance scale changes over the steps: `constant`, or `linear` from 1 up to it."""
     order: Literal["auto", "random", "halton", "confidence"] = "auto"
-    """The order in which positions are filled: `random`; `halton`, spread evenly from the start;
-    `confidence`, what the transformer is surest of first; `auto`, the objective's own (random for
-    `any_order`, confidence for `masked`). Other objectives have one order, or none."""
+    """Order in which positions are filled: `random`; `halton`, spread evenly from the start;
+    `confidence`, where the transformer is most certain; `auto`, the objective's own (random for
+    `any_order`, confidence for `masked`). Other objectives have a fixed order, or none."""
     confidence_temperature: float = Field(4.5, ge=0.0, le=1000.0, allow_inf_nan=False)
-    """Noise in the order by confidence; it fades to none at the last step."""
+    """Noise in the order `confidence`; it fades to zero by the last step."""
     step_schedule: Literal["cosine", "arccos"] = "cosine"
     """How many positions each step fills: `cosine`, few at first and many at the end; `arccos`,
-    nearly even, with more at the end."""
+    nearly the same number, with more at the end."""

@@ -1,14 +1,14 @@
 """Pictures: the only module that converts between files, pixels and tensors.
 
-On the data's way it stands at both ends: files become pixels for the cache, tensors become
-pictures again. Three forms:
+On the data's way: at both ends. Files become pixels for the cache; tensors become pictures again.
+Three forms:
 
     file      JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000, PPM, QOI
     pixels    (B, H, W, 3) uint8 numpy, RGB
     image     (B, 3, H, W) float tensor in [-1, 1], RGB
 
-torch is imported only by the two functions that need it, so that processes which only decode
-start quickly and stay small.
+Only the function that needs torch imports it, so that decoding processes start quickly and stay
+small.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ import io
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFile, ImageFont, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from tessella.errors import CheckpointError, DataError, ShapeError
 from tessella.files import new_file
@@ -43,11 +43,10 @@ IMAGE_SUFFIXES = frozenset({
 # fmt: on
 
 # The formats that are read, commonest first. Formats that run other programs (EPS), have no
-# signature (TGA) or hide a second size inside (ICO) are left out on purpose.
+# signature (TGA) or contain a second size (ICO) are deliberately left out.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 
-# What EXIF calls orientation 2..8, as the operation that puts the picture upright (EXIF 2.32,
-# tag 0x0112).
+# EXIF's orientations 2..8 (EXIF 2.32, tag 0x0112), as the operation that turns a picture upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,20 +58,19 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Of a JPEG that strangers send; cameras and optimisers write a dozen at most, and a file of random
-# bytes after its end has one in 65,536. Each scan goes over all pixels, and may have ten bytes.
+# In an uploaded JPEG. Each scan visits all pixels and may take only ten bytes of the file. Cameras
+# and optimisers write a dozen at most; random bytes after the end look like one in 65,536.
 _MAX_SCANS = 1000
 _SCAN = b"\xff\xda"
 
-_WHITE = (255, 255, 255)
 _WARNINGS_LOCK = threading.Lock()
 
 
 class ImageError(DataError):
-    """One picture cannot be read; `kind` sorts it: empty, broken, too_large or missing."""
+    """A picture cannot be read because it is empty, broken, too large or missing."""
 
     def __init__(self, message: str, kind: Literal["empty", "broken", "too_large", "missing"]):
-        """Keeps the message and the kind."""
+        """Stores the message and the kind."""
         super().__init__(message)
         self.kind = kind
 
@@ -80,16 +78,16 @@ class ImageError(DataError):
 def read_image(
     source: Path | bytes, *, max_pixels: int, at_least: int | None = None
 ) -> Image.Image:
-    """Reads one picture, upright and in RGB, whatever it was stored as.
+    """Reads one picture, upright and in RGB, however it was stored.
 
-    Transparency is laid over white, of an animation the first frame is taken, 16-bit values are
-    scaled to 8 bits, and the EXIF orientation is applied.
+    Transparent pixels are blended with white, an animation gives its first frame, 16-bit values
+    are scaled to 8 bits, and the EXIF orientation is applied.
 
     Args:
         source: a file, or its contents.
-        max_pixels: a picture whose header names more is refused before it is decoded.
-        at_least: if given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both
-            sides keep this many pixels, which is several times faster for large photos.
+        max_pixels: a picture with more is refused before it is decoded.
+        at_least: if not None, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as
+            both sides keep this many pixels: several times faster for large photos.
 
     Raises:
         DataError: the file is missing, empty, broken, cut off, of an unknown format or too large.
@@ -100,11 +98,11 @@ def read_image(
 
 @contextlib.contextmanager
 def open_image(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
-    """Opens a picture by its header, for `decode_image`; closes it again.
+    """Opens a picture by its header, for `decode_image`, and closes it afterwards.
 
     Args:
         source: a file, or its contents.
-        max_pixels: a header that names more pixels is refused.
+        max_pixels: a picture with more is refused.
 
     Raises:
         DataError: the file is missing, empty, of an unknown format or too large.
@@ -122,7 +120,7 @@ def open_image(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile.I
 
 
 def _stream(source: Path | bytes) -> BinaryIO:
-    """Opens a file, or contents as if they were one."""
+    """Opens a file, or contents as a file."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
     try:
@@ -135,10 +133,10 @@ def _stream(source: Path | bytes) -> BinaryIO:
 
 
 def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) -> Image.Image:
-    """Decodes a picture from `open_image`: upright, RGB.
+    """Decodes a picture from `open_image` to upright RGB.
 
     Args:
-        opened: what `open_image` gave.
+        opened: from `open_image`.
         at_least: as for `read_image`.
 
     Raises:
@@ -152,27 +150,25 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
     except DataError:
         raise
     except Exception as error:
-        # Decoders raise whatever the damaged bytes led them to: OSError, ValueError,
-        # struct.error, zlib.error, EOFError, SyntaxError, MemoryError from a lying header.
+        # On damaged bytes decoders raise anything: OSError, ValueError, struct.error, zlib.error,
+        # EOFError, SyntaxError, or MemoryError if the header is wrong.
         reason = f"The picture is broken or cut off: {_reason(error)}."
         raise ImageError(reason, "broken") from error
-    # Only now: Pillow turns a TIFF itself while loading, and PNG may keep EXIF after the pixels.
-    turn = _UPRIGHT.get(_orientation(opened))
-    return image if turn is None else image.transpose(turn)
+    return _turn_upright(image, opened)
 
 
 def read_with_transparency(
     source: bytes, *, max_pixels: int
 ) -> tuple[Image.Image, "npt.NDArray[np.bool_] | None"]:
-    """Reads one picture that a stranger sent, and where it is fully transparent.
+    """Reads an uploaded picture, and where it is fully transparent.
 
     Args:
-        source: a file's contents; a JPEG of so many scans that it would take minutes is refused.
+        source: a file's contents; a JPEG with so many scans that it takes minutes is refused.
         max_pixels: as for `read_image`.
 
     Returns:
-        The picture, as `read_image` gives it; and (H, W), True where nothing of it shows, or None
-        if it shows everywhere.
+        The picture as from `read_image`, and (H, W), True where it is fully transparent; None if
+        it is nowhere.
 
     Raises:
         DataError: as for `read_image`.
@@ -185,15 +181,14 @@ def read_with_transparency(
         if "A" not in opened.getbands() and "transparency" not in opened.info:
             return image, None
         alpha = opened.convert("RGBA").getchannel("A")
-        turn = _UPRIGHT.get(_orientation(opened))
-        hidden = np.asarray(alpha if turn is None else alpha.transpose(turn)) == 0
+        hidden = np.asarray(_turn_upright(alpha, opened)) == 0
         return image, hidden if hidden.any() else None
 
 
 def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
     """Finds the format by the first bytes and reads the header.
 
-    Not `Image.open`: that checks sizes against Pillow's process-wide limit, and warns.
+    Unlike `Image.open`, it ignores Pillow's process-wide limit on sizes and its warnings.
     """
     prefix = stream.read(16)
     if not prefix:
@@ -218,7 +213,7 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
 
 @cache
 def _readers() -> tuple[tuple[Callable[[bytes], Any], Callable[..., Any]], ...]:
-    """Loads Pillow's readers of the known formats, once; an older Pillow may lack AVIF."""
+    """Loads Pillow's readers of the known formats once; older versions may lack AVIF."""
     Image.preinit()
     for name in ("Tiff", "WebP", "Avif", "Jpeg2K", "Qoi"):
         with contextlib.suppress(ImportError):
@@ -231,12 +226,21 @@ def _readers() -> tuple[tuple[Callable[[bytes], Any], Callable[..., Any]], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """Says a decoder's complaint in one line, without a closing stop."""
+    """Puts a decoder's error on one line, without a full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _orientation(opened: Image.Image) -> int:
-    """Reads the EXIF orientation; damaged EXIF counts as none, the pixels are still right."""
+def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:
+    """Applies the EXIF orientation of a loaded file.
+
+    It must be loaded because Pillow turns a TIFF itself, and PNG may have EXIF after the pixels.
+    """
+    turn = _UPRIGHT.get(_read_orientation(opened))
+    return image if turn is None else image.transpose(turn)
+
+
+def _read_orientation(opened: Image.Image) -> int:
+    """Reads the EXIF orientation; damaged EXIF is ignored, since the pixels are still right."""
     if "exif" not in opened.info and opened.format not in ("PNG", "TIFF", "MPO"):
         return 1
     try:
@@ -248,9 +252,9 @@ def _orientation(opened: Image.Image) -> int:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Keeps Pillow's remarks about odd metadata to itself.
+    """Silences Pillow's warnings about odd metadata.
 
-    The lock is needed because Python's warning filters are one list for all threads.
+    The lock is needed because all threads share Python's list of warning filters.
     """
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -258,16 +262,15 @@ def _no_warnings() -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow mode to RGB; transparency is laid over white.
+    """Converts any Pillow mode to RGB; transparent pixels are blended with white.
 
-    Integers of 16 bits are scaled to 8. Floats are taken as 0..1 if none is above 1, else as
-    0..255.
+    16-bit integers are scaled to 8 bits. Floats mean 0..1 if none is above 1, else 0..255.
 
     Args:
-        image: any mode.
+        image: of any mode.
 
     Raises:
-        DataError: integers or floats outside these ranges: which value is white is not known.
+        DataError: integers or floats outside these ranges: it is not known which value is white.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy() if isinstance(image, ImageFile.ImageFile) else image
@@ -280,15 +283,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         if image.mode == "La":
             image = image.convert("LA")
-        return _over_white(image.convert("RGBA"))
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        return white
     return image.convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """Lays an RGBA picture over white."""
-    white = Image.new("RGB", image.size, _WHITE)
-    white.paste(image.convert("RGB"), mask=image.getchannel("A"))
-    return white
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
@@ -321,7 +320,7 @@ def _from_floats(image: Image.Image) -> Image.Image:
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
-    """Converts CIE LAB to sRGB, which Pillow's `convert` does not know."""
+    """Converts CIE LAB to sRGB, which Pillow's `convert` cannot do."""
     from PIL import ImageCms
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -332,7 +331,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, size: int) -> Pixels:
-    """Crops the middle square out of a picture and resizes it (Lanczos), up or down.
+    """Crops a picture to its middle square and resizes it (Lanczos), up or down.
 
     Args:
         image: RGB, any size.
@@ -344,7 +343,7 @@ def fit_square(image: Image.Image, size: int) -> Pixels:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    # The gap averages very large pictures down before Lanczos; under 6:1 it changes nothing.
+    # Very large pictures are averaged down before Lanczos; below 6:1 this changes nothing.
     square = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     return np.asarray(square)
 
@@ -353,23 +352,23 @@ def to_float(pixels: "Pixels | Tensor") -> "Tensor":
     """Turns pixels into an image.
 
     Args:
-        pixels: (B, H, W, 3) uint8, numpy or tensor (its device is kept).
+        pixels: (B, H, W, 3) uint8; numpy, or a tensor on any device.
 
     Returns:
-        (B, 3, H, W) float32 in [-1, 1]: 0 becomes -1, 255 becomes 1.
+        (B, 3, H, W) float32 in [-1, 1] on the same device: 0 becomes -1, 255 becomes 1.
 
     Raises:
         ShapeError: another shape or another type of number.
     """
     import torch
 
-    given = torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels
-    if given.ndim != 4 or given.shape[-1] != 3 or given.dtype != torch.uint8:
+    tensor = torch.from_numpy(np.array(pixels)) if isinstance(pixels, np.ndarray) else pixels
+    if tensor.ndim != 4 or tensor.shape[-1] != 3 or tensor.dtype != torch.uint8:
         raise ShapeError(
-            f"Pixels must be (B, H, W, 3) uint8: `{tuple(given.shape)} {given.dtype}`. "
+            f"Pixels must be (B, H, W, 3) uint8: `{tuple(tensor.shape)} {tensor.dtype}`. "
             "For one picture add a first axis: pixels[None]."
         )
-    return given.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+    return tensor.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def to_uint8(image: "Tensor") -> Pixels:
@@ -383,7 +382,7 @@ def to_uint8(image: "Tensor") -> Pixels:
 
     Raises:
         ShapeError: another shape.
-        CheckpointError: the image holds values that are not numbers.
+        CheckpointError: some values are NaN.
     """
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
         raise ShapeError(
@@ -401,7 +400,7 @@ def to_uint8(image: "Tensor") -> Pixels:
 
 
 def save_png(path: Path, pixels: Pixels) -> None:
-    """Writes one picture as PNG; folders on the way are made.
+    """Writes one picture as PNG, and creates the folders above it.
 
     Args:
         path: the file to write.
@@ -414,7 +413,7 @@ def save_png(path: Path, pixels: Pixels) -> None:
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
         raise ShapeError(
             f"A picture must be (H, W, 3) uint8: `{pixels.shape} {pixels.dtype}`. "
-            "Several pictures go on one sheet with make_sheet."
+            "Put several pictures on one sheet with make_sheet."
         )
     with new_file(path, what="the picture") as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
@@ -427,7 +426,7 @@ def encode_picture(
 
     Args:
         pixels: (H, W, 3) uint8.
-        size: (width, height) that it is resized to; of another shape the middle is taken.
+        size: (width, height) to resize to; for another shape, the middle is cropped.
         kind: png, jpeg or webp.
         quality: of jpeg and webp, 0 to 100.
     """
@@ -435,94 +434,7 @@ def encode_picture(
     if size is not None and size != image.size:
         image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    # A PNG is as exact at any level; at 1 it is a quarter larger and twice as soon there as at 6.
+    # PNG is lossless at any level; level 1 is a quarter larger than 6 and twice as fast.
     options = {"compress_level": 1} if kind == "png" else {"quality": quality}
     image.save(stream, format=kind.upper(), **options)
     return stream.getvalue()
-
-
-def make_sheet(
-    pixels: Pixels,
-    columns: int,
-    labels: Sequence[str] | None = None,
-    scale: int = 1,
-) -> Pixels:
-    """Lays pictures out on one white sheet, row by row, with captions underneath if given.
-
-    Args:
-        pixels: (B, H, W, 3) uint8, B >= 1.
-        columns: pictures in a row, >= 1; fewer pictures make a narrower sheet.
-        labels: B captions; long ones are wrapped to the picture's width.
-        scale: each pixel is drawn as scale x scale, without smoothing.
-
-    Returns:
-        (height, width, 3) uint8.
-
-    Raises:
-        ShapeError: no pictures, another shape, or another number of labels.
-    """
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not len(pixels):
-        raise ShapeError(
-            f"A sheet is made of (B, H, W, 3) uint8 with B >= 1: `{pixels.shape} {pixels.dtype}`."
-        )
-    if columns < 1 or scale < 1:
-        raise ShapeError(f"A sheet needs columns >= 1 and scale >= 1: `{columns}`, `{scale}`.")
-    if labels is not None and len(labels) != len(pixels):
-        raise ShapeError(f"A sheet needs one label a picture: `{len(labels)}` for {len(pixels)}.")
-    large = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, _ = large.shape
-    columns = min(columns, count)
-    gap = max(2, width // 32)
-    texts = [] if labels is None else [_wrap(label, width) for label in labels]
-    captions = [_draw_caption(text, width, gap) for text in texts]
-
-    bands: list[Pixels] = [_white(gap, columns * (width + gap) + gap)]
-    for start in range(0, count, columns):
-        row = range(start, min(start + columns, count))
-        below = max((captions[i].shape[0] for i in row), default=0) if captions else 0
-        band = _white(height + below + gap, bands[0].shape[1])
-        for place, i in enumerate(row):
-            left = gap + place * (width + gap)
-            band[:height, left : left + width] = large[i]
-            if captions:
-                text = captions[i]
-                band[height : height + text.shape[0], left : left + width] = text
-        bands.append(band)
-    return np.concatenate(bands)
-
-
-def _white(height: int, width: int) -> Pixels:
-    return np.full((height, width, 3), 255, dtype=np.uint8)
-
-
-_FONT_SIZE = 11
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Breaks a caption into lines that fit the width; a word that is too long is cut."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    lines: list[str] = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-def _draw_caption(lines: list[str], width: int, gap: int) -> Pixels:
-    """Draws wrapped lines in black on white, centred."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    pitch = _FONT_SIZE + 3
-    caption = Image.new("RGB", (width, len(lines) * pitch + gap), _WHITE)
-    draw = ImageDraw.Draw(caption)
-    for number, line in enumerate(lines):
-        position = (width / 2, gap / 2 + number * pitch)
-        draw.text(position, line, fill=(0, 0, 0), font=font, anchor="ma")
-    return np.asarray(caption)

@@ -8,22 +8,25 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from tessella.cli import app
-from tessella.cli.options import Order, Preset, StepSchedule
+import tessella
+from tessella.cli import app, main
 from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
-from tessella.model.folder import FORMAT
+from tessella.generation import GenerationSettings
+from tessella.model.folder import MODEL_FORMAT
 from tessella.model.pipeline import TextToImage
-from tessella.objectives import GenerationSettings
+from tessella.model.request import MAX_BEST_OF, MAX_COUNT, MAX_ORDERS, MAX_SEED
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 from untrained import create_untrained, save_untrained
 
@@ -133,8 +136,6 @@ def test_wrong_usage_is_status_2(line: str) -> None:
 
 
 def test_the_version_is_told() -> None:
-    import tessella
-
     assert succeed("--version") == f"tessella {tessella.__version__}\n"
 
 
@@ -142,27 +143,38 @@ def test_help_shows_defaults() -> None:
     text = " ".join(succeed("generate", "--help").split())
     assert "[default: scenes]" in text
     assert "the model's" in text
-    assert "after what is painted" in text
+    assert "a free name, after the prompt" in text
+
+
+def command_names() -> list[str]:
+    return list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def list_options(name: str) -> list[Any]:
+    """All parameters of a command, those of its groups included."""
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    parameters: list[Any] = command.get_params(typer.Context(command))
+    return parameters
 
 
 def test_an_option_means_the_same_in_every_command() -> None:
     meanings: dict[str, set[str | None]] = {}
-    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
-        for option in command.params:
-            for name in option.opts:
+    for name in command_names():
+        for option in list_options(name):
+            for flag in option.opts:
                 # Where a result goes, how large it is, and what is counted are each command's own.
-                if name.startswith("--") and name not in ("--out", "--size", "--count"):
-                    meanings.setdefault(name, set()).add(option.help)
+                if flag.startswith("--") and flag not in ("--out", "--size", "--count"):
+                    meanings.setdefault(flag, set()).add(option.help)
     assert {"--config", "--set", "--device", "--seed", "--json", "--debug"} <= meanings.keys()
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
 
 
 def test_the_limits_of_options_are_those_of_python() -> None:
     text = "".join(succeed("generate", "--help").split())
-    for most in (f"1<=x<={painting.MAX_COUNT}", f"1<=x<={painting.MAX_BEST_OF}"):
+    for most in (f"1<=x<={MAX_COUNT}", f"1<=x<={MAX_BEST_OF}"):
         assert f"[default:1;{most}]" in text
-    assert f"[default:0;0<=x<={painting.MAX_SEED}]" in text
-    assert f"1<=x<={painting.MAX_ORDERS}]" in "".join(succeed("score", "--help").split())
+    assert f"[default:0;0<=x<={MAX_SEED}]" in text
+    assert f"1<=x<={MAX_ORDERS}]" in "".join(succeed("score", "--help").split())
 
 
 def test_help_answers_at_once() -> None:
@@ -208,51 +220,58 @@ def test_debug_lets_an_error_through(model: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_debug_is_a_traceback_and_status_1_for_the_shell() -> None:
-    words = ["generate", PROMPT, "--model", "nowhere", "--debug"]
+    words = ["report", "nowhere", "--debug"]  # it loads no torch
     done = subprocess.run(
         [sys.executable, "-m", "tessella", *words], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "CheckpointError: There is no such model: `nowhere`" in done.stderr
+    assert "Error: " in done.stderr
+    assert "`nowhere`" in done.stderr
 
 
 def test_an_interrupted_command_writes_nothing(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TextToImage, "paint", interrupt)
+    monkeypatch.setattr(TextToImage, "generate_images", interrupt)
     result = run("generate", PROMPT, "--model", model, "--out", "pictures")
     assert result.exit_code == 130
     assert result.stderr == "Interrupted. Nothing was written.\n"
     assert not files()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_training_and_is_status_130(number: signal.Signals) -> None:
-    words = ["fit", "scenes:40", "--out", "run", *TINY]
+def test_a_signal_saves_the_training_and_is_status_130() -> None:
+    words = ["fit", "scenes:40", *TINY]
     words += ["--set", "tokenizer_training.images=1000000000"]
     words += ["--set", "tokenizer_training.save_every_seconds=0.001"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tessella", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # Both at once: most of the time goes into starting them.
+    processes = {
+        number: subprocess.Popen(
+            [sys.executable, "-m", "tessella", *words, "--out", number.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        while process.poll() is None and not list(Path().glob("run/tokenizer/checkpoints/check*")):
-            time.sleep(0.05)
-        process.send_signal(number)
-        stdout, stderr = process.communicate()
+        for number, process in processes.items():
+            checkpoints = Path(number.name) / "tokenizer" / "checkpoints"
+            while process.poll() is None and not list(checkpoints.glob("check*")):
+                time.sleep(0.05)
+            process.send_signal(number)
+            stdout, stderr = process.communicate()
+            assert process.returncode == 130, stderr
+            assert stderr.endswith(
+                "Interrupted. The state is saved; rerun the command to resume.\n"
+            )
+            assert "Traceback" not in stderr
+            assert "40 images" in stdout
     finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130, stderr
-    assert stderr.endswith(
-        "Interrupted: the state is saved; the same command goes on from there.\n"
-    )
-    assert "Traceback" not in stderr
-    assert "40 images" in stdout
+        for process in processes.values():
+            process.kill()
+            process.communicate()
 
 
 # --- doctor ---------------------------------------------------------------------------------
@@ -324,7 +343,7 @@ def test_a_recipe_as_toml_is_read_back(preset: str) -> None:
 def test_a_dry_run_of_fit_writes_nothing_and_prints_its_config() -> None:
     told = succeed("fit", "scenes:40", "--out", "run", "--dry-run", *TINY)
     assert not files()
-    assert told.startswith("# Would begin the run run\n# on scenes:40 (scenes, 40 images)\n")
+    assert told.startswith("# Would start the run run\n# on scenes:40 (scenes, 40 images)\n")
     Path("recipe.toml").write_text(told, encoding="utf-8")
     assert resolve_recipe(None, Path("recipe.toml")) == resolve_recipe(None, None, TINY[1::2])
 
@@ -366,6 +385,33 @@ def test_the_picture_is_that_of_python(model: str) -> None:
     succeed("generate", PROMPT, "--model", model, "--out", "x.png", "--seed", 7, "--steps", 2)
     [image] = TextToImage.load(model, "cpu").generate(PROMPT, seed=7, steps=2)
     assert np.array_equal(read_pixels("x.png"), np.asarray(image))
+
+
+MAX_FRAMES = 12
+"""Frames of this package between `main` and the first matrix product, both ends counted: the fewer,
+the sooner a reader who follows one prompt arrives. Python 3.12 has one fewer, a comprehension."""
+
+
+def test_a_prompt_reaches_the_transformer_through_few_frames(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = str(Path(tessella.__file__).parent)
+    stacks: list[list[str]] = []
+    for module, name in ((torch.nn.functional, "linear"), (torch, "matmul")):
+        multiply = getattr(module, name)
+
+        def record(*arguments: Any, multiply: Any = multiply, **options: Any) -> Any:
+            frames = [f for f in traceback.extract_stack() if f.filename.startswith(package)]
+            stacks.append([f"{Path(frame.filename).name}: {frame.name}" for frame in frames])
+            return multiply(*arguments, **options)
+
+        monkeypatch.setattr(module, name, record)
+    monkeypatch.setattr(sys, "argv", ["tessella", "generate", PROMPT, "--model", model])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0
+    assert stacks[0][:2] == ["__init__.py: main", "generate.py: generate"]
+    assert len(stacks[0]) <= MAX_FRAMES, stacks[0]
 
 
 def test_several_pictures_share_a_sheet(model: str) -> None:
@@ -420,7 +466,7 @@ def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("data", "something else than pictures of tessella: `data`"),
+        ("data", "holds files that tessella did not paint: `data`"),
         ("data/0.txt", "A file has the name of the folder"),
         ("data/0.txt/x.png", "Cannot write the picture"),
         ("data/0.txt/x", "Cannot write the pictures"),
@@ -497,8 +543,8 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
         (["--top-p", "0"], "`top_p`: got: `0.0`"),
         (["--order", "spiral"], "`order`: got: `spiral`; input should be 'auto', 'random', 'halt"),
         (["--set", "generation.stepz=3"], "`stepz`; did you mean `steps`?"),
-        (["--set", "transformer.depth=8"], "section `generation` alone: `transformer`"),
-        (["--set", "generation=8"], "section `generation` alone"),
+        (["--set", "transformer.depth=8"], "section `generation` only: `transformer`"),
+        (["--set", "generation=8"], "section `generation` only"),
         (["--device", "tpu"], "no such device here: `tpu`"),
         (["word " * 100], "tokens (begin and end included), at most 64 can be read"),
         (["  "], "A prompt must say something: `  `"),
@@ -561,23 +607,42 @@ def test_guidance_moves_away_from_a_negative_prompt(model: str) -> None:
     assert np.array_equal(read_pixels("b.png"), np.asarray(image))
 
 
-def test_schedules_and_order_are_settings(model: str) -> None:
-    words = ["--order", "confidence", "--step-schedule", "arccos", "--guidance-schedule", "linear"]
+def test_every_setting_of_generation_is_an_option_with_its_help() -> None:
+    for command in ("generate", "edit", "vary"):
+        options = {option.name: option for option in list_options(command)}
+        text = succeed(command, "--help")
+        for name, field in GenerationSettings.model_fields.items():
+            assert options[name].opts == [f"--{name.replace('_', '-')}"]
+            assert options[name].help.startswith(" ".join(str(field.description).split()))
+            assert f"--{name.replace('_', '-')}" in text
+    words = " ".join(succeed("generate", "--help").split())
+    assert "--order auto|random|halton|confidence" in words
+    assert "At least 1, at most 4096. [default: (the model's own)]" in words
+    assert "Above 0, at most 1." in words
+
+
+def test_the_help_names_every_preset() -> None:
+    """`large` was once left out."""
+    [preset] = [option for option in list_options("fit") if option.name == "preset"]
+    assert [name for name in PRESETS if not re.search(rf"\b{name}\b", preset.help)] == []
+
+
+def test_every_setting_can_be_changed(model: str) -> None:
+    changes = {
+        "steps": 2,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.75,
+        "guidance_scale": 2.5,
+        "guidance_schedule": "linear",
+        "order": "confidence",
+        "confidence_temperature": 1.5,
+        "step_schedule": "arccos",
+    }
+    words = [w for n, v in changes.items() for w in (f"--{n.replace('_', '-')}", v)]
     told = succeed("generate", PROMPT, "--model", model, *words, "--dry-run", "--json")
-    settings = json.loads(told)["settings"]
-    names = ("order", "step_schedule", "guidance_schedule")
-    assert [settings[name] for name in names] == ["confidence", "arccos", "linear"]
-
-
-def test_the_help_names_every_choice() -> None:
-    """`large` and `auto` were once left out."""
-    for option, names in (
-        (Preset, [*PRESETS]),
-        (Order, get_args(GenerationSettings.model_fields["order"].annotation)),
-        (StepSchedule, get_args(GenerationSettings.model_fields["step_schedule"].annotation)),
-    ):
-        text = get_args(option)[1].help
-        assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+    assert json.loads(told)["settings"] == changes
+    assert changes.keys() == GenerationSettings.model_fields.keys()
 
 
 def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
@@ -585,11 +650,11 @@ def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
     result = run("generate", "a red Xyzzy, (plugh)!", "xyzzy", "3d \N{OCTOPUS} don't!", *words)
     assert result.exit_code == 0
     assert result.stderr == (
-        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. Its captions had these words "
-        "rarely or never, so it may paint anything for them.\n"
+        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. These words were rare or missing "
+        "in its training captions, so expect anything for them.\n"
     )
     many = run("generate", "uu vv ww xx yy zz qq", *words).stderr
-    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. Its" in many
+    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. These" in many
     assert run("generate", "A  red circle.", *words).stderr == ""
 
 
@@ -601,11 +666,11 @@ def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
         ("text_tokenizer.json", b"{}", "Not a text tokenizer of tessella"),
         ("config.json", b"{}", "This is no model folder"),
         ("config.json", b'{"format": 99}', "has format `99`"),
-        ("config.json", b'{"format": %d, "image_size": 18}' % FORMAT, "multiple of 8"),
-        ("config.json", b'{"format": %d, "image_size": 16}' % FORMAT, "do not fit"),
+        ("config.json", b'{"format": %d, "image_size": 18}' % MODEL_FORMAT, "multiple of 8"),
+        ("config.json", b'{"format": %d, "image_size": 16}' % MODEL_FORMAT, "do not fit"),
         (
             "config.json",
-            b'{"format": %d, "image_sise": 16}' % FORMAT,
+            b'{"format": %d, "image_sise": 16}' % MODEL_FORMAT,
             "Unknown setting `image_sise`",
         ),
     ],
@@ -657,7 +722,7 @@ def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
         (["data"], "Cannot reconstruct: `data`."),
         (["nowhere.png"], "There is no such picture: `nowhere.png`"),
         (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
-        (["data/0.png", "--out", "data/0.png"], "There is a picture already: `data/0.png`"),
+        (["data/0.png", "--out", "data/0.png"], "The picture already exists: `data/0.png`"),
         (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
     ],
 )

@@ -106,8 +106,8 @@ def test_offline_is_said_and_goes_on(model: str, tmp_path: Path) -> None:
     assert said[3:] == [
         "3 posts for instagram: posts/posts.html",
         "No language model was asked (offline): templates write the posts.",
-        "Post 3: the description has no other word that the image model knows: the picture is of a "
-        "sample caption.",
+        "Post 3: the image model knows no other word of the description: the picture shows one of "
+        "its sample captions.",
     ]
     # Nothing of the business's name is a name of a file.
     expected = ["posts", *(f"posts/{n}" for n in ("1.png", "2.png", "3.png"))]
@@ -126,9 +126,7 @@ def test_offline_is_said_and_goes_on(model: str, tmp_path: Path) -> None:
     assert succeed(*words).splitlines()[0] == "Painted posts/2.png"
     told = json.loads(succeed(*words, "--json"))
     assert told == {"dry_run": False, "out": "posts", **written}
-    assert "posts that were asked otherwise: `posts` has seed = `3`" in fail(
-        "--offline", "--model", model
-    )
+    assert "posts of another request: `posts` has seed = `3`" in fail("--offline", "--model", model)
 
 
 def test_a_language_model_that_fails_in_the_middle(
@@ -139,10 +137,10 @@ def test_a_language_model_that_fails_in_the_middle(
     words += ["--count", "6", "--out", "mine"]
     script += [429, [draft(n) for n in range(5)], *[500] * 4]
     message = fail(*words)
-    assert message.startswith(
-        "Error: The language model's server failed, tried 4 times: status 500 from `http"
+    assert message.startswith("Error: The language model's server failed with status 500: `http")
+    assert message.endswith(
+        "Tried 4 times. 5 of 6 posts are saved: run the same command again to resume.\n"
     )
-    assert message.endswith("5 of 6 posts are written: the same command goes on from there.\n")
     assert names(tmp_path) == ["mine", "mine/posts.json"]
 
     script[:] = [[draft(5, "a purple star")]] * 2
@@ -171,7 +169,9 @@ def test_a_dry_run_writes_nothing(model: str, tmp_path: Path) -> None:
 def test_a_model_that_cannot_choose_says_so(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", "latent_mse")
     said = succeed("--offline", "--model", model, "--count", 2)
-    assert "The image model cannot choose the best of several pictures: one a post" in said
+    assert (
+        "The image model cannot rank candidates, so only one picture is painted per post." in said
+    )
     written = json.loads(Path("posts/posts.json").read_text(encoding="utf-8"))
     assert [post["seed"] for post in written["posts"]] == [0, 1]
 
@@ -180,9 +180,9 @@ def test_a_model_that_cannot_choose_says_so(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "No language model is named"),
-        (["--llm", "tiny"], "There is no key for the language model: `OPENAI_API_KEY` is empty."),
+        (["--llm", "tiny"], "The language model's key is missing: `OPENAI_API_KEY` is empty."),
         (["--llm", "tiny", "--llm-key-env", "MINE"], "`MINE` is empty."),
-        (["--llm", "tiny", "--llm-base-url", "x"], "no address of a language model's server"),
+        (["--llm", "tiny", "--llm-base-url", "x"], "Not the address of a language model's server"),
         (["--offline", "--platform", "myspace"], "Unknown platform: `myspace`."),
         (["--offline", "--model", "nowhere"], "There is no such model: `nowhere`."),
         (["--offline", "--business", " "], "The name of the business must have"),

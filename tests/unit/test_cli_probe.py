@@ -1,6 +1,7 @@
 """`tessella probe`: what it prints, what it draws, what it refuses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def test_a_plot_is_replaced_only_when_asked(name: str) -> None:
     told = succeed("a.png", "b.png", "--plot", name)
     assert f"Written: {name}" in told
     Path(name).write_text("mine", encoding="utf-8")
-    assert f"There is a plot already: `{name}`" in fail("a.png", "b.png", "--plot", name)
+    assert f"The file is there already: `{name}`" in fail("a.png", "b.png", "--plot", name)
     assert Path(name).read_text(encoding="utf-8") == "mine"
     json.loads(succeed("a.png", "b.png", "--plot", name, "--force", "--json"))
     start = b"<?xml" if name.endswith("SVG") else b"\x89PNG"
@@ -197,12 +198,18 @@ def test_what_is_refused() -> None:
     Path("copy.png").write_bytes(Path("a.png").read_bytes())
     copied = fail("a.png", "copy.png", "c.png", "--like", "copy.png", "--plot", "plot.png")
     assert "to the like ones is `0`" in copied
-    assert "PNG or SVG: `plot.pdf`" in fail("a.png", "b.png", "--plot", "plot.pdf")
+    message = "written to a file NAME.png or NAME.svg: `plot.pdf`"
+    assert message in fail("a.png", "b.png", "--plot", "plot.pdf")
     Path("folder.png").mkdir()
-    assert "has the name of the plot: `folder.png`" in fail(
-        "a.png", "b.png", "--plot", "folder.png"
-    )
+    assert "NAME.svg: `folder.png`" in fail("a.png", "b.png", "--plot", "folder.png")
     assert "no file of the weights" in fail("a.png", "b.png", "--weights", "none.npz")
+
+
+def test_only_a_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "1  b.png" in succeed("a.png", "b.png")
+    message = fail("a.png", "b.png", "--plot", "plot.png")
+    assert "pip install 'tessella[plot]'" in message
 
 
 def test_what_is_wrong_usage() -> None:

@@ -61,7 +61,7 @@ def test_only_a_page_is_written(run: Path, tmp_path: Path, name: str) -> None:
     done = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / name)])
     assert done.exit_code == 1
     assert done.stderr == (
-        f"Error: The page is a file NAME.html: `{tmp_path / name}`. Name such a file.\n"
+        f"Error: The page is written to a file NAME.html: `{tmp_path / name}`. Change --out.\n"
     )
 
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.cli.sections import read_section
-from tessella.cli.serving_options import read_serving, require_serving
+from tessella.cli.serving_options import require_serving
+from tessella.cli.settings_options import create_settings_group, read_changes
 from tessella.errors import ConfigError
 from tessella.serving import server
 from tessella.serving.middleware import API_KEYS_VARIABLE
@@ -101,8 +101,8 @@ def test_options_go_before_words_and_words_before_the_file(
         (("--set", "serve.max_queue=0"), "max_queue"),
         (("--set", "serve.max_queue=many"), "max_queue"),
         (("--set", "serve.batch_size=17"), "batch_size"),
-        (("--set", "train.steps=1"), "Serving takes settings of the section `serve` alone"),
-        (("--set", "serve=1"), "Serving takes settings of the section `serve` alone: `serve`"),
+        (("--set", "train.steps=1"), "Serving takes settings of the section `serve` only"),
+        (("--set", "serve=1"), "Serving takes settings of the section `serve` only: `serve`"),
         (("--set", "max_queue=1"), "max_queue"),
         (("--config", "/nothing.toml"), "/nothing.toml"),
         (("--host", "0.0.0.0"), "Anybody who reaches this address could paint: `0.0.0.0`"),
@@ -172,7 +172,10 @@ def test_sections(tmp_path: Path) -> None:
 
     def read(text: str, *words: str) -> Mapping[str, Any]:
         file.write_text(text)
-        return read_section("serve", file, words, what="Serving", example="serve.port=1")
+        options = create_settings_group(ServeSettings, ("port",))()
+        return read_changes(
+            "serve", file, words, options, activity="Serving", example="serve.port=1"
+        )
 
     assert read("") == {}
     assert read("[other]\na = 1\n") == {}
@@ -180,8 +183,3 @@ def test_sections(tmp_path: Path) -> None:
     for text, words in (("serve = 1\n", ()), ("", ("other.a=1",)), ("", ("serve=1",))):
         with pytest.raises(ConfigError, match="Serving takes settings of the section `serve`"):
             read(text, *words)
-
-
-def test_settings_without_options() -> None:
-    assert read_serving(None, []) == ServeSettings()
-    assert read_serving(None, ["serve.port=9"], port=None, host="::1").port == 9

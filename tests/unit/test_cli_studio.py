@@ -44,10 +44,19 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_run_is_shown_before_it_has_a_model(run: Path, served: list[dict[str, Any]]) -> None:
     done = CliRunner().invoke(app, ["studio", str(run), "--port", "0", "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert done.stdout == "The run is shown at http://127.0.0.1:1234/#run. Ctrl-C ends it.\n"
+    assert done.stdout == "The run is shown at http://127.0.0.1:1234/#run. Ctrl-C stops it.\n"
     [call] = served
     assert (call["models"], call["run"], call["device"]) == ([], run, "cpu")
     assert (call["settings"].host, call["settings"].port) == ("127.0.0.1", 0)
+
+
+def test_it_takes_the_options_of_a_server(run: Path, served: list[dict[str, Any]]) -> None:
+    options = ["--allow-origin", "https://a.example", "--public-url", "https://b.example/x"]
+    done = CliRunner().invoke(app, ["studio", str(run), *options, "--log-prompts"])
+    assert done.exit_code == 0, done.output
+    settings = served[0]["settings"]
+    assert settings.allow_origins == ("https://a.example",)
+    assert (settings.public_url, settings.log_prompts) == ("https://b.example/x", True)
 
 
 # A folder's name may hold what no address takes.
@@ -71,7 +80,7 @@ def test_a_damaged_model_hides_no_run(run: Path, monkeypatch: pytest.MonkeyPatch
     done = CliRunner().invoke(app, ["studio", str(run)])
     assert done.exit_code == 0, done.output
     assert done.stderr == (
-        "The run's model cannot be painted with. The model is damaged: `model`. Train again.\n"
+        "The run's model cannot be loaded. The model is damaged: `model`. Train again.\n"
     )
     assert shown == [[f"my-stickers-2={run}"], []]
 
@@ -103,7 +112,7 @@ def test_a_run_that_is_just_being_begun_is_waited_for(
     monkeypatch.setattr(time, "sleep", begin)
     done = CliRunner().invoke(app, ["studio", str(run)])
     assert done.exit_code == 0
-    assert "Waiting up to 30 s for the run to begin." in done.stderr
+    assert "Waiting up to 30 s for the run to start." in done.stderr
     assert [call["run"] for call in served] == [run]
 
 

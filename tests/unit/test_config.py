@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
+from tessella import config
 from tessella.config import (
     Settings,
     build,
+    changed_settings,
     merge,
     parse_assignments,
     read_config,
@@ -94,7 +96,7 @@ def test_all_names() -> None:
         ),
         (
             {"zzzzzzzz": 1},
-            "Unknown setting `zzzzzzzz`. Known are: network.depth, network.widths, "
+            "Unknown setting `zzzzzzzz`. Known settings: network.depth, network.widths, "
             "network.workers, animal.name, animal.lives, animal.bark, seed.",
         ),
         (
@@ -130,6 +132,29 @@ def test_an_unknown_choice_names_the_known_ones() -> None:
     message = refusal(animal={"name": "cow"})
     assert message.startswith("Setting `animal`: got: `{'name': 'cow'}`;")
     assert "'cat', 'dog'" in message
+
+
+def test_an_old_name_is_read_and_its_new_one_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(config, "_NEW_NAMES", {"size": "depth", "bark": "lives"})
+    config._warn_of_old_name.cache_clear()
+    for _ in range(2):
+        assert build(Outer, {"network": {"size": 8}}).network.depth == 8
+    assert caplog.messages == ["Setting `size` is now called `depth`."]
+    # With both names nobody can say which one counts; and a name that is in use is not an old one.
+    assert "Unknown setting `network.size`" in refusal(network={"size": 8, "depth": 8})
+    assert build(Outer, {"animal": {"name": "dog", "bark": 2}}).animal.bark == 2
+
+
+def test_changed_settings_are_named_with_both_values() -> None:
+    before = {"seed": 1, "network": {"depth": 2, "widths": [16]}, "old": 3}
+    after = {"seed": 1, "network": {"depth": 4, "widths": [16]}, "new": {"a": 0}}
+    assert changed_settings(before, after) == {
+        "network.depth": (2, 4),
+        "old": (3, None),
+        "new.a": (None, 0),
+    }
 
 
 def test_every_mistake_is_told() -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -84,9 +85,13 @@ def test_not_allowed_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_another_system_error_is_told_in_full(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"put that right") as caught:
-        files.write_text(tmp_path / "file" / "inside", "x", kept="all else is fine")
-    assert "all else is fine" in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"put that right"):
+        files.write_text(tmp_path / "file" / "inside", "x")
+    with (
+        pytest.raises(CheckpointError, match=r"all else is fine; put that right"),
+        files.new_folder(tmp_path / "file" / "inside", kept="all else is fine"),
+    ):
+        pytest.fail("there is nothing to write to")
 
 
 def test_an_error_that_is_not_of_writing_passes_unchanged(tmp_path: Path) -> None:
@@ -141,6 +146,74 @@ def test_a_damaged_tensor_file_is_said(tmp_path: Path, content: bytes | None) ->
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match="Cannot read the tensors"):
         files.read_tensors(path)
+
+
+# Files that are built once.
+
+
+def test_a_file_is_built_once_for_the_same_things(tmp_path: Path) -> None:
+    path, built = tmp_path / "new" / "codes.npy", []
+
+    def build(temporary: Path) -> None:
+        built.append(temporary)
+        temporary.write_text(f"{len(built)}")
+
+    for made_from, content in (({"a": 1}, "1"), ({"a": 1}, "1"), ({"a": 2}, "2")):
+        files.cached(path, made_from, build, what="the codes")
+        assert path.read_text() == content
+    for spoil in (path.unlink, path.with_suffix(".json").unlink):
+        spoil()
+        files.cached(path, {"a": 2}, build, what="the codes")
+    path.with_suffix(".json").write_text("{")
+    files.cached(path, {"a": 2}, build, what="the codes")
+    assert len(built) == 5
+    assert names(path.parent) == {"codes.npy", "codes.json"}
+
+
+def test_a_build_that_fails_leaves_nothing_to_trust(tmp_path: Path) -> None:
+    path = tmp_path / "codes.npy"
+    files.cached(path, {"a": 1}, lambda temporary: temporary.write_text("one"), what="the codes")
+    with pytest.raises(CheckpointError, match=r"Cannot write the codes: `.*unchanged; free some"):
+        files.cached(path, {"a": 2}, disk_full, what="the codes")
+    assert names(tmp_path) == {"codes.npy"}
+    assert path.read_text() == "one"
+
+
+# Locks.
+
+
+def test_a_lock_lets_in_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert files.is_locked(path) is False
+    assert names(tmp_path) == set()  # asking makes no file
+    with files.lock(path):
+        assert files.is_locked(path) is True
+        with pytest.raises(TimeoutError), files.lock(path, wait_seconds=0.01):
+            pytest.fail("both are in")
+    assert files.is_locked(path) is False
+
+
+def test_a_lock_that_cannot_be_had_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    assert files.is_locked(tmp_path / ".lock") is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom tessella import files\n"
+        "with files.lock(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert files.is_locked(path) is True
+        holder.kill()
+    with files.lock(path, wait_seconds=0.01):
+        pass
 
 
 # Folders.

@@ -1,8 +1,9 @@
 """What a person types: `tessella COMMAND …`.
 
-One file holds the commands of one part of the data's way; `options.py` the options that they
-share, `reporting.py` what all of them say and how they end. Nothing heavy is imported before a
-command runs, so that `--help` answers at once.
+Each file holds the commands of one stage of the data's way. `options.py` holds the options that
+they share, `option_groups.py` declares whole groups of them once, and `reporting.py` says how
+commands report and end. Nothing heavy is imported before a command runs, so that `--help` answers
+at once.
 """
 
 from typing import Annotated
@@ -13,14 +14,16 @@ from tessella.cli.data import doctor
 from tessella.cli.editing import edit, vary
 from tessella.cli.evaluation import evaluate
 from tessella.cli.generate import generate
-from tessella.cli.post import post
+from tessella.cli.painting import PaintingCommand
+from tessella.cli.post import PostCommand, post
 from tessella.cli.probe import probe
 from tessella.cli.reconstruct import reconstruct
 from tessella.cli.report import report
 from tessella.cli.scoring import score
-from tessella.cli.serve import serve
+from tessella.cli.serve import ServeCommand, serve
+from tessella.cli.serving_options import ServingCommand
 from tessella.cli.studio import studio
-from tessella.cli.training import fit, fit_tokenizer, fit_transformer
+from tessella.cli.training import TrainingCommand, fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
     name="tessella",
@@ -30,29 +33,29 @@ app = typer.Typer(
     no_args_is_help=True,
     # Plain text: rich would take a third of the time in which `--help` has to answer.
     rich_markup_mode=None,
-    # Errors are told by reporting.py; `--debug` shows Python's own traceback.
+    # reporting.py reports errors; `--debug` shows Python's own traceback.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command()(doctor)
-app.command()(fit)
-app.command("fit-tokenizer")(fit_tokenizer)
-app.command("fit-transformer")(fit_transformer)
-app.command()(generate)
-app.command()(edit)
-app.command()(vary)
+app.command(cls=TrainingCommand)(fit)
+app.command(cls=TrainingCommand)(fit_tokenizer)
+app.command(cls=TrainingCommand)(fit_transformer)
+app.command(cls=PaintingCommand)(generate)
+app.command(cls=PaintingCommand)(edit)
+app.command(cls=PaintingCommand)(vary)
 app.command()(score)
-app.command()(post)
+app.command(cls=PostCommand)(post)
 app.command()(reconstruct)
 app.command()(probe)
 app.command()(evaluate)
 app.command()(report)
-app.command()(serve)
-app.command()(studio)
+app.command(cls=ServeCommand)(serve)
+app.command(cls=ServingCommand)(studio)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(is_set: bool) -> None:
+    if is_set:
         from importlib import metadata
 
         typer.echo(f"tessella {metadata.version('tessella')}")
@@ -70,5 +73,5 @@ def _program(
 
 
 def main() -> None:
-    """Runs the command line and ends the process with its exit status."""
+    """Runs the command line and exits with its status."""
     app()

@@ -1,4 +1,4 @@
-"""`tessella doctor`: what is in DATA, what is wrong with it, what to do next."""
+"""`tessella doctor`: what DATA holds, what is wrong with it, what to do next."""
 
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,9 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at DATA: what is in it, what is wrong.
+    """Check DATA: what it holds, what is wrong with it, what to do next.
 
-    Says what to do next. Every picture is decoded, nothing is written. Exit status 1: it
-    cannot be trained on.
+    Decodes every picture and writes nothing. The exit status is 1 if DATA cannot be trained on.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
         from tessella.data.inspect import inspect_data
@@ -67,9 +66,9 @@ def _show(report: "DataReport", console: "Console") -> None:
 
 
 def _facts(report: "DataReport") -> list[tuple[str, str]]:
-    """Says the numbers of a report, one line a subject."""
+    """Lists the numbers of a report, one line per subject."""
     if not report.images:
-        return [("Images", "none that can be used")]
+        return [("Images", "none usable")]
     width, height, words = report.width_px, report.height_px, report.caption_words
     formats = ", ".join(f"{name} {count:,}" for name, count in report.formats.items())
     return [
@@ -81,8 +80,8 @@ def _facts(report: "DataReport") -> list[tuple[str, str]]:
         ),
         (
             "Captions",
-            f"{report.captions:,}, {report.different_captions:,} different; "
+            f"{report.captions:,}, {report.different_captions:,} distinct; "
             f"{words.min:.0f} to {words.max:.0f} words, mean {words.mean:.1f}",
         ),
-        ("Words", f"{report.vocabulary_size:,}; often: {', '.join(report.frequent_words)}"),
+        ("Words", f"{report.vocabulary_size:,}; most frequent: {', '.join(report.frequent_words)}"),
     ]

@@ -1,58 +1,61 @@
 """`tessella generate`: prompts in, pictures out."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+import re
+from typing import Annotated
 
 import typer
 
-from tessella.cli.options import MODELS_OWN, PromptsFile, parse_size
-from tessella.cli.painting import (
-    PaintingOptions,
-    paint_and_tell,
-    read_prompts,
-    takes_painting_options,
-)
-from tessella.cli.reporting import told_errors
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from tessella.model.pipeline import TextToImage
+from tessella.cli.options import MODELS_OWN, PromptsFile
+from tessella.cli.painting import paint, painting_errors, read_prompts
 
 
-@takes_painting_options
 def generate(
+    context: typer.Context,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to paint.", show_default=False),
+        typer.Argument(metavar="PROMPT", help="What to paint."),
     ] = None,
     prompts_file: PromptsFile = None,
     size: Annotated[
         str | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="In pixels; larger pictures are painted by a window that slides over them.",
+            help="In pixels. A larger picture than the model learned is painted window by window.",
             show_default=MODELS_OWN,
         ),
     ] = None,
-    *,
-    options: PaintingOptions,
 ) -> None:
     """Paint pictures from prompts.
 
-    Each prompt's first picture has the given seed, its next ones seed + 1, seed + 2, …; with
-    --best-of N seed + N, seed + 2 N, …
+    Each prompt's first picture has the given seed, the next ones seed + 1, seed + 2, …; with
+    --best-of N, seed + N, seed + 2 N, …
     """
     if not prompts and prompts_file is None:
         raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
-    pixels = None if size is None else parse_size(size)
-
-    def paint(model: "TextToImage", wanted: Sequence[str], **how: Any) -> list["Image.Image"]:
-        return model.generate(wanted, size=pixels, **how)
-
-    with told_errors(options.debug, if_interrupted="Nothing was written."):
+    size_px = None if size is None else _parse_size(size)
+    with painting_errors(context):
         from tessella.model.request import check_prompts
 
-        wanted = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
-        check_prompts(wanted)
-        paint_and_tell(wanted, options, paint, name=wanted[0], asked_too={"size": pixels})
+        all_prompts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
+        check_prompts(all_prompts)
+        paint(
+            context,
+            all_prompts,
+            lambda model, seeds: [model.plan_picture(size_px)] * len(seeds),
+            name=all_prompts[0],
+            inputs={"size": size_px},
+        )
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """Reads WIDTHxHEIGHT; the model decides whether it can paint it.
+
+    Raises:
+        typer.BadParameter: it is written otherwise.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(
+            f"Write WIDTHxHEIGHT in pixels, such as 256x128: `{text}`.", param_hint="--size"
+        )
+    return int(match[1]), int(match[2])

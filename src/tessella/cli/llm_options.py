@@ -1,44 +1,52 @@
 """The options of commands that ask a language model."""
 
-from typing import Annotated
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Llm = Annotated[
-    str | None,
-    typer.Option(
-        "--llm",
-        metavar="NAME",
-        help="The language model, as its server calls it.",
-        show_default=False,
-    ),
-]
-LlmBaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--llm-base-url",
-        metavar="URL",
-        help="Of a server that speaks OpenAI's chat completions.",
-        show_default="OPENAI_BASE_URL, else OpenAI's own",
-    ),
-]
-LlmKeyEnv = Annotated[
-    str,
-    typer.Option(
-        "--llm-key-env",
-        metavar="NAME",
-        help="The environment variable that holds that server's key.",
-    ),
-]
-LlmTimeoutSeconds = Annotated[
-    float,
-    typer.Option(
-        "--llm-timeout-seconds",
-        metavar="NUMBER",
-        help="How long each try to ask may take.",
-        min=0.1,
-        max=3600,
-    ),
-]
+if TYPE_CHECKING:
+    from tessella.posts.language_model import LanguageModel
+
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 DEFAULT_TIMEOUT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmOptions:
+    """Which language model to ask, and how."""
+
+    llm: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The language model's name on its server.")
+    ] = None
+    llm_base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A server that speaks OpenAI's chat completions.",
+            show_default="OPENAI_BASE_URL, else OpenAI's own",
+        ),
+    ] = None
+    llm_key_env: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="The environment variable that holds that server's key."),
+    ] = DEFAULT_KEY_ENV
+    llm_timeout_seconds: Annotated[
+        float,
+        typer.Option(metavar="NUMBER", help="How long each attempt may take.", min=0.1, max=3600),
+    ] = DEFAULT_TIMEOUT_SECONDS
+
+    def open(self) -> "LanguageModel":
+        """Opens the language model: `--llm`, else the one that OPENAI_MODEL names.
+
+        Raises:
+            ConfigError: a name, a key or a package is missing.
+        """
+        from tessella.posts.language_model import LanguageModel
+
+        return LanguageModel.open(
+            self.llm,
+            base_url=self.llm_base_url,
+            key_variable=self.llm_key_env,
+            timeout_seconds=self.llm_timeout_seconds,
+        )

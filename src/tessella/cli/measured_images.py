@@ -9,41 +9,67 @@ from typing import TYPE_CHECKING
 from tessella.errors import DataError
 
 if TYPE_CHECKING:
+    from tessella.cli.evaluation import EvaluationRequest
     from tessella.data.cache import CaptionedImages
     from tessella.data.settings import DataSettings
-    from tessella.evaluation.eval_images import ChosenImages
+    from tessella.evaluation.eval_images import EvalImages
 
 
-def read_data(
-    sources: Sequence[str],
-    settings: "DataSettings",
-    cache: Path | None,
-    max_images: int,
-    seed: int,
-) -> "ChosenImages":
-    """Reads images of DATA, through a cache that is kept if it has a place."""
-    from tessella.data.prepare import prepare
+def read_eval_images(request: "EvaluationRequest", settings: "DataSettings") -> "EvalImages":
+    """Reads the images to measure on: those of DATA, or those that the run kept out.
 
-    with _folder(cache) as folder:
-        images = prepare(sources, settings, folder).train
-        return _choose(images, ", ".join(Path(s).name for s in sources), max_images, seed)
+    Raises:
+        DataError: the images of DATA cannot be used; or DATA is missing, and the model is not a
+            run's folder, or the run has lost its images or kept none out.
+    """
+    from tessella.evaluation.eval_images import draw_indices, read_images
+
+    with contextlib.ExitStack() as stack:
+        if request.data:
+            name = ", ".join(Path(source).name for source in request.data)
+            images = stack.enter_context(_prepare(request.data, settings, request.cache))
+        else:
+            name = "what the run kept out"
+            images = _open_kept_out(Path(request.model).expanduser())
+        total, count = len(images), min(len(images), request.max_images)
+        description = f"all {total:,} images of {name}"
+        if count < total:
+            description = (
+                f"{count:,} of the {total:,} images of {name}, drawn with seed {request.seed}"
+            )
+        return read_images(images, draw_indices(total, count, request.seed).tolist(), description)
 
 
 @contextlib.contextmanager
-def _folder(cache: Path | None) -> Iterator[Path]:
-    """Gives the cache's folder, or a temporary one that is removed again."""
-    if cache is not None:
-        yield cache.expanduser().resolve()  # `.` has no name
+def open_training(
+    request: "EvaluationRequest", settings: "DataSettings", run: Path
+) -> Iterator["CaptionedImages | None"]:
+    """Opens the images that a model learned from: those that are named, else its run's, if any."""
+    if not request.train_data:
+        yield _open_run(run, "train")
         return
+    beside = request.cache and Path(f"{request.cache.expanduser().resolve()}-train")
+    with _prepare(request.train_data, settings, beside) as images:
+        yield images
+
+
+@contextlib.contextmanager
+def _prepare(
+    sources: Sequence[str], settings: "DataSettings", cache: Path | None
+) -> Iterator["CaptionedImages"]:
+    """Checks images into a cache; without a folder for it, into one that is removed again."""
+    from tessella.data.prepare import prepare
+
     with tempfile.TemporaryDirectory(prefix="tessella-") as temporary:
-        yield Path(temporary) / "data"
+        folder = cache.expanduser().resolve() if cache else Path(temporary) / "data"
+        yield prepare(sources, settings, folder).train
 
 
-def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
-    """Reads the images that a run kept out of its training.
+def _open_kept_out(run: Path) -> "CaptionedImages":
+    """Opens the images that a run kept out of its training.
 
     Raises:
-        DataError: it is no run, has lost its images, or kept none out.
+        DataError: this is not a run's folder, or the run has lost its images or kept none out.
     """
     from tessella.runs.record import RUN_FILE
 
@@ -55,11 +81,11 @@ def read_kept_out(run: Path, max_images: int, seed: int) -> "ChosenImages":
     if not images:
         what = "has no images any more" if images is None else "kept no images out of training"
         raise DataError(f"The run {what}: `{run}`. Name DATA after MODEL.")
-    return _choose(images, "what the run kept out", max_images, seed)
+    return images
 
 
 def _open_run(run: Path, side: str) -> "CaptionedImages | None":
-    """Opens one side of a run's images, if it has them."""
+    """Opens one side of a run's images; None if the run has lost them."""
     from tessella.data.cache import CaptionedImages, read_manifest
     from tessella.runs.record import DATA_FOLDER
 
@@ -69,30 +95,3 @@ def _open_run(run: Path, side: str) -> "CaptionedImages | None":
         return None
     size = manifest["identity"]["settings"]["image_size"]
     return CaptionedImages(folder, side, size, manifest["fingerprints"][side])
-
-
-@contextlib.contextmanager
-def open_training(
-    sources: Sequence[str] | None, settings: "DataSettings", cache: Path | None, run: Path
-) -> Iterator["CaptionedImages | None"]:
-    """Opens the images that a model learned from: those that are named, else its run's, if any."""
-    from tessella.data.prepare import prepare
-
-    if not sources:
-        yield _open_run(run, "train")
-        return
-    beside = cache and Path(f"{cache.expanduser().resolve()}-train")
-    with _folder(beside) as folder:
-        yield prepare(sources, settings, folder).train
-
-
-def _choose(images: "CaptionedImages", name: str, max_images: int, seed: int) -> "ChosenImages":
-    """Reads all images, or as many as may be, drawn by the seed."""
-    from tessella.evaluation.eval_images import draw_indices, read_images
-
-    total, count = len(images), min(len(images), max_images)
-    drawn = draw_indices(total, count, seed)
-    which = f"all {total:,} images of {name}"
-    if count < total:
-        which = f"{count:,} of the {total:,} images of {name}, drawn with seed {seed}"
-    return read_images(images, drawn.tolist(), which)

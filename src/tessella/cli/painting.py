@@ -1,85 +1,75 @@
-"""What `generate`, `edit` and `vary` share: their options, and the way from asked to written."""
+"""The one way from the command line to the sampler, of `generate`, `edit` and `vary`.
+
+options, prompts ─ requests ─▶ `model.generate_images` ─▶ one sheet, or a folder of pictures
+"""
 
 import contextlib
 import dataclasses
-import functools
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from tessella.cli.option_groups import GroupedCommand, get_group
 from tessella.cli.options import (
     DEFAULT_MODEL,
+    MODELS_OWN,
     BestOf,
     Config,
-    Count,
     Debug,
     Device,
     DryRun,
     Force,
-    GuidanceScale,
-    GuidanceSchedule,
     Json,
     Model,
-    NegativePrompt,
-    Order,
-    Out,
     Seed,
     Set,
-    Steps,
-    StepSchedule,
-    Temperature,
-    TopK,
-    TopP,
 )
-from tessella.cli.pictures import AskedPicture, Place, choose_place
-from tessella.cli.reporting import create_console, print_json
-from tessella.cli.sections import read_section
+from tessella.cli.pictures import OutputTarget, choose_output
+from tessella.cli.reporting import create_console, print_json, told_errors
+from tessella.cli.settings_options import create_settings_group, read_changes
 from tessella.errors import GenerationError
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from rich.console import Console
+    from rich.progress import Progress
 
-    from tessella.images import Pixels
+    from tessella.model.canvas import Canvas
     from tessella.model.pipeline import TextToImage
+    from tessella.model.request import ImageRequest
     from tessella.objectives import GenerationStep
 
-_BATCH = 16  # pictures that are painted between two moves of the progress bar
 _MAX_NAMED = 5  # unknown words
-_SAMPLING = (
-    "steps",
-    "guidance_scale",
-    "guidance_schedule",
-    "temperature",
-    "top_k",
-    "top_p",
-    "order",
-    "step_schedule",
-)
-
-_Call = Callable[..., list["Image.Image"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PaintingOptions:
-    """The options of every command that paints, in the order of its help."""
+    """The options of every command that paints, besides the settings of generation."""
 
     model: Model = DEFAULT_MODEL
-    out: Out = None
-    count: Count = 1
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Where to write. NAME.png: the picture, or one sheet of all of them. Anything "
+            "else: a folder of 0000.png, 0001.png, … and prompts.jsonl.",
+            show_default="a free name, after the prompt",
+        ),
+    ] = None
+    count: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Pictures per prompt.", min=1, max=10_000)
+    ] = 1
     seed: Seed = 0
     best_of: BestOf = 1
-    negative_prompt: NegativePrompt = ""
-    steps: Steps = None
-    guidance_scale: GuidanceScale = None
-    guidance_schedule: GuidanceSchedule = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    order: Order = None
-    step_schedule: StepSchedule = None
+    negative_prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="A prompt to steer away from; needs a guidance scale above 1.",
+            show_default=False,
+        ),
+    ] = ""
     config: Config = None
     set_: Set = None
     device: Device = "auto"
@@ -88,200 +78,194 @@ class PaintingOptions:
     as_json: Json = False
     debug: Debug = False
 
-    def read_settings(self) -> dict[str, Any]:
-        """Reads what differs from the model's own: of a file, of `--set`, of the options.
 
-        Raises:
-            ConfigError: the file is unreadable, or `--set` names another section.
-        """
-        given = {name: getattr(self, name) for name in _SAMPLING}
-        changed = {name: value for name, value in given.items() if value is not None}
-        said = read_section(
-            "generation",
-            self.config,
-            self.set_ or (),
-            what="Painting",
-            example="generation.temperature=0.8",
-        )
-        return said | changed
+class PaintingCommand(GroupedCommand):
+    """A command with all options of painting."""
+
+    @property
+    def groups(self) -> Sequence[type]:
+        """Those that every painting command takes."""
+        return PaintingOptions, _create_settings_group()
 
 
-def takes_painting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command, after its own parameters, the options of every command that paints.
+def _create_settings_group() -> type:
+    from tessella.generation import GenerationSettings
 
-    Args:
-        command: its last parameter, `options`, gets them as `PaintingOptions`.
-    """
-    fields = dataclasses.fields(PaintingOptions)
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-    shared = [
-        inspect.Parameter(f.name, own[0].kind, default=f.default, annotation=f.type) for f in fields
-    ]
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        options = PaintingOptions(**{field.name: given.pop(field.name) for field in fields})
-        command(**given, options=options)
-
-    # What typer reads a command's parameters from.
-    run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
-    return run
+    names = tuple(GenerationSettings.model_fields)
+    return create_settings_group(GenerationSettings, names, default=MODELS_OWN)
 
 
-def paint_and_tell(
+def painting_errors(context: typer.Context) -> contextlib.AbstractContextManager[None]:
+    """Turns an error in its block into one line on stderr and the exit status."""
+    debug = get_group(context, PaintingOptions).debug
+    return told_errors(debug, if_interrupted="Nothing was written.")
+
+
+def paint(
+    context: typer.Context,
     prompts: Sequence[str],
-    options: PaintingOptions,
-    paint: _Call,
+    plan: Callable[["TextToImage", Sequence[int]], Sequence["Canvas"]],
     *,
     name: str,
-    asked_too: Mapping[str, Any],
+    inputs: Mapping[str, Any],
 ) -> None:
-    """Paints pictures, writes them all or none, and says so.
+    """Paints pictures, writes all of them or none, and reports it.
 
     Args:
-        prompts: those that `options.count` pictures each are asked of.
-        options: of the command line.
-        paint: takes the model, some of the prompts and what `TextToImage.generate` takes by
-            name from `count` on; gives their pictures, prompt after prompt.
-        name: a free file name follows from it.
-        asked_too: what else the pictures follow from, as plain values to be written down.
+        context: of a `PaintingCommand`.
+        prompts: each gets `--count` pictures.
+        plan: takes the model and seeds, and returns one canvas for each seed.
+        name: a free file name is derived from it.
+        inputs: what the command takes besides the shared options, to be written down.
 
     Raises:
-        TessellaError: a request that cannot be met, before anything is written.
+        TessellaError: the request cannot be met; nothing is written.
     """
     from tessella.model.find import find_model
     from tessella.model.pipeline import TextToImage
-    from tessella.model.request import list_requests
 
-    requests = list_requests(
-        prompts, count=options.count, seed=options.seed, best_of=options.best_of
-    )
-    asked = [AskedPicture(one.prompt, one.seed) for one in requests]
-    place = choose_place(options.out, name, len(asked), force=options.force)
-
+    options = get_group(context, PaintingOptions)
+    target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
     folder = find_model(options.model)
     model = TextToImage.load(folder, options.device)
-    changes = options.read_settings()
-    how = {
-        **asked_too,
+    settings = model.generation_settings(**_read_changes(context))
+    requests = _list_requests(options, model, prompts, plan)
+    details = {
+        **inputs,
         "negative_prompt": options.negative_prompt,
         "best_of": options.best_of,
-        "settings": model.generation_settings(**changes).model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
     }
-    for start in range(0, len(prompts), _BATCH):  # refuses what is too long, before the work
-        model.sampler.encode_text(prompts[start : start + _BATCH])
-    call = functools.partial(
-        paint,
-        model,
-        negative_prompt=options.negative_prompt,
-        best_of=options.best_of,
-        **changes,
+    num_together = max(1, model.sampler.batch_size // options.best_of)
+    started = time.monotonic()
+    if options.dry_run:
+        with contextlib.suppress(_FirstStepError):
+            model.generate_images(
+                requests[:1], settings, best_of=options.best_of, on_step=_stop_after_first_step
+            )
+    else:
+        with target.open(requests, details) as save, _create_progress(options) as progress:
+            task = progress.add_task("", total=len(requests), step="")
+
+            def show(step: "GenerationStep") -> None:
+                progress.update(task, step=f"step {step.step} of {step.steps}")
+
+            for start in range(0, len(requests), num_together):
+                batch = requests[start : start + num_together]
+                images = model.generate_images(
+                    batch, settings, best_of=options.best_of, on_step=show
+                )
+                save(images.pixels)
+                progress.advance(task, len(batch))
+    seconds = time.monotonic() - started
+    _hint_at_unknown_words(model, folder, prompts)
+    _report(options, target, requests, details, seconds)
+
+
+def _read_changes(context: typer.Context) -> dict[str, Any]:
+    options = get_group(context, PaintingOptions)
+    return read_changes(
+        "generation",
+        options.config,
+        options.set_,
+        get_group(context, _create_settings_group()),
+        activity="Painting",
+        example="generation.temperature=0.8",
     )
 
-    began = time.monotonic()
-    if options.dry_run:
-        _begin(call, prompts, options)
-    else:
-        console = create_console(options.as_json)
-        place.write(asked, _paint(call, prompts, options, console), how)
-    seconds = time.monotonic() - began
-    _hint_at_unknown_words(model, folder, prompts)
-    _tell(place, asked, how, options, seconds)
 
-
-def _tell(
-    place: Place,
-    asked: Sequence[AskedPicture],
-    how: Mapping[str, Any],
+def _list_requests(
     options: PaintingOptions,
+    model: "TextToImage",
+    prompts: Sequence[str],
+    plan: Callable[["TextToImage", Sequence[int]], Sequence["Canvas"]],
+) -> list["ImageRequest"]:
+    """Lists the pictures to paint.
+
+    Raises:
+        GenerationError: a prompt is too long, which would show only at its batch; a seed is out of
+            range; a canvas cannot be planned.
+    """
+    from tessella.model.request import list_requests
+
+    model.text_tokenizer.check_lengths(prompts)
+    return list_requests(
+        prompts,
+        count=options.count,
+        seed=options.seed,
+        best_of=options.best_of,
+        negative_prompt=options.negative_prompt,
+        plan=lambda seeds: plan(model, seeds),
+    )
+
+
+class _FirstStepError(Exception):
+    """Ends a dry run, which by then has refused everything that cannot be painted."""
+
+
+def _stop_after_first_step(step: "GenerationStep") -> None:
+    raise _FirstStepError
+
+
+def _create_progress(options: PaintingOptions) -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = create_console(options.as_json)
+    columns = "painting", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}")
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _report(
+    options: PaintingOptions,
+    target: OutputTarget,
+    requests: Sequence["ImageRequest"],
+    details: Mapping[str, Any],
     seconds: float,
 ) -> None:
     """Says what was painted, or would be."""
+    files = target.list_files(len(requests))
     if options.as_json:
         result = {
             "dry_run": options.dry_run,
             "model": options.model,
-            "out": str(place.path),
-            **how,
+            "out": str(target.path),
+            **details,
             "pictures": [
-                {"file": str(file), **dataclasses.asdict(picture)}
-                for file, picture in zip(place.files(len(asked)), asked, strict=True)
+                {"file": str(file), "prompt": request.prompt, "seed": request.seed}
+                for file, request in zip(files, requests, strict=True)
             ],
             "seconds": None if options.dry_run else round(seconds, 3),
         }
         print_json(result)
         return
     console = create_console(options.as_json)
-    what = "1 picture" if len(asked) == 1 else f"{len(asked):,} pictures"
+    pictures = "1 picture" if len(requests) == 1 else f"{len(requests):,} pictures"
     if not options.dry_run:
-        console.print(f"Painted {what} in {seconds:.1f} s: {place}")
+        console.print(f"Painted {pictures} in {seconds:.1f} s: {target}")
         return
-    console.print(f"Would paint {what}: {place}")
-    console.print(", ".join(f"{name} {value}" for name, value in how["settings"].items()))
-    for file, picture in zip(place.files(len(asked)), asked, strict=True):
-        console.print(f"{file}  seed {picture.seed}  {picture.prompt}")
-
-
-class _BegunError(Exception):
-    """Ends a picture after its first step."""
-
-
-def _begin(call: _Call, prompts: Sequence[str], options: PaintingOptions) -> None:
-    """Paints the first step of the first picture, which refuses all that cannot be painted."""
-
-    def stop(step: "GenerationStep") -> None:
-        raise _BegunError
-
-    with contextlib.suppress(_BegunError):
-        call(prompts[:1], count=1, seed=options.seed, on_step=stop)
-
-
-def _paint(
-    call: _Call, prompts: Sequence[str], options: PaintingOptions, console: "Console"
-) -> Iterator["Pixels"]:
-    """Paints pictures as they are taken, and shows how far it is."""
-    import numpy as np
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = "painting", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}")
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=len(prompts) * options.count, step="")
-
-        def show(step: "GenerationStep") -> None:
-            progress.update(task, step=f"step {step.step} of {step.steps}")
-
-        at_once = max(1, _BATCH // options.count)  # prompts
-        for start in range(0, len(prompts), at_once):
-            for first in range(0, options.count, _BATCH):
-                images = call(
-                    prompts[start : start + at_once],
-                    count=min(_BATCH, options.count - first),
-                    seed=options.seed + first * options.best_of,
-                    on_step=show,
-                )
-                yield from map(np.asarray, images)
-                progress.advance(task, len(images))
+    console.print(f"Would paint {pictures}: {target}")
+    console.print(", ".join(f"{name} {value}" for name, value in details["settings"].items()))
+    for file, request in zip(files, requests, strict=True):
+        console.print(f"{file}  seed {request.seed}  {request.prompt}")
 
 
 def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
     """Names on stderr the words that the model does not know."""
     from tessella.model.folder import read_captions
-    from tessella.text.vocabulary import KnownWords
+    from tessella.text.vocabulary import Vocabulary
 
-    known = KnownWords(model.text_tokenizer, read_captions(folder))
-    unknown = [f"`{word}`" for word in known.find_unknown(" ".join(prompts))]
+    vocabulary = Vocabulary(model.text_tokenizer, read_captions(folder))
+    unknown = [f"`{word}`" for word in vocabulary.find_unknown(" ".join(prompts))]
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
         create_console(as_json=True).print(
-            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. Its "
-            "captions had these words rarely or never, so it may paint anything for them."
+            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. These "
+            "words were rare or missing in its training captions, so expect anything for them."
         )
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Reads prompts, one a line, without the blank lines.
+    """Reads prompts, one per line, without the blank lines.
 
     Raises:
         GenerationError: the file cannot be read, is not UTF-8, or holds no prompt.
@@ -299,5 +283,5 @@ def read_prompts(path: Path) -> list[str]:
         ) from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise GenerationError(f"The file holds no prompt: `{path}`. Write one a line.")
+        raise GenerationError(f"The file holds no prompt: `{path}`. Write one per line.")
     return prompts

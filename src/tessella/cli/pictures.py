@@ -1,8 +1,9 @@
-"""Where pictures go: free names, sheets, folders; what is there is never replaced unasked."""
+"""Where pictures go: free names, sheets, folders. Existing files are replaced only if asked to."""
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -14,29 +15,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tessella.images import Pixels
+    from tessella.model.request import ImageRequest
 
 PROMPTS_FILE = "prompts.jsonl"
 
 MAX_ON_SHEET = 1024
-"""Pictures; beyond, a sheet is too large for many viewers."""
+"""Pictures; a larger sheet is too large for many viewers."""
 
 _MAX_ON_DEFAULT_SHEET = 100
-# A picture is shown about this large on a sheet, so that its caption can be read.
+# A picture is enlarged to about this size on a sheet, so that its caption is legible.
 _SHOWN_SIZE_PX = 192
 _SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True)
-class AskedPicture:
-    """One picture that is asked for."""
-
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the pictures of a command go."""
+class OutputTarget:
+    """Where the pictures of a command go: one sheet, or a folder."""
 
     path: Path  # a .png, or a folder
 
@@ -46,24 +40,26 @@ class Place:
     @property
     def is_folder(self) -> bool:
         """Whether each picture is a file of its own."""
-        return not _is_png(self.path)
+        return self.path.suffix.lower() != ".png"
 
-    def files(self, num_pictures: int) -> list[Path]:
+    def list_files(self, num_pictures: int) -> list[Path]:
         """Names the file of each picture; on a sheet they share one."""
         if not self.is_folder:
             return [self.path] * num_pictures
         digits = max(4, len(str(num_pictures - 1)))
         return [self.path / f"{number:0{digits}d}.png" for number in range(num_pictures)]
 
-    def write(
-        self, asked: Sequence[AskedPicture], pixels: Iterable["Pixels"], how: Mapping[str, Any]
-    ) -> None:
-        """Writes pictures as they come: all or nothing takes its name.
+    @contextlib.contextmanager
+    def open(
+        self, requests: Sequence["ImageRequest"], details: Mapping[str, Any]
+    ) -> Iterator[Callable[[Iterable["Pixels"]], None]]:
+        """Yields a function that takes pictures (H, W, 3) uint8, in order, as they are painted.
+
+        Nothing gets its final name before all of them are there.
 
         Args:
-            asked: what they show.
-            pixels: (H, W, 3) uint8 each.
-            how: they were painted, as plain values.
+            requests: one a picture.
+            details: how the pictures are painted, as plain values, for `prompts.jsonl`.
 
         Raises:
             CheckpointError: they cannot be written.
@@ -72,56 +68,60 @@ class Place:
         from tessella.images import save_png
 
         if not self.is_folder:
-            labels = [picture.prompt for picture in asked]
-            save_png(self.path, _lay_out(list(pixels), labels))
+            pictures: list[Pixels] = []
+            yield pictures.extend
+            save_png(self.path, _lay_out(pictures, [request.prompt for request in requests]))
             return
-        names = [file.name for file in self.files(len(asked))]
+        names = [file.name for file in self.list_files(len(requests))]
+        next_name = iter(names)
         with new_folder(self.path.resolve(), what="the pictures") as building:
-            for name, picture in zip(names, pixels, strict=True):
-                save_png(building / name, picture)
+
+            def save(pictures: Iterable["Pixels"]) -> None:
+                for picture in pictures:
+                    save_png(building / next(next_name), picture)
+
+            yield save
             lines = [
                 json.dumps(
-                    {"file": name, "prompt": one.prompt, "seed": one.seed, **how},
+                    {"file": name, "prompt": request.prompt, "seed": request.seed, **details},
                     ensure_ascii=False,
                 )
-                for name, one in zip(names, asked, strict=True)
+                for name, request in zip(names, requests, strict=True)
             ]
             write_text(building / PROMPTS_FILE, "\n".join(lines) + "\n")
 
 
-def choose_place(out: Path | None, name: str, num_pictures: int, *, force: bool) -> Place:
-    """Decides where pictures go, and that nothing is lost by it.
+def choose_output(out: Path | None, name: str, num_pictures: int, *, force: bool) -> OutputTarget:
+    """Decides where pictures go, and refuses to overwrite anything else.
 
     Args:
-        out: as asked; None takes a free name in the current folder.
-        name: that free name follows from it.
-        num_pictures: a few share a sheet unless a folder is asked for.
+        out: the option's value; None takes a free name in the current folder.
+        name: the free name is derived from it.
+        num_pictures: up to 100 share a sheet unless `out` is a folder.
         force: pictures may be replaced; other files still may not.
 
     Raises:
-        ConfigError: the name is taken, or does not suit.
+        ConfigError: the name is taken or unsuitable.
     """
     if out is None:
-        return Place(_find_free(name, "" if num_pictures > _MAX_ON_DEFAULT_SHEET else ".png"))
-    place = Place(out.expanduser())
-    if place.is_folder:
-        _check_folder(place.path, force)
+        suffix = ".png" if num_pictures <= _MAX_ON_DEFAULT_SHEET else ""
+        return OutputTarget(_find_free(name, suffix))
+    target = OutputTarget(out.expanduser())
+    if target.is_folder:
+        _check_folder(target.path, force)
     else:
-        _check_file(place.path, num_pictures, force)
-    return place
-
-
-def _is_png(path: Path) -> bool:
-    return path.suffix.lower() == ".png"
+        _check_file(target.path, num_pictures, force)
+    return target
 
 
 def _find_free(name: str, suffix: str) -> Path:
     """Finds a name in the current folder that is not taken: a-b, else a-b-2, and so on."""
     stem = re.sub(r"\W+", "-", name.lower())[:48].strip("-_") or "picture"
-    for number in count(1):
-        path = Path(f"{stem}-{number}{suffix}" if number > 1 else f"{stem}{suffix}")
+    path = Path(f"{stem}{suffix}")
+    for number in count(2):
         if not path.exists():
             break
+        path = Path(f"{stem}-{number}{suffix}")
     return path
 
 
@@ -135,7 +135,7 @@ def _check_file(path: Path, num_pictures: int, force: bool) -> None:
         raise ConfigError(f"A folder has the name of the sheet: `{path}`. Choose another --out.")
     if path.exists() and not force:
         raise ConfigError(
-            f"There is a picture already: `{path}`. Choose another --out, or replace it with "
+            f"The picture already exists: `{path}`. Choose another --out, or replace it with "
             "--force."
         )
 
@@ -157,24 +157,24 @@ def _check_folder(path: Path, force: bool) -> None:
     foreign = [p.name for p in path.iterdir() if not re.fullmatch(r"\d{4,}\.png", p.name)]
     if foreign and foreign != [PROMPTS_FILE]:
         raise ConfigError(
-            f"The folder holds something else than pictures of tessella: `{path}` with "
+            f"The folder holds files that tessella did not paint: `{path}` with "
             f"`{min(foreign)}`. Choose another --out."
         )
     if any(path.iterdir()) and not force:
         raise ConfigError(
-            f"There are pictures already: `{path}`. Choose another --out, or replace them all "
-            "with --force."
+            f"The folder already holds pictures: `{path}`. Choose another --out, or replace them "
+            "all with --force."
         )
 
 
-def _lay_out(pictures: list["Pixels"], labels: list[str]) -> "Pixels":
-    """Makes a sheet, a row a prompt if each has several; one picture alone stays as it is."""
+def _lay_out(pictures: Sequence["Pixels"], labels: Sequence[str]) -> "Pixels":
+    """Makes a sheet, one row per prompt if each has several; a single picture stays as it is."""
     if len(pictures) == 1:
         return pictures[0]
-    same = labels.count(labels[0])
-    if not 1 < same < len(labels):
-        same = len(labels) if len(labels) <= 4 else -(-len(labels) // 2)
-    return make_labelled_sheet(pictures, labels, min(same, _SHEET_COLUMNS))
+    columns = labels.count(labels[0])
+    if not 1 < columns < len(labels):
+        columns = len(labels) if len(labels) <= 4 else -(-len(labels) // 2)
+    return make_labelled_sheet(pictures, labels, min(columns, _SHEET_COLUMNS))
 
 
 def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Image.Image":
@@ -182,11 +182,11 @@ def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Imag
 
     Args:
         path: the file.
-        verb: what was wanted of it, for the error.
+        verb: what it is read for, for the error.
         at_least: as for `read_image`.
 
     Raises:
-        DataError: it cannot be read; says what was wanted of it.
+        DataError: it cannot be read; names the verb.
     """
     from tessella.data.settings import DataSettings
     from tessella.images import read_image
@@ -198,12 +198,12 @@ def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Imag
 
 
 def read_square(path: Path, size: int, verb: str) -> "Pixels":
-    """Reads a picture as a model would see it, (size, size, 3) uint8.
+    """Reads a picture as a model sees it, (size, size, 3) uint8.
 
-    One of that size stays as it is.
+    A picture that already has this size is not resampled.
 
     Raises:
-        DataError: it cannot be read; says what was wanted of it.
+        DataError: it cannot be read; names the verb.
     """
     from tessella.images import fit_square
 
@@ -213,10 +213,10 @@ def read_square(path: Path, size: int, verb: str) -> "Pixels":
 def make_labelled_sheet(
     pictures: Sequence["Pixels"], labels: Sequence[str], columns: int
 ) -> "Pixels":
-    """Makes a sheet with a caption under each picture, enlarged so that it can be read."""
+    """Makes a sheet with a caption under each picture, enlarged so that it is legible."""
     import numpy as np
 
-    from tessella.images import make_sheet
+    from tessella.sheets import make_sheet
 
     scale = max(1, _SHOWN_SIZE_PX // pictures[0].shape[0])
     return make_sheet(np.stack(pictures), columns, labels, scale)

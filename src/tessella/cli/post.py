@@ -5,14 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessella.cli.llm_options import (
-    DEFAULT_KEY_ENV,
-    DEFAULT_TIMEOUT_SECONDS,
-    Llm,
-    LlmBaseUrl,
-    LlmKeyEnv,
-    LlmTimeoutSeconds,
-)
+from tessella.cli.llm_options import LlmOptions
+from tessella.cli.option_groups import GroupedCommand, get_group
 from tessella.cli.options import DEFAULT_MODEL, BestOf, Debug, Device, DryRun, Json, Model, Seed
 from tessella.cli.reporting import create_console, print_json, told_errors
 
@@ -21,52 +15,54 @@ if TYPE_CHECKING:
 
     from tessella.images import Pixels
     from tessella.model.pipeline import TextToImage
-    from tessella.posts.folder import Asked, PostsFolder
+    from tessella.posts.folder import PostsFolder, PostsJob
     from tessella.posts.image_language import ImageLanguage
 
+_Business = Annotated[str, typer.Option(metavar="NAME", help="The name of the business.")]
+_About = Annotated[str, typer.Option(metavar="TEXT", help="What it does, in sentences.")]
+_Count = Annotated[int, typer.Option(metavar="NUMBER", help="Number of posts.", min=1, max=50)]
+_Platform = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or tiktok.",
+    ),
+]
+_Tone = Annotated[
+    str,
+    typer.Option(metavar="WORDS", help="Any; with --offline: warm, playful, professional or bold."),
+]
+_Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER",
+        help="The folder for posts.json, posts.html and the pictures. Rerun the command to resume.",
+    ),
+]
+_Offline = Annotated[
+    bool, typer.Option("--offline", help="Write from templates, without a language model.")
+]
 _OUT = Path("posts")
 
 
+class PostCommand(GroupedCommand):
+    """The command, with the options of a language model."""
+
+    groups = (LlmOptions,)
+
+
 def post(
-    business: Annotated[
-        str, typer.Option(metavar="NAME", help="The name of the business.", show_default=False)
-    ],
-    about: Annotated[
-        str, typer.Option(metavar="TEXT", help="What it does, in sentences.", show_default=False)
-    ],
-    count: Annotated[int, typer.Option(metavar="NUMBER", help="Posts.", min=1, max=50)] = 3,
-    platform: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or "
-            "tiktok.",
-        ),
-    ] = "instagram",
-    tone: Annotated[
-        str,
-        typer.Option(
-            metavar="WORDS", help="Any; with --offline: warm, playful, professional or bold."
-        ),
-    ] = "warm",
+    context: typer.Context,
+    business: _Business,
+    about: _About,
+    count: _Count = 3,
+    platform: _Platform = "instagram",
+    tone: _Tone = "warm",
     model: Model = DEFAULT_MODEL,
     best_of: BestOf = 4,
     seed: Seed = 0,
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="For posts.json, posts.html and the pictures. The same command goes on with "
-            "what is there.",
-        ),
-    ] = _OUT,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no language model: write from templates.")
-    ] = False,
-    llm: Llm = None,
-    llm_base_url: LlmBaseUrl = None,
-    llm_key_env: LlmKeyEnv = DEFAULT_KEY_ENV,
-    llm_timeout_seconds: LlmTimeoutSeconds = DEFAULT_TIMEOUT_SECONDS,
+    out: _Out = _OUT,
+    offline: _Offline = False,
     device: Device = "auto",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -74,30 +70,24 @@ def post(
 ) -> None:
     """Write social-media posts for a business, and paint their pictures.
 
-    A language model (--llm, else OPENAI_MODEL) writes texts, hashtags, alt texts and a label each,
-    in the words that the image model knows; without one (--offline) templates do.
+    A language model (--llm, else OPENAI_MODEL) writes the text, hashtags, alt text and picture
+    prompt of each post, in words that the image model knows. With --offline, templates do.
     """
-    kept = "What is done is kept; the same command goes on from there."
-    with told_errors(debug, if_interrupted=kept):
+    resume = "Finished posts and pictures are kept; rerun the command to resume."
+    with told_errors(debug, if_interrupted=resume):
         from tessella.model.find import find_model
         from tessella.model.folder import read_captions
         from tessella.model.pipeline import TextToImage
-        from tessella.posts.folder import NO_CHOICE, Asked, PostsFolder
+        from tessella.posts.folder import NO_CHOICE, PostsFolder, PostsJob
         from tessella.posts.image_language import ImageLanguage
-        from tessella.posts.language_model import LanguageModel
         from tessella.posts.model_writer import ModelWriter
         from tessella.posts.offline import OfflineWriter
         from tessella.posts.request import PostRequest
 
-        request = PostRequest.ask(business, about, platform=platform, tone=tone, seed=seed)
+        request = PostRequest.create(business, about, platform=platform, tone=tone, seed=seed)
         language_model = None
         if not offline:
-            language_model = LanguageModel.open(
-                llm,
-                base_url=llm_base_url,
-                key_variable=llm_key_env,
-                timeout_seconds=llm_timeout_seconds,
-            )
+            language_model = get_group(context, LlmOptions).open()
         folder = find_model(model)
         painter = TextToImage.load(folder, device)
         notes = []
@@ -107,7 +97,7 @@ def post(
         writer = (
             ModelWriter(language_model, language) if language_model else OfflineWriter(language)
         )
-        asked = Asked(request, count, model, best_of, writer.language_model)
+        asked = PostsJob(request, count, model, best_of, writer.language_model)
         posts = PostsFolder(out.expanduser(), asked, notes)
         if dry_run:
             _tell_plan(asked, posts, language, as_json)
@@ -119,7 +109,7 @@ def post(
 
 
 def _make_paint(painter: "TextToImage", best_of: int) -> "Callable[[str, int], Pixels]":
-    """Makes what paints one label with one seed."""
+    """Makes the function that paints one label with one seed."""
     import numpy as np
 
     def paint(label: str, seed: int) -> "Pixels":
@@ -129,7 +119,7 @@ def _make_paint(painter: "TextToImage", best_of: int) -> "Callable[[str, int], P
     return paint
 
 
-def _tell(asked: "Asked", posts: "PostsFolder", page: Path, as_json: bool) -> None:
+def _tell(asked: "PostsJob", posts: "PostsFolder", page: Path, as_json: bool) -> None:
     """Says what was written and painted, by whom, and what was repaired."""
     if as_json:
         print_json({"dry_run": False, "out": str(posts.path), **posts.describe()})
@@ -146,16 +136,16 @@ def _tell(asked: "Asked", posts: "PostsFolder", page: Path, as_json: bool) -> No
 
 
 def _tell_plan(
-    asked: "Asked", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
+    asked: "PostsJob", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
 ) -> None:
     """Says what would be written, and what a language model would be asked."""
     from tessella.posts.model_writer import build_messages
-    from tessella.posts.writer import AT_ONCE
+    from tessella.posts.writer import BATCH_SIZE
 
     missing = asked.count - len(posts.posts)
     messages = []
     if asked.language_model and missing:
-        messages = build_messages(asked.request, language, min(missing, AT_ONCE), posts.posts)
+        messages = build_messages(asked.request, language, min(missing, BATCH_SIZE), posts.posts)
     if as_json:
         out = {"dry_run": True, "out": str(posts.path), **posts.describe()}
         print_json(out | {"messages": messages})

@@ -1,13 +1,14 @@
 """`tessella probe`: how far pictures are apart at every layer of ResNet-18."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tessella.cli.options import Debug, Force, Json, Seed
+from tessella.cli.output_file import check_output_file
 from tessella.cli.pictures import read_square
 from tessella.cli.reporting import create_console, print_json, told_errors
 from tessella.errors import ConfigError, DataError
@@ -15,59 +16,72 @@ from tessella.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tessella.evaluation.probe import Distance, LayerDistances, Separation
-
-    Separations = Mapping[Distance, Mapping[str, Separation]]
+    from tessella.evaluation.probe import LayerDistances
 
 _TITLES = {"mse": "MSE", "cosine": "cosine distance"}
 
 
+_Images = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="IMAGE",
+        help="Pictures of any size: the first is compared with each other one.",
+        show_default=False,
+    ),
+]
+_Like = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="A picture that shows the like of the first; may be repeated. All others then "
+        "count as unlike.",
+    ),
+]
+_Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Weights of ResNet-18: .pth, .safetensors, or .npz with folded batch norm.",
+        show_default="TESSELLA_RESNET18, else a download",
+    ),
+]
+_Size = Annotated[
+    int,
+    typer.Option(
+        metavar="PIXELS",
+        help="Each picture's middle square is resized to this, at least the 32 pixels that are "
+        "one position of layer4.",
+        min=32,
+        max=4096,
+    ),
+]
+_Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draws the distances: .png or .svg.")
+]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The first picture beside the others, and what was measured."""
+
+    paths: Sequence[Path]  # the first one first
+    is_like: Sequence[bool] | None  # of the others; None if --like is not given
+    layers: Sequence["LayerDistances"]
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' file names, or whole paths where two files share a name."""
+        names = [path.name for path in self.paths]
+        return [str(p) if names.count(p.name) > 1 else p.name for p in self.paths]
+
+
 def probe(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Pictures of any size: the first is compared with each other one.",
-            show_default=False,
-        ),
-    ],
-    like: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--like",
-            metavar="IMAGE",
-            help="A picture that shows the like of the first; may be repeated. All others then "
-            "count as unlike.",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE",
-            help="Weights of ResNet-18: .pth, .safetensors, or .npz with folded batch norm.",
-            show_default="TESSELLA_RESNET18, else a download",
-        ),
-    ] = None,
-    size: Annotated[
-        int,
-        typer.Option(
-            "--size",
-            metavar="PIXELS",
-            help="Each picture's middle square is brought to this size, at least the 32 pixels "
-            "that are one place of layer4.",
-            min=32,
-            max=4096,
-        ),
-    ] = 128,
+    images: _Images,
+    like: _Like = None,
+    weights: _Weights = None,
+    size: _Size = 128,
     seed: Seed = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", metavar="FILE", help="Draws the distances: .png or .svg.", show_default=False
-        ),
-    ] = None,
+    plot: _Plot = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -80,30 +94,30 @@ def probe(
     with told_errors(debug, if_interrupted="Nothing was written."):
         import numpy as np
 
-        from tessella.evaluation.probe import draw_noise, measure_distances, plot_distances
+        from tessella.evaluation import probe as evaluation
         from tessella.images import to_float
         from tessella.tokenizer.perceptual import RESNET18, load_resnet18
         from tessella.tokenizer.weights import find_weights
 
         paths, is_like = _choose_pictures(images, like or [])
+        check_output_file(plot, evaluation.PLOT_SUFFIXES, force=force)
         if plot is not None:
-            _check_plot(plot, force)
+            evaluation.check_can_plot()
         squares = [read_square(path, size, "compare") for path in paths]
         if all(np.array_equal(squares[0], square) for square in squares[1:]):
             raise DataError(f"Every picture is the same as the first: `{paths[0]}`. Give others.")
-        found = find_weights(replace(RESNET18, option="--weights FILE"), weights)
-        image = to_float(np.stack([*squares, draw_noise(size, seed)]))
-        layers = measure_distances(load_resnet18(found), image)
-        separations = _separate(layers, is_like) if is_like else None
-        names = _name(paths)
+        weights = find_weights(replace(RESNET18, option="--weights FILE"), weights)
+        image = to_float(np.stack([*squares, evaluation.draw_noise(size, seed)]))
+        layers = evaluation.measure_distances(load_resnet18(weights), image, is_like)
+        comparison = _Comparison(paths, is_like, layers)
         if plot is not None:
-            plot_distances(plot, layers, names, is_like)
+            evaluation.plot_distances(plot, layers, comparison.names, is_like)
         if as_json:
-            settings = {"size": size, "seed": seed, "weights": found.name}
-            print_json(_to_dict(paths, is_like, settings, layers, separations))
+            settings = {"size": size, "seed": seed, "weights": weights.name}
+            print_json(_to_dict(comparison, settings))
             return
         console = create_console(as_json)
-        _show(console, names, is_like, layers, separations)
+        _show(comparison, console)
         if plot is not None:
             console.print(f"\nWritten: {plot}")
 
@@ -111,19 +125,19 @@ def probe(
 def _choose_pictures(
     images: Sequence[Path], like: Sequence[Path]
 ) -> tuple[list[Path], list[bool] | None]:
-    """Lists all pictures, and whether each but the first is like it; None if that is not said.
+    """Lists all pictures, and whether each but the first is like it; None without --like.
 
     Raises:
         ConfigError: there is nothing to compare.
     """
     alike = {path.resolve() for path in like}
-    given = {path.resolve() for path in images}
+    compared = {path.resolve() for path in images}
     if images[0].resolve() in alike:
         raise ConfigError(
             f"The first picture is compared with the like ones: `{images[0]}`. Name others with "
             "--like."
         )
-    paths = [*images, *(path for path in like if path.resolve() not in given)]
+    paths = [*images, *(path for path in like if path.resolve() not in compared)]
     if len(paths) < 2:
         raise ConfigError(f"One picture has nothing to compare with: `{paths[0]}`. Give two.")
     if not like:
@@ -137,61 +151,31 @@ def _choose_pictures(
     return paths, is_like
 
 
-def _check_plot(path: Path, force: bool) -> None:
-    """Refuses a plot that would be of another format, or replace something unasked.
-
-    Raises:
-        ConfigError: its name does not suit, or is taken.
-    """
-    from tessella.evaluation.probe import PLOT_SUFFIXES
-
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise ConfigError(f"A plot is written as PNG or SVG: `{path}`. End its name in .png.")
-    if path.is_dir():
-        raise ConfigError(f"A folder has the name of the plot: `{path}`. Choose another --plot.")
-    if path.exists() and not force:
-        raise ConfigError(
-            f"There is a plot already: `{path}`. Choose another --plot, or replace it with --force."
-        )
-
-
-def _name(paths: Sequence[Path]) -> list[str]:
-    """Names pictures by their file, or by the whole path where two files share a name."""
-    names = [path.name for path in paths]
-    return [str(p) if names.count(p.name) > 1 else p.name for p in paths]
-
-
-def _separate(layers: Sequence["LayerDistances"], is_like: Sequence[bool]) -> "Separations":
-    from tessella.evaluation.probe import DISTANCES, compute_separation
-
-    return {
-        distance: {
-            layer.layer: compute_separation(layer.distances[distance], is_like) for layer in layers
-        }
-        for distance in DISTANCES
-    }
-
-
-def _to_dict(
-    paths: Sequence[Path],
-    is_like: Sequence[bool] | None,
-    settings: Mapping[str, Any],
-    layers: Sequence["LayerDistances"],
-    separations: "Separations | None",
-) -> dict[str, Any]:
+def _to_dict(comparison: _Comparison, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Lays all numbers out for `--json`; distances are in the order of the pictures."""
     from tessella.evaluation.probe import DISTANCES, find_best
 
-    def describe(layer: "LayerDistances", distance: "Distance") -> dict[str, Any]:
-        *pictures, noise = layer.distances[distance]
-        separation = asdict(separations[distance][layer.layer]) if separations else None
-        return {"pictures": pictures, "noise": noise, "separation": separation}
-
+    first, *others = comparison.paths
+    is_like: Sequence[bool | None] = comparison.is_like or [None] * len(others)
+    layers = []
+    for layer in comparison.layers:
+        entry: dict[str, Any] = {"layer": layer.layer, "shape": list(layer.shape)}
+        for distance in DISTANCES:
+            *pictures, noise = layer.distances[distance]
+            separation = layer.separations.get(distance)
+            entry[distance] = {
+                "pictures": pictures,
+                "noise": noise,
+                "separation": separation and asdict(separation),
+            }
+        layers.append(entry)
+    best = None
+    if comparison.is_like:
+        best = {distance: find_best(comparison.layers, distance).layer for distance in DISTANCES}
     return {
-        "first": str(paths[0]),
+        "first": str(first),
         "pictures": [
-            {"file": str(path), "like": is_like[number] if is_like else None}
-            for number, path in enumerate(paths[1:])
+            {"file": str(path), "like": each} for path, each in zip(others, is_like, strict=True)
         ],
         **settings,
         "protocol": {
@@ -201,52 +185,47 @@ def _to_dict(
             "noise": "uniform, 8 bits",
             "separation": "mean distance to the unlike pictures / mean distance to the like",
         },
-        "layers": [
-            {"layer": layer.layer, "shape": list(layer.shape)}
-            | {distance: describe(layer, distance) for distance in DISTANCES}
-            for layer in layers
-        ],
-        "best": separations and {name: find_best(separations[name]) for name in DISTANCES},
+        "layers": layers,
+        "best": best,
     }
 
 
-def _show(
-    console: "Console",
-    names: Sequence[str],
-    is_like: Sequence[bool] | None,
-    layers: Sequence["LayerDistances"],
-    separations: "Separations | None",
-) -> None:
+def _show(comparison: _Comparison, console: "Console") -> None:
     """Prints the pictures by number, a table a distance, and what separates best."""
     from rich.table import Table
 
     from tessella.evaluation.probe import DISTANCES, PIXELS, find_best
 
-    console.print(f"{names[0]} against")
-    for number, name in enumerate(names[1:], start=1):
-        kind = "" if is_like is None else ("  like" if is_like[number - 1] else "  unlike")
+    first, *others = comparison.names
+    kinds = [""] * len(others)
+    if comparison.is_like:
+        kinds = ["  like" if each else "  unlike" for each in comparison.is_like]
+    console.print(f"{first} against")
+    for number, (name, kind) in enumerate(zip(others, kinds, strict=True), start=1):
         console.print(f"{number:>4}  {name}{kind}")
     for distance in DISTANCES:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column(_TITLES[distance], min_width=len(_TITLES["cosine"]), no_wrap=True)
-        heads = [*map(str, range(1, len(names))), "noise", *(["separation"] if is_like else [])]
-        for head in heads:
+        heads = [*map(str, range(1, 1 + len(others))), "noise"]
+        for head in [*heads, "separation"] if comparison.is_like else heads:
             table.add_column(head, justify="right", min_width=max(6, len(head)), no_wrap=True)
-        for layer in layers:
+        for layer in comparison.layers:
             cells = [f"{value:.3f}" for value in layer.distances[distance]]
-            if separations:
-                cells.append(f"{separations[distance][layer.layer].score:.2f}")
+            if comparison.is_like:
+                cells.append(f"{layer.separations[distance].score:.2f}")
             table.add_row(layer.layer, *cells)
         console.print()
         console.print(table)
-    if not separations:
+    if not comparison.is_like:
         return
     console.print("\nSeparation: mean distance to the unlike pictures over that to the like.")
-    for distance, by_layer in separations.items():
-        best = find_best(by_layer)
-        found = by_layer[best]
+    [pixels] = [layer for layer in comparison.layers if layer.layer == PIXELS]
+    for distance in DISTANCES:
+        layer = find_best(comparison.layers, distance)
+        best = layer.separations[distance]
         console.print(
-            f"Best by {_TITLES[distance]}: {best}, {found.score:.2f} (pixels: "
-            f"{by_layer[PIXELS].score:.2f}). Noise there is number {found.noise_rank} of "
-            f"{len(names)} by distance, {found.noise_over_unlike:.2f} times as far as the unlike."
+            f"Best by {_TITLES[distance]}: {layer.layer}, {best.score:.2f} (pixels: "
+            f"{pixels.separations[distance].score:.2f}). Noise there is number {best.noise_rank} "
+            f"of {1 + len(others)} by distance, {best.noise_over_unlike:.2f} times as far as the "
+            "unlike."
         )

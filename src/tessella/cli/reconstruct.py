@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tessella.cli.options import DEFAULT_MODEL, Debug, Device, DryRun, Force, Json, Model
-from tessella.cli.pictures import MAX_ON_SHEET, choose_place, make_labelled_sheet, read_square
+from tessella.cli.pictures import MAX_ON_SHEET, choose_output, make_labelled_sheet, read_square
 from tessella.cli.reporting import create_console, print_json, told_errors
 from tessella.errors import ConfigError
 
@@ -50,17 +50,17 @@ def reconstruct(
         from tessella.model.folder import TrainedTokenizer
 
         if 2 * len(images) > MAX_ON_SHEET:
-            most = MAX_ON_SHEET // 2
-            raise ConfigError(f"Too many pictures for one sheet: `{len(images)}`, at most {most}.")
-        place = choose_place(out, "reconstruction", 2, force=force)
+            raise ConfigError(
+                f"Too many pictures for one sheet: `{len(images)}`, at most {MAX_ON_SHEET // 2}."
+            )
+        place = choose_output(out, "reconstruction", 2, force=force)
         if place.is_folder:
             raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
         loaded = TrainedTokenizer.load(find_tokenizer(model), device)
         squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
         console = create_console(as_json)
-        if dry_run:
-            psnr = None
-        else:
+        psnr = None
+        if not dry_run:
             sheet, psnr = _reconstruct(loaded, images, squares)
             save_png(place.path, sheet)
         if as_json:
@@ -85,14 +85,12 @@ def _reconstruct(
 ) -> tuple["Pixels", list[float]]:
     """Makes the sheet of originals and reconstructions, and measures each."""
     import numpy as np
-    from PIL import Image
 
-    from tessella.evaluation.reconstruction import compute_psnr
+    from tessella.evaluation.reconstruction import compute_psnr, evaluate_reconstructions
 
-    made = model.reconstruct([Image.fromarray(square) for square in squares])
+    report = evaluate_reconstructions(model.tokenizer, np.stack(squares))
     pictures, labels, psnr = [], [], []
-    for path, square, image in zip(paths, squares, made, strict=True):
-        reconstruction = np.asarray(image)
+    for path, square, reconstruction in zip(paths, squares, report.pixels, strict=True):
         psnr.append(compute_psnr(reconstruction[None], square[None]))
         pictures += [square, reconstruction]
         labels += [path.name, f"{psnr[-1]:.1f} dB"]

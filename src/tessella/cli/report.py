@@ -1,4 +1,4 @@
-"""`tessella report`: a run in, a page to look at out."""
+"""`tessella report`: a run in, one page about it out."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,14 +13,13 @@ from tessella.errors import ConfigError
 def report(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run's folder: finished or not.", show_default=False),
+        typer.Argument(metavar="RUN", help="A run's folder, finished or not."),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             metavar="FILE.html",
-            help="Where the page is written; an older one is replaced.",
+            help="Where to write the page; an older one is replaced.",
             show_default="RUN/report.html",
         ),
     ] = None,
@@ -29,14 +28,13 @@ def report(
 ) -> None:
     """Write a page about a run: curves, pictures, numbers.
 
-    One file that opens in any browser and needs nothing else. It can be made at any moment, also
-    while the run goes on.
+    The page is a single file that opens in any browser. Write it any time, even during the run.
     """
     with told_errors(debug, if_interrupted="Nothing was written."):
         from tessella.runs.report import write_report
 
         if out is not None and (out.suffix.lower() != ".html" or out.is_dir()):
-            raise ConfigError(f"The page is a file NAME.html: `{out}`. Name such a file.")
+            raise ConfigError(f"The page is written to a file NAME.html: `{out}`. Change --out.")
         written = write_report(run, out)
         if as_json:
             print_json(

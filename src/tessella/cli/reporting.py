@@ -1,7 +1,7 @@
-"""What every command says and how it ends: console, JSON, TOML, errors, exit status.
+"""How every command reports and ends: console, JSON, TOML, errors, exit status.
 
 The exit status is 0 when done; 1 when failed, with one line on stderr: `Error: what, got,
-expected, what next`; 2 for wrong usage, which typer tells; 130 when interrupted.
+expected, what next`; 2 for wrong usage, which typer reports; 130 when interrupted.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tessella.errors import TessellaError
-from tessella.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,9 +25,9 @@ INTERRUPTED = 130
 
 
 def create_console(as_json: bool) -> "Console":
-    """Creates where a command tells what it does: stdout, or stderr if that is for JSON.
+    """Creates the console of a command: stdout, or stderr if stdout is for JSON.
 
-    Of several processes that train together only the first tells anything.
+    Of several processes that train together, only the first prints.
     """
     from rich.console import Console
 
@@ -56,29 +55,26 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def told_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
-    """Turns what goes wrong inside into one line on stderr and the exit status.
+    """Turns an error in its block into one line on stderr and the exit status.
 
-    SIGTERM counts as Ctrl-C: what is half-written is removed.
+    SIGTERM counts as Ctrl-C: half-written files are removed.
 
     Args:
         debug: lets errors through, with their traceback.
-        if_interrupted: what to do next after Ctrl-C.
+        if_interrupted: what Ctrl-C leaves behind, unless the interrupt itself says so.
     """
     try:
         with _sigterm_interrupts():
             yield
-    except Interrupted:
-        _tell("Interrupted: the state is saved; the same command goes on from there.")
-        raise typer.Exit(INTERRUPTED) from None
-    except KeyboardInterrupt:
-        _tell(f"Interrupted. {if_interrupted}")
+    except KeyboardInterrupt as interrupt:
+        _print_error(f"Interrupted. {str(interrupt) or if_interrupted}")
         raise typer.Exit(INTERRUPTED) from None
     except (typer.Exit, BrokenPipeError):
-        raise  # typer ends quietly when the reader of a pipe has gone
+        raise  # typer ends quietly when the reader of a pipe is gone
     except Exception as error:
         if debug:
             raise
-        _tell(f"Error: {_explain(error)}")
+        _print_error(f"Error: {_explain(error)}")
         raise typer.Exit(FAILED) from None
 
 
@@ -92,26 +88,27 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
 
 
-def _tell(line: str) -> None:
-    # Not through a Console: it may be the very thing that failed.
+def _print_error(line: str) -> None:
+    # Not through a console, which may be the very thing that failed.
     typer.echo(line, err=True)
 
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does."""
-    if threading.current_thread() is not threading.main_thread():
+    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does, where the system has it."""
+    sigterm = getattr(signal, "SIGTERM", None)
+    if sigterm is None or threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    old = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(sigterm, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        signal.signal(sigterm, previous)
 
 
 def to_toml(values: Mapping[str, Any], section: str = "") -> str:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Ranked:
-    """One prompt for a picture, with what the model says of the two."""
+class _RankedPrompt:
+    """One prompt for a picture, and how well the model finds that they go together."""
 
     prompt: str
     pmi: float  # nats
     log_likelihood: float  # nats
-    share: float  # of the prompts that were given, by softmax
+    share: float  # the probability among the prompts that are ranked, by softmax
 
 
 def score(
@@ -41,7 +41,7 @@ def score(
         int,
         typer.Option(
             metavar="NUMBER",
-            help="Orders of the places that are averaged: more are steadier and take longer.",
+            help="Orders of the positions to average over: more are steadier and take longer.",
             min=1,
             max=1000,
         ),
@@ -54,7 +54,8 @@ def score(
     """Rank prompts for a picture.
 
     PMI says how much likelier the prompt makes the picture, in nats; below 0 it makes it less
-    likely. The share is the model's choice among the prompts that are given: it classifies.
+    likely. The share is the model's probability for the prompt among the ones given: it
+    classifies.
     """
     if not prompts and prompts_file is None:
         raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
@@ -62,11 +63,12 @@ def score(
         from tessella.model.find import find_model
         from tessella.model.pipeline import TextToImage
 
-        given = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
-        unique = list(dict.fromkeys(given))
+        from_file = read_prompts(prompts_file) if prompts_file else ()
+        distinct = list(dict.fromkeys([*(prompts or ()), *from_file]))
         picture = read_picture(image, "score")
         loaded = TextToImage.load(find_model(model), device)
-        ranked = _rank(unique, loaded.score([picture], unique, num_orders=num_orders, seed=seed))
+        scores = loaded.score([picture], distinct, num_orders=num_orders, seed=seed)
+        ranked = _rank(distinct, scores)
         if as_json:
             print_json(
                 {
@@ -81,18 +83,19 @@ def score(
             _show(ranked, create_console(as_json))
 
 
-def _rank(prompts: list[str], scores: "Scores") -> list[_Ranked]:
-    """Puts prompts in the order of their scores for the one picture, best first."""
+def _rank(prompts: list[str], scores: "Scores") -> list[_RankedPrompt]:
+    """Sorts prompts by their scores for the one picture, best first."""
     import numpy as np
 
     log_likelihood, pmi = scores.log_likelihood[0], scores.pmi[0]
-    shares = np.exp(pmi - pmi.max())
-    shares /= shares.sum()
-    rows = zip(prompts, pmi.tolist(), log_likelihood.tolist(), shares.tolist(), strict=True)
-    return sorted((_Ranked(*row) for row in rows), key=lambda one: -one.pmi)
+    probabilities = np.exp(pmi - pmi.max())
+    probabilities /= probabilities.sum()
+    numbers = (values.tolist() for values in (pmi, log_likelihood, probabilities))
+    rows = zip(prompts, *numbers, strict=True)
+    return sorted((_RankedPrompt(*row) for row in rows), key=lambda one: -one.pmi)
 
 
-def _show(ranked: list[_Ranked], console: "Console") -> None:
+def _show(ranked: list[_RankedPrompt], console: "Console") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -1,84 +1,92 @@
 """The options of commands that serve, and how they are read."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tessella.cli.sections import read_section
+from tessella.cli.option_groups import GroupedCommand, get_group
+from tessella.cli.settings_options import create_settings_group, read_changes
 from tessella.errors import ConfigError
 
 if TYPE_CHECKING:
     from tessella.serving.settings import ServeSettings
 
-Host = Annotated[
-    str | None,
-    typer.Option(
-        "--host",
-        metavar="ADDRESS",
-        help="Where to listen. Any other address than this machine's own needs API keys.",
-        show_default="127.0.0.1",
-    ),
-]
-Port = Annotated[
-    int | None,
-    typer.Option(
-        "--port",
-        metavar="NUMBER",
-        help="Where to listen; 0 takes a free one.",
-        min=0,
-        max=65535,
-        show_default="8000",
-    ),
-]
-ApiKeysFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-keys",
-        metavar="FILE",
-        help="API keys, one a line; also those of the environment variable TESSELLA_API_KEYS, "
-        "with commas between.",
-        show_default=False,
-    ),
-]
-AllowedHost = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allowed-host",
-        metavar="NAME",
-        help="A host name that requests may be addressed to. May be repeated.",
-        show_default="this machine's own, and addresses in numbers; with API keys any",
-    ),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option("--insecure", help="Listen without API keys where others can reach it."),
-]
+
+@dataclasses.dataclass(frozen=True)
+class KeyOptions:
+    """Who may ask."""
+
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="API keys, one per line, besides those in the environment variable "
+            "TESSELLA_API_KEYS, which are separated by commas.",
+        ),
+    ] = None
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let others connect without API keys.")
+    ] = False
+
+
+class ServingCommand(GroupedCommand):
+    """A command with the options of a server."""
+
+    @property
+    def groups(self) -> Sequence[type]:
+        """Settings and keys."""
+        return _create_settings_group(), KeyOptions
+
+
+def _create_settings_group() -> type:
+    from tessella.serving.settings import ServeSettings
+
+    names = "host", "port", "allow_origins", "allowed_hosts", "public_url", "log_prompts"
+    return create_settings_group(ServeSettings, names)
 
 
 def read_serving(
-    config_file: Path | None, assignments: Sequence[str], **changes: Any
-) -> "ServeSettings":
-    """Reads the server's settings; what has an option of its own wins.
+    context: typer.Context,
+    config_file: Path | None = None,
+    assignments: Sequence[str] | None = None,
+) -> tuple["ServeSettings", list[str]]:
+    """Reads the server's settings and the API keys.
 
     Raises:
-        ConfigError: `tessella[serve]` is not installed, or a setting is unknown or out of range.
+        ConfigError: `tessella[serve]` is not installed; a setting is unknown or out of range; a key
+            is too short; the keys' file cannot be read; others could connect without a key.
     """
     require_serving()
     from tessella.config import build
+    from tessella.serving.middleware import (
+        API_KEYS_VARIABLE,
+        ApiKeys,
+        check_exposure,
+        read_api_keys,
+    )
     from tessella.serving.settings import ServeSettings
 
-    said = read_section(
-        "serve", config_file, assignments, what="Serving", example="serve.max_queue=64"
+    changes = read_changes(
+        "serve",
+        config_file,
+        assignments,
+        get_group(context, _create_settings_group()),
+        activity="Serving",
+        example="serve.max_queue=64",
     )
-    given = {name: value for name, value in changes.items() if value is not None}
-    return build(ServeSettings, {**said, **given})
+    settings = build(ServeSettings, changes)
+    options = get_group(context, KeyOptions)
+    keys = read_api_keys(os.environ.get(API_KEYS_VARIABLE), options.api_keys)
+    check_exposure(settings, ApiKeys(keys), insecure=options.insecure)
+    return settings, keys
 
 
 def require_serving() -> None:
-    """Refuses to go on without what serving needs.
+    """Refuses to continue without the packages that serving needs.
 
     Raises:
         ConfigError: `tessella[serve]` is not installed.
@@ -93,22 +101,3 @@ def require_serving() -> None:
             f"Serving needs a package that is missing: `{error.name}`. Install them all: "
             "pip install 'tessella[serve]'"
         ) from None
-
-
-def read_keys(file: Path | None, settings: "ServeSettings", *, insecure: bool) -> list[str]:
-    """Reads the API keys.
-
-    Raises:
-        ConfigError: a key is too short, the file cannot be read, or others could reach the
-            address without one.
-    """
-    from tessella.serving.middleware import (
-        API_KEYS_VARIABLE,
-        ApiKeys,
-        check_exposure,
-        read_api_keys,
-    )
-
-    keys = read_api_keys(os.environ.get(API_KEYS_VARIABLE), file)
-    check_exposure(settings, ApiKeys(keys), insecure=insecure)
-    return keys

@@ -1,11 +1,14 @@
 """`tessella fit`, `fit-tokenizer`, `fit-transformer`: captioned images in, a model out."""
 
+import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tessella.cli.option_groups import GroupedCommand, get_group
 from tessella.cli.options import Config, Data, Debug, Device, DryRun, Json, Preset, Seed, Set
 from tessella.cli.reporting import create_console, print_json, to_toml, told_errors
 
@@ -17,141 +20,101 @@ if TYPE_CHECKING:
 Out = Annotated[
     Path,
     typer.Option(
-        "--out",
         metavar="RUN",
-        help="The run's folder: checkpoints, metrics and, at the end, the model.",
-        show_default=False,
+        help="The run's folder, for checkpoints, metrics and finally the model.",
     ),
 ]
-Minutes = Annotated[
-    float | None,
-    typer.Option(
-        "--minutes",
-        metavar="NUMBER",
-        help="Choose how long both parts train, and unless --preset or --config says so their "
-        "size, so that all is done in this time.",
-        show_default="as the settings say",
-    ),
-]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """The options of every command that trains."""
+
+    config: Config = None
+    set_: Set = None
+    preset: Preset = None
+    device: Device = "auto"
+    seed: Seed = 0
+    dry_run: DryRun = False
+    as_json: Json = False
+    debug: Debug = False
+
+
+class TrainingCommand(GroupedCommand):
+    """A command with all options of training."""
+
+    groups = (TrainingOptions,)
 
 
 def fit(
+    context: typer.Context,
     data: Data,
     out: Out,
-    minutes: Minutes = None,
-    config: Config = None,
-    set_: Set = None,
-    preset: Preset = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Finish within this time: chooses how long both parts train and, unless --preset "
+            "or --config does, their size.",
+            show_default="as the settings say",
+        ),
+    ] = None,
 ) -> None:
     """Train a model on DATA.
 
-    Image tokenizer, transformer, evaluation; the model is then in RUN/model. The same command
-    again goes on where it stopped. Ctrl-C saves first.
+    Trains the image tokenizer, then the transformer, and evaluates the model, which is then in
+    RUN/model. Stop it any time with Ctrl-C; rerun the command to resume.
     """
-    _run(
-        dry_run,
-        as_json,
-        debug,
-        stage="all",
-        sources=data,
-        out=out,
-        minutes=minutes,
-        config_file=config,
-        assignments=set_ or (),
-        preset=preset,
-        device=device,
-        seed=seed,
-    )
+    _fit(context, "all", data, out, minutes)
 
 
-def fit_tokenizer(
-    data: Data,
-    out: Out,
-    config: Config = None,
-    set_: Set = None,
-    preset: Preset = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
+def fit_tokenizer(context: typer.Context, data: Data, out: Out) -> None:
+    """Train only the image tokenizer.
+
+    This is the first half of fit, in the same kind of folder.
+    """
+    _fit(context, "tokenizer", data, out)
+
+
+def fit_transformer(context: typer.Context, data: Data, out: Out) -> None:
+    """Train only the transformer.
+
+    This is the second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
+    """
+    _fit(context, "transformer", data, out)
+
+
+def _fit(
+    context: typer.Context,
+    stage: Literal["all", "tokenizer", "transformer"],
+    sources: Sequence[str],
+    out: Path,
+    minutes: float | None = None,
 ) -> None:
-    """Train the image tokenizer alone.
-
-    The first half of fit, in the same kind of folder.
-    """
-    _run(
-        dry_run,
-        as_json,
-        debug,
-        stage="tokenizer",
-        sources=data,
-        out=out,
-        config_file=config,
-        assignments=set_ or (),
-        preset=preset,
-        device=device,
-        seed=seed,
-    )
-
-
-def fit_transformer(
-    data: Data,
-    out: Out,
-    config: Config = None,
-    set_: Set = None,
-    preset: Preset = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Train the transformer alone.
-
-    The second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
-    """
-    _run(
-        dry_run,
-        as_json,
-        debug,
-        stage="transformer",
-        sources=data,
-        out=out,
-        config_file=config,
-        assignments=set_ or (),
-        preset=preset,
-        device=device,
-        seed=seed,
-    )
-
-
-def _run(dry_run: bool, as_json: bool, debug: bool, **asked: Any) -> None:
-    """Trains what is asked, or says what would be trained.
-
-    Args:
-        dry_run: only say it.
-        as_json: tell the result as JSON.
-        debug: let errors through.
-        **asked: the fields of `FitRequest`.
-    """
-    goes_on = "What was saved is kept; the same command goes on from there."
-    with told_errors(debug, if_interrupted=goes_on):
+    """Trains a stage or both, or says what would be trained."""
+    options = get_group(context, TrainingOptions)
+    resume = "What was saved is kept; rerun the command to resume."
+    with told_errors(options.debug, if_interrupted=resume):
         from tessella.model.folder import choose_device
         from tessella.training.fit import FitRequest
 
-        request = FitRequest(**asked)
+        request = FitRequest(
+            sources=sources,
+            out=out,
+            preset=options.preset,
+            config_file=options.config,
+            assignments=options.set_ or (),
+            minutes=minutes,
+            seed=options.seed,
+            device=options.device,
+            stage=stage,
+        )
         choose_device(request.device)
-        console = create_console(as_json)
-        if dry_run:
-            _describe(request, as_json, console)
+        console = create_console(options.as_json)
+        if options.dry_run:
+            _describe(request, options.as_json, console)
         else:
-            _train(request, as_json, console)
+            _train(request, options.as_json, console)
 
 
 def _train(request: "FitRequest", as_json: bool, console: "Console") -> None:
@@ -160,16 +123,19 @@ def _train(request: "FitRequest", as_json: bool, console: "Console") -> None:
     before = _list_checkpoints(request.out)
     folder = train(request, console)
     if before and _list_checkpoints(request.out) == before:
-        console.print("Nothing was left to train: the run was finished already.")
-    following = _next_command(request, folder)
-    console.print(f"Next: {following}")
+        console.print("There was nothing left to train: the run was already finished.")
+    next_command = _next_command(request, folder)
+    console.print(f"Next: {next_command}")
     if as_json:
-        finished = request.stage != "tokenizer"
+        from tessella.config import read_config
+        from tessella.model.folder import METRICS_FILE
+
+        has_model = request.stage != "tokenizer"
         result = {
             "run": str(request.out),
-            "model": str(folder) if finished else None,
-            "metrics": _read_metrics(folder) if finished else None,
-            "next": following,
+            "model": str(folder) if has_model else None,
+            "metrics": read_config(folder / METRICS_FILE) if has_model else None,
+            "next": next_command,
         }
         print_json(result)
 
@@ -181,7 +147,7 @@ def _describe(request: "FitRequest", as_json: bool, console: "Console") -> None:
     from tessella.training.loop import create_accelerator
 
     sources = [
-        {"given": source.given, "kind": source.kind, "images": source.count}
+        {"given": source.argument, "kind": source.kind, "images": source.count}
         for source in recognise_all(request.sources)
     ]
     recipe, is_new = resolve_run(request, create_accelerator(request.device))
@@ -198,14 +164,14 @@ def _describe(request: "FitRequest", as_json: bool, console: "Console") -> None:
         }
         print_json(result)
         return
-    console.print(f"# {'Would begin' if is_new else 'Would go on with'} the run {request.out}")
+    console.print(f"# Would {'start' if is_new else 'resume'} the run {request.out}")
     for source in sources:
         images = "" if source["images"] is None else f", {source['images']:,} images"
         console.print(f"# on {source['given']} ({source['kind']}{images})")
     if is_measured:
         console.print(
             f"# for {request.minutes:g} minutes: tokenizer_training.images and "
-            "transformer_training.images follow from measuring when it begins"
+            "transformer_training.images are measured when it starts"
         )
     console.print(to_toml(settings))
 
@@ -217,39 +183,22 @@ def _list_checkpoints(out: Path) -> list[str]:
 def _next_command(request: "FitRequest", folder: Path) -> str:
     """Says what to type next."""
     if request.stage != "tokenizer":
-        caption = _read_caption(request.out)
-        return f"tessella generate {shlex.quote(caption)} --model {shlex.quote(str(folder))}"
-    words = ["tessella", "fit-transformer", *request.sources, "--out", str(request.out)]
-    if request.preset is not None:
-        words += ["--preset", request.preset]
-    if request.config_file is not None:
-        words += ["--config", str(request.config_file)]
-    for assignment in request.assignments:
-        words += ["--set", assignment]
-    if request.seed:
-        words += ["--seed", str(request.seed)]
-    if request.device != "auto":
-        words += ["--device", request.device]
-    return shlex.join(words)
+        return shlex.join(["tessella", "generate", _suggest_prompt(folder), "--model", str(folder)])
+    options = [
+        ("--out", request.out),
+        ("--preset", request.preset),
+        ("--config", request.config_file),
+        *(("--set", assignment) for assignment in request.assignments),
+        ("--seed", request.seed or None),
+        ("--device", None if request.device == "auto" else request.device),
+    ]
+    words = [word for name, value in options if value is not None for word in (name, str(value))]
+    return shlex.join(["tessella", "fit-transformer", *request.sources, *words])
 
 
-def _read_caption(out: Path) -> str:
-    """Returns a caption of the run's data, kept out of training if any is: a prompt to try."""
-    from tessella.config import read_config
-    from tessella.data.cache import SIDES, CaptionedImages, read_manifest
-    from tessella.runs.record import DATA_FOLDER, RUN_FILE
+def _suggest_prompt(folder: Path) -> str:
+    """Returns one of the captions that a model was trained on."""
+    from tessella.model.folder import read_captions
 
-    manifest = read_manifest(out / DATA_FOLDER) or {}
-    size = read_config(out / RUN_FILE)["recipe"]["data"]["image_size"]
-    for side in reversed(SIDES):
-        if manifest and manifest["counts"][side]:
-            fingerprint = manifest["fingerprints"][side]
-            return CaptionedImages(out / DATA_FOLDER, side, size, fingerprint).captions(0)[0]
-    return "a caption"
-
-
-def _read_metrics(folder: Path) -> Any:
-    from tessella.config import read_config
-    from tessella.model.folder import METRICS_FILE
-
-    return read_config(folder / METRICS_FILE)
+    summary = read_captions(folder)
+    return summary.examples[0] if summary and summary.examples else "a caption"

@@ -1,22 +1,25 @@
-"""Cache: square pixels and captions on disk, read through memory maps.
+"""Cache: square pixels and captions on the disk, read through memory maps.
 
     pixels.bin       (N, S, S, 3) uint8
     captions.bin     all captions one after another, UTF-8
     ends.bin         (M,) uint64: where each caption ends in captions.bin
-    counts.bin       (N,) uint64: captions up to and including each image
+    counts.bin       (N,) uint64: number of captions up to and including each image
     train.bin, validation.bin   int64: which of the N images are on that side
-    skipped.jsonl    what was left out, and why
+    skipped.jsonl    the files that were skipped, and why
     manifest.json    written last; without it nothing here is used
 
-Whatever N is, the process holds only what it asks for.
+However large N is, a process holds only the pictures that it asks for.
 """
 
+import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +27,7 @@ import numpy.typing as npt
 from tessella.data.records import Skipped
 from tessella.images import Pixels
 
-FORMAT = "tessella-cache/1"
+CACHE_FORMAT = "tessella-cache/1"
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.jsonl"
 SIDES = ("train", "validation")
@@ -33,7 +36,7 @@ SIDES = ("train", "validation")
 class CaptionedImages:
     """One side of the split: pictures with their captions, in a fixed order.
 
-    May be sent to another process: only the folder's name travels.
+    It may be pickled to another process: only the folder's name travels.
     """
 
     def __init__(self, folder: Path, side: str, image_size: int, fingerprint: str) -> None:
@@ -59,7 +62,7 @@ class CaptionedImages:
         return type(self), (self._folder, self._side, self.image_size, self.fingerprint)
 
     def __len__(self) -> int:
-        """Gives the number of pictures."""
+        """Returns the number of pictures."""
         return len(self._rows)
 
     def pixels(self, indices: npt.ArrayLike) -> Pixels:
@@ -78,7 +81,7 @@ class CaptionedImages:
         return np.ascontiguousarray(self._pixels[rows])
 
     def captions(self, index: int) -> list[str]:
-        """Gives the captions of one picture, at least one.
+        """Returns the captions of one picture, at least one.
 
         Args:
             index: in [0, len).
@@ -104,7 +107,7 @@ class CaptionStore:
         self._counts = _map(folder / "counts.bin", np.dtype("<u8"))
 
     def of(self, row: int) -> list[str]:
-        """Gives the captions of one image."""
+        """Returns the captions of one image."""
         first = int(self._counts[row - 1]) if row else 0
         last = int(self._counts[row])
         start = int(self._ends[first - 1]) if first else 0
@@ -119,47 +122,25 @@ def _map(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     """Maps a file as a flat array; an empty file, which cannot be mapped, is an empty array."""
     if not path.stat().st_size:
         return np.zeros(0, dtype=kind)
-    # As a plain array: a memmap's slices carry its machinery along with every caption.
+    # As a plain array: every slice of a memmap carries its overhead along.
     return np.asarray(np.memmap(path, dtype=kind, mode="r"))
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What a cache under construction holds."""
-
-    images: int
-    captions: int
-    skipped: dict[str, int]  # by kind
-
-
-class CacheWriter:
+class CacheWriter(contextlib.ExitStack):
     """Writes a cache from front to back; use as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         """Starts the files in an existing, empty folder."""
-        self._folder = folder
+        super().__init__()
         names = ("pixels.bin", "captions.bin", "ends.bin", "counts.bin", SKIPPED)
-        self._files: dict[str, IO[bytes]] = {}
-        for name in names:
-            self._files[name] = (folder / name).open("wb", buffering=1 << 20)
-        self._end = 0
-        self._captions = 0
-        self._images = 0
-        self._skipped: dict[str, int] = {}
-
-    def __enter__(self) -> "CacheWriter":
-        """Gives itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the files, finished or not."""
-        for file in self._files.values():
-            file.close()
-
-    @property
-    def totals(self) -> Totals:
-        """What was written so far."""
-        return Totals(self._images, self._captions, dict(self._skipped))
+        self._files = {
+            name: self.enter_context((folder / name).open("wb", buffering=1 << 20))
+            for name in names
+        }
+        self._end = 0  # of the last caption, in bytes
+        self.num_images = 0
+        self.num_captions = 0
+        self.num_skipped: Counter[str] = Counter()  # by kind
 
     def add(self, pixels: bytes, captions: Sequence[Sequence[str]]) -> None:
         """Adds pictures.
@@ -170,30 +151,30 @@ class CacheWriter:
         """
         self._files["pixels.bin"].write(pixels)
         ends, counts = [], []
-        for several in captions:
-            for caption in several:
+        for captions_of_image in captions:
+            for caption in captions_of_image:
                 content = caption.encode()
                 self._files["captions.bin"].write(content)
                 self._end += len(content)
                 ends.append(self._end)
-            self._captions += len(several)
-            counts.append(self._captions)
-        self._images += len(captions)
+            self.num_captions += len(captions_of_image)
+            counts.append(self.num_captions)
+        self.num_images += len(captions)
         self._files["ends.bin"].write(np.array(ends, dtype="<u8").tobytes())
         self._files["counts.bin"].write(np.array(counts, dtype="<u8").tobytes())
 
     def skip(self, skipped: Skipped) -> None:
-        """Notes a file that is left out."""
-        # A file name that is no UTF-8 keeps its odd bytes as JSON's own escapes.
-        line = skipped.to_json().encode(errors="backslashreplace")
-        self._files[SKIPPED].write(line + b"\n")
-        self._skipped[skipped.kind] = self._skipped.get(skipped.kind, 0) + 1
+        """Notes a file that is skipped."""
+        # A file name that is not UTF-8 keeps its odd bytes as JSON's own escapes.
+        line = json.dumps(asdict(skipped), ensure_ascii=False) + "\n"
+        self._files[SKIPPED].write(line.encode(errors="backslashreplace"))
+        self.num_skipped[skipped.kind] += 1
 
 
 def write_sides(
     folder: Path, validation: npt.NDArray[np.bool_], digests: npt.NDArray[np.uint8]
 ) -> dict[str, str]:
-    """Writes which images are on which side.
+    """Writes the rows of each side.
 
     Args:
         folder: a cache whose pixels and captions are written.
@@ -205,22 +186,22 @@ def write_sides(
     """
     store = CaptionStore(folder)
     fingerprints = {}
-    for side, chosen in zip(SIDES, (~validation, validation), strict=True):
-        rows = np.flatnonzero(chosen)
+    for side, is_on_side in zip(SIDES, (~validation, validation), strict=True):
+        rows = np.flatnonzero(is_on_side)
         (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
-        total = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         for row in rows.tolist():
-            total.update(digests[row].tobytes())
-            total.update("\n".join(store.of(row)).encode() + b"\0")
-        fingerprints[side] = total.hexdigest()
+            digest.update(digests[row].tobytes())
+            digest.update("\n".join(store.of(row)).encode() + b"\0")
+        fingerprints[side] = digest.hexdigest()
     return fingerprints
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Reads the manifest of a finished and complete cache; None if it is not one."""
+    """Reads the manifest of a complete cache; None if the folder is not one."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
+        if manifest["format"] != CACHE_FORMAT:
             return None
         sizes = {name: (folder / name).stat().st_size for name in manifest["file_bytes"]}
         return manifest if sizes == manifest["file_bytes"] else None
@@ -229,7 +210,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def is_cache(folder: Path) -> bool:
-    """Tells whether a folder was written as a cache, of any format, whole or damaged."""
+    """Says whether a folder was written as a cache of any format, complete or damaged."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return str(manifest["format"]).startswith("tessella-cache/")
@@ -237,7 +218,7 @@ def is_cache(folder: Path) -> bool:
         return False
 
 
-def read_skipped(folder: Path) -> tuple[Skipped, ...]:
-    """Reads what a cache left out."""
+def read_skipped(folder: Path, limit: int | None = None) -> tuple[Skipped, ...]:
+    """Reads the files that a cache skipped, or the first few of them."""
     with (folder / SKIPPED).open(encoding="utf-8") as file:
-        return tuple(Skipped(**json.loads(line)) for line in file)
+        return tuple(Skipped(**json.loads(line)) for line in islice(file, limit))

@@ -1,4 +1,4 @@
-"""Folders of pictures: walking them, pairing pictures with caption files, class folders.
+"""Folders of pictures: walks them, pairs pictures with caption files, reads class folders.
 
 A picture and its caption file belong together if they have the same relative path without the
 suffix; the same stem in another folder is another picture.
@@ -12,7 +12,7 @@ from pathlib import Path
 from tessella.data.records import (
     MAX_CAPTION_BYTES,
     CaptionError,
-    Place,
+    ImageLocation,
     Record,
     Skipped,
     captions_from_text,
@@ -21,22 +21,22 @@ from tessella.data.records import (
 from tessella.errors import DataError
 from tessella.images import IMAGE_SUFFIXES
 
-# Texts that lie beside pictures and are nobody's caption.
+# Texts that often lie beside pictures and are not captions.
 _NOT_CAPTIONS = {"readme", "license", "licence", "notice", "credits", "attribution", "changelog"}
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of one folder, hidden ones left out, in the order of their names."""
+    """The files of one folder without hidden ones, sorted by name."""
 
     folder: Path
     files: list[os.DirEntry[str]]
 
 
 def walk(root: Path) -> Iterator[Listing]:
-    """Lists a folder and all folders under it, sorted, so that every machine sees one order.
+    """Lists a folder and all folders under it, in the same order on every machine.
 
-    Linked folders are followed, each real folder once.
+    Linked folders are followed, but each real folder is listed once.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -67,25 +67,25 @@ def _is_hidden(name: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-    """Tells by its suffix whether a file should be a picture."""
+    """Says by its suffix whether a file should be a picture."""
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
 def is_caption(name: str) -> bool:
-    """Tells by its name whether a file should hold captions."""
+    """Says by its name whether a file should hold captions."""
     return suffix_of(name) == ".txt" and stem_of(name).lower() not in _NOT_CAPTIONS
 
 
-# The next two do without a Path, which would be ten times slower for a million files.
+# The next two avoid Path, which is ten times slower for a million files.
 
 
 def suffix_of(name: str) -> str:
-    """Gives a file name's last suffix in lower case, with its dot."""
+    """Returns a file name's last suffix in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
 def stem_of(name: str) -> str:
-    """Gives a file name without its last suffix."""
+    """Returns a file name without its last suffix."""
     return os.path.splitext(name)[0]  # noqa: PTH122
 
 
@@ -93,7 +93,7 @@ def caption_folder_records(root: Path) -> Iterator[Record | Skipped]:
     """Pairs the pictures under a folder with their caption files.
 
     Yields:
-        A record a picture; a skip for a picture without captions and for captions without picture.
+        A record per picture, or a skip: for pictures without captions and captions without picture.
     """
     for listing in walk(root):
         texts = {stem_of(e.name): e.path for e in listing.files if is_caption(e.name)}
@@ -102,13 +102,13 @@ def caption_folder_records(root: Path) -> Iterator[Record | Skipped]:
             if is_image(entry.name):
                 stem = stem_of(entry.name)
                 used.add(stem)
-                yield _paired(entry.path, texts.get(stem))
+                yield _pair(entry.path, texts.get(stem))
         for stem, path in texts.items():
             if stem not in used:
                 yield Skipped(path, "no picture of the same name lies beside it", "imageless")
 
 
-def _paired(image: str, text: str | None) -> Record | Skipped:
+def _pair(image: str, text: str | None) -> Record | Skipped:
     """Makes the record of a picture and its caption file."""
     if text is None:
         return Skipped(image, "no .txt of the same name lies beside it", "captionless")
@@ -119,14 +119,14 @@ def _paired(image: str, text: str | None) -> Record | Skipped:
         return Skipped(image, f"its caption file cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(image, "its caption file is blank", "captionless")
-    return Record(image, Place(image), captions)
+    return Record(image, ImageLocation(image), captions)
 
 
 def class_folder_records(root: Path) -> Iterator[Record | Skipped]:
-    """Captions each picture with the name of the folder it lies in; dashes become spaces.
+    """Captions each picture with the name of its folder; dashes become spaces.
 
     Yields:
-        A record a picture; a skip if the folder's name has no caption in it.
+        A record per picture; a skip if the folder's name cannot be a caption.
     """
     for listing in walk(root):
         words = listing.folder.name.replace("_", " ").replace("-", " ")
@@ -138,7 +138,7 @@ def class_folder_records(root: Path) -> Iterator[Record | Skipped]:
             if not is_image(entry.name):
                 continue
             if captions:
-                yield Record(entry.path, Place(entry.path), captions)
+                yield Record(entry.path, ImageLocation(entry.path), captions)
             else:
                 reason = "the folder's name cannot be a caption"
                 yield Skipped(entry.path, reason, "captionless")

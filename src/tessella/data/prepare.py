@@ -2,57 +2,54 @@
 
     sources ─ records ─▶ decode ─▶ cache ─▶ PreparedData(train, validation)
 
-Unchanged data and settings are used again at once. A cache is built beside its place under
-another name (`tessella.files.new_folder`) and takes its name when it is whole, so that a crash
+A cache of the same data and settings is used again at once. A new one is built under a temporary
+name beside it (`tessella.files.new_folder`) and renamed when it is complete, so that a crash
 leaves nothing that would be used.
 """
 
 import contextlib
-import json
 import shutil
-import sys
 from array import array
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tessella.data.cache import (
-    FORMAT,
+    CACHE_FORMAT,
     MANIFEST,
     SIDES,
     SKIPPED,
     CacheWriter,
     CaptionedImages,
-    Totals,
     is_cache,
     read_manifest,
     read_skipped,
     write_sides,
 )
-from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES
-from tessella.data.records import Skipped
+from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES, Decoded
+from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
-from tessella.data.workers import Batch, decode_records
+from tessella.data.workers import decode_records
 from tessella.errors import CheckpointError, DataError
-from tessella.files import new_folder, write_json
+from tessella.files import lock, new_folder, write_json
 
 Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Captioned images, ready to learn from."""
+    """Captioned images, ready to train on."""
 
     train: CaptionedImages
-    validation: CaptionedImages  # empty if nothing was to be kept out
+    validation: CaptionedImages  # empty if the validation fraction is 0
     manifest: Mapping[str, Any]  # sources, settings and counts, as in manifest.json
-    skipped: tuple[Skipped, ...]  # what was left out, and why
+    skipped: tuple[Skipped, ...]  # the files that were skipped, and why
 
     @property
     def sides(self) -> dict[str, CaptionedImages]:
@@ -74,26 +71,28 @@ def prepare(
 
     Args:
         sources: paths, or `scenes:N`; see `tessella.data.sources`.
-        settings: what size, which split, how much may be bad.
-        folder: where the cache is; replaced if the data or the settings changed.
-        progress: called with the images done and their number, None if that is not known.
+        settings: image size, split and limits.
+        folder: of the cache; replaced if the data or the settings changed.
+        progress: called with the number of images done and of all, None if that is not known.
 
     Raises:
-        DataError: the data is not recognised, too much of it is bad, there is no room for the
-            cache, or the folder holds something else.
+        DataError: the data is not recognised, too much of it is bad, the cache cannot be written,
+            or the folder holds something else.
     """
-    given = [sources] if isinstance(sources, str) else [str(source) for source in sources]
-    found = recognise_all(given)
-    _check_folder(folder, found)
-    wanted = _identity(found, settings)
-    with _writing(folder):
+    paths = [sources] if isinstance(sources, str) else [str(source) for source in sources]
+    recognised = recognise_all(paths)
+    _check_folder(folder, recognised)
+    identity = _identify(recognised, settings)
+    with _data_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f".{folder.name}.lock")):
+        # The others wait, then use the cache that the first one has built.
+        with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = read_manifest(folder)
-            if manifest is None or manifest["identity"] != wanted:
-                manifest = _build(found, settings, folder, wanted, progress)
+            if manifest is None or manifest["identity"] != identity:
+                manifest = _build(folder, recognised, settings, identity, progress)
     skipped = read_skipped(folder)
-    _check_skipped(_totals(manifest), settings, folder / SKIPPED, skipped)
+    counts = manifest["counts"]
+    _check_skipped(counts["images"], counts["skipped"], settings, folder / SKIPPED, skipped)
     train, validation = (
         CaptionedImages(folder, side, settings.image_size, manifest["fingerprints"][side])
         for side in SIDES
@@ -101,17 +100,17 @@ def prepare(
     return PreparedData(train, validation, manifest, skipped)
 
 
-def _identity(sources: Sequence[Source], settings: DataSettings) -> dict[str, Any]:
-    """Gathers all that the contents of a cache follow from."""
+def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, Any]:
+    """Gathers everything that determines the contents of a cache."""
     names = {"image_size", "validation_fraction", "split_by", "max_image_pixels"}
-    chosen = settings.model_dump(include=names)
+    values = settings.model_dump(include=names)
     if any(source.kind == "scenes" for source in sources):
-        chosen |= {"seed": settings.seed, "num_paraphrases": NUM_PARAPHRASES}
-    return {"sources": [source.identity() for source in sources], "settings": chosen}
+        values |= {"seed": settings.seed, "num_paraphrases": NUM_PARAPHRASES}
+    return {"sources": [source.identity() for source in sources], "settings": values}
 
 
 def _check_folder(folder: Path, sources: Sequence[Source]) -> None:
-    """Refuses to replace what is no cache, and to write into the data."""
+    """Refuses to replace anything but a cache, and to write into the data."""
     if folder.exists() and not is_cache(folder) and (folder.is_file() or any(folder.iterdir())):
         raise DataError(
             f"The cache's folder holds something else: `{folder}`. "
@@ -122,149 +121,144 @@ def _check_folder(folder: Path, sources: Sequence[Source]) -> None:
             continue
         if folder.resolve().is_relative_to(source.root.resolve()):
             raise DataError(
-                f"The cache would lie inside the data: `{folder}` in `{source.given}`. "
+                f"The cache would lie inside the data: `{folder}` in `{source.argument}`. "
                 "Nothing is ever written there; name a folder outside it."
             )
 
 
 def _build(
+    folder: Path,
     sources: Sequence[Source],
     settings: DataSettings,
-    folder: Path,
     identity: dict[str, Any],
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Builds a cache under another name, then puts it in its place; returns its manifest."""
-    what, kept = "the cache of the data", "a cache that was there before is unchanged"
-    with new_folder(folder, what=what, kept=kept) as building:
-        manifest = _fill(building, sources, settings, folder, identity, progress)
+    """Builds a cache under a temporary name, then renames it; returns its manifest."""
+    what, unchanged = "the cache of the data", "a cache that was there before is unchanged"
+    # If too much is skipped, the list of it outlives the half-built cache.
+    report = folder.with_name(f"{folder.name}.{SKIPPED}")
+    with new_folder(folder, what=what, kept=unchanged) as building:
+        manifest = {
+            "format": CACHE_FORMAT,
+            "identity": identity,
+            **_fill(building, report, sources, settings, progress),
+            "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
+        }
         write_json(building / MANIFEST, manifest)
-    _kept_report(folder).unlink(missing_ok=True)
+    report.unlink(missing_ok=True)
     return manifest
+
+
+class _SplitKeys:
+    """All that the split needs to know of the images, some 32 bytes each."""
+
+    def __init__(self) -> None:
+        self._pixels, self._groups = array("Q"), array("Q")
+        self._num_grouped = 0
+        self.digests = bytearray()
+
+    def add(self, record: Record, decoded: Decoded) -> None:
+        key = split_key(decoded.digest)
+        self._pixels.append(key)
+        self._groups.append(key if record.group is None else split_key(record.group))
+        self._num_grouped += record.group is not None
+        self.digests += bytes.fromhex(decoded.digest)
+
+    def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
+        """Returns (N,), true for validation.
+
+        Raises:
+            DataError: no image has the field to split by.
+        """
+        if settings.split_by is not None and not self._num_grouped:
+            raise DataError(
+                f"No image has the field to split by: `{settings.split_by}`. Expected it in "
+                "metadata columns or in the .json files of tars; leave data.split_by out to split "
+                "by pixels alone."
+            )
+        return assign_sides(
+            np.frombuffer(self._pixels, dtype=np.uint64),
+            None if settings.split_by is None else np.frombuffer(self._groups, dtype=np.uint64),
+            settings.validation_fraction,
+        )
 
 
 def _fill(
     building: Path,
+    report: Path,
     sources: Sequence[Source],
     settings: DataSettings,
-    folder: Path,
-    identity: dict[str, Any],
     progress: Progress | None,
 ) -> dict[str, Any]:
-    """Decodes everything into the files of a cache and returns its manifest."""
-    pixel_keys, group_keys, digests = array("Q"), array("Q"), bytearray()
-    num_grouped = 0
-    batches = _batches(sources, settings, progress)
-    with CacheWriter(building) as writer, contextlib.closing(batches):
+    """Decodes everything into the files of a cache; returns its counts and fingerprints."""
+    sizes = [source.count for source in sources]
+    total = None if None in sizes else sum(filter(None, sizes))
+    records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
+    keys = _SplitKeys()
+    num_done = 0
+    # Closed at once on an error or Ctrl-C, so that no decoding process outlives the call.
+    with (
+        CacheWriter(building) as writer,
+        contextlib.closing(decode_records(records, settings)) as batches,
+    ):
         for batch in batches:
-            writer.add(batch.pixels, [r.captions or d.captions for r, d in batch.kept])
+            writer.add(batch.pixels, [r.captions or d.captions for r, d in batch.decoded])
             for skipped in batch.skipped:
                 writer.skip(skipped)
-            for record, decoded in batch.kept:
-                key = split_key(decoded.digest)
-                pixel_keys.append(key)
-                group_keys.append(key if record.group is None else split_key(record.group))
-                num_grouped += record.group is not None
-                digests += bytes.fromhex(decoded.digest)
-        totals = writer.totals
-
-    _check_enough(totals, settings, building, folder)
-    if settings.split_by is not None and not num_grouped:
-        raise DataError(
-            f"No image has the field to split by: `{settings.split_by}`. It is looked for in "
-            "metadata columns and in the .json files of tars; leave data.split_by out to split "
-            "by pixels alone."
-        )
-    validation = assign_sides(
-        np.frombuffer(pixel_keys, dtype=np.uint64),
-        np.frombuffer(group_keys, dtype=np.uint64) if settings.split_by is not None else None,
-        settings.validation_fraction,
-    )
-    hashes = np.frombuffer(digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
-    fingerprints = write_sides(building, validation, hashes)
-    num_validation = int(validation.sum())
-    return {
-        "format": FORMAT,
-        "identity": identity,
-        "counts": {
-            "images": totals.images,
-            "captions": totals.captions,
-            "train": totals.images - num_validation,
-            "validation": num_validation,
-            "skipped": totals.skipped,
-        },
-        "fingerprints": fingerprints,
-        "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
-    }
-
-
-def _batches(
-    sources: Sequence[Source], settings: DataSettings, progress: Progress | None
-) -> Generator[Batch, None, None]:
-    """Decodes all sources one after another, and tells the progress."""
-    counts = [source.count for source in sources]
-    total = None if None in counts else sum(count or 0 for count in counts)
-    records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
-    batches = decode_records(
-        records,
-        size=settings.image_size,
-        max_pixels=settings.max_image_pixels,
-        workers=settings.num_workers,
-    )
-    done = 0
-    # Closed at once on an error or Ctrl-C, so that no decoding process outlives the call.
-    with contextlib.closing(batches):
-        for batch in batches:
-            yield batch
-            done += len(batch.kept) + len(batch.skipped)
+            for record, decoded in batch.decoded:
+                keys.add(record, decoded)
+            num_done += len(batch.decoded) + len(batch.skipped)
             if progress is not None:
-                # Captions without a picture are skipped too, but were not counted beforehand.
-                progress(done if total is None else min(done, total), total)
+                # Captions without a picture are skipped too, but are not in the total.
+                progress(num_done if total is None else min(num_done, total), total)
 
-
-def _check_enough(totals: Totals, settings: DataSettings, building: Path, folder: Path) -> None:
-    """Stops if too much was skipped; the list of what was skipped outlives the half-built cache."""
-    report = _kept_report(folder)
+    num_skipped = dict(writer.num_skipped)
     try:
-        with (building / SKIPPED).open(encoding="utf-8") as file:
-            first = tuple(Skipped(**json.loads(line)) for line in islice(file, 3))
-        _check_skipped(totals, settings, report, first)
+        first = read_skipped(building, limit=3)
+        _check_skipped(writer.num_images, num_skipped, settings, report, first)
     except DataError:
         shutil.copyfile(building / SKIPPED, report)
         raise
-
-
-def _kept_report(folder: Path) -> Path:
-    """Says where the list of skipped files is kept when there is no cache to hold it."""
-    return folder.with_name(f"{folder.name}.{SKIPPED}")
+    validation = keys.assign_sides(settings)
+    num_validation = int(validation.sum())
+    digests = np.frombuffer(keys.digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    return {
+        "counts": {
+            "images": writer.num_images,
+            "captions": writer.num_captions,
+            "train": writer.num_images - num_validation,
+            "validation": num_validation,
+            "skipped": num_skipped,
+        },
+        "fingerprints": write_sides(building, validation, digests),
+    }
 
 
 def _check_skipped(
-    totals: Totals, settings: DataSettings, report: Path, skipped: Sequence[Skipped]
+    num_images: int,
+    num_skipped: Mapping[str, int],
+    settings: DataSettings,
+    report: Path,
+    skipped: Sequence[Skipped],
 ) -> None:
     """Raises if no image is left, or too many files were skipped."""
-    bad = sum(totals.skipped.values())
-    if totals.images and bad <= settings.max_skipped_fraction * (bad + totals.images):
+    bad = sum(num_skipped.values())
+    if num_images and bad <= settings.max_skipped_fraction * (bad + num_images):
         return
     if not bad:
         raise DataError(f"The data holds no images. {WHAT_DATA_MAY_BE}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(totals.skipped.items()))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(num_skipped.items()))
     examples = "; ".join(f"`{s.name}`: {s.reason.rstrip('.')}" for s in skipped[:3])
     raise DataError(
-        f"Too many files had to be skipped: {bad} of {bad + totals.images} ({kinds}), at most "
+        f"Too many files were skipped: {bad} of {bad + num_images} ({kinds}), at most "
         f"{settings.max_skipped_fraction:.0%} may be. The first: {examples}. All are listed in "
-        f"`{report}`. Mend or remove them, or raise data.max_skipped_fraction."
+        f"`{report}`. Fix or remove them, or raise data.max_skipped_fraction."
     )
 
 
-def _totals(manifest: Mapping[str, Any]) -> Totals:
-    counts = manifest["counts"]
-    return Totals(counts["images"], counts["captions"], counts["skipped"])
-
-
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that may not be written into an error of the data."""
+def _data_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk or a read-only folder into an error of the data."""
     try:
         yield
     except CheckpointError as error:
@@ -273,21 +267,3 @@ def _writing(folder: Path) -> Iterator[None]:
         raise DataError(
             f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process at a time build a cache; the others wait and then use it.
-
-    The system releases the lock when its holder dies, so a crash never blocks anyone.
-    """
-    with path.open("wb") as file:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,25 +1,25 @@
-"""Records: what a source says about one picture before it is decoded.
+"""Records: the pictures of a source before they are decoded.
 
     source ─ Record or Skipped ─▶ decode ─▶ cache
 
-A record holds no pixels, only where they are, so that it can go to another process as text.
+A record has the location of a picture, not its pixels, and can go to another process as text.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-# The caption fields of a metadata row or a JSON sidecar, the first one present wins.
+# The caption fields of a metadata row or a JSON sidecar; the first one present wins.
 CAPTION_FIELDS = ("text", "caption", "captions")
 
-# Larger caption files are no captions; reading them would only fill the memory.
+# Larger files are not captions; reading them would only fill the memory.
 MAX_CAPTION_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a picture's bytes are: a whole file, or a span of a tar."""
+class ImageLocation:
+    """Where a picture's bytes are: a whole file, or part of a tar."""
 
     path: str  # of the picture, or of the tar
     offset: int = 0  # first byte
@@ -27,35 +27,33 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class ScenePlace:
-    """A picture that is drawn: scene `index` of a seed."""
+class SceneLocation:
+    """A picture to be drawn: scene `index` of a seed."""
 
     seed: int
     index: int
+
+
+Location: TypeAlias = ImageLocation | SceneLocation
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One picture with its captions, not decoded yet."""
 
-    name: str  # unique and readable: the path as the user gave it
-    place: Place | ScenePlace
-    captions: tuple[str, ...]  # empty for scenes: they are written where they are drawn
+    name: str  # unique and readable, with the path as the user wrote it
+    location: Location
+    captions: tuple[str, ...]  # empty for scenes, which get theirs when they are drawn
     group: str | None = None  # value of the `split_by` field
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One file that is left out."""
+    """One file that is skipped."""
 
     name: str
     reason: str  # for people
-    kind: str  # for counting: broken, empty, too_large, missing, captionless, imageless, …
-
-    def to_json(self) -> str:
-        """Writes the line of `skipped.jsonl`."""
-        line = {"name": self.name, "reason": self.reason, "kind": self.kind}
-        return json.dumps(line, ensure_ascii=False)
+    kind: str  # for counts: broken, empty, too_large, missing, captionless, imageless, …
 
 
 class CaptionError(ValueError):
@@ -63,7 +61,7 @@ class CaptionError(ValueError):
 
 
 def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
-    """Puts each caption on one line, and drops blank and repeated ones.
+    """Puts each caption on one line; drops blank and repeated ones.
 
     Raises:
         CaptionError: a caption cannot be written as UTF-8.
@@ -78,7 +76,7 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def captions_from_text(content: bytes) -> tuple[str, ...]:
-    """Reads a caption file: UTF-8, one caption a line.
+    """Reads a caption file: UTF-8, one caption per line.
 
     Raises:
         CaptionError: the text is not UTF-8 or far too long.
@@ -104,11 +102,11 @@ def fields_from_json(content: bytes) -> dict[str, Any]:
 def captions_from_fields(fields: dict[str, Any]) -> tuple[str, ...]:
     """Reads the captions out of a metadata row or a JSON sidecar.
 
-    `text` or `caption` is one caption, `captions` a list (in a CSV file: a JSON list); a list or
-    a single text is understood in any of them.
+    `text` or `caption` is usually one caption, `captions` a list (in a CSV file: a JSON list);
+    each may be either.
 
     Raises:
-        CaptionError: a caption field holds something else than text.
+        CaptionError: a caption field holds something other than text.
     """
     for field in CAPTION_FIELDS:
         value = fields.get(field)
@@ -121,7 +119,7 @@ def captions_from_fields(fields: dict[str, Any]) -> tuple[str, ...]:
                 raise CaptionError(f"`captions` is not a JSON list: {error}") from None
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in values):
-            raise CaptionError(f"`{field}` holds something else than text")
+            raise CaptionError(f"`{field}` holds something other than text")
         return clean_captions(values)
     return ()
 

@@ -1,12 +1,12 @@
-"""Draws scenes: pictures of one or two simple objects whose captions are exactly checkable.
+"""Scenes: drawn pictures of one or two simple objects, whose captions can be checked exactly.
 
-Stands first on the data's way, beside the readers of files: `sample_scene` chooses what is to be
-seen, `draw_scene` paints it, `canonical_caption` and `paraphrases` say it, `parse_caption` reads
-a canonical caption back. `evaluation/scenes.py` judges pictures against scenes with the same
-constants. The data set has no end and no files: a scene follows from its random generator alone.
+On the data's way: first, beside the readers of files. `sample_scene` draws a scene's attributes,
+`draw_scene` its picture; `canonical_caption` and `paraphrases` describe it, and `parse_caption`
+reads a canonical caption back. `evaluation/scenes.py` checks pictures with the same constants. The
+data set is endless and has no files: a scene depends only on its random generator.
 
-All lengths are fractions of the picture's side S, x to the right and y down. Random numbers are
-the caller's: training draws scene i of seed s from ``np.random.default_rng([s, i])``.
+All lengths are fractions of the picture's side S, x to the right and y down. Callers bring their
+random generator: training draws scene i of seed s from ``np.random.default_rng([s, i])``.
 """
 
 import itertools
@@ -58,10 +58,10 @@ PLACES: Final[MappingProxyType[Arrangement, tuple[Point, ...]]] = MappingProxyTy
         "vertical": ((0.5, 0.27), (0.5, 0.73)),
     }
 )
-# Every coordinate is moved by a uniform amount in ± JITTER.
+# Every coordinate is moved by a uniform random amount in ± JITTER.
 JITTER: Final = 0.03
 SINGLE_PROBABILITY: Final = 1 / 3
-# (colour, shape) pairs that no training scene contains: they test whether a model composes.
+# (colour, shape) pairs that no training scene contains; they test whether a model composes.
 HELD_OUT: Final = frozenset(
     {
         ("red", "star"),
@@ -72,13 +72,13 @@ HELD_OUT: Final = frozenset(
         ("orange", "circle"),
     }
 )
-# What the first object of a caption is to the second, for each arrangement: first the relation
-# when it stands at the first of PLACES, then when it stands at the second.
+# The relation of a caption's first object to its second, for each arrangement: if the first object
+# is at the first of PLACES, and if it is at the second.
 RELATIONS: Final = MappingProxyType(
     {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
 )
 
-# Wordings that mean the same, the canonical one first.
+# Wordings with the same meaning, the canonical one first.
 _SIZE_WORDINGS: Final = MappingProxyType(
     {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 )
@@ -91,6 +91,9 @@ _RELATION_WORDINGS: Final = MappingProxyType(
     }
 )
 _BACKGROUND_WORDINGS: Final = ("on a {} background", "on {}")
+_INVERSE: Final = MappingProxyType(
+    dict(pair for pair in RELATIONS.values()) | dict(pair[::-1] for pair in RELATIONS.values())
+)
 
 _OBJECT_PATTERN: Final = (
     rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"  # size, colour, shape
@@ -124,7 +127,7 @@ class SceneObject:
     """One object of a scene.
 
     Raises:
-        DataError: a shape, colour or size that does not exist; says which do.
+        DataError: an unknown shape, colour or size; names the known ones.
     """
 
     shape: str  # one of SHAPES
@@ -142,16 +145,16 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is to be seen in one picture.
+    """The contents of one picture.
 
     Raises:
-        DataError: a background or arrangement that does not exist, or one that does not go with
-            the number of objects; says what does.
+        DataError: an unknown background or arrangement, or one that does not fit the number of
+            objects; names the known or fitting ones.
     """
 
     background: str  # one of BACKGROUNDS
-    objects: tuple[SceneObject, ...]  # one or two, in the order in which the caption names them
-    arrangement: Arrangement  # "single" for one object; how two stand to each other
+    objects: tuple[SceneObject, ...]  # one or two, in the order of the caption
+    arrangement: Arrangement  # "single" for one object, or the direction of two
 
     def __post_init__(self) -> None:
         """Checks the names and that arrangement and objects agree."""
@@ -167,25 +170,25 @@ class Scene:
 
     @property
     def places(self) -> tuple[Point, ...]:
-        """The place (x, y) of each object, before it was moved by the jitter."""
+        """The place (x, y) of each object without jitter."""
         centres = PLACES[self.arrangement]
         return centres[::-1] if self._is_turned else centres
 
     @property
     def relation(self) -> str | None:
-        """What the first object is to the second (one of RELATIONS); None for a single object."""
+        """The relation of the first object to the second; None for a single object."""
         if self.arrangement == "single":
             return None
         return RELATIONS[self.arrangement][int(self._is_turned)]
 
     @property
     def is_held_out(self) -> bool:
-        """Whether an object's (colour, shape) is kept out of training."""
+        """Whether an object's (colour, shape) is held out from training."""
         return any((item.color, item.shape) in HELD_OUT for item in self.objects)
 
     @property
     def _is_turned(self) -> bool:
-        """Whether the first object is the right one, or the lower one."""
+        """Whether the first object is the right or the lower one."""
         if self.arrangement == "single":
             return False
         first, second = self.objects
@@ -195,15 +198,15 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """Chooses a scene at random.
+    """Draws a scene at random.
 
-    The number of objects, arrangement, background, sizes, offsets and the order in which two
-    objects are named are uniform and drawn once. The (colour, shape) pairs are drawn uniformly
-    and all drawn again until they satisfy `held_out` (rejection), so the other attributes,
-    the number of objects among them, keep their probabilities whatever `held_out` is.
+    The number of objects, arrangement, background, sizes, offsets and the order of two objects are
+    drawn once, uniformly. The (colour, shape) pairs are drawn uniformly, all of them again until
+    they satisfy `held_out` (rejection), so that the probabilities of the other attributes,
+    including the number of objects, do not depend on `held_out`.
 
     Args:
-        rng: the only source of chance: the same state gives the same scene.
+        rng: the only source of randomness; the same state gives the same scene.
         held_out: False for a scene without any pair of HELD_OUT (training), True for one with at
             least one.
 
@@ -233,23 +236,23 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
 
 
 def draw_scene(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
-    """Paints a scene: drawn at twice the size, then brought down with Lanczos.
+    """Draws a scene at twice the size and reduces it with Lanczos.
 
     Args:
-        scene: what to paint.
+        scene: to draw.
         size: side S of the picture in pixels, at least 16.
 
     Returns:
         (S, S, 3) uint8 RGB in [0, 255].
 
     Raises:
-        ShapeError: the size is too small to tell the shapes apart; says the smallest.
+        ShapeError: the size is too small to tell the shapes apart; names the smallest.
     """
     canvas = Image.new("RGB", _canvas_size(size), BACKGROUNDS[scene.background])
     draw = ImageDraw.Draw(canvas)
     for item in scene.objects:
         _draw_object(draw, item.shape, item.size, (item.x, item.y), 2 * size, COLORS[item.color])
-    # A copy, since Pillow's own buffer is read-only and torch warns of that.
+    # A copy: Pillow's buffer is read-only, and torch warns about that.
     return np.array(canvas.resize((size, size), Image.Resampling.LANCZOS))
 
 
@@ -260,7 +263,7 @@ def draw_coverage(
     size: int = 64,
     window: tuple[slice, slice] | None = None,
 ) -> NDArray[np.float32]:
-    """Paints how much of each pixel an object covers.
+    """Draws how much of each pixel an object covers.
 
     Up to rounding and clipping to [0, 255], a picture is
     ``background + coverage * (color - background)``.
@@ -270,15 +273,15 @@ def draw_coverage(
         object_size: one of SIZES.
         centre: (x, y) of the object, fractions of S.
         size: side S of the picture in pixels, at least 16.
-        window: the (rows, columns) to return, start and stop given; None for the whole picture.
+        window: the (rows, columns) to return, as slices with start and stop; None for all.
 
     Returns:
-        (S, S) float32, or the window of it: 0 outside and 1 inside; Lanczos overshoots both a
-        little at edges.
+        (S, S) float32, or its window: 0 outside and 1 inside; Lanczos overshoots both a little at
+        edges.
 
     Raises:
-        DataError: a shape or size that does not exist; says which do.
-        ShapeError: the picture's size is too small; says the smallest.
+        DataError: an unknown shape or size; names the known ones.
+        ShapeError: the picture's size is too small; names the smallest.
     """
     _check_name("shape", shape, SHAPES)
     _check_name("size", object_size, _SIZE_NAMES)
@@ -291,10 +294,10 @@ def draw_coverage(
 
 
 def canonical_caption(scene: Scene) -> str:
-    """Says a scene in its one canonical wording.
+    """Describes a scene in its canonical wording.
 
     Args:
-        scene: what to say.
+        scene: to describe.
 
     Returns:
         For example ``a small blue star left of a large green ring on a white background``.
@@ -303,16 +306,16 @@ def canonical_caption(scene: Scene) -> str:
 
 
 def paraphrases(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
-    """Says a scene in other words, each drawn at random and each true.
+    """Describes a scene in other words, drawn at random and all of them true.
 
-    Sizes (big, little, tiny), relations (to the left of, over, under, beneath, …), the
-    background (`on white`) and which of two objects is named first are chosen uniformly and
-    independently, so a wording may come twice and may be the canonical one.
+    Sizes (big, little, tiny), relations (to the left of, over, under, beneath, …), the background
+    (`on white`) and the order of two objects are drawn uniformly and independently, so a wording
+    may come twice and may be the canonical one.
 
     Args:
-        scene: what to say.
-        rng: the only source of chance.
-        count: how many captions, 0 or more.
+        scene: to describe.
+        rng: the only source of randomness.
+        count: number of captions, 0 or more.
 
     Returns:
         `count` captions.
@@ -331,10 +334,10 @@ def parse_caption(caption: str) -> Scene:
         caption: as `canonical_caption` writes it; no other wording.
 
     Returns:
-        The scene that it describes, with every object exactly at its place (offsets 0).
+        The scene that it describes, with every object exactly at its place (no jitter).
 
     Raises:
-        DataError: not a canonical caption; says what one looks like.
+        DataError: not a canonical caption; shows the form of one.
     """
     match = _CAPTION_PATTERN.fullmatch(caption)
     if match is None:
@@ -405,7 +408,7 @@ def _draw_object(
 
 
 def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[int, int, int, int]:
-    """Rounds a box to the pixels whose centres lie in it; both ends belong to it."""
+    """Rounds a box to the pixels whose centres lie in it, both ends included."""
     return (
         math.ceil(x - half_width),
         math.ceil(y - half_height),
@@ -415,29 +418,19 @@ def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[int
 
 
 def _compose_caption(
-    scene: Scene, turned_round: bool, choose: Callable[[Sequence[str]], str]
+    scene: Scene, is_reversed: bool, choose: Callable[[Sequence[str]], str]
 ) -> str:
-    """Says a scene, the second object first if turned round and there are two."""
+    """Describes a scene, two objects in reverse order if asked for."""
 
-    def say(item: SceneObject) -> str:
+    def describe(item: SceneObject) -> str:
         return f"a {choose(_SIZE_WORDINGS[item.size])} {item.color} {item.shape}"
 
-    parts = [say(item) for item in scene.objects]
+    parts = [describe(item) for item in scene.objects]
     relation = scene.relation
     if relation is not None:
-        if turned_round:
+        if is_reversed:
             parts.reverse()
-            relation = _inverse(relation)
+            relation = _INVERSE[relation]
         parts.insert(1, choose(_RELATION_WORDINGS[relation]))
     parts.append(choose(_BACKGROUND_WORDINGS).format(scene.background))
     return " ".join(parts)
-
-
-def _inverse(relation: str) -> str:
-    """The relation of the second object to the first."""
-    for one, other in RELATIONS.values():
-        if relation == one:
-            return other
-        if relation == other:
-            return one
-    raise DataError(f"Unknown scene relation: `{relation}`.")

@@ -15,30 +15,31 @@ class DataSettings(Settings):
     """Side of the square that every picture is cropped and resized to, in pixels."""
 
     validation_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
-    """Share of the images that is kept out of training, to measure on; 0 keeps none out."""
+    """Fraction of the images that is held out for validation; 0 holds none out."""
 
     split_by: str | None = Field(default=None, min_length=1)
-    """Name of a JSON field or metadata column; images with the same value are never on both
-    sides of the split. Left out, only identical images stay together."""
+    """Name of a JSON field or metadata column; images with the same value stay on one side of the
+    split. Left out, only identical images stay together."""
 
     max_skipped_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
-    """Share of bad files (broken, empty, without caption, …) above which nothing is trained."""
+    """Highest fraction of bad files (broken, empty, without caption, …) to train with."""
 
     max_image_pixels: int = Field(default=100_000_000, ge=1)
-    """A picture whose header names more pixels (width times height) is skipped undecoded."""
+    """Pictures with more pixels (width times height) are skipped without being decoded."""
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that decode pictures; `auto` is one a core, at most 16. The result is the same."""
+    """Processes that decode pictures; `auto` means one per core, at most 16. The result does not
+    depend on it."""
 
     seed: int = Field(default=0, ge=0)
-    """Which scenes `scenes:N` draws; scene i depends on the seed and i alone."""
+    """Determines the scenes of `scenes:N`; scene i depends only on the seed and i."""
 
     licence: str | None = Field(default=None, min_length=1)
     """Licence of the pictures, for the model card, e.g. `CC0-1.0`. Left out, the card says so."""
 
     @property
     def num_workers(self) -> int:
-        """The number of decoding processes, with `auto` resolved for this machine."""
+        """The number of decoding processes on this machine."""
         if self.workers == "auto":
             return min(16, os.cpu_count() or 1)
         return self.workers

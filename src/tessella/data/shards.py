@@ -1,8 +1,8 @@
 """WebDataset shards: tars of pictures with `.txt` or `.json` captions beside them.
 
-Files that follow one another and share a key, the path up to the first dot of the file's name,
-are one sample. A shard is read once from front to back; only headers and captions are read here,
-the decoding processes fetch the pictures by their place in the tar.
+Consecutive files with the same key, the path up to the first dot of the file's name, are one
+sample. A shard is read once from front to back, and only its headers and captions: the decoding
+processes read the pictures by their offset in the tar.
 
 Source: https://github.com/webdataset/webdataset, "WebDataset format".
 """
@@ -17,7 +17,7 @@ from tessella.data.folders import is_image, suffix_of
 from tessella.data.records import (
     MAX_CAPTION_BYTES,
     CaptionError,
-    Place,
+    ImageLocation,
     Record,
     Skipped,
     captions_from_fields,
@@ -36,11 +36,11 @@ def shard_records(shard: Path, split_by: str | None = None) -> Iterator[Record |
         split_by: the JSON field that becomes the record's group.
 
     Yields:
-        A record a sample; a skip for a sample without a picture or without captions.
+        A record per sample; a skip for a sample without a picture or without captions.
 
     Raises:
-        DataError: not a tar, compressed, or cut off (how much is missing cannot be known, so this
-            does not count as one bad file).
+        DataError: not a tar, compressed, or cut off (it cannot be known how much is missing, so
+            this does not count as one bad file).
     """
     with _open(shard) as stream:
         for _, members in groupby(_members(shard, stream), key=lambda m: _key(m.name)):
@@ -57,7 +57,7 @@ def _open(shard: Path) -> BinaryIO:
 
 
 def _members(shard: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Walks the headers of the plain files in a tar; memory stays flat."""
+    """Reads the headers of the plain files in a tar; memory stays flat."""
     last = "its first file"
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -83,9 +83,9 @@ def _members(shard: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(shard: Path, stream: BinaryIO, offset: int, last: str) -> None:
-    """Checks that the headers ended where the tar does: at a block of zeros.
+    """Checks that a block of zeros, the end of a tar, follows the last header.
 
-    tarfile takes a damaged header, and a file that ends between two members, for the end.
+    tarfile also stops at a damaged header, and at the end of a file cut between two members.
     """
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
@@ -110,7 +110,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """Gives the path up to the first dot of the file's name."""
+    """Returns the path up to the first dot of the file's name."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -118,7 +118,7 @@ def _key(name: str) -> str:
 def _sample(
     shard: Path, stream: BinaryIO, members: list[tarfile.TarInfo], split_by: str | None
 ) -> Record | Skipped | None:
-    """Makes the record of one sample; None if nothing in it concerns us."""
+    """Makes the record of one sample; None if it has neither a picture nor a text."""
     images = [m for m in members if is_image(m.name)]
     texts = [m for m in members if suffix_of(m.name) == ".txt"]
     tables = [m for m in members if suffix_of(m.name) == ".json"]
@@ -138,12 +138,11 @@ def _sample(
         return Skipped(name, f"its caption file cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(name, "no .txt or .json with the same key has a caption", "captionless")
-    image = images[0]
-    place = Place(str(shard), image.offset_data, image.size)
-    return Record(name, place, captions, group_from_fields(fields, split_by))
+    location = ImageLocation(str(shard), images[0].offset_data, images[0].size)
+    return Record(name, location, captions, group_from_fields(fields, split_by))
 
 
 def _content(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """Reads a small file out of the tar; tarfile finds its own place again afterwards."""
+    """Reads a small file out of the tar; tarfile seeks by itself afterwards."""
     stream.seek(member.offset_data)
     return stream.read(min(member.size, MAX_CAPTION_BYTES + 1))

@@ -1,6 +1,6 @@
-"""Sources: recognises what a DATA argument is by what is in it, and reads its records.
+"""Sources: recognises a DATA argument by its contents, and reads its records.
 
-What is in it decides, never a flag:
+The contents decide, never a flag:
 
     scenes:N                                     drawn pictures
     a folder with metadata.jsonl/.csv/.parquet   table       (also the table itself)
@@ -8,14 +8,14 @@ What is in it decides, never a flag:
     pictures with same-path .txt                 captions
     pictures in folders, no .txt                 classes
 
-A folder that fits no kind, or more than one, is refused with what was found in it.
+A folder that fits no kind, or more than one, is refused; the message says what it contains.
 """
 
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,7 @@ from tessella.data.folders import (
     suffix_of,
     walk,
 )
-from tessella.data.records import Record, ScenePlace, Skipped
+from tessella.data.records import Record, SceneLocation, Skipped
 from tessella.data.shards import shard_records
 from tessella.data.tables import TABLE_NAMES, table_records
 from tessella.errors import DataError
@@ -45,10 +45,10 @@ WHAT_DATA_MAY_BE = (
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells whether a source has changed, without reading its contents."""
+    """Shows whether a source has changed, without reading its contents."""
 
-    files: int  # how many files were looked at
-    bytes: int  # their sizes together
+    files: int  # number of files
+    bytes: int  # their total size
     digest: str  # of every file's relative path, size and modification time
 
 
@@ -56,17 +56,17 @@ class Fingerprint:
 class Source:
     """One recognised DATA argument."""
 
-    given: str  # as the user wrote it
+    argument: str  # as the user wrote it
     kind: Kind
     fingerprint: Fingerprint
     root: Path | None = None  # the folder or file; None for scenes
     files: tuple[Path, ...] = ()  # the tables or shards
-    count: int | None = None  # pictures, if that is known before reading
+    count: int | None = None  # pictures, if known before reading
 
     def identity(self) -> dict[str, str | int]:
-        """Gives what the manifest keeps, to be compared next time."""
+        """Returns what the manifest keeps, to be compared next time."""
         return {
-            "source": self.given if self.root is None else str(self.root.resolve()),
+            "source": self.argument if self.root is None else str(self.root.resolve()),
             "kind": self.kind,
             "files": self.fingerprint.files,
             "bytes": self.fingerprint.bytes,
@@ -74,10 +74,10 @@ class Source:
         }
 
     def records(self, seed: int = 0, split_by: str | None = None) -> Iterator[Record | Skipped]:
-        """Reads the records, in an order that depends on the names only.
+        """Reads the records, in an order that depends only on their names.
 
         Args:
-            seed: which scenes are drawn.
+            seed: of the scenes.
             split_by: the field that becomes a record's group.
 
         Raises:
@@ -85,7 +85,7 @@ class Source:
         """
         if self.kind == "scenes":
             for index in range(self.count or 0):
-                yield Record(f"{self.given}/{index}", ScenePlace(seed, index), ())
+                yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
         elif self.kind == "table":
             for table in self.files:
                 yield from table_records(table, split_by)
@@ -97,143 +97,157 @@ class Source:
             yield from read(self.root)
 
 
-@dataclass
-class _Found:
-    """What lies in a folder, counted on one walk."""
+class _Scan:
+    """The files of a source on one walk: their fingerprint, and which of them tell its kind."""
 
-    tables: list[Path] = field(default_factory=list)
-    shards: list[Path] = field(default_factory=list)
-    compressed: list[Path] = field(default_factory=list)
-    top_images: int = 0  # directly in the folder
-    deep_images: int = 0  # in folders under it
-    pairs: int = 0  # pictures with a .txt beside them
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._num_files = 0
+        self._num_bytes = 0
+        self.tables: list[Path] = []
+        self.shards: list[Path] = []
+        self.compressed: list[Path] = []
+        self.top_images = 0  # directly in the root
+        self.deep_images = 0  # in folders under it
+        self.pairs = 0  # pictures with a .txt beside them
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(self._num_files, self._num_bytes, self._hash.hexdigest())
+
+    def walk(self) -> None:
+        """Scans all files under the root."""
+        for listing in walk(self._root):
+            for entry in listing.files:
+                try:
+                    self.add(entry.path, entry.stat())
+                except OSError:  # a link to nowhere: it is reported when it is read
+                    missing = f"{entry.name}\0missing\n"
+                    self._hash.update(missing.encode(errors="surrogateescape"))
+            self._sort(listing)
+
+    def add(self, path: str, status: os.stat_result) -> None:
+        """Adds one file to the fingerprint."""
+        relative = path.removeprefix(str(self._root))
+        line = f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        self._hash.update(line.encode(errors="surrogateescape"))
+        self._num_files += 1
+        self._num_bytes += status.st_size
+
+    def _sort(self, listing: Listing) -> None:
+        """Sorts the files of one folder by what they tell about the kind."""
+        texts = {stem_of(e.name) for e in listing.files if is_caption(e.name)}
+        is_top = listing.folder == self._root
+        for entry in listing.files:
+            if is_image(entry.name):
+                self.top_images += is_top
+                self.deep_images += not is_top
+                self.pairs += stem_of(entry.name) in texts
+            elif entry.name in TABLE_NAMES:
+                self.tables.append(listing.folder / entry.name)
+            elif suffix_of(entry.name) == ".tar":
+                self.shards.append(listing.folder / entry.name)
+            elif _is_compressed_tar(entry.name):
+                self.compressed.append(listing.folder / entry.name)
 
 
-def recognise(given: str) -> Source:
+def recognise(argument: str) -> Source:
     """Recognises one DATA argument.
 
     Args:
-        given: a path, or `scenes:N`.
+        argument: a path, or `scenes:N`.
 
     Raises:
-        DataError: there is no such path, or what is in it fits no kind or more than one.
+        DataError: the path does not exist, or its contents fit no kind or more than one.
     """
-    if given.startswith("scenes:"):
-        return _scenes(given)
-    path = Path(given).expanduser()
+    if argument.startswith("scenes:"):
+        return _recognise_scenes(argument)
+    path = Path(argument).expanduser()
     if path.is_dir():
-        return _folder(given, path)
+        return _recognise_folder(argument, path)
     if not path.exists():
-        hint = " Braces are not expanded: name the folder." if "{" in given else ""
-        raise DataError(f"There is no such data: `{given}`.{hint} {WHAT_DATA_MAY_BE}")
-    if path.name in TABLE_NAMES:
-        return _of_files(given, path, "table", [path])
-    if suffix_of(path.name) == ".tar":
-        return _of_files(given, path, "shards", [path])
-    if _is_compressed_tar(path.name):
-        raise _compressed(path)
-    raise DataError(f"Not data that can be read: `{given}`. {WHAT_DATA_MAY_BE}")
+        hint = " Braces are not expanded: name the folder." if "{" in argument else ""
+        raise DataError(f"There is no such data: `{argument}`.{hint} {WHAT_DATA_MAY_BE}")
+    is_table = path.name in TABLE_NAMES
+    if not is_table and suffix_of(path.name) != ".tar":
+        if _is_compressed_tar(path.name):
+            raise _compressed(path)
+        raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
+    scan = _Scan(path.parent)
+    scan.add(str(path), path.stat())
+    if is_table:  # changed pictures beside a table change the data too
+        scan.walk()
+    return Source(argument, "table" if is_table else "shards", scan.fingerprint, path, (path,))
 
 
-def recognise_all(given: Sequence[str]) -> list[Source]:
+def recognise_all(arguments: Sequence[str]) -> list[Source]:
     """Recognises all DATA arguments.
 
     Raises:
         DataError: there is none, one is named twice, or one is not recognised.
     """
-    if not given:
+    if not arguments:
         raise DataError(f"No data was named. {WHAT_DATA_MAY_BE}")
-    sources = [recognise(one) for one in given]
-    named: set[str | int] = set()
+    sources = [recognise(argument) for argument in arguments]
+    names: set[str | int] = set()
     for source in sources:
         name = source.identity()["source"]
-        if name in named:
-            raise DataError(f"The same data is named twice: `{source.given}`. Name it once.")
-        named.add(name)
+        if name in names:
+            raise DataError(f"The same data is named twice: `{source.argument}`. Name it once.")
+        names.add(name)
     return sources
 
 
-def _scenes(given: str) -> Source:
-    number = re.fullmatch(r"scenes:(\d+)", given)
+def _recognise_scenes(argument: str) -> Source:
+    number = re.fullmatch(r"scenes:(\d+)", argument)
     if number is None or int(number[1]) < 1:
-        raise DataError(f"Scenes are asked for by number: `{given}`. For example scenes:50000.")
-    return Source(given, "scenes", Fingerprint(0, 0, ""), count=int(number[1]))
+        raise DataError(f"Expected a number of scenes: `{argument}`. For example scenes:50000.")
+    return Source(argument, "scenes", Fingerprint(0, 0, ""), count=int(number[1]))
 
 
-def _of_files(given: str, root: Path, kind: Kind, files: list[Path]) -> Source:
-    """Makes the source of tables or shards that are named themselves."""
-    tally = _Tally(root.parent)
-    for file in files:
-        tally.add(str(file), file.stat())
-    if kind == "table":
-        # A table is changed by its pictures too; those beside it are looked at.
-        for listing in walk(root.parent):
-            tally.add_listing(listing)
-    return Source(given, kind, tally.fingerprint(), root, tuple(files))
-
-
-def _folder(given: str, root: Path) -> Source:
-    """Looks once through a folder and decides what it is."""
-    found, tally = _Found(), _Tally(root)
-    for listing in walk(root):
-        tally.add_listing(listing)
-        _count(found, listing, top=listing.folder == root)
-    images = found.top_images + found.deep_images
-    here = f"`{given}` holds {images} pictures, {found.pairs} of them with a .txt beside them"
-
-    if found.tables:
-        _check_tables(given, found)
-        return Source(given, "table", tally.fingerprint(), root, tuple(found.tables))
-    if found.shards and images:
+def _recognise_folder(argument: str, root: Path) -> Source:
+    """Scans a folder once and decides its kind."""
+    scan = _Scan(root)
+    scan.walk()
+    images = scan.top_images + scan.deep_images
+    contents = f"`{argument}` holds {images} pictures, {scan.pairs} of them with a .txt beside them"
+    if scan.tables:
+        _check_tables(argument, scan)
+        return Source(argument, "table", scan.fingerprint, root, tuple(scan.tables))
+    if scan.shards and images:
         raise DataError(
-            f"Cannot tell what the data is: {here}, and {len(found.shards)} .tar shards. "
+            f"Cannot tell what the data is: {contents}, and {len(scan.shards)} .tar shards. "
             "Name the shards, or the folder of pictures, alone."
         )
-    if found.shards:
-        return Source(given, "shards", tally.fingerprint(), root, tuple(found.shards))
-    if found.pairs:
-        return Source(given, "captions", tally.fingerprint(), root, count=images)
+    if scan.shards:
+        return Source(argument, "shards", scan.fingerprint, root, tuple(scan.shards))
+    if scan.pairs:
+        return Source(argument, "captions", scan.fingerprint, root, count=images)
     if not images:
-        if found.compressed:
-            raise _compressed(found.compressed[0])
-        raise DataError(f"No pictures found: `{given}`. {WHAT_DATA_MAY_BE}")
-    if found.top_images:
+        if scan.compressed:
+            raise _compressed(scan.compressed[0])
+        raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
+    if scan.top_images:
         raise DataError(
-            f"The pictures have no captions: {here}; {found.top_images} lie directly in it, so "
+            f"The pictures have no captions: {contents}; {scan.top_images} lie directly in it, so "
             f"that folder names cannot be the captions. {WHAT_DATA_MAY_BE}"
         )
-    return Source(given, "classes", tally.fingerprint(), root, count=images)
+    return Source(argument, "classes", scan.fingerprint, root, count=images)
 
 
-def _count(found: _Found, listing: Listing, *, top: bool) -> None:
-    """Adds one folder's files to what was found."""
-    texts = {stem_of(e.name) for e in listing.files if is_caption(e.name)}
-    for entry in listing.files:
-        path = listing.folder / entry.name if not is_image(entry.name) else None
-        if path is None:
-            found.top_images += top
-            found.deep_images += not top
-            found.pairs += stem_of(entry.name) in texts
-        elif entry.name in TABLE_NAMES:
-            found.tables.append(path)
-        elif suffix_of(entry.name) == ".tar":
-            found.shards.append(path)
-        elif _is_compressed_tar(entry.name):
-            found.compressed.append(path)
-
-
-def _check_tables(given: str, found: _Found) -> None:
-    """Refuses tables beside shards, and tables that claim the same pictures."""
-    if found.shards:
+def _check_tables(argument: str, scan: _Scan) -> None:
+    """Refuses tables beside shards, and several tables in one folder."""
+    if scan.shards:
         raise DataError(
-            f"Cannot tell what the data is: `{given}` holds {found.tables[0].name} and "
-            f"{len(found.shards)} .tar shards. Name the table or the shards alone."
+            f"Cannot tell what the data is: `{argument}` holds {scan.tables[0].name} and "
+            f"{len(scan.shards)} .tar shards. Name the table or the shards alone."
         )
-    folders = [table.parent for table in found.tables]
+    folders = [table.parent for table in scan.tables]
     if len(set(folders)) < len(folders):
-        names = ", ".join(table.name for table in found.tables)
+        names = ", ".join(table.name for table in scan.tables)
         raise DataError(
-            f"Cannot tell what the data is: `{given}` holds several tables in one folder: "
+            f"Cannot tell what the data is: `{argument}` holds several tables in one folder: "
             f"{names}. Keep one, or name it."
         )
 
@@ -245,33 +259,5 @@ def _is_compressed_tar(name: str) -> bool:
 def _compressed(path: Path) -> DataError:
     return DataError(
         f"Compressed tars are not read: `{path}`. Unpack it to a .tar first, for example with "
-        "gunzip; pictures do not get smaller by it anyway."
+        "gunzip; compression makes pictures no smaller anyway."
     )
-
-
-class _Tally:
-    """Gathers the fingerprint of files in the order of the walk."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = str(root)
-        self._hash = hashlib.blake2b(digest_size=16)
-        self._files = 0
-        self._bytes = 0
-
-    def add(self, path: str, status: os.stat_result) -> None:
-        relative = path.removeprefix(self._root)
-        line = f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        self._hash.update(line.encode(errors="surrogateescape"))
-        self._files += 1
-        self._bytes += status.st_size
-
-    def add_listing(self, listing: Listing) -> None:
-        for entry in listing.files:
-            try:
-                self.add(entry.path, entry.stat())
-            except OSError:
-                # A link to nowhere: it is reported when it is read.
-                self._hash.update(f"{entry.name}\0missing\n".encode(errors="surrogateescape"))
-
-    def fingerprint(self) -> Fingerprint:
-        return Fingerprint(self._files, self._bytes, self._hash.hexdigest())

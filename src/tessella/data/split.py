@@ -1,7 +1,7 @@
-"""Split: decides by content which images are kept out of training.
+"""Split: decides by content which images are held out for validation.
 
-Nothing is drawn: an image's side follows from its own pixels (or from the value of the field that
-is split by), so it does not change when files are renamed, reordered or added.
+Nothing is drawn at random: an image's side follows from its pixels (or from the value of the
+`split_by` field), so it does not change when files are renamed, reordered or added.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ Keys = npt.NDArray[np.uint64]
 
 
 def split_key(value: str) -> int:
-    """Gives the 64-bit key of a digest or field value."""
+    """Hashes a digest or field value to a 64-bit key."""
     digest = hashlib.blake2b(value.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -23,15 +23,15 @@ def assign_sides(
 ) -> npt.NDArray[np.bool_]:
     """Decides for each image whether it is for validation.
 
-    Images that share their pixels or their group, directly or by way of others, form a family;
-    a family goes to validation as a whole if its key, a uniform number, lies below the fraction.
-    If that leaves a side empty and there are two families, the family with the lowest key goes to
+    Images that share their pixels or their group, directly or through others, form a family. A
+    whole family goes to validation if its key, a uniform number, lies below the fraction. If that
+    leaves a side empty and there are two families, the family with the lowest key goes to
     validation, or the one with the highest to training.
 
     Args:
         pixel_keys: (N,) key of each image's square pixels.
         group_keys: (N,) key of each image's field value; None to split by pixels alone.
-        fraction: wished share of validation, in [0, 1); 0 sends all to training.
+        fraction: of the images for validation, in [0, 1); 0 sends all to training.
 
     Returns:
         (N,) bool, true for validation.
@@ -52,7 +52,7 @@ def assign_sides(
 
 
 def _families(pixel_keys: Keys, group_keys: Keys) -> Keys:
-    """Gives each image the lowest group key that it is connected to."""
+    """Finds for each image the lowest group key that it is connected to."""
     _, pixel = np.unique(pixel_keys, return_inverse=True)
     _, group = np.unique(group_keys, return_inverse=True)
     label = group_keys.copy()
@@ -64,11 +64,11 @@ def _families(pixel_keys: Keys, group_keys: Keys) -> Keys:
 
 
 def _lowest(label: Keys, members: npt.NDArray[np.intp]) -> Keys:
-    """Gives each image the lowest label among those with the same membership."""
+    """Finds for each image the lowest label among those with the same membership."""
     lowest = np.full(members.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(lowest, members, label)
-    chosen: Keys = lowest[members]
-    return chosen
+    label_of_image: Keys = lowest[members]
+    return label_of_image
 
 
 def _mix(keys: Keys) -> Keys:

@@ -1,22 +1,23 @@
 """Metadata tables: `metadata.jsonl`, `.csv` or `.parquet` beside pictures.
 
 Each row names a picture (`file_name`, relative to the table) and its captions (`text`, `caption`
-or `captions`). Rows that follow one another and name the same picture are joined.
+or `captions`). Consecutive rows with the same picture are joined.
 
 Source: Hugging Face datasets, "Create an image dataset", ImageFolder.
 """
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 from tessella.data.folders import suffix_of
 from tessella.data.records import (
     CAPTION_FIELDS,
     CaptionError,
-    Place,
+    ImageLocation,
     Record,
     Skipped,
     captions_from_fields,
@@ -27,13 +28,8 @@ from tessella.errors import DataError
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One row of a table, or what is wrong with it."""
-
-    number: int  # from 1, a CSV's header not counted
-    fields: dict[str, Any] | CaptionError
+# The number of a row, from 1 and not counting a CSV's header; and its fields, or its error.
+_Row: TypeAlias = tuple[int, dict[str, Any] | CaptionError]
 
 
 def table_records(table: Path, split_by: str | None = None) -> Iterator[Record | Skipped]:
@@ -44,17 +40,17 @@ def table_records(table: Path, split_by: str | None = None) -> Iterator[Record |
         split_by: the column that becomes the record's group.
 
     Yields:
-        A record a picture; a skip for a row that names no picture, has no caption or is broken.
+        A record per picture; a skip for a row without picture or caption, or a broken one.
 
     Raises:
-        DataError: the table cannot be read, or has not the columns it needs.
+        DataError: the table cannot be read, or lacks a column.
     """
     waiting: Record | None = None
     for row in _rows(table):
         record = _record(table, row, split_by)
         if isinstance(record, Skipped):
             yield record
-        elif waiting is not None and record.place == waiting.place:
+        elif waiting is not None and record.location == waiting.location:
             captions = tuple(dict.fromkeys(waiting.captions + record.captions))
             waiting = replace(waiting, captions=captions)
         else:
@@ -67,7 +63,8 @@ def table_records(table: Path, split_by: str | None = None) -> Iterator[Record |
 
 def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
     """Makes the record of one row."""
-    fields, name = row.fields, f"{table}:{row.number}"
+    number, fields = row
+    name = f"{table}:{number}"
     if isinstance(fields, CaptionError):
         return Skipped(name, f"the row cannot be used: {fields}", "bad_row")
     file_name = fields.get("file_name")
@@ -76,18 +73,18 @@ def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
     relative = PurePath(file_name)
     if relative.is_absolute() or ".." in relative.parts:
         return Skipped(name, f"file_name leads out of the folder: {file_name}", "outside")
-    path = table.parent / relative
+    path = str(table.parent / relative)
     try:
         captions = captions_from_fields(fields)
     except CaptionError as error:
-        return Skipped(str(path), f"its row cannot be used: {error}", "bad_caption")
+        return Skipped(path, f"its row cannot be used: {error}", "bad_caption")
     if not captions:
-        return Skipped(str(path), f"row {row.number} has no caption", "captionless")
-    return Record(str(path), Place(str(path)), captions, group_from_fields(fields, split_by))
+        return Skipped(path, f"row {number} has no caption", "captionless")
+    return Record(path, ImageLocation(path), captions, group_from_fields(fields, split_by))
 
 
 def _rows(table: Path) -> Iterator[_Row]:
-    """Reads a table row by row, after a look at its columns."""
+    """Reads a table row by row after checking its columns."""
     readers = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
         yield from readers[suffix_of(table.name)](table)
@@ -101,17 +98,16 @@ def _json_rows(table: Path) -> Iterator[_Row]:
             if not line.strip():
                 continue
             try:
-                yield _Row(number, fields_from_json(line))
+                yield number, fields_from_json(line)
             except CaptionError as error:
-                yield _Row(number, error)
+                yield number, error
 
 
 def _csv_rows(table: Path) -> Iterator[_Row]:
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         _check_columns(table, list(reader.fieldnames or []))
-        for number, fields in enumerate(reader, start=1):
-            yield _Row(number, fields)
+        yield from enumerate(reader, start=1)
 
 
 def _parquet_rows(table: Path) -> Iterator[_Row]:
@@ -126,11 +122,9 @@ def _parquet_rows(table: Path) -> Iterator[_Row]:
     try:
         with parquet.ParquetFile(table) as file:
             _check_columns(table, file.schema_arrow.names)
-            number = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield _Row(number, fields)
+            batches = file.iter_batches(batch_size=1024)
+            rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+            yield from enumerate(rows, start=1)
     except arrow.ArrowException as error:
         raise DataError(f"Cannot read the table: `{table}`. {error}.") from None
 

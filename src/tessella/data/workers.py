@@ -10,19 +10,14 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
-from tessella.data.decode import (
-    Decoded,
-    DecodedBatch,
-    decode_batch,
-    read_answer,
-    write_request,
-)
-from tessella.data.records import Place, Record, ScenePlace, Skipped
+from tessella.data.decode import Decoded, DecodedBatch, decode_batch, read_answer, write_request
+from tessella.data.records import Location, Record, Skipped
+from tessella.data.settings import DataSettings
 from tessella.errors import DataError
 
 # A batch is large enough to hide the hand-over and small enough to hold several of.
@@ -32,23 +27,22 @@ _MAX_BATCH_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Decoded pictures and what was skipped among them."""
+    """Decoded pictures, and those that were skipped among them."""
 
-    kept: list[tuple[Record, Decoded]]
+    decoded: list[tuple[Record, Decoded]]
     skipped: list[Skipped]
-    pixels: bytes  # (len(kept), S, S, 3) uint8
+    pixels: bytes  # (len(decoded), S, S, 3) uint8
 
 
 def decode_records(
-    records: Iterable[Record | Skipped], *, size: int, max_pixels: int, workers: int
+    records: Iterable[Record | Skipped], settings: DataSettings
 ) -> Generator[Batch, None, None]:
-    """Decodes records by batches.
+    """Decodes records in batches.
 
     Args:
         records: read only a few batches ahead.
-        size: side of the squares, in pixels.
-        max_pixels: larger pictures are skipped.
-        workers: decoding processes; with 1, or with a single batch, this process decodes.
+        settings: size, limits and number of processes; with one process, or for a single batch,
+            this process decodes.
 
     Yields:
         Batches in the order of the records.
@@ -56,102 +50,94 @@ def decode_records(
     Raises:
         DataError: a decoding process died.
     """
+    size, max_pixels = settings.image_size, settings.max_image_pixels
     length = max(1, min(_MAX_BATCH, _MAX_BATCH_BYTES // (size * size * 3)))
     stream = iter(records)
-    first, second = list(islice(stream, length)), list(islice(stream, length))
-    ahead = iter([first, second])
-    batches = _chain(ahead, stream, length)
-    if workers == 1 or not second or not sys.executable:
+    batches = iter(lambda: list(islice(stream, length)), [])
+    first_two = list(islice(batches, 2))
+    batches = chain(first_two, batches)
+    if settings.num_workers == 1 or len(first_two) < 2 or not sys.executable:
         for items in batches:
-            places = [item.place for item in items if isinstance(item, Record)]
-            yield _join(items, decode_batch(places, size, max_pixels))
+            yield _join(items, decode_batch(_list_locations(items), size, max_pixels))
         return
 
-    with _Processes(workers, size, max_pixels) as processes:
+    with _Processes(settings.num_workers, size, max_pixels) as processes:
         waiting: deque[tuple[list[Record | Skipped], Future[DecodedBatch]]] = deque()
         for items in batches:
-            places = [item.place for item in items if isinstance(item, Record)]
-            waiting.append((items, processes.submit(places)))
-            if len(waiting) > 2 * workers:
+            waiting.append((items, processes.submit(_list_locations(items))))
+            if len(waiting) > 2 * settings.num_workers:
                 oldest, future = waiting.popleft()
                 yield _join(oldest, future.result())
         for oldest, future in waiting:
             yield _join(oldest, future.result())
 
 
-def _chain(
-    ahead: Iterator[list[Record | Skipped]], stream: Iterator[Record | Skipped], length: int
-) -> Iterator[list[Record | Skipped]]:
-    """Gives the batches read ahead, then the rest of the stream."""
-    yield from (items for items in ahead if items)
-    while items := list(islice(stream, length)):
-        yield items
+def _list_locations(items: Sequence[Record | Skipped]) -> list[Location]:
+    return [item.location for item in items if isinstance(item, Record)]
 
 
-def _join(items: Sequence[Record | Skipped], decoded: DecodedBatch) -> Batch:
-    """Puts the outcomes back beside their records."""
-    kept: list[tuple[Record, Decoded]] = []
+def _join(items: Sequence[Record | Skipped], batch: DecodedBatch) -> Batch:
+    """Joins the outcomes with their records."""
+    decoded: list[tuple[Record, Decoded]] = []
     skipped: list[Skipped] = []
-    outcomes = iter(decoded.outcomes)
+    outcomes = iter(batch.outcomes)
     for item in items:
         if isinstance(item, Skipped):
             skipped.append(item)
             continue
         outcome = next(outcomes)
         if isinstance(outcome, Decoded):
-            kept.append((item, outcome))
+            decoded.append((item, outcome))
         else:
             skipped.append(Skipped(item.name, outcome.reason, outcome.kind))
-    return Batch(kept, skipped, decoded.pixels)
+    return Batch(decoded, skipped, batch.pixels)
 
 
 class _Processes:
-    """Decoding processes, each with a thread that asks it and waits for its answer."""
+    """Decoding processes, each with a thread that sends it requests and waits for the answers."""
 
     def __init__(self, count: int, size: int, max_pixels: int) -> None:
         self._size = size
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="tessella-decode")
-        self._own = threading.local()
+        self._local = threading.local()
         self._all: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "_Processes":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends the processes: at once after an error or Ctrl-C."""
+        """Ends the processes, at once after an error or Ctrl-C."""
         if kind is not None:
             for process in self._all:
                 process.kill()
         self._threads.shutdown(cancel_futures=True)
         for process in self._all:
-            for pipe in (process.stdin, process.stdout):
-                # Closing flushes, and a dead process takes no more.
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
+            for pipe in filter(None, (process.stdin, process.stdout)):
+                with contextlib.suppress(BrokenPipeError):  # closing flushes to a dead process
+                    pipe.close()
             process.wait()
 
-    def submit(self, places: Sequence[Place | ScenePlace]) -> "Future[DecodedBatch]":
-        return self._threads.submit(self._ask, places)
+    def submit(self, locations: Sequence[Location]) -> "Future[DecodedBatch]":
+        return self._threads.submit(self._ask, locations)
 
-    def _ask(self, places: Sequence[Place | ScenePlace]) -> DecodedBatch:
-        """Runs in a thread: one request, one answer, so neither side can block the other."""
-        process: subprocess.Popen[bytes] | None = getattr(self._own, "process", None)
+    def _ask(self, locations: Sequence[Location]) -> DecodedBatch:
+        """Runs in a thread: one request, one answer, so that neither side blocks the other."""
+        process: subprocess.Popen[bytes] | None = getattr(self._local, "process", None)
         if process is None:
-            process = self._own.process = _start()
+            process = self._local.process = _start()
             self._all.append(process)
         if process.stdin is None or process.stdout is None:
             raise DataError("A decoding process has no pipes.")
         try:
-            write_request(process.stdin, places, self._size, self._max_pixels)
+            write_request(process.stdin, locations, self._size, self._max_pixels)
             answer = read_answer(process.stdout, self._size)
         except BrokenPipeError:
             answer = None
         if answer is None:
             raise DataError(
-                f"A decoding process ended by itself (exit status {process.wait()}), perhaps for "
-                "want of memory. Try data.workers=1 to see why."
+                f"A decoding process died (exit status {process.wait()}), perhaps because memory "
+                "ran out. Set data.workers=1 to see why."
             )
         return answer
 

@@ -2,51 +2,37 @@
 
     pictures ─ features ─▶ (B, F) ─▶ one number
 
-FID compares mean and covariance; it falls with the number of pictures, so that only numbers over
+FID compares mean and covariance. It falls with the number of pictures, so only numbers over
 equally many can be compared. KID compares all moments up to the third and does not fall.
 Precision and recall tell apart what the two mix: pictures that look like no original, and
 originals that no picture looks like.
 
-Source: FID arXiv:1706.08500, KID arXiv:1801.01401, both as torchmetrics computes them; improved
-precision and recall arXiv:1904.06991.
+Source: FID arXiv:1706.08500, KID arXiv:1801.01401, both bit for bit as torchmetrics computes
+them; improved precision and recall arXiv:1904.06991.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessella.errors import DataError
+from tessella.evaluation.metric import Metric
 
 MIN_PICTURES = 4
-"""On each side; below, no two subsets of KID would differ, and no picture has three neighbours."""
+"""On each side: with fewer, all subsets of KID are alike and no picture has three neighbours."""
 
 NEIGHBOURS = 3
-"""Precision and recall: a picture's ball reaches to its so-manieth nearest neighbour."""
+"""Precision and recall: a picture's ball reaches to this nearest neighbour."""
 
 _SUBSETS = 100
 _MAX_SUBSET_SIZE = 1000
 _ROWS = 256  # whose distances to all others are in memory at once
 
 
-class _Given(nn.Module):
-    """Passes features on, in the place of the network that would compute them.
-
-    The pictures' features are computed once, for both distances.
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID, and how it was got."""
+    """KID, and how it was computed."""
 
     value: float  # mean over the subsets
     std: float  # over the subsets
@@ -58,8 +44,22 @@ class KernelDistance:
 class PrecisionRecall:
     """How far two sets of pictures lie among each other."""
 
-    precision: float  # share of the others that lie among the originals
-    recall: float  # share of the originals that lie among the others
+    precision: float  # fraction of the others that lie among the originals
+    recall: float  # fraction of the originals that lie among the others
+
+
+def measure_set_distances(originals: Tensor, others: Tensor, protocol: str) -> dict[str, Metric]:
+    """Computes FID and KID of features (A, F) and (B, F) as the metrics `fid` and `kid`.
+
+    Raises:
+        DataError: there are fewer than four on a side.
+    """
+    kid = compute_kid(originals, others)
+    subsets = f"{kid.subsets} random subsets of {kid.subset_size}, std {kid.std:.3g}"
+    return {
+        "fid": Metric(compute_fid(originals, others), protocol),
+        "kid": Metric(kid.value, f"{protocol}; {subsets}"),
+    }
 
 
 def compute_fid(originals: Tensor, others: Tensor) -> float:
@@ -71,18 +71,27 @@ def compute_fid(originals: Tensor, others: Tensor) -> float:
 
     Raises:
         DataError: there are fewer.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
 
+    Source:
+        Equation 6 of arXiv:1706.08500.
+    """
     _check_enough(originals, others)
-    metric = FrechetInceptionDistance(_Given(originals.shape[1]))
-    metric.update(originals.double(), real=True)
-    metric.update(others.double(), real=False)
-    return float(metric.compute())
+    (mean, covariance), (mean2, covariance2) = map(_compute_moments, (originals, others))
+    spread = covariance.trace() + covariance2.trace()
+    # The trace of the root of a matrix is the sum of the roots of its eigenvalues.
+    shared = torch.linalg.eigvals(covariance @ covariance2).sqrt().real.sum()
+    return float((mean - mean2).square().sum() + spread - 2 * shared)
+
+
+def _compute_moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the mean (F,) and the unbiased covariance (F, F) of features (B, F)."""
+    features, count = features.double(), len(features)
+    mean = features.sum(0) / count
+    return mean, (features.T @ features - count * torch.outer(mean, mean)) / (count - 1)
 
 
 def compute_kid(originals: Tensor, others: Tensor, *, seed: int = 0) -> KernelDistance:
-    """Computes the squared maximum mean discrepancy, without bias, by the kernel (f·g / F + 1)³.
+    """Computes the unbiased squared maximum mean discrepancy with the kernel (f·g / F + 1)³.
 
     It is the mean over 100 subsets of each side, of 1000 pictures or of half the smaller side.
 
@@ -93,28 +102,40 @@ def compute_kid(originals: Tensor, others: Tensor, *, seed: int = 0) -> KernelDi
 
     Raises:
         DataError: there are fewer.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
 
+    Source:
+        Section 4 of arXiv:1801.01401.
+    """
     _check_enough(originals, others)
-    subset_size = min(_MAX_SUBSET_SIZE, len(originals) // 2, len(others) // 2)
-    with warnings.catch_warnings():
-        # It warns that it keeps all features, which are here anyway.
-        warnings.simplefilter("ignore")
-        metric = KernelInceptionDistance(
-            _Given(originals.shape[1]), subsets=_SUBSETS, subset_size=subset_size
+    size = min(_MAX_SUBSET_SIZE, len(originals) // 2, len(others) // 2)
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for _ in range(_SUBSETS):
+        first, second = (
+            side[torch.randperm(len(side), generator=generator)[:size]].double()
+            for side in (originals, others)
         )
-    metric.update(originals.double(), real=True)
-    metric.update(others.double(), real=False)
-    # Subsets are drawn from torch's own generator on the CPU.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        value, std = metric.compute()
-    return KernelDistance(float(value), float(std), _SUBSETS, subset_size)
+        within = _sum_pairs(first) + _sum_pairs(second)
+        between = _kernel(first, second).sum(0).sum()
+        values.append(within / (size * (size - 1)) - 2 * between / size**2)
+    over_subsets = torch.stack(values)
+    std = over_subsets.std(unbiased=False)
+    return KernelDistance(float(over_subsets.mean()), float(std), _SUBSETS, size)
+
+
+def _kernel(first: Tensor, second: Tensor) -> Tensor:
+    """Computes KID's kernel (A, B) of features (A, F) and (B, F)."""
+    return (first @ second.T * (1 / first.shape[1]) + 1) ** 3
+
+
+def _sum_pairs(features: Tensor) -> Tensor:
+    """Sums the kernel over all pairs of different pictures of one set."""
+    kernel = _kernel(features, features)
+    return (kernel.sum(1) - kernel.diag()).sum()
 
 
 def compute_precision_recall(originals: Tensor, others: Tensor) -> PrecisionRecall:
-    """Computes which share of each side lies among the other side's pictures.
+    """Computes which fraction of each side lies among the other side's pictures.
 
     A picture lies among others if it is in the ball around one of them. A ball reaches to the
     third nearest neighbour on its own side; its border belongs to it.
@@ -130,7 +151,7 @@ def compute_precision_recall(originals: Tensor, others: Tensor) -> PrecisionReca
         Section 2 of arXiv:1904.06991, with k = 3.
     """
     _check_enough(originals, others)
-    return PrecisionRecall(_share_among(others, originals), _share_among(originals, others))
+    return PrecisionRecall(_fraction_among(others, originals), _fraction_among(originals, others))
 
 
 def compute_distances(first: Tensor, second: Tensor) -> Tensor:
@@ -141,8 +162,8 @@ def compute_distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _share_among(pictures: Tensor, others: Tensor) -> float:
-    """Returns the share of pictures (A, F) that lie among others (B, F)."""
+def _fraction_among(pictures: Tensor, others: Tensor) -> float:
+    """Returns the fraction of pictures (A, F) that lie among others (B, F)."""
     # The nearest of all is the picture itself.
     radii = [
         compute_distances(rows, others).kthvalue(NEIGHBOURS + 1).values

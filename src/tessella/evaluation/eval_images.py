@@ -1,4 +1,4 @@
-"""Which captioned images a model is measured on."""
+"""The captioned images that a model is measured on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,34 +7,33 @@ import numpy as np
 import numpy.typing as npt
 
 from tessella.data.cache import CaptionedImages
-from tessella.errors import GenerationError
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
 
 
 @dataclass(frozen=True)
-class ChosenImages:
+class EvalImages:
     """Captioned images that a model is measured on."""
 
-    pixels: Pixels  # (B, S, S, 3), B >= 1
+    pixels: Pixels  # (B, S, S, 3)
     captions: Sequence[str]  # the first of each
     description: str  # which ones they are, for the protocol
 
-    def select(self, indices: Sequence[int]) -> "ChosenImages":
+    def select(self, indices: Sequence[int]) -> "EvalImages":
         """Returns some of them."""
         captions = [self.captions[index] for index in indices]
-        return ChosenImages(self.pixels[list(indices)], captions, self.description)
+        return EvalImages(self.pixels[list(indices)], captions, self.description)
 
-    def draw_readable(self, model: TextToImage, count: int) -> "ChosenImages":
-        """Draws at most so many, without those whose caption is too long to be a prompt."""
+    def draw_readable(self, model: TextToImage, count: int) -> "EvalImages":
+        """Draws up to `count` of them, then drops those whose caption is too long as a prompt."""
         drawn = draw_indices(len(self.captions), count).tolist()
         return self.select([index for index in drawn if can_read(model, self.captions[index])])
 
 
-def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> ChosenImages:
+def read_images(images: CaptionedImages, indices: Sequence[int], description: str) -> EvalImages:
     """Reads some images with the first caption of each."""
     captions = [images.captions(index)[0] for index in indices]
-    return ChosenImages(images.pixels(np.asarray(indices)), captions, description)
+    return EvalImages(images.pixels(np.asarray(indices)), captions, description)
 
 
 def draw_indices(total: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]:
@@ -43,9 +42,6 @@ def draw_indices(total: int, count: int, seed: int = 0) -> npt.NDArray[np.int64]
 
 
 def can_read(model: TextToImage, caption: str) -> bool:
-    """Whether a model takes a caption as a prompt."""
-    try:
-        model.sampler.encode_text([caption])
-    except GenerationError:
-        return False
-    return True
+    """Whether a caption is short enough to be a prompt. Counts its tokens; runs no network."""
+    text_encoder = model.text_tokenizer
+    return text_encoder.count_tokens(caption) <= text_encoder.max_tokens

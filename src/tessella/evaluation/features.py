@@ -1,10 +1,11 @@
 """pictures → one named feature vector each: what FID and KID compare.
 
 A name is `NETWORK-LAYER`: `squeezenet-fire9`, `resnet18-layer3`. The vector is the mean over the
-layer's places. Numbers on different features cannot be compared, so the name goes with them.
+layer's positions. Numbers on different features cannot be compared, so the name goes with them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 
 from tessella.errors import ConfigError
-from tessella.evaluation.squeezenet import load_squeezenet
+from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet, load_squeezenet
 from tessella.images import Pixels, to_float
 from tessella.tokenizer.perceptual import load_resnet18
+from tessella.tokenizer.weights import find_weights
 
 DEFAULT_FEATURES = "squeezenet-fire9"
-"""Of a network that no loss is trained on."""
+"""Of a network that no loss uses."""
 
 _BATCH = 32
 
@@ -62,6 +64,10 @@ class FeatureExtractor:
         self.num_features = self(torch.zeros(1, 3, 64, 64)).shape[1]
         """Length F of a vector."""
 
+    def describe(self) -> str:
+        """Names the features for a protocol."""
+        return f"{self.name} features ({self.num_features}, mean over places)"
+
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
         """Computes (B, F) in float64 of images (B, 3, H, W) in [-1, 1], on the CPU."""
@@ -93,11 +99,11 @@ def create_extractor(
     Args:
         name: NETWORK-LAYER: squeezenet with a layer of `squeezenet.LAYERS`, or resnet18 with
             one of `perceptual.LAYERS`.
-        weights: a local file, which goes before the environment variable.
+        weights: a local file; it wins over the environment variable.
         device: where they are computed.
 
     Raises:
-        ConfigError: there is no such network or layer, or its weights cannot be had.
+        ConfigError: the network or layer is unknown, or its weights are missing.
         CheckpointError: the file of the weights is damaged or holds something else.
     """
     network, _, layer = name.partition("-")
@@ -107,3 +113,36 @@ def create_extractor(
             f"{', '.join(_NETWORKS)}: `{name}`. For example {DEFAULT_FEATURES}."
         )
     return FeatureExtractor(name, _NETWORKS[network](weights), layer, device)
+
+
+@dataclass(frozen=True)
+class EvalNetworks:
+    """The networks that compare pictures in an evaluation; by default, none."""
+
+    squeezenet: SqueezeNet | None = None  # adds the perceptual distance of reconstructions
+    extractor: FeatureExtractor | None = None  # of SqueezeNet; adds retrieval and copies
+    # By name; each adds FID, KID, precision and recall. None: its weights are missing.
+    features: Mapping[str, FeatureExtractor | None] = field(default_factory=dict)
+    missing: str = ""  # why there is no SqueezeNet
+
+    @classmethod
+    def load(cls, names: Sequence[str] = (), device: torch.device | str = "cpu") -> "EvalNetworks":
+        """Loads SqueezeNet if its weights are installed, and named features.
+
+        Args:
+            names: of the features, which must be there; by default SqueezeNet's, if it is there.
+            device: where the networks compute.
+
+        Raises:
+            ConfigError: a name is unknown, or its weights are missing.
+            CheckpointError: a file of weights is damaged.
+        """
+        features = {name: create_extractor(name, device=device) for name in names}
+        try:
+            path = find_weights(SQUEEZENET)
+        except ConfigError as error:
+            return cls(None, None, features or {DEFAULT_FEATURES: None}, str(error))
+        squeezenet = load_squeezenet(path).to(device)
+        layer = DEFAULT_FEATURES.partition("-")[2]
+        extractor = FeatureExtractor(DEFAULT_FEATURES, squeezenet, layer, device)
+        return cls(squeezenet, extractor, features or {DEFAULT_FEATURES: extractor})

@@ -1,14 +1,14 @@
-"""What painted pictures are worth, beside the real pictures of the same captions.
+"""What generated pictures are worth, beside the real pictures of the same captions.
 
     captions ─ model ─▶ pictures ─▶ FID, KID, precision, recall     do they look real?
-                                 ─▶ retrieval                       do they show what was asked?
+                                 ─▶ retrieval                       do they show their prompt?
                                  ─▶ copies; loss gap                did it learn by heart?
 
-Each number has its protocol; one that cannot be had has the reason why.
+Each number has its protocol; a number that is left out has the reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,242 +18,210 @@ from tessella.errors import GenerationError
 from tessella.evaluation.distributions import (
     MIN_PICTURES,
     NEIGHBOURS,
-    compute_fid,
-    compute_kid,
+    compute_distances,
     compute_precision_recall,
+    measure_set_distances,
 )
-from tessella.evaluation.eval_images import ChosenImages
-from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.eval_images import EvalImages
+from tessella.evaluation.features import EvalNetworks
 from tessella.evaluation.memorisation import (
     COPY_PERCENTILE,
-    Copies,
-    NearestPictures,
     Pair,
     measure_copies,
     measure_loss_gap,
 )
-from tessella.evaluation.reconstruction import Metric
-from tessella.evaluation.retrieval import (
-    NUM_CHOICES,
-    Clip,
-    Retrieval,
-    measure_retrieval,
-    score_by_features,
-    score_by_likelihood,
-)
+from tessella.evaluation.metric import Metric
+from tessella.evaluation.retrieval import NUM_CHOICES, Clip, measure_retrieval
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 
+_SET_METRICS = ("fid", "kid", "precision", "recall")
 _LOSS_IMAGES = 256  # of each side
-_MAX_PAIRS = 32  # to look at
 
 
 @dataclass(frozen=True)
-class PaintingChecks:
-    """What is measured on painted pictures."""
+class GenerationChecks:
+    """What is measured on generated pictures."""
 
-    pictures: int  # painted, if there are so many captions; >= 1
-    features: Sequence[FeatureExtractor] = ()  # each adds FID, KID, precision and recall
-    judge: FeatureExtractor | None = None  # adds retrieval and copies; of no network that learned
-    no_judge: str = ""  # why there is none
+    pictures: int  # generated, if there are as many captions; >= 1
+    pmi_pictures: int = 0  # scored by the model itself
     clip: Clip | None = None  # adds retrieval by it
-    pmi_pictures: int = 0  # so many are scored by the model itself
     training: CaptionedImages | None = None  # adds copies and the loss gap
-    no_training: str = ""  # why there is none
-    max_training: int = 2000  # training pictures that are looked at
+    missing_training: str = ""  # why there is none
+    max_training: int = 2000  # training pictures that are searched
 
-    def explain_no_copies(self) -> str:
-        """Says why copies cannot be looked for; nothing if they can."""
-        if self.judge is None:
-            return self.no_judge
-        return self.no_training if self.training is None else ""
+    def explain_missing_copies(self, networks: EvalNetworks) -> str:
+        """Says why copies cannot be looked for; empty if they can."""
+        if networks.extractor is None:
+            return networks.missing
+        return self.missing_training if self.training is None else ""
 
 
 @dataclass(frozen=True)
-class PaintedEvaluation:
-    """Painted pictures and what was found on them."""
+class GenerationEvaluation:
+    """Generated pictures and what was measured on them."""
 
     pixels: Pixels  # (B, S, S, 3), B may be 0
     prompts: Sequence[str]  # B
-    real: Pixels  # (B, S, S, 3) the real picture of each prompt
     metrics: Mapping[str, Metric]
-    left_out: Mapping[str, str]  # by metric, the reason
-    nearest: NearestPictures | None  # the nearest training picture of each
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """The pictures that are nearest to a training picture, the nearest first."""
-        if self.nearest is None:
-            return []
-        order = self.nearest.distances.argsort(kind="stable")[:_MAX_PAIRS].tolist()
-        return [
-            Pair(
-                painted=self.pixels[i],
-                prompt=self.prompts[i],
-                nearest=self.nearest.pixels[i],
-                caption=self.nearest.captions[i],
-                distance=float(self.nearest.distances[i]),
-            )
-            for i in order
-        ]
+    left_out: Mapping[str, str]  # the reason by metric
+    pairs: Sequence[Pair]  # those nearest to a training picture, the nearest first
 
 
-@dataclass
-class _Found:
-    """Numbers, and reasons for those that are not there."""
-
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def add_retrieval(self, name: str, found: Retrieval, by: str) -> None:
-        self.metrics[name] = Metric(
-            found.share,
-            f"share of {found.num_pictures} pictures whose own prompt is first of "
-            f"{found.num_choices}, chance {found.chance:.3g}; {by}",
-        )
-
-
-def evaluate_painted(
-    model: TextToImage, images: ChosenImages, checks: PaintingChecks
-) -> PaintedEvaluation:
+def evaluate_generation(
+    model: TextToImage, images: EvalImages, networks: EvalNetworks, checks: GenerationChecks
+) -> GenerationEvaluation:
     """Paints captions of images, picture i with seed i, and measures the pictures.
 
     Args:
         model: with a transformer.
         images: of the model's size; captions that are too long for it are left out.
-        checks: what is measured; it has the judge's features computed once.
+        networks: what compares pictures.
+        checks: what is measured.
     """
     real = images.draw_readable(model, checks.pictures)
     if not len(real.pixels):
         reason = "No caption is short enough for the model."
-        return PaintedEvaluation(real.pixels, [], real.pixels, {}, {"painted": reason}, None)
-    found = _Found()
+        return GenerationEvaluation(real.pixels, [], {}, {"painted": reason}, [])
     pixels = model.generate_images(enumerate_requests(real.captions)).pixels
-    extractors = {e.name: e for e in (*checks.features, *filter(None, [checks.judge]))}
-    looks = {n: (e.extract(real.pixels), e.extract(pixels)) for n, e in extractors.items()}
-    for extractor in checks.features:
-        _compare_sets(found, *looks[extractor.name], extractor, images.description)
-    _add_retrieval(found, model, pixels, real, checks, looks)
-    copies = _add_copies(found, real, checks, looks)
-    _add_loss_gap(found, model, images, checks)
-    nearest = copies.nearest if copies else None
-    return PaintedEvaluation(
-        pixels, real.captions, real.pixels, found.metrics, found.left_out, nearest
+    comparison = _Comparison(model, networks, checks, real, pixels)
+    comparison.compare_sets()
+    comparison.rank_prompts()
+    pairs = comparison.find_copies()
+    comparison.compare_losses(images)
+    return GenerationEvaluation(
+        pixels, real.captions, comparison.metrics, comparison.left_out, pairs
     )
 
 
-def _compare_sets(
-    found: _Found, real: Tensor, painted: Tensor, extractor: FeatureExtractor, description: str
-) -> None:
-    """Adds how far the painted pictures as a set are from the real ones."""
-    name = extractor.name
-    if len(painted) < MIN_PICTURES:
-        for kind in ("fid", "kid", "precision", "recall"):
-            found.left_out[f"painted_{kind}_{name}"] = f"It takes at least {MIN_PICTURES} pictures."
-        return
-    what = (
-        f"{name} features ({extractor.num_features}, mean over places), {len(painted)} painted "
-        f"pictures against the {len(real)} real ones of the same captions, {description}"
-    )
-    kid = compute_kid(real, painted)
-    subsets = f"{kid.subsets} random subsets of {kid.subset_size}, std {kid.std:.3g}"
-    among = compute_precision_recall(real, painted)
-    neighbours = f"{NEIGHBOURS} neighbours"
-    found.metrics |= {
-        f"painted_fid_{name}": Metric(compute_fid(real, painted), what),
-        f"painted_kid_{name}": Metric(kid.value, f"{what}; {subsets}"),
-        f"painted_precision_{name}": Metric(among.precision, f"{what}; {neighbours}"),
-        f"painted_recall_{name}": Metric(among.recall, f"{what}; {neighbours}"),
-    }
+class _Comparison:
+    """Generated pictures beside the real ones of the same captions; gathers their metrics."""
 
+    def __init__(
+        self,
+        model: TextToImage,
+        networks: EvalNetworks,
+        checks: GenerationChecks,
+        real: EvalImages,
+        pixels: Pixels,
+    ) -> None:
+        self.metrics: dict[str, Metric] = {}
+        self.left_out: dict[str, str] = {}
+        self._model, self._networks, self._checks = model, networks, checks
+        self._real, self._pixels = real, pixels
+        extractors = {e.name: e for e in (*networks.features.values(), networks.extractor) if e}
+        # Of the real and the generated pictures, computed once for all that is measured.
+        self._features = {
+            name: (extractor.extract(real.pixels), extractor.extract(pixels))
+            for name, extractor in extractors.items()
+        }
 
-def _add_retrieval(
-    found: _Found,
-    model: TextToImage,
-    pixels: Pixels,
-    real: ChosenImages,
-    checks: PaintingChecks,
-    looks: Mapping[str, tuple[Tensor, Tensor]],
-) -> None:
-    """Adds how often a picture finds its own prompt: by features, by CLIP, by the model itself."""
-    prompts = list(dict.fromkeys(real.captions))
-    own = torch.tensor([prompts.index(caption) for caption in real.captions])
-    if len(prompts) < 2:
-        wanted = {"features": True, "clip": checks.clip, "pmi": checks.pmi_pictures}
-        names = [f"retrieval_by_{judge}" for judge in wanted if wanted[judge]]
-        found.left_out |= dict.fromkeys(names, "It takes at least two different captions.")
-        return
-    if checks.judge is None:
-        found.left_out["retrieval_by_features"] = checks.no_judge
-    else:
-        theirs, ours = looks[checks.judge.name]
-        # Of several real pictures with one caption the first stands for it.
-        firsts = [real.captions.index(prompt) for prompt in prompts]
-        score = score_by_features(ours, theirs[firsts])
-        by = f"the prompt whose real picture is nearest, {checks.judge.name} features"
-        found.add_retrieval("retrieval_by_features", measure_retrieval(score, own), by)
-    if checks.clip is not None:
-        score = checks.clip.score(pixels, prompts)
-        by = f"cosine of picture and prompt, CLIP {checks.clip.name}"
-        found.add_retrieval("retrieval_by_clip", measure_retrieval(score, own), by)
-    if checks.pmi_pictures:
-        prompts = prompts[:NUM_CHOICES]
-        rows = [i for i in range(len(own)) if own[i] < len(prompts)][: checks.pmi_pictures]
-        try:
-            score = score_by_likelihood(model, pixels[rows], prompts)
-        except GenerationError as error:
-            found.left_out["retrieval_by_pmi"] = str(error)
+    def compare_sets(self) -> None:
+        """Measures how far the generated pictures as a set are from the real ones."""
+        for name, extractor in self._networks.features.items():
+            keys = {kind: f"painted_{kind}_{name}" for kind in _SET_METRICS}
+            if extractor is None or len(self._pixels) < MIN_PICTURES:
+                reason = f"It takes at least {MIN_PICTURES} pictures."
+                reason = reason if extractor else self._networks.missing
+                self.left_out |= dict.fromkeys(keys.values(), reason)
+                continue
+            real, generated = self._features[name]
+            protocol = (
+                f"{extractor.describe()}, {len(generated)} painted pictures against the "
+                f"{len(real)} real ones of the same captions, {self._real.description}"
+            )
+            metrics = measure_set_distances(real, generated, protocol)
+            among = compute_precision_recall(real, generated)
+            neighbours = f"{protocol}; {NEIGHBOURS} neighbours"
+            metrics["precision"] = Metric(among.precision, neighbours)
+            metrics["recall"] = Metric(among.recall, neighbours)
+            self.metrics |= {keys[kind]: metric for kind, metric in metrics.items()}
+
+    def rank_prompts(self) -> None:
+        """Measures how often a picture finds its prompt: by features, by CLIP, by the model."""
+        checks, captions = self._checks, self._real.captions
+        prompts = list(dict.fromkeys(captions))
+        prompt_of = torch.tensor([prompts.index(caption) for caption in captions])
+        if len(prompts) < 2:
+            rankings = {"features": True, "clip": checks.clip, "pmi": checks.pmi_pictures}
+            for name in [name for name, is_asked in rankings.items() if is_asked]:
+                reason = "It takes at least two different captions."
+                self.left_out[f"retrieval_by_{name}"] = reason
             return
-        by = "pointwise mutual information by the model itself"
-        found.add_retrieval("retrieval_by_pmi", measure_retrieval(score, own[rows]), by)
+        if self._networks.extractor is None:
+            self.left_out["retrieval_by_features"] = self._networks.missing
+        else:
+            name = self._networks.extractor.name
+            real, generated = self._features[name]
+            # Of several real pictures with one caption the first stands for it.
+            first = [captions.index(prompt) for prompt in prompts]
+            scores = -compute_distances(generated, real[first])
+            by = f"the prompt whose real picture is nearest, {name} features"
+            self._add_retrieval("features", scores, prompt_of, by)
+        if checks.clip is not None:
+            scores = checks.clip.score(self._pixels, prompts)
+            by = f"cosine of picture and prompt, CLIP {checks.clip.name}"
+            self._add_retrieval("clip", scores, prompt_of, by)
+        if checks.pmi_pictures:
+            prompts = prompts[:NUM_CHOICES]
+            rows = [i for i, prompt in enumerate(prompt_of.tolist()) if prompt < len(prompts)]
+            rows = rows[: checks.pmi_pictures]
+            try:
+                scores = torch.from_numpy(self._model.score(self._pixels[rows], prompts).pmi)
+            except GenerationError as error:
+                self.left_out["retrieval_by_pmi"] = str(error)
+                return
+            by = "pointwise mutual information by the model itself"
+            self._add_retrieval("pmi", scores, prompt_of[rows], by)
 
+    def _add_retrieval(self, name: str, scores: Tensor, prompt_of: Tensor, by: str) -> None:
+        retrieval = measure_retrieval(scores, prompt_of)
+        self.metrics[f"retrieval_by_{name}"] = Metric(
+            retrieval.fraction,
+            f"share of {retrieval.num_pictures} pictures whose own prompt is first of "
+            f"{retrieval.num_choices}, chance {retrieval.chance:.3g}; {by}",
+        )
 
-def _add_copies(
-    found: _Found,
-    real: ChosenImages,
-    checks: PaintingChecks,
-    looks: Mapping[str, tuple[Tensor, Tensor]],
-) -> Copies | None:
-    """Adds the copy rate, if there are a judge and training pictures."""
-    if checks.judge is None or checks.training is None:
-        found.left_out["copy_rate"] = checks.explain_no_copies()
-        return None
-    theirs, ours = looks[checks.judge.name]
-    copies = measure_copies(
-        ours,
-        theirs,
-        real.pixels,
-        checks.training,
-        checks.judge,
-        max_training=checks.max_training,
-    )
-    total = len(checks.training)
-    searched = f"{copies.num_training:,} of the {total:,} training pictures"
-    found.metrics["copy_rate"] = Metric(
-        copies.rate,
-        f"share of {len(ours)} painted pictures closer to a training picture than "
-        f"{copies.threshold:.4g}, percentile {COPY_PERCENTILE} of the distances of {len(theirs)} "
-        f"real pictures, {checks.judge.name} features, {searched}",
-    )
-    return copies
+    def find_copies(self) -> list[Pair]:
+        """Measures the copy rate, if there are an extractor and training pictures."""
+        extractor, training = self._networks.extractor, self._checks.training
+        if extractor is None or training is None:
+            self.left_out["copy_rate"] = self._checks.explain_missing_copies(self._networks)
+            return []
+        real, generated = self._features[extractor.name]
+        copies = measure_copies(
+            generated,
+            real,
+            self._real.pixels,
+            training,
+            extractor,
+            max_training=self._checks.max_training,
+        )
+        self.metrics["copy_rate"] = Metric(
+            copies.rate,
+            f"share of {len(generated)} painted pictures closer to a training picture than "
+            f"{copies.threshold:.4g}, percentile {COPY_PERCENTILE} of the distances of "
+            f"{len(real)} real pictures, {extractor.name} features, {copies.num_training:,} of "
+            f"the {len(training):,} training pictures",
+        )
+        return copies.list_pairs(self._pixels, self._real.captions)
 
-
-def _add_loss_gap(
-    found: _Found, model: TextToImage, images: ChosenImages, checks: PaintingChecks
-) -> None:
-    """Adds the objective's loss on training images and on others, if there are training images."""
-    names = ("loss_train", "loss_held_out", "loss_gap")
-    gap = None
-    if checks.training is not None:
-        gap = measure_loss_gap(model, images, checks.training, max_images=_LOSS_IMAGES)
-    if gap is None:
-        reason = checks.no_training or "No training caption is short enough for the model."
-        found.left_out |= dict.fromkeys(names, reason)
-        return
-    what = f"loss of {model.objective.name}, first captions, mean over {gap.num_images}"
-    found.metrics |= {
-        "loss_train": Metric(gap.train, f"{what} training images"),
-        "loss_held_out": Metric(gap.held_out, f"{what} of {images.description}"),
-        "loss_gap": Metric(gap.held_out - gap.train, "loss_held_out minus loss_train"),
-    }
+    def compare_losses(self, held_out: EvalImages) -> None:
+        """Measures the objective's loss on training images and on others."""
+        training, gap = self._checks.training, None
+        reason = self._checks.missing_training
+        if training is not None:
+            gap = measure_loss_gap(self._model, held_out, training, max_images=_LOSS_IMAGES)
+            reason = "No training caption is short enough for the model."
+        if gap is None:
+            names = ("loss_train", "loss_held_out", "loss_gap")
+            self.left_out |= dict.fromkeys(names, reason)
+            return
+        name = self._model.objective.name
+        protocol = f"loss of {name}, first captions, mean over {gap.num_images}"
+        self.metrics |= {
+            "loss_train": Metric(gap.train, f"{protocol} training images"),
+            "loss_held_out": Metric(gap.held_out, f"{protocol} of {held_out.description}"),
+            "loss_gap": Metric(gap.held_out - gap.train, "loss_held_out minus loss_train"),
+        }

@@ -1,12 +1,11 @@
-"""Does a model paint, or does it copy? Painted pictures beside their nearest training pictures.
+"""Does a model paint, or does it copy? Generated pictures beside their nearest training pictures.
 
-    painted ─ features ─▶ distance to every training picture ─▶ the nearest, copy rate
+    generated ─ features ─▶ distance to every training picture ─▶ the nearest, copy rate
 
-Protocol of the copy rate: the distance is Euclidean between features. Each of some real pictures
-has a nearest training picture too, twins left out: training pictures with the very same pixels,
-such as itself. A painted picture counts as a copy if its nearest training picture is closer than
-the first percentile of these distances: as close as only one real picture in a hundred comes to
-another one. Training pictures are read batch by batch.
+Protocol of the copy rate: the distance is Euclidean between features. A generated picture counts
+as a copy if its nearest training picture is closer than the first percentile of the distances
+that real pictures have to theirs: as close as only one real picture in a hundred comes to another
+one. Twins of a real picture, training pictures with the very same pixels, are left out.
 """
 
 import hashlib
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.distributions import compute_distances
-from tessella.evaluation.eval_images import ChosenImages, draw_indices, read_images
+from tessella.evaluation.eval_images import EvalImages, draw_indices, read_images
 from tessella.evaluation.features import FeatureExtractor
-from tessella.images import Pixels, make_sheet
+from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
+from tessella.sheets import make_sheet
 
 COPY_PERCENTILE = 1
 """Of the distances of real pictures; closer is a copy."""
@@ -31,36 +31,37 @@ COPY_PERCENTILE = 1
 _BATCH = 64
 _SHEET_COLUMNS = 8
 _SHOWN_SIZE_PX = 128
-
-
-@dataclass(frozen=True)
-class NearestPictures:
-    """The nearest training picture of each of some painted ones."""
-
-    pixels: Pixels  # (B, S, S, 3)
-    captions: Sequence[str]  # B, the first of each
-    distances: npt.NDArray[np.float64]  # (B,) between features
+_MAX_PAIRS = 32
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A painted picture and its nearest training picture."""
+    """A generated picture and its nearest training picture."""
 
-    painted: Pixels  # (S, S, 3)
+    generated: Pixels  # (S, S, 3)
     prompt: str
     nearest: Pixels  # (S, S, 3)
-    caption: str
+    caption: str  # of the nearest
     distance: float
 
 
 @dataclass(frozen=True)
 class Copies:
-    """How many painted pictures are as good as in the training data."""
+    """How many generated pictures are as good as in the training data."""
 
-    rate: float  # share of the painted pictures that count as copies
+    rate: float  # fraction of the generated pictures that count as copies
     threshold: float  # the distance below which one does
-    num_training: int  # training pictures that were looked at
-    nearest: NearestPictures  # of each painted picture
+    num_training: int  # training pictures that were searched
+    nearest: EvalImages  # (B) the nearest training picture of each generated one
+    distances: npt.NDArray[np.float64]  # (B,) to it
+
+    def list_pairs(self, pixels: Pixels, prompts: Sequence[str]) -> list[Pair]:
+        """Lists the generated pictures that are nearest to a training picture, nearest first."""
+        nearest, order = self.nearest, self.distances.argsort(kind="stable")[:_MAX_PAIRS].tolist()
+        return [
+            Pair(pixels[i], prompts[i], nearest.pixels[i], nearest.captions[i], distance)
+            for i, distance in zip(order, self.distances[order].tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LossGap:
 
 
 def measure_copies(
-    painted: Tensor,
+    generated: Tensor,
     real: Tensor,
     real_pixels: Pixels,
     training: CaptionedImages,
@@ -81,51 +82,52 @@ def measure_copies(
     *,
     max_training: int,
 ) -> Copies:
-    """Finds the nearest training picture of each painted one, and counts copies.
+    """Finds the nearest training picture of each generated one, and counts copies.
 
     Args:
-        painted: (B, F) features of what was painted.
-        real: (R, F) features of pictures that were not, R >= 1.
+        generated: (B, F) features of generated pictures.
+        real: (R, F) features of real pictures, R >= 1.
         real_pixels: (R, S, S, 3) these.
-        training: what the model learned from, not empty; of these pictures' size.
-        extractor: what the features come from.
-        max_training: if there are more training pictures, so many are drawn.
+        training: what the model learned from, not empty; of these pictures' size. Read batch by
+            batch.
+        extractor: computes the features.
+        max_training: if there are more training pictures, this many are drawn.
     """
     indices = draw_indices(len(training), max_training)
-    wanted = torch.cat([painted, real])
-    least = torch.full((len(wanted),), torch.inf, dtype=wanted.dtype)
-    nearest = torch.zeros(len(wanted), dtype=torch.int64)
+    queries = torch.cat([generated, real])
+    distances = torch.full((len(queries),), torch.inf, dtype=queries.dtype)
+    nearest = torch.zeros(len(queries), dtype=torch.int64)
     real_hashes = _hash(real_pixels)
     for start in range(0, len(indices), _BATCH):
-        chosen = indices[start : start + _BATCH]
-        pixels = training.pixels(chosen)
-        distances = compute_distances(wanted, extractor.extract(pixels))
+        batch = indices[start : start + _BATCH]
+        pixels = training.pixels(batch)
+        to_batch = compute_distances(queries, extractor.extract(pixels))
         twins = torch.from_numpy(real_hashes[:, None] == _hash(pixels))
-        distances[len(painted) :].masked_fill_(twins, torch.inf)
-        found = distances.min(1)
-        closer = found.values < least
-        least[closer] = found.values[closer]
-        nearest[closer] = torch.from_numpy(chosen)[found.indices[closer]]
-    ours, theirs = least[: len(painted)].numpy(), least[len(painted) :].numpy()
-    # A real picture whose twins are all that there is has no other.
-    others = theirs[np.isfinite(theirs)]
-    threshold = float(np.percentile(others, COPY_PERCENTILE)) if len(others) else 0.0
-    beside = read_images(training, nearest[: len(painted)].tolist(), "nearest")
+        to_batch[len(generated) :].masked_fill_(twins, torch.inf)
+        best = to_batch.min(1)
+        is_closer = best.values < distances
+        distances[is_closer] = best.values[is_closer]
+        nearest[is_closer] = torch.from_numpy(batch)[best.indices[is_closer]]
+    of_generated, of_real = distances.tensor_split([len(generated)])
+    # The nearest picture of a real one is infinitely far where all are its twins.
+    finite = of_real[of_real.isfinite()].numpy()
+    threshold = float(np.percentile(finite, COPY_PERCENTILE)) if len(finite) else 0.0
     return Copies(
-        rate=float((ours < threshold).mean()),
+        rate=float((of_generated < threshold).double().mean()),
         threshold=threshold,
         num_training=len(indices),
-        nearest=NearestPictures(beside.pixels, beside.captions, ours),
+        nearest=read_images(training, nearest[: len(generated)].tolist(), "nearest"),
+        distances=of_generated.numpy(),
     )
 
 
 def make_pairs_sheet(pairs: Sequence[Pair]) -> Pixels:
-    """Lays out each painted picture with its nearest training picture on its right.
+    """Lays out each generated picture with its nearest training picture on its right.
 
     Args:
         pairs: at least one.
     """
-    pictures = [picture for pair in pairs for picture in (pair.painted, pair.nearest)]
+    pictures = [picture for pair in pairs for picture in (pair.generated, pair.nearest)]
     labels = [
         text for pair in pairs for text in (pair.prompt, f"{pair.distance:.4g}: {pair.caption}")
     ]
@@ -134,7 +136,7 @@ def make_pairs_sheet(pairs: Sequence[Pair]) -> Pixels:
 
 
 def measure_loss_gap(
-    model: TextToImage, held_out: ChosenImages, training: CaptionedImages, *, max_images: int
+    model: TextToImage, held_out: EvalImages, training: CaptionedImages, *, max_images: int
 ) -> LossGap | None:
     """Computes the objective's loss on images that a model learned from and on others.
 
@@ -164,7 +166,7 @@ def measure_loss_gap(
 
 
 @torch.inference_mode()
-def _compute_loss(model: TextToImage, images: ChosenImages) -> float:
+def _compute_loss(model: TextToImage, images: EvalImages) -> float:
     """Computes the mean loss over images, with random numbers that are the same at each call."""
     total = 0.0
     devices = [model.device] if model.device.type == "cuda" else []
@@ -174,8 +176,7 @@ def _compute_loss(model: TextToImage, images: ChosenImages) -> float:
             rows = slice(start, start + _BATCH)
             text = model.sampler.encode_text(images.captions[rows])
             codes = model.encode_images(images.pixels[rows])
-            scored = model.objective(text, codes)
-            total += float(scored.loss) * len(codes)
+            total += float(model.objective(text, codes).loss) * len(codes)
     return total / len(images.captions)
 
 

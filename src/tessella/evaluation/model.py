@@ -1,4 +1,4 @@
-"""What a finished model is worth: numbers with their protocol, and pictures to look at."""
+"""What a finished model is worth: metrics with their protocol, and pictures to look at."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,28 @@ from dataclasses import dataclass
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import CheckpointError, ConfigError, DataError
-from tessella.evaluation.eval_images import ChosenImages, can_read, read_images
-from tessella.evaluation.features import FeatureExtractor, create_extractor
-from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
-from tessella.evaluation.reconstruction import (
-    Metric,
-    evaluate_reconstructions,
-    measure_reconstructions,
+from tessella.evaluation.distributions import MIN_PICTURES
+from tessella.evaluation.eval_images import EvalImages, can_read, read_images
+from tessella.evaluation.features import EvalNetworks
+from tessella.evaluation.generation import (
+    GenerationChecks,
+    GenerationEvaluation,
+    evaluate_generation,
 )
+from tessella.evaluation.metric import Metric
+from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
-from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet
-from tessella.images import Pixels, make_sheet
+from tessella.evaluation.squeezenet import SQUEEZENET
+from tessella.images import Pixels
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 from tessella.tokenizer.weights import find_weights
 
 _MAX_IMAGES = 512
 _SCENE_PROMPTS = 500
-_PAINTED = 64
+_GENERATED = 64
 _SHEET_PROMPTS = 16
 _SHEET_COLUMNS = 4
 _MAX_TRAINING = 512  # about ten seconds of SqueezeNet on two cores
@@ -32,33 +35,34 @@ _MAX_TRAINING = 512  # about ten seconds of SqueezeNet on two cores
 
 @dataclass(frozen=True)
 class ImagesEvaluation:
-    """What was found on some images."""
+    """What was measured on some images."""
 
     metrics: Mapping[str, Metric]
+    left_out: Mapping[str, str]  # the reason by metric
     reconstructions: Pixels  # (B, S, S, 3)
-    painted: PaintedEvaluation | None  # None where no pictures were asked for, or can be painted
+    generation: GenerationEvaluation | None  # None: no pictures were asked for, or can be painted
 
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What was found."""
+    """What was measured on a finished model."""
 
     metrics: Mapping[str, Metric]
     prompts: Sequence[str]  # of the sheet; the empty one where no caption can be read whole
     sheet: Pixels  # (height, width, 3) the prompts with their pictures
-    painted: PaintedEvaluation  # the sheet's pictures first, if there are any
+    generation: GenerationEvaluation  # the sheet's pictures first, if there are any
 
 
 def count_pictures(data: PreparedData) -> int:
-    """Returns how long `evaluate_model` takes, for a plan: as long as painting so many pictures.
+    """Returns how long `evaluate_model` takes, for a plan: as long as painting this many pictures.
 
     A picture that SqueezeNet looks at counts as one more; painting one does not take less.
     """
     held_out = data.validation if len(data.validation) else data.train
-    count = min(_PAINTED, len(held_out))
-    if _has_judge():
-        looked_at = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
-        count = 3 * count + looked_at
+    count = min(_GENERATED, len(held_out))
+    if _has_squeezenet():
+        searched = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
+        count = 3 * count + searched
     are_scenes = _parse_scenes(data.train.captions(0)[:1]) is not None
     return count + (2 * _SCENE_PROMPTS if are_scenes else 0)
 
@@ -66,81 +70,93 @@ def count_pictures(data: PreparedData) -> int:
 def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
     """Measures a model on the images that were kept out, and paints their captions.
 
-    What takes SqueezeNet is measured where its weights are there, on few pictures: it must not
+    SqueezeNet measures only a few pictures, and only where its weights are installed: it must not
     hold up the end of a training.
     """
     side = "validation" if len(data.validation) else "train"
     count = min(_MAX_IMAGES, len(data.sides[side]))
     images = read_images(data.sides[side], range(count), f"the first {count} {side} images")
-    judge, no_judge = None, ""
     try:
-        judge = create_extractor(device=model.device)
-    except (ConfigError, CheckpointError) as error:
-        no_judge = str(error)
-    checks = PaintingChecks(
-        pictures=_PAINTED,
-        features=[judge] if judge else [],
-        judge=judge,
-        no_judge=no_judge,
+        networks = EvalNetworks.load(device=model.device)
+    except CheckpointError as error:
+        networks = EvalNetworks(missing=str(error))
+    checks = GenerationChecks(
+        pictures=_GENERATED,
         training=data.train if len(data.validation) else None,
-        no_training="No images were kept out of training.",
+        missing_training="No images were kept out of training.",
         max_training=_MAX_TRAINING,
     )
-    found = evaluate_images(model, images)
-    painted = evaluate_painted(model, images, checks)
-    prompts = painted.prompts[:_SHEET_PROMPTS]
-    pictures = painted.pixels[:_SHEET_PROMPTS]
+    evaluation = evaluate_images(model, images)
+    generation = evaluate_generation(model, images, networks, checks)
+    prompts = generation.prompts[:_SHEET_PROMPTS]
+    pictures = generation.pixels[:_SHEET_PROMPTS]
     if not prompts:
         prompts = [""]
         pictures = model.generate_images(enumerate_requests(prompts)).pixels
     sheet = make_sheet(pictures, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
-    return ModelEvaluation({**found.metrics, **painted.metrics}, prompts, sheet, painted)
+    metrics = {**evaluation.metrics, **generation.metrics}
+    return ModelEvaluation(metrics, prompts, sheet, generation)
 
 
 def evaluate_images(
     model: TextToImage | TrainedTokenizer,
-    images: ChosenImages,
-    *,
-    squeezenet: SqueezeNet | None = None,
-    features: Sequence[FeatureExtractor] = (),
-    checks: PaintingChecks | None = None,
+    images: EvalImages,
+    networks: EvalNetworks | None = None,
+    checks: GenerationChecks | None = None,
 ) -> ImagesEvaluation:
     """Measures a model's reconstructions of images and what it paints of their captions.
 
-    Of scenes it also paints others, and reads them, if it can read what is asked.
+    If the images are scenes, it also paints other scenes and classifies them, as long as the model
+    can read their prompts.
 
     Args:
-        model: what is measured; a tokenizer alone paints nothing.
-        images: of the model's size.
-        squeezenet: adds the perceptual distance of the reconstructions.
-        features: each adds FID and KID of the reconstructions.
-        checks: what is measured on painted pictures; None paints none of the captions.
+        model: to measure; a tokenizer alone paints nothing.
+        images: of the model's size; one at least.
+        networks: what compares pictures; None compares by pixels alone.
+        checks: what is measured on painted captions; None paints none.
     """
     what = images.description
-    made = evaluate_reconstructions(model.tokenizer, images.pixels, model.device)
+    networks = networks or EvalNetworks()
+    report = evaluate_reconstructions(model.tokenizer, images.pixels)
     compared = measure_reconstructions(
-        images.pixels, made.pixels, squeezenet=squeezenet, features=features, description=what
+        images.pixels,
+        report.pixels,
+        squeezenet=networks.squeezenet,
+        features=[extractor for extractor in networks.features.values() if extractor],
+        description=what,
     )
     metrics = {f"reconstruction_{name}": metric for name, metric in compared.items()}
-    metrics["codes_used"] = Metric(
-        made.health.codes_used, f"of {len(model.tokenizer.codebook)}, {what}"
-    )
-    metrics["code_perplexity"] = Metric(made.health.perplexity, what)
+    left_out = _explain_left_out(metrics, networks)
+    size = len(model.tokenizer.codebook)
+    metrics["codes_used"] = Metric(report.health.codes_used, f"of {size}, {what}")
+    metrics["code_perplexity"] = Metric(report.health.perplexity, what)
     scenes = _parse_scenes(images.captions)
     if scenes is not None:
-        accuracy = compute_scene_accuracy(made.pixels, scenes).all_correct
-        metrics["reconstruction_all_correct"] = Metric(accuracy.accuracy, f"scenes, {what}")
-    if scenes is not None and not isinstance(model, TrainedTokenizer):
-        for name, only_held_out in (("seen", False), ("held_out", True)):
-            if _can_read_scenes(model, held_out=only_held_out):
+        score = compute_scene_accuracy(report.pixels, scenes).all_correct
+        metrics["reconstruction_all_correct"] = Metric(score.accuracy, f"scenes, {what}")
+    if isinstance(model, TrainedTokenizer):
+        return ImagesEvaluation(metrics, left_out, report.pixels, None)
+    if scenes is not None:
+        for name, held_out in (("seen", False), ("held_out", True)):
+            if _can_read_scenes(model, held_out=held_out):
                 metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
-                    model, _SCENE_PROMPTS, held_out=only_held_out
+                    model, _SCENE_PROMPTS, held_out=held_out
                 )
-    painted = None
-    if checks is not None and not isinstance(model, TrainedTokenizer):
-        painted = evaluate_painted(model, images, checks)
-        metrics |= painted.metrics
-    return ImagesEvaluation(metrics, made.pixels, painted)
+    generation = None
+    if checks is not None:
+        generation = evaluate_generation(model, images, networks, checks)
+        metrics |= generation.metrics
+        left_out |= generation.left_out
+    return ImagesEvaluation(metrics, left_out, report.pixels, generation)
+
+
+def _explain_left_out(metrics: Mapping[str, Metric], networks: EvalNetworks) -> dict[str, str]:
+    """Gives the reason for each metric of reconstructions that is not there."""
+    reasons = {"reconstruction_perceptual_distance": networks.missing}
+    for name, extractor in networks.features.items():
+        reason = f"It takes at least {MIN_PICTURES} images." if extractor else networks.missing
+        reasons |= {f"reconstruction_{kind}_{name}": reason for kind in ("fid", "kid")}
+    return {name: reason for name, reason in reasons.items() if name not in metrics}
 
 
 def measure_scene_accuracy(
@@ -159,8 +175,8 @@ def measure_scene_accuracy(
     """
     scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
     prompts = [canonical_caption(scene) for scene in scenes]
-    painted = model.generate_images(enumerate_requests(prompts))
-    score = compute_scene_accuracy(painted.pixels, scenes).all_correct
+    pixels = model.generate_images(enumerate_requests(prompts)).pixels
+    score = compute_scene_accuracy(pixels, scenes).all_correct
     kind = "held-out" if held_out else "seen"
     return Metric(
         score.accuracy, f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
@@ -168,13 +184,13 @@ def measure_scene_accuracy(
 
 
 def _can_read_scenes(model: TextToImage, *, held_out: bool) -> bool:
-    """Whether no prompt of the scenes that are painted is too long for a model."""
+    """Whether every prompt of the scenes that are painted is short enough for a model."""
     scenes = sample_prompts(_SCENE_PROMPTS, seed=0, held_out=held_out)
     return all(can_read(model, canonical_caption(scene)) for scene in scenes)
 
 
-def _has_judge() -> bool:
-    """Whether the weights of SqueezeNet are there."""
+def _has_squeezenet() -> bool:
+    """Whether the weights of SqueezeNet are installed."""
     try:
         find_weights(SQUEEZENET)
     except ConfigError:

@@ -3,11 +3,11 @@
 The first picture is compared with all others, and with uniform noise. The features of the
 network take the place of an image's pixels in two distances:
 
-    mse      mean over channels and places of the squared difference, features as they are
-    cosine   1 − the cosine of the two feature vectors (over channels) at a place, mean over places
+    mse      mean over channels and positions of the squared difference, features as they are
+    cosine   1 − the cosine of two feature vectors (over channels), mean over positions
 
-The layer `pixels` is the image itself, (3, H, W) in [-1, 1]: what a pixel loss sees. When some
-pictures are named as like the first, a layer's separation says how well it suits a loss.
+The layer `pixels` is the image itself, (3, H, W) in [-1, 1]: what a pixel loss compares. When
+some pictures are named as like the first, a layer's separation says how well it suits a loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.errors import DataError
+from tessella.errors import ConfigError, DataError
 from tessella.files import new_file
 from tessella.images import Pixels
 from tessella.tokenizer.perceptual import ResNetFeatures
@@ -34,14 +34,12 @@ DISTANCES: tuple[Distance, ...] = ("mse", "cosine")
 PIXELS = "pixels"
 PLOT_SUFFIXES = (".png", ".svg")
 
-
-@dataclass(frozen=True)
-class LayerDistances:
-    """How far the others are from the first picture at one layer."""
-
-    layer: str  # "pixels", or the network's own name
-    shape: tuple[int, ...]  # of one picture's features
-    distances: Mapping[Distance, tuple[float, ...]]  # to each of the others, in their order
+# The lines of like pictures share a hue, those of unlike ones another: colour map, start, stop.
+_HUES = {
+    "": ("viridis", 0.0, 0.9),
+    "like": ("Blues", 0.95, 0.5),
+    "unlike": ("Oranges", 0.9, 0.4),
+}
 
 
 @dataclass(frozen=True)
@@ -53,35 +51,61 @@ class Separation:
     noise_over_unlike: float  # distance to noise / mean distance to the unlike pictures
 
 
+@dataclass(frozen=True)
+class LayerDistances:
+    """How far the others are from the first picture at one layer."""
+
+    layer: str  # "pixels", or the network's own name
+    shape: tuple[int, ...]  # of one picture's features
+    distances: Mapping[Distance, tuple[float, ...]]  # to each of the others, in their order
+    separations: Mapping[Distance, Separation]  # empty unless some pictures are named as like
+
+
 def draw_noise(size: int, seed: int) -> Pixels:
     """Draws a picture of uniform noise, (size, size, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
 @torch.inference_mode()
-def measure_distances(network: ResNetFeatures, image: Tensor) -> list[LayerDistances]:
+def measure_distances(
+    network: ResNetFeatures, image: Tensor, is_like: Sequence[bool] | None = None
+) -> list[LayerDistances]:
     """Compares the first image with each other one at every layer, the pixels first.
 
     Args:
         network: it sees one image at a time, so that memory does not grow with their number.
         image: (B, 3, H, W) in [-1, 1], B >= 2.
+        is_like: whether each of the others, without the noise at the end, is like the first;
+            adds separations.
+
+    Raises:
+        DataError: pictures that are to be told apart are not at any distance from the first.
     """
-    first = _layers_of(network, image[:1])
-    measured: dict[str, dict[Distance, list[float]]] = {
+    first = _compute_layers(network, image[:1])
+    values: dict[str, dict[Distance, list[float]]] = {
         layer: {"mse": [], "cosine": []} for layer in first
     }
     for other in image[1:].split(1):
-        for layer, features in _layers_of(network, other).items():
-            measured[layer]["mse"].append(compute_mse(first[layer], features))
-            measured[layer]["cosine"].append(compute_cosine_distance(first[layer], features))
+        for layer, features in _compute_layers(network, other).items():
+            values[layer]["mse"].append(compute_mse(first[layer], features))
+            values[layer]["cosine"].append(compute_cosine_distance(first[layer], features))
     return [
         LayerDistances(
             layer,
             tuple(first[layer].shape[1:]),
-            {distance: tuple(values) for distance, values in by_distance.items()},
+            {distance: tuple(each) for distance, each in by_distance.items()},
+            {
+                distance: compute_separation(each, is_like)
+                for distance, each in by_distance.items()
+                if is_like is not None
+            },
         )
-        for layer, by_distance in measured.items()
+        for layer, by_distance in values.items()
     ]
+
+
+def _compute_layers(network: ResNetFeatures, image: Tensor) -> dict[str, Tensor]:
+    return {PIXELS: image, **network.features(image, network.available)}
 
 
 def compute_mse(features: Tensor, other: Tensor) -> float:
@@ -90,7 +114,7 @@ def compute_mse(features: Tensor, other: Tensor) -> float:
 
 
 def compute_cosine_distance(features: Tensor, other: Tensor) -> float:
-    """Returns 1 − the cosine over channels, mean over places; 0 is alike, 2 opposite.
+    """Returns 1 − the cosine over channels, mean over positions; 0 is alike, 2 opposite.
 
     Computed as half the squared distance of the vectors at length 1, which is the same, and
     exactly 0 for equal ones. A vector of zeros keeps its length: it is 0 from another one, 1/2
@@ -104,40 +128,57 @@ def compute_cosine_distance(features: Tensor, other: Tensor) -> float:
     return float(difference.square().sum(dim=1).mean() / 2)
 
 
-def compute_separation(distances: Sequence[float], like: Sequence[bool]) -> Separation:
+def compute_separation(distances: Sequence[float], is_like: Sequence[bool]) -> Separation:
     """Compares distances to like pictures, to unlike ones and to noise.
 
     Args:
         distances: to each picture; the last one is the noise's.
-        like: whether each picture is like the first; some are and some are not.
+        is_like: whether each picture is like the first; some are and some are not.
 
     Raises:
-        DataError: the like pictures are at no distance at all.
+        DataError: the mean distance to the like or to the unlike pictures is 0.
     """
     *pictures, noise = distances
-    to_like = fmean(value for value, is_like in zip(pictures, like, strict=True) if is_like)
-    to_unlike = fmean(value for value, is_like in zip(pictures, like, strict=True) if not is_like)
-    if not to_like or not to_unlike:
-        kind = "unlike" if to_like else "like"
+    like, unlike = (
+        fmean(value for value, each in zip(pictures, is_like, strict=True) if each is kind)
+        for kind in (True, False)
+    )
+    if not like or not unlike:
+        kind = "unlike" if like else "like"
         raise DataError(
             f"The mean distance from the first picture to the {kind} ones is `0`: nothing can be "
             "divided by it. Name pictures that are not copies of the first."
         )
     rank = 1 + sum(value < noise for value in pictures)
-    return Separation(to_unlike / to_like, rank, noise / to_unlike)
+    return Separation(unlike / like, rank, noise / unlike)
 
 
-def find_best(separations: Mapping[str, Separation]) -> str:
-    """Returns the network's layer that separates best; of equals the first. Pixels stand aside."""
-    layers = [layer for layer in separations if layer != PIXELS]
-    return max(layers, key=lambda layer: separations[layer].score)
+def find_best(layers: Sequence[LayerDistances], distance: Distance) -> LayerDistances:
+    """Returns the network's layer that separates best, the first of equals; never the pixels."""
+    of_network = [layer for layer in layers if layer.layer != PIXELS]
+    return max(of_network, key=lambda layer: layer.separations[distance].score)
+
+
+def check_can_plot() -> None:
+    """Refuses a plot where matplotlib is missing, before the work.
+
+    Raises:
+        ConfigError: says how to install it.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"A plot needs the package `matplotlib`: {error}. Install it with "
+            "pip install 'tessella[plot]'."
+        ) from None
 
 
 def plot_distances(
     path: Path,
     layers: Sequence[LayerDistances],
     names: Sequence[str],
-    like: Sequence[bool] | None,
+    is_like: Sequence[bool] | None,
 ) -> None:
     """Draws both distances over the layers, a line a picture, the noise dashed.
 
@@ -145,7 +186,7 @@ def plot_distances(
         path: ends in `.png` or `.svg`.
         layers: from `measure_distances`, the noise as the last image.
         names: of the first picture and of the others, without the noise.
-        like: whether each of the others is like the first; None if that was not said.
+        is_like: whether each of the others is like the first; None if unknown.
 
     Raises:
         CheckpointError: the plot cannot be written.
@@ -160,7 +201,7 @@ def plot_distances(
     names = [name.replace("$", r"\$") for name in names]
     figure.suptitle(f"Distance from {names[0]} at every layer")
     left, right = figure.subplots(1, 2)
-    styles = _choose_styles(names[1:], like)
+    styles = _choose_styles(names[1:], is_like)
     _draw_panel(left, layers, "mse", styles)
     left.set_ylabel("MSE / mean MSE to the pictures at that layer (log scale)")
     _draw_panel(right, layers, "cosine", styles)
@@ -170,34 +211,26 @@ def plot_distances(
         figure.savefig(temporary, dpi=150)
 
 
-def _layers_of(network: ResNetFeatures, image: Tensor) -> dict[str, Tensor]:
-    return {PIXELS: image, **network.features(image, network.available)}
-
-
-def _choose_styles(names: Sequence[str], like: Sequence[bool] | None) -> list[dict[str, Any]]:
-    """Chooses how each line looks: one hue for like pictures, one for unlike ones, gray noise."""
+def _choose_styles(names: Sequence[str], is_like: Sequence[bool] | None) -> list[dict[str, Any]]:
+    """Chooses colour, marker and label of each line, the noise's last."""
     from matplotlib import colormaps
 
-    kinds = ["" if like is None else "like" if is_like else "unlike" for is_like in like or names]
-    hues = {
-        "": ("viridis", 0.0, 0.9),
-        "like": ("Blues", 0.95, 0.5),
-        "unlike": ("Oranges", 0.9, 0.4),
-    }
+    kinds = [""] * len(names)
+    if is_like is not None:
+        kinds = ["like" if each else "unlike" for each in is_like]
     styles: list[dict[str, Any]] = []
-    for number, (name, kind) in enumerate(zip(names, kinds, strict=True), start=1):
-        colormap, start, stop = hues[kind]
-        place, last = kinds[: number - 1].count(kind), max(1, kinds.count(kind) - 1)
+    for index, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        colormap, start, stop = _HUES[kind]
+        number, last = kinds[:index].count(kind), max(1, kinds.count(kind) - 1)
         styles.append(
             {
-                "label": f"{number}  {name} ({kind})" if kind else f"{number}  {name}",
-                "color": colormaps[colormap](start + (stop - start) * place / last),
-                "marker": "osD^vPX*"[place % 8],
+                "label": f"{index + 1}  {name}" + (f" ({kind})" if kind else ""),
+                "color": colormaps[colormap](start + (stop - start) * number / last),
+                "marker": "osD^vPX*"[number % 8],
                 "zorder": 3 if kind == "like" else 2,
             }
         )
-    styles.append({"label": "noise", "color": "gray", "linestyle": "dashed", "marker": "."})
-    return styles
+    return [*styles, {"label": "noise", "color": "gray", "linestyle": "dashed", "marker": "."}]
 
 
 def _draw_panel(

@@ -1,7 +1,7 @@
-"""How well an image tokenizer gives back what it was given.
+"""How well an image tokenizer gives pictures back.
 
-Training looks at PSNR and the use of the codes after every so many images; a finished tokenizer
-is also measured by SSIM, and by networks that were trained on other tasks.
+Training looks at PSNR and the use of the codes at each of its evaluations; a finished tokenizer is
+also measured by SSIM, and by networks that were trained on other tasks.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,12 @@ import torch
 from torch.nn import functional
 
 from tessella.errors import ShapeError
-from tessella.evaluation.distributions import MIN_PICTURES, compute_fid, compute_kid
+from tessella.evaluation.distributions import MIN_PICTURES, measure_set_distances
 from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.metric import Metric
 from tessella.evaluation.squeezenet import SqueezeNet
-from tessella.images import Pixels, to_float, to_uint8
+from tessella.images import Pixels, to_float
+from tessella.model.codec import decode_latent, encode_pixels
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.codebook_health import CodebookHealth, measure_codebook_health
 
@@ -26,19 +28,14 @@ PERCEPTUAL_LAYERS = ("conv1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire
 _BATCH = 64
 _NETWORK_BATCH = 16  # about 500 MB of features
 _PEAK = 255.0
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number, and how it was got."""
-
-    value: float
-    protocol: str  # on what, how many, with which settings
+_SSIM_REACH = 5  # pixels from the middle of the window to its edge
+_SSIM_SIGMA = 1.5
+_SSIM_C1, _SSIM_C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # of values in [0, 2]
 
 
 @dataclass(frozen=True)
 class ReconstructionReport:
-    """Reconstructions and how close they came."""
+    """Reconstructions, and how close they came."""
 
     pixels: Pixels  # (B, S, S, 3) the reconstructions
     codes: npt.NDArray[np.int64]  # (B, h, w)
@@ -51,22 +48,18 @@ class ReconstructionReport:
 
 
 @torch.inference_mode()
-def evaluate_reconstructions(
-    tokenizer: ImageTokenizer, pixels: Pixels, device: torch.device
-) -> ReconstructionReport:
+def evaluate_reconstructions(tokenizer: ImageTokenizer, pixels: Pixels) -> ReconstructionReport:
     """Encodes and decodes pictures (B, S, S, 3) uint8, B >= 1, with a tokenizer in eval mode."""
-    made, chosen = [], []
-    for start in range(0, len(pixels), _BATCH):
-        image = to_float(torch.from_numpy(pixels[start : start + _BATCH]).to(device))
-        codes = tokenizer.encode(image)
-        made.append(to_uint8(tokenizer.decode(codes)))
-        chosen.append(codes.cpu().numpy())
-    reconstructions, all_codes = np.concatenate(made), np.concatenate(chosen)
+    codes = encode_pixels(tokenizer, pixels)
+    latent = tokenizer.quantizer.look_up(codes)
+    height, width = latent.shape[2:]
+    reconstructions = decode_latent(tokenizer, latent, (height, width))
+    code_array = codes.cpu().numpy()
     return ReconstructionReport(
         pixels=reconstructions,
-        codes=all_codes,
+        codes=code_array,
         psnr=compute_psnr(reconstructions, pixels),
-        health=measure_codebook_health(tokenizer.quantizer, all_codes),
+        health=measure_codebook_health(tokenizer.quantizer, code_array),
     )
 
 
@@ -87,16 +80,16 @@ def measure_reconstructions(
     *,
     squeezenet: SqueezeNet | None = None,
     features: Sequence[FeatureExtractor] = (),
-    description: str | None = None,
+    description: str = "",
 ) -> dict[str, Metric]:
-    """Compares pictures with what was made of them, in every way there is.
+    """Compares pictures with their reconstructions in every available way.
 
     Args:
         originals: (B, S, S, 3) uint8, B >= 1.
         reconstructions: the same shape, in the same order.
         squeezenet: adds the perceptual distance.
         features: each adds FID and KID, if there are at least four pictures.
-        description: which pictures these are, for the protocol; else only their number is said.
+        description: which pictures these are, for the protocol; by default, how many.
 
     Returns:
         `psnr`, `ssim`, `perceptual_distance`, `fid_NAME` and `kid_NAME` for each of the features.
@@ -109,7 +102,8 @@ def measure_reconstructions(
             f"Each picture needs its reconstruction of the same size: `{originals.shape}` and "
             f"`{reconstructions.shape}`."
         )
-    mean = f"mean over {description or f'{len(originals)} images'}"
+    count = len(originals)
+    mean = f"mean over {description or f'{count} images'}"
     metrics = {
         "psnr": Metric(compute_psnr(reconstructions, originals), f"dB, {mean}"),
         "ssim": Metric(
@@ -123,30 +117,15 @@ def measure_reconstructions(
             "SqueezeNet 1.1, unit-normalised, no linear heads, sum over "
             f"{', '.join(PERCEPTUAL_LAYERS)}, {mean}",
         )
-    for extractor in features if len(originals) >= MIN_PICTURES else ():
-        metrics |= _measure_distributions(originals, reconstructions, extractor, description)
+    for extractor in features if count >= MIN_PICTURES else ():
+        protocol = (
+            f"{extractor.describe()}, {count} reconstructions against their {count} originals"
+            f"{description and f', {description}'}"
+        )
+        sides = extractor.extract(originals), extractor.extract(reconstructions)
+        for name, metric in measure_set_distances(*sides, protocol).items():
+            metrics[f"{name}_{extractor.name}"] = metric
     return metrics
-
-
-def _measure_distributions(
-    originals: Pixels,
-    reconstructions: Pixels,
-    extractor: FeatureExtractor,
-    description: str | None,
-) -> dict[str, Metric]:
-    """Computes FID and KID on features of both sides."""
-    expected, made = extractor.extract(originals), extractor.extract(reconstructions)
-    kid = compute_kid(expected, made)
-    which = f", {description}" if description else ""
-    what = (
-        f"{extractor.name} features ({extractor.num_features}, mean over places), {len(made)} "
-        f"reconstructions against their {len(expected)} originals{which}"
-    )
-    subsets = f"{kid.subsets} random subsets of {kid.subset_size}, std {kid.std:.3g}"
-    return {
-        f"fid_{extractor.name}": Metric(compute_fid(expected, made), what),
-        f"kid_{extractor.name}": Metric(kid.value, f"{what}; {subsets}"),
-    }
 
 
 def compute_ssim(reconstructions: Pixels, pixels: Pixels) -> float:
@@ -157,21 +136,31 @@ def compute_ssim(reconstructions: Pixels, pixels: Pixels) -> float:
         pixels: the same shape.
 
     Source:
-        Wang et al. 2004, doi:10.1109/TIP.2003.819861, on each colour, as torchmetrics computes it.
+        Equation 13 of doi:10.1109/TIP.2003.819861 (Wang et al. 2004) with an 11×11 Gaussian
+        window, on each colour, bit for bit as torchmetrics computes it.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    each = []
+    line = torch.arange(-_SSIM_REACH, _SSIM_REACH + 1.0)
+    gaussian = torch.exp(-((line / _SSIM_SIGMA) ** 2) / 2)
+    gaussian = gaussian / gaussian.sum()
+    window = torch.outer(gaussian, gaussian).expand(3, 1, -1, -1)
+    similarity = []
     for start in range(0, len(pixels), _BATCH):
-        # Black is 0 and white is 2, which gives the same as 0 and 255.
-        made, expected = (
-            to_float(p[start : start + _BATCH]) + 1 for p in (reconstructions, pixels)
+        # In [0, 2], which with constants for that range gives the same as [0, 255].
+        x, y = (
+            functional.pad(to_float(side[start : start + _BATCH]) + 1, [_SSIM_REACH] * 4, "reflect")
+            for side in (reconstructions, pixels)
         )
-        values = structural_similarity_index_measure(
-            made, expected, reduction="none", data_range=2.0
-        )
-        each.append(torch.as_tensor(values).reshape(-1))
-    return float(torch.cat(each).double().mean())
+        filtered = functional.conv2d(torch.cat((x, y, x * x, y * y, x * y)), window, groups=3)
+        mean_x, mean_y, mean_xx, mean_yy, mean_xy = filtered.split(len(x))
+        # Rounding may take a variance below 0.
+        variance_x = (mean_xx - mean_x.square()).clamp(min=0)
+        variance_y = (mean_yy - mean_y.square()).clamp(min=0)
+        covariance = mean_xy - mean_x * mean_y
+        above = (2 * mean_x * mean_y + _SSIM_C1) * (2 * covariance + _SSIM_C2)
+        below = mean_x.square() + mean_y.square() + _SSIM_C1
+        below = below * (variance_x + variance_y + _SSIM_C2)
+        similarity.append((above / below).flatten(1).mean(1))
+    return float(torch.cat(similarity).double().mean())
 
 
 @torch.inference_mode()
@@ -180,8 +169,8 @@ def compute_perceptual_distance(
 ) -> float:
     """Computes how different pictures look to SqueezeNet: of each image, then the mean.
 
-    At each place of a layer the feature vectors are scaled to length 1; their squared distance
-    is averaged over the places and summed over `PERCEPTUAL_LAYERS`.
+    At each position of a layer the feature vectors are scaled to length 1; their squared distance
+    is averaged over the positions and summed over `PERCEPTUAL_LAYERS`.
 
     Args:
         squeezenet: on any device.
@@ -194,14 +183,14 @@ def compute_perceptual_distance(
     device = next(squeezenet.parameters()).device
     total = 0.0
     for start in range(0, len(pixels), _NETWORK_BATCH):
-        made, expected = (
+        first, second = (
             squeezenet.features(
-                to_float(p[start : start + _NETWORK_BATCH]).to(device), PERCEPTUAL_LAYERS
+                to_float(side[start : start + _NETWORK_BATCH]).to(device), PERCEPTUAL_LAYERS
             )
-            for p in (reconstructions, pixels)
+            for side in (reconstructions, pixels)
         )
         for layer in PERCEPTUAL_LAYERS:
             # A vector of zeros stays one.
-            difference = functional.normalize(made[layer]) - functional.normalize(expected[layer])
+            difference = functional.normalize(first[layer]) - functional.normalize(second[layer])
             total += float(difference.square().sum(1).mean((1, 2)).sum())
     return total / len(pixels)

@@ -1,10 +1,10 @@
-"""Does a picture show what was asked? It must rank its own prompt first among a hundred.
+"""Does a picture show its prompt? It must rank that prompt first among a hundred.
 
-    pictures, prompts ─ judge ─▶ scores (B, P) ─▶ share of pictures whose own prompt is highest
+    pictures, prompts ─ scores (B, P) ─▶ fraction of pictures whose own prompt scores highest
 
-Three judges:
+Three scores:
 
-    SqueezeNet   a prompt's score is how near the prompt's real picture is, by features
+    SqueezeNet   how near the prompt's real picture is, by features
     CLIP         cosine of the embeddings of picture and prompt, by a model of your choice
     the model    pointwise mutual information, by its own likelihood
 
@@ -23,9 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.errors import ConfigError
-from tessella.evaluation.distributions import compute_distances
 from tessella.images import Pixels, to_float
-from tessella.model.pipeline import TextToImage
 
 NUM_CHOICES = 100
 """Prompts that a picture chooses from, its own among them."""
@@ -35,56 +33,31 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How often pictures find their own prompt."""
+    """How often pictures rank their own prompt first."""
 
-    share: float  # of the pictures
+    fraction: float  # of the pictures
     chance: float  # of one that chooses blindly
     num_pictures: int
     num_choices: int  # prompts for each picture
 
 
-def measure_retrieval(scores: Tensor, own: Tensor, *, seed: int = 0) -> Retrieval:
-    """Counts the pictures whose own prompt is higher than all others that it is given.
+def measure_retrieval(scores: Tensor, prompt_of: Tensor, *, seed: int = 0) -> Retrieval:
+    """Counts the pictures whose own prompt scores higher than all others that they compare.
 
     Args:
-        scores: (B, P), B >= 1, P >= 2 different prompts; of more than a hundred each picture is
-            given its own and 99 others, drawn.
-        own: (B,) int64 in [0, P), the prompt that each picture was painted of.
-        seed: of what is drawn.
+        scores: (B, P), B >= 1, P >= 2 different prompts; of more than a hundred each picture
+            compares its own with 99 others, drawn.
+        prompt_of: (B,) int64 in [0, P), the prompt that each picture was generated from.
+        seed: of the draw.
     """
     num_choices = min(NUM_CHOICES, scores.shape[1])
     rng = np.random.default_rng(seed)
-    right = 0
-    for row, asked in zip(scores.cpu(), own.tolist(), strict=True):
-        others = np.delete(np.arange(len(row)), asked)
+    num_first = 0
+    for row, prompt in zip(scores.cpu(), prompt_of.tolist(), strict=True):
+        others = np.delete(np.arange(len(row)), prompt)
         drawn = rng.permutation(others)[: num_choices - 1]
-        right += bool((row[asked] > row[drawn]).all())
-    return Retrieval(right / len(scores), 1 / num_choices, len(scores), num_choices)
-
-
-def score_by_features(painted: Tensor, real: Tensor) -> Tensor:
-    """Scores prompts by their real pictures.
-
-    Args:
-        painted: (B, F) features.
-        real: (P, F) features of one real picture a prompt.
-
-    Returns:
-        (B, P) negative distances.
-    """
-    return -compute_distances(painted, real)
-
-
-def score_by_likelihood(model: TextToImage, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
-    """Scores prompts by a model's own likelihood of pictures (B, S, S, 3).
-
-    Returns:
-        (B, P) pointwise mutual information in nats.
-
-    Raises:
-        GenerationError: the model's objective has no likelihood.
-    """
-    return torch.from_numpy(model.score(pixels, prompts).pmi)
+        num_first += bool((row[prompt] > row[drawn]).all())
+    return Retrieval(num_first / len(scores), 1 / num_choices, len(scores), num_choices)
 
 
 class Clip:
@@ -116,7 +89,7 @@ class Clip:
                 raise ValueError(f"its weights lack `{min(report['missing_keys'])}`")
             self._network = network.eval().to(device)
             self._text_tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception as error:  # many libraries, each with errors of its own
+        except Exception as error:  # from many libraries, each with its own kinds
             raise ConfigError(
                 f"Cannot load a CLIP: `{name}`; {error}. Name a folder of a CLIP of transformers "
                 "with safetensors, or one on the Hugging Face hub, such as "
@@ -128,13 +101,18 @@ class Clip:
     @torch.inference_mode()
     def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
         """Computes the cosine (B, P) of the embeddings of pictures (B, S, S, 3) and prompts."""
-        starts = range(0, max(len(pixels), len(prompts)), _BATCH)
-        looks = [self._look(pixels[s : s + _BATCH]) for s in starts if s < len(pixels)]
-        reads = [self._read(prompts[s : s + _BATCH]) for s in starts if s < len(prompts)]
-        look, read = (functional.normalize(torch.cat(parts)) for parts in (looks, reads))
-        return (look @ read.T).cpu()
+        images = [
+            self._embed_images(pixels[start : start + _BATCH])
+            for start in range(0, len(pixels), _BATCH)
+        ]
+        texts = [
+            self._embed_texts(prompts[start : start + _BATCH])
+            for start in range(0, len(prompts), _BATCH)
+        ]
+        first, second = (functional.normalize(torch.cat(parts)) for parts in (images, texts))
+        return (first @ second.T).cpu()
 
-    def _look(self, pixels: Pixels) -> Tensor:
+    def _embed_images(self, pixels: Pixels) -> Tensor:
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
         side = self._network.config.vision_config.image_size
@@ -143,20 +121,16 @@ class Clip:
         )
         mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
         normalised = ((image.clamp(0, 1) - mean) / std).to(self._network.device)
-        return self._project("vision", pixel_values=normalised)
+        pooled = self._network.vision_model(pixel_values=normalised).pooler_output
+        embedded: Tensor = self._network.visual_projection(pooled)
+        return embedded
 
-    def _read(self, prompts: Sequence[str]) -> Tensor:
+    def _embed_texts(self, prompts: Sequence[str]) -> Tensor:
         length = self._network.config.text_config.max_position_embeddings
         tokens = self._text_tokenizer(
             list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt"
         ).to(self._network.device)
-        return self._project(
-            "text", input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        )
-
-    def _project(self, side: str, **inputs: Tensor) -> Tensor:
-        """Embeds pictures or prompts in the space that they share."""
-        pooled = getattr(self._network, f"{side}_model")(**inputs).pooler_output
-        projection = "visual_projection" if side == "vision" else "text_projection"
-        embedded: Tensor = getattr(self._network, projection)(pooled)
+        names = ("input_ids", "attention_mask")
+        pooled = self._network.text_model(**{name: tokens[name] for name in names}).pooler_output
+        embedded: Tensor = self._network.text_projection(pooled)
         return embedded

@@ -1,15 +1,16 @@
-"""Judges pictures of scenes: is everything that was asked for there, and is it right?
+"""Classifies pictures of scenes: does each object of the prompt stand there, and as described?
 
 Stands at the end of the data's way: `sample_prompts` chooses scenes that training never drew, the
-model paints their captions, `judge_scenes` reads each picture and `compute_scene_accuracy` counts.
+model paints their captions, `classify_scenes` reads each picture and `compute_scene_accuracy`
+counts.
 
-A picture is read by comparing it with a rendering of every alternative: 4 backgrounds, and at
-each asked place 6 shapes × 2 sizes × 8 colours, moved over the range of the jitter, or nothing
-at all. The nearest in squared distance is what is seen. The judge knows the places of the asked
-scene, never its offsets. "Nothing" is an alternative so that an object that was left out cannot
-pass for a faint one.
+A picture is compared with a rendering of every alternative: 4 backgrounds, and at each place of
+the expected scene 6 shapes × 2 sizes × 8 colours, moved over the range of the jitter, or nothing
+at all. The nearest in squared distance is the picture's class. The classifier knows the places of
+the expected scene, never its offsets. "Nothing" is an alternative so that an object that was left
+out cannot pass for a faint one.
 
-No alternative is rendered picture by picture. With P the pixels, b the background, c the colour
+Alternatives are not rendered picture by picture. With P the pixels, b the background, c the colour
 and m the coverage (1 inside, 0 outside) of one shape, size and offset,
 
     |P − b − m (c − b)|² = |P − b|² − 2 (c − b)·⟨P − b, m⟩ + |c − b|² ⟨m, m⟩
@@ -37,6 +38,7 @@ from tessella.data.scenes import (
     SIZES,
     Point,
     Scene,
+    SceneObject,
     draw_coverage,
     sample_scene,
 )
@@ -58,33 +60,41 @@ _KINDS: Final = tuple((shape, size) for shape in SHAPES for size in SIZES)
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectVerdict:
-    """What one object of an asked scene looks like in the picture."""
+class ClassifiedObject:
+    """What a picture shows at the place of one object."""
 
-    shape_correct: bool
-    size_correct: bool
-    color_correct: bool
-    seen_shape: str | None  # None, like the next two: nothing is at the object's place
-    seen_size: str | None
-    seen_color: str | None
+    expected: SceneObject
+    shape: str | None  # None, like the next two: nothing is at the place
+    size: str | None
+    color: str | None
 
     @property
     def all_correct(self) -> bool:
-        """Whether shape, size and colour are as asked."""
-        return self.shape_correct and self.size_correct and self.color_correct
+        """Whether shape, size and colour are the expected ones."""
+        expected = self.expected
+        return (self.shape, self.size, self.color) == (
+            expected.shape,
+            expected.size,
+            expected.color,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class SceneVerdict:
-    """What an asked scene looks like in the picture."""
+class ClassifiedScene:
+    """What a picture of a scene shows."""
 
-    background_correct: bool
-    seen_background: str
-    objects: tuple[ObjectVerdict, ...]  # in the order of the scene's objects
+    expected: Scene
+    background: str
+    objects: tuple[ClassifiedObject, ...]  # in the order of the scene's objects
+
+    @property
+    def background_correct(self) -> bool:
+        """Whether the background is the expected one."""
+        return self.background == self.expected.background
 
     @property
     def all_correct(self) -> bool:
-        """Whether the background and every object are as asked."""
+        """Whether the background and every object are as expected."""
         return self.background_correct and all(item.all_correct for item in self.objects)
 
 
@@ -99,7 +109,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class SceneAccuracy:
-    """How well pictures match the scenes that were asked for."""
+    """How well pictures match the expected scenes."""
 
     all_correct: Score  # of scenes: the background and every object entirely right
     background: Score  # of scenes
@@ -151,20 +161,20 @@ def sample_prompts(count: int, seed: int = 0, held_out: bool = False) -> list[Sc
     ]
 
 
-def judge_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[SceneVerdict]:
-    """Reads each picture and compares it with the scene that was asked for.
+def classify_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[ClassifiedScene]:
+    """Classifies the background and the objects of pictures of scenes.
 
     Args:
         pixels: (B, S, S, 3) uint8 RGB in [0, 255], S at least 16.
-        scenes: the B scenes asked for; of their objects' centres only the places count, not the
+        scenes: the B expected scenes; of their objects' centres only the places count, not the
             offsets.
 
     Returns:
-        A verdict for each picture, in order. A background, shape, size and colour drawn at random
+        One for each picture, in order. A background, shape, size and colour drawn at random
         would be right in 1/4, 1/6, 1/2 and 1/8 of cases.
 
     Raises:
-        ShapeError: the pixels are no uint8 batch of square RGB pictures, or not as many as the
+        ShapeError: the pixels are not a uint8 batch of square RGB pictures, or not as many as the
             scenes; says both.
     """
     pixels = np.asarray(pixels)
@@ -174,7 +184,7 @@ def judge_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[Sce
         or pixels.shape[1:] != (*pixels.shape[1:2] * 2, 3)
     ):
         raise ShapeError(
-            "Pictures to judge must be (B, S, S, 3) uint8: "
+            "Pictures to classify must be (B, S, S, 3) uint8: "
             f"`{pixels.shape} {pixels.dtype}`. Give RGB in [0, 255], channels last."
         )
     if len(pixels) != len(scenes):
@@ -184,40 +194,39 @@ def judge_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[Sce
     groups: dict[tuple[Point, ...], list[int]] = defaultdict(list)
     for index, scene in enumerate(scenes):
         groups[scene.places].append(index)
-    verdicts: dict[int, SceneVerdict] = {}
+    classified: dict[int, ClassifiedScene] = {}
     for places, members in groups.items():
         for start in range(0, len(members), _CHUNK):
             indices = members[start : start + _CHUNK]
-            seen = _read(pixels[indices], places)
-            for index, (background, objects) in zip(indices, seen, strict=True):
-                verdicts[index] = _compare(scenes[index], background, objects)
-    return [verdicts[index] for index in range(len(scenes))]
+            chunk = _classify(pixels[indices], [scenes[index] for index in indices], places)
+            classified |= zip(indices, chunk, strict=True)
+    return [classified[index] for index in range(len(scenes))]
 
 
 def compute_scene_accuracy(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> SceneAccuracy:
-    """Counts how many pictures, and how many of their attributes, are as asked.
+    """Counts how many pictures, and how many of their attributes, are as expected.
 
     Args:
         pixels: (B, S, S, 3) uint8 RGB in [0, 255], B at least 1.
-        scenes: the B scenes asked for.
+        scenes: the B expected scenes.
 
     Returns:
-        The share of entirely right pictures, and of each attribute over all scenes or objects.
+        The accuracy of whole pictures, and of each attribute over all scenes or objects.
 
     Raises:
-        DataError: there is no picture.
-        ShapeError: as `judge_scenes`.
+        DataError: there is not a single picture.
+        ShapeError: as `classify_scenes`.
     """
-    verdicts = judge_scenes(pixels, scenes)
-    if not verdicts:
+    classified = classify_scenes(pixels, scenes)
+    if not classified:
         raise DataError("Scene accuracy needs at least one picture: `0`. Sample some prompts.")
-    objects = [item for verdict in verdicts for item in verdict.objects]
+    objects = [item for scene in classified for item in scene.objects]
     return SceneAccuracy(
-        all_correct=_score([verdict.all_correct for verdict in verdicts]),
-        background=_score([verdict.background_correct for verdict in verdicts]),
-        shape=_score([item.shape_correct for item in objects]),
-        size=_score([item.size_correct for item in objects]),
-        color=_score([item.color_correct for item in objects]),
+        all_correct=_score([scene.all_correct for scene in classified]),
+        background=_score([scene.background_correct for scene in classified]),
+        shape=_score([item.shape == item.expected.shape for item in objects]),
+        size=_score([item.size == item.expected.size for item in objects]),
+        color=_score([item.color == item.expected.color for item in objects]),
     )
 
 
@@ -225,38 +234,10 @@ def _score(correct: Sequence[bool]) -> Score:
     return Score(sum(correct), len(correct), sum(correct) / len(correct))
 
 
-# What is seen at a place: shape, size and colour, or None three times for nothing.
-_Seen = tuple[str | None, str | None, str | None]
-
-
-def _compare(scene: Scene, background: str, objects: Sequence[_Seen]) -> SceneVerdict:
-    return SceneVerdict(
-        background_correct=background == scene.background,
-        seen_background=background,
-        objects=tuple(
-            ObjectVerdict(
-                shape == asked.shape,
-                size == asked.size,
-                color == asked.color,
-                shape,
-                size,
-                color,
-            )
-            for asked, (shape, size, color) in zip(scene.objects, objects, strict=True)
-        ),
-    )
-
-
-def _read(pixels: NDArray[np.uint8], places: tuple[Point, ...]) -> list[tuple[str, list[_Seen]]]:
-    """Finds the nearest background and objects of pictures whose objects have the same places.
-
-    Args:
-        pixels: (B, S, S, 3).
-        places: the place of each object.
-
-    Returns:
-        For each picture the background and what is seen at each place.
-    """
+def _classify(
+    pixels: NDArray[np.uint8], scenes: Sequence[Scene], places: tuple[Point, ...]
+) -> list[ClassifiedScene]:
+    """Finds the nearest background and objects of pictures (B, S, S, 3) with the same places."""
     image = np.divide(pixels, 255, dtype=np.float32)
     backgrounds = _palette(tuple(BACKGROUNDS.values()))  # (4, 3)
     # |P − b|² over the whole picture, from sums alone.
@@ -271,16 +252,20 @@ def _read(pixels: NDArray[np.uint8], places: tuple[Point, ...]) -> list[tuple[st
         choices.append(best)
     nearest = distances.argmin(axis=1)  # (B,)
     return [
-        (
+        ClassifiedScene(
+            scene,
             _BACKGROUND_NAMES[background],
-            [_name(int(best[index, background])) for best in choices],
+            tuple(
+                ClassifiedObject(item, *_name(int(best[row, background])))
+                for item, best in zip(scene.objects, choices, strict=True)
+            ),
         )
-        for index, background in enumerate(nearest)
+        for row, (scene, background) in enumerate(zip(scenes, nearest, strict=True))
     ]
 
 
-def _name(choice: int) -> _Seen:
-    """Names an alternative of `_nearest_objects`."""
+def _name(choice: int) -> tuple[str | None, str | None, str | None]:
+    """Names the shape, size and colour of an alternative of `_nearest_objects`."""
     if choice < 0:
         return None, None, None
     color, kind = divmod(choice, len(_KINDS))
@@ -294,7 +279,7 @@ def _nearest_objects(
 
     Args:
         image: (B, S, S, 3) in [0, 1].
-        place: where the object is asked for.
+        place: where an object is expected.
 
     Returns:
         (B, 4) what the object adds to the squared distance of the background alone, at most 0;

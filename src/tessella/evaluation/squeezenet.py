@@ -1,13 +1,13 @@
-"""image → features of SqueezeNet 1.1, which no loss of tessella is trained on.
+"""image → features of SqueezeNet 1.1, which no loss of tessella uses.
 
 Evaluation looks at pictures with it: a model cannot have learned to please a network that it
-never met. It is written out with the names of the published Caffe model.
+never met. Its layers keep the names of the published Caffe model.
 
 Source: network arXiv:1602.07360; version 1.1, its weights and the form of its input:
 github.com/forresti/SqueezeNet, SqueezeNet_v1.1/deploy.prototxt.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -34,8 +34,8 @@ _FIRES = {
 _POOLED_AFTER = ("conv1", "fire3", "fire5")
 
 LAYERS = ("conv1", *_FIRES, "conv10")
-"""The layers whose features can be had, in the network's order, each after its ReLU and before
-max pooling. `fire9` is what the classes of ImageNet, `conv10`, are read off."""
+"""The layers that give features, in the network's order, each after its ReLU and before max
+pooling. ImageNet's classes, `conv10`, are computed from `fire9`."""
 
 SQUEEZENET = PublishedWeights(
     name="SqueezeNet 1.1",
@@ -50,7 +50,7 @@ _MEAN_BGR = (104.0, 117.0, 123.0)
 
 
 class _Fire(nn.Module):
-    """(B, width in, H, W) → (B, 2 width out, H, W): few channels, then two kinds of many."""
+    """(B, width_in, H, W) → (B, 2 · width_out, H, W): squeezes the channels, expands them twice."""
 
     def __init__(self, width_in: int, squeezed: int, width_out: int) -> None:
         super().__init__()
@@ -75,46 +75,40 @@ class SqueezeNet(nn.Module):
         self.conv10 = nn.Conv2d(512, 1000, 1)
 
     def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Computes the features of some layers, and no layer beyond the last of them.
+        """Computes the features of some layers; stops after the last of them.
 
         Args:
             image: (B, 3, H, W) in [-1, 1], RGB; resized to 227×227.
-            layers: names of `LAYERS`.
+            layers: names of `LAYERS`, one at least.
 
         Returns:
-            By name (B, channels, places, places): 113×113 places at conv1, 56×56 at fire2 and
-            fire3, 28×28 at fire4 and fire5, 14×14 beyond.
+            By name (B, channels, h, w): 113×113 positions at conv1, 56×56 at fire2 and fire3,
+            28×28 at fire4 and fire5, 14×14 beyond.
 
         Raises:
-            ConfigError: there is no such layer; lists those that there are.
+            ConfigError: a layer is unknown; lists the known ones.
         """
-        wanted = list(layers)
-        for layer in wanted:
+        names = list(layers)
+        for layer in names:
             if layer not in LAYERS:
                 raise ConfigError(
                     f"SqueezeNet 1.1 has no layer `{layer}`; it has: {', '.join(LAYERS)}. "
                     "Choose one of these."
                 )
-        found: dict[str, Tensor] = {}
-        walk = self._walk(_to_caffe(image))
-        while len(found) < len(set(wanted)):
-            name, hidden = next(walk)
-            if name in wanted:
-                found[name] = hidden
-        return {layer: found[layer] for layer in wanted}
+        features: dict[str, Tensor] = {}
+        hidden = _to_caffe(image)
+        for name in LAYERS[: 1 + max(map(LAYERS.index, names))]:
+            hidden = functional.relu(self.get_submodule(name)(hidden))
+            if name in names:
+                features[name] = hidden
+            if name in _POOLED_AFTER:
+                # Caffe rounds the number of positions up.
+                hidden = functional.max_pool2d(hidden, 3, stride=2, ceil_mode=True)
+        return {name: features[name] for name in names}
 
     def forward(self, image: Tensor) -> Tensor:
         """Computes a score for each of ImageNet's classes, (B, 1000), before the softmax."""
         return self.features(image, ("conv10",))["conv10"].mean((2, 3))
-
-    def _walk(self, hidden: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yields the name and the features of one layer after the other, each when asked for."""
-        for name in LAYERS:
-            hidden = functional.relu(self.get_submodule(name)(hidden))
-            yield name, hidden
-            if name in _POOLED_AFTER:
-                # Caffe rounds the number of places up.
-                hidden = functional.max_pool2d(hidden, 3, stride=2, ceil_mode=True)
 
 
 def _to_caffe(image: Tensor) -> Tensor:
@@ -128,15 +122,15 @@ def _to_caffe(image: Tensor) -> Tensor:
 
 
 def load_squeezenet(path: Path | None = None) -> SqueezeNet:
-    """Loads the published network from a file, or else from where `find_weights` finds it.
+    """Loads the published network from a file, or from where `find_weights` finds it.
 
     Raises:
-        ConfigError: there is no such file, or none is named; says how to name it.
+        ConfigError: the file is missing, or none is named; says how to name it.
         CheckpointError: the file is damaged or holds something else.
     """
     path = find_weights(SQUEEZENET, path)
     state = {name.replace("/", "."): value for name, value in read_weights(path).items()}
-    # Without memory of its own: the weights come from the file, no random ones are drawn.
+    # On `meta`: the weights come from the file, so none are drawn.
     with torch.device("meta"):
         network = SqueezeNet()
     try:

@@ -1,4 +1,4 @@
-"""Posts: a business in, social-media posts with pictures out.
+"""Posts: social-media posts with pictures for a business.
 
-request ─ writer (language model, or templates) ─▶ posts with labels ─ paint ─▶ pictures ─▶ folder
+request ─ writer (language model or templates) ─▶ posts with labels ─ paint ─▶ pictures ─▶ folder
 """

@@ -1,132 +1,71 @@
-"""The official `openai` client, bounded: no answer may be endless, in bytes or in time.
+"""A client for servers that speak OpenAI's chat completions, with a limit on every answer.
 
-What may go better next time is tried again (time-outs, broken connections, 408, 409, 429 and 5xx),
-with exponential back-off and jitter or as long as `Retry-After` says. The official client would do
-so too, but past any deadline.
+Time-outs, broken connections and busy or failing servers (408, 409, 429, 5xx) are tried again
+after a growing pause, or after the pause that `Retry-After` asks for. A redirect is never
+followed: it would send the business's description to another server.
 """
 
-import contextlib
+import asyncio
+import json
 import random
 import re
-import socket
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import openai
-from openai import DefaultHttpxClient, OpenAI
+import httpx
 
+from tessella.errors import ConfigError
 from tessella.posts.deadline import Deadline
-from tessella.posts.errors import LanguageModelError, quote
+from tessella.posts.errors import LanguageModelError, RefusedFormatError, quote
 
+OPENAI_URL = "https://api.openai.com/v1"
 _MAX_ANSWER_BYTES = 1_000_000
 _FIRST_PAUSE_SECONDS = 0.5
-_MAX_PAUSE_SECONDS = 120.0  # that a server may ask for
+_MAX_PAUSE_SECONDS = 120.0  # the longest `Retry-After` that is obeyed
 
 
-class RefusedFormatError(Exception):
-    """The server does not take this request; perhaps it does not know the response format."""
+class _AttemptError(Exception):
+    """An attempt failed; the message says why and what to do."""
 
-
-class _TooLongError(Exception):
-    """An answer that goes on and on."""
-
-
-class _BoundedClient(DefaultHttpxClient):
-    """Reads an answer up to a size and within a time, whatever its status."""
-
-    def __init__(self) -> None:
-        # Of a redirection the key would not be sent along, but what is asked would. Connections
-        # are not kept: questions are few and far between, and nobody has to close the client.
-        super().__init__(follow_redirects=False, headers={"Connection": "close"})
-
-    def send(self, request: Any, **how: Any) -> Any:
-        seconds = request.extensions["timeout"]["read"]
-        end = time.monotonic() + seconds
-        body = bytearray()
-        with _cut_after(seconds, request):
-            try:
-                response = super().send(request, **{**how, "stream": True})
-                with contextlib.closing(response):
-                    for part in response.iter_bytes():
-                        body += part
-                        if len(body) > _MAX_ANSWER_BYTES:
-                            raise _TooLongError
-            except _TooLongError:
-                raise
-            except Exception:
-                if time.monotonic() < end:
-                    raise
-            # A body that was cut may look whole.
-            if time.monotonic() >= end:
-                raise TimeoutError
-        # The body is no longer compressed, nor in chunks.
-        headers = [
-            (name, value)
-            for name, value in response.headers.items()
-            if name not in ("content-encoding", "content-length", "transfer-encoding")
-        ]
-        return type(response)(
-            response.status_code, headers=headers, content=bytes(body), request=request
-        )
-
-
-@contextlib.contextmanager
-def _cut_after(seconds: float, request: Any) -> Iterator[None]:
-    """Cuts a request's connection after some seconds, however much of its answer has come.
-
-    The client's own time-outs begin again with every byte.
-    """
-    connected: list[Any] = []
-
-    def watch(_: str, told: dict[str, Any]) -> None:
-        if hasattr(stream := told.get("return_value"), "get_extra_info"):
-            connected.append(stream)
-
-    def cut() -> None:
-        for stream in connected[-1:]:  # the first one is below TLS
-            with contextlib.suppress(OSError):
-                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
-
-    request.extensions = {**request.extensions, "trace": watch}
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __init__(self, message: str, can_retry: bool = True, retry_after: str = "") -> None:
+        super().__init__(message)
+        self.can_retry = can_retry
+        self.retry_after = retry_after  # the header
 
 
 class ChatClient:
-    """Asks a server that speaks the chat-completions protocol.
+    """Sends chats to one server and returns its raw answers.
 
     Args:
-        base_url: None: OpenAI's own.
-        api_key: sent to it.
-        timeout_seconds: of each try, from the question to the last byte of the answer.
-        max_retries: after the first try.
+        base_url: of the API; `/chat/completions` is added.
+        api_key: sent as a bearer token.
+        timeout_seconds: of each attempt, from connecting to the last byte of the answer.
+        max_retries: attempts after the first.
+
+    Raises:
+        ConfigError: the address cannot be one.
     """
 
     def __init__(
-        self, base_url: str | None, api_key: str, *, timeout_seconds: float, max_retries: int
+        self, base_url: str, api_key: str, *, timeout_seconds: float, max_retries: int
     ) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        is_port = url.port is None or url.port < 2**16
+        if url.scheme not in ("http", "https") or not url.host or not is_port:
+            raise ConfigError(
+                f"Not the address of a language model's server: `{base_url}`. Expected one like "
+                "--llm-base-url http://localhost:11434/v1"
+            )
+        self._url = url.copy_with(path=url.path.rstrip("/") + "/chat/completions")
+        self.server = str(url.copy_with(userinfo=b"", query=None, fragment=None))
+        """The address without anything that may be secret."""
+        self._headers = {"Authorization": f"Bearer {api_key}"}
         self._timeout_seconds = timeout_seconds
-        self._tries = max_retries + 1
-        self._client = OpenAI(
-            base_url=base_url,
-            api_key=api_key,
-            max_retries=0,
-            http_client=_BoundedClient(),
-        )
-
-    @property
-    def server(self) -> str:
-        """Where it is, without what a URL may keep secret."""
-        url = self._client.base_url
-        port = f":{url.port}" if url.port else ""
-        return f"{url.scheme}://{url.host}{port}{url.path}"
+        self._max_retries = max_retries
+        self._tls = httpx.create_ssl_context()  # takes as long as a request
 
     def complete(
         self,
@@ -135,92 +74,115 @@ class ChatClient:
         response_format: dict[str, Any] | None,
         deadline: Deadline,
     ) -> str:
-        """Asks for one completion; no try begins after the deadline or lasts longer.
+        """Asks for one completion; no attempt starts after the deadline or outlasts it.
 
         Returns:
-            The body of the answer, of status 200.
+            The body of a successful answer.
 
         Raises:
-            RefusedFormatError: the server calls the request wrong (400 or 422).
-            LanguageModelError: there is no answer, after all tries or at the deadline.
+            RefusedFormatError: the server rejects the request as malformed (400 or 422).
+            LanguageModelError: every attempt failed, or the deadline has passed.
         """
-        wanted: dict[str, Any] = {"model": model, "messages": list(messages)}
+        request: dict[str, Any] = {"model": model, "messages": list(messages)}
         if response_format is not None:
-            wanted["response_format"] = response_format
-        create = self._client.chat.completions.with_raw_response.create
+            request["response_format"] = response_format
         problem = (
             f"There is no time left to ask the language model: `{self.server}`. Ask for fewer "
             "posts, or allow more time."
         )
-        for number in range(self._tries):
+        for retry in range(self._max_retries + 1):
             seconds = min(self._timeout_seconds, deadline.left_seconds)
             if not seconds:
                 break
             try:
-                return str(create(**wanted, timeout=seconds).http_response.text)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                raise RefusedFormatError(_quote(error)) from None
-            except (openai.APIError, _TooLongError, TimeoutError) as error:
-                # What reading raises comes as it is, or as the cause of the client's own error.
-                cause = error.__cause__
-                failed = cause if isinstance(cause, _TooLongError | TimeoutError) else error
-            problem = self._explain(failed, model, seconds, number + 1)
-            pause = _find_pause(failed, number)
-            if pause is None or number + 1 == self._tries:
-                break
+                return self._attempt(request, seconds)
+            except _AttemptError as error:
+                problem = f"{error} Tried {retry + 1} times." if retry else str(error)
+                pause = _choose_pause(error.retry_after, retry)
+                if not error.can_retry or pause is None or retry == self._max_retries:
+                    break
             deadline.sleep(pause)
         raise LanguageModelError(problem)
 
-    def _explain(self, error: Exception, model: str, seconds: float, num_tries: int) -> str:
-        """Says what went wrong and what to do."""
-        if isinstance(error, _TooLongError):
-            return (
-                f"The language model's answer is longer than {_MAX_ANSWER_BYTES:,} bytes: "
-                f"`{self.server}`. Check that this is the address of its API."
-            )
-        if isinstance(error, openai.APITimeoutError | TimeoutError):
-            return (
+    def _attempt(self, request: dict[str, Any], seconds: float) -> str:
+        """Asks once.
+
+        Raises:
+            RefusedFormatError: the server rejects the request as malformed.
+            _AttemptError: anything else went wrong.
+        """
+        try:
+            response, body = asyncio.run(self._post(request, seconds))
+        except TimeoutError:
+            raise _AttemptError(
                 f"The language model did not answer within {round(seconds, 1):g} s: "
-                f"`{self.server}`. Try again, or give more --llm-timeout-seconds."
-            )
-        if isinstance(error, openai.APIConnectionError):
-            return (
-                f"Cannot reach the language model, tried {num_tries} times: `{self.server}`. "
-                "Check --llm-base-url (OPENAI_BASE_URL) and the network; offline, templates need "
-                "neither."
-            )
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-            return (
+                f"`{self.server}`. Try again, or raise --llm-timeout-seconds."
+            ) from None
+        except (httpx.RequestError, UnicodeError):  # a host's name may have no encoding
+            raise _AttemptError(
+                f"Cannot reach the language model: `{self.server}`. Check --llm-base-url "
+                "(OPENAI_BASE_URL) and the network; templates need neither."
+            ) from None
+        status = response.status_code
+        if response.is_success:
+            return body.decode(errors="replace")
+        if status in (400, 422):
+            raise RefusedFormatError(_quote_error(body))
+        if status in (401, 403):
+            message = (
                 f"The language model's server refused the key: `{self.server}`. Check the "
                 "environment variable that holds it."
             )
-        if isinstance(error, openai.NotFoundError):
-            return (
-                f"The server has no such language model, or no chat completions: `{model}` at "
-                f"`{self.server}`. Check --llm and --llm-base-url."
+        elif status == 404:
+            message = (
+                "The server has no such language model, or no chat completions: "
+                f"`{request['model']}` at `{self.server}`. Check --llm and --llm-base-url."
             )
-        status = error.status_code if isinstance(error, openai.APIStatusError) else "unknown"
-        said = _quote(error) if isinstance(error, openai.APIError) else ""
-        return (
-            f"The language model's server failed, tried {num_tries} times: status {status} from "
-            f"`{self.server}`; it says `{said}`. Try again later."
-        )
+        else:
+            message = (
+                f"The language model's server failed with status {status}: `{self.server}` says "
+                f"`{_quote_error(body)}`. Try again later."
+            )
+        can_retry = status in (408, 409, 429) or status >= 500
+        raise _AttemptError(message, can_retry, response.headers.get("Retry-After", ""))
+
+    async def _post(self, request: dict[str, Any], seconds: float) -> tuple[httpx.Response, bytes]:
+        """Sends a request and reads the whole answer.
+
+        Raises:
+            TimeoutError: the time is up, even if bytes were still coming.
+            _AttemptError: the answer is too long.
+            httpx.RequestError: the connection failed.
+        """
+        body = bytearray()
+        # httpx's own time-outs start again with every byte.
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(verify=self._tls, timeout=None) as client,
+            client.stream("POST", self._url, json=request, headers=self._headers) as response,
+        ):
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > _MAX_ANSWER_BYTES:
+                    raise _AttemptError(
+                        f"The language model's answer is longer than {_MAX_ANSWER_BYTES:,} bytes: "
+                        f"`{self.server}`. Check that this is the address of its API.",
+                        can_retry=False,
+                    )
+        return response, bytes(body)
 
 
-def _find_pause(error: Exception, number: int) -> float | None:
-    """Finds the seconds to wait after a try; None if the next one would go no better."""
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code not in (408, 409, 429) and error.status_code < 500:
-            return None
-        asked = error.response.headers.get("Retry-After", "")
-        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", asked):
-            return float(asked) if float(asked) <= _MAX_PAUSE_SECONDS else None
-    elif not isinstance(error, openai.APIConnectionError | TimeoutError):
-        return None
-    return _FIRST_PAUSE_SECONDS * 2.0**number * (1 - 0.25 * random.random())
+def _choose_pause(retry_after: str, retry: int) -> float | None:
+    """Chooses how many seconds to wait; None if the server asks for too many."""
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", retry_after):
+        return float(retry_after) if float(retry_after) <= _MAX_PAUSE_SECONDS else None
+    return _FIRST_PAUSE_SECONDS * 2.0**retry * (1 - 0.25 * random.random())
 
 
-def _quote(error: openai.APIError) -> str:
-    """Repeats what a server says."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return quote(str(body.get("message") or error.message))
+def _quote_error(body: bytes) -> str:
+    """Quotes a server's error message, or its whole answer if it has none in OpenAI's form."""
+    try:
+        message = json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        message = body.decode(errors="replace")
+    return quote(str(message))

@@ -1,4 +1,4 @@
-"""Until when a language model may be asked."""
+"""The time until which a language model may be asked."""
 
 import math
 import threading
@@ -6,10 +6,10 @@ import time
 
 
 class Deadline:
-    """A moment after which nothing more is begun; any thread may bring it forward to now.
+    """A moment after which nothing new is started; any thread may bring it forward to now.
 
     Args:
-        seconds: from now until then; unless given it never comes by itself.
+        seconds: from now; infinite by default.
     """
 
     def __init__(self, seconds: float = math.inf) -> None:
@@ -18,13 +18,13 @@ class Deadline:
 
     @property
     def left_seconds(self) -> float:
-        """Seconds until then, 0 once it has come."""
+        """Seconds that are left, 0 once it has passed."""
         return 0.0 if self._called_off.is_set() else max(0.0, self._end - time.monotonic())
 
     def call_off(self) -> None:
-        """Makes it now."""
+        """Brings it forward to now."""
         self._called_off.set()
 
     def sleep(self, seconds: float) -> None:
-        """Waits for some seconds, or until then."""
+        """Waits for some seconds, but not past the deadline."""
         self._called_off.wait(min(seconds, self.left_seconds))

@@ -1,4 +1,4 @@
-"""What a language model can do wrong, and how its words are told."""
+"""The errors of language models, and how their words are quoted."""
 
 from tessella.errors import TessellaError
 
@@ -6,13 +6,17 @@ _MAX_READ_CHARACTERS = 1_000
 
 
 class LanguageModelError(TessellaError):
-    """A language model that cannot be reached, or gives no usable answer."""
+    """A language model cannot be reached, or gives no usable answer."""
 
 
-def quote(said: str, most: int = 200) -> str:
-    """Makes what a server or a language model says one line, printable and short.
+class RefusedFormatError(Exception):
+    """A server rejects a request; it may not support the response format."""
 
-    Whatever stands in it, a terminal obeys none of it, and a log has no line that is forged.
+
+def quote(text: str, max_characters: int = 200) -> str:
+    """Makes the words of a server or a language model one short, printable line.
+
+    Without control characters they cannot steer a terminal or forge a line of a log.
     """
-    read = said[:_MAX_READ_CHARACTERS]
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in read).split())[:most]
+    printable = (sign if sign.isprintable() else " " for sign in text[:_MAX_READ_CHARACTERS])
+    return " ".join("".join(printable).split())[:max_characters]

@@ -1,6 +1,6 @@
-"""The language that an image model understands: its words, sample captions, and their form.
+"""The language that an image model understands: its words, its sample captions and their form.
 
-A label, which is what a post's picture is painted from, is made to speak it.
+Labels, the prompts of the posts' pictures, are put into this language.
 """
 
 import math
@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import (
     CaptionSummary,
-    KnownWords,
+    Vocabulary,
     normalize,
     replace_words,
     split_words,
 )
 
-# A word of fewer captions says what a picture shows; commoner ones how captions say it: "emoji".
-_SUBJECT_SHARE = 0.05
+# Words in at most this fraction of the captions name a subject; commoner ones, such as "emoji",
+# belong to the form of a caption.
+_MAX_SUBJECT_FRACTION = 0.05
 _MAX_LABEL_CHARACTERS = 300
-# They are in captions and in descriptions alike, and say nothing of a picture.
-_FILLING = frozenset(
+# Common in captions and descriptions alike, and meaningless for a picture.
+_STOP_WORDS = frozenset(
     re.findall(
         "[a-z]+",
         """
@@ -35,77 +36,72 @@ _FILLING = frozenset(
 
 
 class ImageLanguage:
-    """What an image model can be asked for.
+    """The prompts that an image model understands.
 
     Args:
         text_tokenizer: of the model.
-        captions: what it was trained to hear; None where its folder does not say.
+        captions: summary of its training captions; None if its folder has none.
     """
 
     def __init__(self, text_tokenizer: TextEncoder, captions: CaptionSummary | None) -> None:
         self._text_tokenizer = text_tokenizer
-        self._known = KnownWords(text_tokenizer, captions)
+        self._vocabulary = Vocabulary(text_tokenizer, captions)
         self._captions = captions or CaptionSummary(0, {}, ())
-        self._words_of = [set(self._split(example)) for example in self.examples]
+        self._words_of_examples = [set(self._split(example)) for example in self.examples]
 
     @property
     def examples(self) -> Sequence[str]:
-        """Sample captions; none where the model's folder does not say."""
+        """Sample captions; empty if the model's folder has none."""
         return self._captions.examples
 
     @property
     def words(self) -> Sequence[str]:
         """Known words, the commonest first."""
-        return self._known.words
-
-    def find_unknown(self, label: str) -> list[str]:
-        """Lists the words of a label that no training caption had."""
-        return self._known.find_unknown(label)
+        return self._vocabulary.words
 
     def find_words(self, text: str) -> list[str]:
-        """Lists the known words that a text shares with the captions, in the text's order.
+        """Lists the known words in a text, in its order, without stop words.
 
-        Those that fill every sentence are left out; other forms count: `cakes` finds `cake`.
+        Other forms count too: `cakes` finds `cake`.
         """
-        words = [word for word in self._split(text) if word not in _FILLING]
-        forms = {word: self._known.find_form(word) for word in dict.fromkeys(words)}
-        # Where any word can be read, none is shared.
+        words = [word for word in self._split(text) if word not in _STOP_WORDS]
+        forms = [self._vocabulary.find_form(word) for word in dict.fromkeys(words)]
+        # A model that reads any word lists none: then nothing is shared.
         known = frozenset(self.words)
-        return list(dict.fromkeys(form for form in forms.values() if form in known))
+        return list(dict.fromkeys(form for form in forms if form in known))
 
     def frame(self, word: str, context: str, rng: random.Random) -> str:
-        """Puts a word into the form of the captions: `octopus, 3d emoji` → `bread, 3d emoji`.
+        """Makes a caption of a word: `bread`, like `octopus, 3d emoji`, → `bread, 3d emoji`.
 
-        A word that says how a picture looks rather than what it shows has no place in such a
-        form: it gets that caption of which it is a part that shares most words with the context;
-        without one it stands alone.
+        A word that is not a subject, for example a colour, cannot take a subject's place. It gets
+        the caption with this word that shares most words with the context, or stands alone.
 
         Args:
             word: one of `find_words`.
-            context: what the picture belongs to.
-            rng: draws among what suits equally well.
+            context: text that the picture goes with.
+            rng: draws among equally good captions.
         """
         if self._is_subject(word):
-            forms = [
+            frames = [
                 (caption, subjects)
-                for caption, words in zip(self.examples, self._words_of, strict=True)
+                for caption, words in zip(self.examples, self._words_of_examples, strict=True)
                 if len(subjects := [w for w in words if self._is_subject(w)]) == 1
             ]
-            shortest = min((len(caption.split()) for caption, _ in forms), default=0)
-            forms = [form for form in forms if len(form[0].split()) == shortest]
-            if forms:
-                caption, [subject] = rng.choice(forms)
+            shortest = min((len(caption.split()) for caption, _ in frames), default=0)
+            frames = [frame for frame in frames if len(frame[0].split()) == shortest]
+            if frames:
+                caption, [subject] = rng.choice(frames)
                 return replace_words(normalize(caption, self._text_tokenizer), {subject: word})
         scores = self._score_examples(self.find_words(f"{word} {context}"))
-        having = [n for n, words in enumerate(self._words_of) if word in words]
-        best = max((scores[n] for n in having), default=0.0)
-        return rng.choice([self.examples[n] for n in having if scores[n] == best] or [word])
+        with_word = [n for n, words in enumerate(self._words_of_examples) if word in words]
+        best = max((scores[n] for n in with_word), default=0.0)
+        return rng.choice([self.examples[n] for n in with_word if scores[n] == best] or [word])
 
     def describe_problem(self, label: str) -> str | None:
-        """Says what a label has that the model cannot read; None if it reads it well."""
+        """Describes why the model cannot read a label; None if it can."""
         if not self._split(label):
-            return "the label says nothing"
-        unknown = self.find_unknown(label)
+            return "the label has no words"
+        unknown = self._vocabulary.find_unknown(label)
         if unknown:
             return f"the label has unknown words: {', '.join(unknown[:20])}"
         if self._text_tokenizer.count_tokens(label) > self._text_tokenizer.max_tokens:
@@ -113,28 +109,27 @@ class ImageLanguage:
         return None
 
     def repair(self, label: str, context: str) -> str:
-        """Makes a label of known words alone, which the model can read whole.
+        """Rewrites a label in known words, short enough for the model.
 
-        An unknown word becomes the nearest known one, or goes. If then nothing is left that
-        says what to paint, the sample caption is taken that shares most with label and context.
+        An unknown word becomes the nearest known one or is dropped. If no subject is left then,
+        the sample caption that shares most with label and context takes the label's place.
 
         Args:
-            label: anything.
-            context: what the picture belongs to.
+            label: any text.
+            context: text that the picture goes with.
 
         Returns:
             A label, never empty.
         """
         label = normalize(label[:_MAX_LABEL_CHARACTERS], self._text_tokenizer)
-        nearest = {word: self._known.find_nearest(word) for word in self.find_unknown(label)}
-        mended = replace_words(label, {word: found or "" for word, found in nearest.items()})
-        if None in nearest.values() and any(map(self._is_subject, self.words)):
-            still_says = any(map(self._is_subject, self._split(mended)))
-        else:
-            still_says = bool(self._split(mended))
-        if not still_says:
-            mended = self._find_nearest_example(f"{label} {context}")
-        return self._text_tokenizer.shorten(mended)
+        unknown = self._vocabulary.find_unknown(label)
+        nearest = {word: self._vocabulary.find_nearest(word) for word in unknown}
+        repaired = replace_words(label, {word: known or "" for word, known in nearest.items()})
+        words = self._split(repaired)
+        needs_subject = None in nearest.values() and any(map(self._is_subject, self.words))
+        if not (any(map(self._is_subject, words)) if needs_subject else words):
+            repaired = self._find_nearest_example(f"{label} {context}")
+        return self._text_tokenizer.shorten(repaired)
 
     def _find_nearest_example(self, text: str) -> str:
         """Finds the sample caption that shares most with a text."""
@@ -145,15 +140,19 @@ class ImageLanguage:
         return self.examples[max(range(len(scores)), key=scores.__getitem__)]
 
     def _score_examples(self, shared: Sequence[str]) -> list[float]:
-        """Scores sample captions by the words that they share; the rarer, the more."""
-        return [sum(self._rarity(w) for w in shared if w in words) for words in self._words_of]
+        """Scores sample captions by the words that they share, rare words more."""
+        return [
+            sum(self._compute_rarity(word) for word in shared if word in words)
+            for words in self._words_of_examples
+        ]
 
     def _is_subject(self, word: str) -> bool:
         """Says whether a word tells pictures apart: few captions have it."""
         count = self._captions.words.get(word, 0)
-        return 0 < count <= _SUBJECT_SHARE * self._captions.captions and word not in _FILLING
+        is_rare = 0 < count <= _MAX_SUBJECT_FRACTION * self._captions.captions
+        return is_rare and word not in _STOP_WORDS
 
-    def _rarity(self, word: str) -> float:
+    def _compute_rarity(self, word: str) -> float:
         return math.log((self._captions.captions + 1) / (self._captions.words.get(word, 0) + 0.5))
 
     def _split(self, text: str) -> list[str]:

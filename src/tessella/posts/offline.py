@@ -1,57 +1,58 @@
 """The template writer: posts without a language model, from the business's own sentences.
 
-The same request gives the same posts. A label is a sample caption, or has the form of one, with
-a word that the description shares with the training captions.
+The same request always gives the same posts. A label is a sample caption of the image model, or a
+caption like one, with a word that the description shares with the training captions.
 """
 
+import itertools
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tessella.posts.image_language import ImageLanguage
 from tessella.posts.post import Post, clean_hashtags, cut, cut_alt_text, fit_text
 from tessella.posts.request import PostRequest
 from tessella.posts.writer import PostWriter
 
-# {said} is a sentence of the description, {business} the name.
+# {sentence} is a sentence of the description, {business} the name.
 _TEMPLATES = {
     "warm": (
-        "{said} We would love to see you at {business}.",
-        "A warm hello from {business}! {said}",
-        "{said} Made with care, by all of us at {business}.",
-        "Come as you are, leave with a smile. {said} Yours, {business}",
-        "Know somebody who would like this? Bring them along. {said} Your {business}",
+        "{sentence} We would love to see you at {business}.",
+        "A warm hello from {business}! {sentence}",
+        "{sentence} Made with care, by all of us at {business}.",
+        "Come as you are, leave with a smile. {sentence} Yours, {business}",
+        "Know somebody who would like this? Bring them along. {sentence} Love, {business}",
     ),
     "playful": (
-        "Guess what? {said} See you at {business}!",
-        "Psst … {said} You did not hear it from {business}.",
-        "{business} here, with good news: {said}",
-        "Some people count sheep. We at {business} count the hours until you come by. {said}",
-        "Warning: may cause happiness. {said} With love from {business}",
+        "Guess what? {sentence} See you at {business}!",
+        "Psst … {sentence} You did not hear it from {business}.",
+        "{business} here, with good news: {sentence}",
+        "Some people count sheep. We at {business} count the hours until you come by. {sentence}",
+        "Warning: may cause happiness. {sentence} With love from {business}",
     ),
     "professional": (
-        "{business}: {said}",
-        "{said} Talk to us at {business}.",
-        "What you can rely on at {business}: {said}",
-        "{said} {business} is at your service.",
-        "{said} Find out more from {business}.",
+        "{business}: {sentence}",
+        "{sentence} Talk to us at {business}.",
+        "What you can rely on at {business}: {sentence}",
+        "{sentence} {business} is at your service.",
+        "{sentence} Find out more from {business}.",
     ),
     "bold": (
-        "{said} That is {business}.",
-        "No detours. {said} {business}.",
-        "This is {business}. {said}",
-        "{said} Only at {business}.",
-        "Why wait? {said} {business}.",
+        "{sentence} That is {business}.",
+        "No frills. {sentence} {business}.",
+        "This is {business}. {sentence}",
+        "{sentence} Only at {business}.",
+        "Why wait? {sentence} {business}.",
     ),
 }
 TONES = tuple(_TEMPLATES)
 
 _NOT_SHARED = (
-    "the description has no other word that the image model knows: the picture is of a sample "
-    "caption"
+    "the image model knows no other word of the description: the picture shows one of its sample "
+    "captions"
 )
-_MAX_SAID_CHARACTERS = 180
-# A point inside of a number ends no sentence; a Chinese or Japanese one needs no blank.
+_MAX_SENTENCE_CHARACTERS = 180
+# A point inside a number does not end a sentence; a Chinese or Japanese one needs no blank.
 _SENTENCE = re.compile(r".+?(?:[.!?…]+(?=\s|$)|[\u3002\uff01\uff1f]+|$)", re.MULTILINE)
 
 
@@ -65,7 +66,7 @@ class OfflineWriter(PostWriter):
     def __init__(self, language: ImageLanguage) -> None:
         self._language = language
 
-    def write_some(
+    def write_batch(
         self, request: PostRequest, count: int, earlier: Sequence[Post]
     ) -> Sequence[Post]:
         """Writes a few posts; a tone without templates gets those of the first one."""
@@ -73,19 +74,19 @@ class OfflineWriter(PostWriter):
         repairs: tuple[str, ...] = ()
         if tone not in _TEMPLATES:
             tone = TONES[0]
-            repairs = (f"there are no templates for the tone `{request.tone}`: it is {tone}",)
+            repairs = (f"no templates exist for the tone `{request.tone}`: the post is {tone}",)
         rng = random.Random(request.seed)
         templates = rng.sample(_TEMPLATES[tone], len(_TEMPLATES[tone]))
-        said = _split_sentences(request.about)
-        labels = self._choose_labels(request, said, len(earlier) + count, rng)
+        sentences = _split_sentences(request.about)
         hashtags = self._choose_hashtags(request)
+        labels = self._draw_labels(request, sentences, rng)
         posts = []
-        for number in range(len(earlier), len(earlier) + count):
-            label, is_shared = labels[number]
+        for number in range(len(earlier) + count):
+            caption, is_shared = next(labels)
             text = templates[number % len(templates)].format(
-                said=said[number % len(said)], business=request.business
+                sentence=sentences[number % len(sentences)], business=request.business
             )
-            label = self._language.repair(label, request.about)
+            label = self._language.repair(caption, request.about)
             posts.append(
                 Post(
                     text=fit_text(text, hashtags, request.platform),
@@ -95,49 +96,49 @@ class OfflineWriter(PostWriter):
                     repairs=repairs if is_shared else (*repairs, _NOT_SHARED),
                 )
             )
-        return posts
+        return posts[len(earlier) :]
 
-    def _choose_labels(
-        self, request: PostRequest, said: Sequence[str], count: int, rng: random.Random
-    ) -> list[tuple[str, bool]]:
-        """Chooses labels: of a word that the post says, of others, of whatever can be painted.
+    def _draw_labels(
+        self, request: PostRequest, sentences: Sequence[str], rng: random.Random
+    ) -> Iterator[tuple[str, bool]]:
+        """Draws labels without end: of a word of the post, of the description, of any caption.
 
-        Returns:
-            Each with whether it is of a word that the description shares with the captions.
+        Yields:
+            A label, and whether it has a word that the description shares with the captions.
         """
         language = self._language
-        # A letter alone, of a name, is no subject; a Chinese sign is one.
+        # A single letter, of a name, is not a subject; a Chinese character is one.
         words = language.find_words(f"{request.about} {request.business}")
-        left = [word for word in words if len(word) > 1 or not word.isascii()]
+        unused = [word for word in words if len(word) > 1 or not word.isascii()]
         others = list(language.examples or language.words) or ["picture"]
         rng.shuffle(others)
-        others.sort(key=lambda label: len(label.split()))  # the shortest are of plain things
-        labels: list[tuple[str, bool]] = []
-        for number in range(count):
-            sentence = said[number % len(said)]
-            own = [word for word in language.find_words(sentence) if word in left]
-            for word in dict.fromkeys([*own, *left]):
-                left.remove(word)
+        others.sort(key=lambda label: len(label.split()))  # the shortest show plain things
+        drawn = set()
+        for number in itertools.count():
+            sentence = sentences[number % len(sentences)]
+            in_sentence = [word for word in language.find_words(sentence) if word in unused]
+            for word in dict.fromkeys([*in_sentence, *unused]):
+                unused.remove(word)
                 label = language.frame(word, sentence, rng)
-                if (label, True) not in labels:
-                    labels.append((label, True))
+                if label not in drawn:
+                    drawn.add(label)
+                    yield label, True
                     break
             else:
-                labels.append((others[number % len(others)], False))
-        return labels
+                yield others[number % len(others)], False
 
     def _choose_hashtags(self, request: PostRequest) -> tuple[str, ...]:
         """Takes the name, and the words of the description that the image model knows too."""
         name = "".join(word[:1].upper() + word[1:] for word in request.business.split())
         words = self._language.find_words(request.about)
-        return clean_hashtags([name, *(w for w in words if w.isalpha())], request.platform)
+        return clean_hashtags([name, *filter(str.isalpha, words)], request.platform)
 
 
 def _split_sentences(about: str) -> list[str]:
-    """Lists the sentences of a description, each a whole one with a capital and an end."""
-    sentences = [" ".join(found.split()) for found in _SENTENCE.findall(about)]
-    said = []
-    for sentence in filter(None, sentences):
-        whole = cut(sentence[:1].upper() + sentence[1:], _MAX_SAID_CHARACTERS)
-        said.append(whole if re.search(r"\W$", whole) else f"{whole}.")
-    return said
+    """Splits a description into whole sentences, each with a capital and an end."""
+    sentences = []
+    for match in _SENTENCE.findall(about):
+        if sentence := " ".join(match.split()):
+            whole = cut(sentence[:1].upper() + sentence[1:], _MAX_SENTENCE_CHARACTERS)
+            sentences.append(whole if re.search(r"\W$", whole) else f"{whole}.")
+    return sentences

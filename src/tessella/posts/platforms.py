@@ -1,6 +1,6 @@
 """The platforms that posts are written for, and how long a post may be on each.
 
-Text and hashtags are published as one text, and both count. Sources: docs/how-to/post.md.
+Text and hashtags are published together, and both count. Sources: docs/how-to/post.md.
 """
 
 import re
@@ -21,18 +21,18 @@ PlatformName = Literal[
 ]
 PLATFORM_NAMES: tuple[PlatformName, ...] = get_args(PlatformName)
 
-# From a word's start on: from within, a long word would be read once for each of its letters.
+# Only from the start of a word: otherwise a long word is scanned once for each of its letters.
 _LINK = re.compile(r"(?<![\w.-])(https?://)?(?:[\w-]+\.)+[a-z]{2,}(?:[/:?#]\S*)?", re.IGNORECASE)
 # (first, last, weight) of code points.
 _Weights = tuple[tuple[int, int, int], ...]
-# twitter-text, configuration 3: all others, emoji among them, count as two.
+# twitter-text, configuration 3: all others, such as emoji, count as two.
 _X_WEIGHTS: _Weights = (
     (0x0000, 0x10FF, 1),
     (0x2000, 0x200D, 1),
     (0x2010, 0x201F, 1),
     (0x2032, 0x2037, 1),
 )
-# Threads counts an emoji's bytes in UTF-8, those of its invisible parts included.
+# Threads counts an emoji's bytes in UTF-8, including those of its invisible parts.
 _EMOJI_BYTES: _Weights = (
     (0x200D, 0x200D, 3),
     (0x2190, 0x2BFF, 3),
@@ -45,21 +45,21 @@ _EMOJI_BYTES: _Weights = (
 
 @dataclass(frozen=True)
 class Platform:
-    """Where a post is published."""
+    """A platform and its limits."""
 
     name: PlatformName
     max_characters: int  # of text and hashtags together
     max_hashtags: int
-    manner: str  # what posts look like there, for whoever writes them
-    characters_per_link: int | None = None  # every link counts as so many
-    weights: _Weights = ()  # of what does not count as ...
-    other_weight: int = 1  # ... this many characters
+    manner: str  # how posts are usually written there, for a language model
+    characters_per_link: int | None = None  # the length that every link counts as
+    weights: _Weights = ()
+    other_weight: int = 1  # of code points that are not in `weights`
 
     def count_characters(self, text: str) -> int:
-        """Counts as the platform does; never fewer, so that what fits here fits there.
+        """Counts as the platform does, or more: a text that fits here fits there.
 
-        Links may count less than they are long; a text of more than four times what is allowed is
-        too long all the same, and counts as it is.
+        A text of over four times the limit is too long however its links count, so its characters
+        are simply counted.
         """
         if len(text) > 4 * self.max_characters:
             return len(text)
@@ -69,13 +69,13 @@ class Platform:
         return sum(self._weigh(ord(sign)) for sign in text)
 
     def _weigh(self, sign: int) -> int:
-        found = (weight for first, last, weight in self.weights if first <= sign <= last)
-        return next(found, self.other_weight)
+        weights = (weight for first, last, weight in self.weights if first <= sign <= last)
+        return next(weights, self.other_weight)
 
-    def _shorten_link(self, found: re.Match[str]) -> str:
-        """Makes a link as long as it counts; without its https:// not every platform sees one."""
+    def _shorten_link(self, link: re.Match[str]) -> str:
+        """Makes a link as long as it counts; without https:// a platform may not recognise one."""
         short = "x" * (self.characters_per_link or 0)
-        return short if found[1] else max(short, found[0], key=len)
+        return short if link[1] else max(short, link[0], key=len)
 
 
 PLATFORMS: dict[str, Platform] = {

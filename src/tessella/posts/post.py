@@ -1,5 +1,6 @@
-"""One post, and how it is made to keep to its platform's limits."""
+"""One post, and the ways to keep it within its platform's limits."""
 
+import bisect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,24 +8,24 @@ from dataclasses import dataclass
 from tessella.posts.platforms import Platform
 from tessella.posts.request import clean_line
 
-MAX_ALT_CHARACTERS = 500  # the least that any of the platforms takes
+MAX_ALT_CHARACTERS = 500  # the lowest limit of all platforms
 _MAX_HASHTAG_CHARACTERS = 50
 _SENTENCE_END = re.compile(r"[.!?…\u3002\uff01\uff1f](?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Post:
-    """A post, all of it but the picture."""
+    """A post without its picture."""
 
     text: str
     hashtags: tuple[str, ...]  # letters, digits and underscores, without the #
-    alt_text: str  # what the picture shows, for who cannot see it
-    label: str  # what is painted, in the image model's own language
-    repairs: tuple[str, ...] = ()  # what was changed of what was written, in words
+    alt_text: str  # describes the picture for people who cannot see it
+    label: str  # the prompt of the picture, in the image model's own language
+    repairs: tuple[str, ...] = ()  # what was changed to keep to the limits, in words
 
     @property
     def published(self) -> str:
-        """What is copied into the platform."""
+        """The text to copy into the platform."""
         return compose(self.text, self.hashtags)
 
 
@@ -34,9 +35,9 @@ def compose(text: str, hashtags: Sequence[str]) -> str:
 
 
 def clean_hashtags(hashtags: Sequence[str], platform: Platform) -> tuple[str, ...]:
-    """Keeps letters, digits and underscores, each hashtag once, as many as the platform takes.
+    """Keeps letters, digits and underscores; each hashtag once, as many as the platform takes.
 
-    What is left is no number, which no platform links.
+    Hashtags without a letter are dropped: no platform links them.
     """
     clean: dict[str, str] = {}
     for hashtag in hashtags:
@@ -47,34 +48,30 @@ def clean_hashtags(hashtags: Sequence[str], platform: Platform) -> tuple[str, ..
 
 
 def cut_alt_text(text: str) -> str:
-    """Makes a description of a picture one line of a length that every platform takes."""
+    """Puts a description of a picture on one line that is short enough for every platform."""
     return cut(clean_line(text), MAX_ALT_CHARACTERS)
 
 
 def fit_text(text: str, hashtags: Sequence[str], platform: Platform) -> str:
-    """Cuts a text so that the platform takes it with its hashtags.
+    """Cuts a text so that it fits the platform together with its hashtags; see `cut`."""
 
-    At the end of a sentence if half of what fits stays, else at the end of a word.
-    """
-    if platform.count_characters(compose(text, hashtags)) <= platform.max_characters:
+    def count(num_characters: int) -> int:
+        return platform.count_characters(compose(cut(text, num_characters), hashtags))
+
+    if count(len(text)) <= platform.max_characters:
         return text
-    fitting, too_long = 0, len(text)  # characters
-    while too_long - fitting > 1:
-        middle = (fitting + too_long) // 2
-        whole = compose(cut(text, middle), hashtags)
-        if platform.count_characters(whole) <= platform.max_characters:
-            fitting = middle
-        else:
-            too_long = middle
-    return cut(text, fitting)
+    # The largest number of characters that fits: each is its own position, counted from 1.
+    return cut(text, bisect.bisect_right(range(1, len(text)), platform.max_characters, key=count))
 
 
-def cut(text: str, most: int) -> str:
-    """Cuts a text to a number of characters, after a sentence or a word."""
-    if len(text) <= most:
+def cut(text: str, max_characters: int) -> str:
+    """Shortens a text: after a sentence if half of the room is used then, else after a word."""
+    if len(text) <= max_characters:
         return text
-    ends = [found.end() for found in _SENTENCE_END.finditer(text[: most + 1])]
-    if ends and ends[-1] <= most and ends[-1] >= most / 2:
+    ends = [match.end() for match in _SENTENCE_END.finditer(text[: max_characters + 1])]
+    if ends and max_characters / 2 <= ends[-1] <= max_characters:
         return text[: ends[-1]]
-    words = re.sub(r"\s+\S*$", "", text[:most]).rstrip(" ,;:-–\n")
-    return words + "…" if len(words) < most else text[: max(0, most - 1)].rstrip() + "…"
+    words = re.sub(r"\s+\S*$", "", text[:max_characters]).rstrip(" ,;:-–\n")
+    if len(words) < max_characters:
+        return words + "…"
+    return text[: max(0, max_characters - 1)].rstrip() + "…"

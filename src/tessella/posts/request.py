@@ -1,4 +1,4 @@
-"""What is asked: a business, what it does, and which posts it wants."""
+"""A request for posts: a business, what it does, and where and how it wants to publish."""
 
 import re
 import unicodedata
@@ -12,32 +12,32 @@ MAX_NAME_CHARACTERS = 200
 MAX_ABOUT_CHARACTERS = 2_000
 MAX_TONE_CHARACTERS = 60
 
-# Signs that change how the text around them is read or shown, and show nothing themselves.
+# Invisible characters that change how the text around them is read or shown.
 _HIDDEN = re.compile(r"[\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 @dataclass(frozen=True)
 class PostRequest:
-    """A wish for posts, clean and within its limits; `ask` makes it."""
+    """A request for posts, clean and within its limits; made by `PostRequest.create`."""
 
     business: str  # one line
     about: str
     platform: Platform
     tone: str  # one line
-    seed: int  # of all that is drawn
+    seed: int  # of every random choice
 
     @classmethod
-    def ask(
+    def create(
         cls, business: str, about: str, *, platform: str, tone: str, seed: int = 0
     ) -> "PostRequest":
-        """Checks and cleans what somebody typed.
+        """Checks and cleans a user's words.
 
         Raises:
             GenerationError: a text is blank or too long, or the platform is unknown.
         """
         if platform not in PLATFORMS:
             raise GenerationError(
-                f"Unknown platform: `{platform[:60]}`. Known are: {', '.join(PLATFORMS)}."
+                f"Unknown platform: `{platform[:60]}`. Expected one of: {', '.join(PLATFORMS)}."
             )
         return cls(
             clean_line(_check("The name of the business", business, MAX_NAME_CHARACTERS)),
@@ -49,7 +49,7 @@ class PostRequest:
 
 
 def clean_text(text: str) -> str:
-    """Removes control characters and hidden signs, and blanks that are too many; keeps lines."""
+    """Removes control and hidden characters and superfluous white space; keeps lines."""
     text = unicodedata.normalize("NFC", to_utf8(text)).replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(
         sign if sign == "\n" or unicodedata.category(sign) != "Cc" else " "
@@ -60,14 +60,14 @@ def clean_text(text: str) -> str:
 
 
 def clean_line(text: str) -> str:
-    """Cleans a text and makes it one line."""
+    """Cleans a text and puts it on one line."""
     return " ".join(clean_text(text).split())
 
 
-def _check(what: str, text: str, most: int) -> str:
-    """Refuses what is blank or too long."""
+def _check(name: str, text: str, max_characters: int) -> str:
+    """Refuses a text that is blank or too long."""
     is_blank = not clean_text(text)
-    if is_blank or len(text) > most:
-        got = "it is empty" if is_blank else f"it has {len(text):,}"
-        raise GenerationError(f"{what} must have 1 to {most:,} characters; {got}.")
+    if is_blank or len(text) > max_characters:
+        problem = "it is blank" if is_blank else f"it has {len(text):,}"
+        raise GenerationError(f"{name} must have 1 to {max_characters:,} characters; {problem}.")
     return text

@@ -1,4 +1,4 @@
-"""Whoever writes posts: a language model (`model_writer.py`) or templates (`offline.py`)."""
+"""Writers of posts: a language model (`model_writer.py`) or templates (`offline.py`)."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -6,41 +6,41 @@ from collections.abc import Iterator, Sequence
 from tessella.posts.post import Post
 from tessella.posts.request import PostRequest
 
-AT_ONCE = 5
-"""Posts that are written together: an answer stays short enough not to be cut off."""
+BATCH_SIZE = 5
+"""Posts that are written together; more would risk an answer that is cut off."""
 
 
 class PostWriter(abc.ABC):
-    """Writes posts for a business, with a label each in an image model's language."""
+    """Writes posts for a business, each with a label in the image model's language."""
 
     language_model: str | None = None
-    """Its name; None: no language model is asked."""
+    """The name of the language model that is asked; None: none is."""
 
     @abc.abstractmethod
-    def write_some(
+    def write_batch(
         self, request: PostRequest, count: int, earlier: Sequence[Post]
     ) -> Sequence[Post]:
         """Writes a few posts.
 
         Args:
-            request: what is asked.
-            count: how many.
-            earlier: those of the same request that are written, in order.
+            request: the business and its wishes.
+            count: number of posts.
+            earlier: the posts of this request that exist already, in order.
 
         Raises:
-            LanguageModelError: there is no usable answer.
+            LanguageModelError: the language model gave no usable answer.
         """
 
     def write(
         self, request: PostRequest, count: int, earlier: Sequence[Post] = ()
     ) -> Iterator[Sequence[Post]]:
-        """Writes what is missing of `count` posts, some at a time, as they are taken.
+        """Writes the posts that are missing from `count`, batch by batch.
 
         Raises:
-            LanguageModelError: there is no usable answer.
+            LanguageModelError: the language model gave no usable answer.
         """
-        written = list(earlier)
-        while len(written) < count:
-            some = self.write_some(request, min(AT_ONCE, count - len(written)), written)
-            written += some
-            yield some
+        posts = list(earlier)
+        while len(posts) < count:
+            batch = self.write_batch(request, min(BATCH_SIZE, count - len(posts)), posts)
+            posts += batch
+            yield batch

@@ -1,4 +1,4 @@
-"""What the pages about a run say of it in words: its state, what was trained, its numbers."""
+"""What the page about a run says in words: what was trained, on what, with which results."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,134 +6,123 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import flatten
-from tessella.runs.curves import Chart, create_chart
-from tessella.runs.record import Points, RunRecord, StageRecord
+from tessella.runs.curves import Curve, draw_curve
+from tessella.runs.record import RunRecord, StageRecord
 
 CURVES = {
     "loss": ("Loss", "lower is better"),
     "psnr": ("Reconstructions", "PSNR in dB, higher is better"),
-    "accuracy": ("Codes guessed right", "share of all places, higher is better"),
-    "codes_used": ("Codes in use", "training: of one batch; validation: of all"),
-    "perplexity": ("Evenness of use", "perplexity, higher is evener"),
-    "images_per_second": ("Learning speed", "training images per second"),
+    "accuracy": ("Codes predicted correctly", "fraction of all positions, higher is better"),
+    "codes_used": ("Codes in use", "training: in one batch; validation: in all pictures"),
+    "perplexity": ("Evenness of use", "perplexity, higher is more even"),
+    "images_per_second": ("Training speed", "images per second"),
 }
+"""The curves to look at first: title and hint."""
+
 STAGE_TITLES = {"tokenizer": "Image tokenizer", "transformer": "Transformer"}
 
 
-def create_charts(stage: StageRecord, record: RunRecord) -> dict[str, Chart]:
-    """Lays out what a stage has logged; the metrics to look at first stand first."""
-    order = [*CURVES, *stage.curves]
+def draw_curves(stage: StageRecord, record: RunRecord) -> dict[str, Curve]:
+    """Draws every metric that a stage has logged, the ones to look at first in front."""
+    names = {"train": "training", "validation": name_validation(record)}
+    order = [name for name in CURVES if name in stage.curves]
     return {
-        name: _create_chart(name, stage.curves[name], record)
-        for name in dict.fromkeys(order)
-        if name in stage.curves
+        name: draw_curve(
+            *CURVES.get(name, (format_name(name).capitalize(), "")),
+            stage.curves[name],
+            names,
+            from_zero=name == "images_per_second",
+        )
+        for name in dict.fromkeys([*order, *stage.curves])
     }
 
 
-def _create_chart(name: str, found: Mapping[str, Points], record: RunRecord) -> Chart:
-    title, hint = CURVES.get(name, (say_name(name).capitalize(), ""))
-    names = {"train": "training", "validation": name_validation(record)}
-    return create_chart(title, hint, found, names, from_zero=name == "images_per_second")
-
-
 def name_validation(record: RunRecord) -> str:
-    """Says what was measured on: without pictures kept out, training measures on its own."""
-    kept_none = record.counts is not None and not record.counts["validation"]
-    return "on training pictures" if kept_none else "validation"
-
-
-def say_state(stage: StageRecord, record: RunRecord) -> str:
-    """Says how far a stage is."""
-    if stage.name == "tokenizer" and _get(record.run, "recipe.tokenizer.network") == "palette":
-        return "A palette: its colours are chosen, nothing is trained."
-    if not stage.images:
-        return "Not trained here: it keeps the weights that it started from."
-    if not stage.images_seen:
-        return f"Nothing is logged yet: it is to see {stage.images:,} images."
-    if stage.images_seen < stage.images:
-        share = stage.images_seen / stage.images
-        return f"{stage.images_seen:,} of {stage.images:,} images ({share:.0%}) so far."
-    return f"Finished: {stage.images_seen:,} images seen."
+    """Names what was validated on: without held-out pictures, the training pictures."""
+    has_none = record.counts is not None and not record.counts["validation"]
+    return "on training pictures" if has_none else "validation"
 
 
 def choose_numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
-    """Chooses the numbers at the top: name, value, of what."""
+    """Chooses the numbers for the top of the page: name, value, how it was measured."""
     curves = {stage.name: stage.curves for stage in record.stages}
-    for stage, name, title in (
-        ("tokenizer", "psnr", "Reconstructions"),
-        ("tokenizer", "codes_used", "Codes in use"),
-        ("transformer", "loss", "Transformer’s loss"),
-        ("transformer", "accuracy", "Codes guessed right"),
+    for stage, name, title, form in (
+        ("tokenizer", "psnr", "Reconstructions", "{:.2f} dB"),
+        ("tokenizer", "codes_used", "Codes in use", "{:.4g}"),
+        ("transformer", "loss", "Transformer loss", "{:.4g}"),
+        ("transformer", "accuracy", "Codes predicted correctly", "{:.1%}"),
     ):
         values = curves[stage].get(name, {}).get("validation")
         if values:
-            at, value = values[-1]
-            said = {"psnr": f"{value:.2f} dB", "accuracy": f"{value:.1%}"}
-            where = f"{name_validation(record)}, after {at:,} images"
-            yield title, said.get(name, say_value(value)), where
-    for name, found, protocol in list_values(record.metrics or {}):
+            images_seen, value = values[-1]
+            measured = f"{name_validation(record)}, after {images_seen:,} images"
+            yield title, form.format(value), measured
+    for name, value, protocol in _list_values(record.metrics or {}):
         if name.startswith("all_correct"):
-            yield say_name(name).capitalize(), f"{found:.1%}", protocol
+            yield format_name(name).capitalize(), f"{value:.1%}", protocol
 
 
 def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """Says what was trained, on what, how and how long."""
+    """Says what was trained, on what, how and for how long."""
     run, counts = record.run, record.counts
     recipe = run["recipe"]
-    # Their names alone: a page is passed on, the owner's folders are nobody's business.
+    # Names only: reports are passed on, and the owner's folders are private.
     yield "Data", ", ".join(Path(str(source)).name for source in run.get("sources", ()))
     if counts is None:
-        yield "Pictures", "The run has no images any more."
+        yield "Pictures", "The run’s pictures are missing."
     else:
         yield (
             "Pictures",
-            f"{counts['images']:,} with {counts['captions']:,} captions; {counts['train']:,} to "
-            f"train on, {counts['validation']:,} kept out, {sum(counts['skipped'].values()):,} "
-            "skipped",
+            f"{counts['images']:,} with {counts['captions']:,} captions: {counts['train']:,} for "
+            f"training, {counts['validation']:,} for validation; files skipped: "
+            f"{sum(counts['skipped'].values()):,}",
         )
-    yield "Licence of the data", str(_get(recipe, "data.licence") or "not given (data.licence)")
-    size = _get(recipe, "data.image_size")
-    codes = _count_codes(_get(recipe, "tokenizer.quantizer") or {})
+    yield (
+        "Licence of the data",
+        str(get_nested(recipe, "data.licence") or "not stated (data.licence)"),
+    )
+    size = get_nested(recipe, "data.image_size")
+    codes = _count_codes(get_nested(recipe, "tokenizer.quantizer") or {})
     grid = f"{record.grid[0]}×{record.grid[1]} codes" if record.grid else "codes"
-    yield "A picture", f"{size}×{size} pixels become {grid}, each out of {codes}"
+    yield "Each picture", f"{size}×{size} pixels become {grid}, each one of {codes}"
     for stage in record.stages:
         yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, recipe))
-    minutes, seed = _get(run, "asked.minutes"), _get(run, "asked.seed")
-    asked = "as the settings say" if minutes is None else f"chosen to fit {minutes:g} minutes"
-    yield "Plan", f"lengths {asked}; seed {seed}"
-    yield "tessella", str(run.get("version", "not said"))
+    minutes, seed = get_nested(run, "asked.minutes"), get_nested(run, "asked.seed")
+    length = "as in the settings" if minutes is None else f"chosen to fit {minutes:g} minutes"
+    yield "Length", f"{length}; seed {seed}"
+    yield "tessella", str(run.get("version", "unknown version"))
 
 
 def _describe_recipe(stage: StageRecord, recipe: Mapping[str, Any]) -> Iterator[str]:
-    """Says how a stage is built, what it learns by, and how long it took."""
+    """Says how a stage is built, what it minimises, and how long it trained."""
     section = recipe.get(stage.name, {})
     if stage.name == "tokenizer":
-        network, quantizer = section.get("network"), _get(section, "quantizer.name")
+        network, quantizer = section.get("network"), get_nested(section, "quantizer.name")
         yield f"network {network}, quantizer {quantizer}"
-        loss = flatten(_get(recipe, "tokenizer_training.loss") or {})
-        parts = [
-            f"{loss[name]:g} {label}"
-            for name, label in {
-                "mse": "pixel MSE",
-                "l1": "L1",
-                "lpips": "LPIPS",
-                **{n: f"ResNet-18 {n.rpartition('.')[2]}" for n in loss if ".layers." in n},
-                "adversarial.weight": "discriminator",
-            }.items()
-            if isinstance(loss.get(name), int | float) and loss[name]
+        loss = flatten(get_nested(recipe, "tokenizer_training.loss") or {})
+        labels = {
+            "mse": "pixel MSE",
+            "l1": "L1",
+            "lpips": "LPIPS",
+            **{name: f"ResNet-18 {name.rpartition('.')[2]}" for name in loss if ".layers." in name},
+            "adversarial.weight": "discriminator",
+        }
+        weights = {label: loss.get(name) for name, label in labels.items()}
+        terms = [
+            f"{w:g} {label}" for label, w in weights.items() if isinstance(w, int | float) and w
         ]
-        if network != "palette" and parts:
-            yield f"loss {' + '.join(parts)}"
+        if network != "palette" and terms:
+            yield f"loss {' + '.join(terms)}"
     else:
-        yield f"objective {_get(recipe, 'objective.name')}"
+        yield f"objective {get_nested(recipe, 'objective.name')}"
         yield f"width {section.get('width')}, depth {section.get('depth')}"
-    start = _get(recipe, f"{stage.name}_training.init_from")
+    start = get_nested(recipe, f"{stage.name}_training.init_from")
     if start:
         yield f"started from {Path(str(start)).name}"
     if stage.images:
         yield f"{stage.images_seen:,} of {stage.images:,} images seen"
     if stage.seconds:
-        yield f"{_say_duration(stage.seconds)} of training steps, evaluations not counted"
+        yield f"{format_duration(stage.seconds)} of training, evaluations excluded"
 
 
 def _count_codes(quantizer: Mapping[str, Any]) -> str:
@@ -144,15 +133,39 @@ def _count_codes(quantizer: Mapping[str, Any]) -> str:
 
 def list_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Lists name, value and protocol in words."""
-    for name, value, protocol in list_values(metrics):
-        yield say_name(name), say_value(value), protocol
+    for name, value, protocol in _list_values(metrics):
+        yield format_name(name), format_value(value), protocol
 
 
-def list_values(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Lists name, value and protocol, without what someone has changed into something else."""
+def _list_values(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Lists name, value and protocol, skipping entries that were edited into something else."""
     for name, entry in metrics.items():
         if isinstance(entry, Mapping) and isinstance(entry.get("value"), int | float):
             yield name, entry["value"], str(entry.get("protocol", ""))
+
+
+def list_settings(record: RunRecord) -> Iterator[tuple[str, Any]]:
+    """Lists all settings; of a private folder only its name."""
+    for name, value in flatten(record.run["recipe"]).items():
+        is_private = isinstance(value, str) and Path(value).is_absolute()
+        yield name, Path(value).name if is_private else value
+
+
+def tabulate_evaluations(stage: StageRecord) -> tuple[list[str], list[list[str]]]:
+    """Returns the heads and the rows of a table of all validation metrics."""
+    series = {name: dict(kinds.get("validation", ())) for name, kinds in stage.curves.items()}
+    metrics = {name: values for name, values in series.items() if values}
+    moments = sorted({images_seen for values in metrics.values() for images_seen in values})
+    return ["images seen", *map(format_name, metrics)], [
+        [f"{at:,}", *(format_value(values.get(at)) for values in metrics.values())]
+        for at in moments
+    ]
+
+
+def list_skipped(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """Lists kind of reason, number of files, and examples of the skipped files."""
+    for group in record.skipped:
+        yield group.kind, f"{group.count:,}", "; ".join(map(": ".join, group.examples))
 
 
 def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -162,29 +175,29 @@ def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         if isinstance(pair, Mapping):
             distance = pair.get("distance")
             number = distance if isinstance(distance, int | float) else None
-            yield str(pair.get("prompt", "")), str(pair.get("caption", "")), say_value(number)
+            yield str(pair.get("prompt", "")), str(pair.get("caption", "")), format_value(number)
 
 
-def _get(values: Mapping[str, Any], path: str) -> Any:
-    """Finds a nested value by its dotted name; None where another version had none."""
-    found: Any = values
+def get_nested(values: Mapping[str, Any], path: str) -> Any:
+    """Returns a nested value by its dotted name; None if this version's run lacks it."""
+    value: Any = values
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
-def say_name(name: str) -> str:
-    """Says a setting's or metric's name in words."""
+def format_name(name: str) -> str:
+    """Formats the name of a setting or metric as words."""
     return name.replace("_", " ")
 
 
-def say_value(value: float | None) -> str:
-    """Says a number as short as a table needs it; nothing where there is none."""
+def format_value(value: float | None) -> str:
+    """Formats a number for a table; empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
-def _say_duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 1:
+def format_duration(seconds: float) -> str:
+    """Formats a duration: 40 s, 12 min, 2.5 h."""
+    if seconds < 60:
         return f"{seconds:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Pictures inside of the report of a run: as they are if small enough, else smaller copies."""
+"""The pictures of a page about a run: embedded in a file, or linked by an address."""
 
 import base64
 import io
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tessella.images import read_image
+from tessella.images import open_image, read_image
 
 _MAX_PIXELS = 100_000_000
 _QUALITY = 90
@@ -16,24 +16,35 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
-    """A picture that is part of a page."""
+class Picture:
+    """A picture on a page."""
 
-    uri: str  # data:…
-    width: int  # in pixels, of what is shown
+    address: str  # data:… if it is embedded
+    width: int  # in pixels, as shown
     height: int
-    is_exact: bool  # whether it is the file itself
+    is_exact: bool = True  # whether it is the file itself
+    problem: str = ""  # why it cannot be read
 
 
-def embed_picture(path: Path, max_bytes: int) -> EmbeddedPicture:
-    """Puts a PNG into a `data:` address.
+def link_picture(path: Path, address: str) -> Picture:
+    """Links to a picture that the server sends; only its size is read.
+
+    Raises:
+        DataError: the file is not a picture.
+    """
+    with open_image(path, max_pixels=_MAX_PIXELS) as opened:
+        return Picture(address, *opened.size)
+
+
+def embed_picture(path: Path, max_bytes: int) -> Picture:
+    """Turns a PNG into a `data:` address.
 
     Args:
         path: the picture.
-        max_bytes: a larger file is compressed with loss, then halved until it is small enough.
+        max_bytes: larger files are compressed with loss, then halved until they fit.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     image = read_image(path, max_pixels=_MAX_PIXELS)
     content, kind = path.read_bytes(), "png"
@@ -46,12 +57,12 @@ def embed_picture(path: Path, max_bytes: int) -> EmbeddedPicture:
         content, kind = compressed.getvalue(), "webp"
         if image.size == (1, 1):
             break
-    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-    return EmbeddedPicture(uri, *image.size, is_exact)
+    address = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return Picture(address, *image.size, is_exact)
 
 
 def choose_evenly(items: Sequence[T], count: int) -> list[T]:
-    """Chooses so many items, the first and the last among them, evenly spaced between.
+    """Chooses up to `count` evenly spaced items, always including the first and the last.
 
     Args:
         items: in order.

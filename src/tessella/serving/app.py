@@ -1,14 +1,14 @@
-"""The application: routes, and around them what every request goes through."""
+"""The application: routes, and the middleware around them."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
+from tessella.generation import GenerationSettings
 from tessella.posts.language_model import LanguageModel
 from tessella.posts.offline import TONES
 from tessella.posts.platforms import PLATFORM_NAMES
@@ -16,7 +16,7 @@ from tessella.serving.access_log import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
 from tessella.serving.images import create_images_router
-from tessella.serving.middleware import ApiKeys, Guard
+from tessella.serving.middleware import ApiKeys, Guard, needs_key
 from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
 from tessella.serving.posts_routes import create_posts_router
@@ -29,11 +29,11 @@ from tessella.serving.worker import PaintingWorker
 
 _JOIN_SECONDS = 5.0
 
-_DESCRIPTION = """\
-Paints pictures with models that were trained on one's own captioned images. The image API is
-OpenAI's: its clients work with this server as their base URL, ending in `/v1`. The fields `seed`,
-`steps`, `guidance_scale`, `temperature`, `top_k`, `top_p`, `best_of`, `negative_prompt` and
-`strength` are tessella's own."""
+_OWN_FIELDS = ["seed", "best_of", "negative_prompt", "strength", *GenerationSettings.model_fields]
+_DESCRIPTION = f"""\
+Paints pictures with models that were trained on your own captioned images. The image API is
+OpenAI's: its clients work with this server as their base URL, ending in `/v1`. Tessella adds the
+fields {", ".join(f"`{name}`" for name in _OWN_FIELDS)}."""
 
 
 def create_app(
@@ -48,12 +48,12 @@ def create_app(
     """Builds the application; its worker begins with it and ends with it.
 
     Args:
-        models: that can be asked for, by name; the first is the default.
+        models: by the name that requests give; the first is the default.
         settings: limits.
         keys: API keys; none leaves the API open.
-        language_model: that writes posts; None: templates do.
+        language_model: writes posts; None: templates do.
         run: a training run's folder, shown live by the page.
-        worker: in whose thread the models were loaded; one is made unless given.
+        worker: the one in whose thread the models were loaded; one is made unless given.
     """
     settings = settings or ServeSettings()
     service, api_keys = PaintingService(models, settings, worker), ApiKeys(keys)
@@ -69,7 +69,7 @@ def create_app(
     app = FastAPI(
         title="tessella",
         version="1",
-        summary="Text to image with one's own models.",
+        summary="Text to image with your own models.",
         description=_DESCRIPTION,
         lifespan=live,
         docs_url=None,
@@ -84,19 +84,18 @@ def create_app(
     app.include_router(_create_health_router(service))
     if run is not None:
         app.include_router(create_run_router(run))
-    page = {
-        "models": list(models),
-        "run": run is not None,
-        "posts": "off" if not models else "offline" if language_model is None else "llm",
-        "key_required": bool(api_keys),
-        "post_platforms": list(PLATFORM_NAMES),
-        "post_tones": list(TONES),
-        "max_seed": MAX_API_SEED,
-    }
-    app.include_router(_create_page_router(page))
+    posts = "off" if not models else "offline" if language_model is None else "llm"
+    app.include_router(_create_page_router(models, posts, bool(run), bool(api_keys)))
     app.include_router(create_studio_router())
     install_error_handlers(app)
-    install_document(app, has_keys=bool(api_keys))
+    install_document(app, lambda path: bool(api_keys) and needs_key(path))
+    _add_middleware(app, service, api_keys)
+    return app
+
+
+def _add_middleware(app: FastAPI, service: PaintingService, api_keys: ApiKeys) -> None:
+    """Puts around an application what every request goes through."""
+    settings = service.settings
     # The last one added is the first to see a request: a named page may read each refusal.
     app.add_middleware(Guard, settings=settings, keys=api_keys)
     if settings.allow_origins:
@@ -109,38 +108,48 @@ def create_app(
             expose_headers=["Retry-After", "X-Request-Id"],
         )
     app.add_middleware(AccessLog, metrics=service.metrics)
-    return app
 
 
 def _create_health_router(service: PaintingService) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/healthz", summary="Say that the server is alive")
+    @router.get("/healthz", summary="Check that the server is alive")
     async def is_alive() -> Response:
         return JsonResponse({"status": "ok"})
 
-    @router.get("/readyz", summary="Say that the server takes requests")
+    @router.get("/readyz", summary="Check that the server takes requests")
     async def is_ready() -> Response:
         if not service.worker.takes_jobs:
-            raise ApiError(503, "The server takes no requests.", code="not_ready", retry_after=5)
+            raise ApiError(503, "The server takes no requests.", code="not_ready")
         return JsonResponse({"status": "ok"})
 
     @router.get(
         "/metrics",
-        summary="Tell counters to Prometheus",
+        summary="Fetch counters for Prometheus",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    def tell_metrics() -> Response:
+    def fetch_metrics() -> Response:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
 
     return router
 
 
-def _create_page_router(page: Mapping[str, Any]) -> APIRouter:
+def _create_page_router(
+    models: Iterable[str], posts: str, has_run: bool, has_keys: bool
+) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["studio"])
+    page = {
+        "models": list(models),
+        "run": has_run,
+        "posts": posts,
+        "key_required": has_keys,
+        "post_platforms": list(PLATFORM_NAMES),
+        "post_tones": list(TONES),
+        "max_seed": MAX_API_SEED,
+    }
 
-    @router.get("/studio", summary="Say what the page has to show", response_model=StudioBody)
+    @router.get("/studio", summary="Tell what the page can show", response_model=StudioBody)
     async def describe() -> Response:
         return JsonResponse(page)
 

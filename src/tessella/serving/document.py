@@ -1,13 +1,9 @@
-"""What the OpenAPI document says beyond what FastAPI finds by itself.
+"""The parts of the OpenAPI document that FastAPI cannot find out: bodies, streams, keys, errors."""
 
-Requests are read by `schemas.py`, which is stricter than FastAPI, so their schemas are put into the
-document from there.
-"""
-
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from tessella.serving.schemas import ErrorBody, PicturesBody, RequestBody
 
@@ -20,57 +16,52 @@ _RETRY_AFTER = {
 _FILES = {
     "image": "The picture: PNG, JPEG, WebP, GIF, TIFF, BMP and the like, of any size. It is "
     "cropped to the square in the middle and resized to the model's size.",
-    "mask": "What is painted anew, of the picture's size: where it is fully transparent; if it is "
+    "mask": "What to repaint, of the picture's size: where it is fully transparent; if it is "
     "so nowhere, where it is not black. Without a mask: where the picture itself is fully "
     "transparent; if it is so nowhere, a variation of it is painted.",
 }
+_BINARY = {"type": "string", "format": "binary"}
 
+_STATUSES = {
+    400: "The request is wrong.",
+    401: "The API key is missing or unknown.",
+    403: "The host name or the web page's origin is foreign.",
+    404: "There is no such model or address.",
+    405: "The address does not take the method.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "The body is of another type.",
+    429: "Too many pictures wait.",
+    500: "Something failed on the server.",
+    503: "It took too long, or the server is shutting down.",
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The request is wrong."},
-    401: {"model": ErrorBody, "description": "The API key is missing or unknown."},
-    403: {"model": ErrorBody, "description": "The host name or the web page's origin is foreign."},
-    404: {"model": ErrorBody, "description": "There is no such model or address."},
-    405: {"model": ErrorBody, "description": "The address does not take this method."},
-    408: {"model": ErrorBody, "description": "The body came too slowly."},
-    413: {"model": ErrorBody, "description": "The body is too large."},
-    415: {"model": ErrorBody, "description": "The body is of another type."},
-    429: {
-        "model": ErrorBody,
-        "description": "Too many pictures wait.",
-        "headers": _RETRY_AFTER,
-    },
-    500: {"model": ErrorBody, "description": "Something failed on the server."},
-    503: {
-        "model": ErrorBody,
-        "description": "It took too long, or the server is about to end.",
-        "headers": _RETRY_AFTER,
-    },
+    status: {"model": ErrorBody, "description": description}
+    | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
+    for status, description in _STATUSES.items()
 }
 
 
-def describe_json(kind: type[RequestBody]) -> dict[str, Any]:
-    """Says that an operation reads a JSON body."""
-    content = {"application/json": {"schema": kind.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def describe_form(kind: type[RequestBody], *files: str) -> dict[str, Any]:
-    """Says that an operation reads a form with files, of which the first is required."""
+def describe_body(kind: type[RequestBody], *files: str) -> dict[str, Any]:
+    """Describes an operation that reads JSON, or a form with files; the first one is required."""
     schema = kind.model_json_schema()
-    properties = {name: _without_null(field) for name, field in schema["properties"].items()}
-    for name in files:
-        properties[name] = {"type": "string", "format": "binary", "description": _FILES[name]}
-    schema |= {
-        "properties": properties,
-        "required": [files[0], *schema.get("required", ())],
-    }
-    return {
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-    }
+    media_type = "multipart/form-data" if files else "application/json"
+    if files:
+        fields = {name: _without_null(field) for name, field in schema["properties"].items()}
+        parts = {name: {**_BINARY, "description": _FILES[name]} for name in files}
+        required = [files[0], *schema.get("required", ())]
+        schema |= {"properties": fields | parts, "required": required}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def describe_file(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    """Describes an operation that answers with a file."""
+    content = {media_type: {"schema": _BINARY} for media_type in media_types}
+    return {200: {"description": description, "content": content}}
 
 
 def describe_pictures() -> dict[int | str, dict[str, Any]]:
-    """Says that an operation answers with pictures, or with a stream of them."""
+    """Describes an operation that answers with pictures, or with a stream of them."""
     return {
         200: {
             "model": PicturesBody,
@@ -81,41 +72,30 @@ def describe_pictures() -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install_document(app: FastAPI, *, has_keys: bool) -> None:
-    """Makes the application's document, in which all of `/v1/` needs a key if there are keys."""
+def install_document(app: FastAPI, needs_key: Callable[[str], bool]) -> None:
+    """Completes the document that FastAPI makes of an application.
+
+    Args:
+        app: the application.
+        needs_key: of a path.
+    """
+    make = app.openapi  # once; then it is kept
 
     def build() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(
-                title=app.title,
-                version=app.version,
-                summary=app.summary,
-                description=app.description,
-                routes=app.routes,
-                tags=app.openapi_tags,
-            )
-            _forget_validation(document)
-            if has_keys:
-                document["components"]["securitySchemes"] = {
-                    "key": {"type": "http", "scheme": "bearer"}
-                }
-                for path, operations in document["paths"].items():
-                    if path not in ("/v1/studio", "/v1/pictures/{name}", "/healthz", "/readyz"):
-                        for operation in operations.values():
-                            operation["security"] = [{"key": []}]
-            app.openapi_schema = document
-        return app.openapi_schema
+        document = make()
+        components = document["components"]
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                # Not FastAPI's own refusal: what is wrong with a request is a 400 here.
+                operation["responses"].pop("422", None)
+                if needs_key(path):
+                    operation["security"] = [{"key": []}]
+                    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for name in ("HTTPValidationError", "ValidationError"):
+            components["schemas"].pop(name, None)
+        return document
 
     app.openapi = build  # type: ignore[method-assign]  # as FastAPI says to do it
-
-
-def _forget_validation(document: dict[str, Any]) -> None:
-    """Leaves out FastAPI's own refusal, 422: what is wrong with a request is a 400 here."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
@@ -123,5 +103,5 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return field
-    kept = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
-    return {**kept, **kinds[0]}
+    others = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
+    return {**others, **kinds[0]}

@@ -1,76 +1,97 @@
-"""What a request asks for, once all that it leaves open is decided."""
+"""One HTTP request's pictures as the worker takes them: what is sampled, and how it comes back."""
 
-from collections.abc import Sequence
+import functools
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from tessella.images import encode_picture
+from tessella.generation import GenerationSettings
+from tessella.images import Pixels
+from tessella.model.canvas import Canvas
 from tessella.model.pipeline import TextToImage
-from tessella.serving.worker import FinishedPicture, ImageJob, PartialPicture
+from tessella.model.request import ImageRequest, list_requests
+from tessella.serving.models_served import ServedModel
+from tessella.serving.schemas import ImageBody
 
-_LONGEST = 4.0  # times as long as wide
+CanvasPlan = Callable[[Sequence[int]], Sequence[Canvas]]
+"""Makes one canvas a seed. Runs in the worker's thread: it may use the network."""
+
+_MAX_ASPECT = 4.0
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Pictures, and how they are sent."""
+@dataclass(frozen=True, eq=False)
+class ImageJob:
+    """The pictures that one HTTP request asks for."""
 
-    painting: ImageJob
-    prompt: str  # as the model reads it
-    seeds: Sequence[int]  # one a picture
-    size: tuple[int, int]  # (width, height) in pixels of the pictures that are sent
-    num_positions: int  # of the canvas of one picture
-    output_format: str
-    quality: int
-    revised_prompt: str | None  # what was read of a prompt that is too long
-    unknown_words: list[str]  # of the prompt: no caption had them
-    event_type: str  # of a stream: image_generation or image_edit
-    is_streamed: bool
-    as_url: bool
+    served: ServedModel
+    count: int  # pictures
+    list_requests: Callable[[], Sequence[ImageRequest]]  # as `CanvasPlan`
+    settings: GenerationSettings
+    best_of: int = 1
+    num_partials: int = 0  # a picture
 
-    def find_size(self, painted: FinishedPicture | PartialPicture) -> tuple[int, int]:
-        """Finds (width, height) of a picture as it is sent.
 
-        A partial one comes as it is painted: sixteen of the largest size would be 200 MB.
-        """
-        if isinstance(painted, PartialPicture):
-            return painted.pixels.shape[1], painted.pixels.shape[0]
-        return self.size
+@dataclass(frozen=True, eq=False)
+class PaintedPicture:
+    """A picture, or a partial one, as the worker paints it."""
 
-    def write(self, painted: FinishedPicture | PartialPicture) -> bytes:
-        """Writes a picture as it is sent."""
-        size = self.find_size(painted)
-        return encode_picture(painted.pixels, size, self.output_format, self.quality)
+    index: int  # of the job's pictures
+    request: ImageRequest
+    pixels: Pixels  # (H, W, 3)
+    partial_index: int | None = None  # of this picture's partial ones; None: it is finished
 
-    def describe(self, size: tuple[int, int]) -> dict[str, Any]:
-        """Says what a picture of (width, height) is like, as OpenAI says it."""
-        return {
-            "background": "opaque",
-            "output_format": self.output_format,
-            "size": f"{size[0]}x{size[1]}",
-        }
 
-    def count_usage(self, count: int) -> dict[str, Any]:
-        """Counts the tokens read and the codes laid for some pictures."""
-        text_tokenizer = self.painting.served.model.text_tokenizer
-        text, laid = (
-            text_tokenizer.count_tokens(self.prompt),
-            count * self.num_positions,
-        )
-        return {
-            "input_tokens": text,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
-            "output_tokens": laid,
-            "total_tokens": text + laid,
-        }
+JobEvent = PaintedPicture | Exception
+"""What a job reports: its pictures, or the error after which no more come."""
+
+
+def create_job(
+    served: ServedModel, body: ImageBody, prompt: str, plan: CanvasPlan | None
+) -> ImageJob:
+    """Decides what a request leaves open.
+
+    Args:
+        served: the model that paints.
+        body: the request.
+        prompt: as the model reads it; "" is no prompt.
+        plan: makes the canvases; empty ones of the shape of the size unless given.
+
+    Raises:
+        ConfigError: a setting is out of the model's range.
+    """
+    model = served.model
+    settings = model.generation_settings(**body.sampling())
+    is_guided = model.objective.is_guided and settings.guidance_scale != 1
+    negative_prompt = (body.negative_prompt or "") if is_guided else ""
+    # Without a prompt candidates cannot be ranked.
+    best_of = (body.best_of or 1) if prompt.strip() else 1
+    if plan is None and (size := body.pixel_size()):
+        canvas = model.plan_picture(find_canvas_size(model, size))
+        plan = lambda seeds: [canvas] * len(seeds)  # noqa: E731
+    return ImageJob(
+        served=served,
+        count=body.n or 1,
+        list_requests=functools.partial(
+            list_requests,
+            [prompt],
+            count=body.n or 1,
+            seed=secrets.randbelow(2**31) if body.seed is None else body.seed,
+            best_of=best_of,
+            negative_prompt=model.text_tokenizer.shorten(negative_prompt),
+            plan=plan,
+        ),
+        settings=settings,
+        best_of=best_of,
+        num_partials=(body.partial_images or 0) if body.stream else 0,
+    )
 
 
 def find_canvas_size(model: TextToImage, size: tuple[int, int]) -> tuple[int, int]:
-    """Finds the smallest canvas (width, height) that a model can lay of about a picture's shape.
+    """Finds the smallest canvas (width, height) that has about a picture's shape.
 
-    At most four times as long as the model's own size; of a longer picture the middle is taken.
+    At most four times as long as the model's own size: of a longer picture the middle is used.
     """
-    own, factor = model.config.image_size, model.config.tokenizer.downsampling
-    longest = min(_LONGEST, max(size) / min(size))
-    side = max(own, round(own * longest / factor) * factor)
-    return (side, own) if size[0] >= size[1] else (own, side)
+    side, factor = model.config.image_size, model.config.tokenizer.downsampling
+    aspect = min(_MAX_ASPECT, max(size) / min(size))
+    longest = max(side, round(side * aspect / factor) * factor)
+    return (longest, side) if size[0] >= size[1] else (side, longest)

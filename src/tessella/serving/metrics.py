@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus; each server has a registry of its own."""
+"""The server's counters for Prometheus; each server has a registry of its own."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

@@ -1,6 +1,6 @@
-"""Who may ask, how much and how long: hosts, origins, API keys, bodies, time.
+"""Who may send requests, how large and how long: hosts, origins, API keys, bodies, time.
 
-Plain ASGI, around the whole application, so that nothing of what is refused is looked into.
+Plain ASGI, around the whole application, so that a refused request is not looked into.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessella.errors import ConfigError
-from tessella.serving.api_errors import ApiError, timeout_error
+from tessella.serving.api_errors import ApiError, RequestTimeoutError
 from tessella.serving.settings import ServeSettings
 
 API_KEYS_VARIABLE = "TESSELLA_API_KEYS"
-"""Environment variable: keys, with commas between."""
+"""Environment variable: keys, separated by commas."""
 
 _GRACE_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
@@ -34,7 +34,7 @@ _OPEN_BELOW = ("/v1/pictures/",)
 
 
 class ApiKeys:
-    """The keys that open the API; only their hashes are held.
+    """The keys that open the API; only their hashes are kept.
 
     Args:
         keys: any number; none leaves the API open.
@@ -44,16 +44,16 @@ class ApiKeys:
         self._hashes = [_hash(key) for key in keys]
 
     def __bool__(self) -> bool:
-        """Says whether a key is required."""
+        """Returns whether a key is required."""
         return bool(self._hashes)
 
-    def take(self, authorization: str) -> bool:
-        """Says whether `Bearer KEY` is one of them, in a time that says nothing about them."""
+    def accept(self, authorization: str) -> bool:
+        """Returns whether `Bearer KEY` has one of them; how long it takes reveals nothing."""
         scheme, _, key = authorization.partition(" ")
-        given = _hash(key.strip())
-        # All are compared, whichever fits.
-        fits = [hmac.compare_digest(given, known) for known in self._hashes]
-        return any(fits) and scheme.lower() == "bearer"
+        key_hash = _hash(key.strip())
+        # Each one is compared, whichever matches.
+        matches = [hmac.compare_digest(key_hash, known) for known in self._hashes]
+        return any(matches) and scheme.lower() == "bearer"
 
 
 def read_api_keys(variable: str | None, file: Path | None) -> list[str]:
@@ -72,13 +72,13 @@ def read_api_keys(variable: str | None, file: Path | None) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "It is not UTF-8"
             raise ConfigError(f"Cannot read the API keys: `{file}`. {reason}.") from None
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
+        file_keys = [line for line in lines if line and not line.startswith("#")]
+        if not file_keys:
             raise ConfigError(f"The file holds no API key: `{file}`. Write one a line.")
-        keys += found
+        keys += file_keys
     for number, key in enumerate(keys, start=1):
         if len(key) < _MIN_KEY_LENGTH or not _KEY.fullmatch(key):
-            # The key itself is not repeated: this goes to a terminal or a log.
+            # Without the key itself: this goes to a terminal or a log.
             raise ConfigError(
                 f"API key {number} must have at least {_MIN_KEY_LENGTH} characters, all of them "
                 f"visible ASCII without blanks: it has {len(key)}. Make one: "
@@ -88,10 +88,10 @@ def read_api_keys(variable: str | None, file: Path | None) -> list[str]:
 
 
 def check_exposure(settings: ServeSettings, keys: ApiKeys, *, insecure: bool) -> None:
-    """Refuses to listen where others can reach it without a key.
+    """Refuses to listen without a key where others can reach the server.
 
     Raises:
-        ConfigError: the address is another than this machine's own and there is no key.
+        ConfigError: the address is not this machine's own and there is no key.
     """
     if settings.host not in _OWN_HOSTS and not keys and not insecure:
         raise ConfigError(
@@ -101,18 +101,18 @@ def check_exposure(settings: ServeSettings, keys: ApiKeys, *, insecure: bool) ->
 
 
 class Guard:
-    """Refuses requests before anyone looks into them, and ends those that take too long.
+    """Refuses requests before anything looks into them, and ends those that take too long.
 
-    - Without keys the server trusts whoever reaches it, so a web page must not be able to: the
-      header Host has to name this machine (or an allowed host) or be an address in numbers, which
-      it is not for a page that points its own name at 127.0.0.1; and a page of another origin,
-      which is another port of this machine too, is refused, unless it is named.
+    - Without keys the server trusts everybody who reaches it, so a web page must not: the header
+      Host has to name this machine (or an allowed host) or be a numeric address, which a page that
+      points its own name at 127.0.0.1 cannot send; and a page of another origin, even of another
+      port of this machine, is refused unless it is named.
     - With keys, all of `/v1/`, `/metrics` and `/openapi.json` need one.
 
     Args:
-        app: what is guarded.
-        settings: with the limits.
-        keys: that open the API.
+        app: the application.
+        settings: limits.
+        keys: open the API.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, keys: ApiKeys) -> None:
@@ -142,16 +142,17 @@ class Guard:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_seconds
         scope.setdefault("state", {})["deadline"] = deadline
         try:
-            # What waits for a picture ends by itself, in words; what is left has a little longer.
+            # Whoever waits for a picture ends by itself, with a message; the rest has longer.
             async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
                 await self.app(scope, body.receive, watch)
         except TimeoutError:
             if not is_begun:
-                await timeout_error().to_response()(scope, receive, send)
+                await RequestTimeoutError().to_response()(scope, receive, send)
         except _BodyError as refused:
-            # What is too slow is not waited for.
-            is_coming = refused.error.status != 408 and not body.is_whole
-            await self._refuse(refused.error, scope, receive, send, is_coming=is_coming)
+            [error] = refused.args
+            # A slow body is not waited for.
+            is_coming = error.status != 408 and not body.is_whole
+            await self._refuse(error, scope, receive, send, is_coming=is_coming)
 
     async def _refuse(
         self,
@@ -162,10 +163,10 @@ class Guard:
         *,
         is_coming: bool = True,
     ) -> None:
-        """Answers, once as much of a body that is coming is there as a body may have.
+        """Answers, after reading the body that is still coming, up to its limit.
 
-        A proxy that is still sending one when its connection is closed takes that for a failure
-        of the server, and never reads the answer.
+        A proxy whose connection is closed while it sends takes that for a failure of the server,
+        and never reads the answer.
         """
         size = 0
         with contextlib.suppress(TimeoutError):
@@ -180,9 +181,8 @@ class Guard:
         host = _host_of(f"//{headers.get('host', '')}")
         is_any_host = bool(self.keys) and not self.settings.allowed_hosts
         if not is_any_host and host not in self.hosts and not _is_number(host):
-            return ApiError(
-                403, "This server does not answer to this host name.", code="unknown_host"
-            )
+            message = "This server does not answer to this host name."
+            return ApiError(403, message, code="unknown_host")
         origin = headers.get("origin")
         if (
             origin is not None
@@ -190,19 +190,15 @@ class Guard:
             and not origin.endswith(f"://{headers.get('host', '')}")
             and not self.keys
         ):
-            return ApiError(
-                403, "Web pages of other origins may not use this server.", code="foreign_origin"
-            )
-        # A preflight carries no key.
-        if self.keys and scope["method"] != "OPTIONS" and _needs_key(scope["path"]):
+            message = "Web pages of other origins may not use this server."
+            return ApiError(403, message, code="foreign_origin")
+        # A preflight request has no key.
+        if self.keys and scope["method"] != "OPTIONS" and needs_key(scope["path"]):
             authorization = headers.get("authorization", "")
-            if not self.keys.take(authorization):
-                what = "This API key is unknown" if authorization else "An API key is missing"
-                return ApiError(
-                    401,
-                    f"{what}. Send the header `Authorization: Bearer KEY`.",
-                    code="invalid_api_key",
-                )
+            if not self.keys.accept(authorization):
+                fault = "This API key is unknown" if authorization else "An API key is missing"
+                message = f"{fault}. Send the header `Authorization: Bearer KEY`."
+                return ApiError(401, message, code="invalid_api_key")
         length = headers.get("content-length", "0")
         limit = self._find_limit(headers)
         if not length.isdecimal() or int(length[:20]) > limit:
@@ -215,15 +211,11 @@ class Guard:
 
 
 class _BodyError(Exception):
-    """A body is refused while it is read."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """A body is refused while it is read; holds the `ApiError`, which the app would answer."""
 
 
 class _LimitedBody:
-    """Counts a body's bytes and seconds while it is read."""
+    """Limits a body's bytes and seconds while it is read."""
 
     def __init__(self, receive: Receive, settings: ServeSettings, limit: int) -> None:
         self._receive, self._settings, self._limit = receive, settings, limit
@@ -232,7 +224,7 @@ class _LimitedBody:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """Returns the next part of the body, or what comes after it.
+        """Returns the next part of the body, or the message after it.
 
         Raises:
             _BodyError: it is too large or too slow.
@@ -264,7 +256,8 @@ def _too_large(limit: int) -> ApiError:
     )
 
 
-def _needs_key(path: str) -> bool:
+def needs_key(path: str) -> bool:
+    """Returns whether a path is closed to requests without a key, if there are keys."""
     if path in _OPEN or path.startswith(_OPEN_BELOW):
         return False
     return path.startswith(("/v1", "/metrics", "/openapi.json"))

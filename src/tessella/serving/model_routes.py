@@ -1,4 +1,4 @@
-"""The routes that tell of models: their list, cards, codebooks."""
+"""The routes about models: their list, cards, codebooks."""
 
 import base64
 import functools
@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from tessella.images import encode_picture
 from tessella.serving.api_errors import ApiError, JsonResponse
+from tessella.serving.document import describe_file
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import CardBody, CodebookBody, ModelBody, ModelsBody
 from tessella.serving.service import PaintingService
@@ -21,7 +22,7 @@ _MOSAIC_SIDE = 5  # enough that its middle does not see its edge
 
 
 def create_models_router(service: PaintingService) -> APIRouter:
-    """Serves OpenAI's list of models, and what else is known of each."""
+    """Serves OpenAI's list of models, and the rest of what is known about each."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="List the models", response_model=ModelsBody)
@@ -49,12 +50,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
         "/{name}/samples.png",
         summary="Fetch the sheet of pictures of a model's card",
         response_class=Response,
-        responses={
-            200: {
-                "description": "The sheet",
-                "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
-            }
-        },
+        responses=describe_file("The sheet", "image/png"),
     )
     def fetch_samples(name: str) -> Response:
         samples = service.find(name).samples
@@ -83,9 +79,7 @@ def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
         "codebook_size": config.tokenizer.quantizer.codebook_size,
         "objective": objective.name,
         "max_prompt_tokens": served.model.text_tokenizer.max_tokens,
-        "generation": config.generation.model_dump(
-            include={"steps", "temperature", "top_k", "top_p", "guidance_scale"}
-        ),
+        "generation": config.generation.model_dump(),
         "can": {
             "guidance": objective.is_guided,
             "best_of": objective.has_likelihood,
@@ -105,7 +99,7 @@ def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _draw_codebook(served: ServedModel) -> dict[str, Any]:
-    """Paints a mosaic of each code alone, and takes the tile in its middle."""
+    """Decodes a mosaic of each code alone, and takes the tile in its middle."""
     model, size = served.model, served.model.config.tokenizer.quantizer.codebook_size
     tile = model.config.tokenizer.downsampling
     height, width = (min(side, _MOSAIC_SIDE) for side in model.config.grid)
@@ -114,8 +108,8 @@ def _draw_codebook(served: ServedModel) -> dict[str, Any]:
     sheet = torch.full((rows, tile, _CODEBOOK_COLUMNS, tile, 3), 255, dtype=torch.uint8)
     for codes in torch.arange(size).split(_CODEBOOK_COLUMNS):
         mosaics = codes[:, None, None].expand(-1, height, width)
-        painted = torch.from_numpy(model.decode_codes(mosaics))
-        tiles = painted[:, top : top + tile, left : left + tile]
+        decoded = torch.from_numpy(model.decode_codes(mosaics))
+        tiles = decoded[:, top : top + tile, left : left + tile]
         row = int(codes[0]) // _CODEBOOK_COLUMNS
         sheet[row, :, : len(codes)] = tiles.transpose(0, 1)
     picture = sheet.view(rows * tile, _CODEBOOK_COLUMNS * tile, 3).numpy()

@@ -17,7 +17,7 @@ from tessella.model.folder import (
     read_captions,
 )
 from tessella.model.pipeline import TextToImage
-from tessella.text.vocabulary import CaptionSummary, KnownWords
+from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -25,20 +25,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A loaded model, and what its folder says of it: nothing is read there later."""
+    """A loaded model and its folder's contents: nothing is read there later."""
 
     name: str
     model: TextToImage
     created: int  # seconds since 1970
-    captions: CaptionSummary | None  # that it learned from; None: an older model does not say
-    words: KnownWords  # of these captions
+    captions: CaptionSummary | None  # of its training; None: an older model does not list them
+    words: Vocabulary  # of these captions
     card: str  # Markdown, without its front matter
     metrics: Mapping[str, Any]
     samples: bytes | None  # a PNG; None: there is none
 
     @classmethod
     def load(cls, name: str, folder: Path, model: TextToImage) -> "ServedModel":
-        """Reads what a folder says of its model.
+        """Reads a model's folder, beside the model itself.
 
         Raises:
             CheckpointError: a file is damaged or missing.
@@ -51,9 +51,9 @@ class ServedModel:
                 model=model,
                 created=int((folder / CONFIG_FILE).stat().st_mtime),
                 captions=captions,
-                words=KnownWords(model.text_tokenizer, captions),
+                words=Vocabulary(model.text_tokenizer, captions),
                 card=_FRONT_MATTER.sub("", (folder / CARD_FILE).read_text("utf-8")).strip(),
-                # What could not be measured is NaN in the file, which is no JSON.
+                # A metric that could not be measured is NaN in the file, which JSON does not have.
                 metrics=json.loads(
                     (folder / METRICS_FILE).read_text("utf-8"), parse_constant=lambda _: None
                 ),
@@ -75,31 +75,31 @@ def load_models(models: Sequence[str], device: str = "auto") -> Mapping[str, Ser
         device: auto, cpu, cuda or mps.
 
     Raises:
-        ConfigError: two have one name, or a name has other characters than an address takes.
-        CheckpointError: there is no such model, or it is damaged.
+        ConfigError: two have one name, or a name does not fit into an address.
+        CheckpointError: a model is missing or damaged.
     """
-    found: dict[str, Path] = {}
-    for said in models:
-        name, folder = _read_name(said)
-        if name in found:
+    folders: dict[str, Path] = {}
+    for word in models:
+        name, folder = _read_name(word)
+        if name in folders:
             raise ConfigError(
-                f"Two models have one name: `{name}`. Name one of them: OTHER=`{said}`."
+                f"Two models have one name: `{name}`. Name one of them: OTHER=`{word}`."
             )
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"A model's name has letters, digits, `.`, `_` and `-`: `{name}`. Name it: "
                 "NAME=MODEL."
             )
-        found[name] = folder
-    loaded = {folder: TextToImage.load(folder, device) for folder in dict.fromkeys(found.values())}
-    return {name: ServedModel.load(name, folder, loaded[folder]) for name, folder in found.items()}
+        folders[name] = folder
+    loaded = {path: TextToImage.load(path, device) for path in dict.fromkeys(folders.values())}
+    return {name: ServedModel.load(name, path, loaded[path]) for name, path in folders.items()}
 
 
-def _read_name(said: str) -> tuple[str, Path]:
+def _read_name(word: str) -> tuple[str, Path]:
     """Reads NAME=MODEL, or finds the name of a model."""
-    name, equals, path = said.partition("=")
-    if equals and not Path(said).exists():
+    name, equals, path = word.partition("=")
+    if equals and not Path(word).exists():
         return name, find_model(path).resolve()
-    folder = find_model(said).resolve()
+    folder = find_model(word).resolve()
     is_in_run = folder.name == "model" and (folder.parent / "run.json").exists()
     return (folder.parent if is_in_run else folder).name, folder

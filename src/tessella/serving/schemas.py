@@ -1,17 +1,16 @@
-"""What requests may say and answers hold: OpenAI's fields, and tessella's own beside them.
+"""Fields of requests and answers: OpenAI's, and tessella's own beside them.
 
-A request is read strictly, from JSON or from the fields of a form: what the document does not
-allow is refused with the field's name, so that a misspelt setting is never ignored.
+A request is read strictly: whatever the document does not allow is refused with the field's name,
+so that a misspelt setting is never ignored. The sampling fields are those of `GenerationSettings`.
 """
 
-import json
-import re
-from collections.abc import Mapping
+import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
-from tessella.serving.api_errors import explain_validation
+from tessella.generation import GenerationSettings
+from tessella.serving.api_errors import ApiError
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
 B = TypeVar("B", bound="RequestBody")
@@ -19,24 +18,21 @@ B = TypeVar("B", bound="RequestBody")
 MAX_API_SEED = 2**48 - 1
 """Seeds stay whole numbers in every language's JSON, also with the candidates' added."""
 MAX_PARTIALS = 16
+MAX_TOP_K = 1_000_000
 
 # A side of 16 to MAX_SIDE_PX = 2048 pixels.
 _SIDE = "(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
 # The control characters that Python takes for blanks and other languages do not.
 _NOT_BLANK = r"[^\s\x1c-\x1f]"
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
-
-def _to_whole(value: object) -> object:
-    """Takes 4.0 for the integer that it is to JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = BeforeValidator(_to_whole)
+Seed = Annotated[int | None, Field(ge=0, le=MAX_API_SEED)]
+Count = Annotated[int | None, Field(ge=1)]
+Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
+_Ignored = Annotated[str | None, Field(max_length=1000)]
 
 
 class RequestBody(BaseModel):
-    """Base of all requests: strict, nothing unknown; null is as if it were left out."""
+    """Base of all requests: strict, without unknown fields; null is the same as left out."""
 
     model_config = ConfigDict(
         strict=True,
@@ -45,152 +41,144 @@ class RequestBody(BaseModel):
         use_attribute_docstrings=True,
     )
 
-
-class PaintingBody(RequestBody):
-    """What every request for pictures may say."""
-
     model: Annotated[str | None, Field(max_length=200)] = None
     """One of `GET /v1/models`; the first unless given."""
-    n: Annotated[int | None, Field(ge=1), Whole] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_all_fields(cls, values: object) -> object:
+        """Refuses a misspelt name, before anything says that the right one is missing."""
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                shown = name[:60]
+                near = difflib.get_close_matches(shown, cls.model_fields, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else ""
+                message = f"Unknown parameter: `{shown}`.{hint}"
+                raise ApiError(400, message, param=shown, code="unknown_parameter")
+        return values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_number(cls, value: object) -> object:
+        """Reads 4.0 as the integer that it is to JSON."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class ImageBody(RequestBody):
+    """Fields of every request for pictures; `create_body` adds those of `GenerationSettings`."""
+
+    n: Count = None
     """Pictures; 1 unless given."""
     size: Annotated[str | None, Field(pattern=rf"^(auto|{_SIDE}x{_SIDE})$")] = None
     """`auto`, the size that the model paints, or WIDTHxHEIGHT in pixels. A picture of another shape
     is painted on the smallest canvas of that shape (at most four times as long as wide), and then
-    resized; one that is edited or varied is cropped and resized."""
+    resized; an edit or variation is cropped and resized."""
     response_format: Literal["b64_json", "url"] | None = None
     """`b64_json` unless given; a `url` can be fetched for an hour, from this server alone."""
     output_format: Literal["png", "jpeg", "webp"] | None = None
     """`png` unless given."""
-    output_compression: Annotated[int | None, Field(ge=0, le=100), Whole] = None
+    output_compression: Annotated[int | None, Field(ge=0, le=100)] = None
     """Quality of `jpeg` and `webp`; 100 unless given."""
     stream: bool | None = None
-    """Answers with server-sent events."""
-    partial_images: Annotated[int | None, Field(ge=0, le=MAX_PARTIALS), Whole] = None
-    """Pictures that are sent while each one is laid; streaming only."""
-    seed: Annotated[int | None, Field(ge=0, le=MAX_API_SEED), Whole] = None
-    """Picture i has the seed `seed + i · best_of`; the same request gives the same pictures. Drawn,
-    and told, unless given."""
-    steps: Annotated[int | None, Field(ge=1), Whole] = None
-    """Rounds in which the places of a picture are filled; the model's own unless given."""
-    guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
-    """How far the prompt is followed beyond what was learned; 1 is off."""
-    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
-    """Below 1 the likely codes get likelier; 0 takes the likeliest."""
-    top_k: Annotated[int | None, Field(ge=1, le=1_000_000), Whole] = None
-    """Choose among so many of the likeliest codes."""
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Choose among the likeliest codes that together have this probability."""
-    best_of: Annotated[int | None, Field(ge=1), Whole] = None
-    """Candidates a picture, of which the one that the model finds most like the prompt is sent."""
+    """Answer with server-sent events."""
+    partial_images: Annotated[int | None, Field(ge=0, le=MAX_PARTIALS)] = None
+    """Partial pictures to send while each one is painted; streaming only."""
+    seed: Seed = None
+    """Picture i has the seed `seed + i · best_of`; the same request gives the same pictures. Drawn
+    at random unless given; the answer has it."""
+    best_of: Count = None
+    """Candidates a picture; the one that the model finds closest to the prompt is sent."""
     negative_prompt: str | None = None
     """What guidance moves away from; without guidance it has no effect."""
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = (
         None
     )
-    """Taken for compatibility; of no effect."""
+    """Accepted for compatibility; has no effect."""
     background: Literal["auto", "opaque"] | None = None
-    """Taken for compatibility: pictures are opaque."""
-    user: Annotated[str | None, Field(max_length=1000)] = None
-    """Taken for compatibility; neither kept nor logged."""
-    safety_identifier: Annotated[str | None, Field(max_length=1000)] = None
-    """Taken for compatibility; neither kept nor logged."""
+    """Accepted for compatibility: pictures are opaque."""
+    user: _Ignored = None
+    """Accepted for compatibility; neither kept nor logged."""
+    safety_identifier: _Ignored = None
+    """Accepted for compatibility; neither kept nor logged."""
+
+    def sampling(self) -> dict[str, Any]:
+        """Returns the settings that it changes."""
+        return self.model_dump(include=set(GenerationSettings.model_fields), exclude_none=True)
+
+    def pixel_size(self) -> tuple[int, int] | None:
+        """Returns (width, height) of the size; None: the model's own."""
+        if self.size in (None, "auto"):
+            return None
+        width, _, height = str(self.size).partition("x")
+        return int(width), int(height)
 
 
-class GenerationBody(PaintingBody):
+class GenerationBody(ImageBody):
     """`POST /v1/images/generations`."""
 
-    prompt: Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
+    prompt: Prompt
     """What to paint, in words like those of the model's captions."""
     style: Literal["vivid", "natural"] | None = None
-    """Taken for compatibility; of no effect."""
+    """Accepted for compatibility; has no effect."""
     moderation: Literal["auto", "low"] | None = None
-    """Taken for compatibility; of no effect."""
+    """Accepted for compatibility; has no effect."""
 
 
-class ChangingBody(PaintingBody):
-    """What requests that change a picture may say beside the picture."""
+class ChangeBody(ImageBody):
+    """Fields of requests that change a picture, beside the picture."""
 
     strength: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Share of the picture that a variation paints anew; 0.5 unless given."""
+    """Fraction of the picture that a variation repaints; 0.5 unless given."""
     input_fidelity: Literal["high", "low"] | None = None
-    """Taken for compatibility; of no effect: what is not painted anew stays pixel for pixel."""
+    """Accepted for compatibility; has no effect: whatever is not repainted stays pixel for pixel.
+    """
 
 
-class EditBody(ChangingBody):
+class EditBody(ChangeBody):
     """The fields of `POST /v1/images/edits`."""
 
-    prompt: Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
+    prompt: Prompt
     """What the whole picture shows."""
 
 
-class VariationBody(ChangingBody):
+class VariationBody(ChangeBody):
     """The fields of `POST /v1/images/variations`."""
 
     prompt: str | None = None
-    """What the variations show; nothing in particular unless given."""
+    """What the variations show; unless given, only the picture guides them."""
 
 
 class ReconstructionBody(RequestBody):
     """The fields of `POST /v1/images/reconstructions`."""
 
-    model: Annotated[str | None, Field(max_length=200)] = None
-    """One of `GET /v1/models`; the first unless given."""
 
+def create_body(kind: type[B], settings: ServeSettings) -> type[B]:
+    """Returns a request's class as one server takes it: so that its document has all limits.
 
-def with_limits(kind: type[B], settings: ServeSettings) -> type[B]:
-    """Returns a request's class with a server's own limits, so that the document tells them."""
-    most = {
-        "n": settings.max_pictures,
-        "count": settings.max_pictures,
-        "steps": settings.max_steps,
-        "best_of": settings.max_best_of,
+    Args:
+        kind: the request; if it is one for pictures, the fields of `GenerationSettings` are added.
+        settings: with limits, which narrow the fields' own.
+    """
+    limits: dict[str, Any] = {
+        "n": Field(le=settings.max_pictures),
+        "count": Field(le=settings.max_pictures),
+        "steps": Field(le=settings.max_steps),
+        "top_k": Field(le=MAX_TOP_K),
+        "best_of": Field(le=settings.max_best_of),
+        "prompt": Field(max_length=settings.max_prompt_characters),
+        "negative_prompt": Field(max_length=settings.max_prompt_characters),
     }
-    longest = dict.fromkeys(("prompt", "negative_prompt"), settings.max_prompt_characters)
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        if name in most or name in longest:
-            bound = Field(le=most[name]) if name in most else Field(max_length=longest[name])
-            fields[name] = (
-                Annotated[field.annotation, bound, *field.metadata],
-                Field(field.default, description=field.description),
-            )
+        if name in limits:
+            annotation: Any = Annotated[field.annotation, *field.metadata, limits[name]]
+            fields[name] = annotation, Field(field.default, description=field.description)
+    if issubclass(kind, ImageBody):
+        for name, field in GenerationSettings.model_fields.items():
+            annotation = Annotated[field.annotation, *field.metadata, limits.get(name)]
+            description = f"{field.description} The model's own unless given."
+            fields[name] = annotation | None, Field(None, description=description)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
-
-
-def read_json(kind: type[B], content: bytes) -> B:
-    """Reads a request from JSON.
-
-    Raises:
-        ApiError: 400, says what is wrong.
-    """
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        raise explain_validation(error, kind.model_fields) from None
-
-
-def read_fields(kind: type[B], fields: Mapping[str, str]) -> B:
-    """Reads a request from the fields of a form, in which a number is its JSON text.
-
-    Raises:
-        ApiError: 400, says what is wrong.
-    """
-    try:
-        return kind.model_validate(
-            {name: _from_text(kind, name, text) for name, text in fields.items()}
-        )
-    except ValidationError as error:
-        raise explain_validation(error, kind.model_fields) from None
-
-
-def _from_text(kind: type[RequestBody], name: str, text: str) -> object:
-    """Reads a field's text as the number or boolean that it has to be; else leaves it."""
-    field = kind.model_fields.get(name)
-    if field is None or "str" in str(field.annotation) or "Literal" in str(field.annotation):
-        return text
-    if text in ("true", "false") or (len(text) <= 40 and _NUMBER.fullmatch(text)):
-        return json.loads(text)
-    return text
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -201,7 +189,7 @@ Grid = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong."""
+    """The fault."""
 
     message: str
     type: str
@@ -210,7 +198,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is no success."""
+    """Every answer that is not a success."""
 
     error: ErrorDetail
 
@@ -223,7 +211,7 @@ class TokenDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens read and codes laid."""
+    """Tokens read and codes sampled."""
 
     input_tokens: int
     input_tokens_details: TokenDetails
@@ -231,7 +219,7 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class PaintedPicture(BaseModel):
+class PictureBody(BaseModel):
     """One picture: its contents or its address, and what it was painted from."""
 
     b64_json: str | None = None
@@ -247,7 +235,7 @@ class PicturesBody(BaseModel):
     background: str
     output_format: str
     size: str
-    data: list[PaintedPicture]
+    data: list[PictureBody]
     usage: Usage
     unknown_words: list[str] | None = None
 
@@ -263,18 +251,8 @@ class ReconstructedBody(BaseModel):
     codebook_size: int
 
 
-class ModelGeneration(BaseModel):
-    """A model's own settings."""
-
-    steps: int
-    temperature: float
-    top_k: int | None
-    top_p: float
-    guidance_scale: float
-
-
 class ModelAbilities(BaseModel):
-    """What a model's objective can do."""
+    """Abilities of a model's objective."""
 
     guidance: bool
     best_of: bool
@@ -293,7 +271,7 @@ class ModelLimits(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """A model that can be asked for."""
+    """A model that requests can name."""
 
     id: str
     object: Literal["model"]
@@ -304,14 +282,14 @@ class ModelBody(BaseModel):
     codebook_size: int
     objective: str
     max_prompt_tokens: int
-    generation: ModelGeneration
+    generation: GenerationSettings
     can: ModelAbilities
     limits: ModelLimits
     examples: list[str]
 
 
 class ModelsBody(BaseModel):
-    """All models that can be asked for."""
+    """All models that requests can name."""
 
     object: Literal["list"]
     data: list[ModelBody]
@@ -336,7 +314,7 @@ class CodebookBody(BaseModel):
 
 
 class StudioBody(BaseModel):
-    """What the page has to show."""
+    """What the page shows."""
 
     models: list[str]
     run: bool

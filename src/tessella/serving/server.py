@@ -1,10 +1,11 @@
-"""Runs the application: uvicorn, and an end in which nothing that runs is lost."""
+"""Runs the application with uvicorn, and ends it without losing what is being painted."""
 
+import contextlib
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -15,30 +16,31 @@ from tessella.posts.language_model import LanguageModel
 from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
-from tessella.serving.service import PaintingService, create_worker
+from tessella.serving.service import create_worker
 from tessella.serving.settings import ServeSettings
+from tessella.serving.worker import PaintingWorker
 
 _BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn that, asked to end, has the worker refuse what it has not begun."""
+    """Uvicorn whose worker, at shutdown, refuses every job that it has not begun."""
 
     def __init__(
-        self, config: uvicorn.Config, service: PaintingService, tell_started: Callable[[], None]
+        self, config: uvicorn.Config, worker: PaintingWorker, on_ready: Callable[[], None]
     ) -> None:
         super().__init__(config)
-        self._service, self._tell_started = service, tell_started
+        self._worker, self._on_ready = worker, on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to answer, and says so."""
+        """Begins to answer, and reports it."""
         await super().startup(sockets)
-        self._tell_started()
+        self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the end; a second Ctrl-C does not wait for it."""
-        self._service.worker.close()
-        # Not uvicorn's own, which raises the signal again at the end: this end is a success.
+        """Begins the shutdown; a second Ctrl-C does not wait for it."""
+        self._worker.close()
+        # Not uvicorn's own, which raises the signal again in the end: this exit is a success.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
@@ -53,24 +55,23 @@ def serve(
     device: str = "auto",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; then finishes what runs and refuses the rest.
+    """Serves until SIGTERM or Ctrl-C; then finishes what has begun and refuses the rest.
 
     Args:
         models: as `load_models` takes them.
         settings: address and limits.
         keys: API keys.
-        language_model: that writes posts; None: templates do.
-        run: a training run that the page shows.
+        language_model: writes posts; None: templates do.
+        run: a training run for the page to show.
         device: auto, cpu, cuda or mps.
-        tell: told the address, once requests are taken.
+        tell: called with the address, once the server takes requests.
 
     Raises:
         ConfigError: the address cannot be listened on, or two models have one name.
-        CheckpointError: a model is not there or damaged.
+        CheckpointError: a model is missing or damaged.
     """
-    # Before the models are loaded: an address in use is said at once.
-    with _listen(settings) as listening:
-        worker = create_worker(settings)
+    # Before the models are loaded: an address in use is reported at once.
+    with _listen(settings) as listening, contextlib.closing(create_worker(settings)) as worker:
         worker.start()
         app = create_app(
             # In the worker's thread, which alone may use PyTorch.
@@ -81,11 +82,6 @@ def serve(
             run=run,
             worker=worker,
         )
-        log = logging.getLogger(ACCESS_LOG)
-        handler = logging.StreamHandler(sys.stderr)
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
         config = uvicorn.Config(
             app,
             access_log=False,
@@ -96,31 +92,41 @@ def serve(
             proxy_headers=False,
         )
         host, port = settings.host, listening.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{port}"
-        try:
-            _Server(config, app.state.service, lambda: tell(address)).run([listening])
-        finally:
-            log.removeHandler(handler)
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        with _log_to_stderr():
+            _Server(config, worker, lambda: tell(address)).run([listening])
+
+
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    log, handler = logging.getLogger(ACCESS_LOG), logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
     """Opens the address.
 
     Raises:
-        ConfigError: it is in use, or no address of this machine.
+        ConfigError: it is in use, or not an address of this machine.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
+    is_ipv6 = ":" in settings.host
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
-        listening.listen(_BACKLOG)
+        # Sets SO_REUSEADDR only where two servers could not share a port by it (not on Windows).
+        return socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=_BACKLOG,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
+        )
     except (OSError, UnicodeError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
         raise ConfigError(
             f"Cannot listen on `{settings.host}`, port {settings.port}: {reason}. Try another "
             "--port, or 0 for a free one."
         ) from None
-    return listening

@@ -1,4 +1,4 @@
-"""What `tessella serve` allows."""
+"""Settings of `tessella serve`: address and limits."""
 
 import re
 from typing import Self
@@ -14,18 +14,18 @@ _ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 
 class ServeSettings(Settings):
-    """The server's address and limits. API keys are no setting: they come from outside."""
+    """The server's address and limits. API keys are not a setting: they come from outside."""
 
     host: str = "127.0.0.1"
-    """The address that is listened on; any other than this machine's own needs API keys."""
+    """The address to listen on; any other than this machine's own needs API keys."""
     port: int = Field(8000, ge=0, le=65535)
     """The port; 0 takes a free one."""
     batch_size: int = Field(16, ge=1, le=16)
-    """Pictures that are painted together, candidates included; of one picture all candidates are,
+    """Pictures that are painted together, candidates included; one picture's candidates always are,
     however many."""
     max_queue: int = Field(256, ge=1, le=100_000)
     """Pictures that may wait to be painted, and painted ones that may wait to become files; a
-    request that would be more is answered 429."""
+    request beyond that is answered 429."""
     max_pictures: int = Field(10, ge=1, le=100)
     """The largest `n` of a request."""
     max_best_of: int = Field(16, ge=1, le=16)
@@ -33,26 +33,26 @@ class ServeSettings(Settings):
     max_steps: int = Field(64, ge=1, le=4096)
     """The most steps."""
     max_prompt_characters: int = Field(4000, ge=1, le=32_000)
-    """The longest prompt. What a model cannot read of it is cut off and told."""
+    """The longest prompt. A model that cannot read all of it answers with the part that it read."""
     max_body_bytes: int = Field(20_000_000, ge=1000)
     """The largest body of a request, pictures included."""
     max_upload_pixels: int = Field(16_777_216, ge=1)
-    """The largest uploaded picture, in pixels; larger ones are refused before they are decoded."""
+    """The largest uploaded picture, in pixels; a larger one is refused before it is decoded."""
     max_uploads_bytes: int = Field(200_000_000, ge=1000)
-    """All pictures that are being uploaded at one time; a request beyond it is answered 429."""
+    """Bytes of all uploads at one time; a request beyond that is answered 429."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     """How long a body may take to arrive."""
     request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
     """How long a request may take from its arrival to the end of its answer."""
     shutdown_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
-    """How long running pictures may take to be finished after SIGTERM."""
+    """How long pictures that have begun may take to finish after SIGTERM."""
     allow_origins: tuple[str, ...] = ()
     """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be addressed to, beside this machine's own and addresses in
-    numbers; with API keys and none named here, any."""
+    """Host names that requests may be addressed to, beside this machine's own and numeric
+    addresses; with API keys and none named here, any."""
     public_url: str | None = None
-    """Where clients reach the server, if not where it listens: for the URLs of pictures."""
+    """Where clients reach the server, if not where it listens; used in the URLs of pictures."""
     log_prompts: bool = False
     """Writes prompts into the access log."""
 
@@ -60,7 +60,7 @@ class ServeSettings(Settings):
     def _fits_the_queue(self) -> Self:
         if self.max_queue < self.max_pictures:
             raise ValueError(
-                "max_queue has to be at least max_pictures, or such a request is always refused"
+                "max_queue must be at least max_pictures, or the largest request is always refused"
             )
         return self
 
@@ -78,6 +78,6 @@ class ServeSettings(Settings):
     def max_json_bytes(self) -> int:
         """The largest JSON: two prompts of letters that are escaped as pairs, and the rest.
 
-        To say what is wrong with a hundred times as much takes seconds, in which nobody is heard.
+        Explaining the faults of a hundred times as much takes seconds, and blocks everybody else.
         """
         return min(self.max_body_bytes, 65_536 + 2 * 12 * self.max_prompt_characters)

@@ -1,7 +1,6 @@
 """The studio page: files of the package, served as they are.
 
-The page may load nothing but these files and speak to nobody but this server; its headers say so
-to the browser.
+The page may load only these files and talk only to this server; its headers tell the browser so.
 """
 
 import hashlib
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+
+from tessella.runs import report
 
 STUDIO_FOLDER = Path(__file__).parent / "studio"
 
@@ -22,7 +23,7 @@ _HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Asked again each time, and answered 304: a new version shows at once.
+    # The browser asks each time and gets a 304: a new version shows at once.
     "Cache-Control": "no-cache",
 }
 
@@ -30,7 +31,7 @@ _HEADERS = {
 def create_studio_router() -> APIRouter:
     """Serves the page at `/` and its files below `/studio/`.
 
-    The files are listed once: nothing of a request's path ever reaches the file system.
+    The files are listed once: no part of a request's path ever reaches the file system.
     """
     router = APIRouter(include_in_schema=False)
     for path, file in _list_files():
@@ -40,6 +41,8 @@ def create_studio_router() -> APIRouter:
 
 def _list_files() -> Iterator[tuple[str, Path]]:
     yield "/", STUDIO_FOLDER / "index.html"
+    for name in report.STYLES:
+        yield f"/studio/{name}", Path(report.__file__).parent / name
     for file in sorted(STUDIO_FOLDER.rglob("*")):
         if file.is_file() and not file.name.startswith("."):
             yield f"/studio/{file.relative_to(STUDIO_FOLDER).as_posix()}", file
@@ -52,7 +55,7 @@ def _serve(file: Path):  # type: ignore[no-untyped-def]  # FastAPI reads the inn
     headers = {**_HEADERS, "ETag": tag}
 
     async def answer(request: Request) -> Response:
-        # Within: a proxy that packs the file says W/"…" of it.
+        # A substring test: a proxy that compresses the file turns the tag into W/"…".
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=kind, headers=headers)

@@ -1,16 +1,16 @@
 """The painting worker: one thread that paints what waits, as much of it together as it can.
 
-    handlers ─ submit ─▶ jobs ─ plan ─▶ pictures ─ by layout and settings ─▶ batches ─▶ events
+    handlers ─ submit ─▶ jobs ─ requests ─▶ pictures ─ by layout and settings ─▶ batches ─▶ events
 
-A batch begins as soon as the last one is done, with whatever waits then: nobody waits for others
-to come. It holds the pictures of the oldest job that are still to be painted, and whichever others
-have the same model, settings, number of candidates and layout (what is known); prompts,
-negative prompts, seeds and canvases are each picture's own. A picture does not depend on what it
-was painted with; by `latent_mse`, which decodes a latent and no codes, a value may round otherwise.
+A batch begins as soon as the last one is done, with whatever waits by then; the worker never holds
+a batch back for others to come. It takes the oldest picture and all others of the same model,
+settings, number of candidates and layout (which codes are known); prompts, negative prompts, seeds
+and canvases are each picture's own. A picture does not depend on its batch; by `latent_mse`, which
+decodes a latent instead of codes, a value may round otherwise.
 
-All that PyTorch does is done in this thread, the loading of models too (`call`). Each thread that
-uses it gets a team of OpenMP threads, and once there are more of them than cores, the teams sleep
-at every step instead of waiting awake: painting took three times as long.
+PyTorch is used in this thread alone, also to load models (`call`). Each thread that uses it gets a
+team of OpenMP threads, and once there are more of them than cores, the teams sleep at every step
+instead of waiting awake: painting took three times as long.
 """
 
 import logging
@@ -23,13 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tessella.errors import TessellaError
-from tessella.images import Pixels
 from tessella.model.canvas import find_layout
-from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
-from tessella.objectives import GenerationSettings, GenerationStep
+from tessella.objectives import GenerationStep
+from tessella.serving.api_errors import ClosingError, QueueFullError
+from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.metrics import ServerMetrics
-from tessella.serving.models_served import ServedModel
+from tessella.serving.threads import run_call
 
 T = TypeVar("T")
 
@@ -38,120 +38,54 @@ _log = logging.getLogger(__name__)
 _SMOOTHING = 0.2  # weight of the last batch in the estimate of the pace
 
 
-class QueueFullError(Exception):
-    """So many pictures wait that no more are taken; `retry_after` is in seconds."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the queue is full")
-        self.retry_after = retry_after
-
-
-class ClosingError(Exception):
-    """The worker takes no more, for it is about to end."""
-
-
-@dataclass(frozen=True)
-class PartialPicture:
-    """A picture whose codes are laid in part."""
-
-    index: int  # of the job's pictures
-    number: int  # of this picture's partial ones, from 0
-    pixels: Pixels  # (H, W, 3)
-
-
-@dataclass(frozen=True)
-class FinishedPicture:
-    """A picture."""
-
-    index: int
-    pixels: Pixels  # (H, W, 3)
-
-
-@dataclass(frozen=True)
-class FailedJob:
-    """None of a job's pictures come any more."""
-
-    error: Exception
-
-
-Event = PartialPicture | FinishedPicture | FailedJob
-RequestPlan = Callable[[TextToImage], Sequence[ImageRequest]]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageJob:
-    """The pictures that one HTTP request asks for."""
-
-    served: ServedModel
-    count: int  # pictures
-    plan: RequestPlan  # lists them, in the worker's thread: canvases need the network
-    settings: GenerationSettings
-    best_of: int = 1
-    num_partials: int = 0  # a picture
-
-
 @dataclass(eq=False)
 class QueuedJob:
     """A job in the queue."""
 
-    spec: ImageJob
-    tell: Callable[[Event], None]  # called in the worker's thread
-    let_go: Callable[["QueuedJob"], None]  # gives its places in the queue back
+    job: ImageJob
+    emit: Callable[[JobEvent], None]  # called in the worker's thread
+    release: Callable[["QueuedJob"], None]  # gives its places in the queue back
     submitted: float = field(default_factory=time.monotonic)
     num_waiting: int = 0  # pictures that have a place in the queue; the worker's own
     is_begun: bool = False
-    is_dropped: bool = False
+    is_cancelled: bool = False
 
-    def drop(self) -> None:
-        """Says that nobody waits for the pictures any more."""
-        self.is_dropped = True
-        self.let_go(self)
+    def cancel(self) -> None:
+        """Gives the job up: nobody waits for its pictures any more."""
+        self.is_cancelled = True
+        self.release(self)
+
+    def fail(self, error: Exception) -> None:
+        """Reports that no more pictures come, once."""
+        if not self.is_cancelled:
+            self.cancel()
+            self.emit(error)
 
 
 @dataclass(eq=False)
 class _Picture:
     """One picture to be painted."""
 
-    job: QueuedJob
+    queued: QueuedJob
     index: int
     request: ImageRequest
     group: Hashable  # pictures of one group can share a batch
-    num_told: int = 0  # partial pictures
+    num_partials: int = 0  # emitted
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Says whether another partial picture is to be told after a step, from 1, of so many.
+        """Returns whether another partial picture is due after step `step` of `steps`, from 1.
 
-        The first comes within a quarter of the steps, the others as far apart; a step tells one at
+        The first comes within a quarter of the steps, the others as far apart; a step shows one at
         most, the last step none.
         """
-        count = self.job.spec.num_partials
+        count = self.queued.job.num_partials
         parts = max(4, count + 1)
-        return self.num_told < count and (self.num_told + 1) * steps <= step * parts < steps * parts
+        due = (self.num_partials + 1) * steps
+        return self.num_partials < count and due <= step * parts < steps * parts
 
 
 class _AbandonedError(Exception):
     """Ends a batch that nobody waits for any more."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """Something that uses a network and paints nothing."""
-
-    function: Callable[[], Any]
-    future: "Future[Any]"
-
-    def run(self) -> None:
-        """Runs it, unless nobody waits for it any more."""
-        if self.future.set_running_or_notify_cancel():
-            try:
-                self.future.set_result(self.function())
-            except Exception as error:  # noqa: BLE001  told to the one who asked
-                self.future.set_exception(error)
-
-    def fail(self, error: Exception) -> None:
-        """Tells who waits for it that it is not run."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
 
 
 class PaintingWorker:
@@ -160,7 +94,7 @@ class PaintingWorker:
     Args:
         batch_size: pictures, candidates included, that are painted together.
         max_queue: pictures and calls that may wait.
-        metrics: told what is painted.
+        metrics: counts what is painted.
     """
 
     def __init__(self, batch_size: int, max_queue: int, metrics: ServerMetrics) -> None:
@@ -168,58 +102,58 @@ class PaintingWorker:
         self._batch_size, self._max_queue = batch_size, max_queue
         self._changed = threading.Condition()
         self._arrived: deque[QueuedJob] = deque()
-        self._calls: deque[_Call] = deque()
-        self._pictures: list[_Picture] = []  # planned and not begun; the worker's own
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._pictures: list[_Picture] = []  # listed and not begun; the worker's own
         self._num_waiting = 0
         self._is_closing = False
         self._pictures_per_second = 0.0
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
 
     def start(self) -> None:
-        """Begins to work, unless it does already."""
+        """Begins to work, unless it has begun already."""
         if self._thread.ident is None:
             self._thread.start()
 
     @property
     def takes_jobs(self) -> bool:
-        """Whether it works and is not about to end."""
+        """Whether it works and is not closing."""
         return self._thread.is_alive() and not self._is_closing
 
-    def submit(self, spec: ImageJob, tell: Callable[[Event], None]) -> QueuedJob:
-        """Takes a job.
+    def submit(self, job: ImageJob, emit: Callable[[JobEvent], None]) -> QueuedJob:
+        """Queues a job.
 
         Args:
-            spec: what to paint.
-            tell: called with each event, in the worker's thread.
+            job: the pictures.
+            emit: called with each event, in the worker's thread.
 
         Raises:
             QueueFullError: too many pictures wait.
-            ClosingError: it is about to end, or has.
+            ClosingError: it is closing, or has ended.
         """
-        job = QueuedJob(spec, tell, self._let_go)
+        queued = QueuedJob(job, emit, self._release)
         with self._changed:
-            job.num_waiting = spec.count
-            self._admit(job.num_waiting)
-            self._arrived.append(job)
+            self._admit(job.count)
+            queued.num_waiting = job.count
+            self._arrived.append(queued)
             self._changed.notify()
-        return job
+        return queued
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
-        """Takes anything else that uses a network; it runs between two batches.
+        """Queues anything else that uses a network; it runs between two batches.
 
         Raises:
             QueueFullError: too much waits.
-            ClosingError: it is about to end, or has.
+            ClosingError: it is closing, or has ended.
         """
-        called = _Call(function, Future())
+        future: Future[T] = Future()
         with self._changed:
             self._admit(1)
-            self._calls.append(called)
+            self._calls.append((function, future))
             self._changed.notify()
-        return called.future
+        return future
 
     def close(self) -> None:
-        """Refuses what has not begun and ends when the begun is done; returns at once."""
+        """Refuses whatever has not begun and ends when the rest is done; returns at once."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -229,7 +163,7 @@ class PaintingWorker:
         self._thread.join(timeout)
 
     def _admit(self, count: int) -> None:
-        """Gives places in the queue, or refuses."""
+        """Takes places in the queue, or refuses."""
         has_ended = self._thread.ident is not None and not self._thread.is_alive()
         if self._is_closing or has_ended:
             raise ClosingError
@@ -237,11 +171,11 @@ class PaintingWorker:
             raise QueueFullError(self._estimate_seconds())
         self._count(count)
 
-    def _let_go(self, job: QueuedJob, most: int | None = None) -> None:
-        """Takes the places in the queue of a job's pictures back; of all unless some are said."""
+    def _release(self, queued: QueuedJob, most: int | None = None) -> None:
+        """Gives places of a job's pictures in the queue back: all, or some."""
         with self._changed:
-            count = job.num_waiting if most is None else min(most, job.num_waiting)
-            job.num_waiting -= count
+            count = queued.num_waiting if most is None else min(most, queued.num_waiting)
+            queued.num_waiting -= count
             self._count(-count)
 
     def _count(self, change: int) -> None:
@@ -249,7 +183,7 @@ class PaintingWorker:
         self.metrics.queue.set(self._num_waiting)
 
     def _estimate_seconds(self) -> int:
-        """Estimates, in whole seconds, when half of what waits will be painted."""
+        """Estimates, in whole seconds, when half of the queue will be painted."""
         pace = self._pictures_per_second
         return max(1, min(60, round(self._num_waiting / 2 / pace))) if pace else 1
 
@@ -260,124 +194,109 @@ class PaintingWorker:
                     self._changed.wait()
                 arrived, closing = list(self._arrived), self._is_closing
                 self._arrived.clear()
-                calls = [self._calls.popleft()] if self._calls else []
-                if closing:
-                    calls += self._calls
-                    self._calls.clear()
-                self._count(-len(calls))
+                num_calls = len(self._calls) if closing else min(1, len(self._calls))
+                calls = [self._calls.popleft() for _ in range(num_calls)]
+                self._count(-num_calls)
             if closing:
-                self._refuse(arrived, calls)
-            else:
-                for called in calls:
-                    called.run()
-                for job in arrived:
-                    self._plan(job)
-            self._pictures = [one for one in self._pictures if not one.job.is_dropped]
+                calls = [(_refuse, future) for _, future in calls]
+                arrived += [one.queued for one in self._pictures if not one.queued.is_begun]
+                for queued in arrived:
+                    queued.fail(ClosingError())
+            for function, future in calls:
+                run_call(function, future)
+            for queued in arrived:
+                self._list_pictures(queued)
+            self._pictures = [one for one in self._pictures if not one.queued.is_cancelled]
             if batch := self._take_batch():
                 self._paint(batch)
             elif closing:
                 return
 
-    def _refuse(self, arrived: Sequence[QueuedJob], calls: "Sequence[_Call]") -> None:
-        """Refuses all that has not begun."""
-        planned = [picture.job for picture in self._pictures if not picture.job.is_begun]
-        for job in dict.fromkeys([*arrived, *planned]):
-            self._fail(job, ClosingError())
-        for called in calls:
-            called.fail(ClosingError())
-
-    def _fail(self, job: QueuedJob, error: Exception) -> None:
-        """Tells a job that no more comes, once."""
-        if not job.is_dropped:
-            job.drop()
-            job.tell(FailedJob(error))
-
-    def _plan(self, job: QueuedJob) -> None:
+    def _list_pictures(self, queued: QueuedJob) -> None:
         """Turns a job into pictures; one that cannot be met fails here, alone."""
-        if job.is_dropped:
+        if queued.is_cancelled:
             return
-        spec = job.spec
+        job = queued.job
+        grid = job.served.model.config.grid
         try:
-            model = spec.served.model
-            for index, request in enumerate(spec.plan(model)):
-                grid = model.config.grid
+            for index, request in enumerate(job.list_requests()):
                 layout = find_layout(request.canvas_on(grid).known, grid)
-                group = (spec.served.name, spec.settings, spec.best_of, layout)
-                self._pictures.append(_Picture(job, index, request, group))
-        except Exception as error:  # noqa: BLE001  told to the one who asked
-            self._fail(job, error)
+                group = (job.served.name, job.settings, job.best_of, layout)
+                self._pictures.append(_Picture(queued, index, request, group))
+        except Exception as error:  # noqa: BLE001  reported to the client
+            queued.fail(error)
 
     def _take_batch(self) -> list[_Picture]:
         """Takes the oldest picture and those that can be painted with it."""
         if not self._pictures:
             return []
         first = self._pictures[0]
-        spec = first.job.spec
-        grid = spec.served.model.config.grid
+        job = first.queued.job
+        grid = job.served.model.config.grid
         # A larger canvas counts as many pictures as its positions would make.
         num_positions = first.request.canvas_on(grid).known.numel()
         pictures = -(-num_positions // (grid[0] * grid[1]))
-        room = max(1, self._batch_size // spec.best_of // pictures)
-        batch = [picture for picture in self._pictures if picture.group == first.group][:room]
+        limit = max(1, self._batch_size // job.best_of // pictures)
+        batch = [picture for picture in self._pictures if picture.group == first.group][:limit]
         taken = set(map(id, batch))
         self._pictures = [picture for picture in self._pictures if id(picture) not in taken]
         now = time.monotonic()
         for picture in batch:
-            picture.job.is_begun = True
-            self._let_go(picture.job, 1)
-            self.metrics.seconds.labels("wait").observe(now - picture.job.submitted)
+            picture.queued.is_begun = True
+            self._release(picture.queued, 1)
+            self.metrics.seconds.labels("wait").observe(now - picture.queued.submitted)
         return batch
 
     def _paint(self, batch: Sequence[_Picture]) -> None:
-        """Paints a batch and tells its pictures; if it fails, each picture alone."""
-        spec, started = batch[0].job.spec, time.monotonic()
+        """Paints a batch and emits its pictures; if it fails, paints each picture alone."""
+        job, started = batch[0].queued.job, time.monotonic()
         try:
-            images = spec.served.model.generate_images(
+            images = job.served.model.generate_images(
                 [picture.request for picture in batch],
-                spec.settings,
-                best_of=spec.best_of,
-                on_step=lambda step: self._watch(batch, step),
+                job.settings,
+                best_of=job.best_of,
+                on_step=lambda step: self._show_step(batch, step),
             )
-            finished = [
-                FinishedPicture(picture.index, pixels)
-                for picture, pixels in zip(batch, images.pixels, strict=True)
-            ]
         except _AbandonedError:
             return
-        except Exception as error:  # noqa: BLE001  told to the ones who asked
-            if len(batch) > 1:
-                if not isinstance(error, TessellaError):
-                    _log.exception("A batch of %d failed; each is painted alone.", len(batch))
-                for picture in batch:
-                    self._paint([picture])
-            else:
-                self._fail(batch[0].job, error)
+        except Exception as error:  # noqa: BLE001  reported to the client
+            if len(batch) == 1:
+                batch[0].queued.fail(error)
+                return
+            if not isinstance(error, TessellaError):
+                _log.exception("A batch of %d failed; each is painted alone.", len(batch))
+            for picture in batch:
+                self._paint([picture])
             return
-        for picture, told in zip(batch, finished, strict=True):
-            picture.job.tell(told)
-        self._measure(spec.served.name, len(batch), time.monotonic() - started)
+        for picture, pixels in zip(batch, images.pixels, strict=True):
+            picture.queued.emit(PaintedPicture(picture.index, picture.request, pixels))
+        self._measure(job.served.name, len(batch), time.monotonic() - started)
 
-    def _watch(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
-        """Tells the partial pictures that are due after a step."""
-        if all(picture.job.is_dropped for picture in batch):
+    def _show_step(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
+        """Emits the partial pictures that are due after a step."""
+        if all(picture.queued.is_cancelled for picture in batch):
             raise _AbandonedError
-        due = [row for row, told in enumerate(batch) if told.is_due(step.step, step.steps)]
+        due = [row for row, one in enumerate(batch) if one.is_due(step.step, step.steps)]
         if not due:
             return
+        job = batch[0].queued.job
         # Of several candidates the first is shown.
-        rows = [row * batch[0].job.spec.best_of for row in due]
-        model = batch[0].job.spec.served.model
-        shown = model.decode_codes(step.codes[rows], step.is_decoded[rows])
-        for row, pixels in zip(due, shown, strict=True):
+        rows = [row * job.best_of for row in due]
+        shown = job.served.model.decode_codes(step.codes[rows], step.is_decoded[rows])
+        for row, image in zip(due, shown, strict=True):
             picture = batch[row]
-            told = PartialPicture(picture.index, picture.num_told, picture.request.finish(pixels))
-            picture.num_told += 1
-            picture.job.tell(told)
+            pixels = picture.request.finish(image)
+            number, picture.num_partials = picture.num_partials, picture.num_partials + 1
+            picture.queued.emit(PaintedPicture(picture.index, picture.request, pixels, number))
 
     def _measure(self, name: str, count: int, seconds: float) -> None:
         self.metrics.seconds.labels("paint").observe(seconds)
         self.metrics.batch_size.observe(count)
         self.metrics.pictures.labels(name).inc(count)
-        # A clock that ticks seldom finds no time at all for a small batch.
+        # A coarse clock may measure no time at all for a small batch.
         pace, old = count / max(seconds, 1e-3), self._pictures_per_second
         self._pictures_per_second = old + _SMOOTHING * (pace - old) if old else pace
+
+
+def _refuse() -> None:
+    raise ClosingError

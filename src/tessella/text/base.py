@@ -1,4 +1,4 @@
-"""What every reader of text has in common: prompts in, what the transformer reads out.
+"""Common parts of all text encoders: prompts and captions in, the transformer's input out.
 
 On the data's way: after the data, before the transformer. Shapes: tokens (B, T) int64, padded with
 `pad_id`; or a frozen encoder's features (B, T, F) float32, padded with rows of zeros.
@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tessella.errors import GenerationError
 
 TEXT_FILE = "text_tokenizer.json"
-"""Of a model folder: a `tokenizers` file, or the note of a frozen encoder's files beside it."""
+"""Of a model folder: a `tokenizers` file, or a note about the frozen encoder's files beside it."""
+
+_CHUNK = 4096  # texts at once: keeps memory flat and both cores busy
+
+Row = tuple[int, ...]  # the tokens of one text, begin and end included
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,56 +31,135 @@ class TrainingTokens:
     """(B, T) int64, or (B, T, F) float32 features, padded to the longest."""
 
     num_truncated: int
-    """How many of the captions were longer than `max_tokens` and lost their last words."""
+    """How many captions were longer than `max_tokens` and lost their last words."""
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """Tokens of captions, none longer than `max_tokens`."""
+
+    rows: list[Row]
+    truncated: list[bool]  # which captions lost their last words
 
 
 class TextEncoder(abc.ABC):
-    """Turns captions and prompts into tokens that the transformer embeds, or into features."""
+    """Turns captions and prompts into tokens that the transformer embeds, or into features.
+
+    Args:
+        tokenizer: adds begin and end itself; it is changed.
+        max_tokens: the most tokens of one caption, begin and end included.
+    """
 
     pad_id: int
-    max_tokens: int  # of one caption, begin and end included
     num_features: int | None = None  # F; None: it gives tokens
 
-    @property
-    @abc.abstractmethod
-    def vocabulary_size(self) -> int:
-        """How many tokens there are: V."""
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        # A tokenizer's file may say how to cut and pad; here a prompt that is too long is refused.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # Otherwise the words `<end>` in a prompt would end it; a file cannot hold this setting.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
 
-    @abc.abstractmethod
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens, V."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Reads prompts.
+        """Encodes prompts.
 
         Args:
-            prompts: any texts; the empty one stands for the dropped caption of guidance and is
-                begin, end.
+            prompts: any texts; the empty one, begin and end, is the dropped caption of guidance.
 
         Returns:
-            (B, T) tokens or (B, T, F) features on the CPU, T the longest of the batch.
+            (B, T) tokens in [0, V) or (B, T, F) features on the CPU, T the longest of the batch.
 
         Raises:
-            GenerationError: a prompt has more than `max_tokens` tokens; nothing is cut off
-                unsaid.
+            GenerationError: a prompt has more than `max_tokens` tokens; prompts are never cut.
         """
+        return self._pad(self._tokenize_whole(prompts))
 
-    @abc.abstractmethod
+    def check_lengths(self, prompts: Sequence[str]) -> None:
+        """Refuses prompts that `encode` would refuse; a frozen encoder runs no network for it.
+
+        Raises:
+            GenerationError: as `encode`.
+        """
+        self._tokenize_whole(prompts)
+
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
-        """Reads training captions; over-long ones lose their last words, counted.
+        """Encodes training captions; those that are too long lose their last words, counted.
 
-        A cut caption keeps its end token, so that every row ends alike.
+        Frozen encoders would compute a caption again each time; training reads their features
+        from a file instead (`training/text_features.py`).
         """
+        cut = self.cut(captions)
+        return TrainingTokens(self._pad(cut.rows), sum(cut.truncated))
 
-    @abc.abstractmethod
+    def cut(self, captions: Sequence[str]) -> CutRows:
+        """Turns captions into tokens; those that are too long are cut but keep their end token.
+
+        Equal captions are tokenized once.
+        """
+        longest = self.max_tokens
+        unique = list(dict.fromkeys(captions))
+        row_of = dict(zip(unique, self._tokenize(unique), strict=True))
+        rows = [row_of[caption] for caption in captions]
+        return CutRows(
+            [row if len(row) <= longest else row[: longest - 1] + row[-1:] for row in rows],
+            [len(row) > longest for row in rows],
+        )
+
     def count_tokens(self, prompt: str) -> int:
-        """Counts a prompt's tokens, begin and end included, however many they are."""
+        """Counts the tokens of a prompt of any length, begin and end included."""
+        return len(self._tokenize([prompt])[0])
 
     def shorten(self, prompt: str) -> str:
-        """Returns as many of a prompt's first words as can be read; all of it if it can be.
+        """Returns as many of a prompt's first words as can be read, all of them if possible.
 
-        Of a first word that is too long by itself it is the first letters.
+        If even the first word is too long, its first letters are returned.
         """
         if self.count_tokens(prompt) <= self.max_tokens:
             return prompt
         return self._find_longest(" ", prompt.split()) or self._find_longest("", prompt.strip())
+
+    @abc.abstractmethod
+    def save(self, path: Path) -> None:
+        """Writes everything that `load_text` needs, to `TEXT_FILE` of a folder and beside it.
+
+        Raises:
+            CheckpointError: the disk is full, or writing there is not allowed.
+        """
+
+    @abc.abstractmethod
+    def _pad(self, rows: Sequence[Row]) -> Tensor:
+        """Turns rows of tokens into one tensor, (B, T) or (B, T, F)."""
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Row]:
+        """Tokenizes texts of any length."""
+        return [
+            tuple(encoding.ids)
+            for start in range(0, len(texts), _CHUNK)
+            for encoding in self._tokenizer.encode_batch_fast(
+                [to_utf8(text) for text in texts[start : start + _CHUNK]]
+            )
+        ]
+
+    def _tokenize_whole(self, prompts: Sequence[str]) -> list[Row]:
+        """Tokenizes prompts, none of which may be too long."""
+        if isinstance(prompts, str):
+            raise GenerationError(f"Expected a list of prompts, got one text: `{prompts}`.")
+        rows = self._tokenize(prompts)
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.max_tokens:
+                raise GenerationError(
+                    f"The prompt has {len(row)} tokens (begin and end included), at most "
+                    f"{self.max_tokens} can be read: `{_shorten_quote(prompt)}`. Shorten it, or "
+                    "train a model with a larger text.max_tokens."
+                )
+        return rows
 
     def _find_longest(self, gap: str, parts: Sequence[str]) -> str:
         """Joins as many of the first parts as can be read."""
@@ -85,50 +169,11 @@ class TextEncoder(abc.ABC):
         )
         return gap.join(parts[:fitting])
 
-    @abc.abstractmethod
-    def save(self, path: Path) -> None:
-        """Writes all that `load_text` needs, to `TEXT_FILE` of a folder and beside it.
-
-        Raises:
-            CheckpointError: the disk is full, or writing there is not allowed.
-        """
-
-
-def check_lengths(prompts: Sequence[str], lengths: Sequence[int], max_tokens: int) -> None:
-    """Refuses prompts that cannot be read whole.
-
-    Args:
-        prompts: the texts.
-        lengths: of each, in tokens.
-        max_tokens: the most that one may have.
-
-    Raises:
-        GenerationError: a prompt has more.
-    """
-    for prompt, length in zip(prompts, lengths, strict=True):
-        if length > max_tokens:
-            raise GenerationError(
-                f"The prompt has {length} tokens (begin and end included), at most "
-                f"{max_tokens} can be read: `{_shortened(prompt)}`. Shorten it, or "
-                "train a model with a larger text.max_tokens."
-            )
-
-
-def check_is_list(prompts: Sequence[str]) -> None:
-    """Refuses one text where a list of texts belongs.
-
-    Raises:
-        GenerationError: it is one text.
-    """
-    if isinstance(prompts, str):
-        raise GenerationError(f"Expected a list of prompts, got one text: `{prompts}`.")
-
 
 def to_utf8(text: str) -> str:
-    """Replaces lone surrogates, which JSON may carry and UTF-8 cannot, by question marks."""
+    """Replaces lone surrogates, which JSON may carry and UTF-8 cannot, with question marks."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _shortened(text: str, length: int = 60) -> str:
-    """Cuts a text for a message."""
+def _shorten_quote(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[:length] + "…"

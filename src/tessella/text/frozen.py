@@ -1,14 +1,14 @@
-"""Captions and prompts → features (B, T, F) of a text encoder that others have trained.
+"""Captions and prompts → features (B, T, F) of a pretrained text encoder that does not learn.
 
 On the data's way: after the data, before the transformer, in place of the run's own tokens. The
-encoder is read by `transformers`; it stays as it is, in float32 on the CPU. Its tokenizer is a
-`tokenizers` file, as `bpe.py` writes one too.
+encoder is read by `transformers` and stays unchanged, in float32 on the CPU. Its tokenizer is a
+`tokenizers` file, like the one of `bpe.py`.
 
-    text_tokenizer.json     which encoder, how long a caption may be, a hash of each file below
+    text_tokenizer.json     the encoder's name, the longest caption, a hash of each file below
     text_encoder/           config.json, model.safetensors, tokenizer.json: a copy, so that the
-                            folder can be moved and read without a network
+                            folder can be moved and read without a network connection
 
-Each prompt is read alone, so that its features never depend on what it is asked beside.
+Each prompt is encoded alone, so that its features never depend on the rest of the batch.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,97 +27,76 @@ from torch import Tensor, nn
 
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
-from tessella.text.base import (
-    TextEncoder,
-    TrainingTokens,
-    check_is_list,
-    check_lengths,
-    to_utf8,
-)
-from tessella.text.bpe import TextSettings
+from tessella.text.base import Row, TextEncoder
+from tessella.text.settings import TextSettings
 
-KIND = "frozen"
 ENCODER_FOLDER = "text_encoder"
 _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 _FILES = (_CONFIG, _WEIGHTS, _TOKENIZER)
-_REMEMBERED = 512  # prompts: some 20 MB of features
+_CACHED_PROMPTS = 512  # some 20 MB of features
 _log = logging.getLogger("tessella")
 
-Row = tuple[int, ...]  # the tokens of one text, begin and end included
 Features = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CutRows:
-    """Captions as the encoder's tokens, none longer than it may be."""
-
-    rows: list[Row]
-    truncated: list[bool]  # which lost their last words
 
 
 class FrozenTextEncoder(TextEncoder):
     """A text encoder that does not learn.
 
-    Made by `FrozenTextEncoder.create` or `FrozenTextEncoder.load`.
+    Made by `FrozenTextEncoder.create` or `FrozenTextEncoder.load`. Counting and cutting use its
+    tokenizer alone; the network computes features only, and remembers some hundred prompts.
 
     Args:
-        name: for people: where it came from.
+        name: tells people where it came from.
         tokenizer: adds begin and end itself.
         network: a model of `transformers`.
         max_tokens: the most tokens of one caption, begin and end included.
 
     Raises:
-        ValueError: it makes no features of text, or none of the empty one.
+        ValueError: the tokenizer adds neither begin nor end.
     """
 
-    pad_id = 0  # of no meaning: padding is rows of zeros
+    pad_id = 0  # unused: padding is rows of zeros
 
     def __init__(self, name: str, tokenizer: Tokenizer, network: nn.Module, max_tokens: int):
+        super().__init__(tokenizer, max_tokens)
         self.name = name
-        self.max_tokens = max_tokens
-        # Its file may say how to cut and pad; here a prompt that is too long is refused.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._file_text = tokenizer.to_str(pretty=False)
-        # Else `[SEP]` in a prompt would end it; the file cannot hold this setting.
-        tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        # What sums up a whole text; only the features of its tokens are read here.
+        # Sums up a whole text; here only the features of its tokens are used.
         if isinstance(getattr(network, "pooler", None), nn.Module):
             network.register_module("pooler", None)
         self.network = network.eval().requires_grad_(False)
-        self._remembered = functools.lru_cache(maxsize=_REMEMBERED)(self._read_alone)
-        [empty] = self._rows([""])
+        self._read_cached = functools.lru_cache(maxsize=_CACHED_PROMPTS)(self._read_alone)
+        [empty] = self._tokenize([""])
         if not empty:
-            raise ValueError("it makes no token of an empty caption, which guidance needs")
-        self.num_features: int = self._remembered(empty).shape[-1]
+            raise ValueError("it has no token for an empty caption, which guidance needs")
+        self.num_features: int = self._read_cached(empty).shape[-1]
 
     @classmethod
     def create(cls, settings: TextSettings) -> "FrozenTextEncoder":
-        """Reads the encoder that the settings name; one on the hub is downloaded if need be.
+        """Reads the encoder that the settings name; downloads it from the hub if necessary.
 
         Raises:
-            ConfigError: `transformers` is missing, or there is no such folder or name, or what
-                is there is no text encoder with safetensors.
+            ConfigError: `transformers` or the encoder is missing, or it is not a text encoder with
+                safetensors.
         """
-        named = settings.encoder or ""
-        folder = Path(named).expanduser()
-        if folder.is_dir():
+        name = settings.encoder or ""
+        folder = Path(name).expanduser()
+        is_local = folder.is_dir()
+        if is_local:
             _check_folder(folder)
-            source, how_to_mend = str(folder), _WHAT_A_FOLDER_HOLDS
-        elif named.startswith((".", "/", "~")) or named.count("/") > 1:
+            source, advice = str(folder), _FOLDER_CONTENTS
+        elif name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ConfigError(
-                f"There is no such folder of a text encoder: `{named}`. {_WHAT_A_FOLDER_HOLDS}"
+                f"The text encoder's folder does not exist: `{name}`. {_FOLDER_CONTENTS}"
             )
         else:
             # OpenAI's names are known without their owner.
-            source = f"openai/{named}" if named.startswith("clip-vit-") else named
-            how_to_mend = (
+            source = f"openai/{name}" if name.startswith("clip-vit-") else name
+            advice = (
                 "Check the name on huggingface.co and the connection (only the first `fit` needs "
                 "one), or set text.encoder to a local folder."
             )
             _log.info("Reading the text encoder from the Hugging Face hub: `%s`.", source)
-        is_local = folder.is_dir()
         transformers = _import_transformers()
         try:
             with _quiet(transformers, is_local):
@@ -126,14 +104,14 @@ class FrozenTextEncoder(TextEncoder):
                     source, local_files_only=is_local, trust_remote_code=False
                 )
                 network = _read_network(transformers, source, is_local)
-            # A copy: a wrapper's own would change under it.
+            # A copy: the wrapper may change its own.
             tokenizer = Tokenizer.from_str(wrapper.backend_tokenizer.to_str())
             longest = getattr(network.config, "max_position_embeddings", settings.max_tokens)
             limit = min(settings.max_tokens, wrapper.model_max_length, longest)
             return cls(folder.resolve().name if is_local else source, tokenizer, network, limit)
-        except Exception as error:  # many libraries, each with errors of its own
+        except Exception as error:  # many libraries, each with its own errors
             raise ConfigError(
-                f"Cannot use this text encoder: `{source}`; {_first_line(error)}. {how_to_mend}"
+                f"Cannot use this text encoder: `{source}`; {_first_line(error)}. {advice}"
             ) from error
 
     @classmethod
@@ -171,70 +149,28 @@ class FrozenTextEncoder(TextEncoder):
         config: Any = self.network.config
         with new_folder(path.with_name(ENCODER_FOLDER), what="the text encoder") as folder:
             values = json.loads(config.to_json_string(use_diff=False))
-            values.pop("_name_or_path", None)  # where it lay on this machine
+            values.pop("_name_or_path", None)  # a path on this machine
             write_json(folder / _CONFIG, values)
             write_tensors(folder / _WEIGHTS, self.network.state_dict(), {"format": "pt"})
             write_text(folder / _TOKENIZER, self._file_text)
             hashes = {file: sha256_file(folder / file) for file in _FILES}
-        note = {"kind": KIND, "encoder": self.name, "max_tokens": self.max_tokens}
+        note = {"kind": "frozen", "encoder": self.name, "max_tokens": self.max_tokens}
         write_json(path, {**note, "files": hashes}, what="the text encoder's note")
-
-    @property
-    def vocabulary_size(self) -> int:
-        """How many tokens the encoder's own vocabulary has."""
-        return int(self._tokenizer.get_vocab_size())
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Reads prompts as features (B, T, F) float32; some hundred of them are remembered.
-
-        Raises:
-            GenerationError: a prompt has more than `max_tokens` tokens.
-        """
-        check_is_list(prompts)
-        rows = self._rows(prompts)
-        check_lengths(prompts, [len(row) for row in rows], self.max_tokens)
-        return pad_features([self._remembered(row) for row in rows])
-
-    def count_tokens(self, prompt: str) -> int:
-        """Counts a prompt's tokens, begin and end included, however many they are."""
-        [row] = self._rows([prompt])
-        return len(row)
-
-    def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
-        """Reads training captions as features; over-long ones lose their last words, counted.
-
-        Long trainings read each caption once instead: `training/text_features.py`.
-        """
-        cut = self.cut(captions)
-        made = pad_features([self._remembered(row) for row in cut.rows])
-        return TrainingTokens(made, sum(cut.truncated))
-
-    def cut(self, captions: Sequence[str]) -> CutRows:
-        """Turns captions into the encoder's tokens; over-long ones keep their end token."""
-        whole = self._rows(captions)
-        longest = self.max_tokens
-        truncated = [len(row) > longest for row in whole]
-        rows = [
-            row[: longest - 1] + row[-1:] if too_long else row
-            for row, too_long in zip(whole, truncated, strict=True)
-        ]
-        return CutRows(rows, truncated)
 
     @torch.no_grad()
     def read(self, rows: Sequence[Row]) -> Features:
-        """Computes (B, T, F) features of tokens, the same number T in each row."""
+        """Computes (B, T, F) features of rows that all have T tokens."""
         tokens = torch.tensor(rows, dtype=torch.int64)
-        made = self.network(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        features: Features = made.last_hidden_state.float().numpy()
+        output = self.network(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        features: Features = output.last_hidden_state.float().numpy()
         return features
 
     def _read_alone(self, row: Row) -> Features:
         alone: Features = self.read([row])[0]
         return alone
 
-    def _rows(self, texts: Sequence[str]) -> list[Row]:
-        encodings = self._tokenizer.encode_batch_fast([to_utf8(text) for text in texts])
-        return [tuple(encoding.ids) for encoding in encodings]
+    def _pad(self, rows: Sequence[Row]) -> Tensor:
+        return pad_features([self._read_cached(row) for row in rows])
 
 
 def pad_features(texts: Sequence[npt.NDArray[np.floating[Any]]]) -> Tensor:
@@ -247,23 +183,22 @@ def pad_features(texts: Sequence[npt.NDArray[np.floating[Any]]]) -> Tensor:
     return torch.from_numpy(padded)
 
 
-_WHAT_A_FOLDER_HOLDS = (
-    f"Name one with {_CONFIG}, {_WEIGHTS} and {_TOKENIZER}, as `save_pretrained` of transformers "
+_FOLDER_CONTENTS = (
+    f"Name one with {_CONFIG}, {_WEIGHTS} and {_TOKENIZER}, as transformers' `save_pretrained` "
     "writes it."
 )
 
 
 def _check_folder(folder: Path) -> None:
-    """Says what a folder lacks before a library says it in its own words."""
+    """Names a missing file in clearer words than the library would."""
     if not (folder / _CONFIG).is_file():
         raise ConfigError(
-            f"This is no folder of a text encoder: `{folder}` has no {_CONFIG}. "
-            f"{_WHAT_A_FOLDER_HOLDS}"
+            f"Not the folder of a text encoder: `{folder}` has no {_CONFIG}. {_FOLDER_CONTENTS}"
         )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
-            f"The text encoder has no safetensors: `{folder}`. Pickled weights (.bin) can run "
-            f"anything and are not read. {_WHAT_A_FOLDER_HOLDS}"
+            f"The text encoder has no safetensors: `{folder}`. Pickled weights (.bin) can run any "
+            f"code and are not read. {_FOLDER_CONTENTS}"
         )
 
 
@@ -279,7 +214,7 @@ def _import_transformers() -> Any:
 
 
 def _read_network(transformers: Any, source: str, is_local: bool) -> Any:
-    """Reads a network; of CLIP the half that reads text.
+    """Reads a network; of CLIP only the text half.
 
     Raises:
         ValueError: some of its weights are missing.
@@ -287,8 +222,8 @@ def _read_network(transformers: Any, source: str, is_local: bool) -> Any:
     options = {"local_files_only": is_local, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(source, **options)
     is_clip = config.model_type in {"clip", "clip_text_model"}
-    kind = transformers.CLIPTextModel if is_clip else transformers.AutoModel
-    network, report = kind.from_pretrained(
+    model_class = transformers.CLIPTextModel if is_clip else transformers.AutoModel
+    network, report = model_class.from_pretrained(
         source,
         use_safetensors=True,
         dtype=torch.float32,
@@ -303,7 +238,7 @@ def _read_network(transformers: Any, source: str, is_local: bool) -> Any:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
-    """Keeps reports on weights that are not needed off the terminal; a download shows its bar."""
+    """Silences reports about weights that are not needed; a download still shows its bar."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -318,7 +253,7 @@ def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """Shortens what a library says, which may be a page."""
+    """Shortens a library's message, which may fill a page."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
 

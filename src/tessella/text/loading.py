@@ -1,27 +1,29 @@
-"""The two kinds of text encoder: the run's own vocabulary, or one that others have trained."""
+"""Chooses the text encoder: the run's own vocabulary, or a frozen, pretrained one."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tessella.text.base import TEXT_FILE, TextEncoder
-from tessella.text.bpe import TextSettings, TextTokenizer
-from tessella.text.frozen import KIND, FrozenTextEncoder
+from tessella.text.bpe import TextTokenizer
+from tessella.text.settings import TextSettings
 
 
 def create_text_encoder(settings: TextSettings, captions: Iterable[str]) -> TextEncoder:
-    """Reads the frozen encoder that is named, or else learns a vocabulary from captions.
+    """Reads the frozen encoder that the settings name, or learns a vocabulary from captions.
 
     Raises:
-        ConfigError: the encoder that is named cannot be had.
+        ConfigError: the frozen encoder cannot be read.
     """
-    if settings.encoder is not None:
-        return FrozenTextEncoder.create(settings)
-    return TextTokenizer.train(captions, settings)
+    if settings.encoder is None:
+        return TextTokenizer.train(captions, settings)
+    from tessella.text.frozen import FrozenTextEncoder
+
+    return FrozenTextEncoder.create(settings)
 
 
 def load_text(folder: Path) -> TextEncoder:
-    """Reads the text encoder of a model folder, or of a run's.
+    """Reads the text encoder of a model folder or a run.
 
     Raises:
         CheckpointError: a file is missing, damaged or foreign.
@@ -31,7 +33,9 @@ def load_text(folder: Path) -> TextEncoder:
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        note = None  # the tokenizer says what is wrong
-    if isinstance(note, dict) and note.get("kind") == KIND:
-        return FrozenTextEncoder.load(path)
-    return TextTokenizer.load(path)
+        note = None  # TextTokenizer.load says what is wrong
+    if not (isinstance(note, dict) and note.get("kind") == "frozen"):
+        return TextTokenizer.load(path)
+    from tessella.text.frozen import FrozenTextEncoder
+
+    return FrozenTextEncoder.load(path)

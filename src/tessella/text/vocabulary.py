@@ -1,7 +1,7 @@
-"""Which words a model has learned: those of its training captions, or of its vocabulary.
+"""The words that a model knows: those of its training captions, or of its token vocabulary.
 
-On the data's way: written down when a model is trained (`captions.json` of its folder), read
-again when somebody wants to know what can be asked of it.
+On the data's way: saved when a model is trained (`captions.json` of its folder), and read again
+to tell users which of their words the model does not know.
 """
 
 import difflib
@@ -18,27 +18,27 @@ from tessella.text.bpe import TextTokenizer
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _MAX_WORDS = 5_000
 _MAX_EXAMPLES = 200
-_MAX_ENDING = 3  # letters that two forms of a word may differ by at their end
+_MAX_ENDING = 3  # letters at the end in which two forms of a word may differ
 _MIN_STEM = 3  # letters
-_MIN_LIKENESS = 0.8  # of difflib, between 0 and 1
+_MIN_SIMILARITY = 0.8  # of difflib, between 0 and 1
 
 
 @dataclass(frozen=True)
 class CaptionSummary:
-    """What a model was trained to hear."""
+    """A summary of a model's training captions."""
 
-    captions: int  # training captions
-    words: Mapping[str, int]  # how many of them have it, the commonest first
+    captions: int  # number of captions
+    words: Mapping[str, int]  # number of captions with each word, the commonest first
     examples: Sequence[str]  # some captions, spread over the data
 
 
-class KnownWords:
-    """The words that a model has learned, and the nearest of them to any other.
+class Vocabulary:
+    """The words that a model knows, and the nearest of them to any other word.
 
-    Words are letters and digits, with apostrophes inside, as the model's text tokenizer
-    normalises them. Without a summary of its captions a model knows what is one token of its own
-    vocabulary; only words of letters are judged then. A frozen encoder without a summary reads
-    any word.
+    Words are letters and digits, with apostrophes inside, normalised by the model's text
+    tokenizer. Without a summary of its captions, a model knows the words that are one token of its
+    vocabulary; then only words of letters can be unknown. With a frozen encoder and no summary, no
+    word is unknown.
 
     Args:
         text_tokenizer: of the model.
@@ -47,76 +47,75 @@ class KnownWords:
 
     def __init__(self, text_tokenizer: TextEncoder, summary: CaptionSummary | None = None) -> None:
         self._text_tokenizer = text_tokenizer
-        self._words = self._list_tokens() if summary is None else list(summary.words)
+        self._words = _list_tokens(text_tokenizer) if summary is None else list(summary.words)
         self._set = frozenset(self._words)
-        self._longer: dict[str, list[str]] = {}  # known words by their beginnings
+        self._longer: dict[str, list[str]] = {}  # known words by their stems
         for word in self._words:
             for stem in _list_stems(word):
                 self._longer.setdefault(stem, []).append(word)
-        self._judges_all = summary is not None
-        self._judges = bool(self._words)
+        self._has_summary = summary is not None
 
     @property
     def words(self) -> Sequence[str]:
-        """The known words, the commonest first; none if any word can be read."""
+        """The known words, the commonest first; empty if no word is unknown."""
         return self._words
 
     def find_unknown(self, text: str) -> list[str]:
-        """Lists the different words of a text that the model does not know, in order."""
+        """Lists the words of a text that the model does not know, each once, in order."""
         words = split_words(text, self._text_tokenizer)
         return [word for word in dict.fromkeys(words) if not self._is_known(word)]
 
     def find_form(self, word: str) -> str | None:
-        """Finds a known word that is this one but for a short ending: `croissant` of `croissants`.
+        """Finds a known word that differs only in a short ending: `croissant` for `croissants`.
 
         Args:
             word: normalised.
 
         Returns:
-            The word itself if it is known; else the form that shares most letters; None if there
-            is none.
+            The word itself if it is known, or else the known form nearest in length; None if no
+            form is known.
         """
         if self._is_known(word):
             return word
         shorter = [stem for stem in _list_stems(word) if stem in self._set]
-        near = [*shorter, *self._longer.get(word, ())]
-        return min(near, key=lambda known: abs(len(known) - len(word)), default=None)
+        forms = [*shorter, *self._longer.get(word, ())]
+        return min(forms, key=lambda known: abs(len(known) - len(word)), default=None)
 
     def find_nearest(self, word: str) -> str | None:
-        """Finds a form of a word, or else the known word that is written most like it."""
+        """Finds a form of a word, or else the known word with the most similar spelling."""
         form = self.find_form(word)
-        like = [form] if form else difflib.get_close_matches(word, self._words, 1, _MIN_LIKENESS)
-        return next(iter(like), None)
+        near = [form] if form else difflib.get_close_matches(word, self._words, 1, _MIN_SIMILARITY)
+        return next(iter(near), None)
 
     def _is_known(self, word: str) -> bool:
-        judged = self._judges and (self._judges_all or word.isalpha())
-        return word in self._set or not judged
+        can_be_unknown = bool(self._words) and (self._has_summary or word.isalpha())
+        return word in self._set or not can_be_unknown
 
-    def _list_tokens(self) -> list[str]:
-        """Lists the words that are one token; the commonest were learned first."""
-        vocabulary = self._text_tokenizer
-        if not isinstance(vocabulary, TextTokenizer):
-            return []
-        tokens = vocabulary.decode(torch.arange(vocabulary.vocabulary_size)[:, None])
-        # Begin, the token, end. A token that only ends words, such as `ing`, is none after a blank.
-        return [token for token in tokens if token.isalpha() and len(vocabulary.tokens(token)) == 3]
+
+def _list_tokens(text_tokenizer: TextEncoder) -> list[str]:
+    """Lists the words that are one token; the commonest were learned first."""
+    if not isinstance(text_tokenizer, TextTokenizer):
+        return []
+    tokens = text_tokenizer.decode(torch.arange(text_tokenizer.vocabulary_size)[:, None])
+    # Begin, the word, end: a token that only ends words, such as `ing`, is not one after a blank.
+    return [t for t in tokens if t.isalpha() and len(text_tokenizer.tokens(t)) == 3]
 
 
 def split_words(text: str, text_tokenizer: TextEncoder) -> list[str]:
-    """Lists the words of a text in order, as the model reads them."""
+    """Lists the words of a text as the model reads them, in order."""
     return _WORD.findall(normalize(text, text_tokenizer))
 
 
 def replace_words(text: str, new_words: Mapping[str, str]) -> str:
-    """Replaces words of a normalised text; one that becomes "" goes.
+    """Replaces words of a normalised text; a word that becomes "" is removed.
 
-    Of the signs between words only those stay that captions have: commas, hyphens, colons.
+    Between words only the punctuation of captions stays: commas, hyphens and colons.
     """
     replaced, gap, end = "", "", 0
-    for found in _WORD.finditer(text):
-        gap += text[end : found.start()]
-        end = found.end()
-        word = new_words.get(found[0], found[0])
+    for match in _WORD.finditer(text):
+        gap += text[end : match.start()]
+        end = match.end()
+        word = new_words.get(match[0], match[0])
         if word:
             between = ", " if "," in gap else gap if gap in ("-", ": ") else " "
             replaced += between + word if replaced else word
@@ -125,7 +124,7 @@ def replace_words(text: str, new_words: Mapping[str, str]) -> str:
 
 
 def normalize(text: str, text_tokenizer: TextEncoder) -> str:
-    """Returns a text as a model's own vocabulary reads it; in small letters for other encoders."""
+    """Normalises a text as the model's tokenizer does; for frozen encoders, to small letters."""
     if isinstance(text_tokenizer, TextTokenizer):
         return text_tokenizer.normalize(text)
     return " ".join(to_utf8(text).lower().split())
@@ -134,25 +133,25 @@ def normalize(text: str, text_tokenizer: TextEncoder) -> str:
 def summarize_captions(
     captions: Iterable[str], text_tokenizer: TextEncoder, first: Sequence[str] = ()
 ) -> CaptionSummary:
-    """Counts the words of training captions, and chooses examples of them.
+    """Counts the words of training captions and chooses some captions as examples.
 
     Args:
         captions: all training captions, read once.
         text_tokenizer: of the model.
-        first: captions that are shown elsewhere and lead the examples, as far as all of their
-            words are known.
+        first: captions that are shown elsewhere; they lead the examples if all of their words are
+            among the counted ones.
     """
     words: Counter[str] = Counter()
     count, spread, stride = 0, [], 1
     for caption in captions:
         words.update(set(split_words(caption, text_tokenizer)))
-        # Every stride-th caption; when there are twice too many, every other one goes.
+        # Every stride-th caption; when there are twice too many, every other one is dropped.
         if count % stride == 0 and caption.strip():
             spread.append(caption)
             if len(spread) >= 2 * _MAX_EXAMPLES:
                 spread, stride = spread[::2], 2 * stride
         count += 1
-    # By the word where two are as common: the same captions give the same file.
+    # Ties are broken by the word itself: the same captions give the same file.
     commonest = sorted(words, key=lambda word: (-words[word], word))[:_MAX_WORDS]
     known = {word: words[word] for word in commonest}
     shown = [
@@ -167,7 +166,7 @@ def summarize_captions(
 
 
 def _list_stems(word: str) -> list[str]:
-    """Lists what is left of a word without a short ending; the longer the word, the more may go."""
+    """Lists a word without each of its short endings; longer words may lose more letters."""
     stems = [word[:-letters] for letters in range(1, _MAX_ENDING + 1)]
     return [
         stem

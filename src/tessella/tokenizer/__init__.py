@@ -1,37 +1,23 @@
-"""Stage 1: an image tokenizer turns a picture into codes and codes into a picture."""
+"""Stage 1: an image tokenizer turns a picture into codes and codes into a picture.
 
-from tessella.tokenizer.adversarial import AdversarialLoss, AdversarialSettings, GeneratorLoss
+Here is what encoding and decoding need. What only training and evaluation need (losses,
+discriminator, published weights) is imported from its own file.
+"""
+
+from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from tessella.tokenizer.image_tokenizer import ImageTokenizer, Reconstruction, TokenizerSettings
-from tessella.tokenizer.losses import (
-    ReconstructionLoss,
-    ReconstructionLosses,
-    ReconstructionLossSettings,
-)
-from tessella.tokenizer.quantizer import (
-    FiniteScalarQuantizer,
-    FiniteScalarSettings,
-    Quantized,
-    Quantizer,
-    QuantizerSettings,
-    VectorQuantizer,
-    VectorQuantizerSettings,
-    create_quantizer,
-)
+from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer_base import Quantized, Quantizer
+from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
 
 __all__ = [
-    "AdversarialLoss",
-    "AdversarialSettings",
     "FiniteScalarQuantizer",
     "FiniteScalarSettings",
-    "GeneratorLoss",
     "ImageTokenizer",
     "Quantized",
     "Quantizer",
     "QuantizerSettings",
     "Reconstruction",
-    "ReconstructionLoss",
-    "ReconstructionLossSettings",
-    "ReconstructionLosses",
     "TokenizerSettings",
     "VectorQuantizer",
     "VectorQuantizerSettings",

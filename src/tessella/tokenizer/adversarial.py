@@ -1,7 +1,7 @@
-"""image and its reconstruction → a loss for the tokenizer, from a discriminator that learns beside.
+"""image and its reconstruction → a loss for the tokenizer, from a discriminator trained beside it.
 
-`AdversarialLoss` owns the discriminator and its optimizer. The tokenizer asks it for a loss, then
-the discriminator takes a step of its own; neither leaves a gradient in the other.
+`AdversarialLoss` owns the discriminator and its optimizer. In each step it adds its loss to the
+tokenizer's, then the discriminator takes a step of its own; neither leaves a gradient in the other.
 
 Source: Taming Transformers (arXiv:2012.09841), equations 5 to 7, with the hinge loss of its code,
 without its factor 1/2; LeCam regularisation (arXiv:2104.03310).
@@ -27,17 +27,17 @@ _BETAS = (0.5, 0.9)  # Taming's: a discriminator's aim moves, so it remembers li
 _MAX_GRADIENT_NORM = 1.0
 _ADAPTIVE_EPSILON = 1e-4
 _LECAM_DECAY = 0.99
-_LEAST_SHARE = 1 / 64
+_MIN_SCALE = 1 / 64
 
 
 class AdversarialSettings(Settings):
-    """The discriminator, and how much it counts in the tokenizer's loss."""
+    """The discriminator, and its weight in the tokenizer's loss."""
 
     weight: float = Field(0.0, ge=0.0)
-    """Weight of the adversarial loss, beside the adaptive weight that makes it as strong as the
-    reconstruction loss; 0 trains without a discriminator. Taming Transformers takes 0.8."""
+    """Weight of the adversarial loss, on top of the adaptive weight that makes it as strong as the
+    reconstruction loss; 0 trains without a discriminator. Taming Transformers uses 0.8."""
     start_images: int = Field(100_000, ge=0)
-    """Images seen before the discriminator begins to learn. Reconstructions should be good by
+    """Images seen before the discriminator starts to learn. Reconstructions should be good by
     then."""
     warmup_images: int = Field(10_000, ge=0)
     """Images that the discriminator learns from before it counts in the tokenizer's loss."""
@@ -49,25 +49,30 @@ class AdversarialSettings(Settings):
     """Convolutions of stride 2 in the discriminator: with 3 it judges patches of 70×70 pixels, with
     2 of 34×34, with 1 of 16×16."""
     max_adaptive_weight: float = Field(10.0, gt=0.0)
-    """Limit of the adaptive weight. A discriminator with less than a tenth of the reconstruction's
-    gradient has little to say, and more would amplify noise. Taming's 10⁴ is never reached by
-    reconstruction gradients under 1."""
+    """Limit of the adaptive weight. A discriminator whose gradient is less than a tenth of the
+    reconstruction's has little to say, and more weight would amplify noise. Taming's 10⁴ is never
+    reached by reconstruction gradients under 1."""
     lecam_weight: float = Field(0.0, ge=0.0)
-    """Weight of the LeCam regularisation, which keeps a discriminator with few images from being
-    too sure; 0 is off."""
+    """Weight of the LeCam regularisation, which keeps a discriminator with few images from becoming
+    too confident; 0 turns it off."""
     augment: bool = False
-    """Shows the discriminator all images in changed colours, moved and with a hole (DiffAugment),
-    which helps when there are few."""
+    """Shows the discriminator all images recoloured, shifted and with a hole (DiffAugment), which
+    helps when there are few."""
     error_tolerance: float = Field(0.05, ge=0.0)
-    """Rise of the validation's reconstruction error over its best, as a share of it, from which on
-    the adversarial loss is halved. 0.05 of a squared error is 0.2 dB."""
+    """Rise of the validation's reconstruction error over its best, as a fraction of it, that halves
+    the adversarial loss. 0.05 of a squared error is 0.2 dB."""
+
+    @property
+    def counts_from_images(self) -> int:
+        """Images seen from which the discriminator counts in the tokenizer's loss."""
+        return self.start_images + self.warmup_images
 
 
 @dataclass(frozen=True)
 class GeneratorLoss:
-    """What the discriminator gives the tokenizer to learn."""
+    """The discriminator's part of the tokenizer's loss."""
 
-    loss: Tensor  # () to add to the tokenizer's loss, all weights applied
+    loss: Tensor  # () added to the tokenizer's loss, all weights applied
     adaptive_weight: Tensor  # () the gradients' ratio, limited
 
 
@@ -82,7 +87,7 @@ def compute_lecam_loss(logits_real: Tensor, logits_fake: Tensor, anchors: Tensor
     Args:
         logits_real: of real images, any shape.
         logits_fake: of reconstructions, any shape.
-        anchors: (2,) moving averages of both, real first: what each is kept from leaving behind.
+        anchors: (2,) moving averages of both, real first; neither may run ahead of the other's.
 
     Source:
         arXiv:2104.03310; only what is beyond the other's anchor is squared, as in its code.
@@ -93,20 +98,21 @@ def compute_lecam_loss(logits_real: Tensor, logits_fake: Tensor, anchors: Tensor
 
 
 class AdversarialLoss:
-    """A discriminator, its optimizer and what the tokenizer's training asks of them.
+    """A discriminator, its optimizer, and when and how strongly it counts.
 
-    Not a module: whoever holds it has none of it among its parameters or in its state, and a deep
-    copy of the holder shares it. With `augment`, draws come from torch's global generator of the
-    device.
+    In each step of training: `before_step`, then `judge` in the tokenizer's forward pass, then
+    `after_step`. It is not a module, so that no network that holds it trains, averages or saves
+    the discriminator as a part of its own. With `augment`, draws come from torch's global
+    generator of the device.
     """
 
     def __init__(
         self, settings: AdversarialSettings, image_size: int, device: torch.device, seed: int = 0
     ) -> None:
-        """Creates an untrained discriminator; all processes must give the same seed.
+        """Creates an untrained discriminator; all processes must pass the same seed.
 
         Raises:
-            ConfigError: the pictures are too small for so many layers.
+            ConfigError: the pictures are too small for the number of layers.
         """
         smallest = smallest_image_size(settings.layers)
         if image_size < smallest:
@@ -121,93 +127,118 @@ class AdversarialLoss:
             torch.default_generator.manual_seed(seed)
             network = PatchDiscriminator(settings.width, settings.layers)
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=settings.learning_rate, betas=_BETAS
         )
+        self.scale = 1.0  # of the loss, beside its weight; falls when reconstructions get worse
         self._steps = 0
         self._anchors = torch.zeros(2, device=device)
         self._has_counted = False
         self._best_error = math.inf
-        self.share = 1.0
+        self._images_seen = 0
+        self._batch: tuple[Tensor, Tensor] | None = None
 
-    def __deepcopy__(self, memo: object) -> "AdversarialLoss":
-        """Returns itself: a copy of the tokenizer's training has no discriminator of its own."""
-        return self
+    def before_step(self, images_seen: int) -> None:
+        """Takes the progress of training."""
+        self._images_seen = images_seen
 
-    def is_learning(self, images_seen: int) -> bool:
-        """Whether the discriminator takes a step after so many images.
+    @property
+    def is_counting(self) -> bool:
+        """Whether the discriminator adds to the tokenizer's loss by now."""
+        return self._images_seen >= self.settings.counts_from_images and self.scale > 0
 
-        By the images alone, so that all processes agree.
+    def judge(
+        self, reconstruction: Tensor, image: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
+    ) -> GeneratorLoss | None:
+        """Computes the tokenizer's part of a step, and keeps the batch for the discriminator's.
+
+        Args:
+            reconstruction: (B, 3, H, W) unclamped, with its graph.
+            image: (B, 3, H, W) in [-1, 1].
+            reconstruction_loss: as for `compute_generator_loss`.
+            last_layer: as for `compute_generator_loss`.
+
+        Returns:
+            The loss to add; None while the discriminator does not count.
         """
-        return images_seen >= self.settings.start_images
+        if self._images_seen >= self.settings.start_images:  # the same in all processes
+            self._batch = reconstruction.detach(), image
+        if not self.is_counting:
+            return None
+        return self.compute_generator_loss(reconstruction, reconstruction_loss, last_layer)
 
-    def is_counting(self, images_seen: int) -> bool:
-        """Whether the discriminator adds to the tokenizer's loss after so many images."""
-        start = self.settings.start_images + self.settings.warmup_images
-        return images_seen >= start and self.share > 0
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Trains the discriminator on the batch that it judged, if any; returns its metrics."""
+        if self._batch is None:
+            return {}
+        batch, self._batch = self._batch, None
+        return self.step(*batch)
 
     def compute_generator_loss(
         self, reconstruction: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
     ) -> GeneratorLoss:
-        """Asks the discriminator how to make reconstructions look real.
+        """Computes the loss that makes reconstructions look real to the discriminator.
 
-        The loss is the negative mean of the logits × adaptive weight × weight × share; the
+        The loss is the negative mean of the logits × adaptive weight × weight × scale; the
         adaptive weight is |∇ reconstruction loss| / (|∇ adversarial loss| + 1e-4) in the last
-        layer. The way through the discriminator and back is gone here, once: the loss carries the
-        reconstruction's gradient, and reaches no parameter of the discriminator.
+        layer. Back-propagates through the discriminator once, here: the returned loss carries
+        the gradient of the reconstruction and reaches no parameter of the discriminator.
 
         Args:
             reconstruction: (B, 3, H, W) unclamped, with its graph.
-            reconstruction_loss: () whose strength the adversarial loss is brought to.
+            reconstruction_loss: (); the adversarial loss is made as strong as this.
             last_layer: weight of the decoder's last layer.
 
         Source:
             Equation 7 of arXiv:2012.09841.
         """
         self._has_counted = True
-        seen = reconstruction.detach().float().requires_grad_()
-        adversarial = -self._judge(seen).mean()
-        (pull,) = torch.autograd.grad(adversarial, seen)  # (B, 3, H, W)
-        (wanted,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-        (given,) = torch.autograd.grad(
-            reconstruction, last_layer, pull.to(reconstruction.dtype), retain_graph=True
+        detached = reconstruction.detach().float().requires_grad_()
+        adversarial = -self._compute_logits(detached).mean()
+        (image_grad,) = torch.autograd.grad(adversarial, detached)  # (B, 3, H, W)
+        (reconstruction_grad,) = torch.autograd.grad(
+            reconstruction_loss, last_layer, retain_graph=True
         )
-        ratio = wanted.float().norm() / (given.float().norm() + _ADAPTIVE_EPSILON)
+        (adversarial_grad,) = torch.autograd.grad(
+            reconstruction, last_layer, image_grad.to(reconstruction.dtype), retain_graph=True
+        )
+        adversarial_norm = adversarial_grad.float().norm()
+        ratio = reconstruction_grad.float().norm() / (adversarial_norm + _ADAPTIVE_EPSILON)
         adaptive_weight = ratio.clamp(max=self.settings.max_adaptive_weight)
-        carrier = (reconstruction.float() * pull).sum()
+        carrier = (reconstruction.float() * image_grad).sum()
         loss = adversarial.detach() + (carrier - carrier.detach())
         return GeneratorLoss(
-            adaptive_weight * self.settings.weight * self.share * loss, adaptive_weight
+            adaptive_weight * self.settings.weight * self.scale * loss, adaptive_weight
         )
 
     def step(self, reconstruction: Tensor, image: Tensor) -> Mapping[str, Tensor]:
-        """Lets the discriminator learn from a batch; every process must call it.
+        """Trains the discriminator on one batch; every process must call it.
 
         Args:
-            reconstruction: (B, 3, H, W); its graph is left alone.
-            image: (B, 3, H, W) in [-1, 1], what it should look like.
+            reconstruction: (B, 3, H, W); its graph is not used.
+            image: (B, 3, H, W) in [-1, 1], the original.
 
         Returns:
-            discriminator_loss, logits_real and logits_fake, () each; nothing once the share is 0,
-            for then it has nothing to learn for.
+            discriminator_loss, logits_real and logits_fake, () each; nothing once the scale is 0,
+            when training the discriminator is of no use any more.
         """
-        if self.share == 0:
+        if self.scale == 0:
             return {}
         images = torch.cat([image.float(), reconstruction.detach().float()])
-        real, fake = self._judge(images).chunk(2)
+        real, fake = self._compute_logits(images).chunk(2)
         loss = compute_hinge_loss(real, fake)
         self._steps += 1
         if self.settings.lecam_weight:
-            self._follow(torch.stack([real.mean(), fake.mean()]).detach())
+            self._update_anchors(torch.stack([real.mean(), fake.mean()]).detach())
             loss = loss + self.settings.lecam_weight * compute_lecam_loss(real, fake, self._anchors)
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.network.parameters():
             if parameter.grad is not None:
                 _average_over_processes(parameter.grad)
         nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return {
             "discriminator_loss": loss.detach(),
             "logits_real": real.detach().mean(),
@@ -215,65 +246,51 @@ class AdversarialLoss:
         }
 
     def note_validation(self, reconstruction_error: float) -> float | None:
-        """Halves the share when reconstructions got worse since the discriminator counts.
+        """Halves the scale if reconstructions got worse since the discriminator counts.
 
-        Call it with every validation: the best error so far, that before the discriminator
-        counted included, is what others are compared with. In a distributed run every
-        process must be told the same.
+        Call it after every validation: the error is compared with the best so far, including
+        those from before the discriminator counted. Every process of a distributed run must pass
+        the same error.
 
         Returns:
-            The new share if it was lowered, for the log: 0 once it would fall under 1/64.
+            The new scale if it was lowered, for the log: 0 once it would fall under 1/64.
         """
         limit = self._best_error * (1 + self.settings.error_tolerance)
         is_worse = self._has_counted and reconstruction_error > limit
         self._best_error = min(self._best_error, reconstruction_error)
-        if not is_worse or self.share == 0:
+        if not is_worse or self.scale == 0:
             return None
-        self.share = self.share / 2 if self.share > _LEAST_SHARE else 0.0
-        return self.share
+        self.scale = self.scale / 2 if self.scale > _MIN_SCALE else 0.0
+        return self.scale
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns all that changes in training, as flat tensors that are shared, not copied."""
-        state = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{name}.{key}"] = value
-        state["anchors"] = self._anchors
-        state["steps"] = torch.tensor(self._steps)
-        state["has_counted"] = torch.tensor(self._has_counted)
-        state["best_error"] = torch.tensor(self._best_error, dtype=torch.float64)
-        state["share"] = torch.tensor(self.share, dtype=torch.float64)
-        return state
+        """Returns all that changes in training but the optimizer's state; tensors are shared."""
+        return {
+            **{f"network.{name}": t for name, t in self.network.state_dict().items()},
+            "anchors": self._anchors,
+            "steps": torch.tensor(self._steps),
+            "has_counted": torch.tensor(self._has_counted),
+            "best_error": torch.tensor(self._best_error, dtype=torch.float64),
+            "scale": torch.tensor(self.scale, dtype=torch.float64),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes back to a state, of which tensors may be on any device; they are copied."""
+        """Restores what `state_dict` returned; copies the tensors, which may be on any device."""
         self.network.load_state_dict(
             {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
         )
-        self._optimizer.state.clear()
-        for name, parameter in self.network.named_parameters():
-            prefix = f"optimizer.{name}."
-            saved = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            if saved:
-                self._optimizer.state[parameter] = {
-                    # Moments lie as their parameter does; steps are counted on the CPU.
-                    key: torch.empty_like(parameter).copy_(value).detach()
-                    if value.shape == parameter.shape
-                    else value.to("cpu", copy=True)
-                    for key, value in saved.items()
-                }
         self._anchors.copy_(state["anchors"])
         self._steps = int(state["steps"])
         self._has_counted = bool(state["has_counted"])
         self._best_error = float(state["best_error"])
-        self.share = float(state["share"])
+        self.scale = float(state["scale"])
 
-    def _judge(self, image: Tensor) -> Tensor:
-        """Returns the logits of images (B, 3, H, W): in bf16 on CUDA, as the tokenizer trains."""
+    def _compute_logits(self, image: Tensor) -> Tensor:
+        """Computes the logits of images (B, 3, H, W): in bf16 on CUDA, as the tokenizer trains."""
         if self.settings.augment:
             with torch.autocast(self._device.type, enabled=False):
                 image = augment(image)
-        # No cache: inside of another autocast it would outlive a step.
+        # No cache: inside another autocast it would outlive the step.
         with torch.autocast(
             self._device.type,
             dtype=torch.bfloat16,
@@ -283,7 +300,7 @@ class AdversarialLoss:
             logits: Tensor = self.network(image)
         return logits.float()
 
-    def _follow(self, means: Tensor) -> None:
+    def _update_anchors(self, means: Tensor) -> None:
         """Moves the anchors (2,) towards the means of this step's logits, over all processes."""
         _average_over_processes(means)
         # The weight of a moving average without the bias towards its start at 0.

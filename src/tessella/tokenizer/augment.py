@@ -1,7 +1,7 @@
 """image (B, 3, H, W) → the same image in other colours, moved, with a hole; differentiable.
 
-The discriminator sees real images and reconstructions through this alone, in its own step and in
-the tokenizer's, so that it cannot learn a small folder by heart.
+The discriminator sees real images and reconstructions only through this, in its own step and in
+the tokenizer's, so that it cannot memorise a small folder.
 
 Source: DiffAugment (arXiv:2006.10738), color + translation + cutout with its published ranges.
 """
@@ -14,7 +14,7 @@ _HOLE = 2  # a hole's side is 1/2 of the image's
 
 
 def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Changes every image of a batch by draws of its own.
+    """Changes every image of a batch at random, each differently.
 
     Args:
         image: (B, 3, H, W) about [-1, 1].
@@ -29,7 +29,7 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
     def draw(low: float, high: float) -> Tensor:
         return torch.empty(num_images, device=device).uniform_(low, high, generator=generator)
 
-    def draw_place(low: tuple[int, int], high: tuple[int, int]) -> Tensor:
+    def draw_position(low: tuple[int, int], high: tuple[int, int]) -> Tensor:
         sides = [
             torch.randint(a, b, (num_images,), device=device, generator=generator)
             for a, b in zip(low, high, strict=True)
@@ -38,8 +38,8 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     image = change_colors(image, draw(-0.5, 0.5), draw(0.0, 2.0), draw(0.5, 1.5))
     down, right = height // _MAX_SHIFT, width // _MAX_SHIFT
-    image = translate(image, draw_place((-down, -right), (down + 1, right + 1)))
-    return cut_out(image, draw_place((0, 0), (height, width)))
+    image = translate(image, draw_position((-down, -right), (down + 1, right + 1)))
+    return cut_out(image, draw_position((0, 0), (height, width)))
 
 
 def change_colors(
@@ -66,14 +66,14 @@ def translate(image: Tensor, shift: Tensor) -> Tensor:
 
 def _shift_matrix(shift: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Returns (B, size, size): row i has its 1 in column i - shift, if there is one."""
-    place = torch.arange(size, device=shift.device)
-    return (place[:, None] - shift[:, None, None] == place).to(dtype)
+    position = torch.arange(size, device=shift.device)
+    return (position[:, None] - shift[:, None, None] == position).to(dtype)
 
 
 def cut_out(image: Tensor, center: Tensor) -> Tensor:
     """Sets a rectangle of half height and half width around center (B, 2: row, column) to 0.
 
-    What of the rectangle lies outside of the image cuts nothing.
+    The part of the rectangle outside the image has no effect.
     """
     rows = _is_in_hole(center[:, 0], image.shape[2])
     columns = _is_in_hole(center[:, 1], image.shape[3])
@@ -82,7 +82,7 @@ def cut_out(image: Tensor, center: Tensor) -> Tensor:
 
 
 def _is_in_hole(center: Tensor, size: int) -> Tensor:
-    """Says (B, size) which places a hole around center (B,) covers along one side."""
+    """Returns (B, size): which positions along a side a hole around center (B,) covers."""
     start = center - size // _HOLE // 2
-    place = torch.arange(size, device=center.device) - start[:, None]
-    return (place >= 0) & (place < size // _HOLE)
+    offset = torch.arange(size, device=center.device) - start[:, None]
+    return (offset >= 0) & (offset < size // _HOLE)

@@ -1,55 +1,58 @@
 """How much of a codebook is in use: numbers, a plot, and what to try when it is too little.
 
-Beside the data's way: it looks at a quantizer and at the codes of some images, and changes
-nothing.
+Beside the data's way: it reads a quantizer and the codes of some images, and changes nothing.
 """
 
-import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
 
 from tessella.images import Pixels
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
 from tessella.tokenizer.quantizer_base import Quantizer
 from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
 
-# Before so many images a codebook has not settled; of fewer places a code too few may miss one.
+# A codebook has not settled earlier; with fewer positions per code, chance may leave one out.
 _SETTLED_AFTER_IMAGES = 10_000
-_PLACES_A_CODE = 4
+_POSITIONS_PER_CODE = 4
 _ENOUGH = 0.5
+
+_LEFT, _RIGHT = 90, 880  # of the plot's panels, in pixels
+_INK, _BLUE, _GRAY, _PALE, _PINK = "#222222", "#1f77b4", "#7f7f7f", "#e4e4e4", "#f6d4d4"
 
 
 @dataclass(frozen=True)
 class CodebookHealth:
-    """How often each code was chosen, and how long ago."""
+    """How often each code is used, and how long ago it was chosen in training."""
 
-    use: npt.NDArray[np.int64]  # (K,) how often each code stands in the codes looked at
-    idle_images: npt.NDArray[np.int64]  # (K,) images trained on since each was chosen or revived
+    use: npt.NDArray[np.int64]  # (K,) how often each code occurs in the measured images
+    idle_images: npt.NDArray[np.int64]  # (K,) images trained on since it was chosen or revived
 
     @property
     def codes_used(self) -> int:
-        """Number of codes that stand in the codes looked at."""
+        """Number of codes that occur in the measured images."""
         return int((self.use > 0).sum())
 
     @property
-    def share_used(self) -> float:
-        """Share of the codebook that stands in the codes looked at, in [0, 1]."""
+    def fraction_used(self) -> float:
+        """Fraction of the codebook that occurs in the measured images, in [0, 1]."""
         return self.codes_used / len(self.use)
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the entropy of use, in [1, K]: as many codes, used evenly, say as much."""
-        share = self.use[self.use > 0] / self.use.sum()
-        return float(np.exp(-(share * np.log(share)).sum()))
+        """Exponential of the entropy of use, in [1, K]: as informative as that many even codes."""
+        frequency = self.use[self.use > 0] / self.use.sum()
+        return float(np.exp(-(frequency * np.log(frequency)).sum()))
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers by name."""
         median, most, longest = np.percentile(self.idle_images, (50, 90, 100))
         return {
             "codes_used": float(self.codes_used),
-            "codes_used_share": self.share_used,
+            "codes_used_share": self.fraction_used,
             "perplexity": self.perplexity,
             "idle_images_median": float(median),
             "idle_images_90_percent": float(most),
@@ -62,7 +65,7 @@ def measure_codebook_health(quantizer: Quantizer, codes: npt.NDArray[np.int64]) 
 
     Args:
         quantizer: has counted in training how long each code has been idle.
-        codes: (B, h, w) in [0, K), B >= 1, of images that represent all: validation images.
+        codes: (B, h, w) in [0, K), B >= 1, of representative images: validation images.
     """
     return CodebookHealth(
         use=np.bincount(codes.ravel(), minlength=len(quantizer.idle_images)),
@@ -75,22 +78,22 @@ def describe_codebook_problem(
     settings: VectorQuantizerSettings | FiniteScalarSettings,
     images_seen: int,
 ) -> str | None:
-    """Says what to try when less than half of the codebook is in use.
+    """Returns a warning with what to try when less than half of the codebook is in use.
 
     Args:
         health: from `measure_codebook_health`.
         settings: the quantizer's.
-        images_seen: how many images it has been trained on.
+        images_seen: images trained on.
 
     Returns:
-        A warning; None while all is well, or too early or from too few codes to say.
+        None if all is well, or it is too early or there are too few codes to tell.
     """
-    size, places = len(health.use), int(health.use.sum())
-    too_early = images_seen < _SETTLED_AFTER_IMAGES or places < _PLACES_A_CODE * size
-    if too_early or health.share_used >= _ENOUGH:
+    size, positions = len(health.use), int(health.use.sum())
+    too_early = images_seen < _SETTLED_AFTER_IMAGES or positions < _POSITIONS_PER_CODE * size
+    if too_early or health.fraction_used >= _ENOUGH:
         return None
     return (
-        f"Only {health.codes_used} of {size} codes ({health.share_used:.0%}) are in use after "
+        f"Only {health.codes_used} of {size} codes ({health.fraction_used:.0%}) are in use after "
         f"{images_seen:,} images; perplexity {health.perplexity:.1f}. The others cost and add "
         f"nothing. Try {_join(_remedies(settings))}."
     )
@@ -121,38 +124,61 @@ def _join(words: list[str]) -> str:
 def plot_codebook_use(health: CodebookHealth) -> Pixels:
     """Draws each code's use, the most used first, and below it how long it has been idle.
 
-    Codes that stand nowhere in the codes looked at are marked.
+    Both scales are logarithmic. Codes that do not occur are marked.
 
     Returns:
         (600, 900, 3) uint8.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained", facecolor="white")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    order = np.argsort(-health.use, kind="stable")
-    use, idle = health.use[order], health.idle_images[order]
-    size, used = len(use), health.codes_used
-    upper.set_title(
-        f"{used} of {size} codes in use ({health.share_used:.0%}), "
+    order, used = np.argsort(-health.use, kind="stable"), health.codes_used
+    image = Image.new("RGB", (900, 600), "white")
+    draw = ImageDraw.Draw(image)
+    title = (
+        f"{used} of {len(order)} codes in use ({health.fraction_used:.0%}), "
         f"perplexity {health.perplexity:.1f}"
     )
-    upper.stairs(use[:used], np.arange(used + 1) - 0.5, baseline=0.5, fill=True, color="tab:blue")
-    upper.axhline(use.sum() / size, color="black", linestyle="--", label="all used alike")
-    upper.set_yscale("log")
-    upper.set_ylim(bottom=0.5)
-    upper.set_ylabel("times chosen (log scale)")
-    lower.scatter(np.arange(size), idle, s=4, color="tab:gray")
-    lower.set_yscale("symlog")
-    lower.set_ylim(bottom=0)
-    lower.set_ylabel("images idle")
-    lower.set_xlabel("code, the most used first")
-    lower.set_xlim(-0.5, size - 0.5)
-    if used < size:
-        for panel in (upper, lower):
-            panel.axvspan(used - 0.5, size - 0.5, color="tab:red", alpha=0.15, linewidth=0)
-        upper.plot([], [], color="tab:red", alpha=0.3, linewidth=8, label=f"{size - used} unused")
-    upper.legend(loc="upper right", frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="rgba", dpi=100)
-    return np.frombuffer(drawn.getvalue(), np.uint8).reshape(600, 900, 4)[..., :3].copy()
+    _write(draw, (_LEFT, 12), title, 20)
+    _write(draw, (_RIGHT, 50), "red: unused" if used < len(order) else "", anchor="ra")
+    _draw_panel(draw, (72, 350), "times chosen", health.use[order], used, _BLUE)
+    _draw_panel(draw, (402, 550), "images idle", health.idle_images[order], used, _GRAY)
+    _write(draw, (_RIGHT, 574), "code, the most used first", anchor="ra")
+    return np.asarray(image).copy()
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw,
+    rows: tuple[int, int],
+    heading: str,
+    values: npt.NDArray[np.int64],
+    codes_used: int,
+    color: str,
+) -> None:
+    """Draws values (K,) as bars between two rows of pixels, with a scale at the left."""
+    top, bottom = rows
+    highest = max(int(values.max()), 1)
+    edges = np.linspace(_LEFT, _RIGHT, len(values) + 1)
+
+    def to_row(value: float) -> float:
+        return bottom - (bottom - top) * math.log1p(value) / math.log1p(highest)
+
+    _write(draw, (_LEFT, top - 22), heading)
+    if codes_used < len(values):
+        draw.rectangle((edges[codes_used], top, _RIGHT, bottom), _PINK)
+    for tick in [0, *(10**power for power in range(len(str(highest))))]:
+        draw.line((_LEFT - 5, to_row(tick), _RIGHT, to_row(tick)), _PALE)
+        _write(draw, (_LEFT - 10, to_row(tick)), f"{tick:,}", 12, anchor="rm")
+    for x in range(_LEFT, _RIGHT):
+        # Where codes are narrower than a pixel, it shows the highest of its codes.
+        first, end = np.searchsorted(edges, x, side="right") - 1, np.searchsorted(edges, x + 1)
+        if value := values[first:end].max():
+            draw.line((x, to_row(value), x, bottom), color)
+    draw.line((_LEFT, top, _LEFT, bottom, _RIGHT, bottom), _INK)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    size: int = 14,
+    anchor: str = "la",
+) -> None:
+    draw.text(place, text, _INK, ImageFont.load_default(size), anchor=anchor)

@@ -1,11 +1,11 @@
 """image (B, 3, H, W) → logits (B, 1, h, w): how real each patch of the image looks.
 
-Convolutions of 4×4 only: `layers` of them halve height and width, two more look around. Each logit
-is about one patch; a whole image is judged by the mean over its patches.
+Convolutions of 4×4 only: `layers` of them halve height and width, two more widen the view. Each
+logit judges one patch; a whole image is judged by the mean over its patches.
 
 The normalisation is over groups of one image's channels, not over the batch as in Taming's code.
-With batch normalisation an image's logits depend on its neighbours, a batch of reconstructions can
-be told from one of real images by its statistics alone, these differ between processes, and running
+With batch normalisation an image's logits depend on its neighbours, a batch of reconstructions
+differs from one of real images by its statistics alone, these differ between processes, and running
 averages move in the tokenizer's pass too. Without it one pass takes both kinds of images at once.
 
 Source: PatchGAN of pix2pix (arXiv:1611.07004) as used by Taming Transformers (arXiv:2012.09841).

@@ -16,7 +16,7 @@ from tessella.config import Settings
 from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels
 
 _MOST_CODES = 65536
-# Widens the bound by so much that its outermost levels can be reached.
+# Widens the bound, so that its outermost levels can be reached.
 _MARGIN = 1e-3
 
 
@@ -43,7 +43,7 @@ class FiniteScalarSettings(Settings):
 
     @property
     def code_width(self) -> int:
-        """Channels of a code (C): one for each number of levels."""
+        """Channels of a code (C): as many as there are numbers of levels."""
         return len(self.levels)
 
 
@@ -52,17 +52,17 @@ class FiniteScalarQuantizer(Quantizer):
 
     vectors: Tensor  # (K, C)
     _levels: Tensor  # (C,) int64
-    _strides: Tensor  # (C,) int64, what one level more of a channel adds to the code
+    _strides: Tensor  # (C,) int64, by how much one more level of a channel raises the code
 
     def __init__(self, settings: FiniteScalarSettings) -> None:
-        """Lays out the grid: the first channel's level changes from code to code."""
+        """Creates the grid; from each code to the next the first channel's level changes."""
         super().__init__(settings.codebook_size)
         self.settings = settings
         levels = torch.tensor(settings.levels)
         strides = torch.tensor([math.prod(settings.levels[:i]) for i in range(len(levels))])
         codes = torch.arange(settings.codebook_size)[:, None]
         vectors = (codes // strides % levels - levels // 2) / (levels // 2)
-        # The settings say all of it: a model's file need not.
+        # Not in the model's file: the settings determine it.
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("_levels", levels, persistent=False)
         self.register_buffer("_strides", strides, persistent=False)

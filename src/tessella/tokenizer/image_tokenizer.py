@@ -1,10 +1,10 @@
 """image (B, 3, H, W) ⇄ codes (B, h, w): encoder, quantizer, decoder.
 
-On the data's way: `data` hands it images, the transformer learns and chooses its codes.
+On the data's way: images come from `data`; the transformer learns to generate the codes.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -14,17 +14,15 @@ from torch.nn import functional
 from tessella.config import Settings
 from tessella.errors import ConfigError, ShapeError
 from tessella.images import Pixels
+from tessella.tokenizer.body import Network
+from tessella.tokenizer.finite_scalar import FiniteScalarSettings
 from tessella.tokenizer.palette import PaletteNetwork, fit_palette
-from tessella.tokenizer.quantizer import (
-    FiniteScalarSettings,
-    Quantized,
-    QuantizerSettings,
-    VectorQuantizerSettings,
-    create_quantizer,
-)
+from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer_base import Quantized
 from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEncoder
 from tessella.tokenizer.residual import ResidualDecoder, ResidualEncoder
 from tessella.tokenizer.taming import TamingDecoder, TamingEncoder
+from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
 
 
 class TokenizerSettings(Settings):
@@ -34,23 +32,23 @@ class TokenizerSettings(Settings):
     """`residual`, the modern network; `report2021`, the founding report's; `taming`, that of
     Taming Transformers; `palette`, one colour a pixel as in Image GPT."""
     patch: int = Field(4, ge=1, le=8)
-    """Pixels a side that the residual network's stem folds into one place."""
+    """Side, in pixels, of the squares that the residual network's stem folds into one position."""
     widths: tuple[Annotated[int, Field(ge=16, multiple_of=16)], ...] = Field((48, 96), min_length=1)
     """Channels of the levels of `residual` and `taming`, finest first; each level after the first
     halves height and width."""
     blocks: int = Field(1, ge=1)
-    """Residual blocks a level, in `residual` and `taming`."""
+    """Residual blocks per level, in `residual` and `taming`."""
     nhid: int = Field(256, ge=8, multiple_of=8)
-    """Channels at the end of the report's encoder; there also the width of a code."""
+    """Channels at the end of the report's encoder, and the width of its codes."""
     upsampling: int = Field(0, ge=0, le=3)
-    """Levels that the decoder has more than the encoder. Each doubles the picture: the encoder
-    reads it at a half of data.image_size, a quarter, …, the decoder paints it whole."""
+    """Levels that the decoder has beyond the encoder's. Each doubles the picture: the encoder reads
+    it at a half, a quarter, … of data.image_size, the decoder paints it at full size."""
     quantizer: QuantizerSettings = VectorQuantizerSettings()
-    """The codebook and its rule; `--set tokenizer.quantizer=fsq` names another than `vq`."""
+    """The codebook and its rule; `--set tokenizer.quantizer=fsq` replaces `vq`."""
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side of one code, in the picture that is painted."""
+        """Side of a code, in pixels of the decoded picture."""
         if self.network == "report2021":
             encoder = DOWNSAMPLING
         elif self.network == "palette":
@@ -61,66 +59,62 @@ class TokenizerSettings(Settings):
         return int(encoder * 2**self.upsampling)
 
     @model_validator(mode="after")
-    def _one_code_width(self) -> "TokenizerSettings":
-        if self.network != "report2021" or self.quantizer.code_width == self.nhid:
-            return self
-        how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
-        if isinstance(self.quantizer, FiniteScalarSettings):
-            how = "Set tokenizer.quantizer=vq"
-        raise ValueError(
-            f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
-            f"{self.quantizer.code_width}. {how}"
-        )
+    def _fits_the_network(self) -> Self:
+        match self.network:
+            case "report2021":
+                self._check_report2021()
+            case "taming":
+                self._check_taming()
+            case "palette":
+                self._check_palette()
+        return self
 
-    @model_validator(mode="after")
-    def _taming_multiplies(self) -> "TokenizerSettings":
+    def _check_report2021(self) -> None:
+        if self.quantizer.code_width != self.nhid:
+            how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
+            if isinstance(self.quantizer, FiniteScalarSettings):
+                how = "Set tokenizer.quantizer=vq"
+            raise ValueError(
+                f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
+                f"{self.quantizer.code_width}. {how}"
+            )
+        factor = DOWNSAMPLING * 2**self.upsampling
+        if self.nhid % factor:
+            raise ValueError(
+                f"`nhid` halves with every upsampling: it must be a multiple of {factor}, not "
+                f"{self.nhid}"
+            )
+
+    def _check_taming(self) -> None:
         wrong = [width for width in self.widths if width % 32 or width % self.widths[0]]
-        if self.network == "taming" and wrong:
+        if wrong:
             raise ValueError(
                 f"taming's widths are multiples of 32 and of the first one: not {wrong[0]}. Try "
                 "tokenizer.widths=[128,128,256,512]"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _report_can_grow(self) -> "TokenizerSettings":
-        least = DOWNSAMPLING * 2**self.upsampling
-        if self.network == "report2021" and self.nhid % least:
-            raise ValueError(
-                f"`nhid` halves with every upsampling: it must be a multiple of {least}, not "
-                f"{self.nhid}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _palette_is_colours(self) -> "TokenizerSettings":
-        if self.network != "palette":
-            return self
-        quantizer = self.quantizer
-        if (
-            not isinstance(quantizer, VectorQuantizerSettings)
-            or quantizer.normalize
-            or quantizer.code_width != 3
-        ):
+    def _check_palette(self) -> None:
+        codes = self.quantizer
+        is_vq = isinstance(codes, VectorQuantizerSettings) and not codes.normalize
+        if not is_vq or codes.code_width != 3:
             raise ValueError(
                 "a palette's codes are colours. Set tokenizer.quantizer.name=vq, .code_width=3 and "
                 ".normalize=false, as the preset `palette` does"
             )
         if self.upsampling:
             raise ValueError("a palette has no decoder that could upsample. Set upsampling=0")
-        return self
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the tokenizer makes of an image in training."""
+    """A training image, encoded and decoded."""
 
     image: Tensor  # (B, 3, H, W) unclamped
     quantized: Quantized  # its codes and the quantizer's loss
 
 
 class ImageTokenizer(nn.Module):
-    """Encoder, quantizer and decoder under one roof."""
+    """Encoder, quantizer and decoder."""
 
     def __init__(self, settings: TokenizerSettings) -> None:
         """Creates an untrained tokenizer."""
@@ -140,9 +134,9 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.codebook
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the convolutions between the first and the last: what Muon trains."""
-        inside = [*self.encoder.body.parameters(), *self.decoder.body.parameters()]
-        return [parameter for parameter in inside if parameter.ndim == 4]
+        """Lists the convolutions between the first and the last, which Muon trains."""
+        parameters = [*self.encoder.body.parameters(), *self.decoder.body.parameters()]
+        return [parameter for parameter in parameters if parameter.ndim == 4]
 
     @property
     def last_layer(self) -> Tensor:
@@ -150,11 +144,11 @@ class ImageTokenizer(nn.Module):
         return self.decoder.get_parameter("last.weight")
 
     def learn_palette(self, pixels: Pixels, seed: int) -> None:
-        """Takes the colours that stand best for those of some pictures: all that a palette learns.
+        """Chooses the colours that represent some pictures best: all that a palette learns.
 
         Args:
             pixels: (N, S, S, 3) uint8.
-            seed: of the colours looked at and the start.
+            seed: of the sampled pixels and the first palette.
         """
         palette = fit_palette(pixels, len(self.codebook), seed)
         learned = {"vectors": palette, "cluster_sum": palette, "started": torch.tensor(True)}
@@ -202,14 +196,14 @@ class ImageTokenizer(nn.Module):
         return image.clamp(-1.0, 1.0)
 
     def _encode(self, image: Tensor) -> Tensor:
-        """Reads images into latents (B, C, h, w), at the size that the encoder is made for."""
-        image = self._checked(image)
+        """Encodes images into latents (B, C, h, w), at the size that the encoder reads."""
+        image = self._check_size(image)
         if self.settings.upsampling:
             image = functional.avg_pool2d(image, 2**self.settings.upsampling)
         latent: Tensor = self.encoder(image)
         return latent
 
-    def _checked(self, image: Tensor) -> Tensor:
+    def _check_size(self, image: Tensor) -> Tensor:
         factor = self.settings.downsampling
         for side in image.shape[-2:]:
             if side == 0 or side % factor:
@@ -221,17 +215,13 @@ class ImageTokenizer(nn.Module):
         return image.contiguous(memory_format=self._memory_format)
 
 
-_Encoder = ResidualEncoder | ReportEncoder | TamingEncoder | PaletteNetwork
-_Decoder = ResidualDecoder | ReportDecoder | TamingDecoder | PaletteNetwork
-
-
-def _create_networks(settings: TokenizerSettings) -> tuple[_Encoder, _Decoder]:
+def _create_networks(settings: TokenizerSettings) -> tuple[Network, Network]:
+    """Creates the encoder and the decoder."""
     code_width, upsampling = settings.quantizer.code_width, settings.upsampling
     if settings.network == "report2021":
         return ReportEncoder(settings.nhid), ReportDecoder(settings.nhid, upsampling)
     if settings.network == "taming":
-        multipliers = [width // settings.widths[0] for width in settings.widths]
-        taming = (settings.widths[0], multipliers, settings.blocks, code_width)
+        taming = (settings.widths, settings.blocks, code_width)
         return TamingEncoder(*taming), TamingDecoder(*taming, upsampling)
     if settings.network == "palette":
         return PaletteNetwork(), PaletteNetwork()

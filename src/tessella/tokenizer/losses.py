@@ -6,7 +6,6 @@ perceptual.py and adversarial.py name theirs; LPIPS is arXiv:1801.03924.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +19,7 @@ from tessella.tokenizer.perceptual import PerceptualLoss, PerceptualLossSettings
 
 
 class ReconstructionLossSettings(Settings):
-    """What a good reconstruction is: weights of losses that are added."""
+    """The reconstruction loss: weights of losses that are added."""
 
     mse: float = Field(1.0, ge=0.0)
     """Weight of the mean squared difference of pixels in [-1, 1]."""
@@ -42,34 +41,29 @@ class ReconstructionLossSettings(Settings):
 
 @dataclass(frozen=True)
 class ReconstructionLosses:
-    """How far a reconstruction is from its image."""
+    """The distance of reconstructions from their images."""
 
     total: Tensor  # () the weighted sum
-    pixels: Tensor | None  # () its part that looks at pixels; None if nothing does
-    perceptual: Tensor | None  # () its part that looks at features; None if nothing does
+    perceptual: Tensor | None  # () its part that compares features, if any does
 
 
 class ReconstructionLoss:
-    """Weighs how far reconstructions are from their images; the discriminator stands apart.
+    """The weighted distance of reconstructions from their images, without the discriminator.
 
-    No module: a network that holds it does not learn, save or average the networks inside.
+    It is not a module, so that no network that holds it trains or saves the networks inside.
     """
 
     def __init__(self, settings: ReconstructionLossSettings) -> None:
         """Loads the networks that the settings need.
 
         Raises:
-            ConfigError: weights are not to be found, or `lpips` is not installed.
+            ConfigError: weights cannot be found, or `lpips` is not installed.
         """
         self._settings = settings
         self._perceptual = (
             PerceptualLoss(settings.perceptual) if settings.perceptual.layers else None
         )
         self._lpips = _load_lpips() if settings.lpips else None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ReconstructionLoss":
-        """Shares itself: nothing in it changes."""
-        return self
 
     def __call__(self, reconstruction: Tensor, image: Tensor) -> ReconstructionLosses:
         """Compares reconstructions (B, 3, H, W) with images, both about [-1, 1]."""
@@ -86,7 +80,6 @@ class ReconstructionLoss:
             features.append(settings.lpips * self._lpips(reconstruction, image))
         return ReconstructionLosses(
             total=torch.stack(pixels + features).sum(),
-            pixels=torch.stack(pixels).sum() if pixels else None,
             perceptual=torch.stack(features).sum() if features else None,
         )
 

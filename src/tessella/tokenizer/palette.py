@@ -1,7 +1,7 @@
 """pixels → a palette of K colours; image (B, 3, H, W) ⇄ codes (B, H, W), one a pixel.
 
-Image GPT's tokenizer: nothing is learned but which colours stand for all others. The palette is
-the quantizer's codebook; encoder and decoder hand their input on.
+Image GPT's tokenizer: only the palette is learned, the colours that represent all others. It is
+the quantizer's codebook; encoder and decoder pass their input on unchanged.
 
 Source: Chen et al., "Generative Pretraining from Pixels" (2020): k-means with 512 colours;
 Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding" (2007).
@@ -13,44 +13,38 @@ from torch import Tensor, nn
 
 from tessella.errors import ShapeError
 from tessella.images import Pixels
-from tessella.tokenizer.body import Body
+from tessella.tokenizer.body import Network
 from tessella.tokenizer.vector_quantizer import nearest_codes
 
-_SAMPLED_PIXELS = 2**18  # some 500 a colour for the usual 512
+_SAMPLED_PIXELS = 2**18  # about 500 per colour for the usual 512
 _MAX_STEPS = 50
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
-class PaletteNetwork(nn.Module):
-    """Stands where other tokenizers have an encoder and a decoder: a pixel is its own latent."""
+class PaletteNetwork(Network):
+    """Takes the place of encoder and decoder: a pixel is its own latent."""
 
     def __init__(self) -> None:
         """Creates a network without weights."""
-        super().__init__()
-        self.body = Body()
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hands (B, 3, H, W) on."""
-        latent: Tensor = self.body(hidden)
-        return latent
+        super().__init__(nn.Identity(), (), nn.Identity())
 
 
 def fit_palette(pixels: Pixels, size: int, seed: int) -> Tensor:
-    """Chooses colours that stand for all of some pictures' by k-means.
+    """Chooses the colours that represent some pictures, by k-means.
 
-    The same pixels, size and seed give the same palette. Where the pictures have fewer distinct
+    The same pixels, size and seed give the same palette. If the pictures have fewer distinct
     colours than the palette, it holds exactly these, some of them more than once.
 
     Args:
-        pixels: (N, H, W, 3) uint8; at most about a quarter of a million pixels are drawn.
+        pixels: (N, H, W, 3) uint8; about a quarter of a million pixels are sampled at most.
         size: K, the number of colours, >= 1.
-        seed: of the drawn pixels and the start.
+        seed: of the sample and the first palette.
 
     Returns:
         (K, 3) float32 in [-1, 1], from the darkest to the brightest.
 
     Raises:
-        ShapeError: the pixels are not (N, H, W, 3) uint8, or none.
+        ShapeError: the pixels are not (N, H, W, 3) uint8, or there are none.
     """
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise ShapeError(
@@ -60,10 +54,10 @@ def fit_palette(pixels: Pixels, size: int, seed: int) -> Tensor:
     flat = pixels.reshape(-1, 3)
     if len(flat) > _SAMPLED_PIXELS:
         flat = flat[np.random.default_rng(seed).integers(len(flat), size=_SAMPLED_PIXELS)]
-    # k-means over distinct colours, weighted: the same result as over pixels, sooner. In fp64 the
+    # k-means over distinct colours, weighted: the same result as over pixels, faster. In fp64 the
     # sums of 8-bit values are exact, whatever their order.
-    found, times = np.unique(flat, axis=0, return_counts=True)
-    colours, weights = torch.from_numpy(found).double(), torch.from_numpy(times).double()
+    distinct, counts = np.unique(flat, axis=0, return_counts=True)
+    colours, weights = torch.from_numpy(distinct).double(), torch.from_numpy(counts).double()
     if len(colours) <= size:
         palette = colours[torch.arange(size) % len(colours)]
     else:
@@ -76,12 +70,13 @@ def fit_palette(pixels: Pixels, size: int, seed: int) -> Tensor:
 def refine_palette(colours: Tensor, weights: Tensor, palette: Tensor) -> Tensor:
     """Moves palette colours to the mean of the colours nearest to them, until none moves.
 
-    At most 50 times. One that is nearest to none goes to the colour that is farthest from its own.
+    At most 50 times. One that no colour is nearest to moves to the colour that is farthest from
+    its own palette colour.
 
     Args:
         colours: (M, 3), distinct, more than K.
         weights: (M,) how often each occurs, > 0.
-        palette: (K, 3) where to start.
+        palette: (K, 3) the first one.
 
     Returns:
         (K, 3); the weighted squared distance of the colours to it is not higher than at the start.
@@ -105,9 +100,9 @@ def refine_palette(colours: Tensor, weights: Tensor, palette: Tensor) -> Tensor:
 
 def _start(colours: Tensor, weights: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Draws colours (k-means++): each as likely as its squared distance to those before it."""
-    chosen = [torch.multinomial(weights, 1, generator=generator)]
+    indices = [torch.multinomial(weights, 1, generator=generator)]
     distance = torch.full_like(weights, torch.inf)
     for _ in range(size - 1):
-        distance = distance.minimum((colours - colours[chosen[-1]]).square().sum(1))
-        chosen.append(torch.multinomial(weights * distance, 1, generator=generator))
-    return colours[torch.cat(chosen)]
+        distance = distance.minimum((colours - colours[indices[-1]]).square().sum(1))
+        indices.append(torch.multinomial(weights * distance, 1, generator=generator))
+    return colours[torch.cat(indices)]

@@ -1,8 +1,8 @@
 """image → features of ResNet-18 → how different two images look to it.
 
-Beside the tokenizer: its loss, the probe and the evaluation look at images with this network,
-which is never trained here. It is written out with torchvision's names, so that torchvision's
-published file fits.
+Beside the tokenizer: its loss, the probe and the evaluation compare images by this network, which
+is never trained here. It is written out with torchvision's names, so that torchvision's published
+file fits.
 
 Source: network arXiv:1512.03385; distance arXiv:1801.03924 without its learned weights.
 """
@@ -27,7 +27,7 @@ from tessella.tokenizer.weights import PublishedWeights, find_weights, read_weig
 _BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
 
 LAYERS = ("conv1", *_BLOCKS, "avgpool", "fc")
-"""The layers whose features can be had, in the network's order.
+"""The layers whose features can be computed, in the network's order.
 
 `conv1` is the stem after batch norm and ReLU, before max pooling; `layer1.0` … `layer4.1` are
 the blocks; `avgpool` is the pooled vector; `fc` is ImageNet's 1000 classes.
@@ -54,18 +54,18 @@ class PerceptualLossSettings(Settings):
 
     layers: Mapping[str, float] = {}
     """Weight of each layer that is compared: conv1, layer1.0, layer1.1 (or layer1, the end of
-    the stage) … layer4.1, avgpool, fc. Without any the loss is off."""
+    the stage) … layer4.1, avgpool, fc. Without any layer the loss is off."""
     normalize: bool = True
-    """Compares the direction of the feature vector at each place, not its length."""
+    """Compares the direction of the feature vector at each position, not its length."""
     weights: Path | None = None
     """File of ResNet-18's weights: torchvision's .pth, the same as .safetensors, or an .npz with
-    batch norm folded, which may end at an earlier layer. Without it: the file that the
-    environment variable TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
+    batch norm folded, which may end at an earlier layer. Left out: the file that the environment
+    variable TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
 
     @field_validator("layers", mode="before")
     @classmethod
     def _join_names(cls, value: Any) -> Any:
-        """Takes `layer1.0 = 1` as TOML and `--set` read it: as a table in a table."""
+        """Reads `layer1.0 = 1` as TOML and `--set` parse it: as a table in a table."""
         if not isinstance(value, Mapping):
             return value
         layers: dict[str, Any] = {}
@@ -119,7 +119,7 @@ class ResNet18(nn.Module):
     """ResNet-18 with torchvision's names: image (B, 3, H, W), normalised, → (B, 1000).
 
     Args:
-        layers: how far it goes: the first of `LAYERS`, one or more.
+        layers: the first of `LAYERS`, one or more; it ends with the last of them.
         folded: its convolutions have a bias and there is no batch norm.
     """
 
@@ -140,7 +140,7 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(512, 1000) if "fc" in layers else nn.Identity()
 
     def fold(self) -> Self:
-        """Puts each batch norm, as it is in evaluation, into the convolution before it."""
+        """Folds each batch norm, in eval mode, into the convolution before it."""
         self.eval()
         for name, norm in list(self.named_modules()):
             before = name.replace("bn", "conv").replace("downsample.1", "downsample.0")
@@ -151,7 +151,7 @@ class ResNet18(nn.Module):
         return self
 
     def walk(self, image: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yields the name and the features of one layer after the other, each when asked for."""
+        """Yields each layer's name and features, computed as they are needed."""
         hidden = functional.relu(self.bn1(self.conv1(image)), inplace=True)
         yield "conv1", hidden
         hidden = functional.max_pool2d(hidden, 3, stride=2, padding=1)
@@ -172,14 +172,13 @@ def _norm(width: int, folded: bool) -> nn.Module:
 
 
 class ResNetFeatures:
-    """Looks at images with a ResNet-18 that nothing trains.
+    """Computes the features of images with a ResNet-18 that nothing trains.
 
-    No `nn.Module`: whoever holds it neither saves nor counts its weights, and a deep copy of
-    the holder shares them.
+    It is not an `nn.Module`: a network that holds it neither saves nor counts its weights.
 
     Args:
-        state: weights by torchvision's names, all or those of the first layers; or the same
-            with each batch norm folded into a bias of its convolution.
+        state: weights by torchvision's names, of all or only the first layers; or the same with
+            each batch norm folded into its convolution's bias.
 
     Raises:
         CheckpointError: these are not ResNet-18's weights.
@@ -190,8 +189,8 @@ class ResNetFeatures:
             return layer == "avgpool" or any(name.startswith(f"{layer}.") for name in state)
 
         self.available = tuple(takewhile(has, LAYERS))
-        """The layers that the weights reach."""
-        # Without memory of its own: the weights come from the state, no random ones are drawn.
+        """The layers that the weights have."""
+        # On the meta device: the weights come from the state, so that no random ones are drawn.
         with torch.device("meta"):
             network = ResNet18(self.available, folded="conv1.bias" in state)
         try:
@@ -208,20 +207,17 @@ class ResNetFeatures:
         self._scale = 0.5 / std
         self._shift = (0.5 - torch.tensor(_IMAGENET_MEAN).reshape(3, 1, 1)) / std
 
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
     def to(self, device: torch.device | str) -> Self:
-        """Moves the weights; `features` does it by itself when an image is elsewhere."""
+        """Moves the weights; `features` does so by itself for an image on another device."""
         self._network.to(device)
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         return self
 
     def require(self, layers: Iterable[str]) -> None:
-        """Makes sure that the weights have these layers.
+        """Checks that the weights have these layers.
 
         Raises:
-            ConfigError: they lack one; lists those that they have.
+            ConfigError: they lack one; the message lists those that they have.
         """
         for layer in layers:
             if ALIASES.get(layer, layer) not in self.available:
@@ -233,41 +229,41 @@ class ResNetFeatures:
     def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Computes the features of some layers, and no layer beyond the last of them.
 
-        The image is not resized. Any size will do, but a place of `conv1` stands for 2×2
-        pixels, of `layer1` … `layer4` for 4×4, 8×8, 16×16 and 32×32: smaller images are mostly
-        padding there. ImageNet's were 224×224.
+        The image is not resized. Any size will do, but a position of `conv1` covers 2×2 pixels, of
+        `layer1` … `layer4` 4×4, 8×8, 16×16 and 32×32: smaller images are mostly padding there.
+        ImageNet's were 224×224.
 
         Args:
             image: (B, 3, H, W) in [-1, 1]; gradients flow to it.
             layers: names of `LAYERS` or `ALIASES`.
 
         Returns:
-            By the names that were asked for: (B, channels, places, places), H and W halved up
-            to five times and rounded up; (B, channels) for `avgpool` and `fc`.
+            By the given names: (B, channels, height, width), H and W halved up to five times and
+            rounded up; (B, channels) for `avgpool` and `fc`.
 
         Raises:
             ConfigError: the weights lack a layer.
         """
-        wanted = {layer: ALIASES.get(layer, layer) for layer in layers}
-        self.require(wanted)
+        names = {layer: ALIASES.get(layer, layer) for layer in layers}
+        self.require(names)
         if self._scale.device != image.device:
             self.to(image.device)
         image = image.contiguous(memory_format=torch.channels_last) * self._scale + self._shift
-        missing, found = set(wanted.values()), {}
+        needed = set(names.values())
+        features: dict[str, Tensor] = {}
         walk = self._network.walk(image)
-        while missing:
+        while len(features) < len(needed):
             name, hidden = next(walk)
-            if name in missing:
-                missing.remove(name)
-                found[name] = hidden
-        return {layer: found[name] for layer, name in wanted.items()}
+            if name in needed:
+                features[name] = hidden
+        return {layer: features[name] for layer, name in names.items()}
 
 
 def load_resnet18(path: Path | None = None) -> ResNetFeatures:
     """Loads ResNet-18 from a file, or else from where `find_weights` finds it.
 
     Raises:
-        ConfigError: there is no such file, or none can be had; says how to get it.
+        ConfigError: there is no such file; the message says how to get one.
         CheckpointError: the file is damaged or holds something else.
     """
     path = find_weights(RESNET18, path)
@@ -282,12 +278,12 @@ class PerceptualLoss:
     """How different two batches of images look to ResNet-18.
 
     The sum over the layers of weight × distance. With `normalize` the feature vector at each
-    place is scaled to length 1, and the distance is the squared length of the difference, from
-    0 to 4, averaged over places and batch. Else it is the squared difference of features,
-    averaged over channels, places and batch.
+    position is scaled to length 1, and the distance is the squared length of the difference, from
+    0 to 4, averaged over positions and batch. Otherwise it is the squared difference of features,
+    averaged over channels, positions and batch.
 
     Raises:
-        ConfigError: the weights cannot be had or lack a layer.
+        ConfigError: the weights cannot be found or lack a layer.
         CheckpointError: the file of the weights is damaged or holds something else.
     """
 
@@ -304,17 +300,18 @@ class PerceptualLoss:
             () in float32.
         """
         with torch.no_grad():
-            expected = self._network.features(image, self.settings.layers)
-        got = self._network.features(reconstruction, self.settings.layers)
+            targets = self._network.features(image, self.settings.layers)
+        features = self._network.features(reconstruction, self.settings.layers)
         loss = reconstruction.new_zeros((), dtype=torch.float32)
         for layer, weight in self.settings.layers.items():
-            loss = loss + weight * self._distance(got[layer].float(), expected[layer].float())
+            distance = self._compute_distance(features[layer].float(), targets[layer].float())
+            loss = loss + weight * distance
         return loss
 
-    def _distance(self, got: Tensor, expected: Tensor) -> Tensor:
+    def _compute_distance(self, features: Tensor, targets: Tensor) -> Tensor:
         """Compares features (B, channels, …)."""
         if not self.settings.normalize:
-            return functional.mse_loss(got, expected)
+            return functional.mse_loss(features, targets)
         # A vector of zeros stays one, without the infinite gradient of its length.
-        got, expected = functional.normalize(got), functional.normalize(expected)
-        return got.shape[1] * functional.mse_loss(got, expected)
+        features, targets = functional.normalize(features), functional.normalize(targets)
+        return features.shape[1] * functional.mse_loss(features, targets)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator
 
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
-from tessella.tokenizer.quantizer_base import Quantized, Quantizer
+from tessella.tokenizer.quantizer_base import Quantizer
 from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
 
 
@@ -29,15 +29,3 @@ def create_quantizer(settings: VectorQuantizerSettings | FiniteScalarSettings) -
     if isinstance(settings, FiniteScalarSettings):
         return FiniteScalarQuantizer(settings)
     return VectorQuantizer(settings)
-
-
-__all__ = [
-    "FiniteScalarQuantizer",
-    "FiniteScalarSettings",
-    "Quantized",
-    "Quantizer",
-    "QuantizerSettings",
-    "VectorQuantizer",
-    "VectorQuantizerSettings",
-    "create_quantizer",
-]

@@ -16,15 +16,15 @@ from tessella.errors import ShapeError
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of a latent."""
+    """A latent, quantized."""
 
-    quantized: Tensor  # (B, C, h, w) the chosen vectors, with a gradient for the latent
+    quantized: Tensor  # (B, C, h, w) codebook vectors, with a gradient for the latent
     codes: Tensor  # (B, h, w) int64 in [0, K)
-    loss: Tensor  # () what the quantizer itself wants minimised, weighted; 0 where nothing
+    loss: Tensor  # () the quantizer's own loss, weighted; 0 if it has none
 
 
 class Quantizer(nn.Module, abc.ABC):
-    """A codebook and the rule by which latents choose from it."""
+    """A codebook and the rule by which latents are assigned to its vectors."""
 
     idle_images: Tensor  # (K,) int64, images of training since each code was last chosen
 
@@ -36,7 +36,7 @@ class Quantizer(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """(K, C) the vectors that stand for the codes."""
+        """(K, C) the vector of each code."""
 
     @abc.abstractmethod
     def encode(self, latent: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ further pairs of blocks.
 
 from torch import Tensor, nn
 
-from tessella.tokenizer.body import Body
+from tessella.tokenizer.body import Network
 
 NUM_BLOCKS = 6
 CONVOLUTIONS_PER_BLOCK = 4
@@ -28,14 +28,14 @@ class ReportBlock(nn.Module):
         layers: list[nn.Module] = []
         width = width_in
         for index in range(CONVOLUTIONS_PER_BLOCK):
-            made = width_out if index >= resizing else width_in
+            next_width = width_out if index >= resizing else width_in
             convolution_stride = stride if index == resizing else 1
             layers += [
-                _convolution(width, made, 3, convolution_stride, transposed),
-                nn.BatchNorm2d(made),
+                _convolution(width, next_width, 3, convolution_stride, transposed),
+                nn.BatchNorm2d(next_width),
                 nn.ReLU(),
             ]
-            width = made
+            width = next_width
         self.layers = nn.Sequential(*layers[:-1])
         changes = stride != 1 or width_in != width_out
         self.skip = (
@@ -43,51 +43,38 @@ class ReportBlock(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Adds the four convolutions' result to the (resized) input."""
+        """Adds the four convolutions' result to the input, resized if need be."""
         combined: Tensor = self.layers(hidden) + self.skip(hidden)
         return combined.relu()
 
 
-class ReportEncoder(nn.Module):
+class ReportEncoder(Network):
     """image (B, 3, H, W) → latent (B, nhid, H / 8, W / 8)."""
 
     def __init__(self, nhid: int) -> None:
         """Creates the stem and six blocks; `nhid` is a multiple of 8."""
-        super().__init__()
-        self.first = nn.Conv2d(3, nhid // DOWNSAMPLING, 7, padding=3)
+        first = nn.Conv2d(3, nhid // DOWNSAMPLING, 7, padding=3)
         blocks: list[nn.Module] = []
         width = nhid // DOWNSAMPLING
         for _ in range(NUM_BLOCKS // 2):
             blocks.append(ReportBlock(width, 2 * width, stride=2, transposed=False))
             blocks.append(ReportBlock(2 * width, 2 * width, stride=1, transposed=False))
             width *= 2
-        self.body = Body(*blocks)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Encodes a batch of images in [-1, 1]."""
-        latent: Tensor = self.body(self.first(image))
-        return latent
+        super().__init__(first, blocks, nn.Identity())
 
 
-class ReportDecoder(nn.Module):
+class ReportDecoder(Network):
     """quantized (B, nhid, h, w) → image (B, 3, 8h, 8w), times 2 for each further upsampling."""
 
     def __init__(self, nhid: int, upsampling: int = 0) -> None:
         """Creates the mirror image of the encoder; `nhid` is a multiple of 8 · 2 ** upsampling."""
-        super().__init__()
         blocks: list[nn.Module] = []
         width = nhid
         for _ in range(NUM_BLOCKS // 2 + upsampling):
             blocks.append(ReportBlock(width, width, stride=1, transposed=True))
             blocks.append(ReportBlock(width, width // 2, stride=2, transposed=True))
             width //= 2
-        self.body = Body(*blocks)
-        self.last = nn.ConvTranspose2d(width, 3, 7, padding=3)
-
-    def forward(self, quantized: Tensor) -> Tensor:
-        """Decodes to images, unclamped."""
-        image: Tensor = self.last(self.body(quantized))
-        return image
+        super().__init__(nn.Identity(), blocks, nn.ConvTranspose2d(width, 3, 7, padding=3))
 
 
 def _convolution(

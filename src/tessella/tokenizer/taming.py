@@ -1,9 +1,9 @@
 """VQGAN's network, for comparison: image → latent, quantized → image.
 
-Two normalised 3×3 convolutions around a skip make a block; every level has `multiplier` times the
-base width; each level but the last halves height and width. Attention stands after every block of
-the coarsest level and between the two blocks of the middle. Published shapes: width 128, two blocks
-a level, codes of width 256, multipliers (1, 1, 2, 2, 4) for 16 pixels a code, (1, 1, 2, 4) for 8.
+Each level has a width, a multiple of 32, and each but the last halves height and width. Attention
+follows every block of the coarsest level, and stands between the two blocks of the middle.
+Published shapes: two blocks per level, codes of width 256, widths (128, 128, 256, 256, 512) for 16
+pixels per code, (128, 128, 256, 512) for 8.
 
 Source: Taming Transformers (arXiv:2012.09841) and its published configurations.
 """
@@ -13,35 +13,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.tokenizer.body import Body
+from tessella.tokenizer.body import Network, NormalizedBlock
 
 _GROUPS = 32
 _EPSILON = 1e-6
 
 
-class TamingBlock(nn.Module):
-    """(B, width_in, H, W) → (B, width_out, H, W): two convolutions around a skip."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        """Creates a block; a 1×1 convolution fits the skip to another width."""
-        super().__init__()
-        self.norm1 = _norm(width_in)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = _norm(width_out)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        same = width_in == width_out
-        self.skip = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Adds what the two convolutions make of the input to it."""
-        update: Tensor = self.conv1(functional.silu(self.norm1(hidden)))
-        update = self.conv2(functional.silu(self.norm2(update)))
-        summed: Tensor = self.skip(hidden) + update
-        return summed
-
-
 class TamingAttention(nn.Module):
-    """(B, width, H, W) → the same shape: every place looks at all places, with one head."""
+    """(B, width, H, W) → the same shape: every position attends to all, with one head."""
 
     def __init__(self, width: int) -> None:
         """Creates the layer."""
@@ -51,92 +30,74 @@ class TamingAttention(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Adds what attention makes of the input to it."""
-        places = self.query_key_value(self.norm(hidden)).flatten(2).mT  # (B, N, 3C)
-        query, key, value = places.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, C) each
+        """Adds the attention's result to the input."""
+        positions = self.query_key_value(self.norm(hidden)).flatten(2).mT  # (B, N, 3C)
+        query, key, value = positions.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, C) each
         update = functional.scaled_dot_product_attention(query, key, value).squeeze(1)
         summed: Tensor = hidden + self.out(update.mT.unflatten(-1, hidden.shape[-2:]))
         return summed
 
 
-class TamingEncoder(nn.Module):
+class TamingEncoder(Network):
     """image (B, 3, H, W) → latent (B, C, H / downsampling, W / downsampling)."""
 
-    def __init__(
-        self, width: int, multipliers: Sequence[int], blocks: int, code_width: int
-    ) -> None:
-        """Creates one level a multiplier, finest first; `width` is a multiple of 32."""
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 3, padding=1)
+    def __init__(self, widths: Sequence[int], blocks: int, code_width: int) -> None:
+        """Creates one level per width, from the finest to the coarsest."""
+        first = nn.Conv2d(3, widths[0], 3, padding=1)
         layers: list[nn.Module] = []
-        width_in = width
-        for level, multiplier in enumerate(multipliers):
+        width_in = widths[0]
+        for level, width in enumerate(widths):
             if level > 0:
                 # Padded at the right and the bottom only, as published.
                 halve = nn.Conv2d(width_in, width_in, 3, stride=2)
                 layers += [nn.ZeroPad2d((0, 1, 0, 1)), halve]
-            coarsest = level == len(multipliers) - 1
-            layers += _level(width_in, width * multiplier, blocks, coarsest)
-            width_in = width * multiplier
-        self.body = Body(*layers, *_middle(width_in), _norm(width_in), nn.SiLU())
-        self.last = nn.Sequential(
+            layers += _level(width_in, width, blocks, attention=level == len(widths) - 1)
+            width_in = width
+        layers += [*_middle(width_in), _norm(width_in), nn.SiLU()]
+        last = nn.Sequential(
             nn.Conv2d(width_in, code_width, 3, padding=1), nn.Conv2d(code_width, code_width, 1)
         )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Encodes a batch of images in [-1, 1]."""
-        latent: Tensor = self.last(self.body(self.first(image)))
-        return latent
+        super().__init__(first, layers, last)
 
 
-class TamingDecoder(nn.Module):
+class TamingDecoder(Network):
     """quantized (B, C, h, w) → image (B, 3, h · downsampling, w · downsampling)."""
 
     def __init__(
-        self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        code_width: int,
-        upsampling: int = 0,
+        self, widths: Sequence[int], blocks: int, code_width: int, upsampling: int = 0
     ) -> None:
-        """Creates one level a multiplier, given finest first, as encoded, each with a block more.
+        """Creates one level per width of the encoder, each with one block more.
 
         Each of the `upsampling` levels after them doubles height and width at the finest width.
         """
-        super().__init__()
-        multipliers = [multipliers[0]] * upsampling + list(multipliers)
-        width_in = width * multipliers[-1]
-        self.first = nn.Sequential(
+        widths = [widths[0]] * upsampling + list(widths)
+        width_in = widths[-1]
+        first = nn.Sequential(
             nn.Conv2d(code_width, code_width, 1), nn.Conv2d(code_width, width_in, 3, padding=1)
         )
         layers = _middle(width_in)
-        for level in reversed(range(len(multipliers))):
-            coarsest = level == len(multipliers) - 1
+        for level, width in reversed(list(enumerate(widths))):
+            coarsest = level == len(widths) - 1
             if not coarsest:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width_in, width_in, 3, padding=1)]
-            layers += _level(width_in, width * multipliers[level], blocks + 1, coarsest)
-            width_in = width * multipliers[level]
-        self.body = Body(*layers, _norm(width_in), nn.SiLU())
-        self.last = nn.Conv2d(width_in, 3, 3, padding=1)
-
-    def forward(self, quantized: Tensor) -> Tensor:
-        """Decodes to images, unclamped."""
-        image: Tensor = self.last(self.body(self.first(quantized)))
-        return image
+            layers += _level(width_in, width, blocks + 1, attention=coarsest)
+            width_in = width
+        layers += [_norm(width_in), nn.SiLU()]
+        super().__init__(first, layers, nn.Conv2d(width_in, 3, 3, padding=1))
 
 
 def _level(width_in: int, width_out: int, blocks: int, attention: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for index in range(blocks):
-        layers.append(TamingBlock(width_out if index else width_in, width_out))
+        layers.append(NormalizedBlock(width_out if index else width_in, width_out, _norm))
         if attention:
             layers.append(TamingAttention(width_out))
     return layers
 
 
 def _middle(width: int) -> list[nn.Module]:
-    return [TamingBlock(width, width), TamingAttention(width), TamingBlock(width, width)]
+    before = NormalizedBlock(width, width, _norm)
+    return [before, TamingAttention(width), NormalizedBlock(width, width, _norm)]
 
 
 def _norm(width: int) -> nn.GroupNorm:

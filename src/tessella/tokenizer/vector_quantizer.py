@@ -1,7 +1,7 @@
 """latent (B, C, h, w) → the nearest of K codebook vectors → codes (B, h, w).
 
-A commitment loss, a codebook learned by gradient or by exponential moving averages, started by
-k-means on the first batch, its dead codes revived.
+The codebook is learned by gradient or by exponential moving averages. It is initialized by k-means
+on the first batch; dead codes are revived.
 
 Source: arXiv:1711.00937 (rule, losses and moving averages); arXiv:2110.04627 (l2-normalised,
 low-width codes); arXiv:2410.06424 (rotation trick).
@@ -21,8 +21,8 @@ from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channe
 _KMEANS_STEPS = 10
 _EPSILON = 1e-5
 _TINY = 1e-6
-# Scores that are computed at once: on a CPU so many that they stay in the cache of a core
-# (2 MiB), elsewhere so many that a device is busy (64 MiB).
+# Scores that are computed at once: few enough on a CPU to stay in a core's cache (2 MiB), enough
+# elsewhere to keep a device busy (64 MiB).
 _SCORES_AT_ONCE = {"cpu": 2**19}
 _SCORES_AT_ONCE_ELSEWHERE = 2**24
 
@@ -46,19 +46,18 @@ class VectorQuantizerSettings(Settings):
     """How the decoder's gradient reaches a latent: `straight_through` as it is, or turned and
     scaled back by the `rotation` that took the latent to its code."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    """Share that the moving averages keep at each step (learning = `ema` only)."""
+    """Fraction that the moving averages keep at each step (learning = `ema` only)."""
     commitment_weight: float = Field(0.25, ge=0.0)
     """Weight of the loss that pulls a latent to its code."""
     revive_after_images: int = Field(4096, ge=1)
-    """A code that no latent has chosen for so many images is moved to a random latent of the
+    """Images after which a code that no latent has chosen is moved to a random latent of the
     batch."""
 
 
 def nearest_codes(latent: Tensor, codebook: Tensor) -> Tensor:
     """Finds the nearest codebook vector of each latent, in fp32 or better under any autocast.
 
-    Where two codes are equally near but for rounding, which one is chosen may depend on the rest
-    of the batch.
+    If two codes are equally near but for rounding, the rest of the batch may decide between them.
 
     Args:
         latent: (B, C, h, w), any finite scale.
@@ -80,7 +79,7 @@ def nearest_codes(latent: Tensor, codebook: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
-    """Finds the nearest codebook vector of each row (N, C), without ever holding N·K scores."""
+    """Finds the nearest codebook vector of each row (N, C); never holds all N·K scores."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     rows, codebook = rows.to(dtype), codebook.to(dtype)
     # -|row - code|² / 2 without |row|², which is the same for every code: (row, 1) times
@@ -92,34 +91,34 @@ def _nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     # Made first: small results between the large scores would break the memory into pieces.
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
-        for part, chosen in zip(rows.split(size), codes.split(size), strict=True):
-            torch.argmax(part @ weights, 1, out=chosen)  # the first of the highest
+        for part, part_codes in zip(rows.split(size), codes.split(size), strict=True):
+            torch.argmax(part @ weights, 1, out=part_codes)  # the first of the highest
     return codes
 
 
 class VectorQuantizer(Quantizer):
-    """A codebook of learned vectors, of which latents choose the nearest."""
+    """A codebook of learned vectors; each latent takes the nearest."""
 
     cluster_size: Tensor
     cluster_sum: Tensor
     started: Tensor
 
     def __init__(self, settings: VectorQuantizerSettings) -> None:
-        """Creates a codebook that the first training batch will start by k-means."""
+        """Creates a codebook that the first training batch will initialize by k-means."""
         super().__init__(settings.codebook_size)
         self.settings = settings
         size, width = settings.codebook_size, settings.code_width
         vectors = self._on_sphere(torch.randn(size, width))
         self.vectors = nn.Parameter(vectors, requires_grad=settings.learning == "gradient")
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self._is_known_started = False  # asking `started` waits for the device
+        self._is_known_started = False  # reading `started` waits for the device
         if settings.learning == "ema":
             self.register_buffer("cluster_size", torch.ones(size))
             self.register_buffer("cluster_sum", vectors.clone())
 
     @property
     def codebook(self) -> Tensor:
-        """(K, C) the vectors that latents are compared with."""
+        """(K, C) the vectors to which latents are compared."""
         return self._on_sphere(self.vectors)
 
     def encode(self, latent: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class VectorQuantizer(Quantizer):
         return nearest_codes(self._on_sphere(latent.float(), dim=1), self.codebook)
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantizes; in training also starts, moves and revives the codebook.
+        """Quantizes; in training also initializes, moves and revives the codebook.
 
         Args:
             latent: (B, C, h, w) of any finite scale.
@@ -135,7 +134,7 @@ class VectorQuantizer(Quantizer):
         Raises:
             ShapeError: the latent's channels are not the codebook's.
         """
-        # The codebook is chosen and learned in fp32 under any autocast.
+        # Codes are chosen and learned in fp32 under any autocast.
         with torch.autocast(latent.device.type, enabled=False):
             return self._quantize(self._on_sphere(latent.float(), dim=1))
 
@@ -152,24 +151,24 @@ class VectorQuantizer(Quantizer):
         # Of a copy: another batch may revive codes before this one's gradients are taken.
         codebook = self._on_sphere(self.vectors.clone())
         codes = _nearest(rows, codebook).view(vectors.shape[:-1])
-        chosen = functional.embedding(codes, codebook)  # (B, h, w, C)
-        loss = self.settings.commitment_weight * functional.mse_loss(vectors, chosen.detach())
+        quantized = functional.embedding(codes, codebook)  # (B, h, w, C)
+        loss = self.settings.commitment_weight * functional.mse_loss(vectors, quantized.detach())
         if self.settings.learning == "gradient":
-            loss = loss + functional.mse_loss(chosen, vectors.detach())
+            loss = loss + functional.mse_loss(quantized, vectors.detach())
         if self.training:
             counts = self._count_use(codes)
             if self.settings.learning == "ema":
-                self._follow(rows, codes.flatten(), counts)
-        chosen = chosen.detach()
-        # What has the latent's gradient, and takes the chosen vector's value.
+                self._update_averages(rows, codes.flatten(), counts)
+        quantized = quantized.detach()
+        # Carries the latent's gradient; the value becomes the quantized one.
         carrier = vectors
         if self.settings.gradient == "rotation":
-            carrier = _rotate(vectors, chosen)
-        return Quantized((carrier + (chosen - carrier).detach()).movedim(-1, 1), codes, loss)
+            carrier = _rotate(vectors, quantized)
+        return Quantized((carrier + (quantized - carrier).detach()).movedim(-1, 1), codes, loss)
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
-        """Starts the codebook by k-means (Lloyd's steps) on the latents of one batch."""
+        """Initializes the codebook by k-means (Lloyd's steps) on the latents of one batch."""
         size = len(self.vectors)
         vectors = rows[torch.randint(len(rows), (size,), device=rows.device)]
         self._broadcast(vectors)  # before the steps: they average over all processes
@@ -184,12 +183,12 @@ class VectorQuantizer(Quantizer):
         self.started.fill_(True)
 
     @torch.no_grad()
-    def _follow(self, rows: Tensor, codes: Tensor, counts: Tensor) -> None:
-        """Moves the averages to the latents that chose each code, and the codebook to them."""
+    def _update_averages(self, rows: Tensor, codes: Tensor, counts: Tensor) -> None:
+        """Moves the averages towards the latents of each code, and the codebook with them."""
         decay = self.settings.ema_decay
         self.cluster_size.lerp_(counts.to(self.cluster_size), 1 - decay)
         self.cluster_sum.lerp_(_sum_clusters(rows, codes, len(counts)), 1 - decay)
-        # Laplace smoothing keeps the mean of a code that was hardly chosen finite.
+        # Laplace smoothing keeps the mean of a rare code finite.
         total = self.cluster_size.sum()
         smooth = (self.cluster_size + _EPSILON) * total / (total + len(counts) * _EPSILON)
         self.vectors.copy_(self._on_sphere(self.cluster_sum / smooth[:, None]))
@@ -199,15 +198,15 @@ class VectorQuantizer(Quantizer):
         """Moves every code that has long been unused to a random latent of the batch.
 
         Before the codebook is used, not after: autograd must find it as the forward pass saw it.
-        At every step, whether a code is dead or not: asking would wait for the device.
+        Computed at every step, even if no code is dead: to ask would be to wait for the device.
         """
         dead = self.idle_images >= self.settings.revive_after_images
-        fresh = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
-        self._broadcast(fresh)
-        self.vectors.copy_(torch.where(dead[:, None], fresh, self.vectors))
+        random_rows = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
+        self._broadcast(random_rows)
+        self.vectors.copy_(torch.where(dead[:, None], random_rows, self.vectors))
         self.idle_images.masked_fill_(dead, 0)
         if self.settings.learning == "ema":
-            self.cluster_sum.copy_(torch.where(dead[:, None], fresh, self.cluster_sum))
+            self.cluster_sum.copy_(torch.where(dead[:, None], random_rows, self.cluster_sum))
             self.cluster_size.masked_fill_(dead, 1.0)
 
     def _on_sphere(self, vectors: Tensor, dim: int = -1) -> Tensor:
@@ -215,7 +214,7 @@ class VectorQuantizer(Quantizer):
 
     @staticmethod
     def _broadcast(vectors: Tensor) -> None:
-        """Makes every process of a distributed run hold the first one's vectors."""
+        """Gives every process of a distributed run the first one's vectors."""
         if world_size() > 1:
             torch.distributed.broadcast(vectors, src=0)
 
@@ -224,20 +223,19 @@ class VectorQuantizer(Quantizer):
         self._is_known_started = False
 
 
-def _rotate(vectors: Tensor, chosen: Tensor) -> Tensor:
-    """Turns and scales vectors (…, C) onto those that they chose, by constants of autograd.
+def _rotate(vectors: Tensor, quantized: Tensor) -> Tensor:
+    """Rotates and scales vectors (…, C) onto the quantized ones, by factors without gradient.
 
-    The gradient of a vector is therefore turned back and scaled, so that it keeps its angle to
-    the vector.
+    So the gradient is rotated back and scaled, and keeps its angle to the vector.
 
     Source:
         Section 4.2 of arXiv:2410.06424.
     """
     source = functional.normalize(vectors.detach(), dim=-1, eps=_TINY)
-    target = functional.normalize(chosen, dim=-1, eps=_TINY)
+    target = functional.normalize(quantized, dim=-1, eps=_TINY)
     middle = functional.normalize(source + target, dim=-1, eps=_TINY)
     length = torch.linalg.vector_norm(vectors.detach(), dim=-1, keepdim=True)
-    scale = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True) / length.clamp(min=_TINY)
+    scale = torch.linalg.vector_norm(quantized, dim=-1, keepdim=True) / length.clamp(min=_TINY)
     mirrored = (vectors * middle).sum(-1, keepdim=True) * middle
     restored = (vectors * source).sum(-1, keepdim=True) * target
     rotated: Tensor = scale * (vectors + 2 * (restored - mirrored))
@@ -245,7 +243,7 @@ def _rotate(vectors: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _sum_clusters(rows: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
-    """Sums (K, C) the rows that chose each code, over all processes."""
+    """Sums the rows of each code (K, C), over all processes."""
     sums = rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows)
     if world_size() > 1:
         torch.distributed.all_reduce(sums)

@@ -1,12 +1,11 @@
 """Weights that others have published: found on this machine or downloaded once, and read.
 
-Upstream of every network that tessella uses but does not train. A file is read without running
-any code that it may hold.
+For the networks that tessella uses but does not train. Reading a file never runs code that it may
+hold.
 
-Source: the hash check is torchvision's; it puts the first 8 digits in the file's name.
+Source: torchvision's hash check, by the first 8 digits of the hash in the file's name.
 """
 
-import hashlib
 import http.client
 import logging
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_file, read_tensors
+from tessella.files import new_file, read_tensors, sha256_file
 
 _TIMEOUT_SECONDS = 30.0  # without a single byte
 _CHUNK_BYTES = 1 << 20
@@ -31,36 +30,35 @@ _log = logging.getLogger("tessella")
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A file of weights and the ways to name it."""
+    """A published file of weights, and how a user can name a local copy."""
 
     name: str  # for messages: ResNet-18
     variable: str  # the environment variable that names a local file
-    option: str | None  # what a command takes to name a local file; None: nothing
-    url: str | None  # where the file is published; None: nowhere that it may be downloaded from
+    option: str | None  # the command's option that names a local file, if there is one
+    url: str | None  # where it may be downloaded from, if anywhere
     sha256: str  # of the file there, its first 8 or more hexadecimal digits; else empty
 
 
-def find_weights(published: PublishedWeights, given: Path | None = None) -> Path:
-    """Finds the file: the one given, the environment variable's, the user's cache, a download.
+def find_weights(published: PublishedWeights, local: Path | None = None) -> Path:
+    """Finds the file: a local one, the environment variable's, the user's cache, or a download.
 
-    What is downloaded goes into the user's cache, `tessella/weights` in `XDG_CACHE_HOME` or
-    `~/.cache`, once its hash is checked. Two processes may do that at once.
+    A download goes into the user's cache, `tessella/weights` in `XDG_CACHE_HOME` or `~/.cache`,
+    once its hash is checked. Two processes may download at once.
 
     Args:
-        published: what to find.
-        given: a local file, which goes before all else.
+        published: the weights to find.
+        local: a local file, which is preferred to all others.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be downloaded, or what came is another
-            file; says how to get it.
+        ConfigError: there is no such file, or it cannot be downloaded, or the download is another
+            file; the message says how to get it.
         CheckpointError: the cache cannot be written to.
     """
     by_variable = os.environ.get(published.variable)
-    named = given or (Path(by_variable) if by_variable else None)
-    if named is not None:
-        path = named.expanduser()
+    if local or by_variable:
+        path = Path(local or by_variable or "").expanduser()
         if not path.is_file():
-            by = published.option if given else published.variable
+            by = published.option if local else published.variable
             raise ConfigError(
                 f"There is no file of the weights of {published.name}: `{path}`, named by {by}. "
                 f"{_how_to_get(published)}"
@@ -122,29 +120,27 @@ def _read(path: Path) -> Any:
 
 
 def _download(published: PublishedWeights, url: str, path: Path) -> None:
-    """Downloads a file that is only given its name when its hash is the published one.
+    """Downloads a file; it gets its name only if its hash is the published one.
 
     Raises:
-        ConfigError: it cannot be reached, or what came is another file.
+        ConfigError: it cannot be reached, or the download is another file.
         CheckpointError: the folder cannot be written to.
     """
     _log.info("Downloading the weights of %s: `%s` to `%s`.", published.name, url, path)
-    digest = hashlib.sha256()
     with new_file(path, what=f"the weights of {published.name}") as temporary:
         with temporary.open("wb") as file:
-            for chunk in _chunks(published, url, path):
-                digest.update(chunk)
-                file.write(chunk)
-        if not digest.hexdigest().startswith(published.sha256):
+            file.writelines(_chunks(published, url, path))
+        sha256 = sha256_file(temporary)
+        if not sha256.startswith(published.sha256):
             raise ConfigError(
-                f"What came from `{url}` is cut off or another file: its SHA-256 begins with "
-                f"`{digest.hexdigest()[: len(published.sha256)]}`, expected {published.sha256}. "
+                f"The download of `{url}` is cut off or another file: its SHA-256 begins with "
+                f"`{sha256[: len(published.sha256)]}`, expected {published.sha256}. "
                 f"Try again later. {_how_to_get(published)}"
             )
 
 
 def _chunks(published: PublishedWeights, url: str, path: Path) -> Iterator[bytes]:
-    """Yields what an address sends.
+    """Yields the bytes of an address.
 
     Raises:
         ConfigError: it cannot be reached, or the connection breaks.
@@ -163,7 +159,7 @@ def _chunks(published: PublishedWeights, url: str, path: Path) -> Iterator[bytes
 
 
 def _how_to_get(published: PublishedWeights) -> str:
-    """Says what to do where the weights are missing."""
+    """Says how to get weights that are missing."""
     get = f"Download {published.url} yourself and name" if published.url else "Name"
     by_option = f"{published.option} or " if published.option else ""
     return f"{get} a local file with {by_option}the environment variable {published.variable}."

@@ -1,8 +1,8 @@
-"""`--minutes M`: measures this machine, then chooses size and length of training to fit."""
+"""`--minutes M`: measures this machine, then chooses the size and length of training to fit."""
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,49 +18,41 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.loop import Pace, measure_pace
+from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
-from tessella.training.stages import (
-    TokenizerStage,
-    TokenizerTrainingSettings,
-    TransformerStage,
-    TransformerTrainingSettings,
-)
 from tessella.training.text_features import CaptionReader
+from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.transformer_stage import TransformerStage
 
-# Of the training time. It suits scenes; not searched: docs/log.md, "twenty minutes from nothing".
-_SHARES = {"tokenizer": 0.4, "transformer": 0.6}
-_EVALUATIONS = 6  # a stage: enough to see where it goes
+# Of the training time. Good for scenes, not searched: docs/log.md, "twenty minutes from nothing".
+_FRACTIONS = {"tokenizer": 0.4, "transformer": 0.6}
+_EVALUATIONS = 6  # of each stage: enough to follow it
 _MEASURE_SECONDS = 6.0
 _BATCH = 16
-# A larger preset is worth it from so many images in the tokenizer's share of the time.
+# A larger preset is worth it if the tokenizer sees this many images in its part of the time.
 _WORTH_IMAGES = 400_000
-# Of each stage: scenes have shapes by then, photographs their colours (docs/log.md).
+# Of each stage: by then scenes have shapes, and photographs their colours (docs/log.md).
 _FIRST_IMAGES = 10_000
 _SIZES = ("tiny", "small", "base", "large")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What fits into the minutes, and how long each part should take."""
+class TrainingBudget:
+    """How a run spends its minutes."""
 
     recipe: Recipe  # with the lengths of training set
-    seconds: Mapping[str, float]  # of each part that trains, evaluations included
-    other_seconds: float  # codes, evaluation of the finished model
+    seconds: Mapping[str, float]  # of each stage that trains, evaluations included
+    other_seconds: float  # encoding the images, evaluating the finished model
 
     def describe(self) -> str:
-        """Says the plan in one line."""
-        settings = {
-            "tokenizer": self.recipe.tokenizer_training,
-            "transformer": self.recipe.transformer_training,
-        }
+        """Describes the budget in one line."""
+        images = {name: _get_settings(self.recipe, name).images for name in self.seconds}
         parts = [
-            f"{name} {settings[name].images:,} images ({self.seconds[name] / 60:.1f} min)"
-            for name in settings
-            if name in self.seconds
+            f"{name} {images[name]:,} images ({seconds / 60:.1f} min)"
+            for name, seconds in self.seconds.items()
         ]
         line = ", ".join([*parts, f"codes and evaluation {self.other_seconds / 60:.1f} min."])
-        growth = {name: _FIRST_IMAGES / settings[name].images for name in self.seconds}
+        growth = {name: _FIRST_IMAGES / images[name] for name in self.seconds}
         if max(growth.values(), default=0.0) <= 1:
             return line
         enough = sum(self.seconds[name] * max(1.0, growth[name]) for name in growth)
@@ -69,23 +61,115 @@ class Plan:
 
 
 def choose_preset(minutes: float, accelerator: Accelerator) -> str:
-    """Chooses the largest preset that fits and whose tokenizer sees enough images in its time."""
-    chosen = DEFAULT_PRESET
-    for name in _SIZES[_SIZES.index(chosen) + 1 :]:
+    """Chooses the largest preset that fits the device and is worth it.
+
+    Args:
+        minutes: how long the run may take.
+        accelerator: from `create_accelerator`.
+    """
+    preset = DEFAULT_PRESET
+    for name in _SIZES[_SIZES.index(preset) + 1 :]:
         recipe = Recipe.model_validate(PRESETS[name])
         try:
             seconds = _measure_tokenizer(recipe, accelerator)
         except torch.OutOfMemoryError:
             break
         batch = recipe.tokenizer_training.batch_size
-        if 60 * minutes * _SHARES["tokenizer"] * batch / seconds < _WORTH_IMAGES:
+        if 60 * minutes * _FRACTIONS["tokenizer"] * batch / seconds < _WORTH_IMAGES:
             break
-        chosen = name
-    return chosen
+        preset = name
+    return preset
+
+
+def compute_budget(
+    recipe: Recipe,
+    seconds_left: float,
+    data: PreparedData,
+    text_encoder: TextEncoder,
+    captions: CaptionReader,
+    accelerator: Accelerator,
+) -> TrainingBudget:
+    """Sets the length of both stages so that the rest of the run fits into the time left.
+
+    Args:
+        recipe: everything but the two lengths is kept.
+        seconds_left: until the model should be finished.
+        data: of the run.
+        text_encoder: of the run.
+        captions: reads the captions of the data.
+        accelerator: from `create_accelerator`.
+
+    Raises:
+        ConfigError: the time is too short to train at all.
+    """
+    began = time.monotonic()
+    model = TextToImage.create(recipe.describe_model(), text_encoder).to(accelerator.device)
+    paces = _measure_stages(recipe, model, data, captions, accelerator)
+    num_images = len(data.train) + len(data.validation)
+    other = _measure_encoding(model.tokenizer, data.train, accelerator.device) * num_images
+    other += _measure_painting(model) * count_pictures(data)
+    seconds_left -= time.monotonic() - began
+
+    evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
+    training = seconds_left - other - evaluations
+    whole = sum(_FRACTIONS[name] for name in paces)
+    fractions = {name: _FRACTIONS[name] / whole for name in paces}
+    needed = max(5 * pace.step_seconds / fractions[name] for name, pace in paces.items())
+    if training < needed:
+        missing = math.ceil((needed - training) / 60)
+        raise ConfigError(
+            f"The time is too short to train anything: {seconds_left:.0f} seconds are left, and "
+            f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give at "
+            f"least {missing} more --minutes, or fewer images."
+        )
+    changes, seconds = {}, {}
+    for name, pace in paces.items():
+        settings = _get_settings(recipe, name)
+        stage_seconds = training * fractions[name]
+        images = int(stage_seconds / pace.step_seconds) * settings.batch_size
+        changes[f"{name}_training"] = settings.replace(
+            images=images, evaluate_every_images=-(-images // _EVALUATIONS)
+        )
+        seconds[name] = stage_seconds + _EVALUATIONS * pace.evaluation_seconds
+    return TrainingBudget(recipe.replace(**changes), seconds, other)
+
+
+def _get_settings(recipe: Recipe, stage: str) -> TrainingSettings:
+    settings: TrainingSettings = getattr(recipe, f"{stage}_training")
+    return settings
+
+
+def _measure_stages(
+    recipe: Recipe,
+    model: TextToImage,
+    data: PreparedData,
+    captions: CaptionReader,
+    accelerator: Accelerator,
+) -> dict[str, Pace]:
+    """Measures the pace of each stage that trains, on random codes."""
+    grid = model.config.grid
+    rng = np.random.default_rng(0)
+    one = rng.integers(len(model.tokenizer.codebook), size=(1, 1, *grid)).astype(np.uint16)
+    codes = {
+        side: np.broadcast_to(one, (1, len(images), *grid)) for side, images in data.sides.items()
+    }
+    paces: dict[str, Pace] = {}
+
+    def measure(stage: Stage[N], settings: TrainingSettings) -> None:
+        paces[stage.name] = measure_pace(stage, settings, accelerator, _MEASURE_SECONDS)
+
+    # Stage 2 first: measuring stage 1 spoils the tokenizer, whose codebook stage 2 reads.
+    transformer, tokenizer = recipe.transformer_training, recipe.tokenizer_training
+    if transformer.images:
+        measure(TransformerStage(model, transformer, data.sides, codes, captions), transformer)
+    if tokenizer.images and recipe.tokenizer.network != "palette":
+        device = accelerator.device
+        measure(TokenizerStage(model.tokenizer, tokenizer, data.sides, device), tokenizer)
+    return dict(sorted(paces.items()))
 
 
 def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
-    """Returns the seconds that a step of an image tokenizer takes.
+    """Returns the seconds of an image tokenizer's training step.
 
     Raises:
         torch.OutOfMemoryError: the device is too small for it.
@@ -95,114 +179,41 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
     tokenizer.quantizer.eval()
     size, batch = recipe.data.image_size, recipe.tokenizer_training.batch_size
     image = torch.zeros(batch, 3, size, size, device=accelerator.device)
-    seconds = 0.0
-    for _ in range(2):  # the first pass warms up
-        began = time.monotonic()
+
+    def step() -> None:
         with accelerator.autocast():
-            made = tokenizer(image)
-        made.image.float().square().mean().backward()
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-    return seconds
+            reconstruction = tokenizer(image)
+        reconstruction.image.float().square().mean().backward()
 
-
-def plan_training(
-    recipe: Recipe,
-    seconds_left: float,
-    data: PreparedData,
-    text_tokenizer: TextEncoder,
-    captions: CaptionReader,
-    accelerator: Accelerator,
-) -> Plan:
-    """Sets both lengths of training so that everything left to do fits into the time left.
-
-    Args:
-        recipe: all but the two lengths is kept.
-        seconds_left: until the model should be there.
-        data: of the run.
-        text_tokenizer: of the run.
-        captions: reads the captions of the data.
-        accelerator: from `create_accelerator`.
-
-    Raises:
-        ConfigError: the time is too short to train at all.
-    """
-    began = time.monotonic()
-    device = accelerator.device
-    model = TextToImage.create(recipe.describe_model(), text_tokenizer).to(device)
-    side = model.config.grid
-    rng = np.random.default_rng(0)
-    one = rng.integers(len(model.tokenizer.codebook), size=(1, 1, *side)).astype(np.uint16)
-    codes = {
-        name: np.broadcast_to(one, (1, len(images), *side)) for name, images in data.sides.items()
-    }
-    settings: dict[str, TokenizerTrainingSettings | TransformerTrainingSettings] = {
-        "tokenizer": recipe.tokenizer_training,
-        "transformer": recipe.transformer_training,
-    }
-    paces: dict[str, Pace] = {}
-    # The transformer's first: measuring the tokenizer's spoils what it reads.
-    if recipe.transformer_training.images:
-        transformer = TransformerStage(
-            model, recipe.transformer_training, data.sides, codes, captions
-        )
-        paces["transformer"] = measure_pace(
-            transformer, recipe.transformer_training, accelerator, _MEASURE_SECONDS
-        )
-    if recipe.tokenizer_training.images and recipe.tokenizer.network != "palette":
-        tokenizer = TokenizerStage(model.tokenizer, recipe.tokenizer_training, data.sides, device)
-        paces["tokenizer"] = measure_pace(
-            tokenizer, recipe.tokenizer_training, accelerator, _MEASURE_SECONDS
-        )
-    num_images = len(data.train) + len(data.validation)
-    encode = _measure_encoding(model.tokenizer, data.train, device) * num_images
-    paint = _measure_painting(model) * count_pictures(data)
-
-    seconds_left -= time.monotonic() - began
-    evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
-    other = encode + paint
-    training = seconds_left - other - evaluations
-    shares = {name: _SHARES[name] for name in paces}
-    shares = {name: share / sum(shares.values()) for name, share in shares.items()}
-    seconds = {name: training * share for name, share in shares.items()}
-    needed = max(5 * pace.step_seconds / shares[name] for name, pace in paces.items())
-    if training < needed:
-        missing = math.ceil((needed - training) / 60)
-        raise ConfigError(
-            f"The time is too short to train anything: {seconds_left:.0f} seconds are left and "
-            f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give at "
-            f"least {missing} more --minutes, or fewer images."
-        )
-    changes = {}
-    for name, pace in paces.items():
-        images = int(seconds[name] / pace.step_seconds) * settings[name].batch_size
-        changes[f"{name}_training"] = settings[name].replace(
-            images=images, evaluate_every_images=-(-images // _EVALUATIONS)
-        )
-        seconds[name] += _EVALUATIONS * pace.evaluation_seconds
-    return Plan(recipe.replace(**changes), seconds, other)
+    return _time_second_call(step, accelerator.device)
 
 
 @torch.inference_mode()
 def _measure_encoding(
     tokenizer: ImageTokenizer, images: CaptionedImages, device: torch.device
 ) -> float:
-    """Returns the seconds that encoding one image takes."""
+    """Returns the seconds that it takes to encode an image."""
     pixels = images.pixels(np.arange(_BATCH) % len(images))
-    seconds = 0.0
-    for _ in range(2):  # the first pass warms up
-        began = time.monotonic()
+
+    def encode() -> None:
         tokenizer.encode(to_float(torch.from_numpy(pixels).to(device))).cpu()
-        seconds = time.monotonic() - began
-    return seconds / _BATCH
+
+    return _time_second_call(encode, device) / _BATCH
 
 
 def _measure_painting(model: TextToImage) -> float:
-    """Returns the seconds that painting one picture takes."""
+    """Returns the seconds that it takes to generate a picture."""
+    requests = enumerate_requests([""] * _BATCH)  # short enough for any model
+    return _time_second_call(lambda: model.generate_images(requests), model.device) / _BATCH
+
+
+def _time_second_call(work: Callable[[], object], device: torch.device) -> float:
+    """Returns the seconds of a second call: the first one warms up."""
     seconds = 0.0
     for _ in range(2):
         began = time.monotonic()
-        model.generate_images(enumerate_requests([""] * _BATCH))  # short enough for any model
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds = time.monotonic() - began
-    return seconds / _BATCH
+    return seconds

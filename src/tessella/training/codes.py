@@ -1,11 +1,10 @@
-"""Codes of all images, encoded once by the finished tokenizer: what stage 2 reads.
+"""The codes of all images, encoded once by the finished tokenizer: stage 2 trains on them.
 
-One memory-mapped file a side of the split, 2 bytes a place, with a note from what it was made.
-Mirrored pictures and crops are passes of their own, behind the pictures as they are.
+One memory-mapped file for each side of the split, 2 bytes a position, with a note of what it was
+made from. Mirrored images and crops are further passes, after the one of the images as they are.
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,27 +16,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
-from tessella.files import new_file, write_json
+from tessella.files import cached
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer
 
 _BATCH = 64
-_SMALLEST_CROP = 0.8  # of the picture's side
+_SMALLEST_CROP = 0.8  # of the image's side
 
 Codes = npt.NDArray[np.uint16]
-"""(passes, N, h, w); the first pass has the pictures as they are."""
+"""(passes, N, h, w); the first pass has the images as they are."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """In which ways each picture is encoded beside as it is."""
+    """The ways in which each image is encoded, besides as it is."""
 
-    flips: bool = False  # mirrored left to right, the crops too
+    flips: bool = False  # mirrored left to right, as are the crops
     crops: int = 0  # random squares of it, each a pass
 
     @property
     def count(self) -> int:
-        """Number of passes, that of the pictures as they are included."""
+        """Number of passes, including the one of the images as they are."""
         return (1 + self.crops) * (2 if self.flips else 1)
 
 
@@ -51,15 +50,15 @@ def prepare_codes(
     passes: Passes = Passes(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Codes:
-    """Encodes images into a file of codes, or uses the file that is there.
+    """Encodes images into a file of codes, unless it is there already.
 
     Args:
         images: one side of the data.
         tokenizer: trained, in eval mode, on `device`.
-        path: the `.npy` file; beside it a `.json` says from what it was made.
+        path: the `.npy` file; a `.json` beside it notes what it was made from.
         device: where to encode.
         passes: the ways in which each image is encoded.
-        progress: called with encodings done and their number.
+        progress: called with the number of encodings done and of all.
 
     Returns:
         (passes, N, h, w) uint16, memory-mapped, read only.
@@ -67,27 +66,18 @@ def prepare_codes(
     Raises:
         CheckpointError: the file cannot be written.
     """
-    note = path.with_suffix(".json")
     made_from = {
         "images": images.fingerprint,
         "tokenizer": hash_weights(tokenizer),
         "passes": asdict(passes),
     }
-    if not (path.exists() and read_note(note) == made_from):
-        note.unlink(missing_ok=True)
-        with new_file(path, what="the codes of the images") as building:
-            _encode(images, tokenizer, passes, building, device, progress)
-        write_json(note, made_from)
+
+    def encode(temporary: Path) -> None:
+        _encode(images, tokenizer, passes, temporary, device, progress)
+
+    cached(path, made_from, encode, what="the codes of the images")
     codes: Codes = np.load(path, mmap_mode="r")
     return codes
-
-
-def read_note(note: Path) -> object:
-    """Returns what the note says; nothing if there is none that can be read."""
-    try:
-        return json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def hash_weights(network: nn.Module) -> str:
@@ -114,26 +104,26 @@ def _encode(
         return
     codes = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape)
     for start in range(0, len(images), _BATCH):
-        chosen = np.arange(start, min(start + _BATCH, len(images)))
-        image = to_float(torch.from_numpy(images.pixels(chosen)).to(device))
-        seen = [image]
-        seen += [_crop(image, np.random.default_rng([n, start])) for n in range(passes.crops)]
+        end = min(start + _BATCH, len(images))
+        image = to_float(torch.from_numpy(images.pixels(np.arange(start, end))).to(device))
+        views = [image]
+        views += [_crop(image, np.random.default_rng([n, start])) for n in range(passes.crops)]
         if passes.flips:
-            seen += [picture.flip(-1) for picture in seen]
-        for number, picture in enumerate(seen):
-            codes[number, chosen] = tokenizer.encode(picture).cpu().numpy().astype(np.uint16)
+            views += [view.flip(-1) for view in views]
+        for number, view in enumerate(views):
+            codes[number, start:end] = tokenizer.encode(view).cpu().numpy().astype(np.uint16)
         if progress is not None:
-            progress((int(chosen[-1]) + 1) * passes.count, len(images) * passes.count)
+            progress(end * passes.count, len(images) * passes.count)
     codes.flush()
 
 
 def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Cuts a random square out of each picture (B, 3, S, S) and enlarges it to its size."""
+    """Cuts a random square out of each image (B, 3, S, S) and enlarges it to S×S."""
     size = image.shape[-1]
-    cropped = []
-    for picture in image:
+    crops = []
+    for one in image:
         side = int(rng.integers(round(_SMALLEST_CROP * size), size + 1))
         top, left = rng.integers(0, size - side + 1, size=2)
-        square = picture[None, :, top : top + side, left : left + side]
-        cropped.append(functional.interpolate(square, (size, size), mode="bicubic"))
-    return torch.cat(cropped).clamp(-1, 1)
+        square = one[None, :, top : top + side, left : left + side]
+        crops.append(functional.interpolate(square, (size, size), mode="bicubic"))
+    return torch.cat(crops).clamp(-1, 1)

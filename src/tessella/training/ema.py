@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is evaluated, saved and painted with."""
+"""An exponential moving average of the weights: evaluation, painting and the saved model use it."""
 
 import copy
 from typing import TypeVar
@@ -8,12 +8,13 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
-# Early averages must not remember the random start: half-life at most this share of the run so far.
+# Early averages must not remember the random start: the half-life is at most this fraction
+# of the run so far.
 _RAMP = 0.05
 
 
 def create_average(network: M) -> M:
-    """Returns a copy that will follow the network; it takes no gradients and is in eval mode."""
+    """Returns a copy that will follow the network, without gradients and in eval mode."""
     average = copy.deepcopy(network).eval()
     return average.requires_grad_(False)
 
@@ -30,8 +31,8 @@ def update_average(
     """Moves the average towards the network by one step.
 
     Args:
-        average: made by `create_average`.
-        network: what it follows; buffers are copied as they are.
+        average: from `create_average`.
+        network: the one it follows; buffers are copied as they are.
         half_life_images: images after which a weight counts half; 0 copies the network.
         images_seen: progress, this step included.
         step_images: images of this step.
@@ -40,7 +41,7 @@ def update_average(
         Section 3.1 and the ramp of EDM2's training loop (arXiv:2312.02696).
     """
     half_life = min(half_life_images, _RAMP * images_seen)
-    share = 1.0 if half_life <= 0 else 1.0 - 0.5 ** (step_images / half_life)
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
-    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(theirs)
+    weight = 1.0 if half_life <= 0 else 1.0 - 0.5 ** (step_images / half_life)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+    for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
+        buffer.copy_(current)

@@ -4,36 +4,43 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last, Ctrl-Break, is Windows's alone
 
 
 class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, and has saved its state."""
 
+    def __init__(self, message: str = "The state is saved; rerun the command to resume.") -> None:
+        """Carries what the command line says."""
+        super().__init__(message)
 
+
+@dataclass
 class StopRequest:
-    """Whether the run has been asked to stop."""
+    """Whether the run is to stop. Not a `threading.Event`: its lock may block a signal handler."""
 
-    def __init__(self) -> None:
-        """Starts with nothing asked."""
-        self.asked = False
+    is_set: bool = False
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the second raises KeyboardInterrupt."""
+    """Turns the first signal into a request; the second raises KeyboardInterrupt."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may handle signals; elsewhere the caller's own handling stays.
+        # Only the main thread may handle signals; elsewhere the caller's handlers stay.
         yield request
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.is_set:
             raise KeyboardInterrupt
-        request.asked = True
+        request.is_set = True
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    old = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

@@ -7,12 +7,9 @@ at any moment and resumed ends in the same weights as one that was not.
 import abc
 import contextlib
 import datetime
-import math
 import statistics
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -20,7 +17,6 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from pydantic import Field, model_validator
@@ -28,9 +24,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tessella.config import Settings
-from tessella.errors import CheckpointError, ConfigError, TessellaError
+from tessella.errors import CheckpointError
 from tessella.images import Pixels
 from tessella.model.folder import choose_device
+from tessella.training.batches import load_batches
 from tessella.training.checkpoint import (
     CheckpointState,
     flatten_optimizer,
@@ -40,32 +37,37 @@ from tessella.training.checkpoint import (
 )
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
-from tessella.training.optimizer import MuonAdamW, OptimizerSettings
-from tessella.training.reporting import Reporter
+from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
+from tessella.training.processes import (
+    StopAgreement,
+    any_process,
+    broadcast_buffers,
+    local_batch_size,
+)
+from tessella.training.reporting import Meter, Reporter
 from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
 
 CHECKPOINTS_FOLDER = "checkpoints"
-_LOG_SECONDS = 10.0
-_WAIT = datetime.timedelta(days=1)
+_PROCESS_TIMEOUT = datetime.timedelta(days=1)
 
 
 class TrainingSettings(Settings):
     """How long and how a stage trains."""
 
     images: int = Field(200_000, ge=0)
-    """Images seen in training, repetitions included; rounded up to whole batches. 0 keeps the
-    weights of `init_from` as they are."""
+    """Images to train on, repetitions included; rounded up to whole batches. 0 keeps the weights
+    of `init_from` as they are."""
     init_from: str | None = Field(None, min_length=1)
-    """A model folder, a run's folder or a bundled model's name: the weights that this stage begins
-    with, instead of random ones."""
+    """A model folder, a run's folder or a bundled model's name: the weights to start from, instead
+    of random ones."""
     batch_size: int = Field(32, ge=1)
-    """Images a step, over all processes. Many small steps beat few large ones: docs/log.md."""
+    """Images per step, over all processes. Many small steps beat few large ones: docs/log.md."""
     warmup_images: int = Field(2_000, ge=0)
     """Images until the learning rate reaches its peak."""
     decay_fraction: float = Field(0.4, ge=0.0, le=1.0)
-    """Share of the training, at its end, in which the learning rate falls to 0."""
+    """Fraction of the training, at its end, in which the learning rate falls to 0."""
     ema_half_life_images: int = Field(5_000, ge=0)
-    """Images after which a weight counts half in the averaged weights; 0 does not average."""
+    """Images after which a weight counts half in the averaged weights; 0 turns averaging off."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Learning rates and momentum."""
     evaluate_every_images: int = Field(20_000, ge=1)
@@ -74,56 +76,27 @@ class TrainingSettings(Settings):
     """Seconds between two checkpoints."""
 
     @model_validator(mode="after")
-    def _something_to_start_from(self) -> Self:
+    def _has_weights_to_keep(self) -> Self:
         if self.images == 0 and self.init_from is None:
-            raise ValueError("0 images leave random weights. Give images, or init_from")
+            raise ValueError("0 images leave random weights. Set images, or init_from")
         return self
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a network makes of a training batch."""
+class StepLoss:
+    """The loss of a training batch; an objective's `ObjectiveLoss` has the same two."""
 
     loss: Tensor  # () what is minimised
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # () each, to look at
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # () each, logged beside it
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a stage finds on the validation images."""
+    """What a stage measures on the validation images."""
 
     metrics: Mapping[str, float]
     pictures: Mapping[str, Pixels]  # to look at, by name
     warnings: Sequence[str] = ()  # what goes wrong, and what to try
-
-
-class Companion(abc.ABC):
-    """What learns beside a stage's network, by an optimizer and a rule of its own."""
-
-    @property
-    @abc.abstractmethod
-    def counts_from_images(self) -> int:
-        """Images seen from which it takes part in every step."""
-
-    @abc.abstractmethod
-    def begin_step(self, images_seen: int) -> None:
-        """Is told where training stands, before the network's step."""
-
-    @abc.abstractmethod
-    def finish_step(self) -> Mapping[str, Tensor]:
-        """Learns after the network's step; returns metrics, () each."""
-
-    @abc.abstractmethod
-    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
-        """Is told what an evaluation found; returns a sentence if it changes its ways."""
-
-    @abc.abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns all that a resumed run needs."""
-
-    @abc.abstractmethod
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Goes back to what `state_dict` returned."""
 
 
 N = TypeVar("N", bound=nn.Module)
@@ -133,10 +106,11 @@ class Stage(abc.ABC, Generic[N]):
     """What differs between training the tokenizer and training the transformer."""
 
     name: str
-    network: N  # calling it on a batch gives a `StepResult`
+    network: N  # what learns, is averaged, evaluated and saved
+    loss_module: nn.Module  # holds the network; called on a batch, returns `.loss` and `.metrics`
     num_images: int  # images to train on
-    companion: Companion | None = None  # what learns beside it
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
+    steady_from_images: int = 0  # images seen from which all steps take equally long
 
     @abc.abstractmethod
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -146,11 +120,29 @@ class Stage(abc.ABC, Generic[N]):
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[Tensor, ...]:
-        """Reads training images by index, on the CPU; `rng` draws what is drawn afresh."""
+        """Reads training images by index, on the CPU; `rng` is for what is drawn afresh."""
 
     @abc.abstractmethod
     def evaluate(self, average: N, device: torch.device, images_seen: int) -> Evaluation:
-        """Measures the averaged network, after so many images, on the validation images."""
+        """Measures the averaged network on the validation images."""
+
+    def before_step(self, images_seen: int) -> None:
+        """Called before every step, with the progress so far."""
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Called after every step of the network; returns more metrics, () each."""
+        return {}
+
+    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
+        """Called in every process after an evaluation; returns a line to log, if any."""
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what a resumed run needs beside the network, its average and its optimizer."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned."""
 
 
 def create_accelerator(device: str) -> Accelerator:
@@ -172,7 +164,7 @@ def create_accelerator(device: str) -> Accelerator:
             # An objective need not use every part of the transformer.
             DistributedDataParallelKwargs(find_unused_parameters=True),
             # The others wait while the first reads the data, encodes it and evaluates.
-            InitProcessGroupKwargs(timeout=_WAIT),
+            InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT),
         ],
     )
 
@@ -190,13 +182,13 @@ def train(
     """Trains a stage, from its last good checkpoint if there is one.
 
     Args:
-        stage: what is trained, on what.
+        stage: network and data.
         settings: how long and how.
         folder: the stage's own folder: checkpoints, metrics, samples.
         seed: of all randomness.
         accelerator: from `create_accelerator`.
         console: where progress is shown.
-        fingerprint: of recipe and data; a checkpoint of another one is refused.
+        fingerprint: of recipe and data; a checkpoint with another one is refused.
 
     Returns:
         The averaged network, on the accelerator's device.
@@ -207,60 +199,41 @@ def train(
         TessellaError: the loss is not a number.
     """
     order = ImageOrder(stage.num_images, seed)
-    rank, main = accelerator.process_index, accelerator.is_main_process
-    share = _batch_share(settings.batch_size, accelerator.num_processes)
-
-    def load(images_seen: int) -> tuple[Tensor, ...]:
-        indices = order.indices(images_seen, settings.batch_size)[rank * share : (rank + 1) * share]
-        return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
-
+    batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
-    is_new = not state.restore()
-    if main and is_new and settings.images == 0:
+    is_main = accelerator.is_main_process
+    if not state.restore() and not settings.images and is_main:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signals())
-        loader = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        reporter = None
-        if main:
-            seen, due = state.images_seen, state.evaluation_due
-            reporter = Reporter(folder, stage.name, settings.images, seen, console, redo=due)
-            stack.enter_context(reporter)
-        meter = _Meter()
-        upcoming = loader.submit(load, state.images_seen)
+        stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
+        batches = load_batches(
+            stage.load_batch, order, state.images_seen, batch_size, seed, accelerator
+        )
+        stack.enter_context(contextlib.closing(batches))
+        reporter = state.create_reporter(folder, console) if is_main else None
+        stack.enter_context(reporter or contextlib.nullcontext())
+        meter = Meter()
         while True:
-            done = state.images_seen >= settings.images
             if state.evaluation_due:
-                # Here, not at the end of the step: a run that was killed between makes it up.
-                state.evaluate(stage, reporter)
+                # Not at the end of the step: a run killed before this evaluation makes up for it.
+                state.evaluate(reporter)
                 meter.restart()
-                if done and main:
+                if state.is_done and is_main:
                     state.save()
-            if done:
+            if state.is_done:
                 break
-            batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
-            upcoming = loader.submit(load, state.images_seen + settings.batch_size)
-
-            torch.manual_seed(step_seed(seed, rank, state.images_seen))
-            meter.add(state.step(batch), settings.batch_size)
-
-            stopping = _anyone(stop.asked, accelerator)
+            meter.add(state.step(next(batches), seed), settings.batch_size)
+            stopping = stop.is_reached()
             if reporter is not None:
-                reporter.advance(state.images_seen)
-                save = stopping or state.evaluation_due or state.is_save_due()
-                if save or meter.is_due():
-                    # Before saving: a loss that is no number must not become a checkpoint.
-                    reporter.log(state.images_seen, meter.take())
-                if save:
-                    state.save()
-            if stopping and state.images_seen < settings.images:
-                # The first process saves: whoever ended before it would have it killed meanwhile.
+                state.report(reporter, meter, save=stopping)
+            if stopping and not state.is_done:
+                # The first process saves: if another ended now, the launcher would kill it.
                 accelerator.wait_for_everyone()
                 raise Interrupted
-        if _anyone(stop.asked, accelerator):
-            # Asked in the last step or the last evaluation: what follows must not begin.
+        if stop.ask():
+            # The signal came in the last step or evaluation: the next stage must not begin.
             raise Interrupted
-    _share_buffers(state.average, accelerator)
+    broadcast_buffers(state.average, accelerator)
     return state.average
 
 
@@ -275,7 +248,7 @@ class Pace:
 def measure_pace(
     stage: Stage[N], settings: TrainingSettings, accelerator: Accelerator, seconds: float
 ) -> Pace:
-    """Trains a stage for some seconds and forgets it: its network is spoilt afterwards.
+    """Trains a stage for some seconds, to time it; its network is spoilt afterwards.
 
     Args:
         stage: a fresh one, used for this alone.
@@ -284,16 +257,16 @@ def measure_pace(
         seconds: how long to measure, after two steps to warm up.
     """
     state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
-    if stage.companion is not None:
-        state.images_seen = stage.companion.counts_from_images
+    state.images_seen = stage.steady_from_images
     order = ImageOrder(stage.num_images, seed=0)
-    share = _batch_share(settings.batch_size, accelerator.num_processes)
+    batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     times: list[float] = []
     rng = np.random.default_rng(0)
-    while len(times) < 5 or not _anyone(sum(times[2:]) >= seconds, accelerator):
+    while len(times) < 5 or not any_process(sum(times[2:]) >= seconds, accelerator):
         began = time.monotonic()
-        indices = order.indices(state.images_seen, share)
-        state.step([tensor.to(accelerator.device) for tensor in stage.load_batch(indices, rng)])
+        indices = order.indices(state.images_seen, batch_size)
+        batch = [tensor.to(accelerator.device) for tensor in stage.load_batch(indices, rng)]
+        state.step(batch, seed=0)
         if accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.monotonic() - began)
@@ -314,48 +287,49 @@ class _TrainingState(Generic[N]):
         accelerator: Accelerator,
         fingerprint: str,
     ) -> None:
+        self._stage = stage
         self._settings = settings
         self._folder = folder
         self._accelerator = accelerator
         self._fingerprint = fingerprint
         self.images_seen = 0
-        self.evaluation_due = False  # it belongs to the images seen, and was not made yet
-        self._companion = stage.companion
-        network = stage.network.to(accelerator.device).train()
-        self.average = create_average(network)
+        self.evaluation_due = False  # at the present number of images, and not done yet
+        stage.loss_module.to(accelerator.device).train()
+        self._network = stage.network
+        self.average = create_average(stage.network)
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
-        hidden = stage.hidden_matrices()
-        groups = _group_parameters(network, hidden)
-        self._names = [name for group in groups for name in group.pop("names")]
+        groups, self._names = group_parameters(stage.network, stage.hidden_matrices())
         self._optimizer = MuonAdamW(groups, settings.optimizer)
-        self._network = network
-        self._prepared, self._stepper = accelerator.prepare(network, self._optimizer)
+        self._compute_loss, self._stepper = accelerator.prepare(stage.loss_module, self._optimizer)
         self._saved_at = time.monotonic()
 
-    def step(self, batch: Sequence[Tensor]) -> StepResult:
-        """Learns from one batch."""
+    @property
+    def is_done(self) -> bool:
+        """Whether all images have been seen."""
+        return self.images_seen >= self._settings.images
+
+    def step(self, batch: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
+        """Learns from one batch; returns the loss and other metrics, () each."""
         settings = self._settings
-        rate = learning_rate_multiplier(
+        torch.manual_seed(step_seed(seed, self._accelerator.process_index, self.images_seen))
+        lr_multiplier = learning_rate_multiplier(
             self.images_seen, settings.images, settings.warmup_images, settings.decay_fraction
         )
-        self._optimizer.set_learning_rate(rate)
-        if self._companion is not None:
-            self._companion.begin_step(self.images_seen)
-        result: StepResult = self._prepared(*batch)
+        self._optimizer.set_learning_rate(lr_multiplier)
+        self._stage.before_step(self.images_seen)
+        result = self._compute_loss(*batch)
         self._accelerator.backward(result.loss)
         norm = self._accelerator.clip_grad_norm_(
             self._network.parameters(), settings.optimizer.max_gradient_norm
         )
         self._stepper.step()
         self._stepper.zero_grad()
-        metrics = {**result.metrics, "gradient_norm": norm}
-        if self._companion is not None:
-            metrics |= self._companion.finish_step()
+        metrics = {"loss": result.loss, **result.metrics, "gradient_norm": norm}
+        metrics |= self._stage.after_step()
         before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
         every = settings.evaluate_every_images
-        passed = self.images_seen // every > before // every
-        self.evaluation_due = passed or self.images_seen >= settings.images
+        self.evaluation_due = self.is_done or self.images_seen // every > before // every
         update_average(
             self.average,
             self._network,
@@ -363,29 +337,40 @@ class _TrainingState(Generic[N]):
             images_seen=self.images_seen,
             step_images=settings.batch_size,
         )
-        return StepResult(result.loss, metrics)
+        return metrics
 
-    def evaluate(self, stage: Stage[N], reporter: Reporter | None) -> None:
-        """Measures the averaged network; only the first process, which has a reporter, does."""
-        found: list[Any] = [None]
+    def create_reporter(self, folder: Path, console: Console) -> Reporter:
+        """Creates what reports the training from here on."""
+        name, images = self._stage.name, self._settings.images
+        return Reporter(folder, name, images, self.images_seen, console, redo=self.evaluation_due)
+
+    def report(self, reporter: Reporter, meter: Meter, *, save: bool) -> None:
+        """Shows progress; logs the metrics and saves a checkpoint when it is time, or if asked."""
+        reporter.advance(self.images_seen)
+        is_old = time.monotonic() - self._saved_at >= self._settings.save_every_seconds
+        save = save or self.evaluation_due or is_old
+        if save or meter.is_due():
+            # Before saving: a loss that is not a number must not become a checkpoint.
+            reporter.log(self.images_seen, meter.take())
+        if save:
+            self.save()
+
+    def evaluate(self, reporter: Reporter | None) -> None:
+        """Measures the averaged network in the first process, the one that has a reporter."""
+        shared: list[Any] = [None]
         if reporter is not None:
             device = self._accelerator.device
-            evaluation = stage.evaluate(self.average, device, self.images_seen)
+            evaluation = self._stage.evaluate(self.average, device, self.images_seen)
             reporter.log(self.images_seen, evaluation.metrics, kind="validation")
             reporter.show(self.images_seen, evaluation.pictures)
             for warning in evaluation.warnings:
                 reporter.say(self.images_seen, warning)
-            found = [dict(evaluation.metrics)]
-        if self._companion is not None:
-            broadcast_object_list(found)
-            change = self._companion.note_validation(found[0])
-            if change is not None and reporter is not None:
-                reporter.say(self.images_seen, change)
+            shared = [dict(evaluation.metrics)]
+        broadcast_object_list(shared)
+        note = self._stage.note_validation(shared[0])
+        if note is not None and reporter is not None:
+            reporter.say(self.images_seen, note)
         self.evaluation_due = False
-
-    def is_save_due(self) -> bool:
-        """Whether the last checkpoint was written long enough ago."""
-        return time.monotonic() - self._saved_at >= self._settings.save_every_seconds
 
     def save(self) -> None:
         """Writes a checkpoint; the last good one and the one before stay."""
@@ -394,7 +379,7 @@ class _TrainingState(Generic[N]):
             "network": self._network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": optimizer,
-            "companion": {} if self._companion is None else self._companion.state_dict(),
+            "stage": self._stage.state_dict(),
         }
         tensors = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
         info = {
@@ -406,7 +391,7 @@ class _TrainingState(Generic[N]):
         self._saved_at = time.monotonic()
 
     def restore(self) -> bool:
-        """Goes back to the last good checkpoint; returns whether there is one."""
+        """Restores the last good checkpoint; returns whether there is one."""
         saved = load_latest_checkpoint(self._folder)
         if saved is None:
             return False
@@ -421,96 +406,7 @@ class _TrainingState(Generic[N]):
         restore_optimizer(
             self._optimizer, self._names, saved.section("optimizer"), saved.info["optimizer"]
         )
-        if self._companion is not None:
-            self._companion.load_state_dict(saved.section("companion"))
+        self._stage.load_state_dict(saved.section("stage"))
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
         return True
-
-
-class _Meter:
-    """Averages the metrics of the steps since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins afresh: what took time since the last step was no training."""
-        self._began = time.monotonic()
-        self._images = 0
-        self._sums: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()  # what begins in between is in fewer steps
-
-    def add(self, result: StepResult, images: int) -> None:
-        """Adds a step; the values stay on their device until they are taken."""
-        for name, value in {"loss": result.loss, **result.metrics}.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
-        self._images += images
-
-    def is_due(self) -> bool:
-        """Whether it is time for another line."""
-        return time.monotonic() - self._began >= _LOG_SECONDS
-
-    def take(self) -> dict[str, float]:
-        """Returns the means and the pace, and begins afresh.
-
-        Raises:
-            TessellaError: the loss or its gradient is not a finite number.
-        """
-        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
-        # A gradient that is no number has spoilt the weights before the loss shows it.
-        for name in ("loss", "gradient_norm"):
-            if math.isfinite(means[name]):
-                continue
-            raise TessellaError(
-                f"The {name.replace('_', ' ')} is not a number any more: `{means[name]}`. The last "
-                "good checkpoint is kept. Lower the learning rates "
-                "(…_training.optimizer.muon_learning_rate and .adamw_learning_rate) and start in a "
-                "new --out."
-            )
-        pace = self._images / (time.monotonic() - self._began)
-        self.restart()
-        return {**means, "images_per_second": pace}
-
-
-def _group_parameters(network: nn.Module, hidden: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Sorts the parameters that learn into Muon's group and AdamW's, with their names."""
-    inside = {id(parameter) for parameter in hidden}
-    groups: list[dict[str, Any]] = []
-    for muon in (True, False):
-        chosen = [
-            (name, parameter)
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad and (id(parameter) in inside) is muon
-        ]
-        groups.append(
-            {"params": [p for _, p in chosen], "names": [n for n, _ in chosen], "muon": muon}
-        )
-    return [group for group in groups if group["params"]]
-
-
-def _batch_share(batch_size: int, num_processes: int) -> int:
-    if batch_size % num_processes:
-        raise ConfigError(
-            f"The batch size must be a multiple of the number of processes: `{batch_size}` over "
-            f"{num_processes}. Set"
-            f" …_training.batch_size to {num_processes * (batch_size // num_processes + 1)}."
-        )
-    return batch_size // num_processes
-
-
-def _anyone(mine: bool, accelerator: Accelerator) -> bool:
-    """Agrees with the other processes whether to stop: all must leave at the same step."""
-    if accelerator.num_processes == 1:
-        return mine
-    asked = torch.tensor(float(mine), device=accelerator.device)
-    return bool(accelerator.reduce(asked, reduction="sum").item() > 0)
-
-
-def _share_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Gives every process the first one's buffers: running statistics are of each one's images."""
-    if accelerator.num_processes > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, src=0)

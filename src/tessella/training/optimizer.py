@@ -8,7 +8,7 @@ Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks"
 arXiv:1711.05101 (AdamW).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,29 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return orthogonal
 
 
+def group_parameters(
+    network: nn.Module, hidden_matrices: Sequence[nn.Parameter]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Sorts the parameters that learn into Muon's group and AdamW's.
+
+    Returns:
+        The groups, for `MuonAdamW`; and the name of each parameter, in their order.
+    """
+    hidden = {id(parameter) for parameter in hidden_matrices}
+    groups: list[dict[str, Any]] = []
+    names: list[str] = []
+    for muon in (True, False):
+        group = {
+            name: parameter
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad and (id(parameter) in hidden) is muon
+        }
+        if group:
+            groups.append({"params": list(group.values()), "muon": muon})
+            names += group
+    return groups, names
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on the parameter groups that say `muon`, AdamW on the others."""
 
@@ -78,10 +101,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self.settings = settings
         self.set_learning_rate(1.0)
 
-    def set_learning_rate(self, share: float) -> None:
-        """Sets every learning rate to a share of its peak."""
+    def set_learning_rate(self, lr_multiplier: float) -> None:
+        """Sets every learning rate to a multiple of its peak."""
         for group in self.param_groups:
-            group["lr"] = share * group["peak"]
+            group["lr"] = lr_multiplier * group["peak"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -91,29 +114,32 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            gradients = {p: p.grad for p in group["params"] if p.grad is not None}
             if group["muon"]:
-                self._step_muon(params, group["lr"], group["weight_decay"])
+                self._step_muon(gradients, group["lr"], group["weight_decay"])
             else:
-                self._step_adamw(params, group["lr"])
+                self._step_adamw(gradients, group["lr"])
         return loss
 
-    def _step_muon(self, params: list[nn.Parameter], rate: float, weight_decay: float) -> None:
+    def _step_muon(
+        self, gradients: dict[nn.Parameter, Tensor], rate: float, weight_decay: float
+    ) -> None:
         # Matrices of one shape are iterated together: one large product instead of many small.
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
-        for param in params:
+        for param in gradients:
             by_shape.setdefault((len(param), param[0].numel()), []).append(param)
-        for (rows, columns), alike in by_shape.items():
-            updates = torch.stack([self._momentum(p).reshape(rows, columns) for p in alike])
+        for (rows, columns), same_shape in by_shape.items():
+            updates = torch.stack(
+                [self._momentum(p, gradients[p]).reshape(rows, columns) for p in same_shape]
+            )
             work = torch.float32 if updates.device.type == "cpu" else torch.bfloat16
             updates = orthogonalize(updates.to(work)).to(updates.dtype)
             scale = max(1.0, rows / columns) ** 0.5
-            for param, update in zip(alike, updates, strict=True):
+            for param, update in zip(same_shape, updates, strict=True):
                 param.mul_(1 - rate * weight_decay)
                 param.add_(update.reshape(param.shape), alpha=-rate * scale)
 
-    def _momentum(self, param: nn.Parameter) -> Tensor:
-        gradient = _gradient(param)
+    def _momentum(self, param: nn.Parameter, gradient: Tensor) -> Tensor:
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
@@ -121,10 +147,9 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum.lerp_(gradient, 1 - self.settings.momentum)
         return gradient.lerp(momentum, self.settings.momentum)
 
-    def _step_adamw(self, params: list[nn.Parameter], rate: float) -> None:
+    def _step_adamw(self, gradients: dict[nn.Parameter, Tensor], rate: float) -> None:
         beta1, beta2 = self.settings.beta1, self.settings.beta2
-        for param in params:
-            gradient = _gradient(param)
+        for param, gradient in gradients.items():
             state = self.state[param]
             if not state:
                 state["step"] = torch.zeros(())
@@ -137,9 +162,3 @@ class MuonAdamW(torch.optim.Optimizer):
             mean = state["mean"] / (1 - beta1**step)
             deviation = (state["square"] / (1 - beta2**step)).sqrt()
             param.sub_(rate * mean / (deviation + 1e-8))
-
-
-def _gradient(param: nn.Parameter) -> Tensor:
-    if param.grad is None:
-        raise RuntimeError("a parameter without a gradient was asked to step")
-    return param.grad

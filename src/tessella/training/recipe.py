@@ -1,4 +1,4 @@
-"""The recipe: every setting of a run in one tree, from defaults, presets, files and words."""
+"""The recipe: every setting of a run in one tree, from defaults, a preset, a file and `--set`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +13,8 @@ from tessella.model.folder import ModelConfig
 from tessella.objectives import GenerationSettings, ObjectiveSettings, PlainObjectiveSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
-from tessella.training.stages import TokenizerTrainingSettings, TransformerTrainingSettings
+from tessella.training.tokenizer_stage import TokenizerTrainingSettings
+from tessella.training.transformer_stage import TransformerTrainingSettings
 from tessella.transformer import TransformerSettings
 
 
@@ -53,28 +54,25 @@ class Recipe(Settings):
         )
 
 
+_VQ = {"name": "vq"}  # in every preset, so that naming another kind drops this one's settings
+_WIDE_CODES = _VQ | {"code_width": 256, "normalize": False}
+
 PRESETS: Mapping[str, dict[str, Any]] = {
     # 64×64 pixels, 8×8 codes: a laptop.
-    "tiny": {"tokenizer": {"quantizer": {"name": "vq"}}},
+    "tiny": {"tokenizer": {"quantizer": _VQ}},
     # 128×128 pixels, 16×16 codes: a laptop overnight, any GPU.
     "small": {
         "data": {"image_size": 128},
-        "tokenizer": {
-            "patch": 4,
-            "widths": [96, 192],
-            "blocks": 2,
-            "quantizer": {"name": "vq"},
-        },
+        "tokenizer": {"widths": [96, 192], "blocks": 2, "quantizer": _VQ},
         "transformer": {"width": 256, "depth": 8, "heads": 8},
     },
     # 128×128 pixels, 16×16 codes of 1024: one GPU.
     "base": {
         "data": {"image_size": 128},
         "tokenizer": {
-            "patch": 4,
             "widths": [128, 448],
             "blocks": 2,
-            "quantizer": {"name": "vq", "codebook_size": 1024},
+            "quantizer": _VQ | {"codebook_size": 1024},
         },
         "transformer": {"width": 512, "depth": 12, "heads": 8},
     },
@@ -82,26 +80,16 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "large": {
         "data": {"image_size": 256},
         "tokenizer": {
-            "patch": 4,
             "widths": [128, 256, 512],
             "blocks": 2,
-            "quantizer": {"name": "vq", "codebook_size": 4096},
+            "quantizer": _VQ | {"codebook_size": 4096},
         },
         "transformer": {"width": 1024, "depth": 24, "heads": 16, "dropout": 0.1},
     },
     # The founding report's pair: its tokenizer, its objective.
     "report2021": {
         "data": {"image_size": 128},
-        "tokenizer": {
-            "network": "report2021",
-            "nhid": 256,
-            "quantizer": {
-                "name": "vq",
-                "codebook_size": 512,
-                "code_width": 256,
-                "normalize": False,
-            },
-        },
+        "tokenizer": {"network": "report2021", "quantizer": _WIDE_CODES | {"codebook_size": 512}},
         "objective": {"name": "latent_mse"},
         "transformer": {"width": 256, "depth": 8, "heads": 8},
     },
@@ -112,12 +100,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
             "network": "taming",
             "widths": [128, 128, 256, 512],
             "blocks": 2,
-            "quantizer": {
-                "name": "vq",
-                "codebook_size": 1024,
-                "code_width": 256,
-                "normalize": False,
-            },
+            "quantizer": _WIDE_CODES | {"codebook_size": 1024},
         },
         "transformer": {"width": 512, "depth": 12, "heads": 8},
     },
@@ -126,13 +109,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "data": {"image_size": 32},
         "tokenizer": {
             "network": "palette",
-            "quantizer": {
-                "name": "vq",
-                "codebook_size": 512,
-                "code_width": 3,
-                "normalize": False,
-                "learning": "ema",
-            },
+            "quantizer": _VQ | {"code_width": 3, "normalize": False, "learning": "ema"},
         },
     },
 }
@@ -146,7 +123,7 @@ def resolve_recipe(
     config_file: Path | None = None,
     assignments: Iterable[str] = (),
 ) -> Recipe:
-    """Joins defaults, a preset, a file and single settings; the later wins.
+    """Joins defaults, a preset, a file and single settings; later ones win.
 
     Args:
         preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.

@@ -1,19 +1,27 @@
 """What a person sees of a run: progress in the terminal, metrics.jsonl, TensorBoard, pictures."""
 
 import json
+import math
+import time
+from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
+from tessella.errors import TessellaError
 from tessella.files import write_text
 from tessella.images import Pixels, save_png
-from tessella.runs.record import METRICS_FILE
+from tessella.runs.record import METRICS_LOG
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_LOG_SECONDS = 10.0
 _SHOWN = ("loss", "psnr", "codes_used", "accuracy", "images_per_second")
 
 
@@ -30,18 +38,26 @@ class Reporter:
         *,
         redo: bool = False,
     ) -> None:
-        """Goes on from `images_seen`: what was reported beyond it is dropped, it comes again.
+        """Continues at `images_seen`: later reports are dropped, for they will come again.
 
-        With `redo` so does the evaluation at this very point.
+        Args:
+            folder: the stage's own.
+            name: of the stage.
+            images: to train on in all.
+            images_seen: progress so far.
+            console: where progress is shown.
+            redo: drops the evaluation at `images_seen` too.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._path = folder / METRICS_FILE
+        self._path = folder / METRICS_LOG
         self._console = console
         self._name = name
         _drop_beyond(self._path, images_seen, redo)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=images_seen + 1)
+        writer = _find_summary_writer(console)
+        board = folder / "tensorboard"
+        self._board = writer(str(board), purge_step=images_seen + 1) if writer else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,15 +75,11 @@ class Reporter:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def advance(self, images_seen: int) -> None:
         """Moves the bar."""
@@ -76,9 +88,10 @@ class Reporter:
     def log(self, images_seen: int, metrics: Mapping[str, float], kind: str = "train") -> None:
         """Writes one line of metrics; `kind` is `train` or `validation`."""
         self._write({"images_seen": images_seen, "kind": kind, **metrics})
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{kind}/{name}", value, images_seen)
-        shown = _show(metrics)
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{kind}/{name}", value, images_seen)
+        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
         self._progress.update(self._task, completed=images_seen, shown=shown)
         if kind == "validation" or not self._console.is_terminal:
             self._console.print(f"{self._name} {images_seen:>10,} images  {kind:<10}  {shown}")
@@ -87,10 +100,11 @@ class Reporter:
         """Saves pictures made at this point, each in the folder of its name."""
         for name, picture in pictures.items():
             save_png(self._folder / name / f"{images_seen:012d}.png", picture)
-            self._board.add_image(name, picture, images_seen, dataformats="HWC")
+            if self._board is not None:
+                self._board.add_image(name, picture, images_seen, dataformats="HWC")
 
     def say(self, images_seen: int, sentence: str) -> None:
-        """Tells a person something, and keeps it among the metrics."""
+        """Prints a note and keeps it among the metrics."""
         self._write({"images_seen": images_seen, "kind": "note", "note": sentence})
         self._console.print(f"{self._name} {images_seen:>10,} images  {sentence}")
 
@@ -99,22 +113,79 @@ class Reporter:
         self._file.flush()
 
 
-def _show(metrics: Mapping[str, float]) -> str:
-    known = [f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics]
-    return "  ".join(known)
+class Meter:
+    """Averages the metrics of the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        """Starts without any step."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts anew: the time since the last step was not spent on training."""
+        self._began = time.monotonic()
+        self._images = 0
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()  # not every metric comes with every step
+
+    def add(self, metrics: Mapping[str, Tensor], images: int) -> None:
+        """Adds a step's metrics, () each; they stay on their device until they are taken."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+        self._images += images
+
+    def is_due(self) -> bool:
+        """Whether it is time for another line."""
+        return time.monotonic() - self._began >= _LOG_SECONDS
+
+    def take(self) -> dict[str, float]:
+        """Returns the means and the pace, and starts anew.
+
+        Raises:
+            TessellaError: the loss or its gradient is not a finite number.
+        """
+        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+        # A gradient that is not a number has spoilt the weights before the loss shows it.
+        for name in ("loss", "gradient_norm"):
+            if math.isfinite(means[name]):
+                continue
+            raise TessellaError(
+                f"The {name.replace('_', ' ')} is not a number any more: `{means[name]}`. The last "
+                "good checkpoint is kept. Lower the learning rates "
+                "(…_training.optimizer.muon_learning_rate and .adamw_learning_rate) and start in a "
+                "new --out."
+            )
+        pace = self._images / (time.monotonic() - self._began)
+        self.restart()
+        return {**means, "images_per_second": pace}
+
+
+@lru_cache(maxsize=1)  # once per console, so that it is said once
+def _find_summary_writer(console: Console) -> "type[SummaryWriter] | None":
+    """Finds TensorBoard's writer; without TensorBoard, says where else the curves are."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        console.print(
+            "TensorBoard is not installed: the curves are in report.html, the numbers in "
+            f"{METRICS_LOG}. To log to it too, run `pip install tensorboard`."
+        )
+        return None
+    return SummaryWriter
 
 
 def _drop_beyond(path: Path, images_seen: int, redo: bool) -> None:
     """Keeps the whole lines of a metrics file up to the point that is resumed from."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             break  # the crash cut this line off
-        again = redo and line["images_seen"] == images_seen and line["kind"] != "train"
-        if line["images_seen"] <= images_seen and not again:
-            kept.append(text + "\n")
-    write_text(path, "".join(kept))
+        repeated = redo and line["images_seen"] == images_seen and line["kind"] != "train"
+        if line["images_seen"] <= images_seen and not repeated:
+            lines.append(text + "\n")
+    write_text(path, "".join(lines))

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the images seen, so that a resumed run needs to remember nothing."""
+"""Schedules: pure functions of the images seen, so a resumed run has nothing to remember."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,13 +7,13 @@ import numpy.typing as npt
 def learning_rate_multiplier(
     images_seen: int, images: int, warmup_images: int, decay_fraction: float
 ) -> float:
-    """Returns the share of the peak learning rate: up linearly, level, down linearly to 0.
+    """Returns the multiplier of the peak learning rate: up linearly, level, down linearly to 0.
 
     Args:
         images_seen: progress; beyond the end the rate is 0.
         images: the length of the training, at least 1.
         warmup_images: images until the peak.
-        decay_fraction: share of the training, at its end, in which the rate falls.
+        decay_fraction: fraction of the training, at its end, in which the rate falls.
     """
     warmup = min(1.0, (images_seen + 1) / (warmup_images + 1))
     left = max(0.0, (images - images_seen) / images)
@@ -42,11 +42,11 @@ class ImageOrder:
         """Returns which images are the `start`-th to the (`start + count - 1`)-th seen."""
         positions = np.arange(start, start + count)
         epochs = positions // self._num_images
-        chosen = [
+        parts = [
             self._epoch_order(int(epoch))[positions[epochs == epoch] % self._num_images]
             for epoch in np.unique(epochs)
         ]
-        return np.concatenate(chosen)
+        return np.concatenate(parts)
 
     def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:

@@ -1,7 +1,7 @@
-"""Features of all captions, computed once by a frozen text encoder: what stage 2 reads.
+"""Features of all captions, computed once by a frozen text encoder: stage 2 trains on them.
 
-One memory-mapped file of 2 bytes a feature, the tokens of all captions one after another, with a
-note from what it was made.
+One memory-mapped file, 2 bytes a feature, with the tokens of all captions one after another, and
+a note of what it was made from.
 """
 
 import hashlib
@@ -15,30 +15,30 @@ import numpy as np
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import draw_indices
-from tessella.files import new_file, write_json
-from tessella.text import FrozenTextEncoder, TextEncoder
-from tessella.text.base import TrainingTokens
-from tessella.text.frozen import CutRows, pad_features
-from tessella.training.codes import hash_weights, read_note
+from tessella.files import cached
+from tessella.text import TextEncoder
+from tessella.text.base import CutRows, TrainingTokens
+from tessella.text.frozen import FrozenTextEncoder, pad_features
+from tessella.training.codes import hash_weights
 
 _BATCH = 64
-_LOOKED_AT = 4096  # pictures: half a second
+_SAMPLE = 4096  # images: half a second
 
 Progress = Callable[[int, int], None]
 
 
 class CaptionReader(Protocol):
-    """Turns training captions into what the transformer reads: `TextEncoder`, `TextFeatures`."""
+    """Turns training captions into the transformer's input: `TextEncoder`, `TextFeatures`."""
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
-        """Reads captions; over-long ones are cut, and counted."""
+        """Encodes captions; those that are too long are cut, and counted."""
 
 
 class TextFeatures:
     """Reads the features of captions from a file.
 
     Args:
-        captions: all that will be asked for, each once.
+        captions: all that will be read, each once.
         cut: their tokens.
         path: the features (tokens of all captions, F), in the captions' order.
     """
@@ -54,7 +54,7 @@ class TextFeatures:
         self._features = np.load(path, mmap_mode="r")
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
-        """Reads features (B, T, F) float32 of captions that the file was made for."""
+        """Reads features (B, T, F) float32 of captions that are in the file."""
         texts = [self._features[self._spans[caption]] for caption in captions]
         return TrainingTokens(pad_features(texts), sum(c in self._truncated for c in captions))
 
@@ -66,13 +66,13 @@ def prepare_captions(
     *,
     progress: Progress | None = None,
 ) -> CaptionReader:
-    """Computes the features of captions into a file, or uses the file that is there.
+    """Computes the features of captions into a file, unless it is there already.
 
     Args:
-        encoder: of the run; one that makes tokens is quick, and returned as it is.
-        captions: of all images, repeated or not; the empty one comes by itself.
-        path: the `.npy` file; beside it a `.json` says from what it was made.
-        progress: called with captions done and their number.
+        encoder: of the run; one that only makes tokens is quick, and returned as it is.
+        captions: of all images, repeated or not; the empty caption is added.
+        path: the `.npy` file; a `.json` beside it notes what it was made from.
+        progress: called with the number of captions done and of all.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -83,37 +83,36 @@ def prepare_captions(
     cut = encoder.cut(unique)
     tokens = hashlib.sha256(json.dumps(cut.rows).encode()).hexdigest()
     made_from = {"encoder": hash_weights(encoder.network), "tokens": tokens}
-    note = path.with_suffix(".json")
-    if not (path.exists() and read_note(note) == made_from):
-        note.unlink(missing_ok=True)
-        with new_file(path, what="the features of the captions") as building:
-            _write(encoder, cut, building, progress)
-        write_json(note, made_from)
+
+    def write(temporary: Path) -> None:
+        _write(encoder, cut, temporary, progress)
+
+    cached(path, made_from, write, what="the features of the captions")
     return TextFeatures(unique, cut, path)
 
 
 def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int) -> str | None:
-    """Says how many training captions lose their last words; None if none does.
+    """Says how many training captions lose their last words; None if none do.
 
     Args:
         reader: of the captions.
-        images: to train on; if there are very many, some thousand are looked at.
-        max_tokens: the most that one may have.
+        images: to train on; of very many, some thousand are looked at.
+        max_tokens: the longest that a caption may be.
     """
-    drawn = draw_indices(len(images), _LOOKED_AT).tolist()
-    captions = [images.captions(index) for index in drawn]
+    sample = draw_indices(len(images), _SAMPLE).tolist()
+    captions = [images.captions(index) for index in sample]
     num_cut = sum(reader.encode_training(texts).num_truncated for texts in captions)
     if not num_cut:
         return None
     return (
         f"Captions: {num_cut:,} of {sum(map(len, captions)):,} looked at have more than "
-        f"{max_tokens} tokens (text.max_tokens): training leaves out their last words, and as "
-        "prompts they are refused."
+        f"{max_tokens} tokens (text.max_tokens). Training drops their last words; as prompts they "
+        "are refused."
     )
 
 
 def _write(encoder: FrozenTextEncoder, cut: CutRows, path: Path, progress: Progress | None) -> None:
-    """Reads captions of one length together: nothing is computed for padding."""
+    """Reads captions of the same length together: nothing is computed for padding."""
     lengths = np.array([len(row) for row in cut.rows])
     begins = np.cumsum(lengths) - lengths
     shape = (int(lengths.sum()), encoder.num_features)
@@ -122,10 +121,10 @@ def _write(encoder: FrozenTextEncoder, cut: CutRows, path: Path, progress: Progr
     for length in np.unique(lengths):
         [same] = np.nonzero(lengths == length)
         for start in range(0, len(same), _BATCH):
-            chosen = same[start : start + _BATCH]
-            made = encoder.read([cut.rows[index] for index in chosen])  # (B, T, F)
-            features[begins[chosen, None] + np.arange(length)] = made
-            done += len(chosen)
+            batch = same[start : start + _BATCH]
+            rows = begins[batch, None] + np.arange(length)
+            features[rows] = encoder.read([cut.rows[index] for index in batch])  # (B, T, F)
+            done += len(batch)
             if progress is not None:
                 progress(done, len(lengths))
     features.flush()

@@ -51,7 +51,7 @@ def test_skipped_files_are_counted_by_kind_with_examples(draw) -> None:
     assert report.errors == (
         "50.0% of the files have to be skipped, at most 5% may be (data.max_skipped_fraction).",
     )
-    assert report.advice == ("Mend or remove the skipped files; the examples say what is wrong.",)
+    assert report.advice == ("Fix or remove the skipped files; the examples say what is wrong.",)
 
 
 def test_suspicious_things_are_said(draw) -> None:
@@ -66,10 +66,10 @@ def test_suspicious_things_are_said(draw) -> None:
         "Only 20 images: the model will learn them by heart.",
     )
     assert report.advice[:3] == (
-        "Use a smaller data.image_size, or larger pictures.",
-        "Remove the duplicates; they are never on both sides of the split, but are learnt more "
-        "often.",
         "Write captions that tell the pictures apart.",
+        "Remove the duplicates; they are never on both sides of the split, but are learned more "
+        "often.",
+        "Use a smaller data.image_size, or larger pictures.",
     )
 
 
@@ -95,7 +95,7 @@ def test_a_source_that_cannot_be_read_does_not_hide_the_others(draw) -> None:
     assert (scenes.kind, scenes.images, scenes.error) == ("scenes", 10, None)
     assert report.formats["drawn"] == 10
     assert report.errors == (cut.error, missing.error) and not report.is_usable
-    assert report.advice[0] == "Mend or leave out the data that cannot be read."
+    assert report.advice[0] == "Fix or leave out the data that cannot be read."
 
 
 def test_the_field_to_split_by_is_checked(draw) -> None:

@@ -1,6 +1,7 @@
 """Prepare: what comes out is what was in the files; the cache is right, or not used at all."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -265,7 +266,7 @@ def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
         prepare([str(folder)], SETTINGS.replace(max_image_pixels=10_000), cache)
     message = str(caught.value)
     assert message.startswith(
-        "Too many files had to be skipped: 6 of 61 (2 broken, 1 captionless, 1 empty, "
+        "Too many files were skipped: 6 of 61 (2 broken, 1 captionless, 1 empty, "
         "1 imageless, 1 too_large), at most 5% may be. The first: `"
     )
     assert f"`{report}`" in message and "data.max_skipped_fraction" in message
@@ -278,7 +279,7 @@ def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
 def test_only_bad_files_stop_even_if_all_may_be_bad(draw, cache: Path) -> None:
     draw.file("data/a.png", b"")
     draw.file("data/a.txt", "a")
-    with pytest.raises(DataError, match="Too many files had to be skipped: 1 of 1"):
+    with pytest.raises(DataError, match="Too many files were skipped: 1 of 1"):
         prepare([str(draw.folder / "data")], SETTINGS.replace(max_skipped_fraction=1.0), cache)
 
 
@@ -299,6 +300,38 @@ def test_a_file_name_that_is_no_utf8_is_written_down(draw, cache: Path) -> None:
 
 
 # --- the cache -----------------------------------------------------------------------------
+
+
+# A run that an older version began must find its cache.
+def test_the_identity_of_a_cache_stays_what_it_was(draw, cache: Path) -> None:
+    folder = draw.captioned(2)
+    manifest = prepare([str(folder), "scenes:3"], SETTINGS, cache).manifest
+    digest = hashlib.blake2b(digest_size=16)
+    files = sorted(folder.iterdir())
+    for path in files:
+        status = path.stat()
+        digest.update(f"/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    assert manifest["format"] == "tessella-cache/1"
+    assert manifest["identity"] == {
+        "sources": [
+            {
+                "source": str(folder),
+                "kind": "captions",
+                "files": 4,
+                "bytes": sum(path.stat().st_size for path in files),
+                "digest": digest.hexdigest(),
+            },
+            {"source": "scenes:3", "kind": "scenes", "files": 0, "bytes": 0, "digest": ""},
+        ],
+        "settings": {
+            "image_size": 16,
+            "validation_fraction": 0.2,
+            "split_by": None,
+            "max_image_pixels": 100_000_000,
+            "seed": 0,
+            "num_paraphrases": 4,
+        },
+    }
 
 
 def test_unchanged_data_is_not_decoded_again(draw, cache: Path, decoded: list[int]) -> None:
@@ -494,7 +527,7 @@ def test_a_dead_decoding_process_is_a_clear_error(draw, cache: Path, monkeypatch
         return process
 
     monkeypatch.setattr(workers, "_start", dying)
-    with pytest.raises(DataError, match=r"A decoding process ended by itself \(exit status 3\)"):
+    with pytest.raises(DataError, match=r"A decoding process died \(exit status 3\)"):
         prepare([str(folder)], SETTINGS.replace(workers=2), cache)
     assert started and all(process.poll() is not None for process in started)
     assert not cache.exists()
@@ -520,12 +553,13 @@ def test_an_interruption_ends_the_decoding_processes(draw, cache: Path, monkeypa
 
 
 def test_a_decoding_process_answers_until_its_input_ends(draw) -> None:
-    place = decode.Place(str(draw.image("a.png", 7)))
+    location = decode.ImageLocation(str(draw.image("a.png", 7)))
+    scene = decode.SceneLocation(0, 1)
     with workers._start() as process:
         for _ in range(2):
-            decode.write_request(process.stdin, [place, decode.ScenePlace(0, 1)], 16, 10**6)
+            decode.write_request(process.stdin, [location, scene], 16, 10**6)
             answer = decode.read_answer(process.stdout, 16)
-            assert answer == decode.decode_batch([place, decode.ScenePlace(0, 1)], 16, 10**6)
+            assert answer == decode.decode_batch([location, scene], 16, 10**6)
         process.stdin.close()
         assert process.wait(timeout=60) == 0
 
@@ -533,8 +567,9 @@ def test_a_decoding_process_answers_until_its_input_ends(draw) -> None:
 def test_a_picture_cut_off_by_the_end_of_its_tar_is_skipped(draw) -> None:
     shard = draw.file("x.tar", draw.content(1))
     size = shard.stat().st_size
-    places = [decode.Place(str(shard), 0, size + 1), decode.Place(f"{shard}.gone", 0, 5)]
-    cut, gone = decode.decode_batch(places, 16, 10**6).outcomes
+    cut_off = decode.ImageLocation(str(shard), 0, size + 1)
+    missing = decode.ImageLocation(f"{shard}.gone", 0, 5)
+    cut, gone = decode.decode_batch([cut_off, missing], 16, 10**6).outcomes
     assert cut.reason == "The tar ends in the middle of the picture."
     assert gone.reason == "Cannot read the tar: No such file or directory."
 

@@ -194,7 +194,7 @@ def test_the_field_to_split_by(draw) -> None:
         ('{"text": "no name"}', "bad_row", "the row has no file_name"),
         ('{"file_name": "a.png"}', "captionless", "row 2 has no caption"),
         ('{"file_name": "a.png", "text": " "}', "captionless", "row 2 has no caption"),
-        ('{"file_name": "a.png", "text": 5}', "bad_caption", "`text` holds something else"),
+        ('{"file_name": "a.png", "text": 5}', "bad_caption", "`text` holds something other"),
         ('{"file_name": "a.png", "text": "\\ud800"}', "bad_caption", "lone surrogate"),
         ('{"file_name": "a.png", "captions": "[1"}', "bad_caption", "is not a JSON list"),
         ('{"file_name": "../a.png", "text": "t"}', "outside", "leads out of the folder"),
@@ -265,7 +265,7 @@ def test_a_shard(draw) -> None:
     assert records[0].name == f"{shard}/a.webp"
     content = shard.read_bytes()
     for number, record in enumerate(records, start=1):
-        place = record.place
+        place = record.location
         assert content[place.offset : place.offset + place.size] == png(number)
 
 
@@ -363,7 +363,7 @@ def test_scenes() -> None:
 
 @pytest.mark.parametrize("given", ["scenes:", "scenes:0", "scenes:-1", "scenes:many"])
 def test_scenes_need_a_number(given: str) -> None:
-    with pytest.raises(DataError, match=f"asked for by number: `{given}`"):
+    with pytest.raises(DataError, match=f"Expected a number of scenes: `{given}`"):
         recognise(given)
 
 

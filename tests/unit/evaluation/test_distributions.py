@@ -1,5 +1,6 @@
 """FID, KID, precision and recall, by hand and against their formulas written a second time."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,33 @@ def test_kid_follows_its_seed_and_leaves_the_randomness_of_others_alone() -> Non
     assert compute_kid(first, second, seed=1) != kid
 
 
+@pytest.mark.slow  # importing torchmetrics takes seconds
+def test_fid_and_kid_are_those_of_torchmetrics_bit_for_bit() -> None:
+    """It computes features itself, so it is given a network that passes them on."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    class Passing(torch.nn.Module):
+        num_features = 6
+
+        def forward(self, features: Tensor) -> Tensor:
+            return features
+
+    first, second = draw(50, 1, 6), draw(41, 2, 6)
+    fid = FrechetInceptionDistance(Passing())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it keeps all features
+        kid = KernelInceptionDistance(Passing(), subsets=100, subset_size=20)
+    for metric in (fid, kid):
+        metric.update(first, real=True)
+        metric.update(second, real=False)
+    assert compute_fid(first, second) == float(fid.compute())
+    torch.manual_seed(7)
+    value, std = kid.compute()
+    ours = compute_kid(first, second, seed=7)
+    assert (ours.value, ours.std) == (float(value), float(std))
+
+
 @pytest.mark.parametrize("compute", [compute_fid, compute_kid, compute_precision_recall])
 def test_too_few_pictures_are_refused(compute: Any) -> None:
     with pytest.raises(DataError, match="need 4 pictures on each side, better thousands: `3`"):
@@ -120,7 +148,7 @@ def test_precision_and_recall_by_hand() -> None:
     assert (turned.precision, turned.recall) == (1.0, 0.25)
 
 
-def share_among_one_by_one(pictures: Array, others: Array) -> float:
+def fraction_among_one_by_one(pictures: Array, others: Array) -> float:
     """Each picture and each ball on its own."""
     inside = 0
     for picture in pictures:
@@ -139,8 +167,8 @@ def test_precision_and_recall_are_their_definition(monkeypatch: pytest.MonkeyPat
     found = compute_precision_recall(first, second)
     assert 0 < found.precision < 1
     assert 0 < found.recall < 1
-    assert found.precision == share_among_one_by_one(second.numpy(), first.numpy())
-    assert found.recall == share_among_one_by_one(first.numpy(), second.numpy())
+    assert found.precision == fraction_among_one_by_one(second.numpy(), first.numpy())
+    assert found.recall == fraction_among_one_by_one(first.numpy(), second.numpy())
 
 
 def test_a_set_lies_among_itself_and_far_ones_do_not() -> None:

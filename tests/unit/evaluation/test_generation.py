@@ -1,4 +1,4 @@
-"""What painted pictures are worth, by models and judges whose work is known."""
+"""What generated pictures are worth, by models and features whose values are known."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +11,16 @@ from torch import Tensor
 
 from tessella.errors import GenerationError
 from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
-from tessella.evaluation.eval_images import ChosenImages, draw_indices
-from tessella.evaluation.generation import PaintedEvaluation, PaintingChecks, evaluate_painted
+from tessella.evaluation.eval_images import EvalImages, draw_indices
+from tessella.evaluation.features import EvalNetworks
+from tessella.evaluation.generation import (
+    GenerationChecks,
+    GenerationEvaluation,
+    evaluate_generation,
+)
 from tessella.images import Pixels
 from tessella.model.pipeline import GeneratedImages, Scores
+from tessella.model.request import ImageRequest
 from tessella.objectives import ObjectiveLoss
 
 SIZE = 4
@@ -30,6 +36,9 @@ class Colours:
     name = "colours-mean"
     num_features = 3
 
+    def describe(self) -> str:
+        return "colours-mean features (3, mean over places)"
+
     def __init__(self) -> None:
         self.seen: list[Pixels] = []
 
@@ -42,32 +51,33 @@ class Sampler:
     """Paints `gray N` as that shade, the first ones wrong; its loss is the mean of the codes."""
 
     device = torch.device("cpu")
-    transformer = None
+    max_tokens = 3
     objective: Any
-    tokenizer: Any
+    sampler: Any
+    text_tokenizer: Any
     name = "brightness"
 
     def __init__(self, wrong: int = 0) -> None:
-        self.objective = self.tokenizer = self
-        self.codebook = torch.zeros(1, 1)
+        self.objective = self.sampler = self.text_tokenizer = self
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> GeneratedImages:
-        self.asked.append((list(prompts), list(seeds)))
-        shades = [int(prompt.split()[1]) for prompt in prompts]
+    def generate_images(self, requests: Sequence[ImageRequest]) -> GeneratedImages:
+        self.asked.append(([one.prompt for one in requests], [one.seed for one in requests]))
+        shades = [int(one.prompt.split()[1]) for one in requests]
         made = [255 - s if i < self.wrong else s + 1 for i, s in enumerate(shades)]
         return GeneratedImages(np.stack([draw(shade) for shade in made]), None)
 
+    def count_tokens(self, prompt: str) -> int:
+        return 9 if "long" in prompt else 3
+
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        if any("long" in prompt for prompt in prompts):
-            raise GenerationError("The prompt is too long.")
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
         return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.int64))
 
-    def compute_loss(self, _: object, __: Tensor, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         return ObjectiveLoss(codes.double().mean(), torch.zeros(()))
 
     def score(self, images: Pixels, prompts: Sequence[str]) -> Scores:
@@ -94,34 +104,44 @@ class Training:
 
 
 SHADES = list(range(0, 240, 10))
-IMAGES = ChosenImages(
+IMAGES = EvalImages(
     np.stack([draw(shade) for shade in SHADES]), [f"gray {shade}" for shade in SHADES], "all mine"
 )
 
 
-def evaluate(painter: Any, images: ChosenImages = IMAGES, **changes: Any) -> PaintedEvaluation:
+def by_colours() -> EvalNetworks:
     colours: Any = Colours()
-    checks = PaintingChecks(pictures=10, features=[colours], judge=colours)
-    return evaluate_painted(painter, images, replace(checks, **changes))
+    return EvalNetworks(extractor=colours, features={colours.name: colours})
+
+
+def evaluate(
+    model: Any,
+    images: EvalImages = IMAGES,
+    networks: EvalNetworks | None = None,
+    **changes: Any,
+) -> GenerationEvaluation:
+    checks = replace(GenerationChecks(pictures=10), **changes)
+    return evaluate_generation(model, images, networks or by_colours(), checks)
 
 
 def test_captions_are_painted_once_each_with_their_number_as_seed() -> None:
-    painter = Sampler()
-    made = evaluate(painter)
+    model = Sampler()
+    made = evaluate(model)
     chosen = draw_indices(len(SHADES), 10).tolist()
-    assert painter.asked == [([IMAGES.captions[i] for i in chosen], list(range(10)))]
-    assert list(made.prompts) == painter.asked[0][0]
-    assert np.array_equal(made.real, IMAGES.pixels[chosen])
+    assert model.asked == [([IMAGES.captions[i] for i in chosen], list(range(10)))]
+    assert list(made.prompts) == model.asked[0][0]
     assert np.array_equal(made.pixels, np.stack([draw(SHADES[i] + 1) for i in chosen]))
     assert len(evaluate(Sampler(), pictures=100).prompts) == len(SHADES)
 
 
 def test_the_sets_are_compared_with_the_real_pictures_of_the_same_captions() -> None:
-    colours: Any = Colours()
-    made = evaluate(Sampler(wrong=4), features=[colours], judge=colours)
+    networks = by_colours()
+    colours: Any = networks.extractor
+    made = evaluate(Sampler(wrong=4), networks=networks)
     # Each side's features are computed once, for all that is measured.
     assert [len(pixels) for pixels in colours.seen] == [10, 10]
-    real, painted = colours.extract(made.real), colours.extract(made.pixels)
+    assert np.array_equal(colours.seen[0], IMAGES.pixels[draw_indices(len(SHADES), 10).tolist()])
+    real, painted = colours.extract(colours.seen[0]), colours.extract(made.pixels)
     among = compute_precision_recall(real, painted)
     expected = {
         "fid": compute_fid(real, painted),
@@ -155,14 +175,14 @@ def test_pictures_find_their_prompts_unless_they_are_wrong() -> None:
     )
 
 
-def test_clip_judges_if_it_is_given() -> None:
-    class Judge:
+def test_clip_ranks_if_it_is_given() -> None:
+    class FakeClip:
         name = "mine"
 
         def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
             return torch.eye(len(pixels))[:, : len(prompts)]
 
-    metric = evaluate(Sampler(), clip=Judge()).metrics["retrieval_by_clip"]
+    metric = evaluate(Sampler(), clip=FakeClip()).metrics["retrieval_by_clip"]
     assert metric.value == 1.0
     assert metric.protocol.endswith("; cosine of picture and prompt, CLIP mine")
     assert "retrieval_by_clip" not in evaluate(Sampler()).metrics
@@ -179,7 +199,7 @@ def test_an_objective_without_likelihood_says_so() -> None:
 
 
 def test_equal_captions_leave_retrieval_out() -> None:
-    same = ChosenImages(IMAGES.pixels, ["gray 50"] * len(SHADES), "mine")
+    same = EvalImages(IMAGES.pixels, ["gray 50"] * len(SHADES), "mine")
     made = evaluate(Sampler(), same, pmi_pictures=5)
     for name in ("retrieval_by_features", "retrieval_by_pmi"):
         assert made.left_out[name] == "It takes at least two different captions."
@@ -205,10 +225,10 @@ def test_copies_and_the_loss_gap_by_hand() -> None:
         "percentile 1 of the distances of 10 real pictures, colours-mean features, 26 of the 26 "
         "training pictures"
     )
-    assert made.nearest is not None
-    assert [made.nearest.captions[i] for i in (3, 7)] == [f"gray {shade}" for shade in copied]
+    assert len(made.pairs) == 10
     first, second, third = made.pairs[:3]
-    assert {first.prompt, second.prompt} == {made.prompts[3], made.prompts[7]}
+    captions = {first.prompt: first.caption, second.prompt: second.caption}
+    assert captions == {made.prompts[i]: f"gray {s}" for i, s in zip((3, 7), copied, strict=True)}
     assert (first.distance, second.distance) == (0, 0)
     assert third.distance > 0
     assert np.array_equal(third.nearest, draw(int(third.caption.split()[1])))
@@ -223,16 +243,30 @@ def test_copies_and_the_loss_gap_by_hand() -> None:
 
 
 def test_what_is_missing_is_left_out_with_the_reason() -> None:
-    made = evaluate(
-        Sampler(), features=[], judge=None, no_judge="No weights.", no_training="No pictures."
-    )
+    none = EvalNetworks(missing="No weights.")
+    made = evaluate(Sampler(), networks=none, missing_training="No pictures.")
     assert made.metrics == {}
     losses = dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), "No pictures.")
     reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No weights."}
     assert made.left_out == reasons | losses
     assert made.pairs == []
-    with_judge = evaluate(Sampler(), no_training="No pictures.")
-    assert with_judge.left_out == losses | {"copy_rate": "No pictures."}
+    with_colours = evaluate(Sampler(), missing_training="No pictures.")
+    assert with_colours.left_out == losses | {"copy_rate": "No pictures."}
+
+
+def test_features_that_are_missing_are_left_out_with_the_reason() -> None:
+    networks = EvalNetworks(features={"squeezenet-fire9": None}, missing="No weights.")
+    made = evaluate(Sampler(), networks=networks)
+    for kind in ("fid", "kid", "precision", "recall"):
+        assert made.left_out[f"painted_{kind}_squeezenet-fire9"] == "No weights."
+
+
+# The reason was once that training pictures are missing, though they were there.
+def test_training_captions_that_are_too_long_are_the_reason_for_no_loss_gap() -> None:
+    training: Any = Training(SHADES)
+    training.captions = lambda index: ["a long one"]
+    made = evaluate(Sampler(), training=training, missing_training="No pictures.")
+    assert made.left_out["loss_gap"] == "No training caption is short enough for the model."
 
 
 def test_few_pictures_make_no_set() -> None:

@@ -13,9 +13,8 @@ from torch import Tensor
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
-from tessella.errors import GenerationError
 from tessella.evaluation import memorisation
-from tessella.evaluation.eval_images import ChosenImages, draw_indices
+from tessella.evaluation.eval_images import EvalImages, draw_indices
 from tessella.evaluation.memorisation import (
     Pair,
     make_pairs_sheet,
@@ -60,8 +59,8 @@ def measure(
     painted: Pixels, real: Pixels, training: CaptionedImages, max_training: int = 1000
 ) -> memorisation.Copies:
     extractor: Any = Brightness()
-    looks = [extractor.extract(pixels) for pixels in (painted, real)]
-    return measure_copies(*looks, real, training, extractor, max_training=max_training)
+    features = [extractor.extract(pixels) for pixels in (painted, real)]
+    return measure_copies(*features, real, training, extractor, max_training=max_training)
 
 
 def test_copies_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +75,7 @@ def test_copies_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert made.threshold == pytest.approx(2.16)
     assert made.rate == 3 / 4
     assert made.num_training == 5
-    assert made.nearest.distances.tolist() == [1, 2, 5, 1]
+    assert made.distances.tolist() == [1, 2, 5, 1]
     assert np.array_equal(made.nearest.pixels, gray(20, 200, 50, 90))
     assert list(made.nearest.captions) == [f"number {i}" for i in (1, 4, 2, 3)]
 
@@ -104,8 +103,8 @@ def test_one_real_picture_in_a_hundred_counts_as_a_copy(tmp_path: Path) -> None:
     extractor.extract = lambda p: torch.from_numpy(p[:, 1:3].reshape(len(p), -1).astype(float))
     training = store(pixels[:500], tmp_path)
     real = pixels[500:]
-    looks = extractor.extract(real)
-    made = measure_copies(looks, looks, real, training, extractor, max_training=1000)
+    features = extractor.extract(real)
+    made = measure_copies(features, features, real, training, extractor, max_training=1000)
     assert made.rate == 2 / 200
 
 
@@ -114,7 +113,7 @@ def test_of_too_many_training_pictures_some_are_drawn(tmp_path: Path) -> None:
     made = measure(gray(77), gray(5, 6), training, max_training=7)
     drawn = 10 * draw_indices(20, 7)
     assert made.num_training == 7
-    assert made.nearest.distances[0] == min(abs(drawn - 77))
+    assert made.distances[0] == min(abs(drawn - 77))
 
 
 def test_the_sheet_has_each_picture_beside_its_nearest() -> None:
@@ -130,27 +129,25 @@ class Learner:
     """A model whose loss is the mean brightness of an image, plus noise; it reads short texts."""
 
     device = torch.device("cpu")
-    transformer = None
+    max_tokens = 3
     objective: Any
-    tokenizer: Any
+    sampler: Any
+    text_tokenizer: Any
 
     def __init__(self) -> None:
-        self.objective = self.tokenizer = self
-        self.codebook = torch.zeros(4, 2)
-        self.texts: list[str] = []
+        self.objective = self.sampler = self.text_tokenizer = self
+
+    def count_tokens(self, prompt: str) -> int:
+        return 9 if "long" in prompt else 3
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        for prompt in prompts:
-            if "long" in prompt:
-                raise GenerationError("The prompt is too long.")
-        self.texts += prompts
+        assert not any("long" in prompt for prompt in prompts)
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
         return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.int64))
 
-    def compute_loss(self, _: object, codebook: Tensor, text: Tensor, codes: Tensor) -> Any:
-        assert codebook is self.codebook
+    def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         assert len(text) == len(codes)
         assert not torch.is_grad_enabled()
         return ObjectiveLoss(codes.double().mean() + torch.rand(()), torch.zeros(()))
@@ -161,7 +158,7 @@ def test_the_loss_gap_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(memorisation, "_BATCH", 2)
     training = store(gray(10, 20, 30), tmp_path)
     captions = ["a", "a long one", "b", "c"]
-    held_out = ChosenImages(gray(41, 43, 45, 47), captions, "mine")
+    held_out = EvalImages(gray(41, 43, 45, 47), captions, "mine")
     model: Any = Learner()
     before = torch.get_rng_state()
     gap = measure_loss_gap(model, held_out, training, max_images=9)
@@ -180,5 +177,5 @@ def test_no_caption_that_can_be_read_gives_no_gap(
     scenes: Mapping[str, CaptionedImages],
 ) -> None:
     model: Any = Learner()
-    held_out = ChosenImages(gray(1), ["a long one"], "mine")
+    held_out = EvalImages(gray(1), ["a long one"], "mine")
     assert measure_loss_gap(model, held_out, scenes["train"], max_images=5) is None

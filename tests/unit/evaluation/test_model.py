@@ -11,10 +11,9 @@ import torch
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import canonical_caption, draw_scene, parse_caption
 from tessella.data.settings import DataSettings
-from tessella.errors import GenerationError
 from tessella.evaluation import model as module
 from tessella.evaluation import squeezenet as squeezenet_module
-from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.features import EvalNetworks, FeatureExtractor
 from tessella.evaluation.model import (
     count_pictures,
     evaluate_images,
@@ -22,64 +21,63 @@ from tessella.evaluation.model import (
     measure_scene_accuracy,
     read_images,
 )
+from tessella.evaluation.reconstruction import ReconstructionReport, compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels
 from tessella.model.pipeline import GeneratedImages
+from tessella.model.request import ImageRequest
 from tessella.objectives import ObjectiveLoss
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer.codebook_health import measure_codebook_health
 
 SIZE = 32
 
 
-class Identity(ImageTokenizer):
-    """Gives back what it was given."""
+def create_tokenizer() -> ImageTokenizer:
+    quantizer = {"codebook_size": 8, "code_width": 2}
+    settings = {"patch": 4, "widths": (16,), "quantizer": quantizer}
+    return ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
 
-    def __init__(self) -> None:
-        super().__init__(
-            TokenizerSettings.model_validate(
-                {"patch": 4, "widths": (16,), "quantizer": {"codebook_size": 8, "code_width": 2}}
-            )
-        )
 
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        self.seen = image
-        return torch.zeros(len(image), 1, 1, dtype=torch.int64)
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.seen
+def reconstruct_perfectly(tokenizer: ImageTokenizer, pixels: Pixels) -> ReconstructionReport:
+    """Gives pictures back as they are, all with one code."""
+    codes = np.zeros((len(pixels), 1, 1), dtype=np.int64)
+    health = measure_codebook_health(tokenizer.quantizer, codes)
+    return ReconstructionReport(pixels, codes, compute_psnr(pixels, pixels), health)
 
 
 class Sampler:
     """A model that paints every scene as asked, or all but the first ones."""
 
     device = torch.device("cpu")
-    transformer = None
     name = "nothing"
-    longest = 99  # words of a prompt
+    max_tokens = 99  # words of a prompt
 
     def __init__(self, wrong: int = 0) -> None:
-        self.tokenizer = Identity().eval()
-        self.objective = self
+        self.tokenizer = create_tokenizer()
+        self.objective = self.sampler = self.text_tokenizer = self
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def paint(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> GeneratedImages:
-        self.asked.append((list(prompts), list(seeds)))
+    def generate_images(self, requests: Sequence[ImageRequest]) -> GeneratedImages:
+        prompts = [one.prompt for one in requests]
+        self.asked.append((prompts, [one.seed for one in requests]))
         pixels = np.zeros((len(prompts), SIZE, SIZE, 3), dtype=np.uint8)
         for place, prompt in enumerate(prompts):
             if prompt.startswith("a ") and place >= self.wrong:
                 pixels[place] = draw_scene(parse_caption(prompt), SIZE)
         return GeneratedImages(pixels, None)
 
+    def count_tokens(self, prompt: str) -> int:
+        return len(prompt.split())
+
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
-        if any(len(prompt.split()) > self.longest for prompt in prompts):
-            raise GenerationError("The prompt is too long.")
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> torch.Tensor:
         return torch.zeros(len(pixels), 1, 1, dtype=torch.int64)
 
-    def compute_loss(self, *_: object) -> ObjectiveLoss:
+    def __call__(self, text: torch.Tensor, codes: torch.Tensor) -> ObjectiveLoss:
         return ObjectiveLoss(torch.tensor(2.5), torch.zeros(()))
 
 
@@ -92,6 +90,7 @@ def scenes32(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SCENE_PROMPTS", 12)
+    monkeypatch.setattr(module, "evaluate_reconstructions", reconstruct_perfectly)
     monkeypatch.delenv("TESSELLA_SQUEEZENET", raising=False)
 
 
@@ -111,8 +110,8 @@ def _small_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> None:
-    painter: Any = Sampler()
-    made = evaluate_model(painter, scenes32)
+    model: Any = Sampler()
+    made = evaluate_model(model, scenes32)
     count = len(scenes32.validation)
     assert made.metrics["all_correct_seen_pairs"].value == 1.0
     assert made.metrics["all_correct_held_out_pairs"].value == 1.0
@@ -126,21 +125,21 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
     assert made.metrics["codes_used"].protocol.startswith("of 8")
     # The sheet shows captions that were kept out of training.
     assert list(made.prompts) == [scenes32.validation.captions(i)[0] for i in range(count)][:16]
-    assert painter.asked[-1] == (list(made.prompts), list(range(len(made.prompts))))
-    assert sum(len(prompts) for prompts, _ in painter.asked[:-1]) == 24
+    assert model.asked[-1] == (list(made.prompts), list(range(len(made.prompts))))
+    assert sum(len(prompts) for prompts, _ in model.asked[:-1]) == 24
 
 
 def test_the_plan_knows_how_many_pictures_it_paints(scenes32: PreparedData) -> None:
-    painter: Any = Sampler()
-    evaluate_model(painter, scenes32)
-    painted = sum(len(prompts) for prompts, _ in painter.asked)
+    model: Any = Sampler()
+    evaluate_model(model, scenes32)
+    painted = sum(len(prompts) for prompts, _ in model.asked)
     assert count_pictures(scenes32) == painted == len(scenes32.validation) + 24
 
 
 def test_with_weights_the_plan_counts_what_squeezenet_looks_at(
     scenes32: PreparedData, weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PAINTED", 5)
+    monkeypatch.setattr(module, "_GENERATED", 5)
     monkeypatch.setattr(module, "_MAX_TRAINING", 7)
     looked_at = 0
     extract = FeatureExtractor.extract
@@ -151,19 +150,19 @@ def test_with_weights_the_plan_counts_what_squeezenet_looks_at(
         return extract(self, pixels)
 
     monkeypatch.setattr(FeatureExtractor, "extract", count)
-    painter: Any = Sampler()
-    made = evaluate_model(painter, scenes32)
+    model: Any = Sampler()
+    made = evaluate_model(model, scenes32)
     assert looked_at == 5 + 5 + 7
-    painted = sum(len(prompts) for prompts, _ in painter.asked)
+    painted = sum(len(prompts) for prompts, _ in model.asked)
     assert painted == 5 + 24
     assert count_pictures(scenes32) == painted + looked_at
-    assert made.painted.left_out == {}
+    assert made.generation.left_out == {}
     assert made.metrics["copy_rate"].protocol.endswith(
         f"7 of the {len(scenes32.train)} training pictures"
     )
     assert made.metrics["loss_train"].value == 2.5
     assert "painted_recall_squeezenet-fire9" in made.metrics
-    assert list(made.prompts) == list(made.painted.prompts)
+    assert list(made.prompts) == list(made.generation.prompts)
 
 
 def test_weights_that_are_damaged_do_not_cost_a_finished_model(
@@ -172,17 +171,17 @@ def test_weights_that_are_damaged_do_not_cost_a_finished_model(
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "broken.npz"))
     made = evaluate_model(Sampler(), scenes32)  # type: ignore[arg-type]
-    assert made.painted.left_out["copy_rate"].startswith("Cannot read the weights: ")
+    assert made.generation.left_out["copy_rate"].startswith("Cannot read the weights: ")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_wrong_pictures_are_counted(held_out: bool) -> None:
-    painter: Any = Sampler(wrong=3)
-    made = measure_scene_accuracy(painter, 12, held_out=held_out, seed=4)
+    model: Any = Sampler(wrong=3)
+    made = measure_scene_accuracy(model, 12, held_out=held_out, seed=4)
     assert made.value == pytest.approx(9 / 12)
     kind = "held-out" if held_out else "seen"
     assert made.protocol == f"12 unseen scenes of {kind} pairs, first picture, seed 4"
-    [(prompts, seeds)] = painter.asked
+    [(prompts, seeds)] = model.asked
     assert seeds == list(range(12))
     assert prompts == [canonical_caption(parse_caption(prompt)) for prompt in prompts]
 
@@ -211,19 +210,19 @@ def test_without_validation_it_says_training_images(tmp_path: Path) -> None:
     protocol = made.metrics["reconstruction_psnr"].protocol
     assert protocol == "dB, mean over the first 5 train images"
     # What it learned from says nothing about what it did not.
-    assert made.painted.left_out["loss_gap"] == "No images were kept out of training."
+    assert made.generation.left_out["loss_gap"] == "No images were kept out of training."
 
 
 # A model that can read none of its data's captions was trained to the end, and lost there: there
 # were no pictures for its sheet, and the scenes' prompts were refused.
 def test_captions_that_are_too_long_do_not_cost_a_finished_model(scenes32: PreparedData) -> None:
-    painter: Any = Sampler()
-    painter.longest = 3
-    made = evaluate_model(painter, scenes32)
+    model: Any = Sampler()
+    model.max_tokens = 3
+    made = evaluate_model(model, scenes32)
     assert made.prompts == [""]
-    assert painter.asked == [([""], [0])]
+    assert model.asked == [([""], [0])]
     assert made.sheet.ndim == 3
-    assert made.painted.left_out == {"painted": "No caption is short enough for the model."}
+    assert made.generation.left_out == {"painted": "No caption is short enough for the model."}
     assert "reconstruction_all_correct" in made.metrics
     assert "all_correct_seen_pairs" not in made.metrics
 
@@ -231,12 +230,13 @@ def test_captions_that_are_too_long_do_not_cost_a_finished_model(scenes32: Prepa
 def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
     torch.manual_seed(0)
     squeezenet = SqueezeNet().eval().requires_grad_(False)
-    features = [FeatureExtractor("squeezenet-conv1", squeezenet, "conv1")]
-    painter: Any = Sampler()
+    extractor = FeatureExtractor("squeezenet-conv1", squeezenet, "conv1")
+    networks = EvalNetworks(squeezenet, features={extractor.name: extractor})
+    model: Any = Sampler()
     images = read_images(scenes32.train, [5, 0, 7, 2], "four of mine")
     assert images.captions[1] == scenes32.train.captions(0)[0]
     assert np.array_equal(images.pixels[0], scenes32.train.pixels(5)[0])
-    made = evaluate_images(painter, images, squeezenet=squeezenet, features=features)
+    made = evaluate_images(model, images, networks)
     assert made.metrics["reconstruction_perceptual_distance"].value == 0
     assert abs(made.metrics["reconstruction_fid_squeezenet-conv1"].value) < 0.1
     assert "reconstruction_kid_squeezenet-conv1" in made.metrics
@@ -246,4 +246,4 @@ def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
             "four of mine" in metric.protocol
         ), name
     assert np.array_equal(made.reconstructions, images.pixels)
-    assert made.painted is None  # nothing was asked for
+    assert made.generation is None  # nothing was asked for

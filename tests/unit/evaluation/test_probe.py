@@ -1,6 +1,7 @@
 """Distances at every layer: by hand, against another implementation, and drawn."""
 
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.errors import DataError
+from tessella.errors import ConfigError, DataError
 from tessella.evaluation.probe import (
     LayerDistances,
     Separation,
+    check_can_plot,
     compute_cosine_distance,
     compute_mse,
     compute_separation,
@@ -41,8 +43,8 @@ def layers() -> list[LayerDistances]:
     """Three pictures and the noise at two layers."""
     near, far = (0.1, 0.2, 0.3, 0.4), (1.0, 4.0, 2.0, 3.0)
     return [
-        LayerDistances("pixels", (3, 8, 8), {"mse": near, "cosine": far}),
-        LayerDistances("conv1", (4, 4, 4), {"mse": far, "cosine": near}),
+        LayerDistances("pixels", (3, 8, 8), {"mse": near, "cosine": far}, {}),
+        LayerDistances("conv1", (4, 4, 4), {"mse": far, "cosine": near}, {}),
     ]
 
 
@@ -97,6 +99,14 @@ def test_every_layer_is_measured_from_the_first_image() -> None:
     for layer, scale in zip(measured, (1, 4, 1), strict=True):
         assert layer.distances["mse"] == pytest.approx((0.0625 * scale, 1.0 * scale))
         assert layer.distances["cosine"] == pytest.approx((0.0, 2.0))
+        assert layer.separations == {}
+
+
+def test_pictures_that_are_named_as_like_add_separations() -> None:
+    image = torch.tensor([0.5, -0.25, -0.5, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 4, 4)
+    for layer in measure_distances(StubFeatures(), image, [True, False]):
+        for distance, values in layer.distances.items():
+            assert layer.separations[distance] == compute_separation(values, [True, False])
 
 
 def test_separation_by_hand() -> None:
@@ -120,8 +130,11 @@ def test_copies_of_the_first_picture_separate_nothing(
 
 def test_the_best_layer_is_one_of_the_network() -> None:
     scores = {"pixels": 9.0, "conv1": 1.5, "layer1.0": 2.5, "layer1.1": 2.5}
-    separations = {layer: Separation(score, 1, 1.0) for layer, score in scores.items()}
-    assert find_best(separations) == "layer1.0"
+    measured = [
+        LayerDistances(layer, (1,), {}, {"mse": Separation(score, 1, 1.0)})
+        for layer, score in scores.items()
+    ]
+    assert find_best(measured, "mse").layer == "layer1.0"
 
 
 def test_noise_is_uniform_and_follows_from_its_seed() -> None:
@@ -160,6 +173,12 @@ def test_the_plot_is_written_as_svg(tmp_path: Path) -> None:
     for word in ("from a.png", "b.png (like)", "c.png (unlike)", "noise", "conv1", "log scale"):
         assert word in text, word
     assert text.count("stroke-dasharray") >= 2
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"package `matplotlib`.* pip install 'tessella\[plot\]'"):
+        check_can_plot()
 
 
 def test_a_name_is_drawn_as_it_is(tmp_path: Path) -> None:

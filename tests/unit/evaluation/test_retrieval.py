@@ -3,7 +3,6 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,31 +10,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tessella.errors import ConfigError
-from tessella.evaluation.retrieval import (
-    Clip,
-    measure_retrieval,
-    score_by_features,
-    score_by_likelihood,
-)
-from tessella.images import Pixels
+from tessella.evaluation.retrieval import Clip, measure_retrieval
 
 
 def test_the_own_prompt_must_be_above_all_others() -> None:
     """The first is above, the second is not, the third is level, which is not above."""
     scores = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3], [1.0, 0.0, 1.0]])
     found = measure_retrieval(scores, torch.tensor([0, 1, 2]))
-    assert found.share == pytest.approx(1 / 3)
+    assert found.fraction == pytest.approx(1 / 3)
     assert found.chance == pytest.approx(1 / 3)
     assert (found.num_pictures, found.num_choices) == (3, 3)
 
 
 def test_several_pictures_may_have_one_prompt() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.4], [0.9, 0.8]])
-    assert measure_retrieval(scores, torch.tensor([0, 0, 0])).share == pytest.approx(2 / 3)
+    assert measure_retrieval(scores, torch.tensor([0, 0, 0])).fraction == pytest.approx(2 / 3)
 
 
 def test_scores_that_are_no_numbers_find_nothing() -> None:
-    assert measure_retrieval(torch.full((2, 2), torch.nan), torch.tensor([0, 1])).share == 0
+    assert measure_retrieval(torch.full((2, 2), torch.nan), torch.tensor([0, 1])).fraction == 0
 
 
 def test_of_many_prompts_each_picture_is_given_a_hundred() -> None:
@@ -43,7 +36,7 @@ def test_of_many_prompts_each_picture_is_given_a_hundred() -> None:
     scores = -torch.arange(200.0).expand(400, -1)
     found = measure_retrieval(scores, torch.ones(400, dtype=torch.int64))
     assert (found.chance, found.num_choices) == (0.01, 100)
-    assert found.share == pytest.approx(1 - 99 / 199, abs=0.1)
+    assert found.fraction == pytest.approx(1 - 99 / 199, abs=0.1)
     assert found == measure_retrieval(scores, torch.ones(400, dtype=torch.int64))
 
 
@@ -51,28 +44,7 @@ def test_chance_is_what_blind_scores_have() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(3000, 20, generator=generator)
     found = measure_retrieval(scores, torch.arange(3000) % 20)
-    assert found.share == pytest.approx(found.chance, abs=0.02)
-
-
-def test_a_prompt_scores_by_how_near_its_real_picture_is() -> None:
-    painted = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-    scores = score_by_features(painted, torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
-    torch.testing.assert_close(scores, torch.tensor([[-5.0, -1.0], [0.0, -(18**0.5)]]))
-
-
-def test_the_model_scores_pictures_by_what_the_prompt_gains() -> None:
-    class Scored:
-        pmi = np.array([[1.0, -2.0]])
-
-    class Scorer:
-        def score(self, images: Pixels, prompts: list[str]) -> Scored:
-            assert images is pixels
-            assert prompts == ["a", "b"]
-            return Scored()
-
-    model: Any = Scorer()
-    pixels = np.zeros((1, 4, 4, 3), dtype=np.uint8)
-    assert score_by_likelihood(model, pixels, ["a", "b"]).tolist() == [[1.0, -2.0]]
+    assert found.fraction == pytest.approx(found.chance, abs=0.02)
 
 
 PROMPTS = ["a red square", "blue", "a large green ring on white", "red red red"]
@@ -149,7 +121,7 @@ def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_clip_that_lacks_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    """transformers draws missing weights at random, and half a CLIP once judged by them."""
+    """transformers draws missing weights at random, and half a CLIP once ranked by them."""
     folder = tmp_path / "half"
     shutil.copytree(clip_folder, folder)
     weights = load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The scene judge: real scenes score 100 %, and each wrong attribute is caught as what it is."""
+"""The classifier of scenes: real scenes score 100 %; each wrong attribute is caught as such."""
 
 import dataclasses
 import itertools
@@ -25,10 +25,9 @@ from tessella.data.scenes import (
 )
 from tessella.errors import ConfigError, DataError, ShapeError
 from tessella.evaluation.scenes import (
-    ObjectVerdict,
-    SceneVerdict,
+    ClassifiedScene,
+    classify_scenes,
     compute_scene_accuracy,
-    judge_scenes,
     sample_prompts,
 )
 
@@ -39,9 +38,9 @@ def draw_all(scenes: list[Scene], size: int = 64) -> np.ndarray:
     return np.stack([draw_scene(scene, size) for scene in scenes])
 
 
-def judge(drawn: Scene, asked: Scene, size: int) -> SceneVerdict:
-    [verdict] = judge_scenes(draw_all([drawn], size), [asked])
-    return verdict
+def classify(drawn: Scene, expected: Scene, size: int) -> ClassifiedScene:
+    [classified] = classify_scenes(draw_all([drawn], size), [expected])
+    return classified
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,8 @@ def test_every_single_object_on_every_background_is_read() -> None:
     assert len(scenes) == 384
     wrong = [
         canonical_caption(scene)
-        for scene, verdict in zip(scenes, judge_scenes(draw_all(scenes), scenes), strict=True)
-        if not verdict.all_correct
+        for scene, classified in zip(scenes, classify_scenes(draw_all(scenes), scenes), strict=True)
+        if not classified.all_correct
     ]
     assert wrong == []
 
@@ -99,10 +98,17 @@ def test_mild_noise_and_blur_change_nothing(prompts: list[Scene], pixels: np.nda
     assert compute_scene_accuracy(blurred, scenes).all_correct.accuracy == 1
 
 
-def test_only_the_places_of_the_asked_scene_count(prompts: list[Scene], pixels: np.ndarray) -> None:
-    """A prompt read back from its caption has no offsets, and is judged alike."""
-    asked = [parse_caption(canonical_caption(scene)) for scene in prompts[:200]]
-    assert judge_scenes(pixels[:200], asked) == judge_scenes(pixels[:200], prompts[:200])
+def test_only_the_places_of_a_scene_count(prompts: list[Scene], pixels: np.ndarray) -> None:
+    """A prompt read back from its caption has no offsets, and is classified alike."""
+    expected = [parse_caption(canonical_caption(scene)) for scene in prompts[:200]]
+    for one, other in zip(
+        classify_scenes(pixels[:200], expected),
+        classify_scenes(pixels[:200], prompts[:200]),
+        strict=True,
+    ):
+        assert one.background == other.background
+        for item, same in zip(one.objects, other.objects, strict=True):
+            assert (item.shape, item.size, item.color) == (same.shape, same.size, same.color)
 
 
 # Wrong pictures
@@ -110,32 +116,33 @@ def test_only_the_places_of_the_asked_scene_count(prompts: list[Scene], pixels: 
 
 @given(seeds, st.data())
 @settings(max_examples=80, deadline=None)
-def test_one_wrong_attribute_flips_exactly_its_verdict(seed: int, data: st.DataObject) -> None:
-    asked = sample_scene(np.random.default_rng(seed))
+def test_one_wrong_attribute_flips_exactly_its_class(seed: int, data: st.DataObject) -> None:
+    expected = sample_scene(np.random.default_rng(seed))
     names = {"shape": SHAPES, "size": tuple(SIZES), "color": tuple(COLORS)}
     attributes = [("background", None)]
-    attributes += [(name, i) for name in names for i in range(len(asked.objects))]
+    attributes += [(name, i) for name in names for i in range(len(expected.objects))]
     attribute, index = data.draw(st.sampled_from(attributes))
     if index is None:
-        value = data.draw(st.sampled_from(sorted(set(BACKGROUNDS) - {asked.background})))
-        verdict = judge(dataclasses.replace(asked, background=value), asked, 32)
-        assert verdict.seen_background == value
+        value = data.draw(st.sampled_from(sorted(set(BACKGROUNDS) - {expected.background})))
+        classified = classify(dataclasses.replace(expected, background=value), expected, 32)
+        assert classified.background == value
     else:
-        old = getattr(asked.objects[index], attribute)
+        old = getattr(expected.objects[index], attribute)
         value = data.draw(st.sampled_from(sorted(set(names[attribute]) - {old})))
-        objects = list(asked.objects)
+        objects = list(expected.objects)
         objects[index] = dataclasses.replace(objects[index], **{attribute: value})
-        verdict = judge(dataclasses.replace(asked, objects=tuple(objects)), asked, 32)
-        assert getattr(verdict.objects[index], f"seen_{attribute}") == value
-    assert not verdict.all_correct
-    assert verdict.background_correct == (attribute != "background")
-    for i, item in enumerate(verdict.objects):
+        classified = classify(dataclasses.replace(expected, objects=tuple(objects)), expected, 32)
+        assert getattr(classified.objects[index], attribute) == value
+    assert not classified.all_correct
+    assert classified.background_correct == (attribute != "background")
+    for i, item in enumerate(classified.objects):
         for name in names:
-            assert getattr(item, f"{name}_correct") == ((name, i) != (attribute, index))
+            is_correct = getattr(item, name) == getattr(item.expected, name)
+            assert is_correct == ((name, i) != (attribute, index))
 
 
 def test_swapped_objects_fail(prompts: list[Scene]) -> None:
-    asked, swapped = [], []
+    expected, swapped = [], []
     for scene in prompts[:100]:
         looks = {(item.shape, item.color, item.size) for item in scene.objects}
         if len(looks) == 2:
@@ -144,15 +151,15 @@ def test_swapped_objects_fail(prompts: list[Scene]) -> None:
                 dataclasses.replace(second, x=first.x, y=first.y),
                 dataclasses.replace(first, x=second.x, y=second.y),
             )
-            asked.append(scene)
+            expected.append(scene)
             swapped.append(dataclasses.replace(scene, objects=objects))
-    assert len(asked) > 40
-    verdicts = judge_scenes(draw_all(swapped), asked)
-    for scene, verdict in zip(swapped, verdicts, strict=True):
-        assert not verdict.all_correct
-        assert verdict.background_correct
-        for item, drawn in zip(verdict.objects, scene.objects, strict=True):
-            seen = (item.seen_shape, item.seen_color, item.seen_size)
+    assert len(expected) > 40
+    classified_scenes = classify_scenes(draw_all(swapped), expected)
+    for scene, classified in zip(swapped, classified_scenes, strict=True):
+        assert not classified.all_correct
+        assert classified.background_correct
+        for item, drawn in zip(classified.objects, scene.objects, strict=True):
+            seen = (item.shape, item.color, item.size)
             assert seen == (drawn.shape, drawn.color, drawn.size)
 
 
@@ -167,8 +174,8 @@ def test_another_arrangement_fails(prompts: list[Scene], pixels: np.ndarray) -> 
         if drawn.arrangement != scene.arrangement
     ]
     assert len(pairs) > 150
-    pictures, asked = zip(*pairs, strict=True)
-    assert compute_scene_accuracy(np.stack(pictures), asked).all_correct.num_correct == 0
+    pictures, expected = zip(*pairs, strict=True)
+    assert compute_scene_accuracy(np.stack(pictures), expected).all_correct.num_correct == 0
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
@@ -176,20 +183,25 @@ def test_nothing_is_seen_in_an_empty_picture(background: str) -> None:
     """An object left out must not pass for the alternative that happens to be faintest."""
     prompts = sample_prompts(30)
     empty = np.full((30, 64, 64, 3), BACKGROUNDS[background], np.uint8)
-    for verdict in judge_scenes(empty, prompts):
-        assert verdict.seen_background == background
-        nothing = ObjectVerdict(False, False, False, None, None, None)
-        assert set(verdict.objects) == {nothing}
+    for classified in classify_scenes(empty, prompts):
+        assert classified.background == background
+        for item in classified.objects:
+            assert (item.shape, item.size, item.color, item.all_correct) == (
+                None,
+                None,
+                None,
+                False,
+            )
 
 
 def test_one_object_left_out_is_missed_alone(prompts: list[Scene]) -> None:
-    asked = [scene for scene in prompts if len(scene.objects) == 2][:50]
-    lone = [Scene(scene.background, scene.objects[:1], "single") for scene in asked]
-    for verdict in judge_scenes(draw_all(lone), asked):
-        first, second = verdict.objects
-        assert verdict.background_correct
+    expected = [scene for scene in prompts if len(scene.objects) == 2][:50]
+    lone = [Scene(scene.background, scene.objects[:1], "single") for scene in expected]
+    for classified in classify_scenes(draw_all(lone), expected):
+        first, second = classified.objects
+        assert classified.background_correct
         assert first.all_correct
-        assert (second.seen_shape, second.all_correct) == (None, False)
+        assert (second.shape, second.all_correct) == (None, False)
 
 
 def test_noise_scores_about_chance() -> None:
@@ -208,8 +220,8 @@ def test_pictures_of_other_prompts_score_about_chance(
 ) -> None:
     """Among single scenes every attribute is right as often as two scenes agree by chance."""
     chosen = [i for i, scene in enumerate(prompts[:700]) if len(scene.objects) == 1]
-    asked = [prompts[i] for i in np.roll(chosen, 1)]
-    accuracy = compute_scene_accuracy(pixels[chosen], asked)
+    expected = [prompts[i] for i in np.roll(chosen, 1)]
+    accuracy = compute_scene_accuracy(pixels[chosen], expected)
     assert accuracy.all_correct.accuracy < 0.03
     assert accuracy.background.accuracy == pytest.approx(1 / 4, abs=0.1)
     assert accuracy.shape.accuracy == pytest.approx(1 / 6, abs=0.1)
@@ -256,23 +268,23 @@ def test_agrees_with_the_definition_by_brute_force(kind: str) -> None:
     elif kind == "blend":
         weights = rng.dirichlet(np.ones(3), 3)
         pixels = np.einsum("ij,jhwc->ihwc", weights, pixels).astype(np.uint8)
-    for picture, verdict in zip(pixels, judge_scenes(pixels, scenes), strict=True):
-        [item] = verdict.objects
-        seen = (verdict.seen_background, item.seen_shape, item.seen_size, item.seen_color)
+    for picture, classified in zip(pixels, classify_scenes(pixels, scenes), strict=True):
+        [item] = classified.objects
+        seen = (classified.background, item.shape, item.size, item.color)
         assert seen == read_by_brute_force(picture)
 
 
 def test_counts_are_of_scenes_and_of_objects() -> None:
-    asked = [scene for scene in sample_prompts(40) if len(scene.objects) == 2][:4]
-    drawn = list(asked)
-    objects = list(asked[0].objects)
+    expected = [scene for scene in sample_prompts(40) if len(scene.objects) == 2][:4]
+    drawn = list(expected)
+    objects = list(expected[0].objects)
     objects[1] = dataclasses.replace(
         objects[1], color="red" if objects[1].color != "red" else "blue"
     )
-    drawn[0] = dataclasses.replace(asked[0], objects=tuple(objects))
-    other = "pink" if asked[1].background != "pink" else "navy"
-    drawn[1] = dataclasses.replace(asked[1], background=other)
-    accuracy = compute_scene_accuracy(draw_all(drawn), asked)
+    drawn[0] = dataclasses.replace(expected[0], objects=tuple(objects))
+    other = "pink" if expected[1].background != "pink" else "navy"
+    drawn[1] = dataclasses.replace(expected[1], background=other)
+    accuracy = compute_scene_accuracy(draw_all(drawn), expected)
     assert dataclasses.astuple(accuracy) == (
         (2, 4, 0.5),
         (3, 4, 0.75),
@@ -327,21 +339,21 @@ def test_negative_numbers_are_refused(name: str, arguments: tuple[int, int]) -> 
 )
 def test_other_pixels_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ShapeError, match=r"must be \(B, S, S, 3\) uint8: `\(.*\) (float32|uint8)`"):
-        judge_scenes(pixels, sample_prompts(1))
+        classify_scenes(pixels, sample_prompts(1))
 
 
 def test_each_picture_needs_its_scene() -> None:
     with pytest.raises(ShapeError, match="`2` pictures, `1` scenes"):
-        judge_scenes(np.zeros((2, 64, 64, 3), np.uint8), sample_prompts(1))
+        classify_scenes(np.zeros((2, 64, 64, 3), np.uint8), sample_prompts(1))
 
 
 def test_too_small_pictures_are_refused() -> None:
     with pytest.raises(ShapeError, match="at least 16 pixels: `8`"):
-        judge_scenes(np.zeros((1, 8, 8, 3), np.uint8), sample_prompts(1))
+        classify_scenes(np.zeros((1, 8, 8, 3), np.uint8), sample_prompts(1))
 
 
-def test_no_picture_has_no_accuracy_but_an_empty_verdict() -> None:
+def test_no_picture_has_no_accuracy_but_an_empty_list() -> None:
     empty = np.zeros((0, 64, 64, 3), np.uint8)
-    assert judge_scenes(empty, []) == []
+    assert classify_scenes(empty, []) == []
     with pytest.raises(DataError, match="at least one picture: `0`"):
         compute_scene_accuracy(empty, [])

@@ -34,10 +34,10 @@ class Answer:
 
 @dataclass
 class ChatServer:
-    """Answers by its script, and keeps what it was asked."""
+    """Answers by its script, and records its requests."""
 
     script: list[Answer] = field(default_factory=list)
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -93,7 +93,7 @@ def chat_server() -> Iterator[ChatServer]:
 
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
-            chat.asked.append(json.loads(self.rfile.read(length)))
+            chat.requests.append(json.loads(self.rfile.read(length)))
             sent = {name.lower(): value for name, value in self.headers.items()}
             chat.headers.append({"path": self.path, **sent})
             answer = chat.script.pop(0) if chat.script else chat.fail(418, "no more")
@@ -111,7 +111,7 @@ def chat_server() -> Iterator[ChatServer]:
                 self.end_headers()
                 self.wfile.write(answer.body)
             except OSError:
-                pass  # who asked has gone
+                pass  # the client has gone
 
         def log_message(self, *_: object) -> None:
             pass
@@ -133,8 +133,7 @@ def open_model(chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Open
     """Opens a language model at the server; waits between its own tries are skipped."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    for module in ("chat_client", "language_model"):
-        monkeypatch.setattr(f"tessella.posts.{module}._FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("tessella.posts.chat_client._FIRST_PAUSE_SECONDS", 0.0)
 
     def open_model(script: Sequence[Answer], **how: Any) -> LanguageModel:
         chat_server.script = list(script)
@@ -164,6 +163,6 @@ def ask() -> Callable[..., PostRequest]:
         how = {"platform": "instagram", "tone": "warm", "seed": 0} | changes
         business = how.pop("business", "Bluebird Bakery")
         about = how.pop("about", "We bake bread and croissants. Our coffee is strong.")
-        return PostRequest.ask(business, about, **how)
+        return PostRequest.create(business, about, **how)
 
     return ask

@@ -16,7 +16,7 @@ from PIL import Image
 from tessella.errors import CheckpointError, ConfigError
 from tessella.images import Pixels
 from tessella.posts.errors import LanguageModelError
-from tessella.posts.folder import Asked, PostsFolder
+from tessella.posts.folder import PostsFolder, PostsJob
 from tessella.posts.post import Post
 from tessella.posts.request import PostRequest
 from tessella.posts.writer import PostWriter
@@ -30,13 +30,14 @@ class Writer(PostWriter):
     language_model = "tiny"
 
     def __init__(self, fails_at: int | None = None) -> None:
-        self.fails_at, self.asked = fails_at, []
+        self.fails_at = fails_at
+        self.batches: list[list[int]] = []
 
-    def write_some(
+    def write_batch(
         self, request: PostRequest, count: int, earlier: Sequence[Post]
     ) -> Sequence[Post]:
         numbers = range(len(earlier), len(earlier) + count)
-        self.asked.append(list(numbers))
+        self.batches.append(list(numbers))
         if self.fails_at in numbers:
             raise LanguageModelError("It went away.")
         return [Post(f"Text {n}", ("a",), f"Alt {n}", f"label {n}", ("mended",)) for n in numbers]
@@ -47,21 +48,21 @@ def paint(label: str, seed: int) -> Pixels:
 
 
 @pytest.fixture
-def asked(ask: Callable[..., Any]) -> Asked:
-    return Asked(ask(seed=5), 7, "stickers", 4, "tiny")
+def job(ask: Callable[..., Any]) -> PostsJob:
+    return PostsJob(ask(seed=5), 7, "stickers", 4, "tiny")
 
 
-def names(folder: Path) -> set[str]:
+def file_names(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*")}
 
 
-def test_a_folder_holds_posts_pictures_and_a_page(tmp_path: Path, asked: Asked) -> None:
-    folder = PostsFolder(tmp_path / "out", asked, ["A note."])
+def test_a_folder_holds_posts_pictures_and_a_page(tmp_path: Path, job: PostsJob) -> None:
+    folder = PostsFolder(tmp_path / "out", job, ["A note."])
     folder.write(Writer())
     painted = list(folder.paint(paint))
     folder.write_page()
     assert [path.name for path in painted] == [f"{n}.png" for n in range(1, 8)]
-    assert names(folder.path) == {"posts.json", "posts.html", *(p.name for p in painted)}
+    assert file_names(folder.path) == {"posts.json", "posts.html", *(p.name for p in painted)}
     with Image.open(painted[1]) as image:
         assert (image.size, image.getpixel((0, 0))) == ((8, 8), (9, 9, 9))  # seed 5 + 1 · 4
 
@@ -90,57 +91,57 @@ def test_a_folder_holds_posts_pictures_and_a_page(tmp_path: Path, asked: Asked) 
     }
 
 
-def test_the_same_request_goes_on_where_it_stopped(tmp_path: Path, asked: Asked) -> None:
+def test_the_same_request_goes_on_where_it_stopped(tmp_path: Path, job: PostsJob) -> None:
     """The language model fails at the sixth post, then the machine at the third picture."""
     out = tmp_path / "out"
     with pytest.raises(LanguageModelError) as error:
-        PostsFolder(out, asked).write(Writer(fails_at=5))
+        PostsFolder(out, job).write(Writer(fails_at=5))
     assert str(error.value) == (
-        "It went away. 5 of 7 posts are written: the same command goes on from there."
+        "It went away. 5 of 7 posts are saved: run the same command again to resume."
     )
-    assert names(out) == {"posts.json"}
+    assert file_names(out) == {"posts.json"}
 
-    folder, writer = PostsFolder(out, asked), Writer()
+    folder, writer = PostsFolder(out, job), Writer()
     assert len(folder.posts) == 5
     folder.write(writer)
-    assert writer.asked == [[5, 6]]
+    assert writer.batches == [[5, 6]]
     painting = folder.paint(paint)
     next(painting), next(painting)
     painting.close()
 
     (out / ".tmp-tessella-1.png").write_bytes(b"half")  # as a killed process leaves it
-    folder = PostsFolder(out, asked)
+    folder = PostsFolder(out, job)
     before = (out / "posts.json").read_bytes(), (out / "1.png").stat().st_mtime_ns
     folder.write(Writer(fails_at=0))
     assert [path.name for path in folder.paint(paint)] == [f"{n}.png" for n in range(3, 8)]
     folder.write_page()
     assert before == ((out / "posts.json").read_bytes(), (out / "1.png").stat().st_mtime_ns)
-    assert not any(name.startswith(".tmp") for name in names(out))
-    assert list(PostsFolder(out, asked).paint(paint)) == []
+    assert not any(name.startswith(".tmp") for name in file_names(out))
+    assert list(PostsFolder(out, job).paint(paint)) == []
 
 
-def test_nothing_written_says_nothing_of_going_on(tmp_path: Path, asked: Asked) -> None:
+def test_nothing_written_says_nothing_of_going_on(tmp_path: Path, job: PostsJob) -> None:
     with pytest.raises(LanguageModelError, match=r"^It went away\.$"):
-        PostsFolder(tmp_path / "out", asked).write(Writer(fails_at=0))
+        PostsFolder(tmp_path / "out", job).write(Writer(fails_at=0))
     assert not (tmp_path / "out").exists()
 
 
-def test_another_request_is_refused(tmp_path: Path, asked: Asked) -> None:
-    folder = PostsFolder(tmp_path, asked)
+def test_another_request_is_refused(tmp_path: Path, job: PostsJob) -> None:
+    folder = PostsFolder(tmp_path, job)
     folder.write(Writer())
     with pytest.raises(ConfigError) as error:
-        PostsFolder(tmp_path, replace(asked, count=3, language_model=None))
+        PostsFolder(tmp_path, replace(job, count=3, language_model=None))
     assert str(error.value) == (
-        f"The folder holds posts that were asked otherwise: `{tmp_path}` has count = `7`, now it "
-        "is `3`. Ask the same to go on, or choose a new --out."
+        f"The folder holds posts of another request: `{tmp_path}` has count = `7`, now it is "
+        "`3`. Repeat that request to resume, or choose a new --out."
     )
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, asked: Asked) -> None:
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, job: PostsJob) -> None:
     (tmp_path / "holiday.png").write_bytes(b"")
     for path in (tmp_path, tmp_path / "holiday.png"):
-        with pytest.raises(ConfigError, match="There is something else than posts: `"):
-            PostsFolder(path, asked)
+        with pytest.raises(ConfigError, match="something other than posts: `"):
+            PostsFolder(path, job)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +154,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, asked: Asked) -> 
     ],
 )
 def test_damaged_posts_are_refused(
-    tmp_path: Path, asked: Asked, content: bytes, message: str
+    tmp_path: Path, job: PostsJob, content: bytes, message: str
 ) -> None:
     (tmp_path / "posts.json").write_bytes(content)
     with pytest.raises(CheckpointError) as error:
-        PostsFolder(tmp_path, asked)
+        PostsFolder(tmp_path, job)
     assert message in str(error.value)
 
 
-def test_a_page_needs_its_pictures(tmp_path: Path, asked: Asked) -> None:
-    folder = PostsFolder(tmp_path, asked)
+def test_a_page_needs_its_pictures(tmp_path: Path, job: PostsJob) -> None:
+    folder = PostsFolder(tmp_path, job)
     folder.write(Writer())
     with pytest.raises(CheckpointError, match=r"Cannot read a picture: `.*1\.png`; No such file"):
         folder.write_page()
@@ -191,19 +192,19 @@ class Page(HTMLParser):
 @pytest.fixture
 def page(tmp_path: Path, ask: Callable[..., Any]) -> str:
     class Evil(Writer):
-        def write_some(
+        def write_batch(
             self, request: PostRequest, count: int, earlier: Sequence[Post]
         ) -> Sequence[Post]:
             return [Post(EVIL, ("a",), EVIL, EVIL, (EVIL,))] * count
 
     request = ask(business=EVIL, about=EVIL, tone=EVIL[:60])
-    asked = Asked(request, 2, EVIL, 1, EVIL)
-    folder = PostsFolder(tmp_path / "out", asked)
+    job = PostsJob(request, 2, EVIL, 1, EVIL)
+    folder = PostsFolder(tmp_path / "out", job)
     folder.write(Evil())
     assert len(list(folder.paint(paint))) == 2
     assert folder.write_page() == tmp_path / "out" / "posts.html"
     # Nothing that anybody wrote became a name.
-    assert names(tmp_path) == {"out", "posts.json", "posts.html", "1.png", "2.png"}
+    assert file_names(tmp_path) == {"out", "posts.json", "posts.html", "1.png", "2.png"}
     return folder.write_page().read_text(encoding="utf-8")
 
 
@@ -231,17 +232,17 @@ def test_a_page_asks_nobody_and_runs_its_own_script_alone(page: str) -> None:
     assert all(address and address.startswith("data:image/png;base64,") for address in addresses)
 
 
-def test_a_model_whose_name_is_not_utf_8(tmp_path: Path, asked: Asked) -> None:
-    folder = PostsFolder(tmp_path, replace(asked, model="m\udcff"))
+def test_a_model_whose_name_is_not_utf_8(tmp_path: Path, job: PostsJob) -> None:
+    folder = PostsFolder(tmp_path, replace(job, model="m\udcff"))
     folder.write(Writer())
     assert list(folder.paint(paint))
     assert "painted by m?." in folder.write_page().read_text(encoding="utf-8")
-    assert len(PostsFolder(tmp_path, replace(asked, model="m\udcff")).posts) == 7
+    assert len(PostsFolder(tmp_path, replace(job, model="m\udcff")).posts) == 7
 
 
-def test_a_page_says_who_wrote_it(tmp_path: Path, asked: Asked) -> None:
+def test_a_page_says_who_wrote_it(tmp_path: Path, job: PostsJob) -> None:
     for name, says in (("tiny", "by the language model tiny"), (None, "Written offline")):
-        folder = PostsFolder(tmp_path / says, replace(asked, count=1, language_model=name))
+        folder = PostsFolder(tmp_path / says, replace(job, count=1, language_model=name))
         folder.write(Writer())
         assert list(folder.paint(paint))
         text = folder.write_page().read_text(encoding="utf-8")

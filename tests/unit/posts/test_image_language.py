@@ -14,8 +14,8 @@ from tessella.text import TextTokenizer
         ("bread, flat emoji", None),
         ("Bread, FLAT emoji!", None),
         ("bluebird latte, flat emoji", "the label has unknown words: bluebird, latte"),
-        ("", "the label says nothing"),
-        ("\N{BREAD} ... __", "the label says nothing"),
+        ("", "the label has no words"),
+        ("\N{BREAD} ... __", "the label has no words"),
         ("bread " * 30, "the label is too long for the image model"),
     ],
 )

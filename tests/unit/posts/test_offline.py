@@ -16,7 +16,7 @@ Ask = Callable[..., Any]
 def test_labels_are_of_the_description_and_suit_their_posts(
     ask: Ask, language: ImageLanguage
 ) -> None:
-    posts = OfflineWriter(language).write_some(ask(), 4, [])
+    posts = OfflineWriter(language).write_batch(ask(), 4, [])
     assert [post.label.partition(",")[0] for post in posts[:3]] == ["bread", "coffee", "croissant"]
     assert [("croissants" in post.text, "coffee" in post.text) for post in posts] == [
         (True, False),
@@ -32,12 +32,12 @@ def test_labels_are_of_the_description_and_suit_their_posts(
         assert post.hashtags == ("BluebirdBakery", "bread", "croissant", "coffee")
         assert post.alt_text == f"A small generated picture: {post.label}."
     assert [len(post.repairs) for post in posts] == [0, 0, 0, 1]
-    assert "the picture is of a sample caption" in posts[3].repairs[0]
+    assert "the picture shows one of its sample captions" in posts[3].repairs[0]
 
 
 def test_what_is_not_shared_is_plain(ask: Ask, language: ImageLanguage) -> None:
     """No letter of a name, and of the samples the shortest first."""
-    [post] = OfflineWriter(language).write_some(ask(business="B", about="We serve."), 1, [])
+    [post] = OfflineWriter(language).write_batch(ask(business="B", about="We serve."), 1, [])
     assert len(post.label.split()) == min(len(label.split()) for label in language.examples)
 
 
@@ -45,10 +45,10 @@ def test_the_seed_decides_and_posts_do_not_depend_on_how_many(
     ask: Ask, language: ImageLanguage
 ) -> None:
     writer = OfflineWriter(language)
-    whole = writer.write_some(ask(seed=3), 12, [])
-    assert whole == writer.write_some(ask(seed=3), 12, [])
-    assert whole != writer.write_some(ask(seed=4), 12, [])
-    assert whole[7:9] == writer.write_some(ask(seed=3), 2, whole[:7])
+    whole = writer.write_batch(ask(seed=3), 12, [])
+    assert whole == writer.write_batch(ask(seed=3), 12, [])
+    assert whole != writer.write_batch(ask(seed=4), 12, [])
+    assert whole[7:9] == writer.write_batch(ask(seed=3), 2, whole[:7])
     assert [post for part in writer.write(ask(seed=3), 12) for post in part] == whole
 
 
@@ -60,7 +60,7 @@ def test_every_tone_fits_every_platform(
     request = ask(
         tone=tone, platform=platform, business="B" * 199 + "!", about="bread \N{BREAD} " * 200
     )
-    for post in OfflineWriter(language).write_some(request, 6, []):
+    for post in OfflineWriter(language).write_batch(request, 6, []):
         assert request.platform.count_characters(post.published) <= request.platform.max_characters
         assert post.text
         assert len(post.hashtags) <= request.platform.max_hashtags
@@ -68,9 +68,9 @@ def test_every_tone_fits_every_platform(
 
 def test_a_tone_without_templates_is_told(ask: Ask, language: ImageLanguage) -> None:
     writer = OfflineWriter(language)
-    [post], [warm] = (writer.write_some(ask(tone=tone), 1, []) for tone in ("dry wit", "warm"))
+    [post], [warm] = (writer.write_batch(ask(tone=tone), 1, []) for tone in ("dry wit", "warm"))
     assert post.text == warm.text
-    assert post.repairs == ("there are no templates for the tone `dry wit`: it is warm",)
+    assert post.repairs == ("no templates exist for the tone `dry wit`: the post is warm",)
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,17 @@ def test_a_tone_without_templates_is_told(ask: Ask, language: ImageLanguage) -> 
     ],
 )
 def test_sentences_are_said_whole(ask: Ask, language: ImageLanguage, about: str, said: str) -> None:
-    [post] = OfflineWriter(language).write_some(ask(about=about, tone="professional"), 1, [])
+    [post] = OfflineWriter(language).write_batch(ask(about=about, tone="professional"), 1, [])
     assert said in post.text
 
 
 def test_nothing_shared_takes_examples(ask: Ask, language: ImageLanguage) -> None:
     request = ask(about="Tax advice.", business="Smith")
-    posts = OfflineWriter(language).write_some(request, 14, [])
+    posts = OfflineWriter(language).write_batch(request, 14, [])
     assert {post.label for post in posts} == set(language.examples)
 
 
 def test_a_model_that_does_not_say_its_captions(ask: Ask, text_tokenizer: TextTokenizer) -> None:
     plain = OfflineWriter(ImageLanguage(text_tokenizer, None))
-    labels = [post.label for post in plain.write_some(ask(), 2, [])]
+    labels = [post.label for post in plain.write_batch(ask(), 2, [])]
     assert labels == ["bread", "coffee"]

@@ -14,16 +14,16 @@ from tessella.posts.request import clean_line, clean_text
     [
         (
             {"business": " \x00\n "},
-            "The name of the business must have 1 to 200 characters; it is empty.",
+            "The name of the business must have 1 to 200 characters; it is blank.",
         ),
         ({"business": "b" * 201}, "must have 1 to 200 characters; it has 201."),
         ({"about": "\u202e"}, "What the business is about must have 1 to 2,000 characters"),
         ({"about": "a" * 2001}, "characters; it has 2,001."),
-        ({"tone": ""}, "The tone must have 1 to 60 characters; it is empty."),
+        ({"tone": ""}, "The tone must have 1 to 60 characters; it is blank."),
         (
             {"platform": "myspace"},
-            "Unknown platform: `myspace`. Known are: instagram, facebook, x, linkedin, threads, "
-            "bluesky, mastodon, pinterest, tiktok.",
+            "Unknown platform: `myspace`. Expected one of: instagram, facebook, x, linkedin, "
+            "threads, bluesky, mastodon, pinterest, tiktok.",
         ),
     ],
 )

@@ -20,13 +20,7 @@ from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError, DataError
 from tessella.images import save_png
 from tessella.runs import report
-from tessella.runs.curves import (
-    WIDTH,
-    compute_ticks,
-    create_chart,
-    draw_curve,
-    shorten,
-)
+from tessella.runs.curves import WIDTH, compute_ticks, draw_curve, shorten
 from tessella.runs.pictures import choose_evenly, embed_picture
 from tessella.runs.record import read_run
 from tessella.runs.report import write_report
@@ -200,7 +194,11 @@ def test_pictures_are_inside_and_the_same(trained: Path) -> None:
         assert base64.b64decode(image["src"].partition(",")[2]) == original
         assert (image["width"], image["height"]) == ("8", "8")
     radios = [box for box in page.all("input") if box["type"] == "radio"]
-    assert [box["id"] for box in radios if "checked" in box] == ["reconstructions-2", "samples-1"]
+    assert [box["id"] for box in radios if "checked" in box] == [
+        "run-reconstructions-100",
+        "run-use-of-the-codebook-100",
+        "run-samples-over-time-50",
+    ]
 
 
 # A caption is anybody's text: unescaped, it would run as a program in the reader's browser.
@@ -218,16 +216,16 @@ def test_the_numbers_are_the_run_s(trained: Path) -> None:
     text, _ = make(trained)
     said = re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]*>", " ", text)))
     for words in (
-        "Finished: 100 images seen.",
+        "Finished after 100 images.",
         "15.50 dB",  # the last validation's, not the first, not training's
         "12.5%",
         "98.6%",
-        "12 with 12 captions",
-        "1 skipped",
-        "16×16 pixels become 4×2 codes, each out of 512",
+        "12 with 12 captions: ",
+        "files skipped: 1",
+        "16×16 pixels become 4×2 codes, each one of 512",
         "loss 1 pixel MSE + 0.1 ResNet-18 conv1",
         "started from scenes",
-        "4 s of training steps",  # 40 images at 20 a second, 60 at 30
+        "4 s of training, evaluations excluded",  # 40 images at 20 a second, 60 at 30
         "chosen to fit 5 minutes; seed 3",
         "reconstruction psnr 15.51 dB",
         "tokenizer.quantizer.codebook_size 512",
@@ -241,11 +239,10 @@ def test_the_numbers_are_the_run_s(trained: Path) -> None:
 def test_a_run_that_has_just_begun_says_what_is_missing(run: Path) -> None:
     text, page = make(run)
     for words in (
-        "Nothing is logged yet: it is to see 100 images.",
-        "There is none yet.",
-        "None yet: the first come with the first evaluation.",
-        "Not known: the run has no images any more.",
-        "Training gave none.",
+        "Nothing is logged yet; it will train on 100 images.",
+        "Not finished yet.",
+        "None yet: they come with the first evaluation.",
+        "Unknown: the run’s pictures are missing.",
     ):
         assert words in text
     assert not page.all("img")
@@ -268,10 +265,11 @@ def test_a_run_that_was_killed(trained: Path) -> None:
     assert written.images_seen == {"tokenizer": 40, "transformer": 0}
     text = written.path.read_text(encoding="utf-8")
     Page(text)
-    assert "6 unreadable lines in the logs are left out" in text
+    assert "Unreadable lines in the logs, left out here: 6." in text
+    assert "Image tokenizer: 40 of 100 images (40%) so far. Run the same tessella fit" in text
     assert "40 of 100 images (40%) so far." in text
     assert "This picture cannot be read. 000000000070.png: " in text
-    assert "There is none yet." in text
+    assert "Not finished yet." in text
 
 
 def test_a_value_that_is_no_number_is_not_drawn(run: Path) -> None:
@@ -286,7 +284,7 @@ def test_a_run_without_validation_says_so(run: Path) -> None:
     write_lines(run / "tokenizer" / "metrics.jsonl", line)
     text, _ = make(run)
     assert "on training pictures, after 40 images" in text
-    assert "training pictures, as none were kept out" in text
+    assert "on training pictures, with averaged weights" in text
 
 
 # They show training pictures: they belong to the run, not to the model, which is passed on.
@@ -310,8 +308,8 @@ def test_a_palette_and_a_kept_part_are_not_called_unfinished(run: Path) -> None:
     saved["recipe"]["transformer_training"]["images"] = 0
     write_lines(run / "run.json", saved)
     text, _ = make(run)
-    assert "A palette: its colours are chosen, nothing is trained." in text
-    assert "Not trained here: it keeps the weights that it started from." in text
+    assert "A palette has fixed colours: nothing is trained." in text
+    assert "Not trained in this run: it keeps its initial weights." in text
 
 
 @pytest.mark.parametrize(
@@ -351,7 +349,7 @@ def test_what_others_have_changed_is_left_out(trained: Path) -> None:
     write_lines(trained / "model" / "metrics.json", metrics)
     write_lines(trained / "nearest.json", {"pairs": 3})
     text, page = make(trained)
-    assert "correct" not in text
+    assert "ll correct" not in text
     assert '<th scope="row">codes used</th><td>17</td><td>of 512</td>' in text
     assert len(page.all("img")) == len(make(trained)[1].all("img"))
 
@@ -359,8 +357,8 @@ def test_what_others_have_changed_is_left_out(trained: Path) -> None:
 # The captions of all held-out pictures stood under a sheet of others.
 def test_the_model_s_sheet_has_its_captions_inside(trained: Path) -> None:
     text, _ = make(trained)
-    assert "one try each; none were chosen by hand." in text
-    section = text[text.index('<h2 id="model">') : text.index('<h2 id="warnings">')]
+    assert "one try each, not" in text
+    section = text[text.index('<h2 id="run-model">') : text.index('<h2 id="run-tokenizer">')]
     assert "<ol" not in section
     assert '<ol class="captions">' in text
 
@@ -371,14 +369,16 @@ def test_the_model_s_sheet_has_its_captions_inside(trained: Path) -> None:
 def test_a_curve_is_where_it_belongs() -> None:
     """Worked by hand: 4 % of air around 0 to 100, that is −4 to 104 over the height."""
     values = {"train": [(0, 0.0), (100, 100.0)], "validation": [(50, 50.0)]}
-    curve = draw_curve(create_chart("Loss", "", values, NAMES))
-    assert curve.lines["train"] == "50.0,168.9 348.0,16.1"
-    [mark] = curve.marks
+    curve = draw_curve("Loss", "", values, NAMES)
+    assert curve.lines["train"].points == "50.0,168.9 348.0,16.1"
+    assert curve.lines["train"].values == "0:0 100:100"
+    assert not curve.lines["train"].marks
+    [mark] = curve.lines["validation"].marks
     assert (mark.x, mark.y, mark.label) == (199.0, 92.5, "50 images: 50")
     assert [tick.label for tick in curve.y_ticks] == ["0", "50", "100"]
     assert [tick.x for tick in curve.x_ticks] == [50.0, 199.0, 348.0]
     assert curve.description == (
-        "training: from 0 at 0 images to 100 at 100; lowest 0, highest 100; lately rising. "
+        "training: from 0 at 0 images to 100 at 100; lowest 0, highest 100; recently rising. "
         "validation: 50 at 50 images."
     )
     assert not curve.is_log
@@ -386,32 +386,35 @@ def test_a_curve_is_where_it_belongs() -> None:
 
 def test_a_loss_that_falls_far_is_drawn_on_a_log_scale() -> None:
     points = [(at, value) for at, value in enumerate([1000.0, 10.0, 1.0, 1.0, 1.0])]
-    curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
+    curve = draw_curve("Loss", "", {"train": points}, NAMES)
     assert curve.is_log
     assert [tick.label for tick in curve.y_ticks] == ["1", "10", "100", "1,000"]
-    assert not create_chart("Loss", "", {"train": [(at, -v) for at, v in points]}, NAMES).is_log
+    assert not draw_curve("Loss", "", {"train": [(at, -v) for at, v in points]}, NAMES).is_log
 
 
 def test_an_axis_from_zero_shows_small_changes_small() -> None:
     points = {"train": [(0, 99.0), (10, 100.0)]}
-    chart = create_chart("Pace", "", points, NAMES, from_zero=True)
-    first, last = draw_curve(chart).lines["train"].split()
+    curve = draw_curve("Speed", "", points, NAMES, from_zero=True)
+    first, last = curve.lines["train"].points.split()
     assert abs(float(first.split(",")[1]) - float(last.split(",")[1])) < 3
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, 1e-9, 1e12])
 def test_one_value_and_a_constant_can_be_drawn(value: float) -> None:
     for points in ([(0, value)], [(1, value), (2, value)]):
-        curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
+        curve = draw_curve("Loss", "", {"train": points}, NAMES)
         assert curve.y_ticks
-        numbers = re.findall(r"[-\d.]+", curve.lines["train"])
+        # A line of one point is invisible.
+        assert len(curve.lines["train"].marks) == (len(points) == 1)
+        numbers = re.findall(r"[-\d.]+", curve.lines["train"].points)
         assert all(0 <= float(number) <= WIDTH for number in numbers)
 
 
 def test_a_long_log_is_thinned_to_means() -> None:
     points = [(at, float(at % 2)) for at in range(1, 2001)]
-    curve = draw_curve(create_chart("Loss", "", {"train": points}, NAMES))
-    places = curve.lines["train"].split()
+    line = draw_curve("Loss", "", {"train": points}, NAMES).lines["train"]
+    assert len(line.values.split()) == 400
+    places = line.points.split()
     assert len(places) == 400
     assert places[-1].startswith("348.0,")
 
@@ -423,9 +426,9 @@ def test_a_long_log_is_thinned_to_means() -> None:
 )
 def test_a_curve_is_told_in_words(last: tuple[int, ...], trend: str) -> None:
     values = [float(value) for value in (104, *[9] * 11, *last)]
-    chart = create_chart("Loss", "", {"train": list(enumerate(values))}, NAMES)
+    curve = draw_curve("Loss", "", {"train": list(enumerate(values))}, NAMES)
     said = f"training: from 104 at 0 images to {last[-1]} at 15; lowest {min(last)}, highest 104;"
-    assert chart.description == f"{said} lately {trend}."
+    assert curve.description == f"{said} recently {trend}."
 
 
 @pytest.mark.parametrize(
@@ -465,7 +468,7 @@ def test_a_picture_that_is_too_large_is_compressed_then_halved(tmp_path: Path) -
     assert embed_picture(path, path.stat().st_size).is_exact
     for limit, sides in ((100_000, {200}), (4_000, {100, 50, 25})):
         found = embed_picture(path, limit)
-        content = base64.b64decode(found.uri.partition(",")[2])
+        content = base64.b64decode(found.address.partition(",")[2])
         assert len(content) <= limit
         assert not found.is_exact
         with Image.open(io.BytesIO(content)) as opened:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from served import serve_app
 from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
 from tessella.serving.service import PaintingService
@@ -128,19 +129,19 @@ def serve(tiny: ServedModel) -> Iterator[Callable[..., Server]]:
 
 @dataclass
 class Watched:
-    """What a model is asked to paint; it waits while the gate is shut."""
+    """The batches that a model paints; it waits while the gate is shut."""
 
-    batches: list[tuple[list[str], dict[str, Any]]] = field(default_factory=list)
+    batches: list[list[ImageRequest]] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     broken: str | None = None  # a prompt at which painting fails
 
     @property
     def prompts(self) -> list[list[str]]:
-        return [prompts for prompts, _ in self.batches]
+        return [[request.prompt for request in batch] for batch in self.batches]
 
     @property
     def seeds(self) -> list[list[int]]:
-        return [list(asked["seeds"]) for _, asked in self.batches]
+        return [[request.seed for request in batch] for batch in self.batches]
 
 
 @pytest.fixture
@@ -151,19 +152,19 @@ def watch(
     gates: list[threading.Event] = []
 
     def begin(model: TextToImage) -> Watched:
-        seen, paint = Watched(), model.paint
+        seen, generate = Watched(), model.generate_images
         seen.gate.set()
         gates.append(seen.gate)
 
-        def record(prompts: Sequence[str], **asked: Any) -> Any:
-            seen.batches.append((list(prompts), asked))
+        def record(requests: Sequence[ImageRequest], *arguments: Any, **options: Any) -> Any:
+            seen.batches.append(list(requests))
             if not seen.gate.wait(60):
                 raise TimeoutError("nobody opened the gate")
-            if seen.broken in prompts:
+            if seen.broken in seen.prompts[-1]:
                 raise RuntimeError("secret: /root/weights.bin is damaged")
-            return paint(prompts, **asked)
+            return generate(requests, *arguments, **options)
 
-        monkeypatch.setattr(model, "paint", record)
+        monkeypatch.setattr(model, "generate_images", record)
         return seen
 
     yield begin

@@ -7,7 +7,7 @@ import pytest
 
 from tessella.serving.app import create_app
 from tessella.serving.document import ERRORS
-from tessella.serving.schemas import EditBody, GenerationBody
+from tessella.serving.schemas import EditBody, GenerationBody, create_body
 from tessella.serving.settings import ServeSettings
 
 OPEN = {"/v1/studio", "/v1/pictures/{name}", "/healthz", "/readyz"}
@@ -38,10 +38,12 @@ def test_it_names_every_address_that_is_served(document: dict[str, Any], server:
 
 def test_bodies_are_told_with_their_limits(models: Any) -> None:
     document = create_app(models, ServeSettings(max_pictures=3)).openapi()
-    body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
-    assert body["required"] is True
-    schema = body["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == set(GenerationBody.model_fields)
+    request = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
+    assert request["required"] is True
+    schema = request["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == set(
+        create_body(GenerationBody, ServeSettings()).model_fields
+    )
     assert schema["required"] == ["prompt"]
     assert schema["additionalProperties"] is False
     assert schema["properties"]["n"]["anyOf"][0]["maximum"] == 3
@@ -55,7 +57,11 @@ def test_forms_are_told_with_their_files(document: dict[str, Any]) -> None:
         return dict(body["content"]["multipart/form-data"]["schema"])
 
     edits = form("edits")
-    assert set(edits["properties"]) == {*EditBody.model_fields, "image", "mask"}
+    assert set(edits["properties"]) == {
+        *create_body(EditBody, ServeSettings()).model_fields,
+        "image",
+        "mask",
+    }
     assert edits["required"] == ["image", "prompt"]
     assert edits["properties"]["mask"]["format"] == "binary"
     # A form cannot say null.

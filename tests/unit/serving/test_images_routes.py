@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from tessella.images import read_image, read_with_transparency
 from tessella.model.canvas import fit_images
-from tessella.serving import images as images_routes
+from tessella.serving import bodies
 from tessella.serving.models_served import ServedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,7 +197,7 @@ def test_the_places_of_the_canvas_are_counted(size: str, laid: int, server: Any)
 
 def test_larger_canvases_need_codes(server: Any) -> None:
     message, _, _ = fault(server.generate(model="mean", size="32x16"))
-    assert "laid code by code" in message
+    assert "generated code by code" in message
     assert server.generate(model="mean", size="64x64").status_code == 200
 
 
@@ -474,7 +474,7 @@ def test_pictures_as_a_list(server: Any, tiny: ServedModel) -> None:
     assert server.post("/images/edits", files=files).status_code == 200
     files.insert(0, ("image", ("b.png", encoded(IMAGE))))
     message, _, _ = fault(server.post("/images/edits", files=files))
-    assert message == "There is more than one `image`. One is taken."
+    assert message == "There is more than one `image`. Send one."
 
 
 @pytest.mark.parametrize(
@@ -713,9 +713,9 @@ def test_pictures_that_wait_are_small(
         )
         until(lambda: server.num_waiting == 1)
         [job] = server.service.worker._arrived
-        held = [cell.cell_contents for cell in job.request.plan.__closure__]
-        sizes = [held_.size for held_ in held if isinstance(held_, Image.Image)]
-        sizes += [held_.shape for held_ in held if isinstance(held_, np.ndarray)]
+        held = job.job.list_requests.keywords["plan"].args
+        sizes = [one.size for one in held if isinstance(one, Image.Image)]
+        sizes += [one.shape for one in held if isinstance(one, np.ndarray)]
         assert sizes == ([(16, 16)] * 2 if masks else [(16, 16)])
         seen.gate.set()
         assert begun.result().status_code == 200
@@ -739,7 +739,7 @@ def test_few_pictures_are_decoded_at_once(server: Any, monkeypatch: pytest.Monke
             busy -= 1
         return read_with_transparency(content, max_pixels=max_pixels)
 
-    monkeypatch.setattr(images_routes, "read_with_transparency", count)
+    monkeypatch.setattr(bodies, "read_with_transparency", count)
     with ThreadPoolExecutor(12) as pool:
         paths = ["/images/reconstructions", "/images/variations"] * 6
         answers = list(pool.map(lambda path: send(server, path, encoded(IMAGE)), paths))
@@ -763,6 +763,6 @@ def test_texts_of_odd_charsets(charset: str, server: Any) -> None:
 def test_a_form_may_be_taken_apart_anywhere(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = send(server, "/images/variations", encoded(IMAGE), seed=9, prompt="ein Stern ü")
     for size in (1, 7, 64):
-        monkeypatch.setattr(images_routes, "_FORM_SLICE_BYTES", size)
+        monkeypatch.setattr(bodies, "_FORM_SLICE_BYTES", size)
         answer = send(server, "/images/variations", encoded(IMAGE), seed=9, prompt="ein Stern ü")
         assert answer.json()["data"] == expected.json()["data"]

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tessella.errors import ConfigError
+from tessella.serving import middleware
 from tessella.serving.app import create_app
 from tessella.serving.middleware import ApiKeys, check_exposure, read_api_keys
 from tessella.serving.settings import ServeSettings
@@ -135,16 +136,16 @@ def test_all_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
         compared.append((given, known))
         return compare(given, known)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", record)
+    monkeypatch.setattr(middleware.hmac, "compare_digest", record)
     keys = ApiKeys([KEY, OTHER_KEY])
     for authorization in (f"Bearer {KEY}", "Bearer x", "", f"Basic {KEY}", f"Bearer {'x' * 9999}"):
         compared.clear()
-        assert keys.take(authorization) is (authorization == f"Bearer {KEY}")
+        assert keys.accept(authorization) is (authorization == f"Bearer {KEY}")
         assert len(compared) == 2
         assert {len(part) for pair in compared for part in pair} == {32}
     assert KEY not in repr(vars(keys))
     assert not ApiKeys()
-    assert not ApiKeys().take("Bearer ")
+    assert not ApiKeys().accept("Bearer ")
 
 
 def test_keys_are_read(tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_without_named_origins_no_preflight_is_answered(server: Any, locked: Any
 
 
 def test_bodies_over_the_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_DRAIN_SECONDS", 3600)  # what is whole is not waited for
+    monkeypatch.setattr(middleware, "_DRAIN_SECONDS", 3600)  # what is whole is not waited for
     server = serve(max_body_bytes=2000)
 
     def parts(size: int) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tessella.generation import GenerationSettings
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
 from tessella.text.vocabulary import CaptionSummary
@@ -40,9 +41,7 @@ def test_a_model(server: Any, tiny: ServedModel) -> None:
         "codebook_size": 16,
         "objective": "any_order",
         "max_prompt_tokens": 64,
-        "generation": {
-            "steps": 3, "temperature": 1.0, "top_k": None, "top_p": 1.0, "guidance_scale": 1.0,
-        },
+        "generation": GenerationSettings(steps=3, temperature=1.0).model_dump(),
         "can": {"guidance": True, "best_of": True, "partial_images": True, "edit": True},
         "limits": {
             "n": 10, "steps": 64, "best_of": 16, "prompt_characters": 4000, "side_px": 2048,

@@ -1,20 +1,40 @@
 """What requests may say: read strictly, refused by name."""
 
+import asyncio
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.serving import schemas
+from tessella.generation import GenerationSettings
+from tessella.serving import bodies, schemas
 from tessella.serving.api_errors import ApiError
-from tessella.serving.schemas import RequestBody, read_fields, read_json, with_limits
+from tessella.serving.bodies import read_fields
+from tessella.serving.schemas import RequestBody, create_body
 from tessella.serving.settings import ServeSettings
 
-GenerationBody = with_limits(schemas.GenerationBody, ServeSettings())
-EditBody = with_limits(schemas.EditBody, ServeSettings())
-VariationBody = with_limits(schemas.VariationBody, ServeSettings())
+GenerationBody = create_body(schemas.GenerationBody, ServeSettings())
+EditBody = create_body(schemas.EditBody, ServeSettings())
+VariationBody = create_body(schemas.VariationBody, ServeSettings())
+
+
+class Received:
+    """A request that has arrived."""
+
+    headers: ClassVar = {"content-type": "application/json"}
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def body(self) -> bytes:
+        return self.content
+
+
+def read_json(kind: type[RequestBody], content: bytes) -> Any:
+    return asyncio.run(bodies.read_json(Received(content), kind))  # type: ignore[arg-type]
+
 
 NUMBERS = ("n", "seed", "steps", "best_of", "top_k", "partial_images", "output_compression")
 EVERYTHING = {
@@ -33,6 +53,10 @@ EVERYTHING = {
     "temperature": 0,
     "top_k": 1,
     "top_p": 1,
+    "guidance_schedule": "linear",
+    "order": "halton",
+    "confidence_temperature": 1000,
+    "step_schedule": "arccos",
     "best_of": 16,
     "negative_prompt": "",
     "quality": "hd",
@@ -61,6 +85,34 @@ def refuse_value(**said: Any) -> ApiError:
     assert error.param == name
     assert str(error).startswith(f"`{name}` is wrong: `")
     return error
+
+
+# The settings.
+
+
+def test_every_generation_setting_is_a_field() -> None:
+    """With its type, its limits, or a server's narrower ones, and its help."""
+    settings = GenerationSettings.model_json_schema()["properties"]
+    fields = GenerationBody.model_json_schema()["properties"]
+    for name, setting in settings.items():
+        [kind, null] = fields[name]["anyOf"]
+        own = {"steps": 64, "top_k": 1_000_000}
+        limits = {"maximum": own[name]} if name in own else {}
+        expected = setting.get("anyOf", [setting])[0] | limits
+        ignored = {"description", "title", "default"}
+        assert kind == {key: value for key, value in expected.items() if key not in ignored}
+        assert null == {"type": "null"}
+        assert fields[name]["description"].startswith(setting["description"])
+
+
+def test_settings_that_are_given_are_passed_on() -> None:
+    settings = {name: EVERYTHING[name] for name in GenerationSettings.model_fields}
+    body = read_json(GenerationBody, json.dumps(EVERYTHING).encode())
+    assert body.sampling() == settings
+    assert read_json(GenerationBody, b'{"prompt":"a","top_k":null}').sampling() == {}
+    assert read_fields(EditBody, {"prompt": "a", "order": "random"}).sampling() == {
+        "order": "random"
+    }
 
 
 # JSON.
@@ -112,6 +164,7 @@ def test_what_is_neither_true_nor_false(written: str) -> None:
     [
         ("n", 11), ("n", 0), ("steps", 65), ("best_of", 17), ("seed", 2**48), ("seed", -1),
         ("partial_images", 17), ("output_compression", 101), ("top_k", 0), ("top_k", 1_000_001),
+        ("order", "spiral"),
         ("top_p", 0), ("top_p", 1.001), ("prompt", ""), ("prompt", "x" * 4001), ("prompt", 1),
         ("prompt", ["a"]), ("prompt", " \t\n\u00a0\u2003\u3000\x1c\x85"), ("model", "m" * 201),
         ("negative_prompt", "x" * 4001), ("user", "u" * 1001), ("response_format", "png"),
@@ -292,7 +345,7 @@ def test_names_of_a_form() -> None:
 
 def test_a_servers_limits_hold() -> None:
     own = ServeSettings(max_pictures=2, max_steps=3, max_best_of=4, max_prompt_characters=5)
-    kind = with_limits(schemas.GenerationBody, own)
+    kind = create_body(schemas.GenerationBody, own)
     most = {"prompt": "12345", "n": 2, "steps": 3, "best_of": 4, "negative_prompt": "12345"}
     assert read_json(kind, json.dumps(most).encode()).model_dump(exclude_none=True) == most
     assert read_json(kind, b'{"prompt":"a","n":2.0}').n == 2
@@ -302,7 +355,7 @@ def test_a_servers_limits_hold() -> None:
     assert refuse({"prompt": " "}, kind).param == "prompt"
     assert refuse({}, kind).code == "missing"
     assert refuse({"prompt": "a", "n": True}, kind).param == "n"
-    variation = with_limits(schemas.VariationBody, own)
+    variation = create_body(schemas.VariationBody, own)
     assert read_fields(variation, {}).prompt is None
     with pytest.raises(ApiError):
         read_fields(variation, {"prompt": "123456"})
@@ -315,5 +368,5 @@ def test_a_servers_limits_hold() -> None:
 def test_larger_limits_than_the_usual_hold_too() -> None:
     own = ServeSettings(max_pictures=100, max_steps=4096, max_prompt_characters=32_000)
     most = {"prompt": "x" * 32_000, "n": 100, "steps": 4096}
-    kind = with_limits(schemas.GenerationBody, own)
+    kind = create_body(schemas.GenerationBody, own)
     assert read_json(kind, json.dumps(most).encode()).n == 100

@@ -1,7 +1,5 @@
-"""The service: what a request leaves open, who waits, who leaves, what is kept."""
+"""The service: who waits, who leaves, and the end."""
 
-import asyncio
-import io
 import json
 import threading
 import time
@@ -11,18 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from starlette.requests import Request
 
-from tessella.errors import ConfigError
 from tessella.images import encode_picture, read_with_transparency
-from tessella.serving import image_job as wanted_pictures
-from tessella.serving import images, kept_pictures
+from tessella.serving import bodies, image_answer
 from tessella.serving.api_errors import ApiError
-from tessella.serving.image_job import find_canvas_size
-from tessella.serving.kept_pictures import KeptPictures
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import PaintingBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 
@@ -49,44 +40,6 @@ def is_idle(server: Any) -> bool:
     return server.num_waiting == 0 == server.metric("tessella_queue_pictures")
 
 
-# What is left open.
-
-
-def test_what_is_left_open_is_decided(models: Models) -> None:
-    service = PaintingService(models, ServeSettings())
-    wanted = service.read(PaintingBody(), "a red star")
-    assert wanted.painting.served is models["tiny"]
-    assert wanted.painting.settings == models["tiny"].model.config.generation
-    assert (wanted.size, wanted.output_format, wanted.quality) == ((16, 16), "png", 100)
-    assert wanted.revised_prompt is None
-    assert (wanted.painting.best_of, wanted.painting.num_partials) == (1, 0)
-    [seed] = wanted.painting.seeds
-    assert 0 <= seed < 2**31
-    seeds = {service.read(PaintingBody(), "a").painting.seeds[0] for _ in range(20)}
-    assert len(seeds) == 20
-
-
-def test_what_is_said_is_taken(models: Models) -> None:
-    service = PaintingService(models, ServeSettings())
-    body = PaintingBody(
-        model="twin", n=3, seed=0, best_of=4, steps=2, temperature=0.0, top_k=1, top_p=0.5,
-        guidance_scale=0.0, negative_prompt="blue", size="32x20", output_format="jpeg",
-        output_compression=0, partial_images=5, stream=True, response_format="url",
-    )  # fmt: skip
-    wanted = service.read(body, "a red star", is_changing=True)
-    painting = wanted.painting
-    assert painting.served is models["twin"]
-    assert painting.seeds == [0, 4, 8]
-    settings = painting.settings
-    assert (settings.steps, settings.temperature, settings.guidance_scale) == (2, 0.0, 0.0)
-    assert (settings.top_k, settings.top_p) == (1, 0.5)
-    assert painting.negative_prompt == "blue"
-    assert (painting.best_of, painting.num_partials) == (4, 5)
-    assert (wanted.size, wanted.output_format, wanted.quality) == ((32, 20), "jpeg", 0)
-    assert wanted.event_type == "image_edit"
-    assert wanted.is_streamed
-
-
 def test_models_that_are_not_there(models: Models) -> None:
     service = PaintingService(models, ServeSettings())
     assert service.find(None) is service.find("") is models["tiny"]
@@ -94,45 +47,6 @@ def test_models_that_are_not_there(models: Models) -> None:
     for name in ("Tiny", "tiny ", "../tiny", "none"):
         with pytest.raises(ApiError, match=r"There is no such model: `.*`\. This server has: "):
             service.find(name)
-
-
-def test_settings_out_of_the_models_range(models: Models) -> None:
-    service = PaintingService(models, ServeSettings())
-    with pytest.raises(ConfigError, match="steps"):
-        service.read(PaintingBody.model_construct(steps=5000), "a")
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((16, 16), (16, 16)),
-        ((2048, 2048), (16, 16)),
-        ((17, 16), (16, 16)),
-        ((18, 16), (16, 16)),
-        ((19, 16), (20, 16)),
-        ((16, 19), (16, 20)),
-        ((300, 200), (24, 16)),
-        ((160, 90), (28, 16)),
-        ((90, 160), (16, 28)),
-        ((64, 16), (64, 16)),
-        ((2048, 16), (64, 16)),
-        ((16, 2048), (16, 64)),
-    ],
-)
-def test_the_smallest_canvas_of_a_shape(
-    size: tuple[int, int], expected: tuple[int, int], tiny: ServedModel
-) -> None:
-    assert find_canvas_size(tiny.model, size) == expected
-    tiny.model.plan_picture(expected)  # can be laid
-
-
-def test_every_shape_has_a_canvas_that_can_be_laid(tiny: ServedModel) -> None:
-    for width in range(16, 130):
-        canvas = find_canvas_size(tiny.model, (width, 32))
-        tiny.model.plan_picture(canvas)
-        assert min(canvas) == 16
-        ratio = min(4, max(width, 32) / min(width, 32))
-        assert abs(max(canvas) / 16 - ratio) <= 1 / 8 + 1e-9
 
 
 # Who waits.
@@ -246,14 +160,14 @@ def test_who_hangs_up_while_painted_is_given_up(
     server, steps, going = serve(max_steps=4096), [], threading.Event()
     generate = tiny.model.objective.generate
 
-    def go_slowly(t: Any, c: Any, g: Any, asked: Any, watch: Any) -> Any:
+    def go_slowly(batch: Any, on_step: Any) -> Any:
         def wait(step: Any) -> None:
             steps.append(step.step)
             if len(steps) == 2:
                 going.wait(60)
-            watch(step)
+            on_step(step)
 
-        return generate(t, c, g, asked, wait)
+        return generate(batch, wait)
 
     monkeypatch.setattr(tiny.model.objective, "generate", go_slowly)
     worker, jobs = server.service.worker, []
@@ -266,7 +180,7 @@ def test_who_hangs_up_while_painted_is_given_up(
         while b"partial_image" not in said:
             said += connected.recv(9999)
     connected.close()
-    until(lambda: jobs[0].is_dropped)
+    until(lambda: jobs[0].is_cancelled)
     status = "200" if stream else "499"
     until(lambda: server.metric("tessella_requests_total", route=GENERATIONS, status=status) == 1)
     going.set()
@@ -287,7 +201,7 @@ def writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[int], thread
         assert gate.wait(60)
         return encode_picture(*asked)
 
-    monkeypatch.setattr(wanted_pictures, "encode_picture", wait)
+    monkeypatch.setattr(image_answer, "encode_picture", wait)
     yield begun, gate
     gate.set()
 
@@ -338,7 +252,7 @@ def test_a_picture_that_is_read_slowly_keeps_its_thread(
         assert gate.wait(60)
         return read_with_transparency(content, max_pixels=max_pixels)
 
-    monkeypatch.setattr(images, "read_with_transparency", read)
+    monkeypatch.setattr(bodies, "read_with_transparency", read)
     file = {"image": encode_picture(np.zeros((16, 16, 3), np.uint8))}
     until(lambda: fault(server.post("/images/variations", files=file), 503) and len(begun) == 4)
     for _ in range(2):
@@ -390,7 +304,7 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
         assert len(begun.result().json()["data"]) == 2
         for answer in (waiting.result(), streamed.result(), late):
             assert fault(answer, 503) == {
-                "message": "The server is about to end and takes nothing more. Try again later.",
+                "message": "The server is shutting down. Try again later.",
                 "type": "server_error",
                 "param": None,
                 "code": "shutting_down",
@@ -400,98 +314,3 @@ def test_the_end_finishes_what_is_begun_and_refuses_the_rest(
     assert ready.headers["retry-after"] == "5"
     assert alive.json() == {"status": "ok"}
     assert is_idle(server)
-
-
-# What is kept.
-
-
-def test_pictures_are_kept_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(kept_pictures.time, "monotonic", lambda: now)
-    kept = KeptPictures()
-    first = kept.keep(b"first", "png")
-    now += 1800
-    second = kept.keep(b"second", "jpeg")
-    assert kept.find(first) == (b"first", "image/png")
-    assert kept.find(second) == (b"second", "image/jpeg")
-    now += 1801
-    assert kept.find(first) is None
-    assert kept.find(second) == (b"second", "image/jpeg")
-    assert kept._size == len(b"second")
-    now += 1800
-    assert kept.find(second) is None
-    assert kept._size == 0
-    assert kept.find("") is None
-
-
-def test_as_many_pictures_are_kept_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_pictures, "_KEPT_BYTES", 100)
-    kept = KeptPictures()
-    names = [kept.keep(b"x" * 40, "png") for _ in range(3)]
-    assert kept.find(names[0]) is None
-    assert all(kept.find(name) for name in names[1:])
-    large = kept.keep(b"y" * 300, "webp")
-    assert kept.find(large) == (b"y" * 300, "image/webp")
-    assert kept.find(names[2]) is None
-    small = kept.keep(b"z", "png")
-    assert kept.find(large) is None
-    assert kept.find(small)
-    assert kept._size == 1
-
-
-def test_names_cannot_be_guessed() -> None:
-    kept = KeptPictures()
-    names = {kept.keep(b"same", "png") for _ in range(100)}
-    assert len(names) == 100
-    assert all(len(name) == 36 for name in names)
-
-
-# Its own use.
-
-
-def make_request() -> Request:
-    """A request whose client stays, with a minute to go."""
-
-    async def receive() -> Any:
-        await asyncio.Event().wait()
-
-    deadline = asyncio.get_running_loop().time() + 60
-    return Request({"type": "http", "state": {"deadline": deadline}}, receive)
-
-
-def test_pictures_for_the_servers_own_use(server: Any, tiny: ServedModel) -> None:
-    async def paint() -> list[bytes]:
-        return await server.service.paint_png(
-            make_request(), "tiny", ["star", "a red star"], seed=5, best_of=2
-        )
-
-    contents = asyncio.run(paint())
-    for content, prompt, seed in zip(contents, ("star", "a red star"), (5, 7), strict=True):
-        [expected] = tiny.model.generate(prompt, seed=seed, best_of=2)
-        shown = np.asarray(Image.open(io.BytesIO(content)))
-        assert np.array_equal(shown, np.asarray(expected))
-
-
-def test_if_one_of_them_fails_nobody_waits_for_the_others(
-    serve: Serve, tiny: ServedModel, watch: Any, until: Any
-) -> None:
-    """Two of three fitted into the queue; they were painted for nobody."""
-    server, seen = serve(max_queue=2, max_pictures=2), watch(tiny.model)
-    seen.gate.clear()
-    with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(server.generate, prompt="begun")
-        until(lambda: seen.batches)
-
-        async def paint() -> int:
-            with pytest.raises(ApiError, match="Too many pictures wait"):
-                await server.service.paint_png(
-                    make_request(), "tiny", ["a", "b", "c"], seed=5, best_of=1
-                )
-            await asyncio.sleep(0.02)
-            return len(asyncio.all_tasks())
-
-        assert asyncio.run(paint()) == 1
-        seen.gate.set()
-        assert begun.result().status_code == 200
-    until(lambda: is_idle(server))
-    assert seen.prompts == [["begun"]]

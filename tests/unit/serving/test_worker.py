@@ -14,26 +14,19 @@ from PIL import Image
 from tessella.errors import GenerationError
 from tessella.model.canvas import Canvas
 from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
-from tessella.serving import worker as worker_module
+from tessella.serving.api_errors import ClosingError, QueueFullError
+from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
-from tessella.serving.worker import (
-    ClosingError,
-    Event,
-    FailedJob,
-    FinishedPicture,
-    PaintingRequest,
-    PaintingWorker,
-    PartialPicture,
-    Plan,
-    QueueFullError,
-)
+from tessella.serving.worker import PaintingWorker, QueuedJob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Models = Mapping[str, ServedModel]
 Make = Callable[..., PaintingWorker]
+Plan = Callable[[TextToImage], Sequence[Canvas]]
 Until = Callable[[Callable[[], Any]], None]
 
 NOISE = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -64,27 +57,27 @@ def make() -> Iterator[Make]:
 
 
 @dataclass
-class Asked:
-    """A job and what it was told."""
+class Submitted:
+    """A job and its events."""
 
     count: int
-    coming: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
-    seen: list[Event] = field(default_factory=list)
-    job: worker_module.Job | None = None
+    coming: "queue.SimpleQueue[JobEvent]" = field(default_factory=queue.SimpleQueue)
+    seen: list[PaintedPicture] = field(default_factory=list)
+    job: QueuedJob = field(init=False)
 
     def wait(self) -> list[np.ndarray]:
         """Waits for all pictures."""
-        while sum(isinstance(event, FinishedPicture) for event in self.seen) < self.count:
+        while sum(event.partial_index is None for event in self.seen) < self.count:
             event = self.coming.get(timeout=60)
-            if isinstance(event, FailedJob):
-                raise event.error
+            if isinstance(event, Exception):
+                raise event
             self.seen.append(event)
-        finished = {e.index: e.pixels for e in self.seen if isinstance(e, FinishedPicture)}
+        finished = {e.index: e.pixels for e in self.seen if e.partial_index is None}
         assert self.coming.empty()
         return [finished[index] for index in range(self.count)]
 
-    def partials(self, index: int = 0) -> list[PartialPicture]:
-        return [e for e in self.seen if isinstance(e, PartialPicture) and e.index == index]
+    def partials(self, index: int = 0) -> list[PaintedPicture]:
+        return [e for e in self.seen if e.partial_index is not None and e.index == index]
 
 
 def submit(
@@ -99,20 +92,26 @@ def submit(
     plan: Plan | None = None,
     num_partials: int = 0,
     **settings: Any,
-) -> Asked:
-    request = PaintingRequest(
+) -> Submitted:
+    def list_requests() -> list[ImageRequest]:
+        model = served.model
+        canvases = plan(model) if plan else [model.plan_picture(size)] * len(seeds)
+        return [
+            ImageRequest(prompt, seed, negative_prompt, canvas)
+            for seed, canvas in zip(seeds, canvases, strict=True)
+        ]
+
+    job = ImageJob(
         served=served,
-        prompts=[prompt] * len(seeds),
-        negative_prompt=negative_prompt,
-        seeds=list(seeds),
+        count=len(seeds),
+        list_requests=list_requests,
         settings=served.model.generation_settings(**settings),
         best_of=best_of,
-        plan=plan or (lambda model: [model.plan_picture(size)] * len(seeds)),
         num_partials=num_partials,
     )
-    asked = Asked(len(seeds))
-    asked.job = worker.submit(request, asked.coming.put)
-    return asked
+    submitted = Submitted(len(seeds))
+    submitted.job = worker.submit(job, submitted.coming.put)
+    return submitted
 
 
 def edit(mask: np.ndarray) -> Plan:
@@ -422,7 +421,7 @@ def test_as_many_partial_pictures_as_are_asked_for(make: Make, tiny: ServedModel
     worker.start()
     for (steps, partials), found in asked.items():
         found.wait()
-        told = [partial.number for partial in found.partials()]
+        told = [partial.partial_index for partial in found.partials()]
         assert told == list(range(min(partials, steps - 1))), (steps, partials)
 
 
@@ -440,7 +439,7 @@ def test_they_come_evenly_the_first_within_a_quarter(
     expected = [shown[step - 1] for step in steps]
     assert np.array_equal([partial.pixels for partial in asked.partials()], expected)
     assert np.array_equal(finished, shown[-1])
-    assert isinstance(asked.seen[-1], FinishedPicture)
+    assert asked.seen[-1].partial_index is None
 
 
 @pytest.mark.parametrize("best_of", [1, 2])
@@ -471,7 +470,7 @@ def test_each_gets_its_own_partial_pictures(
     for index, seed in enumerate((90, 90 + best_of)):
         shown = snapshots(tiny.model, prompts="pair", seed=seed, steps=6)
         told = pair.partials(index)
-        assert [partial.number for partial in told] == [0, 1]
+        assert [partial.partial_index for partial in told] == [0, 1]
         assert np.array_equal([partial.pixels for partial in told], shown[1:3])
 
 
@@ -522,8 +521,7 @@ def test_who_leaves_while_waiting_is_not_painted(
     worker.start()
     until(lambda: seen.batches)
     gone, stays = submit(worker, tiny, "gone", [1, 2]), submit(worker, tiny, "stays")
-    assert gone.job is not None
-    gone.job.drop()
+    gone.job.cancel()
     seen.gate.set()
     begun.wait()
     stays.wait()
@@ -541,8 +539,7 @@ def test_who_leaves_before_the_plan_costs_nothing(make: Make, tiny: ServedModel)
         return [model.plan_picture()]
 
     gone, stays = submit(worker, tiny, plan=plan), submit(worker, tiny)
-    assert gone.job is not None
-    gone.job.drop()
+    gone.job.cancel()
     worker.start()
     stays.wait()
     assert planned == []
@@ -555,17 +552,15 @@ def test_a_batch_that_nobody_waits_for_ends(
     worker, steps = make(), []
     generate = tiny.model.objective.generate
 
-    def record(t: Any, c: Any, g: Any, asked: Any, watch: Any) -> Any:
+    def record(batch: Any, on_step: Any) -> Any:
         def leave(step: GenerationStep) -> None:
             steps.append(step.step)
             if step.step == 3 and step.steps == 16:
-                assert first.job is not None
-                assert second.job is not None
-                first.job.drop()
-                second.job.drop()
-            watch(step)
+                first.job.cancel()
+                second.job.cancel()
+            on_step(step)
 
-        return generate(t, c, g, asked, leave)
+        return generate(batch, leave)
 
     monkeypatch.setattr(tiny.model.objective, "generate", record)
     first = submit(worker, tiny, steps=16)
@@ -589,8 +584,7 @@ def test_the_others_of_a_batch_get_theirs(
     gone, stays = submit(worker, tiny, "gone"), submit(worker, tiny, "a star", [5])
     worker.start()
     until(lambda: seen.batches)
-    assert gone.job is not None
-    gone.job.drop()
+    gone.job.cancel()
     seen.gate.set()
     painted = stays.wait()
     assert seen.prompts == [["gone", "a star"]]
@@ -704,9 +698,9 @@ def test_partial_pictures_are_not_told_twice_when_a_batch_fails(
 ) -> None:
     worker, generate = make(), tiny.model.objective.generate
 
-    def fail_late(t: Any, c: Any, g: Any, asked: Any, watch: Any) -> Any:
-        painted = generate(t, c, g, asked, watch)
-        if len(asked.seeds) > 1:
+    def fail_late(batch: Any, on_step: Any) -> Any:
+        painted = generate(batch, on_step)
+        if len(batch.seeds) > 1:
             raise MemoryError
         return painted
 
@@ -715,7 +709,7 @@ def test_partial_pictures_are_not_told_twice_when_a_batch_fails(
     worker.start()
     for found in asked:
         found.wait()
-        assert [partial.number for partial in found.partials()] == [0, 1]
+        assert [partial.partial_index for partial in found.partials()] == [0, 1]
 
 
 # The end.
@@ -767,8 +761,7 @@ def test_begun_jobs_whose_clients_left_do_not_hold_up_the_end(
     worker.start()
     until(lambda: seen.batches)
     worker.close()
-    assert begun.job is not None
-    begun.job.drop()
+    begun.job.cancel()
     seen.gate.set()
     worker.join(60)
     assert not worker._thread.is_alive()

@@ -16,12 +16,12 @@ from torch.nn import functional
 from tessella.errors import CheckpointError, ConfigError, GenerationError
 from tessella.text import (
     TEXT_FILE,
-    FrozenTextEncoder,
     TextSettings,
     TextTokenizer,
     create_text_encoder,
     load_text,
 )
+from tessella.text.frozen import FrozenTextEncoder
 
 PROMPTS = ["a star", "a red star", "", "A blue CAT a car"]
 ROWS = [[2, 4, 7, 3], [2, 4, 5, 7, 3], [2, 3], [2, 4, 6, 8, 4, 9, 3]]
@@ -87,6 +87,18 @@ def test_a_repeated_prompt_is_read_once(bert_folder: Path) -> None:
     first = encoder.encode(["a cat", "a cat", "A  cat"])
     assert torch.equal(encoder.encode(["a cat"])[0], first[2])
     assert len(calls) == 1
+
+
+def test_counting_tokens_runs_no_network(bert_folder: Path) -> None:
+    encoder, calls = create(bert_folder, max_tokens=4), []
+    encoder.network.register_forward_hook(lambda *_: calls.append(1))
+    prompts = [f"{'a ' * number}red star" for number in range(12)]
+    assert [encoder.count_tokens(prompt) for prompt in prompts] == list(range(4, 16))
+    assert [encoder.shorten(prompt) for prompt in prompts[:2]] == ["red star", "a red"]
+    assert sum(encoder.cut(prompts).truncated) == 11
+    with pytest.raises(GenerationError, match="at most 4 can be read"):
+        encoder.encode(prompts)
+    assert calls == []
 
 
 def test_features_read_while_painting_can_be_learned_from(bert_folder: Path) -> None:
@@ -204,12 +216,12 @@ def test_a_harmed_folder_is_refused(saved: Path, harm: Callable[[Path], object],
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere", "some/folder/nowhere"])
 def test_a_folder_that_is_not_there(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"There is no such folder of a text encoder: `{name}`"):
+    with pytest.raises(ConfigError, match=f"The text encoder's folder does not exist: `{name}`"):
         create(Path(name) if name[0] != "." else name)  # type: ignore[arg-type]
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no folder of a text encoder: .* has no config.json"):
+    with pytest.raises(ConfigError, match=r"Not the folder of a text encoder: .* no config.json"):
         create(tmp_path)
 
 
@@ -237,7 +249,7 @@ def test_an_encoder_that_marks_no_begin_and_end_is_refused(
     values = json.loads((tmp_path / "tokenizer.json").read_text())
     values["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="no token of an empty caption, which guidance needs"):
+    with pytest.raises(ConfigError, match="no token for an empty caption, which guidance needs"):
         create(tmp_path)
 
 

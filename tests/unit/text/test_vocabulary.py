@@ -11,10 +11,11 @@ from tessella.errors import CheckpointError
 from tessella.model.find import find_model, list_bundled
 from tessella.model.folder import CAPTIONS_FILE, ModelConfig, read_captions
 from tessella.model.pipeline import TextToImage
-from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer, load_text
+from tessella.text import TextSettings, TextTokenizer, load_text
+from tessella.text.frozen import FrozenTextEncoder
 from tessella.text.vocabulary import (
     CaptionSummary,
-    KnownWords,
+    Vocabulary,
     replace_words,
     split_words,
     summarize_captions,
@@ -70,13 +71,13 @@ def test_only_the_commonest_words_are_kept(tokenizer: TextTokenizer) -> None:
 
 
 def test_unknown_words_by_the_captions(tokenizer: TextTokenizer) -> None:
-    known = KnownWords(tokenizer, summarize_captions(CAPTIONS, tokenizer))
+    known = Vocabulary(tokenizer, summarize_captions(CAPTIONS, tokenizer))
     assert known.find_unknown("A RED star: medium-light, 3d; don\u2019t!") == []
     assert known.find_unknown("a green star, 4d green don't") == ["green", "4d", "don't"]
 
 
 def test_unknown_words_by_the_vocabulary(tokenizer: TextTokenizer) -> None:
-    known = KnownWords(tokenizer)
+    known = Vocabulary(tokenizer)
     assert known.find_unknown("a red Xyzzy, (plugh)! xyzzy") == ["xyzzy", "plugh"]
     # Only words of letters are one token for certain.
     assert known.find_unknown("4d \N{OCTOPUS} don't") == []
@@ -85,12 +86,12 @@ def test_unknown_words_by_the_vocabulary(tokenizer: TextTokenizer) -> None:
 
 def test_a_frozen_encoder_knows_any_word(bert_folder: Path) -> None:
     encoder = FrozenTextEncoder.create(TextSettings(encoder=str(bert_folder)))
-    known = KnownWords(encoder)
+    known = Vocabulary(encoder)
     assert (known.find_unknown("a Xyzzy"), known.words) == ([], [])
     assert known.find_nearest("xyzzy") == "xyzzy"
     summary = summarize_captions(["A  RED cat"], encoder)
     assert list(summary.words) == ["a", "cat", "red"]
-    assert KnownWords(encoder, summary).find_unknown("a Xyzzy") == ["xyzzy"]
+    assert Vocabulary(encoder, summary).find_unknown("a Xyzzy") == ["xyzzy"]
 
 
 WORDS = ("croissant", "car", "cat", "bake", "heart", "sunflower", "buses")
@@ -116,7 +117,7 @@ WORDS = ("croissant", "car", "cat", "bake", "heart", "sunflower", "buses")
 def test_the_nearest_word(
     tokenizer: TextTokenizer, word: str, form: str | None, nearest: str | None
 ) -> None:
-    known = KnownWords(tokenizer, CaptionSummary(1, dict.fromkeys(WORDS, 1), []))
+    known = Vocabulary(tokenizer, CaptionSummary(1, dict.fromkeys(WORDS, 1), []))
     assert known.find_form(word) == form
     assert known.find_nearest(word) == nearest
 
@@ -178,7 +179,7 @@ def test_every_bundled_model_says_what_it_was_trained_to_hear() -> None:
         assert f"- {summary.examples[0]}\n" in card
         assert len(summary.examples) == 200
         text = load_text(folder)
-        known = KnownWords(text, summary)
+        known = Vocabulary(text, summary)
         assert not any(map(known.find_unknown, summary.examples))
         assert all(split_words(word, text) == [word] for word in summary.words)
         written = json.loads((folder / CAPTIONS_FILE).read_text(encoding="utf-8"))

@@ -1,12 +1,13 @@
-"""The adversarial loss: hand-worked numbers, who gets which gradient, and state bit for bit."""
+"""The adversarial loss: hand-worked numbers, who gets which gradient.
 
-import copy
+That a discriminator is resumed bit for bit is tested with its stage, which saves its optimizer.
+"""
+
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -158,7 +159,7 @@ def test_the_gradient_is_that_of_the_whole_way(augment: bool) -> None:
     reconstruction = network(features)
     error = (reconstruction - image).square().mean()
     torch.manual_seed(5)
-    adversarial = -loss._judge(reconstruction).mean()
+    adversarial = -loss._compute_logits(reconstruction).mean()
     last = network[2].weight
     wanted = torch.autograd.grad(error, last, retain_graph=True)[0].norm()
     had = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
@@ -259,8 +260,38 @@ def test_it_learns_to_tell_two_kinds_of_images(steps: int, changes: dict[str, An
 
 def test_when_it_learns_and_counts() -> None:
     loss = create(start_images=100, warmup_images=50)
-    assert [loss.is_learning(n) for n in (0, 99, 100, 149, 150)] == [0, 0, 1, 1, 1]
-    assert [loss.is_counting(n) for n in (0, 99, 100, 149, 150)] == [0, 0, 0, 0, 1]
+    assert loss.settings.counts_from_images == 150
+    learning, counting = [], []
+    last_layer = nn.Parameter(torch.ones(1))
+    for images_seen in (0, 99, 100, 149, 150):
+        loss.before_step(images_seen)
+        reconstruction, image = last_layer * batch(0)[0], batch(0)[1]
+        loss.judge(reconstruction, image, reconstruction.square().mean(), last_layer)
+        counting.append(loss.is_counting)
+        learning.append(bool(loss.after_step()))
+    assert learning == [False, False, True, True, True]
+    assert counting == [False, False, False, False, True]
+
+
+def test_a_step_judges_then_learns_from_the_same_batch() -> None:
+    """Before it counts it only learns; before it learns it does nothing."""
+    loss, twin, network = create(start_images=100, warmup_images=50), create(), decoder()
+    features, image = torch.randn(2, 4, SIZE, SIZE), batch(0, 2)[1]
+    for images_seen in (0, 100, 150):
+        reconstruction = network(features)
+        error = (reconstruction - image).square().mean()
+        loss.before_step(images_seen)
+        generator = loss.judge(reconstruction, image, error, network[2].weight)
+        assert (generator is not None) == (images_seen == 150)
+        if generator is not None:
+            expected = twin.compute_generator_loss(reconstruction, error, network[2].weight)
+            assert torch.equal(generator.loss, expected.loss)
+        learned = loss.after_step()
+        assert loss.after_step() == {}
+        if images_seen < 100:
+            assert learned == {}
+        else:
+            assert learned == twin.step(reconstruction, image)
 
 
 def test_a_large_gradient_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +309,7 @@ def test_a_large_gradient_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
         def note(parameters: list[Tensor] = parameters) -> None:
             found.append(torch.cat([p.grad.flatten() for p in parameters]))
 
-        monkeypatch.setattr(loss._optimizer, "step", note)
+        monkeypatch.setattr(loss.optimizer, "step", note)
         loss.step(reconstruction, image)
         length = raw.norm().item()
         torch.testing.assert_close(found[-1], raw / max(1.0, length), atol=1e-5, rtol=1e-3)
@@ -297,7 +328,7 @@ def count(loss: AdversarialLoss) -> Tensor:
     ).loss
 
 
-def test_the_share_is_halved_when_reconstructions_get_worse() -> None:
+def test_the_scale_is_halved_when_reconstructions_get_worse() -> None:
     loss = create(error_tolerance=0.1)
     for error in (2.0, 1.0, 3.0):  # before it counts: nothing is its fault
         assert loss.note_validation(error) is None
@@ -319,47 +350,20 @@ def test_without_an_earlier_validation_the_first_is_what_others_are_compared_wit
     assert loss.note_validation(1.2) == 0.5
 
 
-def test_a_share_that_keeps_falling_is_left_off() -> None:
+def test_a_scale_that_keeps_falling_is_left_off() -> None:
     loss = create()
     loss.note_validation(1.0)
     count(loss)
-    shares = [loss.note_validation(2.0) for _ in range(8)]
-    assert shares == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0, None]
-    assert not loss.is_counting(10**9)
+    scales = [loss.note_validation(2.0) for _ in range(8)]
+    assert scales == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0, None]
+    loss.before_step(10**9)
+    assert not loss.is_counting
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
     assert loss.step(*batch(0)) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
 
 
 # State.
-
-
-def test_resumed_bit_for_bit() -> None:
-    """4 steps = 2 + save + load + 2, through the file format that checkpoints have."""
-
-    def train(loss: AdversarialLoss, steps: range) -> None:
-        for step in steps:
-            torch.manual_seed(step)
-            loss.step(*batch(step))
-            loss.note_validation(1.0 + step)
-            count(loss)
-
-    settings: dict[str, Any] = {"lecam_weight": 0.3, "augment": True}
-    whole, first = create(**settings), create(**settings)
-    train(whole, range(4))
-    train(first, range(2))
-    saved = safetensors.torch.save({n: t.contiguous() for n, t in first.state_dict().items()})
-    train(first, range(2, 3))  # what goes on must not change what was saved
-    resumed = create(seed=9, **settings)
-    resumed.load_state_dict(safetensors.torch.load(saved))
-    train(resumed, range(2, 4))
-    assert whole.share == 1 / 8
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-        assert tensor.dtype == found[name].dtype, name
-        assert name in ("steps", "share") or tensor.stride() == found[name].stride(), name
 
 
 def test_a_state_that_was_loaded_is_a_copy() -> None:
@@ -372,24 +376,12 @@ def test_a_state_that_was_loaded_is_a_copy() -> None:
     assert all(torch.equal(state[name], before[name]) for name in state)
 
 
-def test_a_fresh_state_takes_everything_back() -> None:
-    loss = create()
-    fresh = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
-    loss.step(*batch(0))
-    loss.load_state_dict(fresh)
-    assert loss.state_dict().keys() == fresh.keys()
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in loss.state_dict().items())
-
-
-def test_a_holder_holds_none_of_it_and_a_copy_shares_it() -> None:
+def test_a_network_that_holds_it_has_none_of_it_as_a_part() -> None:
     holder = nn.Linear(2, 2)
     holder.adversarial = create()
     assert len(list(holder.parameters())) == 2
     assert list(holder.state_dict()) == ["weight", "bias"]
     assert list(holder.children()) == []
-    twin = copy.deepcopy(holder)
-    assert twin.adversarial is holder.adversarial
-    assert twin.weight is not holder.weight
 
 
 def test_the_seed_alone_makes_the_start() -> None:
@@ -477,6 +469,15 @@ def test_two_halves_on_two_processes_are_the_whole_batch(
         assert torch.equal(first, second), name
         if not name.startswith("network"):  # Adam makes much of rounding
             torch.testing.assert_close(first, expected, atol=1e-5, rtol=1e-3)
+    networks = [loss.network.parameters() for loss in (whole, *losses)]
+    for parameters in zip(*networks, strict=True):
+        states = [
+            loss.optimizer.state[parameter]
+            for loss, parameter in zip((whole, *losses), parameters, strict=True)
+        ]
+        for key, expected in states[0].items():
+            assert torch.equal(states[1][key], states[2][key]), key
+            torch.testing.assert_close(states[1][key], expected, atol=1e-5, rtol=1e-3)
 
 
 # Settings.

@@ -6,13 +6,8 @@ import torch
 
 from tessella.errors import ConfigError, ShapeError
 from tessella.images import to_float, to_uint8
-from tessella.tokenizer import (
-    ImageTokenizer,
-    ReconstructionLoss,
-    ReconstructionLossSettings,
-    TokenizerSettings,
-    VectorQuantizerSettings,
-)
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings
+from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 
 TINY = TokenizerSettings(

@@ -8,15 +8,15 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from tessella.tokenizer.taming import TamingAttention, TamingDecoder, TamingEncoder
 
-F8 = (1, 1, 2, 4)
-F16 = (1, 1, 2, 2, 4)
+F8 = (128, 128, 256, 512)
+F16 = (128, 128, 256, 256, 512)
 
 
-def published(width: int, multipliers: tuple[int, ...], blocks: int, code_width: int) -> VQModel:
+def published(widths: tuple[int, ...], blocks: int, code_width: int) -> VQModel:
     """Their network of that shape, attention at the coarsest level."""
-    finer = len(multipliers) - 1
+    finer = len(widths) - 1
     return VQModel(
-        block_out_channels=[width * multiplier for multiplier in multipliers],
+        block_out_channels=list(widths),
         layers_per_block=blocks,
         down_block_types=["DownEncoderBlock2D"] * finer + ["AttnDownEncoderBlock2D"],
         up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * finer,
@@ -53,12 +53,12 @@ def assert_equal(ours: nn.Module, theirs: nn.Module, given: Tensor) -> None:
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize(("multipliers", "blocks"), [((1,), 1), ((1, 2), 2), ((1, 2, 3), 1)])
-def test_it_is_the_published_network(multipliers: tuple[int, ...], blocks: int) -> None:
+@pytest.mark.parametrize(("widths", "blocks"), [((32,), 1), ((32, 64), 2), ((32, 64, 96), 1)])
+def test_it_is_the_published_network(widths: tuple[int, ...], blocks: int) -> None:
     torch.manual_seed(0)
-    shape = (32, multipliers, blocks, 6)
+    shape = (widths, blocks, 6)
     theirs = published(*shape)
-    factor = 2 ** (len(multipliers) - 1)
+    factor = 2 ** (len(widths) - 1)
     with torch.no_grad():
         image = torch.randn(2, 3, 4 * factor, 3 * factor)
         assert_equal(TamingEncoder(*shape), nn.Sequential(theirs.encoder, theirs.quant_conv), image)
@@ -67,14 +67,14 @@ def test_it_is_the_published_network(multipliers: tuple[int, ...], blocks: int) 
         assert_equal(TamingDecoder(*shape), decoder, latent)
 
 
-@pytest.mark.parametrize("multipliers", [F8, F16])
-def test_the_published_sizes(multipliers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("widths", [F8, F16])
+def test_the_published_sizes(widths: tuple[int, ...]) -> None:
     """Without memory: as many weights as theirs, and 16×16 codes of 128 or 256 pixels a side."""
-    factor = 2 ** (len(multipliers) - 1)
+    factor = 2 ** (len(widths) - 1)
     with torch.device("meta"):
-        theirs = published(128, multipliers, 2, 256)
-        encoder = TamingEncoder(128, multipliers, 2, 256)
-        decoder = TamingDecoder(128, multipliers, 2, 256)
+        theirs = published(widths, 2, 256)
+        encoder = TamingEncoder(widths, 2, 256)
+        decoder = TamingDecoder(widths, 2, 256)
         latent = encoder(torch.empty(1, 3, 16 * factor, 16 * factor))
     assert latent.shape == (1, 256, 16, 16)
     assert decoder(latent).shape == (1, 3, 16 * factor, 16 * factor)
@@ -85,7 +85,7 @@ def test_the_published_sizes(multipliers: tuple[int, ...]) -> None:
 
 def test_attention_stands_at_the_coarsest_level_and_in_the_middle() -> None:
     with torch.device("meta"):
-        networks = (TamingEncoder(32, (1, 2, 4), 2, 8), TamingDecoder(32, (1, 2, 4), 2, 8))
+        networks = (TamingEncoder((32, 64, 128), 2, 8), TamingDecoder((32, 64, 128), 2, 8))
     for network, expected in zip(networks, (2 + 1, 3 + 1), strict=True):
         found = [m for m in network.modules() if isinstance(m, TamingAttention)]
         assert len(found) == expected
@@ -107,7 +107,7 @@ def test_attention_by_hand() -> None:
 def test_the_decoder_goes_on_to_higher_resolutions() -> None:
     """Two levels more: four times the side, at the finest level's width."""
     with torch.device("meta"):
-        decoder = TamingDecoder(32, (1, 2), 1, 8, upsampling=2)
+        decoder = TamingDecoder((32, 64), 1, 8, upsampling=2)
         assert decoder(torch.empty(1, 8, 5, 3)).shape == (1, 3, 40, 24)
     assert decoder.last.in_channels == 32
 
@@ -115,7 +115,7 @@ def test_the_decoder_goes_on_to_higher_resolutions() -> None:
 def test_memory_formats_agree() -> None:
     """Channels last is how the tokenizer trains: the same result, and no copy at attention."""
     torch.manual_seed(0)
-    encoder = TamingEncoder(32, (1, 2), 1, 4)
+    encoder = TamingEncoder((32, 64), 1, 4)
     image = torch.randn(1, 3, 8, 8)
     expected = encoder(image)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,7 +126,7 @@ def test_memory_formats_agree() -> None:
 
 def test_every_weight_learns() -> None:
     torch.manual_seed(0)
-    encoder, decoder = TamingEncoder(32, (1, 2), 1, 4), TamingDecoder(32, (1, 2), 1, 4)
+    encoder, decoder = TamingEncoder((32, 64), 1, 4), TamingDecoder((32, 64), 1, 4)
     decoder(encoder(torch.randn(1, 3, 8, 8))).square().mean().backward()
     for network in (encoder, decoder):
         for name, parameter in network.named_parameters():

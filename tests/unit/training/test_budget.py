@@ -12,8 +12,8 @@ from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
-from tessella.training import budget as plan_module
-from tessella.training.budget import choose_preset, plan_training
+from tessella.training import budget as budget_module
+from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.loop import Pace, create_accelerator
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 
@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(plan_module, "time", made)
+    monkeypatch.setattr(budget_module, "time", made)
     return made
 
 
@@ -83,9 +83,9 @@ def test_the_largest_size_that_is_worth_it(
     minutes: float, expected: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Recipe().tokenizer_training.batch_size == 32
-    monkeypatch.setattr(plan_module, "_SHARES", {"tokenizer": 0.4, "transformer": 0.6})
+    monkeypatch.setattr(budget_module, "_FRACTIONS", {"tokenizer": 0.4, "transformer": 0.6})
     monkeypatch.setattr(
-        plan_module,
+        budget_module,
         "ImageTokenizer",
         Tokenizers(clock, {"small": 0.1, "base": 1.0, "large": 10.0}),
     )
@@ -103,7 +103,7 @@ def test_a_size_that_does_not_fit_into_memory_is_not_chosen(
             return small(settings)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(plan_module, "ImageTokenizer", create)
+    monkeypatch.setattr(budget_module, "ImageTokenizer", create)
     assert choose_preset(1e6, create_accelerator("cpu")) == "small"
 
 
@@ -124,14 +124,14 @@ def plan(
         step = {"tokenizer": 0.5, "transformer": 0.25}[stage.name]
         return Pace(step_seconds=step, evaluation_seconds=2.0)
 
-    monkeypatch.setattr(plan_module, "_SHARES", {"tokenizer": 0.4, "transformer": 0.6})
-    monkeypatch.setattr(plan_module, "measure_pace", pace)
-    monkeypatch.setattr(plan_module, "_measure_encoding", lambda *_: 0.25)
-    monkeypatch.setattr(plan_module, "_measure_painting", lambda *_: 0.5)
-    monkeypatch.setattr(plan_module, "count_pictures", lambda _: 20)
+    monkeypatch.setattr(budget_module, "_FRACTIONS", {"tokenizer": 0.4, "transformer": 0.6})
+    monkeypatch.setattr(budget_module, "measure_pace", pace)
+    monkeypatch.setattr(budget_module, "_measure_encoding", lambda *_: 0.25)
+    monkeypatch.setattr(budget_module, "_measure_painting", lambda *_: 0.5)
+    monkeypatch.setattr(budget_module, "count_pictures", lambda _: 20)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     recipe = resolve_recipe(None, None, [*TINY, *words])
-    return plan_training(recipe, seconds_left, data, text, text, create_accelerator("cpu"))
+    return compute_budget(recipe, seconds_left, data, text, text, create_accelerator("cpu"))
 
 
 def test_all_that_is_left_to_do_fits(
@@ -191,7 +191,7 @@ def test_too_short_a_time_is_refused(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"too short to train anything: 40 seconds are left and .* at least 1 more --minutes",
+        match=r"too short to train anything: 40 seconds are left, and .* at least 1 more --minutes",
     ):
         plan(data, clock, monkeypatch, 50.0)
 
@@ -213,15 +213,15 @@ def test_a_time_for_blurs_says_how_long_pictures_take(
 def test_a_model_of_short_prompts_is_measured(data: PreparedData) -> None:
     text = TextTokenizer.train([], TextSettings(max_tokens=4))
     model = TextToImage.create(resolve_recipe(None, None, TINY).describe_model(), text)
-    assert plan_module._measure_painting(model) > 0
+    assert budget_module._measure_painting(model) > 0
 
 
 def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "_MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr(budget_module, "_MEASURE_SECONDS", 0.01)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     words = [*TINY, "tokenizer_training.batch_size=4", "transformer_training.batch_size=4"]
     recipe = resolve_recipe(None, None, words)
-    made = plan_training(recipe, 10_000.0, data, text, text, create_accelerator("cpu"))
+    made = compute_budget(recipe, 10_000.0, data, text, text, create_accelerator("cpu"))
     for training in (made.recipe.tokenizer_training, made.recipe.transformer_training):
         assert training.images > 100
         assert training.images % 4 == 0

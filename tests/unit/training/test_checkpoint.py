@@ -1,5 +1,6 @@
 """Checkpoints: whatever happens while one is written, a good one is there and is found."""
 
+import dataclasses
 import errno
 import json
 import logging
@@ -23,6 +24,7 @@ from tessella.training.checkpoint import (
     CheckpointState,
     flatten_optimizer,
     load_latest_checkpoint,
+    read_images_seen,
     restore_optimizer,
     save_checkpoint,
 )
@@ -193,6 +195,12 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     data = bytearray(path.read_bytes())
     data[place] ^= 1 << bit
     path.write_bytes(bytes(data))
+    touch(path)
+
+
+def touch(path: Path) -> None:
+    """Makes a change show in the file's time, whose clock is coarser than a test is quick."""
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -236,8 +244,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     with caplog.at_level(logging.WARNING, "tessella"):
         assert latest(tmp_path) == 64
     [message] = caplog.messages
-    assert message.startswith(f"Passed over a damaged checkpoint: `{path}` (")
-    assert message.endswith("); taking the one before.")
+    assert message.startswith(f"Skipped a damaged checkpoint: `{path}` (")
 
 
 def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
@@ -266,7 +273,7 @@ def test_all_damaged_says_which_and_what_to_do(tmp_path: Path) -> None:
     assert message.startswith(f"Every checkpoint is damaged: `{paths[1]}`: state.safetensors has ")
     assert f"`{paths[0]}`: " in message
     assert message.endswith(
-        f"Bring one back from a backup, or remove `{tmp_path}` to begin the run anew."
+        f"Restore one from a backup, or remove `{tmp_path}` to train from the beginning."
     )
 
 
@@ -291,9 +298,7 @@ def test_a_good_later_one_is_never_removed_but_told(
     later = save_checkpoint(tmp_path, numbered(128))
     save_checkpoint(tmp_path, numbered(64))
     assert latest(tmp_path) == 128
-    assert caplog.messages == [
-        f"A later checkpoint is there, and resuming will take it: `{later}`."
-    ]
+    assert caplog.messages == [f"Resuming will use a later checkpoint, which exists: `{later}`."]
 
 
 def write_format(path: Path, number: int) -> None:
@@ -307,7 +312,7 @@ def write_format(path: Path, number: int) -> None:
 def test_a_newer_format_is_refused_and_never_removed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, numbered(64))
     path = save_checkpoint(tmp_path, numbered(128))
-    write_format(path, checkpoint.FORMAT + 1)
+    write_format(path, checkpoint.CHECKPOINT_FORMAT + 1)
     with pytest.raises(CheckpointError) as caught:
         load_latest_checkpoint(tmp_path)
     assert str(caught.value) == (
@@ -324,15 +329,86 @@ def test_one_that_may_not_be_read_is_refused_and_never_removed(
 ) -> None:
     path = save_checkpoint(tmp_path, numbered(64))
 
+    real = checkpoint.sha256_file
+
     def refuse(file: Path) -> str:
+        if file.parent != path:
+            return real(file)
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "sha256_file", refuse)
-        with pytest.raises(CheckpointError, match=r"may not be read: `.*Make it readable"):
+        with pytest.raises(CheckpointError, match=r"Not allowed to read .*`.*Make it readable"):
             load_latest_checkpoint(tmp_path)
-        assert checkpoint._verdict(path) == "unknown"
-    assert latest(tmp_path) == 64
+        os.utime(path / "state.safetensors", (1, 1))  # else nobody would read it again
+        save_checkpoint(tmp_path, numbered(128), keep=1)
+    assert path.exists()
+    assert latest(tmp_path) == 128
+
+
+# Proved once.
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints' tensors that were read and hashed; "new" is the one being written."""
+    checkpoints: list[str] = []
+    real = checkpoint.sha256_file
+
+    def sha256_file(path: Path) -> str:
+        name = path.parent.name
+        checkpoints.append("new" if name.startswith(".tmp-") else f"{int(name[-12:])}")
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", sha256_file)
+    return checkpoints
+
+
+# Each save read and hashed both older checkpoints again while training stood still.
+def test_a_save_hashes_only_what_is_new(tmp_path: Path, hashed: list[str]) -> None:
+    for images_seen in (64, 128, 192, 256):
+        save_checkpoint(tmp_path, numbered(images_seen))
+    assert hashed == ["new"] * 4
+    assert read_images_seen(tmp_path) == 256
+    assert hashed == ["new"] * 4
+    assert latest(tmp_path) == 256
+    assert hashed.pop() == "256"  # what is loaded is always proved
+
+
+def test_what_another_process_wrote_is_proved_once(tmp_path: Path, hashed: list[str]) -> None:
+    for images_seen in (64, 128):
+        save_checkpoint(tmp_path, numbered(images_seen))
+    checkpoint._proved.clear()
+    hashed.clear()
+    assert latest(tmp_path) == 128
+    for images_seen in (192, 256):
+        save_checkpoint(tmp_path, numbered(images_seen), keep=9)
+    assert hashed == ["128", "64", "new", "new"]
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "checkpoint.json"])
+def test_what_changed_since_is_proved_again(tmp_path: Path, file: str, hashed: list[str]) -> None:
+    """A swapped record is whole by itself: it only belongs to other tensors."""
+    good = save_checkpoint(tmp_path / "run", numbered(64))
+    bad = save_checkpoint(tmp_path / "run", numbered(128))
+    other = save_checkpoint(
+        tmp_path / "other", dataclasses.replace(numbered(128), tensors=numbered(64).tensors)
+    )
+    shutil.copy(other / file, bad)
+    touch(bad / file)
+    save_checkpoint(tmp_path / "run", numbered(192), keep=9)
+    assert names(tmp_path / "run") == [good.name, "checkpoint-000000000192"]
+    assert hashed == ["new", "new", "new", "128", "new"]
+
+
+def test_how_far_a_run_is_skips_what_is_damaged(tmp_path: Path) -> None:
+    assert read_images_seen(tmp_path / "nowhere") is None
+    paths = [save_checkpoint(tmp_path, numbered(images_seen)) for images_seen in (64, 128)]
+    cut(paths[1] / "state.safetensors", 0.5)
+    assert read_images_seen(tmp_path) == 64
+    cut(paths[0] / "checkpoint.json", 0.5)
+    with pytest.raises(CheckpointError, match="Every checkpoint is damaged"):
+        read_images_seen(tmp_path)
 
 
 # Crashes.

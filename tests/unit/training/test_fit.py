@@ -1,11 +1,9 @@
 """`fit`: data in, model folder out; called again it goes on, or refuses what would not fit."""
 
-import fcntl
 import io
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,15 @@ from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import read_tensors
 from tessella.images import to_uint8
 from tessella.model.find import find_model, find_tokenizer
-from tessella.model.pipeline import TextToImage, TrainedTokenizer
+from tessella.model.folder import TrainedTokenizer
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import ImageRequest
+from tessella.objectives import AnyOrder
 from tessella.training import fit as fit_module
-from tessella.training.budget import Plan
+from tessella.training.budget import TrainingBudget
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
-from tessella.training.stages import TokenizerLearner, TransformerLearner
+from tessella.training.tokenizer_stage import TokenizerLoss
 
 TINY = (
     "data.image_size=16",
@@ -107,7 +108,7 @@ def test_the_model_is_whole(whole: Path, pictures: Path) -> None:
 def test_again_it_finds_all_done(
     whole: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for learner in (TokenizerLearner, TransformerLearner):
+    for learner in (TokenizerLoss, AnyOrder):
 
         def refuse(self: Any, *_: object) -> None:
             if self.training:
@@ -137,7 +138,10 @@ def test_a_model_paints_larger_with_a_new_decoder(
     old, large = (TextToImage.load(run, "cpu") for run in (start, tmp_path / "large" / "model"))
     [small_picture], [picture] = (model.generate("picture 3", seed=1) for model in (old, large))
     assert (small_picture.size, picture.size) == ((16, 16), (32, 32))
-    codes, larger_codes = (model.paint(["picture 3"], seeds=[1]).codes for model in (old, large))
+    request = ImageRequest("picture 3", seed=1)
+    codes, larger_codes = (model.generate_images([request]).codes for model in (old, large))
+    assert codes is not None
+    assert larger_codes is not None
     assert torch.equal(codes, larger_codes)
 
 
@@ -231,7 +235,7 @@ def test_weights_that_do_not_go_together_are_refused(
             "tokenizer_training.images=0",
             f"tokenizer_training.init_from={start}",
         )
-    with pytest.raises(ConfigError, match=r"chooses from another codebook.*learn to decoder"):
+    with pytest.raises(ConfigError, match=r"trained on another codebook.*learn to decoder"):
         call(
             tmp_path / "codes",
             pictures,
@@ -323,7 +327,7 @@ def test_a_report_that_cannot_be_written_stops_nothing(
     assert "The model is in" in said
 
 
-@pytest.mark.parametrize("learner", [TokenizerLearner, TransformerLearner])
+@pytest.mark.parametrize("learner", [TokenizerLoss, AnyOrder])
 def test_stopped_and_called_again_it_ends_in_the_same_model(
     learner: type, whole: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,7 +370,7 @@ def test_one_stage_after_the_other_is_both_at_once(
         (
             ("transformer.width=32",),
             {},
-            r"has transformer\.width = `16`, now it is `32`\. Give the same settings to go on",
+            r"has transformer\.width = `16`, now it is `32`\. Use the same settings to resume",
         ),
         (
             ("transformer.width=32", "text.max_tokens=9"),
@@ -381,7 +385,7 @@ def test_other_settings(
     whole: Path, pictures: Path, words: tuple[str, ...], changes: dict[str, Any], said: str
 ) -> None:
     before = (whole / "run.json").read_bytes()
-    with pytest.raises(ConfigError, match=f"begun with other settings: `.*{said}"):
+    with pytest.raises(ConfigError, match=f"began with other settings: `.*{said}"):
         call(whole, pictures, *words, **changes)
     assert (whole / "run.json").read_bytes() == before
 
@@ -401,37 +405,11 @@ def test_other_data(whole: Path, pictures: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds something else than a run: `.*new or empty"):
+    with pytest.raises(ConfigError, match=r"holds something other than a run: `.*new or empty"):
         call(tmp_path, pictures)
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == [
         "thesis.tex"
     ]
-
-
-def test_a_run_of_another_format(whole: Path, pictures: Path, tmp_path: Path) -> None:
-    run = json.loads((whole / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(run | {"format": 0}))
-    with pytest.raises(CheckpointError, match=r"has format `0`; this tessella reads format 2: `"):
-        call(tmp_path, pictures)
-
-
-@pytest.fixture
-def locked(tmp_path: Path) -> Iterator[Path]:
-    """A run's folder in which another process trains."""
-    with (tmp_path / ".lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield tmp_path
-
-
-def test_two_do_not_train_in_one_folder(locked: Path, pictures: Path) -> None:
-    with pytest.raises(ConfigError, match="Another process is training in this folder: `"):
-        call(locked, pictures)
-
-
-def test_a_folder_that_cannot_be_made(pictures: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"Cannot make the run's folder: `.*file/run`; Not a dir"):
-        call(tmp_path / "file" / "run", pictures)
 
 
 # Minutes.
@@ -443,13 +421,13 @@ def test_a_plan_is_made_once_and_kept(
     """A resumed run does not measure again: it keeps to the lengths that it began with."""
     plans = []
 
-    def plan(recipe: Any, seconds_left: float, *_: object) -> Plan:
+    def plan(recipe: Any, seconds_left: float, *_: object) -> TrainingBudget:
         plans.append(seconds_left)
-        shorter = recipe.tokenizer_training.replace(images=16)
-        return Plan(recipe.replace(tokenizer_training=shorter), {"tokenizer": 1.0}, 1.0)
+        shorter = recipe.replace(tokenizer_training=recipe.tokenizer_training.replace(images=16))
+        return TrainingBudget(shorter, {"tokenizer": 1.0}, 1.0)
 
     monkeypatch.setattr(fit_module, "choose_preset", lambda *_: "tiny")
-    monkeypatch.setattr(fit_module, "plan_training", plan)
+    monkeypatch.setattr(fit_module, "compute_budget", plan)
     for _ in range(2):
         call(tmp_path / "run", pictures, minutes=2.0, stage="tokenizer")
     assert len(plans) == 1

@@ -14,9 +14,9 @@ EVERY = pytest.mark.parametrize("number", SIGNALS)
 @EVERY
 def test_the_first_signal_asks(number: signal.Signals) -> None:
     with stop_on_signals() as request:
-        assert not request.asked
+        assert not request.is_set
         signal.raise_signal(number)
-        assert request.asked
+        assert request.is_set
 
 
 @EVERY
@@ -34,7 +34,7 @@ def test_handlers_are_put_back(number: signal.Signals) -> None:
     try:
         with stop_on_signals() as request:
             signal.raise_signal(number)
-        assert request.asked
+        assert request.is_set
         assert not heard
         signal.raise_signal(number)
         assert heard == [number]
@@ -52,7 +52,7 @@ def test_in_another_thread_the_caller_s_handlers_stay() -> None:
 
     def work() -> None:
         with stop_on_signals() as request:
-            asked.append(request.asked)
+            asked.append(request.is_set)
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)
@@ -60,6 +60,15 @@ def test_in_another_thread_the_caller_s_handlers_stay() -> None:
     thread.join()
     assert asked == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_that_a_system_lacks_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has SIGBREAK and few of the POSIX signals."""
+    monkeypatch.delattr(signal, "SIGTERM")
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        assert request.is_set
 
 
 def test_an_interrupted_run_is_no_error_of_the_program() -> None:

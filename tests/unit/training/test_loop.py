@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from tessella.errors import ConfigError, TessellaError
 from tessella.training.checkpoint import load_latest_checkpoint
 from tessella.training.loop import (
-    Companion,
     Evaluation,
     Stage,
-    StepResult,
+    StepLoss,
     TrainingSettings,
     create_accelerator,
     measure_pace,
@@ -40,7 +39,7 @@ class ToyNetwork(nn.Module):
         self.fixed = nn.Parameter(torch.ones(2), requires_grad=False)
         self.spoil: str | None = None  # what is no number: the loss, or its gradient alone
 
-    def forward(self, numbers: Tensor) -> StepResult:
+    def forward(self, numbers: Tensor) -> StepLoss:
         guess = self.guess * self.fixed.sum() / 2
         if self.spoil == "gradient" and self.training:
             # 0 · √0 is 0, and its gradient 0 · ∞ is not a number.
@@ -48,7 +47,7 @@ class ToyNetwork(nn.Module):
         loss = (guess - numbers.float()).square().mean() + 0 * self.matrix.sum()
         if self.spoil == "loss" and self.training:
             loss = loss * torch.nan
-        return StepResult(loss, {"guess": guess})
+        return StepLoss(loss, {"guess": guess})
 
 
 class Toy(Stage[ToyNetwork]):
@@ -57,8 +56,8 @@ class Toy(Stage[ToyNetwork]):
     name = "toy"
     num_images = 10
 
-    def __init__(self) -> None:
-        self.network = ToyNetwork()
+    def __init__(self, network: ToyNetwork | None = None) -> None:
+        self.network = self.loss_module = network or ToyNetwork()
         self.seen: list[int] = []
         self.drawn: list[float] = []
         self.evaluated: list[float] = []
@@ -188,28 +187,29 @@ def test_an_evaluation_that_a_kill_fell_on_is_made_up(tmp_path: Path) -> None:
     assert finished.evaluated == []
 
 
-class ToyCompanion(Companion):
-    """Counts, and stops counting when it is told that things get worse."""
+class Counting(Toy):
+    """Counts its steps from 8 images on; notes when an evaluation is the second one."""
 
-    counts_from_images = 8
+    steady_from_images = 8
 
     def __init__(self) -> None:
+        super().__init__()
         self.total = torch.zeros(())
         self.begun: list[int] = []
-        self.told: list[float] = []
+        self.validations: list[float] = []
 
-    def begin_step(self, images_seen: int) -> None:
+    def before_step(self, images_seen: int) -> None:
         self.begun.append(images_seen)
 
-    def finish_step(self) -> dict[str, Tensor]:
-        if self.begun[-1] < self.counts_from_images:
+    def after_step(self) -> dict[str, Tensor]:
+        if self.begun[-1] < self.steady_from_images:
             return {}
         self.total += 1
         return {"total": self.total.clone()}
 
     def note_validation(self, metrics: Mapping[str, float]) -> str | None:
-        self.told.append(metrics["psnr"])
-        return "It got worse." if len(self.told) == 2 else None
+        self.validations.append(metrics["psnr"])
+        return "It got worse." if len(self.validations) == 2 else None
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"total": self.total}
@@ -218,28 +218,56 @@ class ToyCompanion(Companion):
         self.total = state["total"].clone()
 
 
-def test_a_companion_learns_beside_the_network(tmp_path: Path) -> None:
-    stage = Toy()
-    stage.companion = companion = ToyCompanion()
+def test_a_stage_may_learn_something_beside_the_network(tmp_path: Path) -> None:
+    stage = Counting()
     run(stage, tmp_path, images=24, evaluate_every_images=12)
-    assert companion.begun == [0, 4, 8, 12, 16, 20]
-    assert companion.told == [1.0, 1.0]
+    assert stage.begun == [0, 4, 8, 12, 16, 20]
+    assert stage.validations == [1.0, 1.0]
     [*_, note] = metrics(tmp_path, "note")
     assert note == {"images_seen": 24, "kind": "note", "note": "It got worse."}
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
-    assert state.section("companion")["total"] == 4
-    # The mean over the steps that it took part in, not over all.
+    assert state.section("stage")["total"] == 4
+    # The mean over the steps that gave one, not over all.
     totals = [line["total"] for line in metrics(tmp_path, "train")]
     assert totals == [1.0, 3.0]
 
 
-def test_a_companion_goes_on_where_it_was(tmp_path: Path) -> None:
-    first, second = Toy(), Toy()
-    first.companion, second.companion = ToyCompanion(), ToyCompanion()
-    run(first, tmp_path, images=12)
-    run(second, tmp_path, images=24)
-    assert second.companion.total == 4
+def test_a_stage_s_own_state_is_restored(tmp_path: Path) -> None:
+    run(Counting(), tmp_path, images=12)
+    resumed = Counting()
+    run(resumed, tmp_path, images=24)
+    assert resumed.total == 4
+
+
+def test_the_pace_is_measured_where_steps_take_their_full_time() -> None:
+    stage = Counting()
+    measure_pace(stage, TrainingSettings(batch_size=4), create_accelerator("cpu"), 0.0)
+    assert stage.begun[0] == 8
+
+
+def test_the_network_is_averaged_and_saved_without_what_holds_it(tmp_path: Path) -> None:
+    """The loss may hold more than the network: none of that is averaged, saved or trained."""
+
+    class Loss(nn.Module):
+        def __init__(self, network: ToyNetwork) -> None:
+            super().__init__()
+            self.inner = network
+            self.other = nn.Parameter(torch.ones(()))
+
+        def forward(self, numbers: Tensor) -> StepLoss:
+            result = self.inner(numbers)
+            return StepLoss(result.loss * self.other, result.metrics)
+
+    stage = Toy()
+    stage.loss_module = loss = Loss(stage.network)
+    average = run(stage, tmp_path)
+    assert isinstance(average, ToyNetwork)
+    assert loss.other == 1
+    state = load_latest_checkpoint(tmp_path / "checkpoints")
+    assert state is not None
+    for part in ("network", "average"):
+        assert set(state.section(part)) == {"matrix", "guess", "fixed"}
 
 
 def test_what_a_stage_names_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,13 +300,12 @@ def test_evaluating_changes_no_weight(tmp_path: Path) -> None:
             return super().evaluate(average, device, images_seen)
 
     class Noisy(ToyNetwork):
-        def forward(self, numbers: Tensor) -> StepResult:
+        def forward(self, numbers: Tensor) -> StepLoss:
             return super().forward(numbers + torch.randn(numbers.shape))
 
     made = {}
     for every in (4, 1000):
-        stage = Careless()
-        stage.network = Noisy()
+        stage = Careless(Noisy())
         made[every] = run(stage, tmp_path / str(every), evaluate_every_images=every).guess.item()
     assert made[4] == made[1000]
 
@@ -324,12 +351,11 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, what: str, said: str) ->
             return (*batch, torch.tensor(len(self.drawn) >= 3))
 
     class Network(ToyNetwork):
-        def forward(self, numbers: Tensor, spoiled: Tensor) -> StepResult:  # type: ignore[override]
+        def forward(self, numbers: Tensor, spoiled: Tensor) -> StepLoss:  # type: ignore[override]
             self.spoil = what if spoiled else None
             return super().forward(numbers)
 
-    stage = Spoiled()
-    stage.network = Network()
+    stage = Spoiled(Network())
     with pytest.raises(TessellaError, match=rf"{said} a number any more: `nan`.*new --out"):
         run(stage, tmp_path, save_every_seconds=1e-9)
     state = load_latest_checkpoint(tmp_path / "checkpoints")

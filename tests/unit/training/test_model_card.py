@@ -7,7 +7,9 @@ from tessella.training.model_card import CardFacts, write_card
 from tessella.training.recipe import resolve_recipe
 
 
-def card(*words: str, preset: str = "small", **changes: object) -> str:
+def card(
+    *words: str, preset: str = "small", licence: str | None = "CC0-1.0", **changes: object
+) -> str:
     facts = {
         "sources": ["stickers", "scenes:100"],
         "counts": {
@@ -23,13 +25,17 @@ def card(*words: str, preset: str = "small", **changes: object) -> str:
             "codes_used": {"value": 509, "protocol": "of 512"},
         },
         "parameters": {"tokenizer": 1_234_567, "transformer": 9_876_543},
-        "licence": "CC0-1.0",
         "seed": 42,
     }
     recipe = resolve_recipe(
         preset,
         None,
-        ["tokenizer_training.images=280000", "transformer_training.images=1230000", *words],
+        [
+            "tokenizer_training.images=280000",
+            "transformer_training.images=1230000",
+            *words,
+            *([f"data.licence={licence}"] if licence else []),
+        ],
     )
     return write_card(recipe, CardFacts(**(facts | changes)))  # type: ignore[arg-type]
 
@@ -41,7 +47,7 @@ def test_the_facts_are_there() -> None:
         "16×16 codes out of 512",
         "`stickers`, `scenes:100`",
         "12,345 with 23,456 captions",
-        "11,728 to train on, 617 kept out, 7 skipped",
+        "11,728 for training, 617 held out, 7 skipped",
         "Licence of the data: CC0-1.0",
         "1.23 M parameters, 280,000 images seen",
         "- Its loss: 1 pixel MSE\n",
@@ -75,16 +81,16 @@ def test_how_the_tokenizer_came_to_what_it_knows() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     text = card()
     for limit in (
-        "It paints 128×128 pictures. A larger one,",
-        "Words that no caption had mean nothing to it.\n",
+        "It paints 128×128 pictures. Larger ones,",
+        "Words that were in no caption mean nothing to it.\n",
         "It cannot write",
-        "trained on 11,728 pictures and may come near to some of them: it was not measured.",
+        "trained on 11,728 pictures and may come close to some of them: how often was not",
     ):
         assert limit in text, limit
     copies = {"copy_rate": {"value": 0.03125, "protocol": "of 64"}}
     text = card("text.encoder=clip-vit-base-patch32", metrics=copies)
-    assert "near to some of them: the measured copy rate is 3.1%." in text
-    assert "mean nothing to it beyond what its text encoder knows of them." in text
+    assert "close to some of them: the measured copy rate is 3.1%." in text
+    assert "mean nothing to it, beyond what its text encoder knows of them." in text
 
 
 # Where no caption could be read whole, the sheet shows the empty prompt, which nobody can ask for.

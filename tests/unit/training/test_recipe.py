@@ -1,16 +1,24 @@
 """The recipe: what wins over what, and that every preset can be built."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tessella import config
 from tessella.errors import ConfigError
 from tessella.model.pipeline import TextToImage
-from tessella.objectives import AnyOrderSettings, LatentMSESettings
+from tessella.objectives import MaskedSettings, PlainObjectiveSettings, SharedLatentSettings
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import FiniteScalarSettings
-from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe, resolve_recipe
+from tessella.training.recipe import (
+    DEFAULT_PRESET,
+    PRESETS,
+    Recipe,
+    resolve_recipe,
+)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -67,18 +75,35 @@ def test_a_file_may_name_a_preset_and_the_command_line_another(tmp_path: Path) -
 
 
 def test_an_objective_is_named_by_a_word(tmp_path: Path) -> None:
-    assert Recipe().objective == AnyOrderSettings()
+    any_order = PlainObjectiveSettings(name="any_order")
+    latent_mse = PlainObjectiveSettings(name="latent_mse")
+    assert Recipe().objective == any_order
     for words in (["objective=latent_mse"], ["objective.name=latent_mse"]):
-        assert resolve_recipe(None, None, words).objective == LatentMSESettings()
+        assert resolve_recipe(None, None, words).objective == latent_mse
     # Over a preset that has one, and from a file.
     words = ["objective=any_order"]
-    assert resolve_recipe("report2021", None, words).objective == AnyOrderSettings()
+    assert resolve_recipe("report2021", None, words).objective == any_order
     file = tmp_path / "mine.toml"
     file.write_text('preset = "report2021"\nobjective = "any_order"\n')
-    assert resolve_recipe(None, file).objective == AnyOrderSettings()
+    assert resolve_recipe(None, file).objective == any_order
 
 
-def test_a_quantizer_is_named_by_a_word() -> None:
+def test_naming_another_objective_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[objective]\nname = "shared_latent"\ntext_weight = 0.5\n')
+    assert resolve_recipe(None, file).objective == SharedLatentSettings(text_weight=0.5)
+    words = ["objective=shared_latent"]  # the same one: its settings stay
+    assert resolve_recipe(None, file, words).objective == SharedLatentSettings(text_weight=0.5)
+    for name in ("parallel", "masked"):
+        for word in (f"objective={name}", f"objective.name={name}"):
+            objective = resolve_recipe(None, file, [word]).objective
+            expected = MaskedSettings() if name == "masked" else PlainObjectiveSettings(name=name)
+            assert objective == expected
+    with pytest.raises(ConfigError, match=r"`objective\.text_weight` belongs to another kind"):
+        resolve_recipe(None, None, ["objective=masked", "objective.text_weight=0.5"])
+
+
+def test_a_quantizer_is_named_by_a_word(tmp_path: Path) -> None:
     """Over a preset that has settings of another kind, in any order of the words."""
     for words in (
         ["tokenizer.quantizer=fsq", "tokenizer.quantizer.levels=[8,5,5,5]"],
@@ -91,6 +116,12 @@ def test_a_quantizer_is_named_by_a_word() -> None:
         ConfigError, match=r"`tokenizer\.quantizer\.levels` belongs to another kind"
     ):
         resolve_recipe("base", None, ["tokenizer.quantizer.levels=[8,8,8]"])
+    # A file's settings of the old kind are dropped too, whatever the preset says.
+    file = tmp_path / "mine.toml"
+    file.write_text("[tokenizer.quantizer]\ncodebook_size = 64\n")
+    for name in ("tiny", "small", "base", "large"):
+        recipe = resolve_recipe(name, file, ["tokenizer.quantizer=fsq"])
+        assert recipe.tokenizer.quantizer == FiniteScalarSettings()
     quantizer = resolve_recipe("base", None, ["tokenizer.quantizer=vq"]).tokenizer.quantizer
     assert quantizer.codebook_size == 1024
 
@@ -128,7 +159,7 @@ def test_what_is_unknown_or_out_of_range(word: str, said: str) -> None:
 
 def test_an_unknown_objective_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"`objective`.*'any_order', 'autoregressive', 'latent_mse'"
+        ConfigError, match=r"`objective`.*'any_order', 'autoregressive', 'parallel', .*'masked'"
     ):
         resolve_recipe(None, None, ["objective=gan"])
 
@@ -157,3 +188,61 @@ def test_a_recipe_survives_its_own_file() -> None:
         recipe = resolve_recipe(name)
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
         assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+# Settings that were renamed.
+
+OLD, NEW = "transformer_training.start_from", "transformer_training.init_from"
+WARNING = "Setting `start_from` is now called `init_from`."
+
+
+@pytest.fixture
+def unwarned() -> None:
+    config._warn_of_old_name.cache_clear()
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_an_old_name_in_a_file_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[transformer_training]\nstart_from = "runs/old"\n')
+    expected = resolve_recipe(None, None, [f"{NEW}=runs/old"])
+    assert not caplog.messages
+    for _ in range(2):  # a command may read its settings more than once, and says so once
+        assert resolve_recipe(None, file) == expected
+    assert caplog.messages == [WARNING]
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_an_old_name_in_a_word_is_read(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = resolve_recipe(None, None, [f"{OLD}=word", "transformer_training.flips=true"])
+    assert recipe.transformer_training.init_from == "word"
+    assert recipe.transformer_training.flips
+    assert caplog.messages == [WARNING]
+
+
+def test_old_names_in_a_run_s_recipe_are_read() -> None:
+    recipe = resolve_recipe(None, None, [f"{NEW}=runs/old"])
+    values = recipe.model_dump(mode="json")
+    for section in ("tokenizer_training", "transformer_training"):
+        values[section]["start_from"] = values[section].pop("init_from")
+    assert config.build(Recipe, values) == recipe
+
+
+def test_old_and_new_name_together_are_refused(tmp_path: Path) -> None:
+    expected = rf"Unknown setting `{OLD}`; did you mean `{NEW}`\?"
+    with pytest.raises(ConfigError, match=expected):
+        resolve_recipe(None, None, [f"{NEW}=a", f"{OLD}=a"])
+    file = tmp_path / "mine.toml"
+    file.write_text('[transformer_training]\nstart_from = "b"\n')
+    with pytest.raises(ConfigError, match=expected):
+        resolve_recipe(None, file, [f"{NEW}=a"])
+
+
+def test_the_warning_goes_to_stderr() -> None:
+    """Through the log: a program that uses tessella may send it elsewhere."""
+    code = (
+        "from tessella.training.recipe import resolve_recipe\n"
+        f"resolve_recipe(None, None, ['{OLD}=runs/old'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", f"{WARNING}\n")

@@ -2,16 +2,17 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tessella.training.reporting import Reporter
+from tessella.training.reporting import Meter, Reporter
 
 
 def report(folder: Path, images_seen: int = 0) -> tuple[Reporter, io.StringIO]:
@@ -65,6 +66,7 @@ def test_going_on_drops_what_comes_again(tmp_path: Path) -> None:
 
 def test_tensorboard_shows_the_same_points(tmp_path: Path) -> None:
     """Going on from a checkpoint once took the point of the checkpoint itself off the board."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     reporter, _ = report(tmp_path)
     with reporter:
         for images_seen in (64, 128, 192):
@@ -72,9 +74,30 @@ def test_tensorboard_shows_the_same_points(tmp_path: Path) -> None:
     reporter, _ = report(tmp_path, images_seen=128)
     with reporter:
         reporter.log(192, {"loss": 9.0})
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     points = [(point.step, point.value) for point in board.Scalars("train/loss")]
     assert points == [(64, 1.0), (128, 2.0), (192, 9.0)]
+
+
+def test_without_tensorboard_all_but_the_board_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not needed to train; where the curves are is said once a run, not once a stage."""
+    for name in ("tensorboard", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+    for stage in ("tokenizer", "transformer"):
+        with Reporter(tmp_path / stage, stage, 1000, 0, console) as reporter:
+            reporter.log(64, {"loss": 0.5})
+            reporter.show(64, {"samples": picture})
+        assert len(lines(tmp_path / stage)) == 1
+        assert (tmp_path / stage / "samples" / "000000000064.png").exists()
+        assert not (tmp_path / stage / "tensorboard").exists()
+    assert shown.getvalue().count("TensorBoard is not installed") == 1
+    assert "report.html" in shown.getvalue()
+    assert "metrics.jsonl" in shown.getvalue()
 
 
 def test_pictures_are_kept_by_progress(tmp_path: Path) -> None:
@@ -100,3 +123,16 @@ def test_a_terminal_has_a_bar_and_only_validation_lines(
     assert "500/1,000 images" in text
     assert "validation" in text
     assert "images  train" not in text
+
+
+def test_a_meter_averages_over_the_steps_that_gave_a_metric() -> None:
+    meter = Meter()
+    norm = torch.tensor(1.0)
+    for loss in (1.0, 2.0, 6.0):
+        meter.add({"loss": torch.tensor(loss), "gradient_norm": norm}, images=8)
+    meter.add({"loss": torch.tensor(3.0), "gradient_norm": norm, "late": torch.tensor(7)}, 8)
+    means = meter.take()
+    assert means.pop("images_per_second") > 0
+    assert means == {"loss": 3.0, "gradient_norm": 1.0, "late": 7.0}
+    meter.add({"loss": torch.tensor(9.0), "gradient_norm": norm}, images=8)
+    assert meter.take()["loss"] == 9.0

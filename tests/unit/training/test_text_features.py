@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from tessella.text import FrozenTextEncoder, TextSettings, TextTokenizer
+from tessella.text import TextSettings, TextTokenizer
+from tessella.text.frozen import FrozenTextEncoder
 from tessella.training import text_features
 from tessella.training.text_features import TextFeatures, describe_cut, prepare_captions
 
@@ -128,9 +129,9 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.M
     reader = prepare_captions(encoder, CAPTIONS, tmp_path / "features.npy")
     said = describe_cut(reader, images, encoder.max_tokens)
     assert said is not None
-    assert said.startswith("Captions: 2 of 8 looked at have more than 5 tokens (text.max_tokens):")
+    assert said.startswith("Captions: 2 of 8 looked at have more than 5 tokens (text.max_tokens).")
     assert describe_cut(encoder, images, encoder.max_tokens) == said
     words = TextTokenizer.train(CAPTIONS, TextSettings())
     assert describe_cut(words, images, words.max_tokens) is None
-    monkeypatch.setattr(text_features, "_LOOKED_AT", 3)
+    monkeypatch.setattr(text_features, "_SAMPLE", 3)
     assert " of 6 looked at" in (describe_cut(reader, images, 5) or "")

@@ -7,12 +7,10 @@ export class ApiError extends Error {
   /**
    * @param {string} message what the server said.
    * @param {number} status of HTTP; 0 when there was no answer.
-   * @param {string|null} param the field that is wrong, if the server names one.
    */
-  constructor(message, status = 0, param = null) {
+  constructor(message, status = 0) {
     super(message);
     this.status = status;
-    this.param = param;
   }
 }
 
@@ -50,7 +48,7 @@ async function readProblem(response) {
   const wait = Number(response.headers.get("Retry-After"));
   const later = wait ? ` Try again in ${wait} s.` : "";
   const message = problem.message ?? `The server answered with status ${response.status}.`;
-  return new ApiError(message + later, response.status, problem.param ?? null);
+  return new ApiError(message + later, response.status);
 }
 
 /** Sends a request until it is answered with something else than "which key?". */
@@ -77,14 +75,9 @@ async function send(path, options = {}) {
   }
 }
 
-/** Fetches JSON. */
-export async function getJson(path) {
-  return (await send(path)).json();
-}
-
-/** Fetches a file. */
-export async function getBlob(path) {
-  return (await send(path)).blob();
+/** Fetches a path as "json", "blob" or "text". */
+export async function get(path, kind = "json") {
+  return (await send(path))[kind]();
 }
 
 function toRequest(body, signal) {
@@ -113,7 +106,7 @@ export async function* postForEvents(path, body, signal) {
       const lines = event.split("\n").filter((line) => line.startsWith("data:"));
       if (!lines.length) continue;
       const data = JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
-      if (data.error) throw new ApiError(data.error.message, 0, data.error.param ?? null);
+      if (data.error) throw new ApiError(data.error.message);
       yield data;
     }
   }

@@ -1,6 +1,7 @@
 // The view of the model: its numbers with their protocol, samples, and the card.
 
-import { getBlob, getJson } from "/studio/api.js";
+import { get } from "/studio/api.js";
+import { drawProblem } from "/studio/forms.js";
 import { toTemplates } from "/studio/markdown.js";
 import { urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -11,8 +12,8 @@ export function mount(element, app) {
     const { model } = app;
     render(drawView(model, null), element);
     try {
-      const card = await getJson(`/v1/models/${encodeURIComponent(model.id)}/card`);
-      const samples = await getBlob(card.samples).catch(() => null);
+      const card = await get(`/v1/models/${encodeURIComponent(model.id)}/card`);
+      const samples = await get(card.samples, "blob").catch(() => null);
       if (model === app.model) render(drawView(model, { ...card, samples }), element);
     } catch (error) {
       if (model === app.model) render(drawView(model, null, error.message), element);
@@ -61,13 +62,13 @@ function drawView(model, card, problem = "") {
       Paints ${model.image_size}×${model.image_size} pixels: ${model.grid.join("×")} codes out of
       ${model.codebook_size}, laid by <code>${model.objective}</code>.
     </p>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+    ${drawProblem(problem)}
     ${card
-      ? html`<div class="card-columns">
+      ? html`<div class="bench halves">
           <article class="card stack">${toTemplates(withoutNumbers(card.markdown))}</article>
           <aside class="stack" aria-label="Samples and numbers">
             ${card.samples
-              ? html`<img class="samples" src=${urlOf(card.samples)} alt="Samples of the model" />`
+              ? html`<img src=${urlOf(card.samples)} alt="Samples of the model" />`
               : ""}
             <h2>Measured</h2>
             ${drawMetrics(card.metrics)}

@@ -1,218 +1,169 @@
-// The two dialogs that begin with a picture: vary a share of it, or paint marked tiles anew.
+// The two dialogs that begin with a picture: vary a part of its tiles, or paint marked ones anew.
 
 import { toForm } from "/studio/api.js";
+import { drawChoice, drawNumber, makeDialog, readNumber } from "/studio/forms.js";
 import { MaskField } from "/studio/mask.js";
-import { toFields } from "/studio/paint.js";
-import { urlOf } from "/studio/picture.js";
-import { html, nothing, render } from "/studio/vendor/lit-html.js";
+import { drawBed, toFields, urlOf } from "/studio/picture.js";
+import { html, render } from "/studio/vendor/lit-html.js";
 
 /**
  * Offers `app.open.vary` and `app.open.edit`, each of (picture, was): `was` is a picture that was
  * made this way before, whose words and seed stand in the form.
  *
  * @param app what views share.
- * @param {(job) => Promise} paint sends a job to the easel.
+ * @param {(job) => Promise} paint sends a job to be painted.
  */
 export function mountChanges(app, paint) {
   app.open.vary = (picture, was) => openVary(app, paint, picture, was?.how ? was : null);
   app.open.edit = (picture, was) => openEdit(app, paint, picture, was?.how ? was : null);
 }
 
-function openDialog(className, title) {
-  const dialog = document.createElement("dialog");
-  dialog.className = className;
-  dialog.setAttribute("aria-labelledby", `${title}-title`);
-  document.body.append(dialog);
-  dialog.addEventListener("close", () => dialog.remove());
-  return dialog;
-}
-
-function readAsked(form, app, source, was) {
-  const { prompt, count, seed } = form.elements;
+/** What is remembered of the pictures that a form asks for. */
+function readMade(form, app, source, was) {
   // Settings go on from what is changed, unless another model or none made it.
-  const own = [was, source].find((picture) => picture?.model === app.model.id) ?? {};
-  const { steps = null, guidanceScale = null, bestOf = null, negativePrompt = "" } = own;
+  const before = [was, source].find((picture) => picture?.model === app.model.id) ?? {};
+  const { steps = null, guidanceScale = null, bestOf = null, negativePrompt = "" } = before;
   return {
-    count: Number(count.value) || 1,
-    seed: seed.value === "" ? null : Number(seed.value),
-    made: {
-      model: app.model.id,
-      prompt: prompt.value.trim(),
-      steps,
-      guidanceScale,
-      bestOf,
-      negativePrompt,
-      // Without its own source: else each picture would keep all that it goes back to.
-      source: { blob: source.blob, prompt: source.prompt, model: source.model },
-    },
+    model: app.model.id,
+    prompt: form.elements.prompt.value.trim(),
+    steps,
+    guidanceScale,
+    bestOf,
+    negativePrompt,
+    // Without its own source: else each picture would keep all that it goes back to.
+    source: { blob: source.blob, prompt: source.prompt, model: source.model },
   };
 }
 
-function drawFields(app, prompt, was, isPromptNeeded) {
-  const most = app.model.limits.n;
-  return html`
-    <label class="field">
-      <span>Prompt: what the whole picture shows</span>
-      <textarea
-        name="prompt"
-        rows="2"
-        ?required=${isPromptNeeded}
-        maxlength=${app.model.limits.prompt_characters}
-        .value=${prompt}
-      ></textarea>
-    </label>
-    <div class="row">
-      <label class="field">
-        <span>Pictures</span>
-        <input
-          name="count"
-          type="number"
-          min="1"
-          max=${most}
-          value=${was ? 1 : Math.min(4, most)}
-        />
-      </label>
-      <label class="field">
-        <span>Seed</span>
-        <input
-          name="seed"
-          type="number"
-          min="0"
-          max=${app.studio.max_seed}
-          placeholder="drawn"
-          value=${was?.seed ?? nothing}
-        />
-      </label>
-    </div>
-  `;
-}
-
-function drawButtons(dialog, label) {
-  return html`
-    <div class="row end">
-      <button type="button" class="quiet" @click=${() => dialog.close()}>Not now</button>
-      <button class="main">${label}</button>
-    </div>
-  `;
-}
-
-/** Sends what a dialog asks, unless the easel is busy. */
-function send(app, paint, dialog, job) {
-  if (app.busy()) {
-    dialog.querySelector("[role=alert]").textContent =
-      "Pictures are being laid at this moment. Wait for them, or cancel them.";
-    return;
-  }
-  dialog.close();
-  paint(job);
-}
-
-function openVary(app, paint, picture, was) {
-  const dialog = openDialog("wide", "vary");
-  const source = picture;
-  const submit = (event) => {
-    event.preventDefault();
-    const { count, seed, made } = readAsked(event.target, app, source, was);
-    const strength = Number(event.target.elements.strength.value) / 100;
-    Object.assign(made, { how: "varied", strength });
-    const toBody = (fields) =>
-      toForm({ ...toFields(made), ...fields, strength, image: source.blob });
-    send(app, paint, dialog, { path: "/v1/images/variations", count, seed, toBody, made });
-  };
-  const draw = (share) =>
-    render(
-      html`<form class="shown" @submit=${submit}>
-        <div class="bed"><img class="pixels" src=${urlOf(source.blob)} alt="To vary" /></div>
-        <div class="stack">
-          <h2 id="vary-title">Vary the picture</h2>
-          <div class="field">
-            <label for="strength">
-              Share of its tiles that are laid anew: <output>${share} %</output>
-            </label>
-            <input
-              id="strength"
-              name="strength"
-              type="range"
-              min="5"
-              max="100"
-              step="5"
-              .value=${String(share)}
-              @input=${(event) => draw(Number(event.target.value))}
-            />
-          </div>
-          ${drawFields(app, (was ?? source).prompt, was, false)}
-          <p class="problem" role="alert"></p>
-          ${drawButtons(dialog, "Paint variations")}
-        </div>
-      </form>`,
-      dialog,
-    );
-  draw(Math.round((was?.strength ?? 0.5) * 100));
-  dialog.showModal();
-}
-
-function openEdit(app, paint, picture, was) {
-  const dialog = openDialog("wide", "edit");
-  const source = picture;
-  let field = null;
+/**
+ * Opens a dialog that changes a picture; answers it.
+ *
+ * @param {{path, title, button, isPromptNeeded, picture, more, read}} change: where it is sent,
+ *     words, what stands at the left and above the fields; `read(form)` answers what else is
+ *     remembered and what else is sent, or in words what is missing.
+ */
+function openChange(app, paint, source, was, change) {
+  const { limits } = app.model;
+  const dialog = makeDialog("change-title", "wide");
   const submit = async (event) => {
     event.preventDefault();
     const form = event.target;
-    if (!field.marked.size) {
-      dialog.querySelector("[role=alert]").textContent = "Mark the tiles to paint anew first.";
-      return;
-    }
-    const { count, seed, made } = readAsked(form, app, source, was);
-    const mask = await field.toBlob(app.model.image_size);
-    Object.assign(made, { how: "edited", mask: [...field.marked] });
-    const toBody = (fields) => toForm({ ...toFields(made), ...fields, image: source.blob, mask });
-    send(app, paint, dialog, { path: "/v1/images/edits", count, seed, toBody, made });
+    const { problem, made, fields } = app.busy()
+      ? { problem: "Pictures are being painted now. Wait for them, or cancel them." }
+      : await change.read(form);
+    form.querySelector("[role=alert]").textContent = problem ?? "";
+    if (problem) return;
+    const all = { ...readMade(form, app, source, was), ...made };
+    const toBody = (more) => toForm({ ...toFields(all), ...more, image: source.blob, ...fields });
+    const count = readNumber(form, "count") ?? 1;
+    paint({ path: change.path, count, seed: readNumber(form, "seed"), toBody, made: all });
+    dialog.close();
   };
-  const brush = (size) => html`<label>
-    <input
-      type="radio"
-      name="brush"
-      value=${size}
-      ?checked=${size === 1}
-      @change=${() => (field.brush = size)}
-    />
-    <span>${size}</span>
-  </label>`;
   render(
-    html`<form class="shown" @submit=${submit}>
-      <div>
-        <div id="mask"></div>
-        <div class="row tools">
-          <fieldset class="choice"><legend>Brush</legend>${[1, 2, 3].map(brush)}</fieldset>
-          <button type="button" class="quiet" id="undo" @click=${() => field.undo()}>Undo</button>
-          <button type="button" class="quiet" id="clear-mask" @click=${() => field.clear()}>
-            Clear
-          </button>
-        </div>
-      </div>
+    html`<form class="shown halves" @submit=${submit}>
+      <div>${change.picture}</div>
       <div class="stack">
-        <h2 id="edit-title">Paint a part anew</h2>
-        <p class="hint">
-          Draw over the tiles that shall change. With the keyboard: arrow keys move, the space bar
-          marks.
-        </p>
-        <p class="hint" role="status" id="marked"></p>
-        ${drawFields(app, (was ?? source).prompt, was, true)}
+        <h2 id="change-title">${change.title}</h2>
+        ${change.more}
+        <label class="field">
+          <span>Prompt: what the whole picture shows</span>
+          <textarea
+            name="prompt"
+            rows="2"
+            ?required=${change.isPromptNeeded}
+            maxlength=${limits.prompt_characters}
+            .value=${(was ?? source).prompt}
+          ></textarea>
+        </label>
+        <div class="row">
+          ${drawNumber("count", "Pictures", {
+            min: 1,
+            max: limits.n,
+            value: was ? 1 : Math.min(4, limits.n),
+          })}
+          ${drawNumber("seed", "Seed", {
+            max: app.studio.max_seed,
+            blank: "random",
+            value: was?.seed,
+          })}
+        </div>
         <p class="problem" role="alert"></p>
-        ${drawButtons(dialog, "Paint anew")}
+        <div class="row end">
+          <button type="button" class="quiet" @click=${() => dialog.close()}>Not now</button>
+          <button class="main">${change.button}</button>
+        </div>
       </div>
     </form>`,
     dialog,
   );
+  return dialog;
+}
+
+function openVary(app, paint, source, was) {
+  const percent = Math.round((was?.strength ?? 0.5) * 100);
+  const show = ({ target }) => {
+    target.form.querySelector("output").value = `${target.value} %`;
+  };
+  const dialog = openChange(app, paint, source, was, {
+    path: "/v1/images/variations",
+    title: "Vary the picture",
+    button: "Paint variations",
+    isPromptNeeded: false,
+    picture: drawBed(urlOf(source.blob), "To vary"),
+    more: html`<div class="field">
+      <label for="strength">Part of its tiles to paint anew: <output>${percent} %</output></label>
+      <input
+        id="strength"
+        name="strength"
+        type="range"
+        min="5"
+        max="100"
+        step="5"
+        value=${percent}
+        @input=${show}
+      />
+    </div>`,
+    read(form) {
+      const strength = Number(form.elements.strength.value) / 100;
+      return { made: { how: "varied", strength }, fields: { strength } };
+    },
+  });
+  dialog.showModal();
+}
+
+function openEdit(app, paint, source, was) {
+  let field = null;
+  const dialog = openChange(app, paint, source, was, {
+    path: "/v1/images/edits",
+    title: "Paint a part anew",
+    button: "Paint anew",
+    isPromptNeeded: true,
+    picture: html`<div id="mask"></div>
+      <div class="row tools">
+        ${drawChoice("Brush", "brush", [1, 2, 3], 1, (size) => (field.brush = size))}
+        <button type="button" class="quiet" id="undo" @click=${() => field.undo()}>Undo</button>
+        <button type="button" class="quiet" id="clear" @click=${() => field.clear()}>Clear</button>
+      </div>`,
+    more: html`<p class="hint">
+        Draw over the tiles to change. With the keyboard: arrow keys move, the space bar marks.
+      </p>
+      <p class="hint" role="status"></p>`,
+    async read() {
+      if (!field.marked.size) return { problem: "Mark the tiles to paint anew first." };
+      const mask = await field.toBlob(app.model.image_size);
+      return { made: { how: "edited", mask: [...field.marked] }, fields: { mask } };
+    },
+  });
   field = new MaskField(dialog.querySelector("#mask"), {
     url: urlOf(source.blob),
     grid: app.model.grid,
     // Another model's cells lie elsewhere.
     cells: was?.model === app.model.id ? was.mask : [],
     onChange: (marked, strokes) => {
-      dialog.querySelector("#marked").textContent = `${marked} ${marked === 1 ? "tile" : "tiles"} marked`;
+      const words = marked === 1 ? "1 tile marked" : `${marked} tiles marked`;
+      dialog.querySelector("[role=status]").textContent = words;
       dialog.querySelector("#undo").disabled = !strokes;
-      dialog.querySelector("#clear-mask").disabled = !marked;
+      dialog.querySelector("#clear").disabled = !marked;
       if (marked) dialog.querySelector("[role=alert]").textContent = "";
     },
   });

@@ -1,6 +1,11 @@
 // A model's box of tiles: its picture, fetched once, and each tile's mean colour.
 
-import { getJson, toBlob } from "/studio/api.js";
+import { get, toBlob } from "/studio/api.js";
+
+// In a mosaic: a tile's width, the gap after it, and both together in a band.
+const LARGE_PX = 64;
+const GAP_PX = 4;
+const BAND_PX = 13;
 
 const boxes = new Map();
 
@@ -15,39 +20,21 @@ export function loadCodebook(model) {
 }
 
 async function fetchCodebook(model) {
-  const answer = await getJson(`/v1/models/${encodeURIComponent(model.id)}/codebook`);
+  const answer = await get(`/v1/models/${encodeURIComponent(model.id)}/codebook`);
   const sheet = await createImageBitmap(toBlob(answer.b64_png));
   const { codebook_size: size, tile_px: tilePx, columns } = answer;
   return { size, tilePx, columns, sheet, byColour: sortByColour({ size, tilePx, columns, sheet }) };
 }
 
-/** How wide a tile is on the enlarged sheet. */
-export const LARGE_PX = 32;
-
-/** Draws all tiles enlarged, each by itself; answers the address of that sheet. */
-export async function enlargeTiles(box) {
-  const canvas = document.createElement("canvas");
-  canvas.width = box.columns * LARGE_PX;
-  canvas.height = Math.ceil(box.size / box.columns) * LARGE_PX;
-  const context = canvas.getContext("2d");
-  for (let k = 0; k < box.size; k++) {
-    const [x, y] = [k % box.columns, Math.floor(k / box.columns)];
-    placeTile(context, box, k, x * LARGE_PX, y * LARGE_PX, LARGE_PX);
-  }
-  return URL.createObjectURL(await new Promise((resolve) => canvas.toBlob(resolve)));
-}
-
-function placeTile(context, { tilePx, columns, sheet }, k, left, top, side) {
-  // Half a pixel inside: enlarging would mix in the neighbours on the sheet.
-  const [x, y] = [(k % columns) * tilePx + 0.5, Math.floor(k / columns) * tilePx + 0.5];
-  context.drawImage(sheet, x, y, tilePx - 1, tilePx - 1, left, top, side, side);
+/** Where tile k begins on the sheet. */
+function findTile({ tilePx, columns }, k) {
+  return [(k % columns) * tilePx, Math.floor(k / columns) * tilePx];
 }
 
 /** Draws tile k so that it fills a canvas, pixel for pixel. */
-export function drawTile(canvas, { tilePx, columns, sheet }, k) {
-  canvas.width = canvas.height = tilePx;
-  const [x, y] = [(k % columns) * tilePx, Math.floor(k / columns) * tilePx];
-  canvas.getContext("2d").drawImage(sheet, x, y, tilePx, tilePx, 0, 0, tilePx, tilePx);
+export function drawTile(canvas, box, k) {
+  const size = (canvas.width = canvas.height = box.tilePx);
+  canvas.getContext("2d").drawImage(box.sheet, ...findTile(box, k), size, size, 0, 0, size, size);
 }
 
 /** The tiles' numbers, from grays through the hues, dark to light within each. */
@@ -74,53 +61,34 @@ function sortKey([red, green, blue]) {
   return 1 + Math.floor(hue * 2) + light;
 }
 
-const mosaics = new WeakMap();
-
-// Laid when a canvas is shown, and again with each other size.
-const sizes = new ResizeObserver((entries) => {
-  for (const { target } of entries) if (target.clientWidth) layMosaic(target);
-});
-
 /**
- * Keeps a canvas filled with rows of a model's tiles in the order of their colours. Decoration:
- * it waits until nothing else is to be done, and is left out where the tiles cannot be fetched.
+ * Fills a canvas with rows of a model's tiles in the order of their colours. Decoration: it waits
+ * until nothing else is to be done, and is left out where the tiles cannot be fetched.
  *
  * @param {HTMLCanvasElement} canvas as wide as it is laid out.
  * @param model whose tiles.
- * @param {{rows: number, columns?: number}} shape: as many columns as fit into a band of tiles of
- *     eleven pixels, unless given.
+ * @param {number} rows of tiles.
+ * @param {number} columns of tiles; 0: a band of as many as fit at this width.
  */
-export function showMosaic(canvas, model, { rows, columns = 0 }) {
-  mosaics.set(canvas, { model, rows, columns });
-  // Observed anew, a canvas is laid soon, whatever its size.
-  sizes.unobserve(canvas);
-  sizes.observe(canvas);
-}
-
-async function layMosaic(canvas) {
-  const mosaic = mosaics.get(canvas);
+export async function showMosaic(canvas, model, rows, columns = 0) {
+  canvas.dataset.model = model.id;
   await new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));
-  const box = await loadCodebook(mosaic.model).catch(() => null);
+  const box = await loadCodebook(model).catch(() => null);
   // Another model may have been chosen meanwhile.
-  if (box && mosaic === mosaics.get(canvas)) drawMosaic(canvas, box, mosaic);
-}
-
-function drawMosaic(canvas, box, { rows, columns }) {
-  const scale = window.devicePixelRatio || 1;
-  const gap = 2 * scale;
-  const width = Math.round(canvas.clientWidth * scale);
-  if (!width) return;
-  const many = columns || Math.ceil(width / (11 * scale + gap));
-  const side = columns ? (width + gap) / columns - gap : 11 * scale;
-  canvas.width = width;
-  canvas.height = Math.round(rows * (side + gap) - gap);
+  if (!box || canvas.dataset.model !== model.id) return;
+  const many = columns || Math.ceil(canvas.clientWidth / BAND_PX);
+  const side = columns ? LARGE_PX : 2 * BAND_PX - GAP_PX;
+  const pitch = side + GAP_PX;
+  [canvas.width, canvas.height] = [many * pitch - GAP_PX, rows * pitch - GAP_PX];
   const context = canvas.getContext("2d");
   for (let place = 0; place < rows * many; place++) {
     const [row, column] = [Math.floor(place / many), place % many];
     // A band runs through the colours along its columns, a square along its rows.
     const part = columns ? place / (rows * many) : (column + row / rows) / many;
     const k = box.byColour[Math.floor(part * box.size)];
-    placeTile(context, box, k, column * (side + gap), row * (side + gap), side);
+    // Half a pixel inside: enlarging would mix in the neighbours on the sheet.
+    const [x, y, width] = [...findTile(box, k).map((at) => at + 0.5), box.tilePx - 1];
+    context.drawImage(box.sheet, x, y, width, width, column * pitch, row * pitch, side, side);
   }
   canvas.classList.add("is-laid");
 }

@@ -1,18 +1,14 @@
 // The wall of pictures that this browser remembers; one of them opens in a dialog.
 
-import {
-  MOST_PICTURES,
-  forgetAll,
-  forgetPicture,
-  keepPicture,
-  listPictures,
-} from "/studio/gallery_store.js";
-import { actionsOf, describe, dropUrl, listSettings, urlOf } from "/studio/picture.js";
+import * as store from "/studio/gallery_store.js";
+import { drawProblem, makeDialog } from "/studio/forms.js";
+import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
 import { repeat } from "/studio/vendor/directives/repeat.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
-const KEPT_NOT = "This browser keeps no pictures (a private window?): they are gone on reload.";
+const KEPT_NOT =
+  "This browser does not keep pictures (a private window?): they are gone after a reload.";
 
 /**
  * @param {HTMLElement} element to draw in.
@@ -20,19 +16,15 @@ const KEPT_NOT = "This browser keeps no pictures (a private window?): they are g
  * @returns {{add: (picture) => Promise}} `add` ends when the picture is kept.
  */
 export function mountGallery(element, app) {
-  const state = { pictures: [], problem: "", hint: null };
-  const dialog = document.createElement("dialog");
-  dialog.className = "wide";
-  dialog.setAttribute("aria-labelledby", "picture-title");
-  document.body.append(dialog);
+  const state = { pictures: [], problem: "" };
 
-  const draw = () => render(drawWall(state, { open, clear, point }), element);
+  const draw = () => render(drawWall(state, { open, clear }), element);
 
   async function add(picture) {
     state.pictures.unshift(picture);
-    drop(state.pictures.slice(MOST_PICTURES));
+    drop(state.pictures.slice(store.MOST_PICTURES));
     try {
-      picture.id = await keepPicture(picture);
+      picture.id = await store.keepPicture(picture);
     } catch {
       state.problem = KEPT_NOT;
       draw();
@@ -40,55 +32,47 @@ export function mountGallery(element, app) {
   }
 
   function open(picture) {
+    const dialog = makeDialog("picture-title", "wide");
+    // What an action opens takes the dialog's place: close before the action runs.
+    const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
+    dialog.addEventListener("click", makeRoom, { capture: true });
     render(drawPicture(picture, app, () => forget(picture)), dialog);
     dialog.showModal();
   }
 
   function drop(pictures) {
     state.pictures = state.pictures.filter((picture) => !pictures.includes(picture));
-    if (pictures.includes(state.hint)) state.hint = null;
     draw();
     for (const { blob } of pictures) dropUrl(blob);
-    // The easel may show one of them still.
+    // The results may show one of them still.
     app.events.dispatchEvent(new Event("drop"));
   }
 
   async function forget(picture) {
-    dialog.close();
     drop([picture]);
     element.querySelector(".piece")?.focus();
     app.say("Removed from the gallery.");
-    if (picture.id) await forgetPicture(picture.id);
+    if (picture.id) await store.forgetPicture(picture.id);
   }
 
   async function clear() {
     const many = state.pictures.length;
-    if (!window.confirm(`Remove all ${many} pictures from this browser? There is no way back.`))
+    if (!window.confirm(`Remove all ${many} pictures from this browser? This cannot be undone.`))
       return;
     drop(state.pictures);
     app.say("The gallery is empty.");
-    await forgetAll();
+    await store.forgetAll();
   }
 
-  function point(picture) {
-    state.hint = picture;
-    draw();
-  }
-
-  // What an action opens takes the dialog's place: close before the action runs.
-  const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
-  dialog.addEventListener("click", makeRoom, { capture: true });
   rove(element, ".piece");
   draw();
-  listPictures().then(
-    (pictures) => {
-      state.pictures = [...state.pictures, ...pictures];
-      draw();
-    },
-    () => {
-      state.problem = KEPT_NOT;
-      draw();
-    },
+  const show = (change) => {
+    Object.assign(state, change);
+    draw();
+  };
+  store.listPictures().then(
+    (pictures) => show({ pictures: [...state.pictures, ...pictures] }),
+    () => show({ problem: KEPT_NOT }),
   );
   return { add };
 }
@@ -97,12 +81,12 @@ function drawPicture(picture, app, forget) {
   const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
   return html`
     <form method="dialog" class="close"><button class="quiet">Close</button></form>
-    <div class="shown">
-      <img class="pixels" src=${urlOf(picture.blob)} alt=${describe(picture)} />
+    <div class="shown halves">
+      ${drawBed(urlOf(picture.blob), describe(picture))}
       <div class="stack">
         <h2 id="picture-title">${describe(picture)}</h2>
         <p class="hint">${facts.join(" · ")}<br />${new Date(picture.created).toLocaleString()}</p>
-        <div class="acts">
+        <div class="row">
           ${actionsOf(picture, app)}
           <button type="button" class="act" @click=${forget}>Remove</button>
         </div>
@@ -111,22 +95,22 @@ function drawPicture(picture, app, forget) {
   `;
 }
 
-function drawWall({ pictures, problem, hint }, { open, clear, point }) {
-  const label = (picture) => `${describe(picture)}, seed ${picture.seed}`;
+function drawWall({ pictures, problem }, { open, clear }) {
+  const { length } = pictures;
   return html`
-    <div class="wall-head">
+    <div class="row head">
       <h2 id="gallery-title">Gallery</h2>
       <span class="hint">
-        ${pictures.length ? `${pictures.length} of at most ${MOST_PICTURES}, in this browser` : ""}
+        ${length ? `${length} of at most ${store.MOST_PICTURES}, in this browser` : ""}
       </span>
-      ${pictures.length
+      ${length
         ? html`<button type="button" class="quiet" id="clear-gallery" @click=${clear}>
             Clear the gallery
           </button>`
         : ""}
     </div>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
-    ${pictures.length
+    ${drawProblem(problem)}
+    ${length
       ? ""
       : html`<p class="hint">What you paint is remembered here, in this browser only.</p>`}
     <ul class="wall" aria-labelledby="gallery-title">
@@ -138,16 +122,13 @@ function drawWall({ pictures, problem, hint }, { open, clear, point }) {
             type="button"
             class="piece"
             tabindex=${index ? -1 : 0}
-            aria-label=${label(picture)}
+            aria-label=${`${describe(picture)}, seed ${picture.seed}`}
             @click=${() => open(picture)}
-            @focus=${() => point(picture)}
-            @pointerenter=${() => point(picture)}
           >
             <img class="pixels" src=${urlOf(picture.blob)} alt="" loading="lazy" />
           </button>
         </li>`,
       )}
     </ul>
-    <p class="hint wall-hint" aria-hidden="true">${hint ? label(hint) : ""}</p>
   `;
 }

@@ -13,50 +13,46 @@ function toPromise(request) {
   });
 }
 
-async function openStore(mode) {
+/** Works on the pictures; ends once what was written stays, even if the page is left. */
+async function inStore(mode, work) {
   const opening = indexedDB.open(NAME, 1);
   opening.onupgradeneeded = () =>
     opening.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
   const database = await toPromise(opening);
   const transaction = database.transaction(STORE, mode);
-  transaction.oncomplete = transaction.onabort = () => database.close();
-  return transaction.objectStore(STORE);
-}
-
-/** Waits until what was written stays, even if the page is left. */
-function finish({ transaction }) {
-  return new Promise((resolve, reject) => {
-    transaction.addEventListener("complete", resolve);
-    transaction.addEventListener("abort", () => reject(transaction.error));
+  const ended = new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
   });
+  try {
+    const [result] = await Promise.all([work(transaction.objectStore(STORE)), ended]);
+    return result;
+  } finally {
+    database.close();
+  }
 }
 
 /** Lists all pictures, the newest first. */
-export async function listPictures() {
-  const store = await openStore("readonly");
-  return (await toPromise(store.getAll())).reverse();
+export function listPictures() {
+  return inStore("readonly", async (store) => (await toPromise(store.getAll())).reverse());
 }
 
 /** Keeps a picture; returns its id. */
-export async function keepPicture(picture) {
-  const store = await openStore("readwrite");
-  const id = await toPromise(store.add(picture));
-  const keys = await toPromise(store.getAllKeys());
-  for (const old of keys.slice(0, Math.max(0, keys.length - MOST_PICTURES))) store.delete(old);
-  await finish(store);
-  return id;
+export function keepPicture(picture) {
+  return inStore("readwrite", async (store) => {
+    const id = await toPromise(store.add(picture));
+    const keys = await toPromise(store.getAllKeys());
+    for (const old of keys.slice(0, Math.max(0, keys.length - MOST_PICTURES))) store.delete(old);
+    return id;
+  });
 }
 
 /** Forgets one picture. */
-export async function forgetPicture(id) {
-  const store = await openStore("readwrite");
-  store.delete(id);
-  await finish(store);
+export function forgetPicture(id) {
+  return inStore("readwrite", (store) => toPromise(store.delete(id)));
 }
 
 /** Forgets all pictures. */
-export async function forgetAll() {
-  const store = await openStore("readwrite");
-  store.clear();
-  await finish(store);
+export function forgetAll() {
+  return inStore("readwrite", (store) => toPromise(store.clear()));
 }

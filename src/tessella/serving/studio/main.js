@@ -3,8 +3,9 @@
 // A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
-import { getJson, onKeyNeeded } from "/studio/api.js";
+import { get, onKeyNeeded } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
+import { drawProblem, drawSelect, makeDialog } from "/studio/forms.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 const VIEWS = [
@@ -15,7 +16,7 @@ const VIEWS = [
   ["model", "Model", () => import("/studio/card.js")],
 ];
 
-const THEMES = { "": "◐ System", light: "◐ Light", dark: "◐ Dark" };
+const THEMES = ["", "light", "dark"].map((name) => [name, `◐ ${name || "system"}`]);
 
 const app = {
   studio: null, // what the server has: {run, posts, post_platforms, post_tones, max_seed, …}
@@ -56,24 +57,28 @@ function remember(key, value) {
   }
 }
 
-/** Shows the view that the address names. */
-async function show() {
+/** Shows the view that the address names; called with an event when the address has changed. */
+async function show(event) {
   const views = listViews();
   const wanted = location.hash.slice(1);
-  // The link past the page's head leads to the view that is shown.
-  if (wanted === "main" && document.querySelector(".view:not([hidden])")) return;
   const find = (name) => views.find((view) => view[0] === name);
+  // A link within the page, as the one past its head.
+  const isWithin = document.getElementById(wanted)?.checkVisibility() && !find(wanted);
+  if (isWithin && document.querySelector(".view:not([hidden])")) return;
   const [name, title, load] = find(wanted) ?? find("run") ?? views[0];
   document.title = `${title} · tessella`;
   for (const link of document.querySelectorAll("#views a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const shown = await mountView(name, load).catch((error) => mountProblem(title, error));
+  const shown = await mountView(name, load).catch((error) =>
+    drawFailure(`${title} cannot be shown`, error),
+  );
   // Another view may have been asked for meanwhile.
   if (wanted !== location.hash.slice(1)) return;
   for (const element of document.querySelectorAll(".view")) element.hidden = element !== shown;
   window.scrollTo(0, 0);
+  if (event) shown.querySelector("h1")?.focus();
 }
 
 function addView(name) {
@@ -98,7 +103,7 @@ async function loadView(name, load) {
   const module = await load();
   const element = addView(name);
   try {
-    await (name === "run" ? module.mountRun(element) : module.mount(element, app));
+    await module.mount(element, app);
   } catch (error) {
     element.remove();
     throw error;
@@ -106,22 +111,19 @@ async function loadView(name, load) {
   return element;
 }
 
-function mountProblem(title, error) {
+/** Draws what went wrong in a view of its own; answers its element. */
+function drawFailure(title, error) {
   console.error(error);
   const element = document.querySelector(".view-problem") ?? addView("problem");
-  drawProblem(element, `${title} cannot be shown`, error.message);
-  return element;
-}
-
-function drawProblem(element, title, message) {
   render(
     html`<div class="stack">
       <h1 tabindex="-1">${title}</h1>
-      <p class="problem" role="alert">${message}</p>
+      ${drawProblem(error.message)}
       <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
     </div>`,
     element,
   );
+  return element;
 }
 
 function chooseModel(name) {
@@ -131,10 +133,10 @@ function chooseModel(name) {
 }
 
 function drawFrieze() {
-  showMosaic(document.querySelector("#frieze"), app.model, { rows: 2 });
+  showMosaic(document.querySelector("#frieze"), app.model, 2);
 }
 
-function setLook(name, value) {
+function setTheme(name, value) {
   if (value) document.documentElement.dataset[name] = value;
   else delete document.documentElement.dataset[name];
   remember(`tessella.${name}`, value);
@@ -145,41 +147,25 @@ function drawTop() {
   const { theme = "", pixels = "" } = document.documentElement.dataset;
   const links = listViews().map(([name, title]) => html`<a href="#${name}">${title}</a>`);
   render(links, document.querySelector("#views"));
-  const models = app.models.map((model) => html`<option value=${model.id}>${model.id}</option>`);
-  const themes = Object.entries(THEMES).map(
-    ([value, label]) => html`<option value=${value} ?selected=${theme === value}>${label}</option>`,
-  );
+  const models = app.models.map(({ id }) => [id, id]);
   render(
     html`
       ${app.models.length > 1
-        ? html`<label class="inline">
-            <span>Model</span>
-            <select
-              id="model-choice"
-              aria-label="Model"
-              @change=${(event) => chooseModel(event.target.value)}
-            >
-              ${models}
-            </select>
+        ? html`<label class="row model">
+            <span class="hint">Model</span>
+            ${drawSelect("Model", models, app.model.id, chooseModel)}
           </label>`
-        : html`<span class="only-model">${app.model?.id}</span>`}
-      <button
-        type="button"
-        class="quiet switch"
-        role="switch"
-        aria-checked=${pixels === "sharp"}
-        @click=${() => setLook("pixels", pixels === "sharp" ? "" : "sharp")}
-      >
-        <span>Sharp pixels</span>
-      </button>
-      <select
-        class="quiet"
-        id="theme-choice"
-        aria-label="Light or dark"
-        @change=${(event) => setLook("theme", event.target.value)}
-      >
-        ${themes}
-      </select>
+        : html`<span class="hint model">${app.model?.id}</span>`}
+      <label class="row switch">
+        <input
+          type="checkbox"
+          role="switch"
+          .checked=${pixels === "sharp"}
+          @change=${(event) => setTheme("pixels", event.target.checked ? "sharp" : "")}
+        />
+        Sharp pixels
+      </label>
+      ${drawSelect("Light or dark", THEMES, theme, (value) => setTheme("theme", value), "quiet")}
     `,
     document.querySelector("#top-tools"),
   );
@@ -187,13 +173,11 @@ function drawTop() {
 
 /** Asks for the API key in a dialog; null when it is not given. */
 function askKey(problem) {
-  const dialog = document.createElement("dialog");
-  dialog.setAttribute("aria-labelledby", "key-title");
-  document.body.append(dialog);
+  const dialog = makeDialog("key-title");
   render(
     html`<form method="dialog" class="stack" id="key-form">
       <h2 id="key-title">This server asks for a key</h2>
-      ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+      ${drawProblem(problem)}
       <label class="field">
         <span>API key</span>
         <input
@@ -207,7 +191,7 @@ function askKey(problem) {
       </label>
       <p class="hint">Kept until this tab is closed.</p>
       <div class="row">
-        <button class="main" value="give">Go on</button>
+        <button class="main" value="give">Continue</button>
         <button class="quiet" value="" formnovalidate>Without a key</button>
       </div>
     </form>`,
@@ -218,33 +202,27 @@ function askKey(problem) {
     dialog.addEventListener("close", () => {
       const key = dialog.querySelector("input").value.trim();
       resolve(dialog.returnValue === "give" && key ? key : null);
-      dialog.remove();
     });
   });
 }
 
 async function start() {
+  const [[, , loadPaint]] = VIEWS;
+  loadPaint(); // it is on its way while the server tells what it has
   try {
-    app.studio = await getJson("/v1/studio");
+    app.studio = await get("/v1/studio");
     onKeyNeeded(askKey, app.studio.key_required);
-    app.models = (await getJson("/v1/models")).data;
+    app.models = (await get("/v1/models")).data;
     if (!app.models.length && !app.studio.run) throw new Error("This server has no model.");
     if (app.models.length) chooseModel(recall("tessella.model"));
-    // The easel and the dialogs are here, and all views send pictures to them.
-    if (app.model) await mountView("paint", () => import("/studio/paint.js"));
+    // The results and the dialogs are there, and all views send pictures to them.
+    if (app.model) await mountView("paint", loadPaint);
   } catch (error) {
-    const element = addView("problem");
-    drawProblem(element, "Nothing to show", error.message);
-    element.hidden = false;
+    drawFailure("Nothing to show", error).hidden = false;
     return;
   }
   drawTop();
-  const choice = document.querySelector("#model-choice");
-  if (choice) choice.value = app.model.id;
-  window.addEventListener("hashchange", async () => {
-    await show();
-    document.querySelector(".view:not([hidden]) h1")?.focus();
-  });
+  window.addEventListener("hashchange", show);
   await show();
   document.documentElement.dataset.ready = "true";
   if (!app.model) return;

@@ -1,7 +1,10 @@
-// A picture whose tiles are marked, to be laid anew: with a pointer, a finger or the keyboard.
+// A picture whose tiles are marked, to be painted anew: with a pointer, a finger or the keyboard.
 
-import { rove } from "/studio/roving.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { drawBed } from "/studio/picture.js";
+import { drawCells, rove } from "/studio/roving.js";
+import { render } from "/studio/vendor/lit-html.js";
+
+const LABEL = "Tiles of the picture: arrow keys move, the space bar marks";
 
 /** The field of cells over a picture. */
 export class MaskField {
@@ -12,12 +15,12 @@ export class MaskField {
    */
   constructor(element, { url, grid, cells = [], onChange }) {
     [this.rows, this.columns] = grid;
-    this.element = element;
     this.onChange = onChange;
     this.brush = 1;
     this.marked = new Set(cells);
     this.before = [];
-    render(this.#draw(url), element);
+    const field = drawCells(grid, LABEL, { className: "mask" });
+    render(drawBed(url, "The picture to change", field), element);
     this.cells = [...element.querySelectorAll(".cell")];
     element.style.setProperty("--rows", this.rows);
     element.style.setProperty("--columns", this.columns);
@@ -67,75 +70,46 @@ export class MaskField {
     for (let y = row - back; y < row - back + this.brush; y++) {
       for (let x = column - back; x < column - back + this.brush; x++) {
         if (y < 0 || x < 0 || y >= this.rows || x >= this.columns) continue;
-        if (mark) this.marked.add(y * this.columns + x);
-        else this.marked.delete(y * this.columns + x);
+        this.marked[mark ? "add" : "delete"](y * this.columns + x);
       }
     }
     this.#show();
   }
 
   #show() {
-    this.cells.forEach((cell, index) =>
-      cell.setAttribute("aria-selected", String(this.marked.has(index))),
-    );
+    this.cells.forEach((cell, index) => (cell.ariaSelected = this.marked.has(index)));
     this.onChange(this.marked.size, this.before.length);
   }
 
   #listen(field) {
+    field.ariaMultiSelectable = true;
     let mark = null; // whether the stroke under way marks or clears; null between strokes
-    const under = (event) => {
-      const box = field.getBoundingClientRect();
-      const column = Math.floor(((event.clientX - box.left) / box.width) * this.columns);
-      const row = Math.floor(((event.clientY - box.top) / box.height) * this.rows);
-      if (row < 0 || column < 0 || row >= this.rows || column >= this.columns) return null;
-      return row * this.columns + column;
-    };
-    field.addEventListener("pointerdown", (event) => {
-      const cell = under(event);
-      if (event.button !== 0 || cell === null) return;
-      field.setPointerCapture(event.pointerId);
+    const begin = (cell) => {
       this.#remember();
       mark = !this.marked.has(cell);
       this.#paint(cell, mark);
+    };
+    const end = () => (mark = null);
+    const find = ({ clientX, clientY }) =>
+      this.cells.indexOf(document.elementFromPoint(clientX, clientY));
+    field.addEventListener("pointerdown", (event) => {
+      const cell = find(event);
+      if (event.button !== 0 || cell < 0) return;
+      field.setPointerCapture(event.pointerId);
+      begin(cell);
     });
     field.addEventListener("pointermove", (event) => {
-      const cell = mark === null ? null : under(event);
-      if (cell !== null) this.#paint(cell, mark);
+      const cell = mark === null ? -1 : find(event);
+      if (cell >= 0) this.#paint(cell, mark);
     });
-    const end = () => (mark = null);
     field.addEventListener("pointerup", end);
     field.addEventListener("pointercancel", end);
     field.addEventListener("click", (event) => {
       // A click that no pointer made: the space bar, Enter, or assistive technology.
       const cell = this.cells.indexOf(event.target);
       if (event.detail || cell < 0) return;
-      this.#remember();
-      this.#paint(cell, !this.marked.has(cell));
+      begin(cell);
+      end();
     });
-  }
-
-  #draw(url) {
-    const row = (y) => html`<div role="row">
-      ${Array.from({ length: this.columns }, (_, x) => html`<button
-        type="button"
-        role="gridcell"
-        class="cell"
-        aria-label=${`Row ${y + 1}, column ${x + 1}`}
-        tabindex=${x + y ? -1 : 0}
-      ></button>`)}
-    </div>`;
-    return html`
-      <div class="bed">
-        <img class="pixels" src=${url} alt="The picture to change" />
-        <div
-          class="cells mask"
-          role="grid"
-          aria-label="Tiles of the picture: arrow keys move, the space bar marks"
-          aria-multiselectable="true"
-        >
-          ${Array.from({ length: this.rows }, (_, y) => row(y))}
-        </div>
-      </div>
-    `;
   }
 }

@@ -1,17 +1,13 @@
-// The view where a prompt becomes pictures: the form, the easel, the gallery.
+// The view where a prompt becomes pictures: the form, the results, the gallery.
 
 import { mountChanges } from "/studio/change.js";
-import { mountEasel } from "/studio/easel.js";
+import { drawField, drawNumber, readNumber } from "/studio/forms.js";
 import { mountGallery } from "/studio/gallery.js";
+import { toFields } from "/studio/picture.js";
+import { mountResults } from "/studio/results.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 const EXAMPLES_AT_ONCE = 5;
-
-/** A number out of the form, null where it was left blank. */
-function readNumber(form, name) {
-  const text = form.elements[name]?.value.trim() ?? "";
-  return text === "" ? null : Number(text);
-}
 
 function readForm(form, app) {
   const { can } = app.model;
@@ -23,18 +19,6 @@ function readForm(form, app) {
     steps: readNumber(form, "steps"),
     guidanceScale: can.guidance ? readNumber(form, "guidance_scale") : null,
     bestOf: can.best_of ? readNumber(form, "best_of") : null,
-  };
-}
-
-/** The fields of a request that a picture's record has in other words. */
-export function toFields(made) {
-  return {
-    model: made.model,
-    prompt: made.prompt || undefined,
-    negative_prompt: made.negativePrompt || undefined,
-    steps: made.steps ?? undefined,
-    guidance_scale: made.guidanceScale ?? undefined,
-    best_of: made.bestOf ?? undefined,
   };
 }
 
@@ -51,12 +35,12 @@ export function mount(element, app) {
 
   function submit(event) {
     event.preventDefault();
-    if (easel.busy()) {
-      app.say("A picture is being laid already. Cancel it first.");
+    if (results.busy()) {
+      app.say("A picture is being painted already. Wait for it, or cancel it.");
       return;
     }
     const made = readForm(form(), app);
-    easel.paint({
+    results.paint({
       path: "/v1/images/generations",
       count: readNumber(form(), "count") ?? 1,
       seed: readNumber(form(), "seed"),
@@ -109,7 +93,7 @@ export function mount(element, app) {
 
   draw();
   const gallery = mountGallery(element.querySelector("#gallery"), app);
-  const easel = mountEasel(element.querySelector("#easel"), app, gallery.add);
+  const results = mountResults(element.querySelector("#results"), app, gallery.add);
   app.open.again = again;
   app.open.tiles = (picture) => {
     app.lookAt = picture;
@@ -118,79 +102,57 @@ export function mount(element, app) {
   };
   mountChanges(app, (job) => {
     app.go("paint");
-    element.querySelector("#easel").scrollIntoView({ block: "nearest" });
-    return easel.paint(job);
+    element.querySelector("#results").scrollIntoView({ block: "nearest" });
+    return results.paint(job);
   });
   app.events.addEventListener("model", () => {
     firstExample = 0;
     draw();
   });
   app.events.addEventListener("busy", () => {
-    element.querySelector("#paint").setAttribute("aria-disabled", easel.busy());
+    element.querySelector("#paint").setAttribute("aria-disabled", results.busy());
   });
-  app.busy = easel.busy;
+  app.busy = results.busy;
 }
 
 function drawExamples(examples, first, { take, showOthers }) {
   if (!examples.length) return "";
   return html`
-    <div class="examples" role="group" aria-label="Captions that the model learned from">
+    <div class="row examples" role="group" aria-label="Captions that the model learned from">
       ${examples.slice(first, first + EXAMPLES_AT_ONCE).map(
-        (caption) => html`<button type="button" class="chip" @click=${() => take(caption)}>
+        (caption) => html`<button type="button" class="act" @click=${() => take(caption)}>
           ${caption}
         </button>`,
       )}
       ${examples.length > EXAMPLES_AT_ONCE
-        ? html`<button type="button" class="chip more" @click=${showOthers}>Other captions</button>`
+        ? html`<button type="button" class="act more" @click=${showOthers}>Other captions</button>`
         : ""}
     </div>
   `;
 }
 
-function drawNumber(name, label, attributes) {
-  const { min, max, step = 1, blank = "", value = "" } = attributes;
-  return html`
-    <label class="field">
-      <span>${label}</span>
-      <input
-        name=${name}
-        type="number"
-        inputmode=${step === 1 ? "numeric" : "decimal"}
-        min=${min}
-        max=${max}
-        step=${step}
-        placeholder=${blank}
-        value=${value}
-      />
-    </label>
-  `;
-}
-
 function drawView(app, actions, firstExample) {
   const { can, generation, limits, examples } = app.model;
+  const most = limits.n;
   return html`
-    <div class="bench">
+    <div class="bench halves form-first">
       <form class="stack panel" aria-label="What to paint" @submit=${actions.submit}>
         <h1 tabindex="-1">Paint a picture</h1>
-        <label class="field">
-          <span>Prompt</span>
-          <textarea
+        ${drawField(
+          "Prompt",
+          html`<textarea
             name="prompt"
             rows="3"
             required
             maxlength=${limits.prompt_characters}
             placeholder=${examples[0] ?? ""}
             @keydown=${actions.onKey}
-          ></textarea>
-        </label>
+          ></textarea>`,
+        )}
         ${drawExamples(examples, firstExample, actions)}
         <div class="row">
-          ${drawNumber("count", "Pictures", {
-            min: 1,
-            max: limits.n,
-            value: Math.min(4, limits.n),
-          })}
-          ${drawNumber("seed", "Seed", { min: 0, max: app.studio.max_seed, blank: "drawn" })}
+          ${drawNumber("count", "Pictures", { min: 1, max: most, value: Math.min(4, most) })}
+          ${drawNumber("seed", "Seed", { max: app.studio.max_seed, blank: "random" })}
         </div>
         <details>
           <summary>More</summary>
@@ -206,7 +168,6 @@ function drawView(app, actions, firstExample) {
                 : ""}
               ${can.guidance
                 ? drawNumber("guidance_scale", "Guidance", {
-                    min: 0,
                     max: 100,
                     step: 0.1,
                     blank: generation.guidance_scale,
@@ -224,7 +185,7 @@ function drawView(app, actions, firstExample) {
         </details>
         <button class="main" id="paint">Paint</button>
       </form>
-      <section class="easel" id="easel" aria-label="Easel"></section>
+      <section class="stack" id="results" aria-label="Results"></section>
     </div>
     <section class="gallery" id="gallery" aria-labelledby="gallery-title"></section>
   `;

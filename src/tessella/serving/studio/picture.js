@@ -20,6 +20,23 @@ export function dropUrl(blob) {
   urls.delete(blob);
 }
 
+/** A picture as it is always shown, with what lies over it. */
+export function drawBed(url, alt, over = "") {
+  return html`<div class="bed"><img class="pixels" src=${url} alt=${alt} />${over}</div>`;
+}
+
+/** The fields of a request that a picture's record has in other words. */
+export function toFields(made) {
+  return {
+    model: made.model,
+    prompt: made.prompt || undefined,
+    negative_prompt: made.negativePrompt || undefined,
+    steps: made.steps ?? undefined,
+    guidance_scale: made.guidanceScale ?? undefined,
+    best_of: made.bestOf ?? undefined,
+  };
+}
+
 /** A seed that people can read out: up to six digits. */
 export function drawSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
@@ -74,7 +91,7 @@ export function actionsOf(picture, app) {
       >Download</a
     >
     ${act("again", "Again", "Its prompt, seed and settings back into the form", " with this seed")}
-    ${edit ? act("vary", "Vary", "Paint a share of its tiles anew") : ""}
+    ${edit ? act("vary", "Vary", "Paint a part of its tiles anew") : ""}
     ${edit ? act("edit", "Edit", "Paint a part of it anew") : ""}
     ${act("tiles", "Tiles", "See its codes")}
   `;

@@ -1,7 +1,8 @@
 // The view where a business gets posts: text, hashtags, a picture, and its alternative text.
 
 import { postJson, toBlob } from "/studio/api.js";
-import { dropUrl, urlOf } from "/studio/picture.js";
+import { drawField, drawNumber, drawProblem } from "/studio/forms.js";
+import { drawBed, dropUrl, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 /** How long a button says what it did. */
@@ -76,8 +77,8 @@ function drawCopy(label, words, where) {
 function drawPost(post, index) {
   const url = urlOf(post.blob);
   return html`
-    <article class="post panel" aria-label=${`Post ${index + 1}`}>
-      <div class="bed"><img class="pixels" src=${url} alt=${post.alt_text} /></div>
+    <article class="post panel halves" aria-label=${`Post ${index + 1}`}>
+      ${drawBed(url, post.alt_text)}
       <div class="stack">
         <div class="post-text">
           <p>${post.text}</p>
@@ -89,7 +90,7 @@ function drawPost(post, index) {
           <dt>Painted from</dt>
           <dd>${post.label}, seed ${post.picture.seed}</dd>
         </dl>
-        <div class="acts">
+        <div class="row">
           ${drawCopy("Copy the text", toText(post), ".post-text")}
           ${drawCopy("Copy the alternative text", post.alt_text, ".alt-text")}
           <a class="act" href=${url} download=${`post-${index + 1}.png`}>Download the picture</a>
@@ -100,50 +101,41 @@ function drawPost(post, index) {
 }
 
 function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, choose }) {
-  const options = (names) => names.map((name) => html`<option>${name}</option>`);
+  const most = model.limits.n;
+  const select = (name, values) => html`<select name=${name}>
+    ${values.map((value) => html`<option>${value}</option>`)}
+  </select>`;
   return html`
     <form class="stack panel" aria-label="What the posts are about" @submit=${submit}>
       <h1 tabindex="-1">Posts with pictures</h1>
-      <label class="field">
-        <span>Business</span>
-        <input name="business" maxlength="200" required placeholder="Corner Bakery" />
-      </label>
-      <label class="field">
-        <span>About it</span>
-        <textarea name="about" rows="4" maxlength="2000" required
-          placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>
-      </label>
+      ${drawField(
+        "Business",
+        html`<input name="business" maxlength="200" required placeholder="Corner Bakery" />`,
+      )}
+      ${drawField(
+        "About it",
+        html`<textarea name="about" rows="4" maxlength="2000" required
+          placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>`,
+      )}
       <div class="row">
-        <label class="field">
-          <span>Posts</span>
-          <input
-            name="count"
-            type="number"
-            min="1"
-            max=${model.limits.n}
-            value=${Math.min(3, model.limits.n)}
-            required
-          />
-        </label>
-        <label class="field">
-          <span>Platform</span>
-          <select name="platform">
-            ${options(studio.post_platforms)}
-          </select>
-        </label>
-        <label class="field">
-          <span>Tone</span>
-          ${isOffline
-            ? html`<select name="tone">
-                ${options(studio.post_tones)}
-              </select>`
-            : html`<input name="tone" maxlength="60" value=${studio.post_tones[0]} required />`}
-        </label>
+        ${drawNumber("count", "Posts", {
+          min: 1,
+          max: most,
+          value: Math.min(3, most),
+          required: true,
+        })}
+        ${drawField("Platform", select("platform", studio.post_platforms))}
+        ${drawField(
+          "Tone",
+          isOffline
+            ? select("tone", studio.post_tones)
+            : html`<input name="tone" maxlength="60" value=${studio.post_tones[0]} required />`,
+        )}
       </div>
       ${studio.posts === "llm"
-        ? html`<label class="check">
+        ? html`<label class="row">
             <input type="checkbox" @change=${choose} />
-            <span>Offline: templates write, no language model is asked</span>
+            <span>Offline: templates write instead of a language model</span>
           </label>`
         : ""}
       <div class="row">
@@ -161,22 +153,20 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
 function drawView(state, app, actions) {
   const { answer, problem, running } = state;
   return html`
-    <div class="bench">
+    <div class="bench halves form-first">
       ${drawForm(state, app, actions)}
       <section class="stack" aria-label="Posts" aria-busy=${running !== null}>
         ${app.studio.posts === "offline" && !answer
           ? html`<p class="hint">
-              No language model is set up: a template writes the words, from what you say about the
-              business.
+              There is no language model here: a template writes the words from what you say about
+              the business.
             </p>`
           : ""}
-        ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+        ${drawProblem(problem)}
         ${answer?.notes.map((note) => html`<p class="hint">${note}</p>`) ?? ""}
         ${answer?.posts.map(drawPost) ?? ""}
         ${!answer && !problem && !running
-          ? html`<div class="nothing">
-              <p>Posts appear here: words, hashtags and a picture each.</p>
-            </div>`
+          ? html`<p class="hint">Posts appear here: words, hashtags and a picture each.</p>`
           : ""}
       </section>
     </div>

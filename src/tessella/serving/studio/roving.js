@@ -1,9 +1,41 @@
-// One tab stop for a field of many cells: arrow keys move the focus, Home and End go to the ends.
+// A field of many cells with one tab stop: arrow keys move the focus, Home and End go to the ends.
+
+import { html, nothing } from "/studio/vendor/lit-html.js";
+
+/**
+ * Draws a cell for each code of a picture, to lie over it.
+ *
+ * @param {[number, number]} grid rows and columns.
+ * @param {string} label of the field.
+ * @param {{codes?: number[][], point?: (code, place) => void, className?: string}} options: the
+ *     code of each cell, called with those of the cell that is pointed at.
+ */
+export function drawCells([rows, columns], label, { codes, point, className = "" }) {
+  const list = (length, draw) => Array.from({ length }, (_, index) => draw(index));
+  const cell = (y, x) => {
+    const code = codes?.[y][x];
+    const pointHere = () => point?.(code, y * columns + x);
+    const name = `Row ${y + 1}, column ${x + 1}${codes ? `: tile ${code}` : ""}`;
+    return html`<button
+      type="button"
+      role="gridcell"
+      class="cell"
+      data-cell=${code ?? nothing}
+      tabindex=${x + y ? -1 : 0}
+      aria-label=${name}
+      @pointerenter=${pointHere}
+      @focus=${pointHere}
+    ></button>`;
+  };
+  const row = (y) => html`<div role="row">${list(columns, (x) => cell(y, x))}</div>`;
+  return html`<div class="cells ${className}" role="grid" aria-label=${label}>
+    ${list(rows, row)}
+  </div>`;
+}
 
 /** How many cells stand in the first row, as the page is laid out now. */
 function countColumns(cells) {
-  const top = cells[0].offsetTop;
-  const next = cells.findIndex((cell) => cell.offsetTop > top);
+  const next = cells.findIndex((cell) => cell.offsetTop > cells[0].offsetTop);
   return next < 0 ? cells.length : next;
 }
 
@@ -14,8 +46,6 @@ function countColumns(cells) {
  * @param {string} selector of the cells; one of them has tabindex 0, the others -1.
  */
 export function rove(element, selector) {
-  const list = () => [...element.querySelectorAll(selector)];
-
   element.addEventListener("focusin", (event) => {
     const cell = event.target.closest(selector);
     if (!cell) return;
@@ -24,15 +54,19 @@ export function rove(element, selector) {
   });
 
   element.addEventListener("keydown", (event) => {
-    const cells = list();
+    const cells = [...element.querySelectorAll(selector)];
     const from = cells.indexOf(event.target);
     if (from < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
     const columns = countColumns(cells);
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-    let to = from + (moves[event.key] ?? 0);
-    if (event.key === "Home") to = 0;
-    else if (event.key === "End") to = cells.length - 1;
-    else if (!(event.key in moves)) return;
+    const to = {
+      ArrowLeft: from - 1,
+      ArrowRight: from + 1,
+      ArrowUp: from - columns,
+      ArrowDown: from + columns,
+      Home: 0,
+      End: cells.length - 1,
+    }[event.key];
+    if (to === undefined) return;
     event.preventDefault();
     cells[to]?.focus();
   });

@@ -4,9 +4,10 @@
 // pointing at a tile in the box shows where it lies in the picture.
 
 import { postJson, toBlob, toForm } from "/studio/api.js";
-import { LARGE_PX, drawTile, enlargeTiles, loadCodebook } from "/studio/codebook.js";
-import { urlOf } from "/studio/picture.js";
-import { rove } from "/studio/roving.js";
+import { drawTile, loadCodebook } from "/studio/codebook.js";
+import { drawChoice, drawProblem } from "/studio/forms.js";
+import { drawBed, urlOf } from "/studio/picture.js";
+import { drawCells, rove } from "/studio/roving.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 /** Shows the view. */
@@ -18,28 +19,25 @@ export function mount(element, app) {
 
   const actions = {
     choose: (event) => open(event.target.files),
+    /** Drops a picture, or shows whether it can be dropped here. */
     drop(event) {
       event.preventDefault();
-      element.querySelector(".drop").classList.remove("is-over");
-      open(event.dataTransfer.files);
+      event.currentTarget.classList.toggle("is-over", event.type === "dragover");
+      if (event.type === "drop") open(event.dataTransfer.files);
     },
-    over(event) {
-      event.preventDefault();
-      element.querySelector(".drop").classList.add("is-over");
-    },
-    leave: () => element.querySelector(".drop").classList.remove("is-over"),
     sort(order) {
       state.order = order;
       draw();
     },
     point: showCode,
     follow,
-    change: (name) => app.open[name](state.seen.picture),
   };
 
   function draw() {
     render(drawView(state, app, actions), element);
-    if (state.box) placeSheet(element.querySelector(".tiles"), state.box);
+    for (const canvas of element.querySelectorAll(".tile canvas")) {
+      drawTile(canvas, state.box, canvas.parentElement.dataset.cell);
+    }
     element.style.setProperty("--rows", (state.seen ?? app.model).grid[0]);
     element.style.setProperty("--columns", (state.seen ?? app.model).grid[1]);
     showCode(state.code);
@@ -60,7 +58,8 @@ export function mount(element, app) {
     const [alone, placed] = element.querySelectorAll(".lens canvas");
     if (state.box) drawTile(alone, state.box, code);
     placed.parentElement.hidden = place < 0;
-    if (place >= 0) drawPlace(placed, element.querySelector("#painted"), state.seen.grid, place);
+    const image = element.querySelector("#painted img");
+    if (place >= 0) drawPlace(placed, image, state.seen.grid, place);
     element.querySelector(".lens strong").textContent = `Tile ${code}`;
     element.querySelector(".lens span").textContent = countPlaces(state.seen, code);
   }
@@ -78,23 +77,18 @@ export function mount(element, app) {
     const { signal } = (reading = new AbortController());
     Object.assign(state, { problem: "", waiting: "Reading the picture…" });
     draw();
-    let found;
-    try {
-      const form = toForm({ image: blob, model: app.model.id });
-      const answer = await postJson("/v1/images/reconstructions", form, signal);
-      const original = toBlob(answer.original);
-      const picture = { how: "opened", model: "", prompt, seed: 0, blob: original };
-      const reconstruction = toBlob(answer.reconstruction);
-      found = { seen: { ...answer, picture, original, reconstruction }, code: null };
-    } catch (error) {
-      found = { problem: error.message };
-    }
+    const form = toForm({ image: blob, model: app.model.id });
+    const change = await postJson("/v1/images/reconstructions", form, signal)
+      .then((answer) => {
+        const original = toBlob(answer.original);
+        const picture = { how: "opened", model: "", prompt, seed: 0, blob: original };
+        const reconstruction = toBlob(answer.reconstruction);
+        return { seen: { ...answer, picture, original, reconstruction }, code: null };
+      })
+      .catch((error) => ({ problem: error.message }));
     if (signal.aborted) return;
-    Object.assign(state, found, { waiting: "" });
-    if (found.seen) {
-      const [rows, columns] = found.seen.grid;
-      app.say(`Read as ${rows} rows of ${columns} codes.`);
-    }
+    Object.assign(state, change, { waiting: "" });
+    if (change.seen) app.say(`Read as ${change.seen.grid.join(" rows of ")} codes.`);
     draw();
   }
 
@@ -102,16 +96,12 @@ export function mount(element, app) {
     const { model } = app;
     state.box = null;
     draw();
-    let found;
-    try {
-      const box = await loadCodebook(model);
-      box.url ??= await enlargeTiles(box);
-      found = { box };
-    } catch (error) {
-      found = { problem: error.message };
-    }
+    const change = await loadCodebook(model).then(
+      (box) => ({ box }),
+      (error) => ({ problem: error.message }),
+    );
     if (model !== app.model) return;
-    Object.assign(state, found);
+    Object.assign(state, change);
     draw();
   }
 
@@ -133,24 +123,6 @@ export function mount(element, app) {
   loadBox();
 }
 
-/**
- * Puts the sheet behind each button, moved so that its own tile is seen, but for a pixel at each
- * edge: scaling mixes in the neighbours there.
- */
-function placeSheet(field, { columns, size, url }) {
-  const rows = Math.ceil(size / columns);
-  const seen = LARGE_PX - 2;
-  const stretch = (many) => `${(100 * many * LARGE_PX) / seen}%`;
-  // A share of what the sheet is longer than the button.
-  const shift = (at, many) => `${(100 * (at * LARGE_PX + 1)) / (many * LARGE_PX - seen)}%`;
-  field.style.setProperty("--sheet", `url(${url})`);
-  field.style.setProperty("--sheet-size", `${stretch(columns)} ${stretch(rows)}`);
-  for (const { dataset, style } of field.querySelectorAll(".tile")) {
-    const [x, y] = [dataset.cell % columns, Math.floor(dataset.cell / columns)];
-    style.backgroundPosition = `${shift(x, columns)} ${shift(y, rows)}`;
-  }
-}
-
 /** Draws one place of a picture so that it fills a canvas. */
 function drawPlace(canvas, image, [rows, columns], place) {
   const [width, height] = [image.naturalWidth / columns, image.naturalHeight / rows];
@@ -166,45 +138,22 @@ function countPlaces(seen, code) {
   return many === 1 ? "at 1 place of this picture" : `at ${many} places of this picture`;
 }
 
-function drawCells(codes, { point }) {
-  const cell = (code, y, x) => html`<button
-    type="button"
-    role="gridcell"
-    class="cell"
-    data-cell=${code}
-    tabindex=${x + y ? -1 : 0}
-    aria-label=${`Row ${y + 1}, column ${x + 1}: tile ${code}`}
-    @pointerenter=${() => point(code, y * codes[0].length + x)}
-    @focus=${() => point(code, y * codes[0].length + x)}
-  ></button>`;
-  return codes.map(
-    (row, y) => html`<div role="row">${row.map((code, x) => cell(code, y, x))}</div>`,
-  );
-}
-
-function drawSeen(seen, actions) {
+function drawSeen(seen, { point }) {
+  const codes = seen.codes.flat();
+  const cells = drawCells(seen.grid, "Codes of the picture: arrow keys move", {
+    codes: seen.codes,
+    point,
+  });
   return html`
-    <div class="pair">
+    <div class="pair halves">
       <figure>
-        <div class="bed">
-          <img class="pixels" src=${urlOf(seen.original)} alt="The picture as the model reads it" />
-        </div>
-        <figcaption>Original</figcaption>
+        ${drawBed(urlOf(seen.original), "The picture as the model reads it")}
+        <figcaption class="hint">Original</figcaption>
       </figure>
-      <figure>
-        <div class="bed">
-          <img
-            class="pixels"
-            id="painted"
-            src=${urlOf(seen.reconstruction)}
-            alt="Painted from its codes"
-          />
-          <div class="cells" role="grid" aria-label="Codes of the picture: arrow keys move">
-            ${drawCells(seen.codes, actions)}
-          </div>
-        </div>
-        <figcaption>
-          From its ${seen.codes.flat().length} codes, ${new Set(seen.codes.flat()).size} different
+      <figure id="painted">
+        ${drawBed(urlOf(seen.reconstruction), "Painted from its codes", cells)}
+        <figcaption class="hint">
+          From its ${codes.length} codes, ${new Set(codes).size} different
         </figcaption>
       </figure>
     </div>
@@ -213,26 +162,14 @@ function drawSeen(seen, actions) {
 
 function drawBox(box, order, { point, sort }) {
   const codes = order === "colour" ? box.byColour : [...box.byColour].sort((a, b) => a - b);
-  const choice = (value) => html`<label>
-    <input
-      type="radio"
-      name="order"
-      ?checked=${order === value}
-      @change=${() => sort(value)}
-    />
-    <span>${value}</span>
-  </label>`;
   return html`
-    <div class="wall-head">
+    <div class="row head">
       <h2 id="box-title">The box of ${box.size} tiles</h2>
-      <fieldset class="choice">
-        <legend>Sorted by</legend>
-        ${["colour", "number"].map(choice)}
-      </fieldset>
+      ${drawChoice("Sorted by", "order", ["colour", "number"], order, sort)}
     </div>
     <p class="hint">
-      Each as the decoder paints it when all others are the same. In a picture its neighbours, and
-      the picture as a whole, change it.
+      Each as the decoder paints it among copies of itself. In a picture its neighbours, and the
+      picture as a whole, change it.
     </p>
     <div class="tiles" role="group" aria-labelledby="box-title">
       ${codes.map(
@@ -244,7 +181,9 @@ function drawBox(box, order, { point, sort }) {
           aria-label=${`Tile ${code}`}
           @pointerenter=${() => point(code)}
           @focus=${() => point(code)}
-        ></button>`,
+        >
+          <canvas class="pixels"></canvas>
+        </button>`,
       )}
     </div>
   `;
@@ -252,44 +191,46 @@ function drawBox(box, order, { point, sort }) {
 
 function drawView(state, app, actions) {
   const { box, seen, order, problem, waiting } = state;
+  const change = (name) => html`<button
+    type="button"
+    class="act"
+    @click=${() => app.open[name.toLowerCase()](seen.picture)}
+  >
+    ${name} the picture
+  </button>`;
   return html`
     <h1 tabindex="-1">Tiles</h1>
     <p class="lead">
       A picture is ${app.model.grid.join("×")} codes out of ${app.model.codebook_size}. Open one of
       your own, and see what the model keeps of it.
     </p>
-    <div class="bench tiles-bench" @pointermove=${actions.follow}>
+    <div class="bench halves" @pointermove=${actions.follow}>
       <div class="stack">
-        <div class="drop" @drop=${actions.drop} @dragover=${actions.over}
-          @dragleave=${actions.leave}>
+        <div
+          class="row drop"
+          @drop=${actions.drop}
+          @dragover=${actions.drop}
+          @dragleave=${actions.drop}
+        >
           <label for="picture-file">
             ${seen ? "Another picture" : "Drop a picture, or choose one"}
           </label>
           <input id="picture-file" type="file" accept="image/*" @change=${actions.choose} />
         </div>
         <p class="hint" role="status">${waiting}</p>
-        ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
+        ${drawProblem(problem)}
         <div class="codes-of-picture">${seen ? drawSeen(seen, actions) : ""}</div>
-        <div class="lens" aria-live="polite" hidden>
-          <figure aria-hidden="true">
-            <canvas class="pixels" width="8" height="8"></canvas>
-            <figcaption>alone</figcaption>
-          </figure>
-          <figure aria-hidden="true">
-            <canvas class="pixels" width="8" height="8"></canvas>
-            <figcaption>here</figcaption>
-          </figure>
-          <p><strong></strong><br /><span></span></p>
+        <div class="row lens" aria-live="polite" hidden>
+          ${["alone", "here"].map(
+            (words) => html`<figure aria-hidden="true">
+              <canvas class="pixels" width="8" height="8"></canvas>
+              <figcaption class="hint">${words}</figcaption>
+            </figure>`,
+          )}
+          <p><strong></strong><br /><span class="hint"></span></p>
         </div>
         ${seen && app.model.can.edit
-          ? html`<div class="acts">
-              <button type="button" class="act" @click=${() => actions.change("vary")}>
-                Vary the picture
-              </button>
-              <button type="button" class="act" @click=${() => actions.change("edit")}>
-                Edit the picture
-              </button>
-            </div>`
+          ? html`<div class="row">${["Vary", "Edit"].map(change)}</div>`
           : ""}
       </div>
       <section class="box" aria-label="Codebook">

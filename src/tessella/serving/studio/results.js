@@ -2,7 +2,8 @@
 
 import { postForEvents, toBlob } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
-import { actionsOf, describe, drawSeed, listSettings, urlOf } from "/studio/picture.js";
+import { drawProblem } from "/studio/forms.js";
+import { actionsOf, describe, drawBed, drawSeed, listSettings, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
 /** Pictures in between that are asked for, each of which the server has to decode. */
@@ -16,14 +17,14 @@ const WORDS = { painted: "Painting", varied: "Varying", edited: "Painting anew" 
  * @param {(picture) => Promise} onPicture called with each picture that is done.
  * @returns {{paint, cancel, busy}}
  */
-export function mountEasel(element, app, onPicture) {
+export function mountResults(element, app, onPicture) {
   const state = { slots: [], running: null, problem: "", note: "", read: "", unknown: [] };
 
   const draw = () => {
-    render(drawEasel(state, app, cancel), element);
-    const canvas = element.querySelector("canvas:not(.is-laid)");
+    render(drawResults(state, app, cancel), element);
+    const canvas = element.querySelector(".mosaic:not(.is-laid)");
     const [rows, columns] = app.model.grid;
-    if (canvas) showMosaic(canvas, app.model, { rows, columns });
+    if (canvas) showMosaic(canvas, app.model, rows, columns);
   };
 
   function cancel() {
@@ -67,7 +68,8 @@ export function mountEasel(element, app, onPicture) {
       const partials = app.model.can.partial_images ? PARTIAL_IMAGES : 0;
       const body = toBody({ n: count, seed: first, stream: true, partial_images: partials });
       for await (const event of postForEvents(path, body, running.signal)) {
-        if ((await take(event, made)) && ++done < count) app.say(`${done} of ${count} pictures done.`);
+        const isDone = await take(event, made);
+        if (isDone && ++done < count) app.say(`${done} of ${count} pictures done.`);
         draw();
       }
       if (done < count) state.problem = "The connection ended before all pictures were done.";
@@ -100,48 +102,44 @@ function drawSlot(slot, app, index) {
   const facts = [`seed ${seed}`, ...(picture ? listSettings(picture) : [])].join(" · ");
   return html`
     <figure class="slot ${picture ? "is-done" : partial ? "is-laying" : "is-waiting"}">
-      <div class="bed">
-        ${shown ? html`<img class="pixels" src=${shown} alt=${words} />` : ""}
-        <div class="grout"></div>
-      </div>
-      <figcaption>
-        <span class="seed">${facts}</span>
-        ${picture ? html`<div class="acts">${actionsOf(picture, app)}</div>` : ""}
+      ${shown
+        ? drawBed(shown, words, html`<div class="grout"></div>`)
+        : html`<div class="bed"><div class="grout"></div></div>`}
+      <figcaption class="stack">
+        <span class="seed hint">${facts}</span>
+        ${picture ? html`<div class="row">${actionsOf(picture, app)}</div>` : ""}
       </figcaption>
     </figure>
   `;
 }
 
-function drawEasel(state, app, cancel) {
+function drawResults(state, app, cancel) {
   const { slots, running, problem, note, read, unknown } = state;
+  const anything = "These words were in no caption, so the model may paint anything for them:";
+  const hints = [
+    unknown.length && `${anything} ${unknown.join(", ")}.`,
+    read && `The model reads no more of this prompt than: ${read}`,
+  ];
   const done = slots.filter((slot) => slot.picture).length;
   const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
   return html`
-    <div class="easel-bar">
+    <div class="row bar hint">
       ${running
         ? html`<progress max="1" value=${share} aria-label="Painted"></progress>
             <span>${done} of ${slots.length}</span>
             <button type="button" id="cancel" @click=${cancel}>Cancel</button>`
         : html`<span>${note}</span>`}
     </div>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : ""}
-    ${unknown.length
-      ? html`<p class="hint" role="status">
-          No caption had these words, so the model may paint anything for them:
-          ${unknown.join(", ")}.
-        </p>`
-      : ""}
-    ${read
-      ? html`<p class="hint" role="status">The model reads no more of this prompt than: ${read}</p>`
-      : ""}
-    <div class="slots count-${Math.min(slots.length, 5)}" aria-busy=${running !== null}>
+    ${drawProblem(problem)}
+    ${hints.filter(Boolean).map((words) => html`<p class="hint" role="status">${words}</p>`)}
+    <div class="slots count-${slots.length}" aria-busy=${running !== null}>
       ${slots.map((slot, index) => drawSlot(slot, app, index))}
     </div>
     ${slots.length
       ? ""
-      : html`<div class="bed is-empty"><canvas aria-hidden="true"></canvas></div>
+      : html`<div class="bed is-empty"><canvas class="mosaic" aria-hidden="true"></canvas></div>
           <p class="hint">
-            The tiles of ${app.model.id}. Ask for a picture, and see it laid out of them.
+            The tiles of ${app.model.id}. Ask for a picture and watch it being laid out of them.
           </p>`}
   `;
 }

@@ -1,0 +1,134 @@
+"""Painted pictures as OpenAI answers them: one JSON object, or a stream of events."""
+
+import base64
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tessella.images import encode_picture
+from tessella.serving.image_job import PaintedPicture
+from tessella.serving.models_served import ServedModel
+from tessella.serving.schemas import ImageBody
+
+EncodedPicture = tuple[PaintedPicture, bytes]
+
+_MAX_UNKNOWN = 20  # words that an answer lists
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """How one request's pictures are sent."""
+
+    served: ServedModel
+    body: ImageBody
+    prompt: str  # as the model reads it
+    revised_prompt: str | None  # the same, if the request's was longer
+    event_type: str  # image_generation or image_edit
+
+    def encode(self, picture: PaintedPicture) -> bytes:
+        """Writes a picture's file."""
+        quality = self.body.output_compression
+        return encode_picture(
+            picture.pixels, self._size(picture), self._format, 100 if quality is None else quality
+        )
+
+    def to_json(
+        self, pictures: Sequence[EncodedPicture], store: Callable[[bytes, str], str]
+    ) -> dict[str, Any]:
+        """Describes all pictures.
+
+        Args:
+            pictures: finished ones, in order.
+            store: keeps a file of a format and returns its URL.
+        """
+        as_url = self.body.response_format == "url"
+        data = [
+            {"url": store(content, self._format)} if as_url else {"b64_json": _encode_text(content)}
+            for _, content in pictures
+        ]
+        painted = [picture for picture, _ in pictures]
+        for entry, picture in zip(data, painted, strict=True):
+            entry |= {"seed": picture.request.seed} | self._revised
+        return {
+            "created": int(time.time()),
+            "data": data,
+            "usage": self._count_usage(painted),
+            **self._describe(painted[0]),
+            **self._unknown,
+        }
+
+    def to_event(self, picture: PaintedPicture, content: bytes) -> bytes:
+        """Writes a server-sent event about one picture."""
+        is_partial = picture.partial_index is not None
+        name = f"{self.event_type}.{'partial_image' if is_partial else 'completed'}"
+        event = self._describe(picture) | {
+            "type": name,
+            "b64_json": _encode_text(content),
+            "created_at": int(time.time()),
+            "quality": "auto",
+            "index": picture.index,
+            "seed": picture.request.seed,
+        }
+        if is_partial:
+            event["partial_image_index"] = picture.partial_index
+        else:
+            event |= {"usage": self._count_usage([picture]), **self._revised, **self._unknown}
+        return write_event(name, event)
+
+    @property
+    def _format(self) -> str:
+        return self.body.output_format or "png"
+
+    @property
+    def _revised(self) -> dict[str, Any]:
+        return {} if self.revised_prompt is None else {"revised_prompt": self.revised_prompt}
+
+    @functools.cached_property
+    def _unknown(self) -> dict[str, Any]:
+        words = self.served.words.find_unknown(self.prompt)[:_MAX_UNKNOWN]
+        return {"unknown_words": words} if words else {}
+
+    @functools.cached_property
+    def _num_text_tokens(self) -> int:
+        return self.served.model.text_tokenizer.count_tokens(self.prompt)
+
+    def _size(self, picture: PaintedPicture) -> tuple[int, int]:
+        """Finds (width, height) in pixels of a picture as it is sent.
+
+        A partial one comes as it is painted: sixteen of the largest size would be 200 MB.
+        """
+        if picture.partial_index is not None:
+            return picture.pixels.shape[1], picture.pixels.shape[0]
+        side = self.served.model.config.image_size
+        return self.body.pixel_size() or (side, side)
+
+    def _describe(self, picture: PaintedPicture) -> dict[str, Any]:
+        width, height = self._size(picture)
+        return {
+            "background": "opaque",
+            "output_format": self._format,
+            "size": f"{width}x{height}",
+        }
+
+    def _count_usage(self, pictures: Sequence[PaintedPicture]) -> dict[str, Any]:
+        """Counts the tokens read and the codes sampled."""
+        text, side = self._num_text_tokens, self.served.model.config.tokenizer.downsampling
+        codes = sum(picture.pixels[::side, ::side, 0].size for picture in pictures)
+        return {
+            "input_tokens": text,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": text},
+            "output_tokens": codes,
+            "total_tokens": text + codes,
+        }
+
+
+def write_event(name: str, event: dict[str, Any]) -> bytes:
+    """Writes a server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(event, allow_nan=False)}\n\n".encode("ascii")
+
+
+def _encode_text(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

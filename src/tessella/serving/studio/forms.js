@@ -1,0 +1,75 @@
+// Parts of forms and dialogs that several views have.
+
+import { html } from "/studio/vendor/lit-html.js";
+
+/** A labelled part of a form. */
+export function drawField(label, control) {
+  return html`<label class="field"><span>${label}</span>${control}</label>`;
+}
+
+/** A field for a number; `blank` says what holds where none is given. */
+export function drawNumber(name, label, options) {
+  const { min = 0, max, step = 1, blank = "", value = "", required = false } = options;
+  const control = html`<input
+    name=${name}
+    type="number"
+    inputmode=${step === 1 ? "numeric" : "decimal"}
+    min=${min}
+    max=${max}
+    step=${step}
+    placeholder=${blank}
+    value=${value}
+    ?required=${required}
+  />`;
+  return drawField(label, control);
+}
+
+/** A number out of a form, null where it was left blank. */
+export function readNumber(form, name) {
+  const text = form.elements[name]?.value.trim() ?? "";
+  return text === "" ? null : Number(text);
+}
+
+/** A list of [value, words], one of which is chosen. */
+export function drawSelect(label, options, value, choose, className = "") {
+  return html`<select
+    class=${className}
+    aria-label=${label}
+    @change=${(event) => choose(event.target.value)}
+  >
+    ${options.map(
+      ([name, words]) => html`<option value=${name} ?selected=${name === value}>${words}</option>`,
+    )}
+  </select>`;
+}
+
+/** A set of values, one of which is chosen. */
+export function drawChoice(legend, name, values, chosen, choose) {
+  const option = (value) => html`<label class="row">
+    <input
+      type="radio"
+      name=${name}
+      ?checked=${value === chosen}
+      @change=${() => choose(value)}
+    />
+    ${value}
+  </label>`;
+  return html`<fieldset class="row">
+    <legend class="hint">${legend}</legend>
+    ${values.map(option)}
+  </fieldset>`;
+}
+
+/** What went wrong, where something did. */
+export function drawProblem(problem) {
+  return problem ? html`<p class="problem" role="alert">${problem}</p>` : "";
+}
+
+/** Makes a dialog whose heading has an id; it is gone once it is closed. */
+export function makeDialog(heading, className = "") {
+  const dialog = Object.assign(document.createElement("dialog"), { className });
+  dialog.setAttribute("aria-labelledby", heading);
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  return dialog;
+}

@@ -1,0 +1,79 @@
+"""Blocking calls in daemon threads, a few at once: picture files, language models."""
+
+import asyncio
+import contextlib
+import functools
+import math
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class DaemonThreads:
+    """Runs blocking calls, a few at once, each in a thread of its own.
+
+    Not a `ThreadPoolExecutor`: Python joins its threads at exit, so one hanging call would keep a
+    stopped server alive. A call that nobody awaits any more keeps its place until it ends; one that
+    has not begun by then never does.
+
+    Args:
+        name: of the threads.
+        limit: calls that run at the same time.
+        max_waiting: calls that may wait for a place.
+    """
+
+    def __init__(self, name: str, limit: int, max_waiting: float = math.inf) -> None:
+        self.num_waiting = self.num_running = 0
+        self._name, self._max_waiting = name, max_waiting
+        self._free = asyncio.Semaphore(limit)
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Runs one call as soon as a place is free.
+
+        Raises:
+            queue.Full: too many calls wait.
+            Exception: the function's.
+        """
+        if self._free.locked() and self.num_waiting >= self._max_waiting:
+            raise queue.Full
+        self.num_waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.num_waiting -= 1
+        self.num_running += 1
+        loop = asyncio.get_running_loop()
+        future: Future[T] = Future()
+
+        def release() -> None:
+            self.num_running -= 1
+            self._free.release()
+
+        def finish(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(release)
+
+        future.add_done_callback(finish)
+        call = functools.partial(function, *arguments)
+        thread = threading.Thread(
+            target=run_call, args=(call, future), name=self._name, daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            future.cancel()
+            raise
+        return await asyncio.wrap_future(future)
+
+
+def run_call(function: Callable[[], T], future: "Future[T]") -> None:
+    """Runs a call and settles its future; does nothing if the future was cancelled."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001  raised where the future is awaited
+            future.set_exception(error)

@@ -1,0 +1,152 @@
+"""The folder of a run: its layout, its lock, and run.json with the settings that it began with.
+
+RUN/run.json                what was asked for, and the recipe that the run follows
+RUN/.lock                   locked while a process trains in the run
+RUN/text_tokenizer.json     the vocabulary, or which frozen encoder is in RUN/text_encoder/
+RUN/text/                   a frozen encoder's features of every caption
+RUN/data/                   the cache of checked images; skipped.jsonl
+RUN/tokenizer/              stage 1: checkpoints, metrics.jsonl, tensorboard, samples;
+                            after fit-tokenizer a model folder without a transformer
+RUN/codes/                  the codes of every image
+RUN/transformer/            stage 2: checkpoints, metrics.jsonl, tensorboard, samples
+RUN/nearest.png, .json      generated pictures beside the nearest training pictures, if measured
+RUN/model/                  the finished model
+RUN/report.html             curves, pictures and numbers on one page
+
+`runs/record.py`, which reads runs, has the names.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tessella.config import build, changed_settings, read_config
+from tessella.errors import CheckpointError, ConfigError
+from tessella.files import lock, write_json
+from tessella.runs.record import (
+    DATA_FOLDER,
+    LOCK_FILE,
+    MODEL_FOLDER,
+    RUN_FILE,
+    TEXT_FOLDER,
+    TOKENIZER_MODEL_FOLDER,
+)
+from tessella.training.recipe import Recipe
+
+RUN_FORMAT = 3
+"""Of run.json and the checkpoints; goes up when an older run can no longer be resumed."""
+
+# Asking whether a run is locked holds its lock for a moment.
+_LOCK_SECONDS = 0.2
+
+
+@contextlib.contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from training in it.
+
+    Raises:
+        ConfigError: another process trains there, or the folder cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(out / LOCK_FILE, wait_seconds=_LOCK_SECONDS))
+        except TimeoutError:
+            raise ConfigError(
+                f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
+                "choose another --out."
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot make the run's folder: `{out}`; {error.strerror}. Choose another --out."
+            ) from None
+        yield
+
+
+def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
+    """Reads the recipe of the run in a folder, to resume it.
+
+    Args:
+        out: the run's folder; it need not exist.
+        asked: `minutes`, `seed` and `recipe` as plain values. A run keeps the minutes that it
+            began with if none are asked for now.
+
+    Returns:
+        The recipe that the run follows; None if a new run can begin there.
+
+    Raises:
+        CheckpointError: the run has another format.
+        ConfigError: the run began with other settings, or the folder holds something else.
+    """
+    if not (out / RUN_FILE).exists():
+        if out.exists() and not all(map(_comes_before_run_file, out.iterdir())):
+            raise ConfigError(
+                f"The folder holds something other than a run: `{out}`. Choose a new or empty "
+                "--out."
+            )
+        return None
+    run = read_config(out / RUN_FILE)
+    if run.get("format") != RUN_FORMAT:
+        raise CheckpointError(
+            f"The run has format `{run.get('format')}`; this tessella resumes format {RUN_FORMAT}: "
+            f"`{out}`. {_advise_on_other_format(out)}"
+        )
+    now = dict(asked)
+    if now["minutes"] is None:
+        now["minutes"] = run["asked"]["minutes"]
+    changed = changed_settings(run["asked"], now)
+    for name, (before, after) in changed.items():
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"The run began with other settings: `{out}` has {name.removeprefix('recipe.')} = "
+            f"`{before}`, now it is `{after}`{more}. Use the same settings to resume it, or a new "
+            "--out to begin again."
+        )
+    return build(Recipe, run["recipe"])
+
+
+def write_run_file(
+    out: Path, sources: Sequence[str], asked: Mapping[str, Any], recipe: Recipe
+) -> None:
+    """Writes run.json, which makes a folder a run.
+
+    Args:
+        out: the run's folder.
+        sources: DATA, as on the command line.
+        asked: what `open_run` compares when the run is resumed.
+        recipe: what the run follows; its lengths may come from `minutes`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    run = {
+        "format": RUN_FORMAT,
+        "version": metadata.version("tessella"),
+        "sources": list(sources),
+        "asked": dict(asked),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    write_json(out / RUN_FILE, run, what="the run's recipe")
+
+
+def _comes_before_run_file(path: Path) -> bool:
+    """Returns whether a run writes this before it has a run.json."""
+    names = (DATA_FOLDER, f"{DATA_FOLDER}.skipped.jsonl", TEXT_FOLDER)
+    return path.name in names or path.name.startswith(".")
+
+
+def _advise_on_other_format(out: Path) -> str:
+    """Says how to continue from a run that cannot be resumed."""
+    if (out / MODEL_FOLDER).exists():
+        return (
+            "Its finished model still works. To train it further, choose a new --out and set "
+            f"tokenizer_training.init_from and transformer_training.init_from to `{out}`."
+        )
+    if (out / TOKENIZER_MODEL_FOLDER).exists():
+        return (
+            "Its image tokenizer still works: choose a new --out and set "
+            f"tokenizer_training.init_from to `{out}`."
+        )
+    return "Finish it with the version of tessella that began it, or choose a new --out."

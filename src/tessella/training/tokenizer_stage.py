@@ -1,0 +1,266 @@
+"""Stage 1: pixels → codes → pixels. Its batches, its loss, how it is measured."""
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tessella.data.cache import CaptionedImages
+from tessella.evaluation.reconstruction import evaluate_reconstructions
+from tessella.images import Pixels, to_float
+from tessella.sheets import make_sheet
+from tessella.tokenizer import ImageTokenizer, Reconstruction
+from tessella.tokenizer.adversarial import AdversarialLoss
+from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
+from tessella.tokenizer.losses import (
+    ReconstructionLoss,
+    ReconstructionLosses,
+    ReconstructionLossSettings,
+)
+from tessella.training.checkpoint import flatten_optimizer, restore_optimizer
+from tessella.training.loop import Evaluation, Stage, StepLoss, TrainingSettings
+
+_MAX_VALIDATION_IMAGES = 512
+_SHEET_PICTURES = 16
+_SHEET_COLUMNS = 8
+
+
+class TokenizerTrainingSettings(TrainingSettings):
+    """How the image tokenizer trains."""
+
+    loss: ReconstructionLossSettings = ReconstructionLossSettings()
+    """The loss that reconstructions are trained by."""
+    learn: Literal["all", "decoder"] = "all"
+    """What learns: `all`, or the `decoder` alone, behind the encoder and codebook of another model
+    (`init_from`): their codes stay as they are."""
+    recompute: bool = False
+    """Keeps less of each step in memory and computes it again for the gradients (activation
+    checkpointing): for larger pictures, networks or batches."""
+    compile: bool = False
+    """Compiles encoder and decoder with `torch.compile`: a slow start, then faster steps where a
+    compiler for the device is installed."""
+
+    @model_validator(mode="after")
+    def _discriminator_gets_to_count(self) -> Self:
+        adversarial = self.loss.adversarial
+        start = adversarial.counts_from_images
+        if adversarial.weight and 0 < self.images <= start:
+            raise ValueError(
+                f"the discriminator would count from {start:,} images on, and training ends at "
+                f"{self.images:,}. Lower loss.adversarial.start_images and .warmup_images, for "
+                f"example to {self.images // 2} and {self.images // 20}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_has_an_encoder(self) -> Self:
+        if self.learn == "decoder" and self.init_from is None:
+            raise ValueError(
+                "a decoder alone needs a trained encoder and codebook. Set "
+                "tokenizer_training.init_from to a model folder"
+            )
+        return self
+
+
+class TokenizerLoss(nn.Module):
+    """The image tokenizer and its loss: pixels (B, H, W, 3) uint8 → `StepLoss`.
+
+    Args:
+        tokenizer: the network that learns.
+        settings: which losses, and which of its parts learn.
+        adversarial: the discriminator, if there is one. Not a module: it trains by itself.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        settings: TokenizerTrainingSettings,
+        adversarial: AdversarialLoss | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._reconstruction_loss = ReconstructionLoss(settings.loss)
+        self._adversarial = adversarial
+        self._frozen = (
+            [tokenizer.encoder, tokenizer.quantizer] if settings.learn == "decoder" else []
+        )
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switches to training; parts that do not learn stay in eval mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> StepLoss:
+        """Reconstructs a batch and computes the loss."""
+        image = to_float(pixels)
+        output = self.tokenizer(image)
+        reconstruction = output.image.float()
+        losses = self._reconstruction_loss(reconstruction, image)
+        total = losses.total + output.quantized.loss
+        metrics = self._measure(output, image, losses)
+        if self._adversarial is not None and self.training:
+            generator = self._adversarial.judge(
+                reconstruction, image, losses.total, self.tokenizer.last_layer
+            )
+            if generator is not None:
+                total = total + generator.loss
+                metrics["adversarial_loss"] = generator.loss
+                metrics["adaptive_weight"] = generator.adaptive_weight
+        return StepLoss(total, metrics)
+
+    @torch.no_grad()
+    def _measure(
+        self, output: Reconstruction, image: Tensor, losses: ReconstructionLosses
+    ) -> dict[str, Tensor]:
+        """Computes the metrics of a batch as a whole; evaluation is by image."""
+        # Pixels are in [-1, 1]: the peak is 2.
+        psnr = 10 * torch.log10(4 / functional.mse_loss(output.image.float(), image))
+        # Not `unique`: on CUDA it waits for the device.
+        used = image.new_zeros(self.tokenizer.settings.quantizer.codebook_size)
+        codes_used = used.index_fill_(0, output.quantized.codes.flatten(), 1).sum()
+        metrics = {"reconstruction_loss": losses.total, "psnr": psnr, "codes_used": codes_used}
+        if losses.perceptual is not None:
+            metrics["perceptual_loss"] = losses.perceptual
+        return metrics
+
+
+class TokenizerStage(Stage[ImageTokenizer]):
+    """Stage 1: pixels → codes → pixels.
+
+    Args:
+        tokenizer: the network that learns.
+        settings: of the training.
+        data: images of each side; if none are held out, training images are measured.
+        device: where it trains.
+        seed: of the discriminator's weights.
+
+    Raises:
+        ConfigError: weights that the loss needs cannot be found, or the pictures are too small
+            for the discriminator.
+    """
+
+    name = "tokenizer"
+
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        settings: TokenizerTrainingSettings,
+        data: Mapping[str, CaptionedImages],
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        self._adversarial: AdversarialLoss | None = None
+        adversarial = settings.loss.adversarial
+        if adversarial.weight:
+            size = data["train"].image_size
+            self._adversarial = AdversarialLoss(adversarial, size, device, seed)
+            self.steady_from_images = adversarial.counts_from_images
+        self.network = tokenizer
+        self.loss_module = TokenizerLoss(tokenizer, settings, self._adversarial)
+        tokenizer.set_recompute(settings.recompute)
+        if settings.compile:
+            # Not the quantizer, whose work depends on its input; not the last layer, for which
+            # the discriminator computes gradients of its own.
+            self.compiled = [tokenizer.encoder.body, tokenizer.decoder.body]
+        self.num_images = len(data["train"])
+        self._train = data["train"]
+        self._validation = data["validation"] if len(data["validation"]) else self._train
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Lists the convolutions inside encoder and decoder that learn."""
+        return [matrix for matrix in self.network.hidden_matrices() if matrix.requires_grad]
+
+    def load_batch(
+        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Tensor, ...]:
+        """Reads pixels (B, H, W, 3) uint8."""
+        return (torch.from_numpy(self._train.pixels(indices)),)
+
+    def evaluate(
+        self, average: ImageTokenizer, device: torch.device, images_seen: int
+    ) -> Evaluation:
+        """Measures reconstructions and the codebook's use; the sheet has originals above them."""
+        count = min(_MAX_VALIDATION_IMAGES, len(self._validation))
+        pixels = self._validation.pixels(np.arange(count))
+        measured = evaluate_reconstructions(average, pixels)
+        health = measured.health
+        problem = describe_codebook_problem(health, average.settings.quantizer, images_seen)
+        return Evaluation(
+            metrics=measured.metrics(),
+            pictures={
+                "samples": _make_pairs_sheet(pixels, measured.pixels),
+                "codebook": plot_codebook_use(health),
+            },
+            warnings=[problem] if problem else [],
+        )
+
+    def before_step(self, images_seen: int) -> None:
+        """Tells the discriminator the progress."""
+        if self._adversarial is not None:
+            self._adversarial.before_step(images_seen)
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Trains the discriminator."""
+        return {} if self._adversarial is None else self._adversarial.after_step()
+
+    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
+        """Halves the discriminator's weight when reconstructions get worse."""
+        if self._adversarial is None:
+            return None
+        psnr = metrics["psnr"]
+        scale = self._adversarial.note_validation(10 ** (-psnr / 10))
+        if scale is None:
+            return None
+        return (
+            f"Reconstructions got worse ({psnr:.2f} dB) since the discriminator counts: "
+            f"its weight is now {scale:g} of tokenizer_training.loss.adversarial.weight."
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the discriminator and its optimizer's state."""
+        if self._adversarial is None:
+            return {}
+        optimizer, _ = flatten_optimizer(*self._discriminator_optimizer(self._adversarial))
+        named = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+        return self._adversarial.state_dict() | named
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the discriminator and its optimizer's state."""
+        if self._adversarial is None:
+            return
+        self._adversarial.load_state_dict(state)
+        optimizer, names = self._discriminator_optimizer(self._adversarial)
+        prefix = "optimizer."
+        tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        # Its plain values are settings, which the recipe has.
+        _, plain = flatten_optimizer(optimizer, names)
+        restore_optimizer(optimizer, names, tensors, plain)
+
+    @staticmethod
+    def _discriminator_optimizer(
+        adversarial: AdversarialLoss,
+    ) -> tuple[torch.optim.Optimizer, list[str]]:
+        """Returns the optimizer and its parameters' names."""
+        return adversarial.optimizer, [name for name, _ in adversarial.network.named_parameters()]
+
+
+def _make_pairs_sheet(originals: Pixels, reconstructions: Pixels) -> Pixels:
+    """Draws the first originals in rows, each above its reconstruction."""
+    columns = min(_SHEET_COLUMNS, len(originals))
+    # Whole rows only, so that each picture stands under its original.
+    rows = min(_SHEET_PICTURES, len(originals)) // columns
+    sides = [
+        side[: rows * columns].reshape(rows, columns, *side.shape[1:])
+        for side in (originals, reconstructions)
+    ]
+    pictures = np.stack(sides, axis=1).reshape(-1, *originals.shape[1:])
+    return make_sheet(pictures, columns)

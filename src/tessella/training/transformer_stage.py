@@ -1,0 +1,125 @@
+"""Stage 2: captions → codes. Its batches and how it is measured; the loss is the objective's."""
+
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tessella.data.cache import CaptionedImages
+from tessella.evaluation.eval_images import can_read
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import enumerate_requests
+from tessella.objectives import Objective
+from tessella.sheets import make_sheet
+from tessella.training.codes import Codes
+from tessella.training.loop import Evaluation, Stage, TrainingSettings
+from tessella.training.text_features import CaptionReader
+from tessella.transformer import Transformer
+
+_MAX_VALIDATION_IMAGES = 512
+_VALIDATION_BATCH = 64
+_SHEET_PICTURES = 16
+_SHEET_COLUMNS = 4
+
+
+class TransformerTrainingSettings(TrainingSettings):
+    """How the transformer trains."""
+
+    caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
+    """Fraction of pictures that are learned with an empty prompt, which guidance needs."""
+    flips: bool = False
+    """Whether pictures are also learned mirrored. Not where captions say left and right, or
+    pictures show writing."""
+    crops: int = Field(0, ge=0, le=16)
+    """Random crops of each picture (four fifths of its side or more), drawn once, that are learned
+    beside it."""
+    compile: bool = False
+    """Compiles the transformer's layers with `torch.compile`: a slow start, then faster steps
+    where a compiler for the device is installed."""
+
+
+class TransformerStage(Stage[Transformer]):
+    """Stage 2: captions → codes.
+
+    Args:
+        model: its transformer learns; its tokenizer is trained.
+        settings: of the training.
+        data: images of each side; if none are held out, training images are scored.
+        codes: (passes, N, h, w) of each side; a batch draws each image's codes from one pass.
+        captions: reads captions faster than the model's own text encoder.
+    """
+
+    name = "transformer"
+
+    def __init__(
+        self,
+        model: TextToImage,
+        settings: TransformerTrainingSettings,
+        data: Mapping[str, CaptionedImages],
+        codes: Mapping[str, Codes],
+        captions: CaptionReader | None = None,
+    ) -> None:
+        self.network = model.transformer
+        self.loss_module = model.objective
+        if settings.compile:
+            self.compiled = [*model.transformer.self_decoder, *model.transformer.cross_decoder]
+        self.num_images = len(data["train"])
+        self._model = model
+        self._captions = captions or model.text_tokenizer
+        self._caption_dropout = settings.caption_dropout
+        self._data = data
+        self._codes = codes
+        self._validation_side = "validation" if len(data["validation"]) else "train"
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Lists the matrices inside the transformer's layers."""
+        return self.network.hidden_matrices()
+
+    def load_batch(
+        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Tensor, ...]:
+        """Reads text (B, T) of one caption each, some dropped, and codes (B, h, w)."""
+        captions = []
+        for index in indices:
+            choices = self._data["train"].captions(int(index))
+            caption = choices[rng.integers(len(choices))]
+            captions.append("" if rng.random() < self._caption_dropout else caption)
+        codes = self._codes["train"]
+        return self._batch(captions, codes[rng.integers(len(codes), size=len(indices)), indices])
+
+    def evaluate(self, average: Transformer, device: torch.device, images_seen: int) -> Evaluation:
+        """Scores held-out images with their first captions; paints captions that fit whole."""
+        side = self._validation_side
+        count = min(_MAX_VALIDATION_IMAGES, len(self._data[side]))
+        captions = [self._data[side].captions(index)[0] for index in range(count)]
+        model = self._model.with_parts(transformer=average).to(device)
+        metrics = self._score(model.objective.eval(), captions, self._codes[side][0], device)
+        readable = (caption for caption in captions if can_read(self._model, caption))
+        prompts = list(islice(readable, _SHEET_PICTURES)) or [""]
+        pixels = model.generate_images(enumerate_requests(prompts)).pixels
+        sheet = make_sheet(pixels, columns=_SHEET_COLUMNS, labels=prompts, scale=2)
+        return Evaluation(metrics, {"samples": sheet})
+
+    @torch.inference_mode()
+    def _score(
+        self, objective: Objective, captions: list[str], codes: Codes, device: torch.device
+    ) -> dict[str, float]:
+        """Computes the mean loss and metrics over the first images, one per caption."""
+        means: dict[str, float] = {}
+        torch.manual_seed(0)  # the same orders at every evaluation; each step has its own seed
+        for start in range(0, len(captions), _VALIDATION_BATCH):
+            part = captions[start : start + _VALIDATION_BATCH]
+            text, targets = self._batch(part, codes[start : start + len(part)])
+            result = objective(text.to(device), targets.to(device))
+            for name, value in {"loss": result.loss, **result.metrics}.items():
+                weight = len(part) / len(captions)
+                means[name] = means.get(name, 0.0) + weight * value.item()
+        return means
+
+    def _batch(self, captions: list[str], codes: Codes) -> tuple[Tensor, ...]:
+        text = self._captions.encode_training(captions).text_tokens
+        return text, torch.from_numpy(codes.astype(np.int64))
