@@ -294,7 +294,8 @@ def count_passes() -> int | None:
     from tessella.evaluation.eval_images import can_read
     from tessella.model.folder import ModelConfig
     from tessella.model.pipeline import TextToImage
-    from tessella.text import FrozenTextEncoder, TextSettings
+    from tessella.text import TextSettings
+    from tessella.text.frozen import FrozenTextEncoder
 
     passes = 0
     vocabulary = ("[PAD]", "[UNK]", "[SEP]", *"0123456789")

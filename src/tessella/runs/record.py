@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+
 from tessella.config import read_config
 from tessella.data.cache import MANIFEST, SIDES, SKIPPED, CaptionedImages, read_manifest
 from tessella.errors import ConfigError

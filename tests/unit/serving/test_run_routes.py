@@ -137,7 +137,8 @@ def test_where_locks_cannot_be_had_nothing_is_claimed(
 def test_a_finished_run_is_not_silent(training: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (training / "model").mkdir()
     (training / "model" / "metrics.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(time, "time", lambda now=time.time() + 9000: now)
+    later = time.time() + 9000
+    monkeypatch.setattr(time, "time", lambda: later)
     assert b"The run last wrote to its logs on " in RunWatch(training).look().page
 
 
