@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -362,6 +363,11 @@ def test_the_readme_runs_in_an_empty_folder(
         exec(python.text.replace("tessella.load()", model), {})
         assert size_of(Path("picture.png")) == (64, 64)
 
+    # The other page that loads this run, and watches it paint.
+    [python] = [b for b in blocks((DOCS / "how-to/paint.md").read_text(encoding="utf-8")) if b.language == "python"]
+    exec(python.text, {})
+    assert size_of(Path("step-16-of-16.png")) == (64, 64)
+
 
 def size_of(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
@@ -573,6 +579,30 @@ def test_the_index_of_docs_names_every_page() -> None:
     linked = {(DOCS / target.partition("#")[0]).resolve() for target in targets}
     missing = [name_of(page) for page in DOCS.rglob("*.md") if page != index and page not in linked]
     assert not missing, "add them to docs/README.md"
+
+
+def test_the_tour_stops_at_every_file() -> None:
+    """A file that is moved or new is named there; one that is gone is not."""
+    source = REPOSITORY / "src" / "tessella"
+    files = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
+    named = set(re.findall(r"`([\w/]+\.py)`", (DOCS / "tour.md").read_text(encoding="utf-8")))
+
+    def is_named(file: str) -> bool:
+        return any(f"/{file}".endswith(f"/{name}") for name in named)
+
+    gone = [name for name in named if not any(f"/{f}".endswith(f"/{name}") for f in files)]
+    # Commands are named after themselves.
+    missing = [f for f in files if not re.match(r"cli/|.*__\w+__\.py", f) and not is_named(f)]
+    assert not gone
+    assert not missing
+
+
+def test_every_extra_of_a_page_is_there() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for extras in re.findall(r"pip install[^\n`]*?\[([\w,]+)\]", text):
+            assert set(extras.split(",")) <= project["optional-dependencies"].keys(), name_of(page)
 
 
 def test_links_and_anchors_are_read() -> None:
