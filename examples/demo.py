@@ -1,8 +1,8 @@
 """Paints sixteen prompts with the bundled model: `make demo`.
 
-Some prompts name pairs of colour and shape that no training picture contained; whether such a
-picture is right shows whether the model composes. Written are demo/sheet.png and
-demo/index.html, a page that needs no network. Another model: `make demo ARGS='--model RUN/model'`.
+Some prompts name pairs of colour and shape that no training picture contained: they show whether
+the model composes. Writes demo/sheet.png and demo/index.html, a page that needs no network. For
+another model: `make demo ARGS='--model RUN/model'`.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import tessella
 from tessella.data.scenes import Scene, parse_caption
 from tessella.evaluation.scenes import classify_scenes
 from tessella.files import write_text
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
 from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 
 PROMPTS = (
     "a large red star on a navy background",
@@ -51,21 +52,21 @@ SHEET_SCALE = 3
 
 @dataclass(frozen=True)
 class DemoPicture:
-    """One prompt and what became of it."""
+    """One prompt and the picture that was painted from it."""
 
     prompt: str
     seed: int
     image: Image.Image
-    scene: Scene | None  # what was asked for; None if it is no scene
-    is_right: bool | None  # as the classifier reads it; None if it is not a scene
+    scene: Scene | None  # that the prompt describes; None if it describes none
+    is_right: bool | None  # as the classifier reads it; None without a scene
 
 
 def paint(model: tessella.TextToImage, prompts: Sequence[str]) -> tuple[list[DemoPicture], float]:
     """Paints all prompts as one batch, with seeds 0, 1, 2, …, and reads the pictures.
 
     Args:
-        model: any; pictures larger or smaller than scenes are read too.
-        prompts: canonical captions of scenes are classified, others are not.
+        model: any; pictures of any size are read.
+        prompts: pictures of scenes' own captions are classified, others are not.
 
     Returns:
         The pictures, and the seconds that one of them took.
@@ -92,15 +93,15 @@ def read_scene(prompt: str) -> Scene | None:
 
 
 def remark(picture: DemoPicture) -> str:
-    """Says whether a picture is right, and whether its pair is new to the model."""
+    """Says whether a picture matches its prompt, and whether its pair is new to the model."""
     if picture.scene is None:
         return ""
     new = ", a pair never seen in training" if picture.scene.is_held_out else ""
-    return f"{'as asked' if picture.is_right else 'not as asked'}{new}"
+    return f"{'right' if picture.is_right else 'wrong'}{new}"
 
 
 def write_page(path: Path, pictures: Sequence[DemoPicture], note: str) -> None:
-    """Writes a page with the pictures inside of it."""
+    """Writes a page that contains the pictures."""
     figures = "\n".join(
         f'<figure><img src="{data_uri(p.image)}" alt="{html.escape(p.prompt)}">'
         f"<figcaption>{html.escape(p.prompt)}"
@@ -112,7 +113,7 @@ def write_page(path: Path, pictures: Sequence[DemoPicture], note: str) -> None:
 
 
 def data_uri(image: Image.Image) -> str:
-    """Writes a picture as text that a page can hold."""
+    """Encodes a picture as text that a page can hold."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -148,7 +149,7 @@ small {{ display: block; color: light-dark(#5a6270, #9aa3b2); }}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Paints, writes and says where.
+    """Paints, writes the files and says where they are.
 
     Returns:
         The exit status.
@@ -174,9 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     for picture in pictures:
-        print(f"{remark(picture):<50} {picture.prompt}")
+        print(f"{remark(picture):<38} {picture.prompt}")
     right = sum(bool(picture.is_right) for picture in pictures)
-    print(f"{right} of {len(pictures)} pictures are entirely as asked, by the scene classifier.")
+    print(f"{right} of {len(pictures)} pictures match their prompt, by the scene classifier.")
     print(pace)
     print(f"Sheet: {sheet}\nPage:  {page}")
     return 0

@@ -219,7 +219,7 @@ def test_the_demo_paints_with_the_bundled_model(
     demo = load_demo()
     assert demo.main(["--out", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    right = re.search(r"(\d+) of 16 pictures are entirely as asked", told)
+    right = re.search(r"(\d+) of 16 pictures match their prompt", told)
     assert right
     # Chance is far below one; a model that has learned paints most of them.
     assert int(right[1]) >= 8
