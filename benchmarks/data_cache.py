@@ -7,7 +7,7 @@ Theory: for a 128x128 picture, decoding takes some 0.4 ms (WebP; JPEG half of th
 64x64 0.3 ms; everything else should be small. So the bound is about 1,400 WebP pictures per second
 for one core, 2,800 for two. The bound is measured here too: one process that only decodes and
 resizes pictures in memory, times the number of cores. Peak memory is that of a few batches; it may
-grow by the 32 bytes per image that the split needs.
+grow by the 32 bytes an image that the split needs.
 
 Output contract: one line per measurement; the last line of stdout is the record, one JSON object.
 For `folder` and `tar` it has `images_per_second` (spread over the repeats),

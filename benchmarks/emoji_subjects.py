@@ -1,20 +1,20 @@
-r"""Does an emoji model compose: a subject in a style that it never saw it in?
+r"""Does an emoji model compose: can it paint a subject in a style that it never saw it in?
 
-Why: each held-out picture is a pair of subject and style that is in no training picture, while
-the subject is there in other styles, and the style with other subjects. A model that only learned
-by heart paints the right subject in a wrong style, or the other way round.
+Why: each held-out picture is a pair of subject and style that no training picture has, while the
+subject occurs in other styles, and the style with other subjects. A model that has only memorised
+paints the right subject in a wrong style, or the other way round.
 
 Theory: a picture is classified as the real picture that is nearest by SqueezeNet's features, among
-the real pictures of all held-out subjects in all styles. Blind choice is right about once in as
-many as there are subjects, and styles. The bound is the image tokenizer: the class of the
+the real pictures of all held-out subjects in all styles. A random choice is right once in as many
+times as there are subjects, or styles. The bound is the image tokenizer: the class of the
 held-out pictures' own reconstructions. A painted picture that is closer to a training picture
 than the first percentile of the held-out ones are (`tessella.evaluation.memorisation`) is a copy.
 
 Output contract: the last line of stdout is the record, one JSON object: for painted and
-reconstructed pictures the share with the right subject (in any style), the right style and both,
+reconstructed pictures the fraction with the right subject (in any style), the right style and both,
 each with its 95 % interval (Wilson); chance beside them; the copy rate. SHEET has the pictures,
-the nearest real picture right of each. `--quick` draws one-object scenes instead: subjects are
-colour and shape, styles are backgrounds; without its weights SqueezeNet is then untrained.
+each with the nearest real picture on its right. `--quick` draws one-object scenes instead: subjects
+are colour and shape, styles are backgrounds; without its weights SqueezeNet is then untrained.
 
     python benchmarks/emoji_subjects.py --model runs/stickers --heldout heldout.tar \
         --train a.tar b.tar --sheet subjects.png

@@ -1,16 +1,16 @@
 """How long a picture takes, against bare forward passes of the same network.
 
 Why: the promise of `any_order` is that a whole picture costs about as much arithmetic as two full
-passes, however many steps it takes. Whoever serves pictures pays for what is lost beside that.
+passes, however many steps it takes. Whoever serves pictures pays for everything above that.
 
-Theory: a full pass reads the text and all N codes and asks all N positions. Generating reads and
-asks each position once too, in `steps` pieces: the bound is 1 pass, plus the decoder's. With
-guidance, both branches: 2. What comes on top is the small size of the pieces.
+Theory: a full pass encodes the text and all N codes and predicts all N positions. Generating also
+encodes and predicts each position once, in `steps` pieces: the bound is 1 pass, plus the decoder's.
+With guidance it is 2, for both branches. The rest is the cost of small pieces.
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
-`one_picture` and `batch_seconds`: seconds of `TextToImage.paint`, decoder included.
-`batch_in_passes`: of a batch's codes (without decoder) in forward passes over the same batch,
-`with_decoder` the same with the decoder on both sides. `cold_start_seconds`: from the shell to
+`one_picture` and `batch_seconds`: seconds of `TextToImage.generate_images`, decoder included.
+`batch_in_passes`: how many forward passes over the same batch take as long as sampling its codes;
+`with_decoder` the same, with the decoder on both sides. `cold_start_seconds`: from the shell to
 the file; `help_seconds`: of `tessella --help`.
 
     python benchmarks/generation.py --repeats 30

@@ -1,4 +1,4 @@
-"""Shared ground of the benchmark scripts: environment, timing, bounds, results.
+"""What the benchmark scripts share: environment, timing, bounds, results.
 
 Why:
     A number without the machine, the spread and something to compare it with says nothing.

@@ -1,4 +1,4 @@
-"""Pictures that are wrong, too much, or odd: what `malformed_requests.py` uploads.
+"""Pictures that are wrong, too large or odd: what `malformed_requests.py` uploads.
 
 Nothing is measured here; run by itself, this file does nothing.
 """

@@ -1,8 +1,8 @@
 """Requests that are wrong, each in one way: what `serving_malformed.py` sends.
 
 Every function of KINDS takes a random number generator and returns the bytes of one request that no
-server should fulfil; beside what is wrong, it is a good request with a good key. NOT_HTTP is what
-is no request at all, ODD what is unusual and yet allowed to be fulfilled.
+server should fulfil; apart from its one fault it is a good request with a good key. NOT_HTTP holds
+bytes that are not a request at all, ODD unusual requests that may be fulfilled.
 
 Nothing is measured here; run by itself, this file does nothing.
 """

@@ -1,20 +1,20 @@
-r"""Which objective learns to paint: the question that the founding report lost, and its field's.
+r"""Which objective learns to paint: the experiment that the founding report lost.
 
 Why: the report trained one transformer with squared error on the latent and lost the run before
-anyone saw a picture. Here its objective and its first plan stand beside what the field does, with
-the same tokenizer, codes, transformer size, images seen and seeds.
+anyone saw a picture. Here its objective and its first plan stand beside the field's own, with the
+same tokenizer, codes, transformer size, images seen and seeds.
 
 Theory: the bound is the tokenizer: "tokenizer alone" is what it makes of the real pictures. Where
-a caption leaves a choice, squared error learns the mean of the answers and `parallel` draws every
-place by itself; the others know the codes that are there already. A scene is right or wrong.
+a caption leaves a choice, squared error learns the mean of the answers and `parallel` samples every
+position by itself; the others see the codes that are there already. A scene is right or wrong.
 
 Output contract: one line a cell (data, row, seed); the last line of stdout is the record, one JSON
 object. For each data set and row, the mean over the seeds and every seed's value of
 
-- all_correct_seen, all_correct_held_out: share of scenes read all-correct off the first picture of
-  unseen scenes (`tessella.evaluation.scenes`), pairs seen in training or held out;
-- fid, kid (other data): over SqueezeNet's features, one picture a held-out caption against the
-  real ones, picture i with seed i; 16-pixel pictures are enlarged to the real ones' size, bicubic;
+- all_correct_seen, all_correct_held_out: fraction of scenes read all-correct off the first picture
+  of unseen scenes (`tessella.evaluation.scenes`), pairs seen in training or held out;
+- fid, kid (other data): over SqueezeNet's features, one picture a held-out caption against the real
+  ones, picture i with seed i; 16-pixel pictures are enlarged to the real ones' size, bicubic;
 - train_loss: the objective's own, mean of the last log interval; heldout_nats: nats a code of
   held-out pictures by the objective's likelihood, 8 orders or maskings (of `masked` and `any_order`
   a bound; none for the two that have no likelihood; a palette's codes are pixels);
@@ -22,8 +22,8 @@ object. For each data set and row, the mean over the seeds and every seed's valu
 
 and seconds a picture, text and decoder included, at batch 1 and 16, all rows in turn in one run.
 Rows that differ in the painting alone share a network. `palette` is Image GPT's way: 512 colours,
-16×16 pixels, a code a pixel; such scenes cannot be read off. OUT/DATA/NETWORK/SEED keeps each
-training's checkpoints and results: the same command goes on where it stopped. OUT/DATA.png shows
+16×16 pixels, a code a pixel; scenes of that size cannot be read. OUT/DATA/NETWORK/SEED keeps each
+training's checkpoints and results: the same command resumes. OUT/DATA.png shows
 the same prompts by every row, real pictures and the tokenizer's first.
 
     python benchmarks/objectives.py --scenes 20000 --images 20000 --seeds 0 1 \

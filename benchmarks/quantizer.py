@@ -1,18 +1,20 @@
-"""How fast and how frugal the vector quantizer is, against vector-quantize-pytorch.
+"""How fast the vector quantizer is, and how much memory it takes, against vector-quantize-pytorch.
 
-Why: the nearest code of every place is the one part of a tokenizer whose cost grows with the
-codebook, and the part where scores of every place for every code are easily kept by mistake.
+Why: finding the nearest code of every position is the one part of a tokenizer whose cost grows with
+the codebook, and the part where the scores of all positions for all codes are easily kept in memory
+by mistake.
 
 Theory: a step needs one product of (N, C) latents with a (C, K) codebook, 2·N·C·K operations,
-and the highest of K scores for each of N places. The N·K scores need not be there at once:
-memory need not grow with K, but for the codebook. `bound_seconds` is the time of that product at
+and the highest of K scores for each of N positions. The N·K scores need not exist at once: apart
+from the codebook, memory need not grow with K. `bound_seconds` is the time of that product at
 the rate of a large square one.
 
-Output contract: a line a rule and size; the last line of stdout is the record, one JSON object.
-For each rule (`gradient`, `ema`, `cosine_ema`: those that both have) and codebook: seconds of a
-forward and backward pass of either and their ratio; the highest number of bytes that tensors
-took beside what was there before (on the CPU as the profiler counts them, on CUDA
-`max_memory_allocated`); the share of places with the same code, and how far the losses differ.
+Output contract: a line a rule and size; the last line of stdout is the record, one JSON object. For
+each rule (`gradient`, `ema`, `cosine_ema`: those that both have) and codebook: seconds of a forward
+and backward pass of either and their ratio; the highest number of bytes that tensors took on top of
+those that were there before (on the CPU as the profiler counts them, on CUDA
+`max_memory_allocated`); the fraction of positions with the same code, and how far the losses
+differ.
 
     python benchmarks/quantizer.py
     python benchmarks/quantizer.py --quick

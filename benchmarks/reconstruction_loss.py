@@ -4,7 +4,7 @@ Why: the report trained its image tokenizer on features of ResNet-18 alone, saw 
 shapes, and went back to pixel MSE. It named combinations of layers and a discriminator as future
 work. Here is all of it with the same network, data, images seen and seeds.
 
-Theory: none; a measurement. PSNR is what pixel MSE optimises, so it alone would decide for it;
+Theory: none; a measurement. PSNR is what pixel MSE optimises, so it alone would favour it;
 KID and the perceptual distance are taken on SqueezeNet, which no loss was trained on, and FID on
 ResNet-18 features too, which the perceptual losses were trained on: a loss that merely pleases its
 own network shows there.
@@ -12,15 +12,15 @@ own network shows there.
 Output contract: one line a cell (data, loss, seed); the last line of stdout is the record, one JSON
 object: for each data set and loss the mean over the seeds and every seed's value of PSNR, SSIM,
 perceptual distance, KID, FID, codes used, perplexity, training images/s. OUT/DATA/LOSS/SEED keeps
-each trained tokenizer's checkpoints and result: the same command goes on where it stopped.
+each trained tokenizer's checkpoints and result: the same command resumes.
 OUT/DATA.png shows the same held-out pictures by every loss, originals first, a row a loss.
 
     python benchmarks/reconstruction_loss.py --images 12800 --seeds 0 1 --out runs/losses \
         --data clothing clothing.tar --data flickr8k train-0.tar train-1.tar \
         --heldout flickr8k dev.tar
 
-A data set without held-out pictures of its own keeps out a fifth. ResNet-18 and SqueezeNet are
-found as `tessella probe` and `tessella evaluate` find them (TESSELLA_RESNET18,
+Of a data set without held-out pictures of its own, a fifth is held out. ResNet-18 and SqueezeNet
+are found as `tessella probe` and `tessella evaluate` find them (TESSELLA_RESNET18,
 TESSELLA_SQUEEZENET).
 """
 

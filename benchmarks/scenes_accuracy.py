@@ -1,16 +1,17 @@
-"""How many scenes a model paints all-correct, read off the pictures.
+"""How many scenes a model paints all-correct, as a classifier reads its pictures.
 
-Why: on scenes a picture is right or wrong, without a person or another model to judge it. Scenes
-with a held-out (colour, shape) pair, which training never shows, ask whether the model composes.
+Why: a picture of a scene is right or wrong; neither a person nor another model has to judge it.
+Scenes with a held-out (colour, shape) pair, which training never shows, test whether the model
+composes.
 
 Theory: the bound is the image tokenizer: a scene that it cannot reconstruct all-correct is not
-painted all-correct either, but by luck. Real scenes score 100 %.
+painted all-correct either, except by luck. Real scenes score 100 %.
 
-Output contract: the last line of stdout is the record, one JSON object. Each entry has the share
+Output contract: the last line of stdout is the record, one JSON object. Each entry has the fraction
 of all-correct pictures and its 95 % interval (Wilson); the first picture of each canonical prompt
 counts, with the model's own settings; for `best_of` it is the best of that many candidates by the
-model's own likelihood (PMI). Prompts come from another stream of random
-numbers than any training scene.
+model's own likelihood (PMI). Prompts come from another stream of random numbers than any training
+scene.
 
     python benchmarks/scenes_accuracy.py --model scenes
 """

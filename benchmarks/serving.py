@@ -1,24 +1,24 @@
-"""What the server costs beside the model: in throughput, for one client, until it shows something.
+"""What the server costs on top of the model: throughput, one client's time, the first picture.
 
 Why: a model that paints 140 pictures a second from Python should do so over HTTP too, and one
 person who waits for one picture should not notice the server.
 
 Theory: painting is arithmetic on all cores, and the server adds parsing, queueing, PNG, base64 and
 sockets, on the same cores. Offline pictures in batches of the server's size are the bound of its
-throughput. A closed loop of 32 clients, each with one request in flight, keeps two batches of 16
-at the server: one that is painted, one that waits. While the answers of one batch are written and
-the next requests read, the other batch computes. One client has a batch of its own: what is over
-the offline picture is the server's. A partial picture after step s of S needs s of S steps and
-one more pass of the decoder.
+throughput. A closed loop of 32 clients, each with one request in flight, keeps two batches of 16 at
+the server: one that is painted, one that waits. While the answers of one batch are written and the
+next requests read, the other batch is painted. One client has a batch of its own: its time beyond
+the offline picture is the server's. A partial picture after step s of S needs s of S steps and one
+more pass of the decoder.
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
 `throughput.of_offline`: pictures/s served over pictures/s offline, PNG encoding in both (as served
-pictures need it), pair by pair in alternating order; `throughput.of_bare` the same against
-painting without PNG. `client_share`: of one core, what the clients took while they were served.
+pictures need it), pair by pair in alternating order; `throughput.of_bare` the same against painting
+without PNG. `client_share`: the fraction of one core that the clients took while they were served.
 `identical`: how many of the `compared` pictures are those painted offline, pixel by pixel;
 `largest_difference` of any value, of 255. `one_client.seconds_over_offline`: the difference of the
-two medians. `first_partial`: share of the whole picture's time at which the first partial one is
-there, by `partial_images`.
+two medians. `first_partial`: the fraction of the whole picture's time after which the first partial
+one is there, by `partial_images`.
 
     python benchmarks/serving.py --repeats 12
 """

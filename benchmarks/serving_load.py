@@ -1,11 +1,11 @@
 """Whether an overrun server answers everyone, refuses politely and keeps its size.
 
 Why: a queue that grows without bound turns a busy hour into a crash, and an answer that never
-comes makes a client wait for ever.
+comes makes a client wait forever.
 
 Theory: 64 clients with one request in flight each are more than a queue of 16 holds, so most of
 the time some have to be refused: 429, with the seconds after which to try again. Clients wait a
-quarter of a second then, less than they are told, so that painted and refused answers come in
+quarter of a second then, less than the header says, so that painted and refused answers come in
 comparable numbers. Every request has one answer; a client that hangs up gives its place back. What
 a request needs is freed with it, so that the memory of the process is reached early and kept:
 caches and the allocator's reserves fill within the first thousand.

@@ -1,4 +1,4 @@
-"""Whether anything that people or programs may send by mistake or malice harms the server.
+"""Whether anything that people or programs send, by mistake or in malice, harms the server.
 
 Why: an address that is open to others is sent everything: cut-off uploads, pictures that decode to
 gigabytes, numbers no language can hold. Each of them must cost its sender an error, and the
@@ -13,10 +13,10 @@ Output contract: a line a thousand; the last line of stdout is the record, one J
 also by kind in `kinds`. `not_4xx`: answers of another status. `no_answer`: connections that
 ended without one, or were silent for a minute. `wrong_body`: refusals without the error object;
 `by_parser` counts those of the HTTP parser, which come before the application and are plain text.
-`leaks`: answers that tell of code, files or versions. `not_http`: what became of bytes that are no
-HTTP; `unfinished`: of requests that stop in the middle (nobody is there to be answered); `odd`: of
-unusual pictures, which may be read. `alive`: how often the right picture was painted in between, of
-so many times that it was asked for. `memory_after_1000`, `memory_after`: resident bytes at
+`leaks`: answers that reveal code, files or versions. `not_http`: what became of bytes that are not
+HTTP; `unfinished`: of requests that stop in the middle (nobody is left to answer); `odd`: of
+unusual pictures, which may be read. `alive`: how often a good request in between got the right
+picture, and of how many. `memory_after_1000`, `memory_after`: resident bytes at
 rest; `memory_ratio` of the two. `slowest_seconds`: of one answer, and its kind. Exit status 1
 unless all is well and the ratio is at most 1.05.
 

@@ -1,13 +1,13 @@
-"""How large the house is, and how far a command walks through it.
+"""How large the package is, and how deep a command goes through it.
 
-Why: code that nobody can hold in the head is wrong in places that nobody sees. These numbers say
-whether it grew, and where: lines, long functions and files, places written twice, frames between a
+Why: code that nobody can keep in mind is wrong in places that nobody sees. These numbers say
+whether it grew, and where: lines, long functions and files, code that is repeated, frames between a
 command and its first matrix product, and what a person who only paints has to import.
 
-Theory: a line of code is one that is left without blank lines, comments and docstrings. Two places
-repeat each other where six or more such lines in a row are equal, imports aside; a run counts once,
-however long. A frame counts if its function is of this package: those of click, torch and
-contextlib are other people's. An import's time is a fresh process that imports and loads, beside a
+Theory: lines of code are those left without blank lines, comments and docstrings. Two places repeat
+each other where six or more such lines in a row are equal, imports aside; a repeat counts once,
+however long. A frame counts if its function belongs to this package, not to click, torch or
+contextlib. The time of an import is that of a fresh process that imports and loads, minus that of a
 fresh process that imports torch alone, in turn.
 
 Output contract: a table with the bar beside each number that has one; the last line of stdout is

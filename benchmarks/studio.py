@@ -1,18 +1,18 @@
 """How soon the studio page can be used, and what it makes the browser load.
 
-Why: a page that comes late, or pulls in a megabyte of framework, is not opened a second time; and
-one that asks another host does not work on a plane, and tells on its user.
+Why: a page that is slow, or loads a megabyte of framework, is not opened a second time; and one
+that asks another host does not work on a plane, and gives its user away.
 
-Theory: everything comes from the loopback, so that the time is the browser's: starting a
+Theory: everything comes from this machine, so the time is the browser's: starting a
 renderer, parsing, running the scripts, and the round trips that depend on each other (page,
 scripts, models). Bytes are what the network carried, headers included.
 
 Output contract: a line a load; the last line of stdout is the record, one JSON object.
 `usable_seconds`: from the start of the navigation, by the page's own clock, until it says that it
 is ready (the prompt can be typed, the models are listed); each load is in a browser of its own,
-with an empty profile. `transferred_bytes`: all that came until the network was idle, of the load
-with most. `requests`: how many. `foreign_requests`: to another address than the server's, of all
-loads. `console_errors` likewise. Exit status 1 unless the last two are 0.
+with an empty profile. `transferred_bytes`: everything that came until the network was idle, in the
+load with most. `requests`: how many. `foreign_requests`: to another address than the server's, of
+all loads. `console_errors` likewise. Exit status 1 unless the last two are 0.
 
     python benchmarks/studio.py --repeats 15
 """

@@ -1,22 +1,22 @@
-r"""Does a frozen text encoder paint words that were in no caption: a kitten where only cats were?
+r"""Can a model with a frozen text encoder paint words that no caption has, such as `puppy`?
 
 Why: a vocabulary that is learned from the captions knows a new word as a row of letters. An
 encoder that has read the web puts `puppy` near `dog`; what the transformer learned of dogs may
-carry over. The encoder costs a model folder of 90 MB more and its reading of each new prompt.
+carry over. The encoder adds 90 MB to the model folder, and the time to read each new prompt.
 
 Theory: two transformers of the same size, with the same codes, seed, order of images and images
 seen; one reads the run's own tokens (BPE), one MiniLM's features. A picture counts for a word if
 the nearest real picture of its style (cosine of SqueezeNet's fire9 features, each dimension less
-its mean over the real ones) has that word in its label. `chance` is the share of real pictures
-that have it. The base word itself, which was learned, is the bound. By luck alone a share of n
+its mean over the real ones) has that word in its label. `chance` is the fraction of real pictures
+that have it. The base word itself, which was learned, is the bound. By luck alone a fraction of n
 pictures has a standard error of up to 1 / (2 √n); each word's pictures are alike, so it is more.
 
 Output contract: one line a text encoder; the last line of stdout is the record, one JSON object.
 For `bpe` and `minilm`: `hits` and `auc` (with its standard error over words) of `synonym` and of
 `base`, over words × styles × seeds, `chance` of a hit, the held-out pictures' loss and the seconds
 of reading all captions. The words that were used are in the config. OUT/KIND-IMAGES keeps
-checkpoints, and results with what was asked: the same command goes on where it stopped; another
-recipe or other data are refused there, other pairs measured anew.
+checkpoints, and results with their settings: the same command resumes; another recipe or other data
+are refused there, other pairs are measured anew.
 
     python benchmarks/synonyms.py --train 3d.tar flat.tar --heldout heldout.tar \
         --tokenizer runs/emoji/model --images 400000 --out runs/synonyms

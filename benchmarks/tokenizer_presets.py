@@ -1,6 +1,7 @@
 r"""What each preset's image tokenizer costs to train: arithmetic, time, memory.
 
-Why: who chooses a preset wants to know before the night is over whether it fits the machine.
+Why: whoever chooses a preset wants to know, before a night of training, whether it fits the
+machine.
 
 Theory: a step cannot take less than its floating-point operations over the machine's rate of
 convolutions (bf16 products on CUDA), measured in the same run. Memory is what activations, weights,
@@ -9,9 +10,9 @@ gradients and the optimizer's moments take; recomputing activations
 
 Output contract: one line a row; the last line of stdout is the record, one JSON object: for each
 preset parameters, GFLOP of a training step an image (forward and backward, counted by torch),
-images/s of whole steps (Muon's work included, which small batches feel), share of the bound, and
-the peak of memory that forward and backward add to weights and optimizer's moments, with and
-without recomputing.
+images/s of whole steps (Muon's work included, which counts at small batches), the fraction of the
+bound, and the peak of memory that forward and backward add to weights and optimizer's moments, with
+and without recomputing.
 
     python benchmarks/tokenizer_presets.py --batch 4
 """

@@ -1,11 +1,11 @@
-r"""What an image tokenizer keeps of pictures that it never saw, after so many minutes.
+r"""What an image tokenizer keeps of pictures that it never saw, after a given number of minutes.
 
-Why: PSNR on training pictures flatters; on a tar of its own (held-out pairs of subject and style,
+Why: PSNR on training pictures flatters. On a tar of held-out pictures (pairs of subject and style,
 or a data set's official dev split) it says what a user's next picture will look like.
 
 Theory: none; the bar is a published or a measured number at the same geometry.
 
-Output contract: the last line of stdout is the record, one JSON object, for each try: images seen,
+Output contract: the last line of stdout is the record, one JSON object. For each try: images seen,
 seconds of training (of the last call), parameters, PSNR and SSIM on the held-out pictures, codes
 used of K by them, perplexity. The trained network stays in OUT as the last checkpoint of a stage;
 the same command resumes.

@@ -1,13 +1,13 @@
 """How fast the preset `base` learns, against networks that others build at the same size.
 
-Why: a tokenizer's quality is bought with images seen; what a network can see in an hour decides
-between networks with as many weights.
+Why: quality grows with the images seen, so between networks with equally many weights the one that
+sees more images in an hour wins.
 
 Theory: a convolution's arithmetic grows with the resolution that it works at, its weights do not:
-as many weights may mean several times the arithmetic. So each row counts its own (torch's FLOP
-counter, forward and backward) and stands beside the bound, what a large product or convolution
-reaches here in the same run (bf16 on CUDA, fp32 elsewhere). `share_of_bound` says how well the
-machine is used, images a second what comes of it.
+with equally many weights, a network may do several times the arithmetic. So each row counts its own
+(torch's FLOP counter, forward and backward) and stands beside the bound, what a large product or
+convolution reaches here in the same run (bf16 on CUDA, fp32 elsewhere). `share_of_bound` says how
+well the machine is used; images a second is the result.
 
 The peers have the same number of weights (within 3 %), 128×128 pixels and 16×16 codes of width 8
 out of 1024: `VQModel` of diffusers with one layer a block, as it is by default; and the encoder

@@ -1,9 +1,9 @@
 """How fast both stages train, against the same network on one repeated batch, and the bounds.
 
-Why: data, average, log and checkpoints must not cost what the network could learn with.
+Why: data, average, log and checkpoints must not take the time that the network could learn in.
 
 Theory: the bound is the bare step: forward, backward and optimizer on one batch that never
-changes, with nothing around it. The share of the machine's rate is the network's own arithmetic
+changes, with nothing around it. `share_of_bound` is the network's own arithmetic
 (counted by torch's FLOP counter: forward and backward) over the seconds of the real step, against
 the best matrix product and convolution of the same run.
 

@@ -1,8 +1,9 @@
-"""How fast stage 2 lays a picture: by each objective, against bare passes and without a cache.
+"""How fast stage 2 generates a picture: by each objective, against bare passes and without a cache.
 
 Why: `any_order` promises a whole picture for about the arithmetic of two passes, whatever the
 number of steps, where `masked` pays one pass a step and `autoregressive` one step a code. What is
-lost beside the arithmetic (small pieces, masks, chance, Python) is paid by whoever serves it.
+lost on top of the arithmetic (small pieces, masks, random numbers, Python) is paid by whoever
+serves pictures.
 
 Theory: a `plain_pass` sends text and all positions through all layers, without a mask. Any order
 sends each position through the self-decoder once and through the cross-decoder once, in `steps`
@@ -14,7 +15,7 @@ sends it through all layers, as a decoder does in which every layer reads; a ful
 what a network of fixed length would need.
 
 The network has random weights (none of them zero, as a fresh one's are), the prompts have 16
-tokens. Times include reading the text, choosing codes and looking them up; no pixels.
+tokens. Times include encoding the text, sampling codes and looking them up, but no pixels.
 
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
 `batch_<B>` holds `seconds` of each contestant, and ratios that are medians over rounds in which

@@ -1,22 +1,22 @@
-"""How fast a picture of 256 codes is is_decoded, against aMUSEd and a Llama of as many weights.
+"""How fast a picture of 256 codes is generated, against aMUSEd and a Llama of as many weights.
 
 Why: aMUSEd (`UVit2DModel` and `AmusedScheduler` of diffusers) and a decoder that writes one code
-at a time (`LlamaForCausalLM.generate` of transformers) are what one would otherwise take for a
+at a time (`LlamaForCausalLM.generate` of transformers) are what you would otherwise use for a
 text-to-image model over codes.
 
 Theory: guided any order costs the arithmetic of two full passes whatever the steps. aMUSEd costs
 two full passes a step, each with fewer operations a weight than ours: a part of its weights works
 on the prompt alone. Llama without guidance costs the arithmetic of one pass, but reads all its
 weights from cache for each of 256 codes; in a batch that reading is shared, so it comes nearer.
-`gflops` is what one picture takes, counted while it is is_decoded (matrix products, convolutions,
+`gflops` is what one picture takes, counted while it is generated (matrix products, convolutions,
 attention).
 
 All networks have random weights, as many within 3 %, 512 codes and 16 prompt tokens; on no side is
 there a text encoder (aMUSEd is given embeddings) or a decoder to pixels. aMUSEd is driven as
 `AmusedPipeline` drives it, guided, in its proportions (residual blocks three quarters as wide, MLP
 2.75 times) in two shapes, as wide as ours or as deep; Llama has 512 codes beside 1024 words in its
-vocabulary, samples from all, keeps its cache, is not guided. Of aMUSEd's shapes and Llama's
-attentions the one that is faster here counts.
+vocabulary, samples from all of them, uses its cache and is not guided. Of aMUSEd's shapes and
+Llama's attentions the one that is faster here counts.
 
 Output contract: a line a contestant; the last line of stdout is the record, one JSON object.
 `batch_<B>` holds for each contestant `seconds` of a batch of pictures, `gflops` (batch 1) and

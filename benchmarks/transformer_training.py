@@ -1,12 +1,12 @@
 """How much of the machine a training step of the transformer uses.
 
-Why: the arithmetic of a step is known exactly; whatever is not spent on it is spent on norms,
-rotations, masks, embeddings, the optimizer's sums and waiting, and can be won back.
+Why: the arithmetic of a step is known exactly; the rest of its time goes into norms, rotations,
+masks, embeddings, the optimizer's sums and waiting, and can be won back.
 
 Theory: the bound is the rate of a large matrix product, measured in the same rounds (fp32 on the
-CPU, bf16 on CUDA, where training runs in bf16). Counted are the multiply-adds of all matrix
-products and of attention, forward, backward and in Muon's Newton-Schulz iteration, by torch's FLOP
-counter; nothing else. Muon's share does not grow with the batch: 5 iterations over each matrix.
+CPU, bf16 on CUDA, where training runs in bf16). torch's FLOP counter counts the multiply-adds of
+all matrix products and of attention, forward, backward and in Muon's Newton-Schulz iteration;
+nothing else is counted. Muon's share does not grow with the batch: 5 iterations over each matrix.
 
 Output contract: a line a size; the last line of stdout is the record, one JSON object. For each
 size (`tiny`: the preset's transformer; `wide`: width 512, depth 8, 256 positions) `seconds` of a

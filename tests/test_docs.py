@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -360,13 +361,20 @@ def test_the_readme_runs_in_an_empty_folder(
     assert len([line for line in python.text.splitlines() if line.strip()]) <= 5
     for model in ("tessella.load()", 'tessella.load("runs/mine")'):
         Path("picture.png").unlink(missing_ok=True)
-        exec(python.text.replace("tessella.load()", model), {})
+        run_python(python.text.replace("tessella.load()", model))
         assert size_of(Path("picture.png")) == (64, 64)
 
     # The other page that loads this run, and watches it paint.
-    [python] = [b for b in blocks((DOCS / "how-to/paint.md").read_text(encoding="utf-8")) if b.language == "python"]
-    exec(python.text, {})
+    paint = blocks((DOCS / "how-to" / "paint.md").read_text(encoding="utf-8"))
+    [python] = [b for b in paint if b.language == "python"]
+    run_python(python.text)
     assert size_of(Path("step-16-of-16.png")) == (64, 64)
+
+
+def run_python(text: str) -> None:
+    """Runs a block in this process, which has imported what it needs."""
+    Path("block.py").write_text(text, encoding="utf-8")
+    runpy.run_path("block.py")
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -597,11 +605,17 @@ def test_the_tour_stops_at_every_file() -> None:
     assert not missing
 
 
+def test_every_benchmark_is_in_their_readme() -> None:
+    page = REPOSITORY / "benchmarks" / "README.md"
+    named = set(re.findall(r"\]\((\w+\.py)\)", page.read_text(encoding="utf-8")))
+    assert named == {path.name for path in page.parent.glob("*.py")}
+
+
 def test_every_extra_of_a_page_is_there() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for page in pages():
         text = page.read_text(encoding="utf-8")
-        for extras in re.findall(r"pip install[^\n`]*?\[([\w,]+)\]", text):
+        for extras in re.findall(r"pip install[^\n`]*?\[([a-z,]+)\]", text):
             assert set(extras.split(",")) <= project["optional-dependencies"].keys(), name_of(page)
 
 
