@@ -366,7 +366,7 @@ def test_fit_refuses_what_cannot_be_done() -> None:
     assert "`file`" in fail("fit", "scenes:9", "--out", "file")
     draw_data(Path("data"))
     message = fail("fit", "scenes:9", "--out", "data", "--dry-run")
-    assert "something else than a run: `data`" in message
+    assert "something other than a run: `data`" in message
 
 
 # --- generate -------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def test_a_prompt_reaches_the_transformer_through_few_frames(
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 0
-    assert stacks[0][:2] == ["__init__.py: main", "generate.py: generate"]
+    assert stacks[0][:3] == ["__init__.py: main", "command.py: invoke", "generate.py: generate"]
     assert len(stacks[0]) <= MAX_FRAMES, stacks[0]
 
 
@@ -473,7 +473,7 @@ def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
         (".", "The current folder"),
         ("empty/.", "The current folder"),
         ("x.jpg", "Pictures are written as PNG: `x.jpg`. Name it x.png"),
-        ("folder.png", "A folder has the name of the sheet"),
+        ("folder.png", "A folder has the name of the file"),
     ],
 )
 def test_an_out_that_does_not_suit_is_refused(
@@ -722,7 +722,7 @@ def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
         (["data"], "Cannot reconstruct: `data`."),
         (["nowhere.png"], "There is no such picture: `nowhere.png`"),
         (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
-        (["data/0.png", "--out", "data/0.png"], "The picture already exists: `data/0.png`"),
+        (["data/0.png", "--out", "data/0.png"], "The file already exists: `data/0.png`"),
         (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.cli.serving_options import require_serving
+from tessella.cli.serving import require_serving
 from tessella.cli.settings_options import create_settings_group, read_changes
 from tessella.errors import ConfigError
 from tessella.serving import server
