@@ -169,6 +169,14 @@ def test_an_option_means_the_same_in_every_command() -> None:
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
 
 
+def test_every_option_has_its_help() -> None:
+    """That of a group is read from the docstrings of its fields."""
+    for name in command_names():
+        assert [option.name for option in list_options(name) if not option.help] == []
+    [clip] = [option for option in list_options("evaluate") if option.name == "clip"]
+    assert clip.help.startswith("A CLIP, loaded by transformers, also ranks 100 prompts")
+
+
 def test_the_limits_of_options_are_those_of_python() -> None:
     text = "".join(succeed("generate", "--help").split())
     for most in (f"1<=x<={MAX_COUNT}", f"1<=x<={MAX_BEST_OF}"):

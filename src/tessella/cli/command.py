@@ -1,11 +1,15 @@
 """What all commands do alike: share options, print a result, and turn an error into a status.
 
-Options that several commands share are declared once, as a dataclass whose fields typer reads. A
-subclass of `Command` names these groups (`app.command(cls=…)`); the command's function takes the
-context, gets a group's values by `get_group(context, Group)`, and returns a `Result`.
+Options that are many, or that several commands share, form a group: a dataclass whose fields typer
+reads, and whose docstrings are the help, as with settings. A subclass of `Command` names its groups
+(`app.command(cls=…)`); the command's function takes the context, gets a group's values by
+`get_group(context, Group)`, and returns a `Result`.
 """
 
+import ast
 import functools
+import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -25,19 +29,16 @@ G = TypeVar("G")
 class JsonOptions:
     """How to print the result."""
 
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object to stdout, everything else to stderr."),
-    ] = False
+    as_json: Annotated[bool, typer.Option("--json")] = False
+    """Print one JSON object to stdout, everything else to stderr."""
 
 
 @dataclass(frozen=True)
 class DebugOptions:
     """How to report an error."""
 
-    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = (
-        False
-    )
+    debug: Annotated[bool, typer.Option("--debug")] = False
+    """Show the full traceback of an error."""
 
 
 class Command(TyperCommand):
@@ -88,6 +89,21 @@ def get_console(context: typer.Context) -> "Console":
 @functools.cache
 def _read_group(group: Callable[..., Any]) -> Any:
     """Lets typer read a dataclass as it reads a function; its callback creates the dataclass."""
+    options = group if isinstance(group, type) else group()
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(group if isinstance(group, type) else group())
-    return typer.main.get_command(app)
+    app.command()(options)
+    command: Any = typer.main.get_command(app)
+    for param in command.params:
+        param.help = param.help or _read_docstrings(options).get(param.name)
+    return command
+
+
+@functools.cache
+def _read_docstrings(options: type) -> dict[str, str]:
+    """Returns the docstring below each field of a class, on one line."""
+    definition: Any = ast.parse(inspect.getsource(options)).body[0]
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(text.value).split())
+        for field, text in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }

@@ -28,102 +28,49 @@ _MISSING_TRAINING = (
 )
 
 
-def _number(help_text: str, *, least: int = 0, show_default: bool | str = True) -> Any:
-    return typer.Option(metavar="NUMBER", help=help_text, min=least, show_default=show_default)
-
-
 @dataclass(frozen=True)
 class EvaluationRequest:
     """What to measure, and on which images."""
 
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A model folder, a run's folder (after fit-tokenizer too), or the name of a "
-            "bundled model.",
-            show_default=False,
-        ),
-    ]
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DATA",
-            help="Captioned images, as for fit; all of them count. A run's folder as MODEL "
-            "brings its own: those that it kept out of training.",
-            show_default=False,
-        ),
-    ] = None
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
+    """A model folder, a run's folder (after fit-tokenizer too), or the name of a bundled model."""
+    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", show_default=False)] = None
+    """Captioned images, as for fit; all of them count. A run's folder as MODEL brings its own:
+    those that it kept out of training."""
     features: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What FID, KID, precision and recall compare: squeezenet-LAYER or "
-            "resnet18-LAYER. May be repeated.",
-            show_default="squeezenet-fire9",
-        ),
+        list[str] | None, typer.Option(metavar="NAME", show_default="squeezenet-fire9")
     ] = None
-    max_images: Annotated[int, _number("If there are more, --seed draws this many.", least=1)] = (
-        2000
-    )
-    pictures: Annotated[
-        int, _number("Paint this many captions of DATA and measure the pictures; 0 paints none.")
-    ] = 256
+    """What FID, KID, precision and recall compare: squeezenet-LAYER or resnet18-LAYER. May be
+    repeated."""
+    max_images: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
+    """If there are more, --seed draws this many."""
+    pictures: Annotated[int, typer.Option(metavar="NUMBER", min=0)] = 256
+    """Paint this many captions of DATA and measure the pictures; 0 paints none."""
     pmi_pictures: Annotated[
-        int | None,
-        _number(
-            "For this many pictures the model itself ranks 100 prompts; it takes a pass over each "
-            "picture with each prompt.",
-            show_default=str(_PMI_PICTURES),
-        ),
+        int | None, typer.Option(metavar="NUMBER", min=0, show_default=str(_PMI_PICTURES))
     ] = None
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|NAME",
-            help="A CLIP, loaded by transformers, also ranks 100 prompts for each picture.",
-        ),
-    ] = None
+    """For this many pictures the model itself ranks 100 prompts; it takes a pass over each picture
+    with each prompt."""
+    clip: Annotated[str | None, typer.Option(metavar="FOLDER|NAME")] = None
+    """A CLIP, loaded by transformers, also ranks 100 prompts for each picture."""
     train_data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DATA",
-            help="What the model learned from, to look for copies. May be repeated.",
-            show_default="the run's",
-        ),
+        list[str] | None, typer.Option(metavar="DATA", show_default="the run's")
     ] = None
-    max_training: Annotated[
-        int,
-        _number(
-            "If there are more training pictures, copies are looked for among this many.", least=1
-        ),
-    ] = 2000
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Save what --json prints.")
-    ] = None
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png", help="Save pictures, and under each what the model keeps of it."
-        ),
-    ] = None
-    pairs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.png",
-            help="Save painted pictures, and right of each the nearest training picture; the "
-            "nearest pairs come first.",
-        ),
-    ] = None
+    """What the model learned from, to look for copies. May be repeated."""
+    max_training: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
+    """If there are more training pictures, copies are looked for among this many."""
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json")] = None
+    """Save what --json prints."""
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
+    """Save pictures, and under each what the model keeps of it."""
+    pairs: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
+    """Save painted pictures, and right of each the nearest training picture; the nearest pairs
+    come first."""
     cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Keep the checked images of DATA here, to use them again; those of --train-data "
-            "in FOLDER-train.",
-            show_default="a temporary folder",
-        ),
+        Path | None, typer.Option(metavar="FOLDER", show_default="a temporary folder")
     ] = None
+    """Keep the checked images of DATA here, to use them again; those of --train-data in
+    FOLDER-train."""
     config: shared.Config = None
     set_: shared.Set = None
     device: shared.Device = "auto"

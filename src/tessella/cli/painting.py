@@ -40,27 +40,16 @@ class PaintingOptions:
 
     model: shared.Model = shared.DEFAULT_MODEL
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Where to write. NAME.png: the picture, or one sheet of all of them. Anything "
-            "else: a folder of 0000.png, 0001.png, … and prompts.jsonl.",
-            show_default="a free name, after the prompt",
-        ),
+        Path | None, typer.Option(metavar="PATH", show_default="a free name, after the prompt")
     ] = None
-    count: Annotated[
-        int, typer.Option(metavar="NUMBER", help="Pictures per prompt.", min=1, max=10_000)
-    ] = 1
+    """Where to write. NAME.png: the picture, or one sheet of all of them. Anything else: a folder
+    of 0000.png, 0001.png, … and prompts.jsonl."""
+    count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10000)] = 1
+    """Pictures per prompt."""
     seed: shared.Seed = 0
     best_of: shared.BestOf = 1
-    negative_prompt: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT",
-            help="A prompt to steer away from; needs a guidance scale above 1.",
-            show_default=False,
-        ),
-    ] = ""
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False)] = ""
+    """A prompt to steer away from; needs a guidance scale above 1."""
     config: shared.Config = None
     set_: shared.Set = None
     device: shared.Device = "auto"

@@ -22,39 +22,23 @@ if TYPE_CHECKING:
 class PostOptions:
     """What to write, and where."""
 
-    business: Annotated[str, typer.Option(metavar="NAME", help="The name of the business.")]
-    about: Annotated[str, typer.Option(metavar="TEXT", help="What it does, in sentences.")]
-    count: Annotated[
-        int, typer.Option(metavar="NUMBER", help="Number of posts.", min=1, max=50)
-    ] = 3
-    platform: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or "
-            "tiktok.",
-        ),
-    ] = "instagram"
-    tone: Annotated[
-        str,
-        typer.Option(
-            metavar="WORDS", help="Any; with --offline: warm, playful, professional or bold."
-        ),
-    ] = "warm"
+    business: Annotated[str, typer.Option(metavar="NAME")]
+    """The name of the business."""
+    about: Annotated[str, typer.Option(metavar="TEXT")]
+    """What it does, in sentences."""
+    count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=50)] = 3
+    """Number of posts."""
+    platform: Annotated[str, typer.Option(metavar="NAME")] = "instagram"
+    """instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or tiktok."""
+    tone: Annotated[str, typer.Option(metavar="WORDS")] = "warm"
+    """Any; with --offline: warm, playful, professional or bold."""
     model: Model = DEFAULT_MODEL
     best_of: BestOf = 4
     seed: Seed = 0
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="The folder for posts.json, posts.html and the pictures. Rerun the command to "
-            "resume.",
-        ),
-    ] = Path("posts")
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Write from templates, without a language model.")
-    ] = False
+    out: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("posts")
+    """The folder for posts.json, posts.html and the pictures. Rerun the command to resume."""
+    offline: Annotated[bool, typer.Option("--offline")] = False
+    """Write from templates, without a language model."""
     device: Device = "auto"
     dry_run: DryRun = False
 

@@ -32,44 +32,21 @@ _PROTOCOL = {
 class ProbeRequest:
     """What to compare, and how."""
 
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE",
-            help="Pictures of any size: the first is compared with each other one.",
-            show_default=False,
-        ),
-    ]
-    like: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="IMAGE",
-            help="A picture that shows the like of the first; may be repeated. All others then "
-            "count as unlike.",
-        ),
-    ] = None
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", show_default=False)]
+    """Pictures of any size: the first is compared with each other one."""
+    like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE")] = None
+    """A picture that shows the like of the first; may be repeated. All others then count as
+    unlike."""
     weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights of ResNet-18: .pth, .safetensors, or .npz with folded batch norm.",
-            show_default="TESSELLA_RESNET18, else a download",
-        ),
+        Path | None, typer.Option(metavar="FILE", show_default="TESSELLA_RESNET18, else a download")
     ] = None
-    size: Annotated[
-        int,
-        typer.Option(
-            metavar="PIXELS",
-            help="Each picture's middle square is resized to this, at least the 32 pixels that are "
-            "one position of layer4.",
-            min=32,
-            max=4096,
-        ),
-    ] = 128
+    """Weights of ResNet-18: .pth, .safetensors, or .npz with folded batch norm."""
+    size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=4096)] = 128
+    """Each picture's middle square is resized to this, at least the 32 pixels that are one
+    position of layer4."""
     seed: Seed = 0
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draws the distances: .png or .svg.")
-    ] = None
+    plot: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """Draws the distances: .png or .svg."""
     force: Force = False
 
 

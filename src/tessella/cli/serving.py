@@ -26,17 +26,11 @@ _WAIT_SECONDS = 30
 class KeyOptions:
     """Who may ask."""
 
-    api_keys: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="API keys, one per line, besides those in the environment variable "
-            "TESSELLA_API_KEYS, which are separated by commas.",
-        ),
-    ] = None
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let others connect without API keys.")
-    ] = False
+    api_keys: Annotated[Path | None, typer.Option(metavar="FILE")] = None
+    """API keys, one per line, besides those in the environment variable TESSELLA_API_KEYS, which
+    are separated by commas."""
+    insecure: Annotated[bool, typer.Option("--insecure")] = False
+    """Let others connect without API keys."""
 
 
 def server_options() -> type:
