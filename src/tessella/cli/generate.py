@@ -18,12 +18,8 @@ if TYPE_CHECKING:
     from tessella.model.canvas import Canvas
     from tessella.model.pipeline import TextToImage
 
-_OPPOSITE: dict[str, Literal["upper", "lower", "left", "right"]] = {
-    "upper": "lower",
-    "lower": "upper",
-    "left": "right",
-    "right": "left",
-}
+_Half = Literal["upper", "lower", "left", "right"]
+_OPPOSITE: dict[str, _Half] = dict(upper="lower", lower="upper", left="right", right="left")
 
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")]
 

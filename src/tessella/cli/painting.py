@@ -17,7 +17,7 @@ from tessella.cli import options as shared
 from tessella.cli.command import Command, get_console, get_group
 from tessella.cli.pictures import OutputTarget, choose_output
 from tessella.cli.reporting import Result, create_console
-from tessella.cli.settings_options import create_settings_group, read_changes
+from tessella.cli.settings_options import create_settings_group
 from tessella.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ class PaintingOptions:
     dry_run: shared.DryRun = False
 
 
-def generation_options() -> type:
+def generation_options() -> Any:
     """Creates the group of the settings of generation."""
     from tessella.generation import GenerationSettings
 
     names = tuple(GenerationSettings.model_fields)
-    return create_settings_group(GenerationSettings, names, default=shared.MODELS_OWN)
+    return create_settings_group("generation", GenerationSettings, names, default=shared.MODELS_OWN)
 
 
 class PaintingCommand(Command):
@@ -98,7 +98,8 @@ def paint(
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
     folder = find_model(options.model)
     model = TextToImage.load(folder, options.device)
-    settings = model.generation_settings(**_read_changes(context))
+    changes = get_group(context, generation_options).read_changes(options.config, options.set_)
+    settings = model.generation_settings(**changes)
     requests = _list_requests(options, model, prompts, plan)
     details = {
         **inputs,
@@ -127,18 +128,6 @@ def paint(
     seconds = time.monotonic() - started
     _hint_at_unknown_words(model, folder, prompts)
     return _report(options, target, requests, details, seconds)
-
-
-def _read_changes(context: typer.Context) -> dict[str, Any]:
-    options = get_group(context, PaintingOptions)
-    return read_changes(
-        "generation",
-        options.config,
-        options.set_,
-        get_group(context, generation_options),
-        activity="Painting",
-        example="generation.temperature=0.8",
-    )
 
 
 def _list_requests(

@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tessella.cli.command import Command, DebugOptions, get_group
 from tessella.cli.llm_options import LlmOptions
 from tessella.cli.options import DEFAULT_MODEL, Config, Device, Set
-from tessella.cli.settings_options import create_settings_group, read_changes
+from tessella.cli.settings_options import create_settings_group
 from tessella.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ class KeyOptions:
     """Let others connect without API keys."""
 
 
-def server_options() -> type:
+def server_options() -> Any:
     """Creates the group of a server's most used settings."""
     from tessella.serving.settings import ServeSettings
 
     names = "host", "port", "allow_origins", "allowed_hosts", "public_url", "log_prompts"
-    return create_settings_group(ServeSettings, names)
+    return create_settings_group("serve", ServeSettings, names)
 
 
 class StudioCommand(Command):
@@ -167,14 +167,7 @@ def _read_serving(
     from tessella.serving import middleware
     from tessella.serving.settings import ServeSettings
 
-    changes = read_changes(
-        "serve",
-        config_file,
-        assignments,
-        get_group(context, server_options),
-        activity="Serving",
-        example="serve.max_queue=64",
-    )
+    changes = get_group(context, server_options).read_changes(config_file, assignments)
     settings = build(ServeSettings, changes)
     options = get_group(context, KeyOptions)
     variable = os.environ.get(middleware.API_KEYS_VARIABLE)
