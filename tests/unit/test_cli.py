@@ -169,6 +169,14 @@ def test_an_option_means_the_same_in_every_command() -> None:
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
 
 
+def test_every_option_has_its_help() -> None:
+    """That of a group is read from the docstrings of its fields."""
+    for name in command_names():
+        assert [option.name for option in list_options(name) if not option.help] == []
+    [clip] = [option for option in list_options("evaluate") if option.name == "clip"]
+    assert clip.help.startswith("A CLIP, loaded by transformers, also ranks 100 prompts")
+
+
 def test_the_limits_of_options_are_those_of_python() -> None:
     text = "".join(succeed("generate", "--help").split())
     for most in (f"1<=x<={MAX_COUNT}", f"1<=x<={MAX_BEST_OF}"):
@@ -410,7 +418,7 @@ def test_a_prompt_reaches_the_transformer_through_few_frames(
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 0
-    assert stacks[0][:2] == ["__init__.py: main", "generate.py: generate"]
+    assert stacks[0][:3] == ["__init__.py: main", "command.py: invoke", "generate.py: generate"]
     assert len(stacks[0]) <= MAX_FRAMES, stacks[0]
 
 
@@ -473,7 +481,7 @@ def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
         (".", "The current folder"),
         ("empty/.", "The current folder"),
         ("x.jpg", "Pictures are written as PNG: `x.jpg`. Name it x.png"),
-        ("folder.png", "A folder has the name of the sheet"),
+        ("folder.png", "A folder has the name of the file"),
     ],
 )
 def test_an_out_that_does_not_suit_is_refused(
@@ -722,7 +730,7 @@ def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
         (["data"], "Cannot reconstruct: `data`."),
         (["nowhere.png"], "There is no such picture: `nowhere.png`"),
         (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
-        (["data/0.png", "--out", "data/0.png"], "The picture already exists: `data/0.png`"),
+        (["data/0.png", "--out", "data/0.png"], "The file already exists: `data/0.png`"),
         (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
     ],
 )
