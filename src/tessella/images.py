@@ -7,8 +7,7 @@ Three forms:
     pixels    (B, H, W, 3) uint8 numpy, RGB
     image     (B, 3, H, W) float tensor in [-1, 1], RGB
 
-Only the function that needs torch imports it, so that decoding processes start quickly and stay
-small.
+Only the function that needs torch imports it, so that reading pictures starts quickly.
 """
 
 import contextlib

@@ -142,26 +142,20 @@ class CacheWriter(contextlib.ExitStack):
         self.num_captions = 0
         self.num_skipped: Counter[str] = Counter()  # by kind
 
-    def add(self, pixels: bytes, captions: Sequence[Sequence[str]]) -> None:
-        """Adds pictures.
+    def add(self, pixels: bytes, captions: Sequence[str]) -> None:
+        """Adds a picture.
 
         Args:
-            pixels: (n, S, S, 3) uint8.
-            captions: those of each of the n pictures.
+            pixels: (S, S, 3) uint8.
+            captions: of the picture.
         """
         self._files["pixels.bin"].write(pixels)
-        ends, counts = [], []
-        for captions_of_image in captions:
-            for caption in captions_of_image:
-                content = caption.encode()
-                self._files["captions.bin"].write(content)
-                self._end += len(content)
-                ends.append(self._end)
-            self.num_captions += len(captions_of_image)
-            counts.append(self.num_captions)
-        self.num_images += len(captions)
-        self._files["ends.bin"].write(np.array(ends, dtype="<u8").tobytes())
-        self._files["counts.bin"].write(np.array(counts, dtype="<u8").tobytes())
+        for caption in captions:
+            self._end += self._files["captions.bin"].write(caption.encode())
+            self._files["ends.bin"].write(self._end.to_bytes(8, "little"))
+        self.num_captions += len(captions)
+        self.num_images += 1
+        self._files["counts.bin"].write(self.num_captions.to_bytes(8, "little"))
 
     def skip(self, skipped: Skipped) -> None:
         """Notes a file that is skipped."""

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tessella.data.decode import Decoded
-from tessella.data.records import Record, Skipped
+from tessella.data.decode import Decoded, decode_records
+from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import recognise
 from tessella.data.split import split_key
-from tessella.data.workers import decode_records
 from tessella.errors import DataError
 
 _MAX_EXAMPLES = 3  # of each kind of skipped file
@@ -129,16 +128,15 @@ class _Tally:
     examples: dict[str, list[Skipped]] = field(default_factory=dict)
     num_grouped: int = 0
 
-    def add(self, record: Record, decoded: Decoded) -> None:
-        captions = record.captions or decoded.captions
-        self.widths.append(decoded.width)
-        self.heights.append(decoded.height)
-        self.pixel_keys.append(split_key(decoded.digest))
-        self.modes[decoded.mode] += 1
-        self.formats[decoded.format] += 1
-        self.captions_per_image.append(len(captions))
-        self.num_grouped += record.group is not None
-        for caption in captions:
+    def add(self, picture: Decoded) -> None:
+        self.widths.append(picture.width)
+        self.heights.append(picture.height)
+        self.pixel_keys.append(split_key(picture.digest.hex()))
+        self.modes[picture.mode] += 1
+        self.formats[picture.format] += 1
+        self.captions_per_image.append(len(picture.captions))
+        self.num_grouped += picture.record.group is not None
+        for caption in picture.captions:
             words = [w for w in map(_strip_punctuation, caption.lower().split()) if w]
             self.characters.append(len(caption))
             self.words.append(len(words))
@@ -166,14 +164,14 @@ def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> Sou
     problem: str | None = None
     records = source.records(settings.seed, settings.split_by)
     try:
-        with contextlib.closing(decode_records(records, settings)) as batches:
-            for batch in batches:
-                for record, decoded in batch.decoded:
-                    tally.add(record, decoded)
-                for skipped in batch.skipped:
-                    tally.skip(skipped)
-                num_images += len(batch.decoded)
-                num_skipped += len(batch.skipped)
+        with contextlib.closing(decode_records(records, settings)) as pictures:
+            for picture in pictures:
+                if isinstance(picture, Skipped):
+                    tally.skip(picture)
+                    num_skipped += 1
+                else:
+                    tally.add(picture)
+                    num_images += 1
     except DataError as error:
         problem = str(error)
     files, size = source.fingerprint.files, source.fingerprint.bytes

@@ -30,12 +30,11 @@ from tessella.data.cache import (
     read_skipped,
     write_sides,
 )
-from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES, Decoded
-from tessella.data.records import Record, Skipped
+from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES, Decoded, decode_records
+from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
-from tessella.data.workers import decode_records
 from tessella.errors import CheckpointError, DataError
 from tessella.files import lock, new_folder, write_json
 
@@ -157,12 +156,12 @@ class _SplitKeys:
         self._num_grouped = 0
         self.digests = bytearray()
 
-    def add(self, record: Record, decoded: Decoded) -> None:
-        key = split_key(decoded.digest)
+    def add(self, picture: Decoded) -> None:
+        key, group = split_key(picture.digest.hex()), picture.record.group
         self._pixels.append(key)
-        self._groups.append(key if record.group is None else split_key(record.group))
-        self._num_grouped += record.group is not None
-        self.digests += bytes.fromhex(decoded.digest)
+        self._groups.append(key if group is None else split_key(group))
+        self._num_grouped += group is not None
+        self.digests += picture.digest
 
     def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
         """Returns (N,), true for validation.
@@ -195,22 +194,20 @@ def _fill(
     total = None if None in sizes else sum(filter(None, sizes))
     records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
     keys = _SplitKeys()
-    num_done = 0
-    # Closed at once on an error or Ctrl-C, so that no decoding process outlives the call.
+    # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
     with (
         CacheWriter(building) as writer,
-        contextlib.closing(decode_records(records, settings)) as batches,
+        contextlib.closing(decode_records(records, settings)) as pictures,
     ):
-        for batch in batches:
-            writer.add(batch.pixels, [r.captions or d.captions for r, d in batch.decoded])
-            for skipped in batch.skipped:
-                writer.skip(skipped)
-            for record, decoded in batch.decoded:
-                keys.add(record, decoded)
-            num_done += len(batch.decoded) + len(batch.skipped)
+        for number, picture in enumerate(pictures, start=1):
+            if isinstance(picture, Skipped):
+                writer.skip(picture)
+            else:
+                writer.add(picture.pixels, picture.captions)
+                keys.add(picture)
             if progress is not None:
                 # Captions without a picture are skipped too, but are not in the total.
-                progress(num_done if total is None else min(num_done, total), total)
+                progress(number if total is None else min(number, total), total)
 
     num_skipped = dict(writer.num_skipped)
     try:

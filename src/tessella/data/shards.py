@@ -2,7 +2,7 @@
 
 Consecutive files with the same key, the path up to the first dot of the file's name, are one
 sample. A shard is read once from front to back, and only its headers and captions: the decoding
-processes read the pictures by their offset in the tar.
+threads read the pictures by their offset in the tar.
 
 Source: https://github.com/webdataset/webdataset, "WebDataset format".
 """
