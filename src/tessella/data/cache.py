@@ -17,13 +17,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tessella.data.decode import DIGEST_BYTES
 from tessella.data.records import Skipped
 from tessella.images import Pixels
 
@@ -166,14 +166,14 @@ class CacheWriter(contextlib.ExitStack):
 
 
 def write_sides(
-    folder: Path, validation: npt.NDArray[np.bool_], digests: npt.NDArray[np.uint8]
+    folder: Path, validation: npt.NDArray[np.bool_], digests: bytes | bytearray
 ) -> dict[str, str]:
     """Writes the rows of each side.
 
     Args:
         folder: a cache whose pixels and captions are written.
         validation: (N,) true for the validation side.
-        digests: (N, D) hashes of the pixels.
+        digests: the N hashes of the pixels, one after another.
 
     Returns:
         The fingerprint of each side: a hash of its pixels and captions in their order.
@@ -185,7 +185,7 @@ def write_sides(
         (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
         digest = hashlib.blake2b(digest_size=16)
         for row in rows.tolist():
-            digest.update(digests[row].tobytes())
+            digest.update(digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
             digest.update("\n".join(store.of(row)).encode() + b"\0")
         fingerprints[side] = digest.hexdigest()
     return fingerprints
@@ -212,7 +212,7 @@ def is_cache(folder: Path) -> bool:
         return False
 
 
-def read_skipped(folder: Path, limit: int | None = None) -> tuple[Skipped, ...]:
-    """Reads the files that a cache skipped, or the first few of them."""
+def read_skipped(folder: Path) -> tuple[Skipped, ...]:
+    """Reads the files that a cache skipped."""
     with (folder / SKIPPED).open(encoding="utf-8") as file:
-        return tuple(Skipped(**json.loads(line)) for line in islice(file, limit))
+        return tuple(Skipped(**json.loads(line)) for line in file)
