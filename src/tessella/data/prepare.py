@@ -10,7 +10,7 @@ leaves nothing that would be used.
 import contextlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,19 @@ def prepare(
     recognised = recognise_all(paths)
     _check_folder(folder, recognised)
     identity = _identify(recognised, settings)
-    with _data_errors(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The others wait, then use the cache that the first one has built.
         with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
                 manifest = _build(folder, recognised, settings, identity, progress)
+    except CheckpointError as error:  # a full disk, or a folder that cannot be written
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(
+            f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
+        ) from error
     skipped = read_skipped(folder)
     _check_skipped(manifest["counts"]["images"], skipped, settings, folder)
     train, validation = (
@@ -214,16 +220,3 @@ def _check_skipped(
         f"{settings.max_skipped_fraction:.0%} may be. The first: {examples}. All are listed in "
         f"`{folder / SKIPPED}`. Fix or remove them, or raise data.max_skipped_fraction."
     )
-
-
-@contextlib.contextmanager
-def _data_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a read-only folder into an error of the data."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
-        ) from error
