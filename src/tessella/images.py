@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
-from tessella.errors import CheckpointError, DataError, ShapeError
+from tessella.errors import CheckpointError, DataError, ShapeError, first_line
 from tessella.files import new_file
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
     except Exception as error:
         # On damaged bytes decoders raise anything: OSError, ValueError, struct.error, zlib.error,
         # EOFError, SyntaxError, or MemoryError if the header is wrong.
-        reason = f"The picture is broken or cut off: {_reason(error)}."
+        reason = f"The picture is broken or cut off: {first_line(error)}."
         raise ImageError(reason, "broken") from error
     return _turn_upright(image, opened)
 
@@ -200,7 +200,7 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
             with _no_warnings():
                 opened = factory(stream, "")
         except Exception as error:
-            reason = f"The picture's header is broken: {_reason(error)}."
+            reason = f"The picture's header is broken: {first_line(error)}."
             raise ImageError(reason, "broken") from error
         if not isinstance(opened, ImageFile.ImageFile):
             break
@@ -222,11 +222,6 @@ def _readers() -> tuple[tuple[Callable[[bytes], Any], Callable[..., Any]], ...]:
         for factory, accept in (Image.OPEN[name] for name in _FORMATS if name in Image.OPEN)
         if accept is not None
     )
-
-
-def _reason(error: Exception) -> str:
-    """Puts a decoder's error on one line, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:
@@ -323,10 +318,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    if converted is None:
-        raise ImageError("The picture's LAB colours cannot be converted to RGB.", "broken")
-    return converted
+    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply(image)
 
 
 def fit_square(image: Image.Image, size: int) -> Pixels:
