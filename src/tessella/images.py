@@ -192,18 +192,16 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError("The file is empty.", "empty")
-    for accept, factory in _readers():
-        if not accept(prefix):
+    for factory, accept in _readers():
+        if accept is None or not accept(prefix):
             continue
         stream.seek(0)
         try:
             with _no_warnings():
-                opened = factory(stream, "")
+                opened: ImageFile.ImageFile = factory(stream, "")
         except Exception as error:
             reason = f"The picture's header is broken: {first_line(error)}."
             raise ImageError(reason, "broken") from error
-        if not isinstance(opened, ImageFile.ImageFile):
-            break
         return opened
     raise ImageError(
         f"Not a picture of a known format; known are: {', '.join(_FORMATS)}.", "broken"
@@ -211,17 +209,13 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
 
 
 @cache
-def _readers() -> tuple[tuple[Callable[[bytes], Any], Callable[..., Any]], ...]:
+def _readers() -> list[tuple[Callable[..., Any], Callable[[bytes], Any] | None]]:
     """Loads Pillow's readers of the known formats once; older versions may lack AVIF."""
     Image.preinit()
     for name in ("Tiff", "WebP", "Avif", "Jpeg2K", "Qoi"):
         with contextlib.suppress(ImportError):
             importlib.import_module(f"PIL.{name}ImagePlugin")
-    return tuple(
-        (accept, factory)
-        for factory, accept in (Image.OPEN[name] for name in _FORMATS if name in Image.OPEN)
-        if accept is not None
-    )
+    return [Image.OPEN[name] for name in _FORMATS if name in Image.OPEN]
 
 
 def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:
