@@ -22,8 +22,9 @@ import tessella
 from tessella.data.scenes import Scene, parse_caption
 from tessella.evaluation.scenes import classify_scenes
 from tessella.files import write_text
-from tessella.images import make_sheet, save_png
+from tessella.images import save_png
 from tessella.model.request import enumerate_requests
+from tessella.sheets import make_sheet
 
 PROMPTS = (
     "a large red star on a navy background",

@@ -183,8 +183,8 @@ def test_no_file_has_a_vague_name() -> None:
         ("data", "import tessella.cli"),
         ("data", "from tessella import cli"),
         ("data", "def f():\n    import tessella.model.pipeline"),
-        ("pipeline", "from tessella.evaluation.metrics import psnr"),
-        ("pipeline", "from tessella import load"),
+        ("model", "from tessella.evaluation.metrics import psnr"),
+        ("model", "from tessella import load"),
         ("serving", "import tessella"),
     ],
 )

@@ -366,7 +366,7 @@ def test_fit_refuses_what_cannot_be_done() -> None:
     assert "`file`" in fail("fit", "scenes:9", "--out", "file")
     draw_data(Path("data"))
     message = fail("fit", "scenes:9", "--out", "data", "--dry-run")
-    assert "something else than a run: `data`" in message
+    assert "something other than a run: `data`" in message
 
 
 # --- generate -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tessella.runs import record
+from tessella import files
 from tessella.runs.record import LOCK_FILE, RUN_FILE, RunReader, is_running
 
 
@@ -34,7 +34,7 @@ def test_without_a_way_to_lock_nothing_is_claimed(
         raise OSError(number, "refused")
 
     (tmp_path / LOCK_FILE).touch()
-    monkeypatch.setattr(record, "FileLock", refuse)
+    monkeypatch.setattr(files, "lock", refuse)
     assert is_running(tmp_path) is None
 
 
