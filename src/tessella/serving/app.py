@@ -52,8 +52,8 @@ def create_app(
         run: a training run's folder, shown live by the page.
         worker: the one in whose thread the models were loaded; one is made unless given.
     """
-    settings = settings or ServeSettings()
-    service, api_keys = PaintingService(models, settings, worker), ApiKeys(keys)
+    service = PaintingService(models, settings or ServeSettings(), worker)
+    api_keys = ApiKeys(keys)
 
     @contextlib.asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
@@ -82,14 +82,13 @@ def create_app(
     app.include_router(_create_health_router(service))
     if run is not None:
         app.include_router(create_run_router(run))
-    app.include_router(
-        create_studio_router(
-            list(models),
-            has_run=run is not None,
-            has_language_model=language_model is not None,
-            has_keys=bool(api_keys),
-        )
+    studio = create_studio_router(
+        list(models),
+        has_run=run is not None,
+        has_language_model=language_model is not None,
+        has_keys=bool(api_keys),
     )
+    app.include_router(studio)
     install_error_handlers(app)
     install_document(app, lambda path: bool(api_keys) and needs_key(path))
     _add_middleware(app, service, api_keys)

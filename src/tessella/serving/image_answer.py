@@ -23,7 +23,7 @@ class ImageAnswer:
     served: ServedModel
     body: ImageBody
     prompt: str  # as the model reads it
-    revised_prompt: str | None  # the same, if the request's was longer
+    is_shortened: bool  # the request's was longer
     event_type: str  # image_generation or image_edit
 
     def encode(self, picture: PaintedPicture) -> bytes:
@@ -81,7 +81,7 @@ class ImageAnswer:
 
     @property
     def _revised(self) -> dict[str, Any]:
-        return {} if self.revised_prompt is None else {"revised_prompt": self.revised_prompt}
+        return {"revised_prompt": self.prompt} if self.is_shortened else {}
 
     @functools.cached_property
     def _unknown(self) -> dict[str, Any]:

@@ -115,9 +115,8 @@ async def _answer(
     prompt = body.prompt or ""
     service.log_prompt(request, prompt)
     read = served.model.text_tokenizer.shorten(prompt)
-    revised = None if read == prompt else read
     event_type = "image_generation" if plan is None else "image_edit"
-    answer = ImageAnswer(served, body, read, revised, event_type)
+    answer = ImageAnswer(served, body, read, read != prompt, event_type)
     job = create_job(served, body, read, plan)
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)

@@ -137,12 +137,11 @@ def create_posts_router(
         served = service.find(body.model)
         request.state.painted = count = body.count or min(3, settings.max_pictures)
         best_of = body.best_of or min(4, settings.max_best_of)
-        language = languages[served.name]
         deadline = Deadline(request.state.deadline - asyncio.get_running_loop().time())
-        writer: PostWriter = OfflineWriter(language)
+        writer: PostWriter = OfflineWriter(languages[served.name])
         threads, notes = filling_in, [NO_LANGUAGE_MODEL]
         if language_model is not None and not body.offline:
-            writer = ModelWriter(language_model, language, deadline)
+            writer = ModelWriter(language_model, languages[served.name], deadline)
             threads, notes = writing, []
         if best_of > 1 and not served.model.objective.has_likelihood:
             best_of = 1

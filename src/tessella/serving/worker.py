@@ -195,12 +195,11 @@ class PaintingWorker:
                 calls = [self._calls.popleft() for _ in range(num_calls)]
                 self._num_waiting -= num_calls
             if closing:
-                calls = [(_refuse, future) for _, future in calls]
                 arrived += [one.queued for one in self._pictures if not one.queued.is_begun]
                 for queued in arrived:
                     queued.fail(ClosingError())
             for function, future in calls:
-                run_call(function, future)
+                run_call(_refuse if closing else function, future)
             for queued in arrived:
                 self._list_pictures(queued)
             self._pictures = [one for one in self._pictures if not one.queued.is_cancelled]
