@@ -11,7 +11,7 @@ from starlette.responses import Response
 from tessella.generation import GenerationSettings
 from tessella.posts.language_model import LanguageModel
 from tessella.posts.offline import TONES
-from tessella.posts.platforms import PLATFORM_NAMES
+from tessella.posts.platforms import PLATFORMS
 from tessella.serving.access_log import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
@@ -144,7 +144,7 @@ def _create_page_router(
         "run": has_run,
         "posts": posts,
         "key_required": has_keys,
-        "post_platforms": list(PLATFORM_NAMES),
+        "post_platforms": list(PLATFORMS),
         "post_tones": list(TONES),
         "max_seed": MAX_API_SEED,
     }

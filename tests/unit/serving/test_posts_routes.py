@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,9 +37,7 @@ class Chat:
         self.script = list(script)
         self.deadlines: list[Deadline] = []  # one a question
 
-    def complete(
-        self, model: str, messages: Sequence[Mapping[str, str]], how: Any, deadline: Deadline
-    ) -> str:
+    def complete(self, request: Any, deadline: Deadline) -> str:
         self.deadlines.append(deadline)
         answer = self.script.pop(0)
         if callable(answer):
