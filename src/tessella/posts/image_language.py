@@ -129,19 +129,15 @@ class ImageLanguage:
 
     def _score_examples(self, shared: Sequence[str]) -> list[float]:
         """Scores sample captions by the words that they share, rare words more."""
-        return [
-            sum(self._compute_rarity(word) for word in shared if word in words)
-            for words in self._words_of_examples
-        ]
+        num_captions, counts = self._captions.captions, self._captions.words
+        rarity = {w: math.log((num_captions + 1) / (counts.get(w, 0) + 0.5)) for w in shared}
+        return [sum(rarity[w] for w in shared if w in words) for words in self._words_of_examples]
 
     def _is_subject(self, word: str) -> bool:
         """Says whether a word tells pictures apart: few captions have it."""
         count = self._captions.words.get(word, 0)
         is_rare = 0 < count <= _MAX_SUBJECT_FRACTION * self._captions.captions
         return is_rare and word not in _STOP_WORDS
-
-    def _compute_rarity(self, word: str) -> float:
-        return math.log((self._captions.captions + 1) / (self._captions.words.get(word, 0) + 0.5))
 
     def _split(self, text: str) -> list[str]:
         return split_words(text, self._text_tokenizer)

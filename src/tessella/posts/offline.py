@@ -45,15 +45,15 @@ class OfflineWriter(PostWriter):
         self, request: PostRequest, count: int, earlier: Sequence[Post]
     ) -> Sequence[Post]:
         """Writes a few posts; a tone without templates gets those of the first one."""
-        tone: str = request.tone
+        tone = request.tone if request.tone in _TEMPLATES else TONES[0]
         repairs: tuple[str, ...] = ()
-        if tone not in _TEMPLATES:
-            tone = TONES[0]
+        if tone != request.tone:
             repairs = (f"no templates exist for the tone `{request.tone}`: the post is {tone}",)
         rng = random.Random(request.seed)
         templates = rng.sample(_TEMPLATES[tone], len(_TEMPLATES[tone]))
         sentences = _split_sentences(request.about)
-        hashtags = self._choose_hashtags(request)
+        name = "".join(word[:1].upper() + word[1:] for word in request.business.split())
+        hashtags = [name, *filter(str.isalpha, self._language.find_words(request.about))]
         labels = self._draw_labels(request, sentences, rng)
         posts = []
         for number in range(len(earlier) + count):
@@ -94,12 +94,6 @@ class OfflineWriter(PostWriter):
                     break
             else:
                 yield others[number % len(others)], False
-
-    def _choose_hashtags(self, request: PostRequest) -> list[str]:
-        """Takes the name, and the words of the description that the image model knows too."""
-        name = "".join(word[:1].upper() + word[1:] for word in request.business.split())
-        words = self._language.find_words(request.about)
-        return [name, *filter(str.isalpha, words)]
 
 
 def _split_sentences(about: str) -> list[str]:
