@@ -309,7 +309,7 @@ def be_killed(folder: Path) -> None:
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     prepare(["scenes:40"], settings, folder / "data")
     whole, killed = folder / "whole", folder / "killed"
-    assert os.waitpid(start_victim(folder, whole), 0)[1] == 0
+    assert os.waitpid(start_victim(folder, whole, save_every_seconds=3600.0), 0)[1] == 0
     chance = random.Random(0)
     for _ in range(4):
         before = progress(killed)
@@ -323,7 +323,7 @@ def be_killed(folder: Path) -> None:
     assert os.waitpid(start_victim(folder, killed), 0)[1] == 0
 
 
-def start_victim(folder: Path, out: Path) -> int:
+def start_victim(folder: Path, out: Path, save_every_seconds: float = 1e-9) -> int:
     """Trains in a process of its own, that shares what was imported."""
     victim = os.fork()
     if victim:
@@ -333,7 +333,8 @@ def start_victim(folder: Path, out: Path) -> int:
         torch.set_num_threads(2)
         settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
         data = prepare(["scenes:40"], settings, folder / "data").sides
-        run(tokenizer_stage("ema", data), out, steps=30, save_every_seconds=1e-9)
+        stage = tokenizer_stage("ema", data)
+        run(stage, out, steps=30, save_every_seconds=save_every_seconds)
         status = 0
     finally:
         os._exit(status)
