@@ -9,6 +9,7 @@ As a script (`python tests/test_resume.py FOLDER`) this file is the victim of
 
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -306,6 +307,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 
 def be_killed(folder: Path) -> None:
     """Trains once undisturbed; once in processes of which four are killed."""
+    importlib.import_module("torch._dynamo")  # every optimizer does, and it takes seconds
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     prepare(["scenes:40"], settings, folder / "data")
     whole, killed = folder / "whole", folder / "killed"
