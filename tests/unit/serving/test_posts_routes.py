@@ -76,6 +76,14 @@ def start(models: Mapping[str, ServedModel]) -> Iterator[Start]:
         client.__exit__(None, None, None)
 
 
+@pytest.fixture(scope="module")
+def offline(models: Mapping[str, ServedModel]) -> Iterator[TestClient]:
+    """Serves all models without a language model; one server for what it refuses."""
+    app = create_app(models)
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
 def test_a_language_model_writes_and_the_model_paints(start: Start) -> None:
     client = start([draft(), draft(text="More <b>stars</b>!", label="stars")], [draft()] * 2)
     answer = client.post("/v1/posts", json={**ASKED, "count": 2, "seed": 7, "best_of": 2})
@@ -143,18 +151,18 @@ def test_a_model_that_cannot_choose_paints_one(start: Start) -> None:
     ],
 )
 def test_wrong_requests_are_refused(
-    start: Start, changes: dict[str, Any], status: int, param: str | None
+    offline: TestClient, changes: dict[str, Any], status: int, param: str | None
 ) -> None:
-    answer = start().post("/v1/posts", json={**ASKED, **changes})
+    answer = offline.post("/v1/posts", json={**ASKED, **changes})
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert answer.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
-def test_what_is_no_json_is_refused(start: Start, body: bytes) -> None:
+def test_what_is_no_json_is_refused(offline: TestClient, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = start().post("/v1/posts", content=body, headers=headers)
+    answer = offline.post("/v1/posts", content=body, headers=headers)
     assert answer.status_code == 400
 
 
