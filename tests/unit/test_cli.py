@@ -7,8 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -249,37 +251,53 @@ def test_an_interrupted_command_writes_nothing(model: str, monkeypatch: pytest.M
     assert not files()
 
 
+ENDLESS = ["fit", "scenes:40", *TINY, "--set", "tokenizer_training.images=1000000000"]
+ENDLESS += ["--set", "tokenizer_training.save_every_seconds=0.001"]
+INTERRUPTED = "Interrupted. The state is saved; rerun the command to resume.\n"
+
+
+def wait_for_checkpoint(out: str, goes_on: Callable[[], bool]) -> None:
+    while goes_on() and not list((Path(out) / "tokenizer" / "checkpoints").glob("check*")):
+        time.sleep(0.01)
+
+
 def test_a_signal_saves_the_training_and_is_status_130() -> None:
-    words = ["fit", "scenes:40", *TINY]
-    words += ["--set", "tokenizer_training.images=1000000000"]
-    words += ["--set", "tokenizer_training.save_every_seconds=0.001"]
-    # Both at once: most of the time goes into starting them.
-    processes = {
-        number: subprocess.Popen(
-            [sys.executable, "-m", "tessella", *words, "--out", number.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        for number, process in processes.items():
-            checkpoints = Path(number.name) / "tokenizer" / "checkpoints"
-            while process.poll() is None and not list(checkpoints.glob("check*")):
-                time.sleep(0.05)
-            process.send_signal(number)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tessella", *ENDLESS, "--out", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for_checkpoint("run", lambda: process.poll() is None)
+            process.send_signal(signal.SIGTERM)
             stdout, stderr = process.communicate()
-            assert process.returncode == 130, stderr
-            assert stderr.endswith(
-                "Interrupted. The state is saved; rerun the command to resume.\n"
-            )
-            assert "Traceback" not in stderr
-            assert "40 images" in stdout
-    finally:
-        for process in processes.values():
+        finally:
             process.kill()
-            process.communicate()
+    assert process.returncode == 130, stderr
+    assert stderr.endswith(INTERRUPTED)
+    assert "Traceback" not in stderr
+    assert "40 images" in stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_status_130_in_any_process(number: signal.Signals) -> None:
+    def interrupt() -> None:
+        wait_for_checkpoint("run", lambda: not is_over.is_set())
+        if not is_over.is_set():
+            os.kill(os.getpid(), number)
+
+    is_over = threading.Event()
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    try:
+        result = run(*ENDLESS, "--out", "run")
+    finally:
+        is_over.set()
+        interrupter.join()
+    assert result.exit_code == 130, result.output
+    assert result.stderr.endswith(INTERRUPTED)
+    assert "40 images" in result.stdout
 
 
 # --- doctor ---------------------------------------------------------------------------------

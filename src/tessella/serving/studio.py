@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tessella.posts.offline import TONES
-from tessella.posts.platforms import PLATFORM_NAMES
+from tessella.posts.platforms import PLATFORMS
 from tessella.runs import report
 from tessella.serving.schemas import MAX_API_SEED, StudioBody
 
@@ -44,7 +44,7 @@ def create_studio_router(
         run=has_run,
         posts="off" if not models else "llm" if has_language_model else "offline",
         key_required=has_keys,
-        post_platforms=list(PLATFORM_NAMES),
+        post_platforms=list(PLATFORMS),
         post_tones=list(TONES),
         max_seed=MAX_API_SEED,
     )
