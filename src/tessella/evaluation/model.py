@@ -132,8 +132,8 @@ def evaluate_images(
     metrics["code_perplexity"] = Metric(report.health.perplexity, what)
     scenes = _parse_scenes(images.captions)
     if scenes is not None:
-        score = compute_scene_accuracy(report.pixels, scenes).all_correct
-        metrics["reconstruction_all_correct"] = Metric(score.accuracy, f"scenes, {what}")
+        accuracy = compute_scene_accuracy(report.pixels, scenes)
+        metrics["reconstruction_all_correct"] = Metric(accuracy, f"scenes, {what}")
     if isinstance(model, TrainedTokenizer):
         return ImagesEvaluation(metrics, left_out, report.pixels, None)
     if scenes is not None:
@@ -176,10 +176,10 @@ def measure_scene_accuracy(
     scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
     prompts = [canonical_caption(scene) for scene in scenes]
     pixels = model.generate_images(enumerate_requests(prompts)).pixels
-    score = compute_scene_accuracy(pixels, scenes).all_correct
     kind = "held-out" if held_out else "seen"
     return Metric(
-        score.accuracy, f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
+        compute_scene_accuracy(pixels, scenes),
+        f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}",
     )
 
 

@@ -21,6 +21,7 @@ alone, given the background.
 """
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,12 +72,8 @@ class ClassifiedObject:
     @property
     def all_correct(self) -> bool:
         """Whether shape, size and colour are the expected ones."""
-        expected = self.expected
-        return (self.shape, self.size, self.color) == (
-            expected.shape,
-            expected.size,
-            expected.color,
-        )
+        look = operator.attrgetter("shape", "size", "color")
+        return bool(look(self) == look(self.expected))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +93,6 @@ class ClassifiedScene:
     def all_correct(self) -> bool:
         """Whether the background and every object are as expected."""
         return self.background_correct and all(item.all_correct for item in self.objects)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How many out of how many."""
-
-    num_correct: int
-    num_total: int
-    accuracy: float  # num_correct / num_total, in [0, 1]
-
-
-@dataclass(frozen=True, slots=True)
-class SceneAccuracy:
-    """How well pictures match the expected scenes."""
-
-    all_correct: Score  # of scenes: the background and every object entirely right
-    background: Score  # of scenes
-    shape: Score  # of objects, like the next two
-    size: Score
-    color: Score
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,15 +180,12 @@ def classify_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[
     return [classified[index] for index in range(len(scenes))]
 
 
-def compute_scene_accuracy(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> SceneAccuracy:
-    """Counts how many pictures, and how many of their attributes, are as expected.
+def compute_scene_accuracy(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> float:
+    """Computes the fraction of pictures whose background and objects are all as expected.
 
     Args:
         pixels: (B, S, S, 3) uint8 RGB in [0, 255], B at least 1.
         scenes: the B expected scenes.
-
-    Returns:
-        The accuracy of whole pictures, and of each attribute over all scenes or objects.
 
     Raises:
         DataError: there is not a single picture.
@@ -220,18 +194,7 @@ def compute_scene_accuracy(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -
     classified = classify_scenes(pixels, scenes)
     if not classified:
         raise DataError("Scene accuracy needs at least one picture: `0`. Sample some prompts.")
-    objects = [item for scene in classified for item in scene.objects]
-    return SceneAccuracy(
-        all_correct=_score([scene.all_correct for scene in classified]),
-        background=_score([scene.background_correct for scene in classified]),
-        shape=_score([item.shape == item.expected.shape for item in objects]),
-        size=_score([item.size == item.expected.size for item in objects]),
-        color=_score([item.color == item.expected.color for item in objects]),
-    )
-
-
-def _score(correct: Sequence[bool]) -> Score:
-    return Score(sum(correct), len(correct), sum(correct) / len(correct))
+    return sum(scene.all_correct for scene in classified) / len(classified)
 
 
 def _classify(
