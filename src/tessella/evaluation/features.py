@@ -4,19 +4,17 @@ A name is `NETWORK-LAYER`: `squeezenet-fire9`, `resnet18-layer3`. The vector is 
 layer's positions. Numbers on different features cannot be compared, so the name goes with them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tessella.errors import ConfigError
-from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet, load_squeezenet
+from tessella.evaluation.squeezenet import SqueezeNet, load_squeezenet
 from tessella.images import Pixels, to_float
-from tessella.tokenizer.perceptual import load_resnet18
-from tessella.tokenizer.weights import find_weights
+from tessella.tokenizer.perceptual import ResNetFeatures, load_resnet18
 
 DEFAULT_FEATURES = "squeezenet-fire9"
 """Of a network that no loss uses."""
@@ -24,16 +22,7 @@ DEFAULT_FEATURES = "squeezenet-fire9"
 _BATCH = 32
 
 
-class FeatureNetwork(Protocol):
-    """A network that looks at images: SqueezeNet or ResNet-18."""
-
-    def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Computes (B, channels, …) of some layers of images (B, 3, H, W) in [-1, 1]."""
-
-    def to(self, device: torch.device) -> object:
-        """Moves the weights."""
-
-
+FeatureNetwork = SqueezeNet | ResNetFeatures
 _NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
     "squeezenet": load_squeezenet,
     "resnet18": load_resnet18,
@@ -85,8 +74,7 @@ class FeatureExtractor:
         Returns:
             (B, F) in float64, on the CPU.
         """
-        batches = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
-        return torch.cat([self(to_float(batch)) for batch in batches])
+        return torch.cat([self(to_float(part)) for part in torch.tensor(pixels).split(_BATCH)])
 
 
 def create_extractor(
@@ -139,10 +127,12 @@ class EvalNetworks:
         """
         features = {name: create_extractor(name, device=device) for name in names}
         try:
-            path = find_weights(SQUEEZENET)
+            squeezenet = load_squeezenet().to(device)
         except ConfigError as error:
-            return cls(None, None, features or {DEFAULT_FEATURES: None}, str(error))
-        squeezenet = load_squeezenet(path).to(device)
+            return cls(features=features or {DEFAULT_FEATURES: None}, missing=str(error))
         layer = DEFAULT_FEATURES.partition("-")[2]
         extractor = FeatureExtractor(DEFAULT_FEATURES, squeezenet, layer, device)
         return cls(squeezenet, extractor, features or {DEFAULT_FEATURES: extractor})
+
+
+NO_NETWORKS = EvalNetworks()

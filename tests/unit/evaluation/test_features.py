@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ class Colours:
 @pytest.mark.parametrize("layer", ["image", "mean"])
 def test_a_vector_is_the_mean_over_places(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH", 2)
-    network = Colours()
+    network: Any = Colours()
     extractor = FeatureExtractor(f"colours-{layer}", network, layer)
     assert extractor.num_features == 3
     network.batches.clear()
