@@ -32,7 +32,7 @@ _BATCH = 32
 
 
 def measure_retrieval(scores: Tensor, prompt_of: Tensor, by: str, *, seed: int = 0) -> Metric:
-    """Computes the fraction of pictures whose own prompt scores higher than all others that they compare.
+    """Computes the fraction of pictures whose own prompt scores higher than all others.
 
     Args:
         scores: (B, P), B >= 1, P >= 2 different prompts; of more than a hundred each picture
@@ -96,9 +96,10 @@ class Clip:
     @torch.inference_mode()
     def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
         """Computes the cosine (B, P) of the embeddings of pictures (B, S, S, 3) and prompts."""
+        sides: Any = ((self._embed_images, pixels), (self._embed_texts, prompts))
         first, second = (
             torch.cat([embed(side[i : i + _BATCH]) for i in range(0, len(side), _BATCH)])
-            for embed, side in ((self._embed_images, pixels), (self._embed_texts, prompts))
+            for embed, side in sides
         )
         return (functional.normalize(first) @ functional.normalize(second).T).cpu()
 
