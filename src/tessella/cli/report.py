@@ -36,19 +36,20 @@ def report(
         if out is not None and (out.suffix.lower() != ".html" or out.is_dir()):
             raise ConfigError(f"The page is written to a file NAME.html: `{out}`. Change --out.")
         written = write_report(run, out)
+        record, size_bytes = written.record, written.path.stat().st_size
         if as_json:
             print_json(
                 {
                     "run": str(run),
                     "report": str(written.path),
-                    "size_bytes": written.size_bytes,
-                    "images_seen": dict(written.images_seen),
-                    "warnings": written.warnings,
-                    "unreadable_lines": written.unreadable_lines,
+                    "size_bytes": size_bytes,
+                    "images_seen": {stage.name: stage.images_seen for stage in record.stages},
+                    "warnings": sum(len(stage.notes) for stage in record.stages),
+                    "unreadable_lines": record.unreadable_lines,
                 }
             )
             return
         console = create_console(as_json)
-        console.print(f"The report is in {written.path} ({written.size_bytes / 1e6:.1f} MB).")
-        if written.unreadable_lines:
-            console.print(f"Unreadable lines in the logs, left out: {written.unreadable_lines:,}.")
+        console.print(f"The report is in {written.path} ({size_bytes / 1e6:.1f} MB).")
+        if record.unreadable_lines:
+            console.print(f"Unreadable lines in the logs, left out: {record.unreadable_lines:,}.")

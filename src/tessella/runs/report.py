@@ -8,7 +8,7 @@ what this file gathers.
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,7 @@ class Report:
     """What was written."""
 
     path: Path
-    size_bytes: int
-    images_seen: Mapping[str, int]  # by stage
-    warnings: int  # that training logged
-    unreadable_lines: int  # of the logs; they are left out
+    record: RunRecord  # what it shows
 
 
 def write_report(folder: Path, out: Path | None = None) -> Report:
@@ -74,13 +71,7 @@ def write_report(folder: Path, out: Path | None = None) -> Report:
     path = folder / REPORT_FILE if out is None else out
     # A caption may hold half of a surrogate pair, which UTF-8 cannot.
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"), what="the report")
-    return Report(
-        path=path,
-        size_bytes=path.stat().st_size,
-        images_seen={stage.name: stage.images_seen for stage in record.stages},
-        warnings=sum(len(stage.notes) for stage in record.stages),
-        unreadable_lines=record.unreadable_lines,
-    )
+    return Report(path, record)
 
 
 def render_body(
