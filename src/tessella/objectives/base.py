@@ -104,6 +104,7 @@ class Objective(nn.Module, abc.ABC):
         codebook: (K, C), the image tokenizer's as it is now; it does not learn.
     """
 
+    __call__: Callable[..., ObjectiveLoss]
     codebook: Tensor
     transformer: Transformer
 
@@ -130,11 +131,6 @@ class Objective(nn.Module, abc.ABC):
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features.
             codes: (B, h, w) int64 in [0, K).
         """
-
-    def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
-        """Calls `forward`, with its types."""
-        loss: ObjectiveLoss = super().__call__(text, codes)
-        return loss
 
     @abc.abstractmethod
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:

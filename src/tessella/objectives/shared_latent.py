@@ -144,7 +144,7 @@ class SharedLatent(Objective):
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Takes the codes nearest to each text's latent; every seed gives the same picture."""
-        state = DecodingState(batch, self.transformer.shape.grid, 1, on_step)
+        state = DecodingState(self.transformer, batch, 1, on_step)
         latent = self._text_autoencoder.encode_latent(batch.text)
         state.fill(self._find_nearest(latent).index_select(0, batch.prompt_of))
         return self.look_up(state.codes)
