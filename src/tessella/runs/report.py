@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -59,15 +60,10 @@ def write_report(folder: Path, out: Path | None = None) -> Report:
         pictures.append(embed_picture(path, _PICTURE_BYTES))
         return pictures[-1]
 
-    text = (
-        _templates()
-        .get_template("report.html.jinja")
-        .render(
-            body=render_body(folder, status, record, embed, made=format_time(now)),
-            title=folder.resolve().name,
-            is_reduced=not all(picture.is_exact for picture in pictures),
-        )
-    )
+    body = render_body(folder, status, record, embed, made=format_time(now))
+    is_reduced = not all(picture.is_exact for picture in pictures)
+    title = folder.resolve().name
+    text = _render("report.html.jinja", body=body, title=title, is_reduced=is_reduced)
     path = folder / REPORT_FILE if out is None else out
     # A caption may hold half of a surrogate pair, which UTF-8 cannot.
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"), what="the report")
@@ -108,21 +104,22 @@ def render_body(
         frames = stage.pictures[name]
         return choose_evenly(frames, _FRAMES) if name == "samples" else frames[-1:]
 
-    return (
-        _templates()
-        .get_template("run.html.jinja")
-        .render(
-            name=folder.resolve().name,
-            status=status,
-            record=record,
-            made=made,
-            show_picture=show,
-            choose_frames=choose_frames,
-            describe_progress=describe_progress,
-            facts=facts,
-            drawing=curves,
-        )
+    return _render(
+        "run.html.jinja",
+        name=folder.resolve().name,
+        status=status,
+        record=record,
+        made=made,
+        show_picture=show,
+        choose_frames=choose_frames,
+        describe_progress=describe_progress,
+        facts=facts,
+        drawing=curves,
     )
+
+
+def _render(template: str, **values: Any) -> str:
+    return _templates().get_template(template).render(values)
 
 
 @functools.cache
