@@ -7,7 +7,6 @@ also measured by SSIM, and by networks that were trained on other tasks.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -37,7 +36,6 @@ class ReconstructionReport:
     """Reconstructions, and how close they came."""
 
     pixels: Pixels  # (B, S, S, 3) the reconstructions
-    codes: npt.NDArray[np.int64]  # (B, h, w)
     psnr: float  # dB, mean over images, on uint8 pixels
     health: CodebookHealth  # how the codebook is used
 
@@ -53,12 +51,10 @@ def evaluate_reconstructions(tokenizer: ImageTokenizer, pixels: Pixels) -> Recon
     latent = tokenizer.quantizer.look_up(codes)
     height, width = latent.shape[2:]
     reconstructions = decode_latent(tokenizer, latent, (height, width))
-    code_array = codes.cpu().numpy()
     return ReconstructionReport(
         pixels=reconstructions,
-        codes=code_array,
         psnr=compute_psnr(reconstructions, pixels),
-        health=measure_codebook_health(tokenizer.quantizer, code_array),
+        health=measure_codebook_health(tokenizer.quantizer, codes.cpu().numpy()),
     )
 
 

@@ -43,7 +43,7 @@ from tessella.data.scenes import (
     draw_coverage,
     sample_scene,
 )
-from tessella.errors import ConfigError, DataError, ShapeError
+from tessella.errors import DataError, ShapeError
 
 # Offsets tried along each axis over ± JITTER: at S = 64 a step is half a pixel, one pixel of the
 # canvas on which scenes are drawn.
@@ -122,13 +122,7 @@ def sample_prompts(count: int, seed: int = 0, held_out: bool = False) -> list[Sc
 
     Returns:
         `count` scenes.
-
-    Raises:
-        ConfigError: the count or the seed is negative.
     """
-    for name, value in (("count", count), ("seed", seed)):
-        if value < 0:
-            raise ConfigError(f"The {name} of scene prompts must be 0 or more: `{value}`.")
     return [
         sample_scene(
             np.random.default_rng(np.random.SeedSequence([seed, i], spawn_key=(_PROMPT_STREAM,))),
@@ -154,12 +148,7 @@ def classify_scenes(pixels: NDArray[np.uint8], scenes: Sequence[Scene]) -> list[
         ShapeError: the pixels are not a uint8 batch of square RGB pictures, or not as many as the
             scenes; says both.
     """
-    pixels = np.asarray(pixels)
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim != 4
-        or pixels.shape[1:] != (*pixels.shape[1:2] * 2, 3)
-    ):
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (*pixels.shape[1:2] * 2, 3):
         raise ShapeError(
             "Pictures to classify must be (B, S, S, 3) uint8: "
             f"`{pixels.shape} {pixels.dtype}`. Give RGB in [0, 255], channels last."

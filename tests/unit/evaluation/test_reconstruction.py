@@ -88,7 +88,6 @@ def test_a_report_by_hand() -> None:
     pixels[:] = np.array([1, 1, 1, 1, 3])[:, None, None, None]
     made = evaluate_reconstructions(Stripes().eval(), pixels)
     assert np.array_equal(made.pixels, pixels)
-    assert made.codes.flatten().tolist() == [1, 1, 1, 1, 3]
     assert made.health.codes_used == 2
     assert made.health.perplexity == pytest.approx(np.exp(0.50040), abs=1e-4)
     assert made.psnr == pytest.approx(compute_psnr(pixels, pixels))
