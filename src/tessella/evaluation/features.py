@@ -6,7 +6,6 @@ layer's positions. Numbers on different features cannot be compared, so the name
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ _BATCH = 32
 
 
 FeatureNetwork = SqueezeNet | ResNetFeatures
-_NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
+_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {
     "squeezenet": load_squeezenet,
     "resnet18": load_resnet18,
 }
@@ -78,16 +77,13 @@ class FeatureExtractor:
 
 
 def create_extractor(
-    name: str = DEFAULT_FEATURES,
-    weights: Path | None = None,
-    device: torch.device | str = "cpu",
+    name: str = DEFAULT_FEATURES, device: torch.device | str = "cpu"
 ) -> FeatureExtractor:
     """Loads named features.
 
     Args:
         name: NETWORK-LAYER: squeezenet with a layer of `squeezenet.LAYERS`, or resnet18 with
             one of `perceptual.LAYERS`.
-        weights: a local file; it wins over the environment variable.
         device: where they are computed.
 
     Raises:
@@ -100,7 +96,7 @@ def create_extractor(
             f"Features are named NETWORK-LAYER, with one of the networks "
             f"{', '.join(_NETWORKS)}: `{name}`. For example {DEFAULT_FEATURES}."
         )
-    return FeatureExtractor(name, _NETWORKS[network](weights), layer, device)
+    return FeatureExtractor(name, _NETWORKS[network](), layer, device)
 
 
 @dataclass(frozen=True)
@@ -125,7 +121,7 @@ class EvalNetworks:
             ConfigError: a name is unknown, or its weights are missing.
             CheckpointError: a file of weights is damaged.
         """
-        features = {name: create_extractor(name, device=device) for name in names}
+        features = {name: create_extractor(name, device) for name in names}
         try:
             squeezenet = load_squeezenet().to(device)
         except ConfigError as error:
