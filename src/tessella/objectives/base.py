@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.config import Settings
 from tessella.errors import GenerationError, ShapeError
 from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import compute_accuracy
@@ -102,6 +103,7 @@ class Objective(nn.Module, abc.ABC):
     Args:
         transformer: the network that learns.
         codebook: (K, C), the image tokenizer's as it is now; it does not learn.
+        settings: the objective's own.
     """
 
     __call__: Callable[..., ObjectiveLoss]
@@ -109,6 +111,7 @@ class Objective(nn.Module, abc.ABC):
     transformer: Transformer
 
     name: ClassVar[str]
+    default_settings: ClassVar[Settings] = Settings()
     is_guided: ClassVar[bool] = True
     """Whether it generates with guidance; if not, `negative_text` is not read."""
     has_likelihood: ClassVar[bool] = True
@@ -118,9 +121,12 @@ class Objective(nn.Module, abc.ABC):
     has_steps: ClassVar[bool] = True
     """Whether a picture comes in steps; otherwise all at once."""
 
-    def __init__(self, transformer: Transformer, codebook: Tensor) -> None:
+    def __init__(
+        self, transformer: Transformer, codebook: Tensor, settings: Settings | None = None
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self.settings = settings or self.default_settings
         self.register_buffer("codebook", codebook.detach(), persistent=False)
 
     @abc.abstractmethod

@@ -18,7 +18,6 @@ from tessella.config import Settings
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import Transformer
 
 
 class MaskedSettings(Settings):
@@ -34,13 +33,8 @@ class Masked(Objective):
     """Predicts masked codes from all others."""
 
     name = "masked"
-
-    def __init__(
-        self, transformer: Transformer, codebook: Tensor, settings: MaskedSettings | None = None
-    ) -> None:
-        """Takes how much is masked in training."""
-        super().__init__(transformer, codebook)
-        self.settings = settings or MaskedSettings()
+    settings: MaskedSettings
+    default_settings = MaskedSettings()
 
     def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         """Cross-entropy of the masked codes; each picture counts alike."""

@@ -102,14 +102,13 @@ class SharedLatent(Objective):
     has_likelihood = False
     can_edit = False
     has_steps = False
+    settings: SharedLatentSettings
+    default_settings = SharedLatentSettings()
 
     def __init__(
-        self,
-        transformer: Transformer,
-        codebook: Tensor,
-        settings: SharedLatentSettings | None = None,
+        self, transformer: Transformer, codebook: Tensor, settings: Settings | None = None
     ) -> None:
-        """Takes the weight of the text's reconstruction.
+        """Checks the transformer.
 
         Raises:
             ConfigError: the transformer has no text decoder.
@@ -119,8 +118,7 @@ class SharedLatent(Objective):
                 "`shared_latent` needs a transformer with a text decoder: "
                 f"`{type(transformer).__name__}`. Create it with `create_transformer`."
             )
-        super().__init__(transformer, codebook)
-        self.settings = settings or SharedLatentSettings()
+        super().__init__(transformer, codebook, settings)
 
     @property
     def _text_autoencoder(self) -> SharedLatentTransformer:
