@@ -31,15 +31,16 @@ def report(
 
     check_output_file(out, [".html"], force=True)
     written = write_report(run, out)
-    lines = [f"The report is in {written.path} ({written.size_bytes / 1e6:.1f} MB)."]
-    if written.unreadable_lines:
-        lines.append(f"Unreadable lines in the logs, left out: {written.unreadable_lines:,}.")
+    record, size_bytes = written.record, written.path.stat().st_size
+    lines = [f"The report is in {written.path} ({size_bytes / 1e6:.1f} MB)."]
+    if record.unreadable_lines:
+        lines.append(f"Unreadable lines in the logs, left out: {record.unreadable_lines:,}.")
     values = {
         "run": str(run),
         "report": str(written.path),
-        "size_bytes": written.size_bytes,
-        "images_seen": dict(written.images_seen),
-        "warnings": written.warnings,
-        "unreadable_lines": written.unreadable_lines,
+        "size_bytes": size_bytes,
+        "images_seen": {stage.name: stage.images_seen for stage in record.stages},
+        "warnings": sum(len(stage.notes) for stage in record.stages),
+        "unreadable_lines": record.unreadable_lines,
     }
     return Result(values, lines)

@@ -1,6 +1,6 @@
 """`GET /v1/run`, and what the studio shows of a training run while it is written.
 
-    folder of a run ─▶ RunReader ─▶ RunWatch ─▶ JSON for programs, the body of the page, pictures
+    folder of a run ─▶ RunRecord ─▶ RunWatch ─▶ JSON for programs, the body of the page, pictures
 
 The run is read again only when one of its files has changed. It may be damaged, begun again or
 removed meanwhile: each of these is a state with a sentence, never an error of the server. The
@@ -22,7 +22,7 @@ from fastapi import APIRouter, Header, Response
 
 from tessella.runs.facts import list_metrics
 from tessella.runs.pictures import Picture, link_picture
-from tessella.runs.record import Note, RunReader, RunRecord, find_last_news, is_running, stamp_file
+from tessella.runs.record import Note, RunRecord, find_last_news, is_running, stamp_file
 from tessella.runs.report import render_body
 from tessella.runs.status import QUIET_SECONDS, RunStatus, State, describe_no_run, find_status
 from tessella.serving.api_errors import ApiError
@@ -89,7 +89,7 @@ class RunWatch:
             folder: the `--out` of a `tessella fit`.
         """
         self._folder = folder
-        self._reader = RunReader(folder)
+        self._reader = RunRecord(folder)
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -110,7 +110,7 @@ class RunWatch:
                     status = find_status(record, running, now)
                     self._snapshot = self._show(version, status, running, record)
                 except Exception:  # noqa: BLE001  files edited by hand; `tessella report` says where
-                    self._reader = RunReader(self._folder)
+                    self._reader = RunRecord(self._folder)
                     status = describe_no_run(self._folder, running)
                     self._snapshot = self._show(version, status, running)
             return self._snapshot
