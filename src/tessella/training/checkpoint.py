@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError
 from tessella.files import (
     REPLACED_PREFIX,
     new_folder,
@@ -74,7 +74,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     Args:
         folder: holds the run's checkpoints; only one process writes there.
         state: what to save. A checkpoint of the same `images_seen` is replaced.
-        keep: how many good ones stay, including the new one; at least 1. Damaged ones go.
+        keep: how many good ones stay, including the new one, at least 1. Damaged ones go.
 
     Returns:
         The new checkpoint's folder.
@@ -82,15 +82,8 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     Raises:
         CheckpointError: the disk is full, or writing there is not allowed; earlier checkpoints
             are untouched and the message names the last good one.
-        ConfigError: `keep` is below 1.
     """
-    if keep < 1:
-        raise ConfigError(f"At least 1 checkpoint must be kept; got keep: `{keep}`.")
     path = folder / f"checkpoint-{state.images_seen:012d}"
-    try:
-        info = json.loads(json.dumps(state.info))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"A checkpoint's info must be plain JSON values: {error}.") from error
     remove_leftovers(folder)
     good, damaged = _prove_all(folder)
     if good and _parse_name(good[0]) > state.images_seen:
@@ -106,7 +99,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
             "images_seen": state.images_seen,
             "state_size": state_file.stat().st_size,
             "state_sha256": sha256_file(state_file),
-            "info": info,
+            "info": state.info,
         }
         record["sha256"] = _record_sha256(record)
         text = json.dumps(record, indent=2) + "\n"

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError
 from tessella.training import checkpoint
 from tessella.training.checkpoint import (
     CheckpointState,
@@ -158,8 +158,6 @@ def test_the_last_and_the_one_before_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["checkpoint-000000000192", "checkpoint-000000000256"]
     save_checkpoint(tmp_path, numbered(320), keep=1)
     assert names(tmp_path) == ["checkpoint-000000000320"]
-    with pytest.raises(ConfigError, match="At least 1 checkpoint must be kept; got keep: `0`"):
-        save_checkpoint(tmp_path, numbered(384), keep=0)
 
 
 def test_the_newest_goes_by_its_number_not_by_its_time(tmp_path: Path) -> None:
@@ -179,8 +177,8 @@ def test_saving_the_same_number_replaces_it_and_keeps_the_one_before(tmp_path: P
     assert names(tmp_path) == ["checkpoint-000000000064", "checkpoint-000000000128"]
 
 
-def test_info_that_is_not_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="info must be plain JSON values"):
+def test_info_that_is_not_json_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path, CheckpointState(0, {}, {"path": tmp_path}))
     assert names(tmp_path) == []
 
