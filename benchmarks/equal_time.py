@@ -96,7 +96,9 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
             fresh = create_transformer(
                 recipe.objective, recipe.transformer, model.transformer.shape
             )
-            return TransformerStage(model.with_parts(transformer=fresh), settings, data.sides, codes)
+            return TransformerStage(
+                model.with_parts(transformer=fresh), settings, data.sides, codes
+            )
 
     pace = measure_pace(make(), settings, accelerator, seconds=min(5.0, options.seconds))
     images = int(options.seconds / pace.step_seconds) * settings.batch_size

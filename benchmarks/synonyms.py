@@ -55,8 +55,8 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.transformer_stage import TransformerStage
 from tessella.training.text_features import prepare_captions
+from tessella.training.transformer_stage import TransformerStage
 
 # Synonym: base. Used where no training caption has the first and some label has the second.
 PAIRS = {

@@ -249,7 +249,8 @@ class ResNetFeatures:
         if self._scale.device != image.device:
             self.to(image.device)
         image = image.contiguous(memory_format=torch.channels_last) * self._scale + self._shift
-        needed, features = set(names.values()), {}
+        needed = set(names.values())
+        features: dict[str, Tensor] = {}
         walk = self._network.walk(image)
         while len(features) < len(needed):
             name, hidden = next(walk)
