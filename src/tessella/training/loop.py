@@ -180,7 +180,7 @@ def train(
     console: Console,
     fingerprint: str,
 ) -> N:
-    """Trains a stage, from its last good checkpoint if there is one.
+    """Trains a stage, from its last good checkpoint if there is one; returns the average.
 
     Args:
         stage: network and data.
@@ -191,24 +191,18 @@ def train(
         console: where progress is shown.
         fingerprint: of recipe and data; a checkpoint with another one is refused.
 
-    Returns:
-        The averaged network, on the accelerator's device.
-
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: a signal asked it to stop; the state is saved.
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    order = ImageOrder(stage.num_images, seed)
     batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = load_batches(
-            stage.load_batch, order, state.images_seen, batch_size, seed, accelerator
-        )
+        batches = load_batches(stage, state.images_seen, batch_size, seed, accelerator)
         stack.enter_context(contextlib.closing(batches))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
@@ -225,8 +219,7 @@ def train(
                 # The first process saves: if another ended now, the launcher would kill it.
                 accelerator.wait_for_everyone()
                 raise Interrupted
-        if stop.ask():
-            # The signal came in the last step or evaluation: the next stage must not begin.
+        if stop.ask():  # in the last step or evaluation: the next stage must not begin
             raise Interrupted
     broadcast_buffers(state.average, accelerator)
     return state.average
