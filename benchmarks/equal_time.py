@@ -145,7 +145,7 @@ def reconstruct_scenes(tokenizer: ImageTokenizer, images: CaptionedImages) -> fl
     count = min(SCENES, len(images))
     evaluation = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)))
     scenes = [parse_caption(images.captions(index)[0]) for index in range(count)]
-    return compute_scene_accuracy(evaluation.pixels, scenes).all_correct.accuracy
+    return compute_scene_accuracy(evaluation.pixels, scenes)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class SceneJudge:
             return {}
         halves = np.split(pixels, 2)
         return {
-            f"all_correct_{kind}": compute_scene_accuracy(half, scenes).all_correct.accuracy
+            f"all_correct_{kind}": compute_scene_accuracy(half, scenes)
             for half, (kind, scenes) in zip(halves, self._scenes.items(), strict=True)
         }
 

@@ -29,7 +29,9 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,9 +41,9 @@ from torch import nn
 from harness import RESULTS, environment, print_record, write_result
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
-from tessella.evaluation.features import FeatureExtractor, create_extractor
+from tessella.evaluation.features import EvalNetworks, FeatureExtractor
+from tessella.evaluation.metric import Metric
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
-from tessella.evaluation.squeezenet import SqueezeNet, load_squeezenet
 from tessella.images import save_png
 from tessella.sheets import make_sheet
 from tessella.tokenizer import ImageTokenizer
@@ -82,7 +84,7 @@ class RememberingExtractor:
         self._extractor = extractor
         self._known: dict[bytes, torch.Tensor] = {}
         self.name = extractor.name
-        self.num_features = extractor.num_features
+        self.describe = extractor.describe
 
     def extract(self, pixels: np.ndarray) -> torch.Tensor:
         """Computes or remembers (B, F)."""
@@ -114,10 +116,10 @@ def main() -> None:
         options.losses = ["pixel MSE", "combination + pixel + discriminator"]
         options.set = ["tokenizer.widths=[16,16]", *draw_weights(options.out)]
     torch.set_num_threads(options.threads)
-    judges = load_judges(options)
+    networks = load_networks(options)
     heldout = {name: sources for name, *sources in options.heldout}
     results = {
-        name: measure_data(name, sources, heldout.get(name, []), judges, options)
+        name: measure_data(name, sources, heldout.get(name, []), networks, options)
         for name, *sources in options.data
     }
     record = write_result(
@@ -149,17 +151,17 @@ def choose_losses(options: argparse.Namespace) -> dict[str, str]:
     return chosen
 
 
-def load_judges(
-    options: argparse.Namespace,
-) -> tuple[SqueezeNet | None, list[RememberingExtractor]]:
-    """Loads the networks that judge; quick runs have random ones."""
+def load_networks(options: argparse.Namespace) -> EvalNetworks:
+    """Loads the networks that measure; quick runs have none."""
     if options.quick:
-        return None, []
-    names = ("squeezenet-fire9", "resnet18-layer3")
-    extractors = [
-        RememberingExtractor(create_extractor(name, device=options.device)) for name in names
-    ]
-    return load_squeezenet().to(options.device), extractors
+        return EvalNetworks()
+    networks = EvalNetworks.load(("squeezenet-fire9", "resnet18-layer3"), options.device)
+    features: dict[str, Any] = {
+        name: RememberingExtractor(extractor)
+        for name, extractor in networks.features.items()
+        if extractor
+    }
+    return replace(networks, features=features)
 
 
 def draw_weights(out: Path) -> list[str]:
@@ -177,7 +179,7 @@ def measure_data(
     name: str,
     sources: list[str],
     heldout: list[str],
-    judges: tuple[SqueezeNet | None, list[RememberingExtractor]],
+    networks: EvalNetworks,
     options: argparse.Namespace,
 ) -> dict[str, object]:
     """Trains and measures every loss with every seed on one data set."""
@@ -209,10 +211,12 @@ def measure_data(
                 rows.append(made.pixels[shown])
             kept = cell / "result.json"
             if not kept.exists():
-                measured = measure_reconstructions(
-                    pixels, made.pixels, squeezenet=judges[0], features=judges[1]
-                )
-                values = {key: metric.value for key, metric in measured.items()}
+                measured = measure_reconstructions(pixels, made.pixels, networks)
+                values = {
+                    key: metric.value
+                    for key, metric in measured.items()
+                    if isinstance(metric, Metric)
+                }
                 values |= made.health.metrics()
                 values["images_per_second"] = read_pace(cell)
                 kept.write_text(json.dumps(values), encoding="utf-8")

@@ -49,7 +49,7 @@ def main() -> None:
         scenes = sample_prompts(options.count, seed=options.seed, held_out=held_out)
         pixels = np.stack([draw_scene(scene, model.config.image_size) for scene in scenes])
         report = evaluate_reconstructions(model.tokenizer, pixels)
-        reconstructed = compute_scene_accuracy(report.pixels, scenes).all_correct.accuracy
+        reconstructed = compute_scene_accuracy(report.pixels, scenes)
         painted = measure_scene_accuracy(
             model, options.count, held_out=held_out, seed=options.seed
         ).value
@@ -64,7 +64,7 @@ def main() -> None:
                 for number, scene in enumerate(scenes)
             ]
             generated = model.generate_images(requests, best_of=options.best_of)
-            best = compute_scene_accuracy(generated.pixels, scenes).all_correct.accuracy
+            best = compute_scene_accuracy(generated.pixels, scenes)
             results[kind]["best_of"] = describe(best, options.count)
         print(kind, results[kind])
     record = write_result(

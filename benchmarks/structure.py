@@ -294,8 +294,7 @@ def count_passes() -> int | None:
     from tessella.evaluation.eval_images import can_read
     from tessella.model.folder import ModelConfig
     from tessella.model.pipeline import TextToImage
-    from tessella.text import TextSettings
-    from tessella.text.frozen import FrozenTextEncoder
+    from tessella.text import TextSettings, create_text_encoder
 
     passes = 0
     vocabulary = ("[PAD]", "[UNK]", "[SEP]", *"0123456789")
@@ -312,7 +311,7 @@ def count_passes() -> int | None:
         transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
         ).save_pretrained(folder)
-        encoder = FrozenTextEncoder.create(TextSettings(encoder=folder))
+        encoder = create_text_encoder(TextSettings(encoder=folder), [])
         model = TextToImage.create(ModelConfig(), encoder)
         original = transformers.BertModel.forward
 

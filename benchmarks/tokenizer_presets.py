@@ -81,7 +81,7 @@ def measure_row(preset: str, recompute: bool, options: argparse.Namespace) -> di
     tokenizer = ImageTokenizer(recipe.tokenizer)
     tokenizer.set_recompute(recompute)
     loss_module = TokenizerLoss(tokenizer, recipe.tokenizer_training).to(device).train()
-    groups, _ = group_parameters(tokenizer, tokenizer.hidden_matrices())
+    groups = group_parameters(tokenizer, tokenizer.hidden_matrices())
     optimizer = MuonAdamW(groups, recipe.tokenizer_training.optimizer)
     size = recipe.data.image_size
     pixels = torch.randint(256, (options.batch, size, size, 3), dtype=torch.uint8, device=device)

@@ -257,7 +257,7 @@ def create_optimizer(network: nn.Module, muon: Recipe | None) -> torch.optim.Opt
     learning = [p for p in network.parameters() if p.requires_grad]
     if muon is None:
         return torch.optim.AdamW(learning, lr=1e-4, fused=True)
-    groups, _ = group_parameters(network, network.tokenizer.hidden_matrices())
+    groups = group_parameters(network, network.tokenizer.hidden_matrices())
     return MuonAdamW(groups, muon.tokenizer_training.optimizer)
 
 

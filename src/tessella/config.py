@@ -67,14 +67,9 @@ def build(kind: type[S], values: Mapping[str, Any]) -> S:
     except ValidationError as error:
         errors = error.errors()
         # For a wrong item pydantic also calls its whole list too short.
-        inner = [e for e in errors if not any(_is_within(other, e) for other in errors)]
-        raise ConfigError("\n".join(_explain(kind, e) for e in inner)) from None
-
-
-def _is_within(error: Any, other: Any) -> bool:
-    """Returns whether an error is about a part of what another error is about."""
-    inner, outer = error["loc"], other["loc"]
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
+        wholes = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
+        parts = [e for e in errors if e["loc"] not in wholes]
+        raise ConfigError("\n".join(_explain(kind, e) for e in parts)) from None
 
 
 def _explain(kind: type[Settings], error: Any) -> str:
@@ -145,11 +140,9 @@ def setting_names(kind: type[Settings], prefix: str = "") -> list[str]:
     """Lists the dotted names of all settings of a class, including those of nested sections."""
     names: list[str] = []
     for name, field in kind.model_fields.items():
-        sections = list(_sections(field.annotation))
-        for section in sections:
-            names += setting_names(section, f"{prefix}{name}.")
-        if not sections:
-            names.append(prefix + name)
+        sections = _sections(field.annotation)
+        inner = [n for section in sections for n in setting_names(section, f"{prefix}{name}.")]
+        names += inner or [prefix + name]
     return list(dict.fromkeys(names))
 
 

@@ -34,3 +34,8 @@ class CheckpointError(TessellaError):
 
 class GenerationError(TessellaError):
     """A request for a picture cannot be met."""
+
+
+def first_line(error: Exception) -> str:
+    """Shortens a library's message, which may fill a page, to a line without a full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -352,19 +352,16 @@ def _aside(path: Path) -> Path:
 
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Gives a complete folder its name; a folder that had it is removed."""
+    old = temporary  # after a swap the old folder has this name
     if not path.exists():
         temporary.rename(path)
-        _flush_folder(path.parent)
-    elif _swap(temporary, path):
-        _flush_folder(path.parent)
-        _remove(temporary)
-    else:
-        aside = _aside(path)
-        _remove(aside)
-        path.rename(aside)
+    elif not _swap(temporary, path):
+        old = _aside(path)
+        _remove(old)
+        path.rename(old)
         temporary.rename(path)
-        _flush_folder(path.parent)
-        _remove(aside)
+    _flush_folder(path.parent)
+    _remove(old)
 
 
 def _swap(first: Path, second: Path) -> bool:

@@ -7,8 +7,7 @@ Three forms:
     pixels    (B, H, W, 3) uint8 numpy, RGB
     image     (B, 3, H, W) float tensor in [-1, 1], RGB
 
-Only the function that needs torch imports it, so that decoding processes start quickly and stay
-small.
+Only the function that needs torch imports it, so that reading pictures starts quickly.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
 
-from tessella.errors import CheckpointError, DataError, ShapeError
+from tessella.errors import CheckpointError, DataError, ShapeError, first_line
 from tessella.files import new_file
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
     except Exception as error:
         # On damaged bytes decoders raise anything: OSError, ValueError, struct.error, zlib.error,
         # EOFError, SyntaxError, or MemoryError if the header is wrong.
-        reason = f"The picture is broken or cut off: {_reason(error)}."
+        reason = f"The picture is broken or cut off: {first_line(error)}."
         raise ImageError(reason, "broken") from error
     return _turn_upright(image, opened)
 
@@ -193,18 +192,16 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError("The file is empty.", "empty")
-    for accept, factory in _readers():
-        if not accept(prefix):
+    for factory, accept in _readers():
+        if accept is None or not accept(prefix):
             continue
         stream.seek(0)
         try:
             with _no_warnings():
-                opened = factory(stream, "")
+                opened: ImageFile.ImageFile = factory(stream, "")
         except Exception as error:
-            reason = f"The picture's header is broken: {_reason(error)}."
+            reason = f"The picture's header is broken: {first_line(error)}."
             raise ImageError(reason, "broken") from error
-        if not isinstance(opened, ImageFile.ImageFile):
-            break
         return opened
     raise ImageError(
         f"Not a picture of a known format; known are: {', '.join(_FORMATS)}.", "broken"
@@ -212,22 +209,13 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
 
 
 @cache
-def _readers() -> tuple[tuple[Callable[[bytes], Any], Callable[..., Any]], ...]:
+def _readers() -> list[tuple[Callable[..., Any], Callable[[bytes], Any] | None]]:
     """Loads Pillow's readers of the known formats once; older versions may lack AVIF."""
     Image.preinit()
     for name in ("Tiff", "WebP", "Avif", "Jpeg2K", "Qoi"):
         with contextlib.suppress(ImportError):
             importlib.import_module(f"PIL.{name}ImagePlugin")
-    return tuple(
-        (accept, factory)
-        for factory, accept in (Image.OPEN[name] for name in _FORMATS if name in Image.OPEN)
-        if accept is not None
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Puts a decoder's error on one line, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return [Image.OPEN[name] for name in _FORMATS if name in Image.OPEN]
 
 
 def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:
@@ -324,10 +312,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     from PIL import ImageCms
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    if converted is None:
-        raise ImageError("The picture's LAB colours cannot be converted to RGB.", "broken")
-    return converted
+    return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply(image)
 
 
 def fit_square(image: Image.Image, size: int) -> Pixels:

@@ -7,8 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,14 @@ def test_an_option_means_the_same_in_every_command() -> None:
     assert {name: texts for name, texts in meanings.items() if len(texts) > 1} == {}
 
 
+def test_every_option_has_its_help() -> None:
+    """That of a group is read from the docstrings of its fields."""
+    for name in command_names():
+        assert [option.name for option in list_options(name) if not option.help] == []
+    [clip] = [option for option in list_options("evaluate") if option.name == "clip"]
+    assert clip.help.startswith("A CLIP, loaded by transformers, also ranks 100 prompts")
+
+
 def test_the_limits_of_options_are_those_of_python() -> None:
     text = "".join(succeed("generate", "--help").split())
     for most in (f"1<=x<={MAX_COUNT}", f"1<=x<={MAX_BEST_OF}"):
@@ -241,37 +251,53 @@ def test_an_interrupted_command_writes_nothing(model: str, monkeypatch: pytest.M
     assert not files()
 
 
+ENDLESS = ["fit", "scenes:40", *TINY, "--set", "tokenizer_training.images=1000000000"]
+ENDLESS += ["--set", "tokenizer_training.save_every_seconds=0.001"]
+INTERRUPTED = "Interrupted. The state is saved; rerun the command to resume.\n"
+
+
+def wait_for_checkpoint(out: str, goes_on: Callable[[], bool]) -> None:
+    while goes_on() and not list((Path(out) / "tokenizer" / "checkpoints").glob("check*")):
+        time.sleep(0.01)
+
+
 def test_a_signal_saves_the_training_and_is_status_130() -> None:
-    words = ["fit", "scenes:40", *TINY]
-    words += ["--set", "tokenizer_training.images=1000000000"]
-    words += ["--set", "tokenizer_training.save_every_seconds=0.001"]
-    # Both at once: most of the time goes into starting them.
-    processes = {
-        number: subprocess.Popen(
-            [sys.executable, "-m", "tessella", *words, "--out", number.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        for number, process in processes.items():
-            checkpoints = Path(number.name) / "tokenizer" / "checkpoints"
-            while process.poll() is None and not list(checkpoints.glob("check*")):
-                time.sleep(0.05)
-            process.send_signal(number)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tessella", *ENDLESS, "--out", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for_checkpoint("run", lambda: process.poll() is None)
+            process.send_signal(signal.SIGTERM)
             stdout, stderr = process.communicate()
-            assert process.returncode == 130, stderr
-            assert stderr.endswith(
-                "Interrupted. The state is saved; rerun the command to resume.\n"
-            )
-            assert "Traceback" not in stderr
-            assert "40 images" in stdout
-    finally:
-        for process in processes.values():
+        finally:
             process.kill()
-            process.communicate()
+    assert process.returncode == 130, stderr
+    assert stderr.endswith(INTERRUPTED)
+    assert "Traceback" not in stderr
+    assert "40 images" in stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_status_130_in_any_process(number: signal.Signals) -> None:
+    def interrupt() -> None:
+        wait_for_checkpoint("run", lambda: not is_over.is_set())
+        if not is_over.is_set():
+            os.kill(os.getpid(), number)
+
+    is_over = threading.Event()
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    try:
+        result = run(*ENDLESS, "--out", "run")
+    finally:
+        is_over.set()
+        interrupter.join()
+    assert result.exit_code == 130, result.output
+    assert result.stderr.endswith(INTERRUPTED)
+    assert "40 images" in result.stdout
 
 
 # --- doctor ---------------------------------------------------------------------------------
@@ -366,7 +392,7 @@ def test_fit_refuses_what_cannot_be_done() -> None:
     assert "`file`" in fail("fit", "scenes:9", "--out", "file")
     draw_data(Path("data"))
     message = fail("fit", "scenes:9", "--out", "data", "--dry-run")
-    assert "something else than a run: `data`" in message
+    assert "something other than a run: `data`" in message
 
 
 # --- generate -------------------------------------------------------------------------------
@@ -410,7 +436,7 @@ def test_a_prompt_reaches_the_transformer_through_few_frames(
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 0
-    assert stacks[0][:2] == ["__init__.py: main", "generate.py: generate"]
+    assert stacks[0][:3] == ["__init__.py: main", "command.py: invoke", "generate.py: generate"]
     assert len(stacks[0]) <= MAX_FRAMES, stacks[0]
 
 
@@ -473,7 +499,7 @@ def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
         (".", "The current folder"),
         ("empty/.", "The current folder"),
         ("x.jpg", "Pictures are written as PNG: `x.jpg`. Name it x.png"),
-        ("folder.png", "A folder has the name of the sheet"),
+        ("folder.png", "A folder has the name of the file"),
     ],
 )
 def test_an_out_that_does_not_suit_is_refused(
@@ -722,7 +748,7 @@ def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
         (["data"], "Cannot reconstruct: `data`."),
         (["nowhere.png"], "There is no such picture: `nowhere.png`"),
         (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
-        (["data/0.png", "--out", "data/0.png"], "The picture already exists: `data/0.png`"),
+        (["data/0.png", "--out", "data/0.png"], "The file already exists: `data/0.png`"),
         (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_wrong_edit_is_wrong_usage(model: str, words: list[str], message: str)
         ("photo.png", PROMPT, ["--mask", "upper", "--temperature", "nan"], "`temperature`: got"),
         ("photo.png", PROMPT, ["--mask", "upper", "--steps", "0"], "`steps`: got: `0`"),
         ("photo.png", PROMPT, ["--mask", "upper", "--steps", "1000000"], "`steps`: got: `1000000`"),
-        ("photo.png", PROMPT, ["--mask", "upper", "--out", "photo.png"], "The picture already exi"),
+        ("photo.png", PROMPT, ["--mask", "upper", "--out", "photo.png"], "The file already exists"),
         ("photo.png", PROMPT, ["--mask", "upper", "--negative-prompt", "x"], "works by guidance"),
     ],
 )

@@ -350,10 +350,10 @@ def test_a_clip_that_is_not_there_is_refused(model: Path, data: Path) -> None:
     ("words", "message"),
     [
         (("--pairs", "found.txt"), "NAME.png: `found.txt`"),
-        (("--out", "there.json"), "The file is there already: `there.json`"),
-        (("--sheet", "there.png"), "The file is there already: `there.png`"),
+        (("--out", "there.json"), "The file already exists: `there.json`"),
+        (("--sheet", "there.png"), "The file already exists: `there.png`"),
         (("--out", "found.txt"), "NAME.json: `found.txt`"),
-        (("--sheet", "folder.png"), "NAME.png: `folder.png`"),
+        (("--sheet", "folder.png"), "A folder has the name of the file: `folder.png`"),
     ],
 )
 def test_a_file_that_does_not_suit_is_refused_before_the_work(

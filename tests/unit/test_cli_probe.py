@@ -179,7 +179,7 @@ def test_a_plot_is_replaced_only_when_asked(name: str) -> None:
     told = succeed("a.png", "b.png", "--plot", name)
     assert f"Written: {name}" in told
     Path(name).write_text("mine", encoding="utf-8")
-    assert f"The file is there already: `{name}`" in fail("a.png", "b.png", "--plot", name)
+    assert f"The file already exists: `{name}`" in fail("a.png", "b.png", "--plot", name)
     assert Path(name).read_text(encoding="utf-8") == "mine"
     json.loads(succeed("a.png", "b.png", "--plot", name, "--force", "--json"))
     start = b"<?xml" if name.endswith("SVG") else b"\x89PNG"
@@ -201,7 +201,9 @@ def test_what_is_refused() -> None:
     message = "written to a file NAME.png or NAME.svg: `plot.pdf`"
     assert message in fail("a.png", "b.png", "--plot", "plot.pdf")
     Path("folder.png").mkdir()
-    assert "NAME.svg: `folder.png`" in fail("a.png", "b.png", "--plot", "folder.png")
+    assert "A folder has the name of the file: `folder.png`" in fail(
+        "a.png", "b.png", "--plot", "folder.png"
+    )
     assert "no file of the weights" in fail("a.png", "b.png", "--weights", "none.npz")
 
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tessella.cli import app
-from tessella.cli.serving_options import require_serving
-from tessella.cli.settings_options import create_settings_group, read_changes
+from tessella.cli.serving import require_serving
+from tessella.cli.settings_options import create_settings_group
 from tessella.errors import ConfigError
 from tessella.serving import server
 from tessella.serving.middleware import API_KEYS_VARIABLE
@@ -101,8 +101,8 @@ def test_options_go_before_words_and_words_before_the_file(
         (("--set", "serve.max_queue=0"), "max_queue"),
         (("--set", "serve.max_queue=many"), "max_queue"),
         (("--set", "serve.batch_size=17"), "batch_size"),
-        (("--set", "train.steps=1"), "Serving takes settings of the section `serve` only"),
-        (("--set", "serve=1"), "Serving takes settings of the section `serve` only: `serve`"),
+        (("--set", "train.steps=1"), "This command takes settings of the section `serve` only"),
+        (("--set", "serve=1"), "This command takes settings of the section `serve` only: `serve`"),
         (("--set", "max_queue=1"), "max_queue"),
         (("--config", "/nothing.toml"), "/nothing.toml"),
         (("--host", "0.0.0.0"), "Anybody who reaches this address could paint: `0.0.0.0`"),
@@ -172,14 +172,13 @@ def test_sections(tmp_path: Path) -> None:
 
     def read(text: str, *words: str) -> Mapping[str, Any]:
         file.write_text(text)
-        options = create_settings_group(ServeSettings, ("port",))()
-        return read_changes(
-            "serve", file, words, options, activity="Serving", example="serve.port=1"
-        )
+        options = create_settings_group("serve", ServeSettings, ("port",))()
+        changes: Mapping[str, Any] = options.read_changes(file, words)
+        return changes
 
     assert read("") == {}
     assert read("[other]\na = 1\n") == {}
     assert read("[serve]\nport = 1\n", "serve.port=2") == {"port": 2}
     for text, words in (("serve = 1\n", ()), ("", ("other.a=1",)), ("", ("serve=1",))):
-        with pytest.raises(ConfigError, match="Serving takes settings of the section `serve`"):
+        with pytest.raises(ConfigError, match="This command takes settings of the section `serve`"):
             read(text, *words)

@@ -2,8 +2,6 @@
 
 import io
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -388,15 +386,6 @@ def test_a_png_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="Cannot write the picture"):
         save_png(tmp_path / "file" / "a.png", np.asarray(gradient()))
-
-
-def test_decoding_processes_load_neither_torch_nor_pydantic() -> None:
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}; import tessella.data.decode;"
-        "import tessella.data.scenes;"
-        "sys.exit(', '.join({'torch', 'pydantic'} & set(sys.modules)) or 0)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- as the contents of a file -------------------------------------------------------------

@@ -1,28 +1,25 @@
 """What a person types: `tessella COMMAND …`.
 
 Each file holds the commands of one stage of the data's way. `options.py` holds the options that
-they share, `option_groups.py` declares whole groups of them once, and `reporting.py` says how
-commands report and end. Nothing heavy is imported before a command runs, so that `--help` answers
-at once.
+they share, `command.py` what all commands do alike, and `reporting.py` how they print and end.
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
 from typing import Annotated
 
 import typer
 
+from tessella.cli.command import Command
 from tessella.cli.data import doctor
-from tessella.cli.editing import edit, vary
-from tessella.cli.evaluation import evaluate
-from tessella.cli.generate import generate
+from tessella.cli.evaluation import EvaluationCommand, evaluate
+from tessella.cli.generate import edit, generate, vary
 from tessella.cli.painting import PaintingCommand
 from tessella.cli.post import PostCommand, post
-from tessella.cli.probe import probe
+from tessella.cli.probe import ProbeCommand, probe
 from tessella.cli.reconstruct import reconstruct
 from tessella.cli.report import report
 from tessella.cli.scoring import score
-from tessella.cli.serve import ServeCommand, serve
-from tessella.cli.serving_options import ServingCommand
-from tessella.cli.studio import studio
+from tessella.cli.serving import ServeCommand, StudioCommand, serve, studio
 from tessella.cli.training import TrainingCommand, fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
@@ -37,21 +34,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command()(doctor)
+app.command(cls=Command)(doctor)
 app.command(cls=TrainingCommand)(fit)
 app.command(cls=TrainingCommand)(fit_tokenizer)
 app.command(cls=TrainingCommand)(fit_transformer)
 app.command(cls=PaintingCommand)(generate)
 app.command(cls=PaintingCommand)(edit)
 app.command(cls=PaintingCommand)(vary)
-app.command()(score)
+app.command(cls=Command)(score)
 app.command(cls=PostCommand)(post)
-app.command()(reconstruct)
-app.command()(probe)
-app.command()(evaluate)
-app.command()(report)
+app.command(cls=Command)(reconstruct)
+app.command(cls=ProbeCommand)(probe)
+app.command(cls=EvaluationCommand)(evaluate)
+app.command(cls=Command)(report)
 app.command(cls=ServeCommand)(serve)
-app.command(cls=ServingCommand)(studio)
+app.command(cls=StudioCommand)(studio)
 
 
 def _show_version(is_set: bool) -> None:

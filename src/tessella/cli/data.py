@@ -1,68 +1,48 @@
 """`tessella doctor`: what DATA holds, what is wrong with it, what to do next."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import typer
-
-from tessella.cli.options import Config, Data, Debug, Json, Preset, Set
-from tessella.cli.reporting import FAILED, create_console, print_json, told_errors
+from tessella.cli.options import Config, Data, Preset, Set
+from tessella.cli.reporting import FAILED, Result
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
     from tessella.data.inspect import DataReport
 
 
-def doctor(
-    data: Data,
-    config: Config = None,
-    set_: Set = None,
-    preset: Preset = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+def doctor(data: Data, config: Config = None, set_: Set = None, preset: Preset = None) -> Result:
     """Check DATA: what it holds, what is wrong with it, what to do next.
 
     Decodes every picture and writes nothing. The exit status is 1 if DATA cannot be trained on.
     """
-    with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.data.inspect import inspect_data
-        from tessella.training.recipe import resolve_recipe
+    from tessella.data.inspect import inspect_data
+    from tessella.training.recipe import resolve_recipe
 
-        recipe = resolve_recipe(preset, config, set_ or ())
-        report = inspect_data(data, recipe.data)
-        if as_json:
-            print_json(report.to_dict())
-        else:
-            _show(report, create_console(as_json))
-        if not report.is_usable:
-            raise typer.Exit(FAILED)
+    report = inspect_data(data, resolve_recipe(preset, config, set_ or ()).data)
+    return Result(report.to_dict(), _describe(report), 0 if report.is_usable else FAILED)
 
 
-def _show(report: "DataReport", console: "Console") -> None:
+def _describe(report: "DataReport") -> Iterator["RenderableType"]:
     from rich.table import Table
 
     table = Table("data", "kind", "images", "skipped", box=None, pad_edge=False)
     for source in report.sources:
         counts = f"{source.images:,}", f"{source.skipped:,}"
         table.add_row(source.given, source.kind or "not readable", *counts)
-    console.print(table)
-    console.print()
+    yield table
+    yield ""
     for name, value in _facts(report):
-        console.print(f"{name:<10} {value}")
+        yield f"{name:<10} {value}"
     for kind, skipped in report.skipped.items():
-        console.print(f"\nSkipped, {kind}: {skipped.count:,}, for example")
+        yield f"\nSkipped, {kind}: {skipped.count:,}, for example"
         for example in skipped.examples:
-            console.print(f"  {example['name']}: {example['reason']}")
-    for title, lines in (
-        ("Errors", report.errors),
-        ("Warnings", report.warnings),
-        ("Next", report.advice),
-    ):
+            yield f"  {example['name']}: {example['reason']}"
+    sections = {"Errors": report.errors, "Warnings": report.warnings, "Next": report.advice}
+    for title, lines in sections.items():
         if lines:
-            console.print(f"\n{title}:")
-        for line in lines:
-            console.print(f"- {line}")
+            yield "\n".join(["", f"{title}:", *(f"- {line}" for line in lines)])
 
 
 def _facts(report: "DataReport") -> list[tuple[str, str]]:

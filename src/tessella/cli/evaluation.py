@@ -1,19 +1,20 @@
 """`tessella evaluate`: a model and images in, numbers with their protocol out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessella.cli.options import Config, Debug, Device, Force, Json, Seed, Set
-from tessella.cli.output_file import check_output_file
-from tessella.cli.reporting import create_console, print_json, told_errors
+from tessella.cli import options as shared
+from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.pictures import check_output_file
+from tessella.cli.reporting import Result
 from tessella.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from tessella.evaluation.eval_images import EvalImages
     from tessella.evaluation.model import ImagesEvaluation
@@ -29,172 +30,80 @@ _MISSING_TRAINING = (
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is measured, and on which images, as the options say."""
+    """What to measure, and on which images."""
 
-    model: str
-    data: Sequence[str]  # empty: the images that the run kept out
-    features: Sequence[str]
-    max_images: int
-    pictures: int  # painted
-    pmi_pictures: int | None
-    clip: str | None
-    train_data: Sequence[str]  # empty: the run's own
-    max_training: int
-    out: Path | None
-    sheet: Path | None
-    pairs: Path | None
-    cache: Path | None  # None: a temporary folder
-    config: Path | None
-    assignments: Sequence[str]
-    device: str
-    seed: int
-
-
-def _number(help_text: str, *, least: int = 0, show_default: bool | str = True) -> Any:
-    return typer.Option(metavar="NUMBER", help=help_text, min=least, show_default=show_default)
-
-
-_Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model folder, a run's folder (after fit-tokenizer too), or the name of a "
-        "bundled model.",
-        show_default=False,
-    ),
-]
-_Data = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="DATA",
-        help="Captioned images, as for fit; all of them count. A run's folder as MODEL "
-        "brings its own: those that it kept out of training.",
-        show_default=False,
-    ),
-]
-_Features = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="What FID, KID, precision and recall compare: squeezenet-LAYER or "
-        "resnet18-LAYER. May be repeated.",
-        show_default="squeezenet-fire9",
-    ),
-]
-_MaxImages = Annotated[int, _number("If there are more, --seed draws this many.", least=1)]
-_Pictures = Annotated[
-    int, _number("Paint this many captions of DATA and measure the pictures; 0 paints none.")
-]
-_PmiPictures = Annotated[
-    int | None,
-    _number(
-        "For this many pictures the model itself ranks 100 prompts; it takes a pass over each "
-        "picture with each prompt.",
-        show_default=str(_PMI_PICTURES),
-    ),
-]
-_Clip = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER|NAME",
-        help="A CLIP, loaded by transformers, also ranks 100 prompts for each picture.",
-    ),
-]
-_TrainData = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="DATA",
-        help="What the model learned from, to look for copies. May be repeated.",
-        show_default="the run's",
-    ),
-]
-_MaxTraining = Annotated[
-    int,
-    _number("If there are more training pictures, copies are looked for among this many.", least=1),
-]
-_Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Save what --json prints.")]
-_Sheet = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.png", help="Save pictures, and under each what the model keeps of it."
-    ),
-]
-_Pairs = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.png",
-        help="Save painted pictures, and right of each the nearest training picture; the "
-        "nearest pairs come first.",
-    ),
-]
-_Cache = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        help="Keep the checked images of DATA here, to use them again; those of --train-data "
-        "in FOLDER-train.",
-        show_default="a temporary folder",
-    ),
-]
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
+    """A model folder, a run's folder (after fit-tokenizer too), or the name of a bundled model."""
+    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", show_default=False)] = None
+    """Captioned images, as for fit; all of them count. A run's folder as MODEL brings its own:
+    those that it kept out of training."""
+    features: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", show_default="squeezenet-fire9")
+    ] = None
+    """What FID, KID, precision and recall compare: squeezenet-LAYER or resnet18-LAYER. May be
+    repeated."""
+    max_images: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
+    """If there are more, --seed draws this many."""
+    pictures: Annotated[int, typer.Option(metavar="NUMBER", min=0)] = 256
+    """Paint this many captions of DATA and measure the pictures; 0 paints none."""
+    pmi_pictures: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=0, show_default=str(_PMI_PICTURES))
+    ] = None
+    """For this many pictures the model itself ranks 100 prompts; it takes a pass over each picture
+    with each prompt."""
+    clip: Annotated[str | None, typer.Option(metavar="FOLDER|NAME")] = None
+    """A CLIP, loaded by transformers, also ranks 100 prompts for each picture."""
+    train_data: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", show_default="the run's")
+    ] = None
+    """What the model learned from, to look for copies. May be repeated."""
+    max_training: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
+    """If there are more training pictures, copies are looked for among this many."""
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json")] = None
+    """Save what --json prints."""
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
+    """Save pictures, and under each what the model keeps of it."""
+    pairs: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
+    """Save painted pictures, and right of each the nearest training picture; the nearest pairs
+    come first."""
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", show_default="a temporary folder")
+    ] = None
+    """Keep the checked images of DATA here, to use them again; those of --train-data in
+    FOLDER-train."""
+    config: shared.Config = None
+    set_: shared.Set = None
+    device: shared.Device = "auto"
+    seed: shared.Seed = 0
+    force: shared.Force = False
 
 
-def evaluate(
-    model: _Model,
-    data: _Data = None,
-    features: _Features = None,
-    max_images: _MaxImages = 2000,
-    pictures: _Pictures = 256,
-    pmi_pictures: _PmiPictures = None,
-    clip: _Clip = None,
-    train_data: _TrainData = None,
-    max_training: _MaxTraining = 2000,
-    out: _Out = None,
-    sheet: _Sheet = None,
-    pairs: _Pairs = None,
-    cache: _Cache = None,
-    config: Config = None,
-    set_: Set = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    force: Force = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+class EvaluationCommand(Command):
+    """The command, with its options."""
+
+    groups = (EvaluationRequest, *Command.groups)
+
+
+def evaluate(context: typer.Context) -> Result:
     """Measure a model on images.
 
     Each number comes with its protocol: on which images, by which network, with which
     settings. Of the settings only the section data counts.
     """
-    request = EvaluationRequest(
-        model=model,
-        data=data or [],
-        features=features or [],
-        max_images=max_images,
-        pictures=pictures,
-        pmi_pictures=pmi_pictures,
-        clip=clip,
-        train_data=train_data or [],
-        max_training=max_training,
-        out=out,
-        sheet=sheet,
-        pairs=pairs,
-        cache=cache,
-        config=config,
-        assignments=set_ or [],
-        device=device,
-        seed=seed,
-    )
-    with told_errors(debug, if_interrupted="Nothing was written."):
-        for path, suffix in ((out, ".json"), (sheet, ".png"), (pairs, ".png")):
-            check_output_file(path, [suffix], force=force)
-        console = create_console(as_json)
-        images, evaluation = _measure(request, console)
-        result = _to_dict(request, images, evaluation)
-        files = _write(request, result, images, evaluation)
-        if as_json:
-            print_json(result)
-        else:
-            _show(evaluation, files, console)
+    request = get_group(context, EvaluationRequest)
+    for path, suffix in ((request.out, ".json"), (request.sheet, ".png"), (request.pairs, ".png")):
+        check_output_file(path, [suffix], force=request.force)
+    images, evaluation = _measure(request, get_console(context))
+    values = {
+        "model": request.model,
+        "data": request.data or [],
+        "images": len(images.pixels),
+        "pictures": len(evaluation.generation.pixels) if evaluation.generation else 0,
+        "metrics": {name: asdict(metric) for name, metric in evaluation.metrics.items()},
+        "left_out": evaluation.left_out,
+    }
+    files = _write(request, values, images, evaluation)
+    return Result(values, _describe(values, files))
 
 
 def _measure(
@@ -218,8 +127,8 @@ def _measure(
     paints = has_transformer and request.pictures > 0
     if not paints:
         _refuse_unused(request)
-    networks = EvalNetworks.load(request.features, model.device)
-    settings = resolve_recipe(None, request.config, request.assignments).data.replace(
+    networks = EvalNetworks.load(request.features or (), model.device)
+    settings = resolve_recipe(None, request.config, request.set_ or ()).data.replace(
         image_size=model.config.image_size, validation_fraction=0.0
     )
     images = read_eval_images(request, settings)
@@ -256,23 +165,9 @@ def _refuse_unused(request: EvaluationRequest) -> None:
         )
 
 
-def _to_dict(
-    request: EvaluationRequest, images: "EvalImages", evaluation: "ImagesEvaluation"
-) -> dict[str, Any]:
-    """Lays all numbers out for `--json` and `--out`."""
-    return {
-        "model": request.model,
-        "data": request.data,
-        "images": len(images.pixels),
-        "pictures": len(evaluation.generation.pixels) if evaluation.generation else 0,
-        "metrics": {name: asdict(metric) for name, metric in evaluation.metrics.items()},
-        "left_out": evaluation.left_out,
-    }
-
-
 def _write(
     request: EvaluationRequest,
-    result: Mapping[str, Any],
+    values: Mapping[str, Any],
     images: "EvalImages",
     evaluation: "ImagesEvaluation",
 ) -> list[Path]:
@@ -285,7 +180,7 @@ def _write(
     nearest = evaluation.generation.pairs if evaluation.generation else ()
     pairs = request.pairs if nearest else None
     if request.out:
-        write_json(request.out, result, what="the metrics")
+        write_json(request.out, values, what="the metrics")
     if request.sheet:
         save_png(request.sheet, _make_sheet(images.pixels, evaluation.reconstructions))
     if pairs:
@@ -310,17 +205,17 @@ def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
     return make_labelled_sheet(pictures, labels, columns)
 
 
-def _show(evaluation: "ImagesEvaluation", files: Sequence[Path], console: "Console") -> None:
-    from rich.table import Table
+def _describe(values: Mapping[str, Any], files: Sequence[Path]) -> Iterator["RenderableType"]:
+    from rich.table import Column, Table
 
-    table = Table(box=None, pad_edge=False)
-    for head in ("metric", "value", "protocol"):
-        table.add_column(head, no_wrap=head != "protocol")
-    for name, metric in evaluation.metrics.items():
-        table.add_row(name, f"{metric.value:.4g}", metric.protocol)
-    console.print(table)
-    for reason in dict.fromkeys(evaluation.left_out.values()):
-        names = [name for name, why in evaluation.left_out.items() if why == reason]
-        console.print(f"\nLeft out: {', '.join(names)}. {reason}")
+    heads = (Column(head, no_wrap=True) for head in ("metric", "value"))
+    table = Table(*heads, "protocol", box=None, pad_edge=False)
+    for name, metric in values["metrics"].items():
+        table.add_row(name, f"{metric['value']:.4g}", metric["protocol"])
+    yield table
+    left_out = values["left_out"]
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
+        yield f"\nLeft out: {', '.join(names)}. {reason}"
     for file in files:
-        console.print(f"Written: {file}")
+        yield f"Written: {file}"

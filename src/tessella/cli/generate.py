@@ -1,12 +1,27 @@
-"""`tessella generate`: prompts in, pictures out."""
+"""`tessella generate`, `edit` and `vary`: prompts or a picture in, pictures out."""
 
 import re
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tessella.cli.options import MODELS_OWN, PromptsFile
-from tessella.cli.painting import paint, painting_errors, read_prompts
+from tessella.cli.painting import collect_prompts, paint
+from tessella.cli.pictures import read_picture
+from tessella.cli.reporting import Result
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tessella.model.canvas import Canvas
+    from tessella.model.pipeline import TextToImage
+
+_Half = Literal["upper", "lower", "left", "right"]
+_OPPOSITE: dict[str, _Half] = dict(upper="lower", lower="upper", left="right", right="left")
+
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")]
 
 
 def generate(
@@ -24,38 +39,135 @@ def generate(
             show_default=MODELS_OWN,
         ),
     ] = None,
-) -> None:
+) -> Result:
     """Paint pictures from prompts.
 
     Each prompt's first picture has the given seed, the next ones seed + 1, seed + 2, …; with
     --best-of N, seed + N, seed + 2 N, …
     """
-    if not prompts and prompts_file is None:
-        raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
     size_px = None if size is None else _parse_size(size)
-    with painting_errors(context):
-        from tessella.model.request import check_prompts
+    all_prompts = collect_prompts(prompts, prompts_file)
+    return paint(
+        context,
+        all_prompts,
+        lambda model, seeds: [model.plan_picture(size_px)] * len(seeds),
+        name=all_prompts[0],
+        inputs={"size": size_px},
+    )
 
-        all_prompts = [*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())]
-        check_prompts(all_prompts)
-        paint(
-            context,
-            all_prompts,
-            lambda model, seeds: [model.plan_picture(size_px)] * len(seeds),
-            name=all_prompts[0],
-            inputs={"size": size_px},
-        )
+
+def edit(
+    context: typer.Context,
+    image: ImageFile,
+    prompt: Annotated[
+        str,
+        typer.Argument(metavar="PROMPT", help="What the whole picture should show."),
+    ],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MASK",
+            help="What to repaint: the white of a picture as large as IMAGE, or a half: upper, "
+            "lower, left or right.",
+        ),
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="L,T,R,B",
+            help="Instead of --mask: pixels to add at the left, top, right and bottom.",
+        ),
+    ] = None,
+) -> Result:
+    """Repaint a part of a picture, or paint beyond its edges.
+
+    The picture is cropped to its middle square and resized to the model's size; everything
+    outside the mask then stays as it is, pixel for pixel.
+    """
+    if (mask is None) == (outpaint is None):
+        raise typer.BadParameter("Give exactly one of the two.", param_hint="--mask, --outpaint")
+    margins = {} if outpaint is None else _parse_margins(outpaint)
+    from tessella.model.request import check_prompts
+
+    check_prompts([prompt])
+    picture = read_picture(image, "edit")
+    mask_picture = None if mask is None else _read_mask(mask, picture)
+
+    def plan(model: "TextToImage", seeds: Sequence[int]) -> "list[Canvas]":
+        if mask_picture is None:
+            canvas = model.plan_outpaint(picture, **margins)
+        else:
+            canvas = model.plan_edit(picture, mask_picture)
+        return [canvas] * len(seeds)
+
+    inputs = {"image": str(image), "mask": mask, "outpaint": outpaint}
+    return paint(context, [prompt], plan, name=prompt, inputs=inputs)
+
+
+def vary(
+    context: typer.Context,
+    image: ImageFile,
+    prompt: Annotated[
+        str,
+        typer.Option(metavar="PROMPT", help="What they should show.", show_default="no prompt"),
+    ] = "",
+    strength: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="Fraction of the picture to repaint: above 0, at most 1.",
+        ),
+    ] = 0.5,
+) -> Result:
+    """Paint variations of a picture.
+
+    The picture is cropped to its middle square and resized to the model's size. Tiles drawn by
+    the seed are repainted, the others keep their codes.
+    """
+    picture = read_picture(image, "vary")
+    return paint(
+        context,
+        [prompt],
+        lambda model, seeds: model.plan_variations(picture, seeds, strength=strength),
+        name=prompt or image.stem,
+        inputs={"image": str(image), "strength": strength},
+    )
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    """Reads WIDTHxHEIGHT; the model decides whether it can paint it.
+    """Reads WIDTHxHEIGHT; the model decides whether it can paint it."""
+    width, height = _parse_pixels(text.lower(), "WIDTHxHEIGHT", "256x128", "--size")
+    return width, height
+
+
+def _parse_margins(text: str) -> dict[str, int]:
+    """Reads LEFT,TOP,RIGHT,BOTTOM."""
+    margins = _parse_pixels(text, "LEFT,TOP,RIGHT,BOTTOM", "0,0,64,0", "--outpaint")
+    return dict(zip(("left", "top", "right", "bottom"), margins, strict=True))
+
+
+def _parse_pixels(text: str, form: str, example: str, option: str) -> list[int]:
+    """Reads as many numbers of pixels as the form has words, with the same signs between them.
 
     Raises:
         typer.BadParameter: it is written otherwise.
     """
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text.strip().lower())
+    match = re.fullmatch(re.sub("[A-Z]+", r"\\s*([0-9]{1,6})\\s*", form), text)
     if match is None:
         raise typer.BadParameter(
-            f"Write WIDTHxHEIGHT in pixels, such as 256x128: `{text}`.", param_hint="--size"
+            f"Write {form} in pixels, such as {example}: `{text}`.", param_hint=option
         )
-    return int(match[1]), int(match[2])
+    return [int(number) for number in match.groups()]
+
+
+def _read_mask(mask: str, picture: "Image.Image") -> "Image.Image":
+    """Reads what to repaint, or makes the half that a word names.
+
+    Raises:
+        DataError: it is neither such a word nor a readable picture.
+    """
+    from tessella.model.canvas import half_mask
+
+    if mask in _OPPOSITE:
+        return half_mask(picture.size, keep=_OPPOSITE[mask])
+    return read_picture(Path(mask), "use the mask")

@@ -16,25 +16,18 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 class LlmOptions:
     """Which language model to ask, and how."""
 
-    llm: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The language model's name on its server.")
-    ] = None
+    llm: Annotated[str | None, typer.Option(metavar="NAME")] = None
+    """The language model's name on its server."""
     llm_base_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="A server that speaks OpenAI's chat completions.",
-            show_default="OPENAI_BASE_URL, else OpenAI's own",
-        ),
+        str | None, typer.Option(metavar="URL", show_default="OPENAI_BASE_URL, else OpenAI's own")
     ] = None
-    llm_key_env: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="The environment variable that holds that server's key."),
-    ] = DEFAULT_KEY_ENV
-    llm_timeout_seconds: Annotated[
-        float,
-        typer.Option(metavar="NUMBER", help="How long each attempt may take.", min=0.1, max=3600),
-    ] = DEFAULT_TIMEOUT_SECONDS
+    """A server that speaks OpenAI's chat completions."""
+    llm_key_env: Annotated[str, typer.Option(metavar="NAME")] = DEFAULT_KEY_ENV
+    """The environment variable that holds that server's key."""
+    llm_timeout_seconds: Annotated[float, typer.Option(metavar="NUMBER", min=0.1, max=3600)] = (
+        DEFAULT_TIMEOUT_SECONDS
+    )
+    """How long each attempt may take."""
 
     def open(self) -> "LanguageModel":
         """Opens the language model: `--llm`, else the one that OPENAI_MODEL names.

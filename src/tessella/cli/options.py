@@ -80,8 +80,3 @@ Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only say what would happen; write nothing.")
 ]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object to stdout, everything else to stderr."),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")]

@@ -4,35 +4,24 @@ options, prompts ─ requests ─▶ `model.generate_images` ─▶ one sheet, o
 """
 
 import contextlib
-import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessella.cli.option_groups import GroupedCommand, get_group
-from tessella.cli.options import (
-    DEFAULT_MODEL,
-    MODELS_OWN,
-    BestOf,
-    Config,
-    Debug,
-    Device,
-    DryRun,
-    Force,
-    Json,
-    Model,
-    Seed,
-    Set,
-)
+from tessella.cli import options as shared
+from tessella.cli.command import Command, get_console, get_group
 from tessella.cli.pictures import OutputTarget, choose_output
-from tessella.cli.reporting import create_console, print_json, told_errors
-from tessella.cli.settings_options import create_settings_group, read_changes
+from tessella.cli.reporting import Result, create_console
+from tessella.cli.settings_options import create_settings_group
 from tessella.errors import GenerationError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from tessella.model.canvas import Canvas
@@ -40,75 +29,56 @@ if TYPE_CHECKING:
     from tessella.model.request import ImageRequest
     from tessella.objectives import GenerationStep
 
+    Plan = Callable[[TextToImage, Sequence[int]], Sequence[Canvas]]
+
 _MAX_NAMED = 5  # unknown words
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PaintingOptions:
     """The options of every command that paints, besides the settings of generation."""
 
-    model: Model = DEFAULT_MODEL
+    model: shared.Model = shared.DEFAULT_MODEL
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Where to write. NAME.png: the picture, or one sheet of all of them. Anything "
-            "else: a folder of 0000.png, 0001.png, … and prompts.jsonl.",
-            show_default="a free name, after the prompt",
-        ),
+        Path | None, typer.Option(metavar="PATH", show_default="a free name, after the prompt")
     ] = None
-    count: Annotated[
-        int, typer.Option(metavar="NUMBER", help="Pictures per prompt.", min=1, max=10_000)
-    ] = 1
-    seed: Seed = 0
-    best_of: BestOf = 1
-    negative_prompt: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT",
-            help="A prompt to steer away from; needs a guidance scale above 1.",
-            show_default=False,
-        ),
-    ] = ""
-    config: Config = None
-    set_: Set = None
-    device: Device = "auto"
-    force: Force = False
-    dry_run: DryRun = False
-    as_json: Json = False
-    debug: Debug = False
+    """Where to write. NAME.png: the picture, or one sheet of all of them. Anything else: a folder
+    of 0000.png, 0001.png, … and prompts.jsonl."""
+    count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10000)] = 1
+    """Pictures per prompt."""
+    seed: shared.Seed = 0
+    best_of: shared.BestOf = 1
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False)] = ""
+    """A prompt to steer away from; needs a guidance scale above 1."""
+    config: shared.Config = None
+    set_: shared.Set = None
+    device: shared.Device = "auto"
+    force: shared.Force = False
+    dry_run: shared.DryRun = False
 
 
-class PaintingCommand(GroupedCommand):
-    """A command with all options of painting."""
-
-    @property
-    def groups(self) -> Sequence[type]:
-        """Those that every painting command takes."""
-        return PaintingOptions, _create_settings_group()
-
-
-def _create_settings_group() -> type:
+def generation_options() -> Any:
+    """Creates the group of the settings of generation."""
     from tessella.generation import GenerationSettings
 
     names = tuple(GenerationSettings.model_fields)
-    return create_settings_group(GenerationSettings, names, default=MODELS_OWN)
+    return create_settings_group("generation", GenerationSettings, names, default=shared.MODELS_OWN)
 
 
-def painting_errors(context: typer.Context) -> contextlib.AbstractContextManager[None]:
-    """Turns an error in its block into one line on stderr and the exit status."""
-    debug = get_group(context, PaintingOptions).debug
-    return told_errors(debug, if_interrupted="Nothing was written.")
+class PaintingCommand(Command):
+    """A command with all options of painting."""
+
+    groups = (PaintingOptions, generation_options, *Command.groups)
 
 
 def paint(
     context: typer.Context,
     prompts: Sequence[str],
-    plan: Callable[["TextToImage", Sequence[int]], Sequence["Canvas"]],
+    plan: "Plan",
     *,
     name: str,
     inputs: Mapping[str, Any],
-) -> None:
+) -> Result:
     """Paints pictures, writes all of them or none, and reports it.
 
     Args:
@@ -128,7 +98,8 @@ def paint(
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
     folder = find_model(options.model)
     model = TextToImage.load(folder, options.device)
-    settings = model.generation_settings(**_read_changes(context))
+    changes = get_group(context, generation_options).read_changes(options.config, options.set_)
+    settings = model.generation_settings(**changes)
     requests = _list_requests(options, model, prompts, plan)
     details = {
         **inputs,
@@ -136,58 +107,35 @@ def paint(
         "best_of": options.best_of,
         "settings": settings.model_dump(mode="json"),
     }
-    num_together = max(1, model.sampler.batch_size // options.best_of)
+    generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
     started = time.monotonic()
     if options.dry_run:
         with contextlib.suppress(_FirstStepError):
-            model.generate_images(
-                requests[:1], settings, best_of=options.best_of, on_step=_stop_after_first_step
-            )
+            generate(requests[:1], on_step=_stop_after_first_step)
     else:
-        with target.open(requests, details) as save, _create_progress(options) as progress:
+        progress = _create_progress(get_console(context))
+        with target.open(requests, details) as save, progress:
             task = progress.add_task("", total=len(requests), step="")
 
             def show(step: "GenerationStep") -> None:
                 progress.update(task, step=f"step {step.step} of {step.steps}")
 
+            num_together = max(1, model.sampler.batch_size // options.best_of)
             for start in range(0, len(requests), num_together):
-                batch = requests[start : start + num_together]
-                images = model.generate_images(
-                    batch, settings, best_of=options.best_of, on_step=show
-                )
+                images = generate(requests[start : start + num_together], on_step=show)
                 save(images.pixels)
-                progress.advance(task, len(batch))
+                progress.advance(task, len(images.pixels))
     seconds = time.monotonic() - started
     _hint_at_unknown_words(model, folder, prompts)
-    _report(options, target, requests, details, seconds)
-
-
-def _read_changes(context: typer.Context) -> dict[str, Any]:
-    options = get_group(context, PaintingOptions)
-    return read_changes(
-        "generation",
-        options.config,
-        options.set_,
-        get_group(context, _create_settings_group()),
-        activity="Painting",
-        example="generation.temperature=0.8",
-    )
+    return _report(options, target, requests, details, seconds)
 
 
 def _list_requests(
-    options: PaintingOptions,
-    model: "TextToImage",
-    prompts: Sequence[str],
-    plan: Callable[["TextToImage", Sequence[int]], Sequence["Canvas"]],
+    options: PaintingOptions, model: "TextToImage", prompts: Sequence[str], plan: "Plan"
 ) -> list["ImageRequest"]:
-    """Lists the pictures to paint.
-
-    Raises:
-        GenerationError: a prompt is too long, which would show only at its batch; a seed is out of
-            range; a canvas cannot be planned.
-    """
     from tessella.model.request import list_requests
 
+    # Otherwise a prompt that is too long would be refused only when its batch is painted.
     model.text_tokenizer.check_lengths(prompts)
     return list_requests(
         prompts,
@@ -207,10 +155,9 @@ def _stop_after_first_step(step: "GenerationStep") -> None:
     raise _FirstStepError
 
 
-def _create_progress(options: PaintingOptions) -> "Progress":
+def _create_progress(console: "Console") -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    console = create_console(options.as_json)
     columns = "painting", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[step]}")
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
@@ -221,32 +168,27 @@ def _report(
     requests: Sequence["ImageRequest"],
     details: Mapping[str, Any],
     seconds: float,
-) -> None:
+) -> Result:
     """Says what was painted, or would be."""
-    files = target.list_files(len(requests))
-    if options.as_json:
-        result = {
-            "dry_run": options.dry_run,
-            "model": options.model,
-            "out": str(target.path),
-            **details,
-            "pictures": [
-                {"file": str(file), "prompt": request.prompt, "seed": request.seed}
-                for file, request in zip(files, requests, strict=True)
-            ],
-            "seconds": None if options.dry_run else round(seconds, 3),
-        }
-        print_json(result)
-        return
-    console = create_console(options.as_json)
-    pictures = "1 picture" if len(requests) == 1 else f"{len(requests):,} pictures"
-    if not options.dry_run:
-        console.print(f"Painted {pictures} in {seconds:.1f} s: {target}")
-        return
-    console.print(f"Would paint {pictures}: {target}")
-    console.print(", ".join(f"{name} {value}" for name, value in details["settings"].items()))
-    for file, request in zip(files, requests, strict=True):
-        console.print(f"{file}  seed {request.seed}  {request.prompt}")
+    pictures = [
+        {"file": str(file), "prompt": request.prompt, "seed": request.seed}
+        for file, request in zip(target.list_files(len(requests)), requests, strict=True)
+    ]
+    counted = "1 picture" if len(pictures) == 1 else f"{len(pictures):,} pictures"
+    lines = [f"Painted {counted} in {seconds:.1f} s: {target}"]
+    if options.dry_run:
+        settings = (f"{name} {value}" for name, value in details["settings"].items())
+        lines = [f"Would paint {counted}: {target}", ", ".join(settings)]
+        lines += ["{file}  seed {seed}  {prompt}".format(**picture) for picture in pictures]
+    values = {
+        "dry_run": options.dry_run,
+        "model": options.model,
+        "out": str(target.path),
+        **details,
+        "pictures": pictures,
+        "seconds": None if options.dry_run else round(seconds, 3),
+    }
+    return Result(values, lines)
 
 
 def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
@@ -258,18 +200,28 @@ def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence
     unknown = [f"`{word}`" for word in vocabulary.find_unknown(" ".join(prompts))]
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
-        create_console(as_json=True).print(
+        create_console(stderr=True).print(
             f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. These "
             "words were rare or missing in its training captions, so expect anything for them."
         )
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Reads prompts, one per line, without the blank lines.
+def collect_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Lists the prompts of the command line, then those of a file: one per line, none blank.
 
     Raises:
-        GenerationError: the file cannot be read, is not UTF-8, or holds no prompt.
+        typer.BadParameter: there is neither a prompt nor a file.
+        GenerationError: the file cannot be read, is not UTF-8, or holds no prompt; or a prompt is
+            blank.
     """
+    if not prompts and file is None:
+        raise typer.BadParameter("Give at least one, or --prompts FILE.", param_hint="PROMPT")
+    from tessella.model.request import check_prompts
+
+    return check_prompts([*(prompts or ()), *(_read_prompts(file) if file else ())])
+
+
+def _read_prompts(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
     except OSError as error:

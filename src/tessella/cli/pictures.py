@@ -1,4 +1,4 @@
-"""Where pictures go: free names, sheets, folders. Existing files are replaced only if asked to."""
+"""Pictures that are read, and where results go: existing files are replaced only if asked to."""
 
 import contextlib
 import json
@@ -109,9 +109,38 @@ def choose_output(out: Path | None, name: str, num_pictures: int, *, force: bool
     target = OutputTarget(out.expanduser())
     if target.is_folder:
         _check_folder(target.path, force)
+    elif num_pictures > MAX_ON_SHEET:
+        raise ConfigError(
+            f"Too many pictures for one sheet: `{num_pictures}`, at most {MAX_ON_SHEET} fit. Give "
+            "--out a folder."
+        )
     else:
-        _check_file(target.path, num_pictures, force)
+        check_output_file(target.path, [".png"], force=force)
     return target
+
+
+def check_output_file(path: Path | None, suffixes: Sequence[str], *, force: bool) -> None:
+    """Refuses a file of another kind, or one that would be replaced without `--force`.
+
+    Args:
+        path: None is never refused.
+        suffixes: the ones that suit, in lower case, the commonest first.
+        force: whether a file may be replaced.
+
+    Raises:
+        ConfigError: says what is wrong with the name.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        names = " or ".join(f"NAME{suffix}" for suffix in suffixes)
+        raise ConfigError(f"This is written to a file {names}: `{path}`. Name such a file.")
+    if path.is_dir():
+        raise ConfigError(f"A folder has the name of the file: `{path}`. Choose another name.")
+    if path.exists() and not force:
+        raise ConfigError(
+            f"The file already exists: `{path}`. Choose another name, or replace it with --force."
+        )
 
 
 def _find_free(name: str, suffix: str) -> Path:
@@ -123,21 +152,6 @@ def _find_free(name: str, suffix: str) -> Path:
             break
         path = Path(f"{stem}-{number}{suffix}")
     return path
-
-
-def _check_file(path: Path, num_pictures: int, force: bool) -> None:
-    if num_pictures > MAX_ON_SHEET:
-        raise ConfigError(
-            f"Too many pictures for one sheet: `{num_pictures}`, at most {MAX_ON_SHEET} fit. Give "
-            "--out a folder."
-        )
-    if path.is_dir():
-        raise ConfigError(f"A folder has the name of the sheet: `{path}`. Choose another --out.")
-    if path.exists() and not force:
-        raise ConfigError(
-            f"The picture already exists: `{path}`. Choose another --out, or replace it with "
-            "--force."
-        )
 
 
 def _check_folder(path: Path, force: bool) -> None:

@@ -1,158 +1,126 @@
 """`tessella post`: a business in, social-media posts with pictures out."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tessella.cli.command import Command, get_console, get_group
 from tessella.cli.llm_options import LlmOptions
-from tessella.cli.option_groups import GroupedCommand, get_group
-from tessella.cli.options import DEFAULT_MODEL, BestOf, Debug, Device, DryRun, Json, Model, Seed
-from tessella.cli.reporting import create_console, print_json, told_errors
+from tessella.cli.options import DEFAULT_MODEL, BestOf, Device, DryRun, Model, Seed
+from tessella.cli.reporting import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tessella.images import Pixels
-    from tessella.model.pipeline import TextToImage
     from tessella.posts.folder import PostsFolder, PostsJob
     from tessella.posts.image_language import ImageLanguage
 
-_Business = Annotated[str, typer.Option(metavar="NAME", help="The name of the business.")]
-_About = Annotated[str, typer.Option(metavar="TEXT", help="What it does, in sentences.")]
-_Count = Annotated[int, typer.Option(metavar="NUMBER", help="Number of posts.", min=1, max=50)]
-_Platform = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or tiktok.",
-    ),
-]
-_Tone = Annotated[
-    str,
-    typer.Option(metavar="WORDS", help="Any; with --offline: warm, playful, professional or bold."),
-]
-_Out = Annotated[
-    Path,
-    typer.Option(
-        metavar="FOLDER",
-        help="The folder for posts.json, posts.html and the pictures. Rerun the command to resume.",
-    ),
-]
-_Offline = Annotated[
-    bool, typer.Option("--offline", help="Write from templates, without a language model.")
-]
-_OUT = Path("posts")
+
+@dataclass(frozen=True)
+class PostOptions:
+    """What to write, and where."""
+
+    business: Annotated[str, typer.Option(metavar="NAME")]
+    """The name of the business."""
+    about: Annotated[str, typer.Option(metavar="TEXT")]
+    """What it does, in sentences."""
+    count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=50)] = 3
+    """Number of posts."""
+    platform: Annotated[str, typer.Option(metavar="NAME")] = "instagram"
+    """instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or tiktok."""
+    tone: Annotated[str, typer.Option(metavar="WORDS")] = "warm"
+    """Any; with --offline: warm, playful, professional or bold."""
+    model: Model = DEFAULT_MODEL
+    best_of: BestOf = 4
+    seed: Seed = 0
+    out: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("posts")
+    """The folder for posts.json, posts.html and the pictures. Rerun the command to resume."""
+    offline: Annotated[bool, typer.Option("--offline")] = False
+    """Write from templates, without a language model."""
+    device: Device = "auto"
+    dry_run: DryRun = False
 
 
-class PostCommand(GroupedCommand):
-    """The command, with the options of a language model."""
+class PostCommand(Command):
+    """The command, with its options and those of a language model."""
 
-    groups = (LlmOptions,)
+    groups = (PostOptions, LlmOptions, *Command.groups)
+    if_interrupted = "Finished posts and pictures are kept; rerun the command to resume."
 
 
-def post(
-    context: typer.Context,
-    business: _Business,
-    about: _About,
-    count: _Count = 3,
-    platform: _Platform = "instagram",
-    tone: _Tone = "warm",
-    model: Model = DEFAULT_MODEL,
-    best_of: BestOf = 4,
-    seed: Seed = 0,
-    out: _Out = _OUT,
-    offline: _Offline = False,
-    device: Device = "auto",
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+def post(context: typer.Context) -> Result:
     """Write social-media posts for a business, and paint their pictures.
 
     A language model (--llm, else OPENAI_MODEL) writes the text, hashtags, alt text and picture
     prompt of each post, in words that the image model knows. With --offline, templates do.
     """
-    resume = "Finished posts and pictures are kept; rerun the command to resume."
-    with told_errors(debug, if_interrupted=resume):
-        from tessella.model.find import find_model
-        from tessella.model.folder import read_captions
-        from tessella.model.pipeline import TextToImage
-        from tessella.posts.folder import NO_CHOICE, PostsFolder, PostsJob
-        from tessella.posts.image_language import ImageLanguage
-        from tessella.posts.model_writer import ModelWriter
-        from tessella.posts.offline import OfflineWriter
-        from tessella.posts.request import PostRequest
-
-        request = PostRequest.create(business, about, platform=platform, tone=tone, seed=seed)
-        language_model = None
-        if not offline:
-            language_model = get_group(context, LlmOptions).open()
-        folder = find_model(model)
-        painter = TextToImage.load(folder, device)
-        notes = []
-        if best_of > 1 and not painter.objective.has_likelihood:
-            best_of, notes = 1, [NO_CHOICE]
-        language = ImageLanguage(painter.text_tokenizer, read_captions(folder))
-        writer = (
-            ModelWriter(language_model, language) if language_model else OfflineWriter(language)
-        )
-        asked = PostsJob(request, count, model, best_of, writer.language_model)
-        posts = PostsFolder(out.expanduser(), asked, notes)
-        if dry_run:
-            _tell_plan(asked, posts, language, as_json)
-            return
-        posts.write(writer)
-        for file in posts.paint(_make_paint(painter, best_of)):
-            create_console(as_json).print(f"Painted {file}")
-        _tell(asked, posts, posts.write_page(), as_json)
-
-
-def _make_paint(painter: "TextToImage", best_of: int) -> "Callable[[str, int], Pixels]":
-    """Makes the function that paints one label with one seed."""
     import numpy as np
+
+    from tessella.model.find import find_model
+    from tessella.model.folder import read_captions
+    from tessella.model.pipeline import TextToImage
+    from tessella.posts.folder import NO_CHOICE, PostsFolder, PostsJob
+    from tessella.posts.image_language import ImageLanguage
+    from tessella.posts.model_writer import ModelWriter
+    from tessella.posts.offline import OfflineWriter
+    from tessella.posts.request import PostRequest
+
+    options = get_group(context, PostOptions)
+    request = PostRequest.create(
+        options.business,
+        options.about,
+        platform=options.platform,
+        tone=options.tone,
+        seed=options.seed,
+    )
+    language_model = None if options.offline else get_group(context, LlmOptions).open()
+    folder = find_model(options.model)
+    painter = TextToImage.load(folder, options.device)
+    best_of, notes = options.best_of, []
+    if best_of > 1 and not painter.objective.has_likelihood:
+        best_of, notes = 1, [NO_CHOICE]
+    language = ImageLanguage(painter.text_tokenizer, read_captions(folder))
+    writer = ModelWriter(language_model, language) if language_model else OfflineWriter(language)
+    job = PostsJob(request, options.count, options.model, best_of, writer.language_model)
+    posts = PostsFolder(options.out.expanduser(), job, notes)
+    if options.dry_run:
+        return _plan(job, posts, language)
 
     def paint(label: str, seed: int) -> "Pixels":
         [image] = painter.generate(label, seed=seed, best_of=best_of)
         return np.asarray(image)
 
-    return paint
+    posts.write(writer)
+    for file in posts.paint(paint):
+        get_console(context).print(f"Painted {file}")
+    page = posts.write_page()
+    values = {"dry_run": False, "out": str(posts.path), **posts.describe()}
+    return Result(values, _describe(job, posts, page))
 
 
-def _tell(asked: "PostsJob", posts: "PostsFolder", page: Path, as_json: bool) -> None:
-    """Says what was written and painted, by whom, and what was repaired."""
-    if as_json:
-        print_json({"dry_run": False, "out": str(posts.path), **posts.describe()})
-        return
-    console = create_console(as_json)
-    console.print(f"{len(posts.posts)} posts for {asked.request.platform.name}: {page}")
-    if asked.language_model:
-        console.print(f"Written by the language model {asked.language_model}.")
-    for note in posts.notes:
-        console.print(note)
+def _describe(job: "PostsJob", posts: "PostsFolder", page: Path) -> Iterator[str]:
+    """Says what was written, by whom, and what was repaired."""
+    yield f"{len(posts.posts)} posts for {job.request.platform.name}: {page}"
+    if job.language_model:
+        yield f"Written by the language model {job.language_model}."
+    yield from posts.notes
     for number, one in enumerate(posts.posts, start=1):
         for repair in one.repairs:
-            console.print(f"Post {number}: {repair}.")
+            yield f"Post {number}: {repair}."
 
 
-def _tell_plan(
-    asked: "PostsJob", posts: "PostsFolder", language: "ImageLanguage", as_json: bool
-) -> None:
+def _plan(job: "PostsJob", posts: "PostsFolder", language: "ImageLanguage") -> Result:
     """Says what would be written, and what a language model would be asked."""
     from tessella.posts.model_writer import build_messages
     from tessella.posts.writer import BATCH_SIZE
 
-    missing = asked.count - len(posts.posts)
+    missing = job.count - len(posts.posts)
     messages = []
-    if asked.language_model and missing:
-        messages = build_messages(asked.request, language, min(missing, BATCH_SIZE), posts.posts)
-    if as_json:
-        out = {"dry_run": True, "out": str(posts.path), **posts.describe()}
-        print_json(out | {"messages": messages})
-        return
-    console = create_console(as_json)
-    console.print(f"Would write {missing} of {asked.count} posts: {posts.path}")
-    for note in posts.notes:
-        console.print(note)
-    for message in messages:
-        console.print(f"--- {message['role']}\n{message['content']}")
+    if job.language_model and missing:
+        messages = build_messages(job.request, language, min(missing, BATCH_SIZE), posts.posts)
+    values = {"dry_run": True, "out": str(posts.path), **posts.describe(), "messages": messages}
+    lines = [f"Would write {missing} of {job.count} posts: {posts.path}", *posts.notes]
+    lines += ["--- {role}\n{content}".format(**message) for message in messages]
+    return Result(values, lines)

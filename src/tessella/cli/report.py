@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tessella.cli.options import Debug, Json
-from tessella.cli.reporting import create_console, print_json, told_errors
-from tessella.errors import ConfigError
+from tessella.cli.pictures import check_output_file
+from tessella.cli.reporting import Result
 
 
 def report(
@@ -23,32 +22,25 @@ def report(
             show_default="RUN/report.html",
         ),
     ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
+) -> Result:
     """Write a page about a run: curves, pictures, numbers.
 
     The page is a single file that opens in any browser. Write it any time, even during the run.
     """
-    with told_errors(debug, if_interrupted="Nothing was written."):
-        from tessella.runs.report import write_report
+    from tessella.runs.report import write_report
 
-        if out is not None and (out.suffix.lower() != ".html" or out.is_dir()):
-            raise ConfigError(f"The page is written to a file NAME.html: `{out}`. Change --out.")
-        written = write_report(run, out)
-        if as_json:
-            print_json(
-                {
-                    "run": str(run),
-                    "report": str(written.path),
-                    "size_bytes": written.size_bytes,
-                    "images_seen": dict(written.images_seen),
-                    "warnings": written.warnings,
-                    "unreadable_lines": written.unreadable_lines,
-                }
-            )
-            return
-        console = create_console(as_json)
-        console.print(f"The report is in {written.path} ({written.size_bytes / 1e6:.1f} MB).")
-        if written.unreadable_lines:
-            console.print(f"Unreadable lines in the logs, left out: {written.unreadable_lines:,}.")
+    check_output_file(out, [".html"], force=True)
+    written = write_report(run, out)
+    record, size_bytes = written.record, written.path.stat().st_size
+    lines = [f"The report is in {written.path} ({size_bytes / 1e6:.1f} MB)."]
+    if record.unreadable_lines:
+        lines.append(f"Unreadable lines in the logs, left out: {record.unreadable_lines:,}.")
+    values = {
+        "run": str(run),
+        "report": str(written.path),
+        "size_bytes": size_bytes,
+        "images_seen": {stage.name: stage.images_seen for stage in record.stages},
+        "warnings": sum(len(stage.notes) for stage in record.stages),
+        "unreadable_lines": record.unreadable_lines,
+    }
+    return Result(values, lines)

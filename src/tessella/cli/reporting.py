@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,23 @@ import typer
 from tessella.errors import TessellaError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 FAILED = 1
 INTERRUPTED = 130
 
 
-def create_console(as_json: bool) -> "Console":
-    """Creates the console of a command: stdout, or stderr if stdout is for JSON.
+@dataclass(frozen=True)
+class Result:
+    """What a command reports when it is done."""
+
+    values: Mapping[str, Any]  # plain values, for `--json`
+    lines: Iterable["RenderableType"]  # text and tables, without `--json`
+    exit_status: int = 0
+
+
+def create_console(*, stderr: bool) -> "Console":
+    """Creates a console on stdout or stderr.
 
     Of several processes that train together, only the first prints.
     """
@@ -33,7 +43,7 @@ def create_console(as_json: bool) -> "Console":
 
     # Without markup: a folder may be called `[red]`. Soft-wrapped: logs keep their lines.
     return Console(
-        stderr=as_json,
+        stderr=stderr,
         quiet=not is_first_process(),
         markup=False,
         emoji=False,
@@ -47,14 +57,24 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def print_json(value: Mapping[str, Any]) -> None:
-    """Prints the one JSON object of `--json` on stdout."""
-    if is_first_process():
-        typer.echo(json.dumps(value, indent=2, allow_nan=False))
+def print_result(result: Result, as_json: bool) -> None:
+    """Prints a result as one JSON object or as text, and ends with its status.
+
+    Raises:
+        typer.Exit: the status is not 0.
+    """
+    if as_json and is_first_process():
+        typer.echo(json.dumps(result.values, indent=2, allow_nan=False))
+    elif not as_json:
+        console = create_console(stderr=False)
+        for line in result.lines:
+            console.print(line)
+    if result.exit_status:
+        raise typer.Exit(result.exit_status)
 
 
 @contextlib.contextmanager
-def told_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
+def report_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
     """Turns an error in its block into one line on stderr and the exit status.
 
     SIGTERM counts as Ctrl-C: half-written files are removed.
@@ -69,8 +89,8 @@ def told_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         _print_error(f"Interrupted. {str(interrupt) or if_interrupted}")
         raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, BrokenPipeError):
-        raise  # typer ends quietly when the reader of a pipe is gone
+    except (typer.Exit, typer.BadParameter, BrokenPipeError):
+        raise  # typer reports wrong usage, and ends quietly when the reader of a pipe is gone
     except Exception as error:
         if debug:
             raise
@@ -95,20 +115,19 @@ def _print_error(line: str) -> None:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does, where the system has it."""
-    sigterm = getattr(signal, "SIGTERM", None)
-    if sigterm is None or threading.current_thread() is not threading.main_thread():
+    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(sigterm, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(sigterm, previous)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def to_toml(values: Mapping[str, Any], section: str = "") -> str:

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import typer
 
@@ -21,13 +21,50 @@ if TYPE_CHECKING:
 _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
+@dataclasses.dataclass(frozen=True)
+class SettingsGroup:
+    """The options of a section of settings; one that is left out has the value None."""
+
+    section: ClassVar[str]
+
+    def read_changes(
+        self, config_file: Path | None, assignments: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """Reads the settings that differ from the default: options, else `--set`, else `--config`.
+
+        Args:
+            config_file: the value of `--config`; other sections of the file are ignored.
+            assignments: the values of `--set`, which may name no other section.
+
+        Raises:
+            ConfigError: the file is unreadable, or an assignment sets something else.
+        """
+        from tessella.config import merge, parse_assignments, read_config
+
+        section = self.section
+        from_file = read_config(config_file).get(section, {}) if config_file else {}
+        assigned = parse_assignments(assignments or ())
+        foreign = [name for name in assigned if name != section]
+        changes = assigned.get(section, {})
+        if foreign or not isinstance(changes, Mapping) or not isinstance(from_file, Mapping):
+            got = foreign[0] if foreign else section
+            raise ConfigError(
+                f"This command takes settings of the section `{section}` only: `{got}`. For "
+                f"example --set {section}.{dataclasses.fields(self)[0].name}=VALUE"
+            )
+        values = dataclasses.asdict(self)
+        given = {name: value for name, value in values.items() if value is not None}
+        return merge(from_file, changes) | given
+
+
 @functools.cache
 def create_settings_group(
-    kind: type["Settings"], names: tuple[str, ...], *, default: str | None = None
-) -> type:
-    """Creates a group with an option for each setting; one that is left out has the value None.
+    section: str, kind: type["Settings"], names: tuple[str, ...], *, default: str | None = None
+) -> Any:
+    """Creates a `SettingsGroup` with an option for each setting.
 
     Args:
+        section: the name of the settings' section.
         kind: the settings class.
         names: those with an option.
         default: what applies to an option that is left out, in words. Unless given it is the
@@ -36,7 +73,13 @@ def create_settings_group(
     options = [
         (name, _declare_option(name, kind.model_fields[name], default), None) for name in names
     ]
-    return dataclasses.make_dataclass(f"{kind.__name__}Options", options)
+    return dataclasses.make_dataclass(
+        f"{kind.__name__}Options",
+        options,
+        bases=(SettingsGroup,),
+        namespace={"section": section},
+        frozen=True,
+    )
 
 
 def _declare_option(name: str, field: Any, default: str | None) -> Any:
@@ -77,42 +120,3 @@ def _read_type(name: str, annotation: Any) -> tuple[Any, str | None]:
     # `int | None` is an int that may be left out, as every option may.
     kind = next(kind for kind in (*get_args(annotation), annotation) if kind is not NoneType)
     return kind, {bool: None, int: "NUMBER", float: "NUMBER"}.get(kind, noun)
-
-
-def read_changes(
-    section: str,
-    config_file: Path | None,
-    assignments: Sequence[str] | None,
-    options: Any,
-    *,
-    activity: str,
-    example: str,
-) -> dict[str, Any]:
-    """Reads the settings that differ from the default: options, else `--set`, else `--config`.
-
-    Args:
-        section: the only section that the assignments may name; others of the file are ignored.
-        config_file: the value of `--config`.
-        assignments: the values of `--set`.
-        options: the values of a settings group.
-        activity: what the settings configure, for the message.
-        example: an assignment, for the message.
-
-    Raises:
-        ConfigError: the file is unreadable, or an assignment sets something else.
-    """
-    from tessella.config import merge, parse_assignments, read_config
-
-    from_file = read_config(config_file).get(section, {}) if config_file else {}
-    assigned = parse_assignments(assignments or ())
-    foreign = [name for name in assigned if name != section]
-    changes = assigned.get(section, {})
-    if foreign or not isinstance(changes, Mapping) or not isinstance(from_file, Mapping):
-        got = foreign[0] if foreign else section
-        raise ConfigError(
-            f"{activity} takes settings of the section `{section}` only: `{got}`. For example "
-            f"--set {example}"
-        )
-    values = dataclasses.asdict(options)
-    given = {name: value for name, value in values.items() if value is not None}
-    return merge(from_file, changes) | given

@@ -1,16 +1,16 @@
 """`tessella fit`, `fit-tokenizer`, `fit-transformer`: captioned images in, a model out."""
 
-import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tessella.cli.option_groups import GroupedCommand, get_group
-from tessella.cli.options import Config, Data, Debug, Device, DryRun, Json, Preset, Seed, Set
-from tessella.cli.reporting import create_console, print_json, to_toml, told_errors
+from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.options import Config, Data, Device, DryRun, Preset, Seed, Set
+from tessella.cli.reporting import Result, to_toml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ Out = Annotated[
 ]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class TrainingOptions:
     """The options of every command that trains."""
 
@@ -36,14 +36,13 @@ class TrainingOptions:
     device: Device = "auto"
     seed: Seed = 0
     dry_run: DryRun = False
-    as_json: Json = False
-    debug: Debug = False
 
 
-class TrainingCommand(GroupedCommand):
+class TrainingCommand(Command):
     """A command with all options of training."""
 
-    groups = (TrainingOptions,)
+    groups = (TrainingOptions, *Command.groups)
+    if_interrupted = "What was saved is kept; rerun the command to resume."
 
 
 def fit(
@@ -59,29 +58,29 @@ def fit(
             show_default="as the settings say",
         ),
     ] = None,
-) -> None:
+) -> Result:
     """Train a model on DATA.
 
     Trains the image tokenizer, then the transformer, and evaluates the model, which is then in
     RUN/model. Stop it any time with Ctrl-C; rerun the command to resume.
     """
-    _fit(context, "all", data, out, minutes)
+    return _fit(context, "all", data, out, minutes)
 
 
-def fit_tokenizer(context: typer.Context, data: Data, out: Out) -> None:
+def fit_tokenizer(context: typer.Context, data: Data, out: Out) -> Result:
     """Train only the image tokenizer.
 
     This is the first half of fit, in the same kind of folder.
     """
-    _fit(context, "tokenizer", data, out)
+    return _fit(context, "tokenizer", data, out)
 
 
-def fit_transformer(context: typer.Context, data: Data, out: Out) -> None:
+def fit_transformer(context: typer.Context, data: Data, out: Out) -> Result:
     """Train only the transformer.
 
     This is the second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
     """
-    _fit(context, "transformer", data, out)
+    return _fit(context, "transformer", data, out)
 
 
 def _fit(
@@ -90,34 +89,30 @@ def _fit(
     sources: Sequence[str],
     out: Path,
     minutes: float | None = None,
-) -> None:
+) -> Result:
     """Trains a stage or both, or says what would be trained."""
+    from tessella.model.folder import choose_device
+    from tessella.training.fit import FitRequest
+
     options = get_group(context, TrainingOptions)
-    resume = "What was saved is kept; rerun the command to resume."
-    with told_errors(options.debug, if_interrupted=resume):
-        from tessella.model.folder import choose_device
-        from tessella.training.fit import FitRequest
-
-        request = FitRequest(
-            sources=sources,
-            out=out,
-            preset=options.preset,
-            config_file=options.config,
-            assignments=options.set_ or (),
-            minutes=minutes,
-            seed=options.seed,
-            device=options.device,
-            stage=stage,
-        )
-        choose_device(request.device)
-        console = create_console(options.as_json)
-        if options.dry_run:
-            _describe(request, options.as_json, console)
-        else:
-            _train(request, options.as_json, console)
+    request = FitRequest(
+        sources=sources,
+        out=out,
+        preset=options.preset,
+        config_file=options.config,
+        assignments=options.set_ or (),
+        minutes=minutes,
+        seed=options.seed,
+        device=options.device,
+        stage=stage,
+    )
+    choose_device(request.device)
+    return _plan(request) if options.dry_run else _train(request, get_console(context))
 
 
-def _train(request: "FitRequest", as_json: bool, console: "Console") -> None:
+def _train(request: "FitRequest", console: "Console") -> Result:
+    from tessella.config import read_config
+    from tessella.model.folder import METRICS_FILE
     from tessella.training.fit import fit as train
 
     before = _list_checkpoints(request.out)
@@ -125,22 +120,17 @@ def _train(request: "FitRequest", as_json: bool, console: "Console") -> None:
     if before and _list_checkpoints(request.out) == before:
         console.print("There was nothing left to train: the run was already finished.")
     next_command = _next_command(request, folder)
-    console.print(f"Next: {next_command}")
-    if as_json:
-        from tessella.config import read_config
-        from tessella.model.folder import METRICS_FILE
-
-        has_model = request.stage != "tokenizer"
-        result = {
-            "run": str(request.out),
-            "model": str(folder) if has_model else None,
-            "metrics": read_config(folder / METRICS_FILE) if has_model else None,
-            "next": next_command,
-        }
-        print_json(result)
+    has_model = request.stage != "tokenizer"
+    values = {
+        "run": str(request.out),
+        "model": str(folder) if has_model else None,
+        "metrics": read_config(folder / METRICS_FILE) if has_model else None,
+        "next": next_command,
+    }
+    return Result(values, [f"Next: {next_command}"])
 
 
-def _describe(request: "FitRequest", as_json: bool, console: "Console") -> None:
+def _plan(request: "FitRequest") -> Result:
     """Says what would be trained; as text it is a file that `--config` reads."""
     from tessella.data.sources import recognise_all
     from tessella.training.fit import resolve_run
@@ -151,29 +141,28 @@ def _describe(request: "FitRequest", as_json: bool, console: "Console") -> None:
         for source in recognise_all(request.sources)
     ]
     recipe, is_new = resolve_run(request, create_accelerator(request.device))
-    settings = recipe.model_dump(mode="json")
-    is_measured = request.minutes is not None and is_new
-    if as_json:
-        result = {
-            "dry_run": True,
-            "run": str(request.out),
-            "is_new": is_new,
-            "sources": sources,
-            "lengths_are_measured": is_measured,
-            "recipe": settings,
-        }
-        print_json(result)
-        return
-    console.print(f"# Would {'start' if is_new else 'resume'} the run {request.out}")
-    for source in sources:
+    values = {
+        "dry_run": True,
+        "run": str(request.out),
+        "is_new": is_new,
+        "sources": sources,
+        "lengths_are_measured": request.minutes is not None and is_new,
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    return Result(values, _describe(values, request.minutes))
+
+
+def _describe(plan: Mapping[str, Any], minutes: float | None) -> Iterator[str]:
+    yield f"# Would {'start' if plan['is_new'] else 'resume'} the run {plan['run']}"
+    for source in plan["sources"]:
         images = "" if source["images"] is None else f", {source['images']:,} images"
-        console.print(f"# on {source['given']} ({source['kind']}{images})")
-    if is_measured:
-        console.print(
-            f"# for {request.minutes:g} minutes: tokenizer_training.images and "
+        yield f"# on {source['given']} ({source['kind']}{images})"
+    if plan["lengths_are_measured"]:
+        yield (
+            f"# for {minutes:g} minutes: tokenizer_training.images and "
             "transformer_training.images are measured when it starts"
         )
-    console.print(to_toml(settings))
+    yield to_toml(plan["recipe"])
 
 
 def _list_checkpoints(out: Path) -> list[str]:

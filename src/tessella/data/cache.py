@@ -17,13 +17,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tessella.data.decode import DIGEST_BYTES
 from tessella.data.records import Skipped
 from tessella.images import Pixels
 
@@ -142,26 +142,20 @@ class CacheWriter(contextlib.ExitStack):
         self.num_captions = 0
         self.num_skipped: Counter[str] = Counter()  # by kind
 
-    def add(self, pixels: bytes, captions: Sequence[Sequence[str]]) -> None:
-        """Adds pictures.
+    def add(self, pixels: bytes, captions: Sequence[str]) -> None:
+        """Adds a picture.
 
         Args:
-            pixels: (n, S, S, 3) uint8.
-            captions: those of each of the n pictures.
+            pixels: (S, S, 3) uint8.
+            captions: of the picture.
         """
         self._files["pixels.bin"].write(pixels)
-        ends, counts = [], []
-        for captions_of_image in captions:
-            for caption in captions_of_image:
-                content = caption.encode()
-                self._files["captions.bin"].write(content)
-                self._end += len(content)
-                ends.append(self._end)
-            self.num_captions += len(captions_of_image)
-            counts.append(self.num_captions)
-        self.num_images += len(captions)
-        self._files["ends.bin"].write(np.array(ends, dtype="<u8").tobytes())
-        self._files["counts.bin"].write(np.array(counts, dtype="<u8").tobytes())
+        for caption in captions:
+            self._end += self._files["captions.bin"].write(caption.encode())
+            self._files["ends.bin"].write(self._end.to_bytes(8, "little"))
+        self.num_captions += len(captions)
+        self.num_images += 1
+        self._files["counts.bin"].write(self.num_captions.to_bytes(8, "little"))
 
     def skip(self, skipped: Skipped) -> None:
         """Notes a file that is skipped."""
@@ -172,14 +166,14 @@ class CacheWriter(contextlib.ExitStack):
 
 
 def write_sides(
-    folder: Path, validation: npt.NDArray[np.bool_], digests: npt.NDArray[np.uint8]
+    folder: Path, validation: npt.NDArray[np.bool_], digests: bytes | bytearray
 ) -> dict[str, str]:
     """Writes the rows of each side.
 
     Args:
         folder: a cache whose pixels and captions are written.
         validation: (N,) true for the validation side.
-        digests: (N, D) hashes of the pixels.
+        digests: the N hashes of the pixels, one after another.
 
     Returns:
         The fingerprint of each side: a hash of its pixels and captions in their order.
@@ -191,7 +185,7 @@ def write_sides(
         (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
         digest = hashlib.blake2b(digest_size=16)
         for row in rows.tolist():
-            digest.update(digests[row].tobytes())
+            digest.update(digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
             digest.update("\n".join(store.of(row)).encode() + b"\0")
         fingerprints[side] = digest.hexdigest()
     return fingerprints
@@ -218,7 +212,7 @@ def is_cache(folder: Path) -> bool:
         return False
 
 
-def read_skipped(folder: Path, limit: int | None = None) -> tuple[Skipped, ...]:
-    """Reads the files that a cache skipped, or the first few of them."""
+def read_skipped(folder: Path) -> tuple[Skipped, ...]:
+    """Reads the files that a cache skipped."""
     with (folder / SKIPPED).open(encoding="utf-8") as file:
-        return tuple(Skipped(**json.loads(line)) for line in islice(file, limit))
+        return tuple(Skipped(**json.loads(line)) for line in file)

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tessella.data.decode import Decoded
-from tessella.data.records import Record, Skipped
+from tessella.data.decode import Decoded, decode_records
+from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import recognise
 from tessella.data.split import split_key
-from tessella.data.workers import decode_records
 from tessella.errors import DataError
 
 _MAX_EXAMPLES = 3  # of each kind of skipped file
@@ -30,16 +29,16 @@ _WIDE = 2.0  # longer side over shorter: cropping to the middle square loses hal
 _MANY_WIDE = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceReport:
     """One DATA argument."""
 
     given: str  # as the user wrote it
-    kind: str | None  # table, captions, shards, classes or scenes; None if it cannot be read
-    files: int  # scanned to recognise it
-    bytes: int  # their total size
-    images: int  # usable
-    skipped: int
+    kind: str | None = None  # table, captions, shards, classes or scenes; None if not recognised
+    files: int = 0  # scanned to recognise it
+    bytes: int = 0  # their total size
+    images: int = 0  # usable
+    skipped: int = 0
     error: str | None = None  # why it cannot be read, or not to its end
 
 
@@ -53,12 +52,12 @@ class Spread:
     max: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class SkippedReport:
     """Files that are skipped for one kind of reason."""
 
-    count: int
-    examples: tuple[dict[str, str], ...]  # name and reason of the first few
+    count: int = 0
+    examples: list[dict[str, str]] = field(default_factory=list)  # name, reason of the first few
 
 
 @dataclass(frozen=True)
@@ -125,20 +124,18 @@ class _Tally:
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     vocabulary: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[Skipped]] = field(default_factory=dict)
+    skipped: dict[str, SkippedReport] = field(default_factory=dict)
     num_grouped: int = 0
 
-    def add(self, record: Record, decoded: Decoded) -> None:
-        captions = record.captions or decoded.captions
-        self.widths.append(decoded.width)
-        self.heights.append(decoded.height)
-        self.pixel_keys.append(split_key(decoded.digest))
-        self.modes[decoded.mode] += 1
-        self.formats[decoded.format] += 1
-        self.captions_per_image.append(len(captions))
-        self.num_grouped += record.group is not None
-        for caption in captions:
+    def add(self, picture: Decoded) -> None:
+        self.widths.append(picture.width)
+        self.heights.append(picture.height)
+        self.pixel_keys.append(split_key(picture.digest.hex()))
+        self.modes[picture.mode] += 1
+        self.formats[picture.format] += 1
+        self.captions_per_image.append(len(picture.captions))
+        self.num_grouped += picture.record.group is not None
+        for caption in picture.captions:
             words = [w for w in map(_strip_punctuation, caption.lower().split()) if w]
             self.characters.append(len(caption))
             self.words.append(len(words))
@@ -146,10 +143,10 @@ class _Tally:
             self.vocabulary.update(words)
 
     def skip(self, skipped: Skipped) -> None:
-        self.skipped[skipped.kind] += 1
-        examples = self.examples.setdefault(skipped.kind, [])
-        if len(examples) < _MAX_EXAMPLES:
-            examples.append(skipped)
+        report = self.skipped.setdefault(skipped.kind, SkippedReport())
+        report.count += 1
+        if len(report.examples) < _MAX_EXAMPLES:
+            report.examples.append({"name": skipped.name, "reason": skipped.reason})
 
 
 def _strip_punctuation(word: str) -> str:
@@ -158,26 +155,23 @@ def _strip_punctuation(word: str) -> str:
 
 def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> SourceReport:
     """Reads one source to its end, or to where it breaks."""
+    report = SourceReport(argument)
     try:
         source = recognise(argument)
+        report.kind = source.kind
+        report.files, report.bytes = source.fingerprint.files, source.fingerprint.bytes
+        records = source.records(settings.seed, settings.split_by)
+        with contextlib.closing(decode_records(records, settings)) as pictures:
+            for picture in pictures:
+                if isinstance(picture, Skipped):
+                    tally.skip(picture)
+                    report.skipped += 1
+                else:
+                    tally.add(picture)
+                    report.images += 1
     except DataError as error:
-        return SourceReport(argument, None, 0, 0, 0, 0, str(error))
-    num_images = num_skipped = 0
-    problem: str | None = None
-    records = source.records(settings.seed, settings.split_by)
-    try:
-        with contextlib.closing(decode_records(records, settings)) as batches:
-            for batch in batches:
-                for record, decoded in batch.decoded:
-                    tally.add(record, decoded)
-                for skipped in batch.skipped:
-                    tally.skip(skipped)
-                num_images += len(batch.decoded)
-                num_skipped += len(batch.skipped)
-    except DataError as error:
-        problem = str(error)
-    files, size = source.fingerprint.files, source.fingerprint.bytes
-    return SourceReport(argument, source.kind, files, size, num_images, num_skipped, problem)
+        report.error = str(error)
+    return report
 
 
 def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSettings) -> DataReport:
@@ -186,7 +180,7 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
     widths, heights = np.array(tally.widths), np.array(tally.heights)
     duplicates = images - len(np.unique(np.array(tally.pixel_keys)))
     different = len(np.unique(np.array(tally.caption_keys)))
-    num_skipped = tally.skipped.total()
+    num_skipped = sum(report.count for report in tally.skipped.values())
     fraction = num_skipped / (num_skipped + images) if num_skipped else 0.0
     errors = _list_errors(sources, tally, settings, fraction)
     warnings = _list_warnings(tally, settings, duplicates, different)
@@ -209,13 +203,7 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
         modes=dict(tally.modes.most_common()),
         formats=dict(tally.formats.most_common()),
         duplicates=duplicates,
-        skipped={
-            kind: SkippedReport(
-                count,
-                tuple({"name": s.name, "reason": s.reason} for s in tally.examples[kind]),
-            )
-            for kind, count in tally.skipped.most_common()
-        },
+        skipped=dict(sorted(tally.skipped.items(), key=lambda item: -item[1].count)),
         skipped_fraction=fraction,
         caption_characters=_spread(tally.characters),
         caption_words=_spread(tally.words),

@@ -8,15 +8,14 @@ leaves nothing that would be used.
 """
 
 import contextlib
-import shutil
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tessella.data.cache import (
     CACHE_FORMAT,
@@ -30,12 +29,11 @@ from tessella.data.cache import (
     read_skipped,
     write_sides,
 )
-from tessella.data.decode import DIGEST_BYTES, NUM_PARAPHRASES, Decoded
-from tessella.data.records import Record, Skipped
+from tessella.data.decode import NUM_PARAPHRASES, decode_records
+from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.data.split import assign_sides, split_key
-from tessella.data.workers import decode_records
 from tessella.errors import CheckpointError, DataError
 from tessella.files import lock, new_folder, write_json
 
@@ -83,16 +81,21 @@ def prepare(
     recognised = recognise_all(paths)
     _check_folder(folder, recognised)
     identity = _identify(recognised, settings)
-    with _data_errors(folder):
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The others wait, then use the cache that the first one has built.
         with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
                 manifest = _build(folder, recognised, settings, identity, progress)
+    except CheckpointError as error:  # a full disk, or a folder that cannot be written
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(
+            f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
+        ) from error
     skipped = read_skipped(folder)
-    counts = manifest["counts"]
-    _check_skipped(counts["images"], counts["skipped"], settings, folder / SKIPPED, skipped)
+    _check_skipped(manifest["counts"]["images"], skipped, settings, folder)
     train, validation = (
         CaptionedImages(folder, side, settings.image_size, manifest["fingerprints"][side])
         for side in SIDES
@@ -135,57 +138,19 @@ def _build(
 ) -> dict[str, Any]:
     """Builds a cache under a temporary name, then renames it; returns its manifest."""
     what, unchanged = "the cache of the data", "a cache that was there before is unchanged"
-    # If too much is skipped, the list of it outlives the half-built cache.
-    report = folder.with_name(f"{folder.name}.{SKIPPED}")
     with new_folder(folder, what=what, kept=unchanged) as building:
         manifest = {
             "format": CACHE_FORMAT,
             "identity": identity,
-            **_fill(building, report, sources, settings, progress),
+            **_fill(building, sources, settings, progress),
             "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
         }
         write_json(building / MANIFEST, manifest)
-    report.unlink(missing_ok=True)
     return manifest
-
-
-class _SplitKeys:
-    """All that the split needs to know of the images, some 32 bytes each."""
-
-    def __init__(self) -> None:
-        self._pixels, self._groups = array("Q"), array("Q")
-        self._num_grouped = 0
-        self.digests = bytearray()
-
-    def add(self, record: Record, decoded: Decoded) -> None:
-        key = split_key(decoded.digest)
-        self._pixels.append(key)
-        self._groups.append(key if record.group is None else split_key(record.group))
-        self._num_grouped += record.group is not None
-        self.digests += bytes.fromhex(decoded.digest)
-
-    def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
-        """Returns (N,), true for validation.
-
-        Raises:
-            DataError: no image has the field to split by.
-        """
-        if settings.split_by is not None and not self._num_grouped:
-            raise DataError(
-                f"No image has the field to split by: `{settings.split_by}`. Expected it in "
-                "metadata columns or in the .json files of tars; leave data.split_by out to split "
-                "by pixels alone."
-            )
-        return assign_sides(
-            np.frombuffer(self._pixels, dtype=np.uint64),
-            None if settings.split_by is None else np.frombuffer(self._groups, dtype=np.uint64),
-            settings.validation_fraction,
-        )
 
 
 def _fill(
     building: Path,
-    report: Path,
     sources: Sequence[Source],
     settings: DataSettings,
     progress: Progress | None,
@@ -194,76 +159,64 @@ def _fill(
     sizes = [source.count for source in sources]
     total = None if None in sizes else sum(filter(None, sizes))
     records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
-    keys = _SplitKeys()
-    num_done = 0
-    # Closed at once on an error or Ctrl-C, so that no decoding process outlives the call.
+    # Some 32 bytes for each image.
+    pixel_keys, group_keys, digests = array("Q"), array("Q"), bytearray()
+    num_grouped = 0
+    # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
     with (
         CacheWriter(building) as writer,
-        contextlib.closing(decode_records(records, settings)) as batches,
+        contextlib.closing(decode_records(records, settings)) as pictures,
     ):
-        for batch in batches:
-            writer.add(batch.pixels, [r.captions or d.captions for r, d in batch.decoded])
-            for skipped in batch.skipped:
-                writer.skip(skipped)
-            for record, decoded in batch.decoded:
-                keys.add(record, decoded)
-            num_done += len(batch.decoded) + len(batch.skipped)
+        for number, picture in enumerate(pictures, start=1):
+            if isinstance(picture, Skipped):
+                writer.skip(picture)
+            else:
+                writer.add(picture.pixels, picture.captions)
+                key, group = split_key(picture.digest.hex()), picture.record.group
+                pixel_keys.append(key)
+                group_keys.append(key if group is None else split_key(group))
+                num_grouped += group is not None
+                digests += picture.digest
             if progress is not None:
                 # Captions without a picture are skipped too, but are not in the total.
-                progress(num_done if total is None else min(num_done, total), total)
+                progress(number if total is None else min(number, total), total)
 
-    num_skipped = dict(writer.num_skipped)
-    try:
-        first = read_skipped(building, limit=3)
-        _check_skipped(writer.num_images, num_skipped, settings, report, first)
-    except DataError:
-        shutil.copyfile(building / SKIPPED, report)
-        raise
-    validation = keys.assign_sides(settings)
-    num_validation = int(validation.sum())
-    digests = np.frombuffer(keys.digests, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    if settings.split_by is not None and pixel_keys and not num_grouped:
+        raise DataError(
+            f"No image has the field to split by: `{settings.split_by}`. Expected it in metadata "
+            "columns or in the .json files of tars; leave data.split_by out to split by pixels "
+            "alone."
+        )
+    is_validation = assign_sides(
+        np.array(pixel_keys), np.array(group_keys), settings.validation_fraction
+    )
+    num_validation = int(is_validation.sum())
     return {
         "counts": {
             "images": writer.num_images,
             "captions": writer.num_captions,
             "train": writer.num_images - num_validation,
             "validation": num_validation,
-            "skipped": num_skipped,
+            "skipped": dict(writer.num_skipped),
         },
-        "fingerprints": write_sides(building, validation, digests),
+        "fingerprints": write_sides(building, is_validation, digests),
     }
 
 
 def _check_skipped(
-    num_images: int,
-    num_skipped: Mapping[str, int],
-    settings: DataSettings,
-    report: Path,
-    skipped: Sequence[Skipped],
+    num_images: int, skipped: Sequence[Skipped], settings: DataSettings, folder: Path
 ) -> None:
     """Raises if no image is left, or too many files were skipped."""
-    bad = sum(num_skipped.values())
-    if num_images and bad <= settings.max_skipped_fraction * (bad + num_images):
+    bad, total = len(skipped), len(skipped) + num_images
+    if num_images and bad <= settings.max_skipped_fraction * total:
         return
     if not bad:
         raise DataError(f"The data holds no images. {WHAT_DATA_MAY_BE}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(num_skipped.items()))
+    counts = Counter(s.kind for s in skipped)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
     examples = "; ".join(f"`{s.name}`: {s.reason.rstrip('.')}" for s in skipped[:3])
     raise DataError(
-        f"Too many files were skipped: {bad} of {bad + num_images} ({kinds}), at most "
+        f"Too many files were skipped: {bad} of {total} ({kinds}), at most "
         f"{settings.max_skipped_fraction:.0%} may be. The first: {examples}. All are listed in "
-        f"`{report}`. Fix or remove them, or raise data.max_skipped_fraction."
+        f"`{folder / SKIPPED}`. Fix or remove them, or raise data.max_skipped_fraction."
     )
-
-
-@contextlib.contextmanager
-def _data_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk or a read-only folder into an error of the data."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(
-            f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
-        ) from error

@@ -2,7 +2,7 @@
 
     source ─ Record or Skipped ─▶ decode ─▶ cache
 
-A record has the location of a picture, not its pixels, and can go to another process as text.
+A record has the location of a picture, not its pixels.
 """
 
 import json

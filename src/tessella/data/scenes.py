@@ -12,9 +12,8 @@ random generator: training draws scene i of seed s from ``np.random.default_rng(
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -27,37 +26,31 @@ Arrangement: TypeAlias = Literal["single", "horizontal", "vertical"]
 Color: TypeAlias = tuple[int, int, int]
 Point: TypeAlias = tuple[float, float]
 
-BACKGROUNDS: Final = MappingProxyType(
-    {
-        "white": (250, 250, 250),
-        "gray": (150, 150, 150),
-        "pink": (255, 190, 205),
-        "navy": (20, 25, 70),
-    }
-)
-COLORS: Final = MappingProxyType(
-    {
-        "red": (220, 40, 40),
-        "green": (40, 170, 70),
-        "blue": (40, 80, 220),
-        "yellow": (240, 210, 40),
-        "purple": (150, 60, 190),
-        "orange": (245, 140, 30),
-        "black": (25, 25, 25),
-        "cyan": (60, 200, 220),
-    }
-)
+BACKGROUNDS: Final[Mapping[str, Color]] = {
+    "white": (250, 250, 250),
+    "gray": (150, 150, 150),
+    "pink": (255, 190, 205),
+    "navy": (20, 25, 70),
+}
+COLORS: Final[Mapping[str, Color]] = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 70),
+    "blue": (40, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (150, 60, 190),
+    "orange": (245, 140, 30),
+    "black": (25, 25, 25),
+    "cyan": (60, 200, 220),
+}
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring")
 # Radius of each size, as a fraction of S.
-SIZES: Final = MappingProxyType({"small": 0.11, "large": 0.20})
+SIZES: Final[Mapping[str, float]] = {"small": 0.11, "large": 0.20}
 # Centres (x, y) of each arrangement, from left to right or from top to bottom.
-PLACES: Final[MappingProxyType[Arrangement, tuple[Point, ...]]] = MappingProxyType(
-    {
-        "single": ((0.5, 0.5),),
-        "horizontal": ((0.27, 0.5), (0.73, 0.5)),
-        "vertical": ((0.5, 0.27), (0.5, 0.73)),
-    }
-)
+PLACES: Final[Mapping[Arrangement, tuple[Point, ...]]] = {
+    "single": ((0.5, 0.5),),
+    "horizontal": ((0.27, 0.5), (0.73, 0.5)),
+    "vertical": ((0.5, 0.27), (0.5, 0.73)),
+}
 # Every coordinate is moved by a uniform random amount in ± JITTER.
 JITTER: Final = 0.03
 SINGLE_PROBABILITY: Final = 1 / 3
@@ -74,26 +67,25 @@ HELD_OUT: Final = frozenset(
 )
 # The relation of a caption's first object to its second, for each arrangement: if the first object
 # is at the first of PLACES, and if it is at the second.
-RELATIONS: Final = MappingProxyType(
-    {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
-)
+RELATIONS: Final[Mapping[Arrangement, tuple[str, str]]] = {
+    "horizontal": ("left of", "right of"),
+    "vertical": ("above", "below"),
+}
 
 # Wordings with the same meaning, the canonical one first.
-_SIZE_WORDINGS: Final = MappingProxyType(
-    {"small": ("small", "little", "tiny"), "large": ("large", "big")}
-)
-_RELATION_WORDINGS: Final = MappingProxyType(
-    {
-        "left of": ("left of", "to the left of"),
-        "right of": ("right of", "to the right of"),
-        "above": ("above", "over"),
-        "below": ("below", "under", "beneath"),
-    }
-)
+_SIZE_WORDINGS: Final = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+_RELATION_WORDINGS: Final = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under", "beneath"),
+}
 _BACKGROUND_WORDINGS: Final = ("on a {} background", "on {}")
-_INVERSE: Final = MappingProxyType(
-    dict(pair for pair in RELATIONS.values()) | dict(pair[::-1] for pair in RELATIONS.values())
-)
+_INVERSE: Final = {a: b for pair in RELATIONS.values() for a, b in (pair, pair[::-1])}
+# The arrangement that a relation tells, and whether the first object is at its second place.
+_ARRANGEMENTS: Final[Mapping[str, tuple[Arrangement, bool]]] = {
+    pair[turned]: (name, turned) for turned in (False, True) for name, pair in RELATIONS.items()
+}
 
 _OBJECT_PATTERN: Final = (
     rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"  # size, colour, shape
@@ -116,10 +108,9 @@ _STAR_CORNERS: Final = tuple(
     for corner, radius in enumerate((1.0, _STAR_INNER_RADIUS) * _NUM_STAR_POINTS)
 )
 
-_COLOR_NAMES: Final = tuple(COLORS)
 _SIZE_NAMES: Final = tuple(SIZES)
 _BACKGROUND_NAMES: Final = tuple(BACKGROUNDS)
-_PAIRS: Final = tuple(itertools.product(_COLOR_NAMES, SHAPES))
+_PAIRS: Final = tuple(itertools.product(COLORS, SHAPES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +130,8 @@ class SceneObject:
     def __post_init__(self) -> None:
         """Checks the names."""
         _check_name("shape", self.shape, SHAPES)
-        _check_name("color", self.color, _COLOR_NAMES)
-        _check_name("size", self.size, _SIZE_NAMES)
+        _check_name("color", self.color, COLORS)
+        _check_name("size", self.size, SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +149,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         """Checks the names and that arrangement and objects agree."""
-        _check_name("background", self.background, _BACKGROUND_NAMES)
-        _check_name("arrangement", self.arrangement, tuple(PLACES))
+        _check_name("background", self.background, BACKGROUNDS)
+        _check_name("arrangement", self.arrangement, PLACES)
         expected = len(PLACES[self.arrangement])
         if len(self.objects) != expected:
             raise DataError(
@@ -171,15 +162,14 @@ class Scene:
     @property
     def places(self) -> tuple[Point, ...]:
         """The place (x, y) of each object without jitter."""
-        centres = PLACES[self.arrangement]
-        return centres[::-1] if self._is_turned else centres
+        return _order_places(self.arrangement, self._is_turned)
 
     @property
     def relation(self) -> str | None:
         """The relation of the first object to the second; None for a single object."""
         if self.arrangement == "single":
             return None
-        return RELATIONS[self.arrangement][int(self._is_turned)]
+        return RELATIONS[self.arrangement][self._is_turned]
 
     @property
     def is_held_out(self) -> bool:
@@ -189,12 +179,8 @@ class Scene:
     @property
     def _is_turned(self) -> bool:
         """Whether the first object is the right or the lower one."""
-        if self.arrangement == "single":
-            return False
-        first, second = self.objects
-        if self.arrangement == "horizontal":
-            return first.x > second.x
-        return first.y > second.y
+        first, last = self.objects[0], self.objects[-1]
+        return first.y > last.y if self.arrangement == "vertical" else first.x > last.x
 
 
 def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
@@ -216,9 +202,8 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     arrangement: Arrangement = "single"
     if rng.random() >= SINGLE_PROBABILITY:
         arrangement = "horizontal" if rng.random() < 0.5 else "vertical"
-    centres = PLACES[arrangement]
-    if len(centres) == 2 and rng.random() < 0.5:
-        centres = centres[::-1]
+    is_turned = arrangement != "single" and rng.random() < 0.5
+    centres = _order_places(arrangement, is_turned)
     background = _BACKGROUND_NAMES[rng.integers(len(_BACKGROUND_NAMES))]
     sizes = rng.integers(len(_SIZE_NAMES), size=len(centres))
     offsets = rng.uniform(-JITTER, JITTER, size=(len(centres), 2))
@@ -284,7 +269,7 @@ def draw_coverage(
         ShapeError: the picture's size is too small; names the smallest.
     """
     _check_name("shape", shape, SHAPES)
-    _check_name("size", object_size, _SIZE_NAMES)
+    _check_name("size", object_size, SIZES)
     canvas = Image.new("F", _canvas_size(size), 0.0)
     _draw_object(ImageDraw.Draw(canvas), shape, object_size, centre, 2 * size, 1.0)
     rows, columns = window or (slice(0, size), slice(0, size))
@@ -348,22 +333,24 @@ def parse_caption(caption: str) -> Scene:
             f"{', '.join(COLORS)}; SHAPE one of {', '.join(SHAPES)}; RELATION one of "
             f"{', '.join(_RELATION_WORDINGS)}; BACKGROUND one of {', '.join(BACKGROUNDS)}."
         )
-    size, color, shape, relation, *second, background = match.groups()
-    if relation is None:
-        return Scene(background, (SceneObject(shape, color, size, *PLACES["single"][0]),), "single")
-    arrangement: Arrangement = "horizontal" if relation in RELATIONS["horizontal"] else "vertical"
-    centres = PLACES[arrangement]
-    if relation == RELATIONS[arrangement][1]:
-        centres = centres[::-1]
-    second_size, second_color, second_shape = second
-    objects = (
-        SceneObject(shape, color, size, *centres[0]),
-        SceneObject(second_shape, second_color, second_size, *centres[1]),
+    words = match.groups()
+    arrangement, is_turned = _ARRANGEMENTS.get(words[3], ("single", False))
+    # The words of a second object are None if there is none, and then its place is missing too.
+    objects = tuple(
+        SceneObject(shape, color, size, x, y)
+        for (size, color, shape), (x, y) in zip(
+            (words[:3], words[4:7]), _order_places(arrangement, is_turned), strict=False
+        )
     )
-    return Scene(background, objects, arrangement)
+    return Scene(words[-1], objects, arrangement)
 
 
-def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+def _order_places(arrangement: Arrangement, is_turned: bool) -> tuple[Point, ...]:
+    """Returns the places of an arrangement, the second first if it is turned."""
+    return PLACES[arrangement][::-1] if is_turned else PLACES[arrangement]
+
+
+def _check_name(what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise DataError(f"Unknown scene {what}: `{name}`. Expected one of: {', '.join(known)}.")
 

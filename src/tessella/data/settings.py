@@ -28,7 +28,7 @@ class DataSettings(Settings):
     """Pictures with more pixels (width times height) are skipped without being decoded."""
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Processes that decode pictures; `auto` means one per core, at most 16. The result does not
+    """Threads that decode pictures; `auto` means one per core, at most 16. The result does not
     depend on it."""
 
     seed: int = Field(default=0, ge=0)
@@ -39,7 +39,7 @@ class DataSettings(Settings):
 
     @property
     def num_workers(self) -> int:
-        """The number of decoding processes on this machine."""
+        """The number of decoding threads on this machine."""
         if self.workers == "auto":
             return min(16, os.cpu_count() or 1)
         return self.workers

@@ -2,7 +2,7 @@
 
 Consecutive files with the same key, the path up to the first dot of the file's name, are one
 sample. A shard is read once from front to back, and only its headers and captions: the decoding
-processes read the pictures by their offset in the tar.
+threads read the pictures by their offset in the tar.
 
 Source: https://github.com/webdataset/webdataset, "WebDataset format".
 """
@@ -42,16 +42,12 @@ def shard_records(shard: Path, split_by: str | None = None) -> Iterator[Record |
         DataError: not a tar, compressed, or cut off (it cannot be known how much is missing, so
             this does not count as one bad file).
     """
-    with _open(shard) as stream:
-        for _, members in groupby(_members(shard, stream), key=lambda m: _key(m.name)):
-            record = _sample(shard, stream, list(members), split_by)
-            if record is not None:
-                yield record
-
-
-def _open(shard: Path) -> BinaryIO:
     try:
-        return shard.open("rb")
+        with shard.open("rb") as stream:
+            for _, members in groupby(_members(shard, stream), key=lambda m: _key(m.name)):
+                record = _sample(shard, stream, list(members), split_by)
+                if record is not None:
+                    yield record
     except OSError as error:
         raise DataError(f"Cannot read the tar: `{shard}`. {error.strerror}.") from None
 
@@ -67,10 +63,20 @@ def _members(shard: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 last = f"`{member.name}`"
                 if member.isreg() and not member.issparse() and not _is_hidden(member.name):
                     yield member
-            _check_end(shard, stream, tar.offset, last)
+            # tarfile also stops at a damaged header, and at the end of a file cut between two
+            # members. Only zeros end a tar.
+            stream.seek(tar.offset)
+            block = stream.read(tarfile.BLOCKSIZE)
+            if not block:
+                raise tarfile.ReadError("unexpected end of data")
+            if block.strip(b"\0"):
+                raise tarfile.HeaderError("the next header is damaged")
     except tarfile.ReadError as error:
         if "unexpected end of data" in str(error):
-            raise _cut_off(shard, last) from None
+            raise DataError(
+                f"The tar is cut off: `{shard}`. It ends in or after {last}; "
+                "copy or download it again, or leave it out."
+            ) from None
         raise DataError(
             f"Cannot read the tar: `{shard}`. It must be an uncompressed .tar ({error}); "
             "a compressed one is unpacked first, for example with gunzip."
@@ -80,29 +86,6 @@ def _members(shard: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
             f"Cannot read the tar: `{shard}`. Broken in or after {last} ({error}); "
             "copy or download it again, or leave it out."
         ) from None
-
-
-def _check_end(shard: Path, stream: BinaryIO, offset: int, last: str) -> None:
-    """Checks that a block of zeros, the end of a tar, follows the last header.
-
-    tarfile also stops at a damaged header, and at the end of a file cut between two members.
-    """
-    stream.seek(offset)
-    block = stream.read(tarfile.BLOCKSIZE)
-    if not block:
-        raise _cut_off(shard, last)
-    if block.strip(b"\0"):
-        raise DataError(
-            f"Cannot read the tar: `{shard}`. Broken after {last}; "
-            "copy or download it again, or leave it out."
-        )
-
-
-def _cut_off(shard: Path, last: str) -> DataError:
-    return DataError(
-        f"The tar is cut off: `{shard}`. It ends in or after {last}; "
-        "copy or download it again, or leave it out."
-    )
 
 
 def _is_hidden(name: str) -> bool:

@@ -15,12 +15,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from tessella.data.folders import (
-    Listing,
     caption_folder_records,
     class_folder_records,
     is_caption,
@@ -60,7 +59,7 @@ class Source:
     kind: Kind
     fingerprint: Fingerprint
     root: Path | None = None  # the folder or file; None for scenes
-    files: tuple[Path, ...] = ()  # the tables or shards
+    paths: tuple[Path, ...] = ()  # the tables or shards, or the folder of pictures
     count: int | None = None  # pictures, if known before reading
 
     def identity(self) -> dict[str, str | int]:
@@ -68,9 +67,7 @@ class Source:
         return {
             "source": self.argument if self.root is None else str(self.root.resolve()),
             "kind": self.kind,
-            "files": self.fingerprint.files,
-            "bytes": self.fingerprint.bytes,
-            "digest": self.fingerprint.digest,
+            **asdict(self.fingerprint),
         }
 
     def records(self, seed: int = 0, split_by: str | None = None) -> Iterator[Record | Skipped]:
@@ -86,15 +83,15 @@ class Source:
         if self.kind == "scenes":
             for index in range(self.count or 0):
                 yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
-        elif self.kind == "table":
-            for table in self.files:
-                yield from table_records(table, split_by)
-        elif self.kind == "shards":
-            for shard in self.files:
-                yield from shard_records(shard, split_by)
-        elif self.root is not None:
-            read = caption_folder_records if self.kind == "captions" else class_folder_records
-            yield from read(self.root)
+        for path in self.paths:
+            if self.kind == "table":
+                yield from table_records(path, split_by)
+            elif self.kind == "shards":
+                yield from shard_records(path, split_by)
+            elif self.kind == "captions":
+                yield from caption_folder_records(path)
+            else:
+                yield from class_folder_records(path)
 
 
 class _Scan:
@@ -119,37 +116,33 @@ class _Scan:
     def walk(self) -> None:
         """Scans all files under the root."""
         for listing in walk(self._root):
-            for entry in listing.files:
+            texts = {stem_of(name) for name in listing.files if is_caption(name)}
+            is_top = listing.folder == self._root
+            for name in listing.files:
+                path = listing.path(name)
                 try:
-                    self.add(entry.path, entry.stat())
+                    self.add(path)
                 except OSError:  # a link to nowhere: it is reported when it is read
-                    missing = f"{entry.name}\0missing\n"
-                    self._hash.update(missing.encode(errors="surrogateescape"))
-            self._sort(listing)
+                    self._hash.update(f"{name}\0missing\n".encode(errors="surrogateescape"))
+                if is_image(name):
+                    self.top_images += is_top
+                    self.deep_images += not is_top
+                    self.pairs += stem_of(name) in texts
+                elif name in TABLE_NAMES:
+                    self.tables.append(Path(path))
+                elif suffix_of(name) == ".tar":
+                    self.shards.append(Path(path))
+                elif _is_compressed_tar(name):
+                    self.compressed.append(Path(path))
 
-    def add(self, path: str, status: os.stat_result) -> None:
+    def add(self, path: str | Path) -> None:
         """Adds one file to the fingerprint."""
-        relative = path.removeprefix(str(self._root))
+        status = os.stat(path)  # noqa: PTH116 - Path is ten times slower
+        relative = str(path).removeprefix(str(self._root))
         line = f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n"
         self._hash.update(line.encode(errors="surrogateescape"))
         self._num_files += 1
         self._num_bytes += status.st_size
-
-    def _sort(self, listing: Listing) -> None:
-        """Sorts the files of one folder by what they tell about the kind."""
-        texts = {stem_of(e.name) for e in listing.files if is_caption(e.name)}
-        is_top = listing.folder == self._root
-        for entry in listing.files:
-            if is_image(entry.name):
-                self.top_images += is_top
-                self.deep_images += not is_top
-                self.pairs += stem_of(entry.name) in texts
-            elif entry.name in TABLE_NAMES:
-                self.tables.append(listing.folder / entry.name)
-            elif suffix_of(entry.name) == ".tar":
-                self.shards.append(listing.folder / entry.name)
-            elif _is_compressed_tar(entry.name):
-                self.compressed.append(listing.folder / entry.name)
 
 
 def recognise(argument: str) -> Source:
@@ -175,7 +168,7 @@ def recognise(argument: str) -> Source:
             raise _compressed(path)
         raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
     scan = _Scan(path.parent)
-    scan.add(str(path), path.stat())
+    scan.add(path)
     if is_table:  # changed pictures beside a table change the data too
         scan.walk()
     return Source(argument, "table" if is_table else "shards", scan.fingerprint, path, (path,))
@@ -223,7 +216,7 @@ def _recognise_folder(argument: str, root: Path) -> Source:
     if scan.shards:
         return Source(argument, "shards", scan.fingerprint, root, tuple(scan.shards))
     if scan.pairs:
-        return Source(argument, "captions", scan.fingerprint, root, count=images)
+        return Source(argument, "captions", scan.fingerprint, root, (root,), images)
     if not images:
         if scan.compressed:
             raise _compressed(scan.compressed[0])
@@ -233,7 +226,7 @@ def _recognise_folder(argument: str, root: Path) -> Source:
             f"The pictures have no captions: {contents}; {scan.top_images} lie directly in it, so "
             f"that folder names cannot be the captions. {WHAT_DATA_MAY_BE}"
         )
-    return Source(argument, "classes", scan.fingerprint, root, count=images)
+    return Source(argument, "classes", scan.fingerprint, root, (root,), images)
 
 
 def _check_tables(argument: str, scan: _Scan) -> None:

@@ -18,9 +18,7 @@ def split_key(value: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def assign_sides(
-    pixel_keys: Keys, group_keys: Keys | None, fraction: float
-) -> npt.NDArray[np.bool_]:
+def assign_sides(pixel_keys: Keys, group_keys: Keys, fraction: float) -> npt.NDArray[np.bool_]:
     """Decides for each image whether it is for validation.
 
     Images that share their pixels or their group, directly or through others, form a family. A
@@ -30,7 +28,7 @@ def assign_sides(
 
     Args:
         pixel_keys: (N,) key of each image's square pixels.
-        group_keys: (N,) key of each image's field value; None to split by pixels alone.
+        group_keys: (N,) key of each image's field value; its pixel key if it has none.
         fraction: of the images for validation, in [0, 1); 0 sends all to training.
 
     Returns:
@@ -38,8 +36,7 @@ def assign_sides(
     """
     if fraction == 0 or not len(pixel_keys):
         return np.zeros(len(pixel_keys), dtype=np.bool_)
-    family = pixel_keys if group_keys is None else _families(pixel_keys, group_keys)
-    keys = _mix(family)
+    keys = _mix(_families(pixel_keys, group_keys))
     # Compared in float64: 2**64 times the fraction need not fit 64 bits exactly.
     validation: npt.NDArray[np.bool_] = keys.astype(np.float64) < fraction * 2.0**64
     lowest, highest = keys.min(), keys.max()

@@ -40,14 +40,6 @@ class KernelDistance:
     subset_size: int  # pictures of each side in a subset
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """How far two sets of pictures lie among each other."""
-
-    precision: float  # fraction of the others that lie among the originals
-    recall: float  # fraction of the originals that lie among the others
-
-
 def measure_set_distances(originals: Tensor, others: Tensor, protocol: str) -> dict[str, Metric]:
     """Computes FID and KID of features (A, F) and (B, F) as the metrics `fid` and `kid`.
 
@@ -134,26 +126,6 @@ def _sum_pairs(features: Tensor) -> Tensor:
     return (kernel.sum(1) - kernel.diag()).sum()
 
 
-def compute_precision_recall(originals: Tensor, others: Tensor) -> PrecisionRecall:
-    """Computes which fraction of each side lies among the other side's pictures.
-
-    A picture lies among others if it is in the ball around one of them. A ball reaches to the
-    third nearest neighbour on its own side; its border belongs to it.
-
-    Args:
-        originals: (A, F) features, A >= 4.
-        others: (B, F), B >= 4.
-
-    Raises:
-        DataError: there are fewer.
-
-    Source:
-        Section 2 of arXiv:1904.06991, with k = 3.
-    """
-    _check_enough(originals, others)
-    return PrecisionRecall(_fraction_among(others, originals), _fraction_among(originals, others))
-
-
 def compute_distances(first: Tensor, second: Tensor) -> Tensor:
     """Computes the Euclidean distances (A, B) of features (A, F) and (B, F).
 
@@ -162,8 +134,24 @@ def compute_distances(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _fraction_among(pictures: Tensor, others: Tensor) -> float:
-    """Returns the fraction of pictures (A, F) that lie among others (B, F)."""
+def compute_fraction_among(pictures: Tensor, others: Tensor) -> float:
+    """Computes which fraction of pictures lies among others.
+
+    A picture lies among others if it is in the ball around one of them. A ball reaches to the
+    third nearest neighbour on its own side; its border belongs to it. Of generated pictures among
+    real ones this is the precision, of real ones among generated ones the recall.
+
+    Args:
+        pictures: (A, F) features, A >= 4.
+        others: (B, F), B >= 4.
+
+    Raises:
+        DataError: there are fewer.
+
+    Source:
+        Section 2 of arXiv:1904.06991, with k = 3.
+    """
+    _check_enough(pictures, others)
     # The nearest of all is the picture itself.
     radii = [
         compute_distances(rows, others).kthvalue(NEIGHBOURS + 1).values

@@ -4,19 +4,16 @@ A name is `NETWORK-LAYER`: `squeezenet-fire9`, `resnet18-layer3`. The vector is 
 layer's positions. Numbers on different features cannot be compared, so the name goes with them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tessella.errors import ConfigError
-from tessella.evaluation.squeezenet import SQUEEZENET, SqueezeNet, load_squeezenet
+from tessella.evaluation.squeezenet import SqueezeNet, load_squeezenet
 from tessella.images import Pixels, to_float
-from tessella.tokenizer.perceptual import load_resnet18
-from tessella.tokenizer.weights import find_weights
+from tessella.tokenizer.perceptual import ResNetFeatures, load_resnet18
 
 DEFAULT_FEATURES = "squeezenet-fire9"
 """Of a network that no loss uses."""
@@ -24,17 +21,8 @@ DEFAULT_FEATURES = "squeezenet-fire9"
 _BATCH = 32
 
 
-class FeatureNetwork(Protocol):
-    """A network that looks at images: SqueezeNet or ResNet-18."""
-
-    def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Computes (B, channels, …) of some layers of images (B, 3, H, W) in [-1, 1]."""
-
-    def to(self, device: torch.device) -> object:
-        """Moves the weights."""
-
-
-_NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
+FeatureNetwork = SqueezeNet | ResNetFeatures
+_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {
     "squeezenet": load_squeezenet,
     "resnet18": load_resnet18,
 }
@@ -85,21 +73,17 @@ class FeatureExtractor:
         Returns:
             (B, F) in float64, on the CPU.
         """
-        batches = (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
-        return torch.cat([self(to_float(batch)) for batch in batches])
+        return torch.cat([self(to_float(part)) for part in torch.tensor(pixels).split(_BATCH)])
 
 
 def create_extractor(
-    name: str = DEFAULT_FEATURES,
-    weights: Path | None = None,
-    device: torch.device | str = "cpu",
+    name: str = DEFAULT_FEATURES, device: torch.device | str = "cpu"
 ) -> FeatureExtractor:
     """Loads named features.
 
     Args:
         name: NETWORK-LAYER: squeezenet with a layer of `squeezenet.LAYERS`, or resnet18 with
             one of `perceptual.LAYERS`.
-        weights: a local file; it wins over the environment variable.
         device: where they are computed.
 
     Raises:
@@ -112,7 +96,7 @@ def create_extractor(
             f"Features are named NETWORK-LAYER, with one of the networks "
             f"{', '.join(_NETWORKS)}: `{name}`. For example {DEFAULT_FEATURES}."
         )
-    return FeatureExtractor(name, _NETWORKS[network](weights), layer, device)
+    return FeatureExtractor(name, _NETWORKS[network](), layer, device)
 
 
 @dataclass(frozen=True)
@@ -137,12 +121,14 @@ class EvalNetworks:
             ConfigError: a name is unknown, or its weights are missing.
             CheckpointError: a file of weights is damaged.
         """
-        features = {name: create_extractor(name, device=device) for name in names}
+        features = {name: create_extractor(name, device) for name in names}
         try:
-            path = find_weights(SQUEEZENET)
+            squeezenet = load_squeezenet().to(device)
         except ConfigError as error:
-            return cls(None, None, features or {DEFAULT_FEATURES: None}, str(error))
-        squeezenet = load_squeezenet(path).to(device)
+            return cls(features=features or {DEFAULT_FEATURES: None}, missing=str(error))
         layer = DEFAULT_FEATURES.partition("-")[2]
         extractor = FeatureExtractor(DEFAULT_FEATURES, squeezenet, layer, device)
         return cls(squeezenet, extractor, features or {DEFAULT_FEATURES: extractor})
+
+
+NO_NETWORKS = EvalNetworks()

@@ -21,6 +21,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.eval_images import EvalImages, draw_indices, read_images
 from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.metric import Metric
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
 from tessella.sheets import make_sheet
@@ -62,15 +63,6 @@ class Copies:
             Pair(pixels[i], prompts[i], nearest.pixels[i], nearest.captions[i], distance)
             for i, distance in zip(order, self.distances[order].tolist(), strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class LossGap:
-    """The objective's loss on both sides of the split."""
-
-    train: float  # mean over training images
-    held_out: float  # mean over as many others
-    num_images: int  # of each side
 
 
 def measure_copies(
@@ -137,7 +129,7 @@ def make_pairs_sheet(pairs: Sequence[Pair]) -> Pixels:
 
 def measure_loss_gap(
     model: TextToImage, held_out: EvalImages, training: CaptionedImages, *, max_images: int
-) -> LossGap | None:
+) -> dict[str, Metric] | None:
     """Computes the objective's loss on images that a model learned from and on others.
 
     Each image counts with its first caption, none is dropped; captions that are too long for the
@@ -150,7 +142,8 @@ def measure_loss_gap(
         max_images: of each side; drawn if there are more.
 
     Returns:
-        None if on one side no caption is short enough.
+        `loss_train`, `loss_held_out` and `loss_gap`; None if on one side no caption is short
+        enough.
     """
     drawn = draw_indices(len(training), max_images).tolist()
     learned = read_images(training, drawn, "training").draw_readable(model, max_images)
@@ -158,11 +151,16 @@ def measure_loss_gap(
     count = min(len(learned.captions), len(others.captions))
     if not count:
         return None
-    train, held = (
+    train, other = (
         _compute_loss(model, side.select(draw_indices(len(side.captions), count).tolist()))
         for side in (learned, others)
     )
-    return LossGap(train, held, count)
+    protocol = f"loss of {model.objective.name}, first captions, mean over {count}"
+    return {
+        "loss_train": Metric(train, f"{protocol} training images"),
+        "loss_held_out": Metric(other, f"{protocol} of {held_out.description}"),
+        "loss_gap": Metric(other - train, "loss_held_out minus loss_train"),
+    }
 
 
 @torch.inference_mode()

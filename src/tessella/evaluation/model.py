@@ -1,20 +1,20 @@
 """What a finished model is worth: metrics with their protocol, and pictures to look at."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import CheckpointError, ConfigError, DataError
-from tessella.evaluation.distributions import MIN_PICTURES
 from tessella.evaluation.eval_images import EvalImages, can_read, read_images
-from tessella.evaluation.features import EvalNetworks
+from tessella.evaluation.features import NO_NETWORKS, EvalNetworks
 from tessella.evaluation.generation import (
     GenerationChecks,
     GenerationEvaluation,
     evaluate_generation,
 )
-from tessella.evaluation.metric import Metric
+from tessella.evaluation.metric import Evaluation, Metric, Results
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.evaluation.squeezenet import SQUEEZENET
@@ -34,11 +34,9 @@ _MAX_TRAINING = 512  # about ten seconds of SqueezeNet on two cores
 
 
 @dataclass(frozen=True)
-class ImagesEvaluation:
+class ImagesEvaluation(Evaluation):
     """What was measured on some images."""
 
-    metrics: Mapping[str, Metric]
-    left_out: Mapping[str, str]  # the reason by metric
     reconstructions: Pixels  # (B, S, S, 3)
     generation: GenerationEvaluation | None  # None: no pictures were asked for, or can be painted
 
@@ -60,7 +58,8 @@ def count_pictures(data: PreparedData) -> int:
     """
     held_out = data.validation if len(data.validation) else data.train
     count = min(_GENERATED, len(held_out))
-    if _has_squeezenet():
+    with contextlib.suppress(ConfigError):
+        find_weights(SQUEEZENET)
         searched = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
         count = 3 * count + searched
     are_scenes = _parse_scenes(data.train.captions(0)[:1]) is not None
@@ -101,7 +100,7 @@ def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
 def evaluate_images(
     model: TextToImage | TrainedTokenizer,
     images: EvalImages,
-    networks: EvalNetworks | None = None,
+    networks: EvalNetworks = NO_NETWORKS,
     checks: GenerationChecks | None = None,
 ) -> ImagesEvaluation:
     """Measures a model's reconstructions of images and what it paints of their captions.
@@ -112,51 +111,33 @@ def evaluate_images(
     Args:
         model: to measure; a tokenizer alone paints nothing.
         images: of the model's size; one at least.
-        networks: what compares pictures; None compares by pixels alone.
+        networks: what compares pictures; by default, pixels alone.
         checks: what is measured on painted captions; None paints none.
     """
     what = images.description
-    networks = networks or EvalNetworks()
     report = evaluate_reconstructions(model.tokenizer, images.pixels)
-    compared = measure_reconstructions(
-        images.pixels,
-        report.pixels,
-        squeezenet=networks.squeezenet,
-        features=[extractor for extractor in networks.features.values() if extractor],
-        description=what,
-    )
-    metrics = {f"reconstruction_{name}": metric for name, metric in compared.items()}
-    left_out = _explain_left_out(metrics, networks)
+    compared = measure_reconstructions(images.pixels, report.pixels, networks, description=what)
+    results: Results = {f"reconstruction_{name}": result for name, result in compared.items()}
     size = len(model.tokenizer.codebook)
-    metrics["codes_used"] = Metric(report.health.codes_used, f"of {size}, {what}")
-    metrics["code_perplexity"] = Metric(report.health.perplexity, what)
+    results["codes_used"] = Metric(report.health.codes_used, f"of {size}, {what}")
+    results["code_perplexity"] = Metric(report.health.perplexity, what)
     scenes = _parse_scenes(images.captions)
     if scenes is not None:
-        score = compute_scene_accuracy(report.pixels, scenes).all_correct
-        metrics["reconstruction_all_correct"] = Metric(score.accuracy, f"scenes, {what}")
+        accuracy = compute_scene_accuracy(report.pixels, scenes)
+        results["reconstruction_all_correct"] = Metric(accuracy, f"scenes, {what}")
     if isinstance(model, TrainedTokenizer):
-        return ImagesEvaluation(metrics, left_out, report.pixels, None)
+        return ImagesEvaluation(results, report.pixels, None)
     if scenes is not None:
         for name, held_out in (("seen", False), ("held_out", True)):
             if _can_read_scenes(model, held_out=held_out):
-                metrics[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
+                results[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
                     model, _SCENE_PROMPTS, held_out=held_out
                 )
     generation = None
     if checks is not None:
         generation = evaluate_generation(model, images, networks, checks)
-        metrics |= generation.metrics
-        left_out |= generation.left_out
-    return ImagesEvaluation(metrics, left_out, report.pixels, generation)
-
-
-def _explain_left_out(metrics: Mapping[str, Metric], networks: EvalNetworks) -> dict[str, str]:
-    """Gives the reason for each metric of reconstructions that is not there."""
-    reasons = {"reconstruction_perceptual_distance": networks.missing}
-    for name, extractor in networks.features.items():
-        reason = f"It takes at least {MIN_PICTURES} images." if extractor else networks.missing
-        reasons |= {f"reconstruction_{kind}_{name}": reason for kind in ("fid", "kid")}
-    return {name: reason for name, reason in reasons.items() if name not in metrics}
+        results |= generation.results
+    return ImagesEvaluation(results, report.pixels, generation)
 
 
 def measure_scene_accuracy(
@@ -176,10 +157,10 @@ def measure_scene_accuracy(
     scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
     prompts = [canonical_caption(scene) for scene in scenes]
     pixels = model.generate_images(enumerate_requests(prompts)).pixels
-    score = compute_scene_accuracy(pixels, scenes).all_correct
     kind = "held-out" if held_out else "seen"
     return Metric(
-        score.accuracy, f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
+        compute_scene_accuracy(pixels, scenes),
+        f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}",
     )
 
 
@@ -187,15 +168,6 @@ def _can_read_scenes(model: TextToImage, *, held_out: bool) -> bool:
     """Whether every prompt of the scenes that are painted is short enough for a model."""
     scenes = sample_prompts(_SCENE_PROMPTS, seed=0, held_out=held_out)
     return all(can_read(model, canonical_caption(scene)) for scene in scenes)
-
-
-def _has_squeezenet() -> bool:
-    """Whether the weights of SqueezeNet are installed."""
-    try:
-        find_weights(SQUEEZENET)
-    except ConfigError:
-        return False
-    return True
 
 
 def _parse_scenes(captions: Sequence[str]) -> list[Scene] | None:

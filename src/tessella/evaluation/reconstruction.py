@@ -4,18 +4,16 @@ Training looks at PSNR and the use of the codes at each of its evaluations; a fi
 also measured by SSIM, and by networks that were trained on other tasks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from tessella.errors import ShapeError
 from tessella.evaluation.distributions import MIN_PICTURES, measure_set_distances
-from tessella.evaluation.features import FeatureExtractor
-from tessella.evaluation.metric import Metric
+from tessella.evaluation.features import NO_NETWORKS, EvalNetworks
+from tessella.evaluation.metric import Metric, Results
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, to_float
 from tessella.model.codec import decode_latent, encode_pixels
@@ -38,7 +36,6 @@ class ReconstructionReport:
     """Reconstructions, and how close they came."""
 
     pixels: Pixels  # (B, S, S, 3) the reconstructions
-    codes: npt.NDArray[np.int64]  # (B, h, w)
     psnr: float  # dB, mean over images, on uint8 pixels
     health: CodebookHealth  # how the codebook is used
 
@@ -54,12 +51,10 @@ def evaluate_reconstructions(tokenizer: ImageTokenizer, pixels: Pixels) -> Recon
     latent = tokenizer.quantizer.look_up(codes)
     height, width = latent.shape[2:]
     reconstructions = decode_latent(tokenizer, latent, (height, width))
-    code_array = codes.cpu().numpy()
     return ReconstructionReport(
         pixels=reconstructions,
-        codes=code_array,
         psnr=compute_psnr(reconstructions, pixels),
-        health=measure_codebook_health(tokenizer.quantizer, code_array),
+        health=measure_codebook_health(tokenizer.quantizer, codes.cpu().numpy()),
     )
 
 
@@ -77,22 +72,22 @@ def compute_psnr(reconstructions: Pixels, pixels: Pixels) -> float:
 def measure_reconstructions(
     originals: Pixels,
     reconstructions: Pixels,
+    networks: EvalNetworks = NO_NETWORKS,
     *,
-    squeezenet: SqueezeNet | None = None,
-    features: Sequence[FeatureExtractor] = (),
     description: str = "",
-) -> dict[str, Metric]:
+) -> Results:
     """Compares pictures with their reconstructions in every available way.
 
     Args:
         originals: (B, S, S, 3) uint8, B >= 1.
         reconstructions: the same shape, in the same order.
-        squeezenet: adds the perceptual distance.
-        features: each adds FID and KID, if there are at least four pictures.
+        networks: SqueezeNet adds the perceptual distance; each of the features adds FID and KID,
+            if there are at least four pictures.
         description: which pictures these are, for the protocol; by default, how many.
 
     Returns:
-        `psnr`, `ssim`, `perceptual_distance`, `fid_NAME` and `kid_NAME` for each of the features.
+        `psnr`, `ssim`, `perceptual_distance`, `fid_NAME` and `kid_NAME` for each of the features,
+        or the reasons why they are left out.
 
     Raises:
         ShapeError: the two sides differ in shape; says both.
@@ -104,28 +99,34 @@ def measure_reconstructions(
         )
     count = len(originals)
     mean = f"mean over {description or f'{count} images'}"
-    metrics = {
+    results: Results = {
         "psnr": Metric(compute_psnr(reconstructions, originals), f"dB, {mean}"),
         "ssim": Metric(
             compute_ssim(reconstructions, originals),
             f"11x11 Gaussian window, range 255, {mean}",
         ),
     }
-    if squeezenet is not None:
-        metrics["perceptual_distance"] = Metric(
-            compute_perceptual_distance(squeezenet, reconstructions, originals),
+    if networks.squeezenet is None:
+        results["perceptual_distance"] = networks.missing
+    else:
+        results["perceptual_distance"] = Metric(
+            compute_perceptual_distance(networks.squeezenet, reconstructions, originals),
             "SqueezeNet 1.1, unit-normalised, no linear heads, sum over "
             f"{', '.join(PERCEPTUAL_LAYERS)}, {mean}",
         )
-    for extractor in features if count >= MIN_PICTURES else ():
+    for name, extractor in networks.features.items():
+        if extractor is None or count < MIN_PICTURES:
+            reason = f"It takes at least {MIN_PICTURES} images." if extractor else networks.missing
+            results |= {f"{kind}_{name}": reason for kind in ("fid", "kid")}
+            continue
         protocol = (
             f"{extractor.describe()}, {count} reconstructions against their {count} originals"
             f"{description and f', {description}'}"
         )
         sides = extractor.extract(originals), extractor.extract(reconstructions)
-        for name, metric in measure_set_distances(*sides, protocol).items():
-            metrics[f"{name}_{extractor.name}"] = metric
-    return metrics
+        for kind, metric in measure_set_distances(*sides, protocol).items():
+            results[f"{kind}_{name}"] = metric
+    return results
 
 
 def compute_ssim(reconstructions: Pixels, pixels: Pixels) -> float:

@@ -14,7 +14,6 @@ Source: CLIP arXiv:2103.00020; ranking by it as R-precision, arXiv:1711.10485.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.errors import ConfigError
+from tessella.evaluation.metric import Metric
 from tessella.images import Pixels, to_float
 
 NUM_CHOICES = 100
@@ -31,23 +31,14 @@ NUM_CHOICES = 100
 _BATCH = 32
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """How often pictures rank their own prompt first."""
-
-    fraction: float  # of the pictures
-    chance: float  # of one that chooses blindly
-    num_pictures: int
-    num_choices: int  # prompts for each picture
-
-
-def measure_retrieval(scores: Tensor, prompt_of: Tensor, *, seed: int = 0) -> Retrieval:
-    """Counts the pictures whose own prompt scores higher than all others that they compare.
+def measure_retrieval(scores: Tensor, prompt_of: Tensor, by: str, *, seed: int = 0) -> Metric:
+    """Computes the fraction of pictures whose own prompt scores higher than all others.
 
     Args:
         scores: (B, P), B >= 1, P >= 2 different prompts; of more than a hundred each picture
             compares its own with 99 others, drawn.
         prompt_of: (B,) int64 in [0, P), the prompt that each picture was generated from.
+        by: what the scores are, for the protocol.
         seed: of the draw.
     """
     num_choices = min(NUM_CHOICES, scores.shape[1])
@@ -57,7 +48,11 @@ def measure_retrieval(scores: Tensor, prompt_of: Tensor, *, seed: int = 0) -> Re
         others = np.delete(np.arange(len(row)), prompt)
         drawn = rng.permutation(others)[: num_choices - 1]
         num_first += bool((row[prompt] > row[drawn]).all())
-    return Retrieval(num_first / len(scores), 1 / num_choices, len(scores), num_choices)
+    return Metric(
+        num_first / len(scores),
+        f"share of {len(scores)} pictures whose own prompt is first of {num_choices}, chance "
+        f"{1 / num_choices:.3g}; {by}",
+    )
 
 
 class Clip:
@@ -101,16 +96,12 @@ class Clip:
     @torch.inference_mode()
     def score(self, pixels: Pixels, prompts: Sequence[str]) -> Tensor:
         """Computes the cosine (B, P) of the embeddings of pictures (B, S, S, 3) and prompts."""
-        images = [
-            self._embed_images(pixels[start : start + _BATCH])
-            for start in range(0, len(pixels), _BATCH)
-        ]
-        texts = [
-            self._embed_texts(prompts[start : start + _BATCH])
-            for start in range(0, len(prompts), _BATCH)
-        ]
-        first, second = (functional.normalize(torch.cat(parts)) for parts in (images, texts))
-        return (first @ second.T).cpu()
+        sides: Any = ((self._embed_images, pixels), (self._embed_texts, prompts))
+        first, second = (
+            torch.cat([embed(side[i : i + _BATCH]) for i in range(0, len(side), _BATCH)])
+            for embed, side in sides
+        )
+        return (functional.normalize(first) @ functional.normalize(second).T).cpu()
 
     def _embed_images(self, pixels: Pixels) -> Tensor:
         from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD

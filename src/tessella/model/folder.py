@@ -6,11 +6,9 @@ tokenizer. After `fit-tokenizer` the folder holds the image tokenizer alone.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -21,12 +19,12 @@ from torch import nn
 from tessella import config
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_folder, read_tensors, write_json, write_tensors, write_text
+from tessella.files import new_folder, read_tensors, write_json, write_tensors
 from tessella.generation import GenerationSettings
-from tessella.images import Pixels, fit_square, save_png
+from tessella.images import fit_square
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
-from tessella.text import TEXT_FILE, TextEncoder
+from tessella.text import TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
@@ -139,8 +137,12 @@ class TrainedTokenizer:
             CheckpointError: they cannot be written; what was there stays.
         """
         with new_folder(folder, what="the image tokenizer") as building:
-            write_json(building / CONFIG_FILE, self.config.model_dump(mode="json"))
-            write_tensors(building / TOKENIZER_FILE, self.tokenizer.state_dict())
+            self.write(building)
+
+    def write(self, folder: Path) -> None:
+        """Writes settings and weights into a folder that is being built."""
+        write_json(folder / CONFIG_FILE, self.config.model_dump(mode="json"))
+        write_tensors(folder / TOKENIZER_FILE, self.tokenizer.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -161,41 +163,6 @@ class TrainedTokenizer:
             Image.fromarray(image)
             for image in decode_latent(self.tokenizer, latent, self.config.grid)
         ]
-
-
-class ModelNotes(TypedDict, total=False):
-    """What a model folder tells people beside the model."""
-
-    card: Required[str]  # the text of the model card
-    metrics: Required[Mapping[str, Any]]  # plain values with their protocol
-    samples: Required[Pixels]  # (H, W, 3) a sheet of pictures
-    captions: CaptionSummary | None  # of the training captions
-
-
-def save_model(
-    folder: Path,
-    config: ModelConfig,
-    text_tokenizer: TextEncoder,
-    tokenizer: ImageTokenizer,
-    transformer: Transformer,
-    **notes: Unpack[ModelNotes],
-) -> None:
-    """Writes a model folder, whole or not at all; `TextToImage.load` reads it.
-
-    Raises:
-        CheckpointError: it cannot be written; what was there stays.
-    """
-    captions = notes.get("captions")
-    with new_folder(folder, what="the model") as building:
-        write_json(building / CONFIG_FILE, config.model_dump(mode="json"))
-        write_tensors(building / TOKENIZER_FILE, tokenizer.state_dict())
-        write_tensors(building / TRANSFORMER_FILE, transformer.state_dict())
-        text_tokenizer.save(building / TEXT_FILE)
-        write_text(building / CARD_FILE, notes["card"])
-        write_json(building / METRICS_FILE, notes["metrics"])
-        save_png(building / SAMPLES_FILE, notes["samples"])
-        if captions is not None:
-            write_json(building / CAPTIONS_FILE, asdict(captions))
 
 
 def choose_device(name: str) -> torch.device:
@@ -278,31 +245,15 @@ def damaged_config(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def load_transformer_weights(network: nn.Module, path: Path) -> None:
-    """Loads the transformer's weights, those of format 2 under their new names.
-
-    Raises:
-        CheckpointError: as `load_weights`.
-    """
-    load_weights(network, path, renamed=_RENAMED_IN_FORMAT_3)
-
-
-def load_weights(
-    network: nn.Module, path: Path, *, renamed: Mapping[str, str] = MappingProxyType({})
-) -> None:
-    """Loads a file of weights into the network that the settings beside it describe.
-
-    Args:
-        network: takes them.
-        path: of the file.
-        renamed: beginnings of older names, and what they are now.
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a file of weights, of any format, into the network that the settings describe.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another network.
     """
     tensors = read_tensors(path)
     for name in list(tensors):
-        for old, new in renamed.items():
+        for old, new in _RENAMED_IN_FORMAT_3.items():
             if name.startswith(old):
                 tensors[new + name.removeprefix(old)] = tensors.pop(name)
     try:

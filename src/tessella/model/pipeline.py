@@ -7,8 +7,8 @@ Every picture is an `ImageRequest`: a new one has an empty canvas, an edited one
 codes. The pixels that a canvas keeps are put back exactly.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,24 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.generation import GenerationSettings
-from tessella.images import Pixels
+from tessella.images import Pixels, save_png
+from tessella.model import folder as model_folder
 from tessella.model.canvas import Canvas, Mask, find_grid, fit_images, fit_mask
 from tessella.model.codec import decode_latent, encode_pixels
-from tessella.model.folder import (
-    TRANSFORMER_FILE,
-    ModelConfig,
-    ModelNotes,
-    TrainedTokenizer,
-    damaged_config,
-    load_transformer_weights,
-    read_model_config,
-    save_model,
-)
+from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.request import GenerationOptions, ImageRequest, check_prompts, list_requests
 from tessella.model.sampler import Sampler, Scores
 from tessella.objectives import OnStep, create_objective
-from tessella.text import TextEncoder, load_text
+from tessella.text import TEXT_FILE, TextEncoder, load_text
+from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
 
@@ -97,39 +91,52 @@ class TextToImage:
             ConfigError: the device is not there.
         """
         folder = Path(folder)
-        config = read_model_config(folder)
+        config = model_folder.read_model_config(folder)
         text_tokenizer = load_text(folder)
         tokenizer = TrainedTokenizer.load(folder, device).tokenizer
-        with damaged_config(folder):
+        with model_folder.damaged_config(folder):
             transformer = config.create_transformer(text_tokenizer)
-        load_transformer_weights(transformer, folder / TRANSFORMER_FILE)
+        model_folder.load_weights(transformer, folder / model_folder.TRANSFORMER_FILE)
         transformer.eval().requires_grad_(False).to(tokenizer.codebook.device)
         return cls(config, text_tokenizer, tokenizer, transformer)
 
-    def save(self, folder: Path, **notes: Unpack[ModelNotes]) -> None:
-        """Writes a model folder, whole or not at all.
+    def save(
+        self,
+        folder: Path,
+        *,
+        card: str,
+        metrics: Mapping[str, Any],
+        samples: Pixels,
+        captions: CaptionSummary | None = None,
+    ) -> None:
+        """Writes a model folder, whole or not at all, with notes for people.
 
         Args:
             folder: replaced if it is there.
-            **notes: for people; see `ModelNotes`.
+            card: the text of the model card.
+            metrics: plain values with their protocol.
+            samples: (H, W, 3) a sheet of pictures.
+            captions: summary of the training captions.
 
         Raises:
             CheckpointError: it cannot be written; what was there stays.
         """
-        save_model(
-            folder, self.config, self.text_tokenizer, self.tokenizer, self.transformer, **notes
-        )
+        with new_folder(folder, what="the model") as building:
+            TrainedTokenizer(self.config, self.tokenizer).write(building)
+            write_tensors(building / model_folder.TRANSFORMER_FILE, self.transformer.state_dict())
+            self.text_tokenizer.save(building / TEXT_FILE)
+            write_text(building / model_folder.CARD_FILE, card)
+            write_json(building / model_folder.METRICS_FILE, metrics)
+            save_png(building / model_folder.SAMPLES_FILE, samples)
+            if captions is not None:
+                write_json(building / model_folder.CAPTIONS_FILE, asdict(captions))
 
     def with_parts(
         self, *, tokenizer: ImageTokenizer | None = None, transformer: Transformer | None = None
     ) -> "TextToImage":
         """Returns a model with other networks; what is not given is shared."""
-        return TextToImage(
-            self.config,
-            self.text_tokenizer,
-            tokenizer or self.tokenizer,
-            transformer or self.transformer,
-        )
+        tokenizer, transformer = tokenizer or self.tokenizer, transformer or self.transformer
+        return TextToImage(self.config, self.text_tokenizer, tokenizer, transformer)
 
     @property
     def transformer(self) -> Transformer:

@@ -122,14 +122,14 @@ def check_prompts(prompts: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def check_range(name: str, count: int, most: int) -> None:
-    """Refuses a number outside [1, most].
+def check_range(name: str, number: int, most: int, *, least: int = 1) -> None:
+    """Refuses a number outside [least, most].
 
     Raises:
         GenerationError: names the number.
     """
-    if not 1 <= count <= most:
-        raise GenerationError(f"{name} must be between 1 and {most}: `{count}`.")
+    if not least <= number <= most:
+        raise GenerationError(f"{name} must be between {least} and {most}: `{number}`.")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -139,5 +139,4 @@ def check_seeds(seeds: Sequence[int]) -> None:
         GenerationError: names the first.
     """
     for seed in seeds:
-        if not 0 <= seed <= MAX_SEED:
-            raise GenerationError(f"A seed must be between 0 and {MAX_SEED}: `{seed}`.")
+        check_range("A seed", seed, MAX_SEED, least=0)

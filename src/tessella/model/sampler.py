@@ -3,9 +3,9 @@
 It knows codes and likelihoods but no pixels; `pipeline.py` turns its codes into pictures.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tessella.errors import GenerationError
 from tessella.generation import GenerationSettings
-from tessella.model.canvas import Window, derive_seed, plan_windows
+from tessella.model.canvas import derive_seed, plan_windows
 from tessella.model.request import (
     MAX_BEST_OF,
     MAX_ORDERS,
@@ -161,10 +161,17 @@ class Sampler:
             )
             if is_own_size:
                 return self._objective.generate(batch, on_step)
-            on_window_step = on_step and functools.partial(
-                _report_window, on_step, codes, is_decoded, window, number, len(windows)
-            )
-            generated = self._objective.generate(batch, on_window_step)
+
+            def report(step: GenerationStep, number: int = number, inside: Any = inside) -> None:
+                """Reports a step of one window as a step of the whole canvas."""
+                whole = codes.clone(), is_decoded.clone()
+                for of_whole, of_window in zip(whole, (step.codes, step.is_decoded), strict=True):
+                    of_whole[inside] = of_window.view_as(of_whole[inside])
+                if on_step is not None:
+                    done, steps = number * step.steps + step.step, len(windows) * step.steps
+                    on_step(GenerationStep(done, steps, *whole))
+
+            generated = self._objective.generate(batch, report if on_step else None)
             if generated.codes is None:
                 raise GenerationError(
                     "Pictures larger than the model learned are generated code by code, which "
@@ -185,9 +192,9 @@ class Sampler:
         check_range("The number of orders", num_orders, MAX_ORDERS)
         check_seeds([seed])
         text = self.encode_text(["", *prompts])
-        pairs = torch.arange(len(codes) * len(text), device=self.device)
+        rows = (torch.arange(len(part), device=self.device) for part in (codes, text))
         log_likelihood = self._score_pairs(
-            codes, text, pairs // len(text), pairs % len(text), num_orders, seed
+            codes, text, torch.cartesian_prod(*rows), num_orders, seed
         )
         table = log_likelihood.view(len(codes), len(text)).numpy()
         return Scores(table[:, 1:], table[:, 1:] - table[:, :1])
@@ -212,32 +219,25 @@ class Sampler:
         """
         text, prompt_of = self._encode_distinct(["", *prompts])
         rows = torch.arange(len(codes), device=self.device)
-        picture_of = torch.cat([rows, rows])
         text_of = torch.cat([prompt_of[1:], torch.zeros_like(rows)])
+        pairs = torch.stack([torch.cat([rows, rows]), text_of], 1)
         total = torch.zeros(2 * len(codes), dtype=torch.float64)
         nothing_known = torch.zeros(codes.shape[1:], dtype=torch.bool)
         for window in plan_windows(nothing_known, self._grid):
             part = codes[:, window[0], window[1]]
-            total += self._score_pairs(part, text, picture_of, text_of, num_orders, seed)
+            total += self._score_pairs(part, text, pairs, num_orders, seed)
         conditional, unconditional = total.view(2, -1).numpy()
         return Scores(conditional, conditional - unconditional)
 
     def _score_pairs(
-        self,
-        codes: Tensor,
-        text: Tensor,
-        picture_of: Tensor,
-        text_of: Tensor,
-        num_orders: int,
-        seed: int,
+        self, codes: Tensor, text: Tensor, pairs: Tensor, num_orders: int, seed: int
     ) -> Tensor:
-        """Computes the log-likelihood (R,) float64 of pairs of codes and a text, by index."""
-        size = self.batch_size
+        """Computes the log-likelihood (R,) float64 of pairs (R, 2): rows of codes and of text."""
         log_likelihood = [
             self._objective.compute_log_likelihood(
-                text[texts], codes[pictures], num_orders=num_orders, seed=seed
+                text[part[:, 1]], codes[part[:, 0]], num_orders=num_orders, seed=seed
             )
-            for pictures, texts in zip(picture_of.split(size), text_of.split(size), strict=True)
+            for part in pairs.split(self.batch_size)
         ]
         return torch.cat(log_likelihood).cpu().double()
 
@@ -254,21 +254,3 @@ class Sampler:
         row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         rows = torch.tensor([row_of[prompt] for prompt in prompts])
         return self.encode_text(list(row_of)), rows.to(self.device)
-
-
-def _report_window(
-    on_step: OnStep,
-    codes: Tensor,
-    is_decoded: Tensor,
-    window: Window,
-    number: int,
-    num_windows: int,
-    step: GenerationStep,
-) -> None:
-    """Reports a step of one window of a larger canvas (B, h', w') as a step of the whole."""
-    codes, is_decoded = codes.clone(), is_decoded.clone()
-    inside = (slice(None), *window)
-    codes[inside] = step.codes.view_as(codes[inside])
-    is_decoded[inside] = step.is_decoded.view_as(is_decoded[inside])
-    done, steps = number * step.steps + step.step, num_windows * step.steps
-    on_step(GenerationStep(done, steps, codes, is_decoded))

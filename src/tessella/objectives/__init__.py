@@ -38,8 +38,9 @@ class PlainObjectiveSettings(Settings):
 AnyObjectiveSettings = PlainObjectiveSettings | MaskedSettings | SharedLatentSettings
 ObjectiveSettings = Annotated[AnyObjectiveSettings, Field(discriminator="name")]
 
-_PLAIN: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (AnyOrder, Autoregressive, Parallel, LatentMSE)
+_OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind
+    for kind in (AnyOrder, Autoregressive, Masked, Parallel, LatentMSE, SharedLatent)
 }
 
 
@@ -51,13 +52,7 @@ def create_objective(
     Raises:
         ConfigError: the objective needs another kind of transformer.
     """
-    match settings:
-        case MaskedSettings():
-            return Masked(transformer, codebook, settings)
-        case SharedLatentSettings():
-            return SharedLatent(transformer, codebook, settings)
-        case PlainObjectiveSettings():
-            return _PLAIN[settings.name](transformer, codebook)
+    return _OBJECTIVES[settings.name](transformer, codebook, settings)
 
 
 def create_transformer(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts, predict_all
+from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import KVCache, Transformer
+from tessella.transformer import Transformer
 
 
 class AnyOrder(Objective):
@@ -34,19 +34,16 @@ class AnyOrder(Objective):
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes each picture's codes set by set."""
-        settings, transformer = batch.settings, self.transformer
-        num_positions = transformer.shape.num_positions
-        sizes = split_positions(
-            num_positions - batch.num_known, settings.steps, settings.step_schedule
-        )
-        state = DecodingState(batch, transformer.shape.grid, len(sizes), on_step)
-        cache = encode_prompts(transformer, batch, capacity=num_positions)
-        state.append_to(transformer, cache, state.decoded_positions())
+        settings, num_positions = batch.settings, self.transformer.shape.num_positions
+        num_open = num_positions - batch.num_known
+        sizes = split_positions(num_open, settings.steps, settings.step_schedule)
+        state = DecodingState(self.transformer, batch, len(sizes), on_step)
+        state.encode_prompts(capacity=num_positions)
+        state.append(state.decoded_positions())
         if settings.order == "confidence":
-            _decode_by_confidence(transformer, cache, state, sizes)
+            _decode_by_confidence(state, sizes)
         elif sizes:
-            sets = state.order_open_positions(settings.order).split(sizes, dim=1)
-            decode_in_order(transformer, cache, state, sets)
+            state.decode_in_order(state.order_open_positions(settings.order).split(sizes, dim=1))
         return self.look_up(state.codes)
 
     @torch.inference_mode()
@@ -82,15 +79,12 @@ def predict_in_order(
     return transformer.predict(cache, positions, torch.arange(codes.shape[1], device=codes.device))
 
 
-def _decode_by_confidence(
-    transformer: Transformer, cache: KVCache, state: DecodingState, sizes: list[int]
-) -> None:
+def _decode_by_confidence(state: DecodingState, sizes: list[int]) -> None:
     """Predicts all open positions at each step and keeps the surest: more work a step."""
     for index, size in enumerate(sizes):
         open_positions = state.open_positions()
-        logits = predict_all(transformer, cache, state.double(open_positions))
-        surest, codes = state.sample_confident(logits, size)
+        surest, codes = state.sample_confident(state.predict(open_positions), size)
         positions = open_positions.gather(1, surest)
         state.update(positions, codes)
         if index + 1 < len(sizes):
-            state.append_to(transformer, cache, positions)
+            state.append(positions)

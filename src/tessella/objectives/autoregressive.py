@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tessella.objectives.any_order import predict_in_order
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts
+from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability
 
 
@@ -30,10 +30,10 @@ class Autoregressive(Objective):
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes code after code; a known one is appended when its turn comes."""
         # Known codes take their turn too, so that all pictures draw the same random numbers.
-        shape = self.transformer.shape
-        state = DecodingState(batch, shape.grid, shape.num_positions, on_step)
-        cache = encode_prompts(self.transformer, batch, capacity=shape.num_positions)
-        decode_in_order(self.transformer, cache, state, _raster(state.codes).split(1, dim=1))
+        num_positions = self.transformer.shape.num_positions
+        state = DecodingState(self.transformer, batch, num_positions, on_step)
+        state.encode_prompts(capacity=num_positions)
+        state.decode_in_order(_raster(state.codes).split(1, dim=1))
         return self.look_up(state.codes)
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.config import Settings
 from tessella.errors import GenerationError, ShapeError
 from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import compute_accuracy
@@ -102,12 +103,15 @@ class Objective(nn.Module, abc.ABC):
     Args:
         transformer: the network that learns.
         codebook: (K, C), the image tokenizer's as it is now; it does not learn.
+        settings: the objective's own.
     """
 
+    __call__: Callable[..., ObjectiveLoss]
     codebook: Tensor
     transformer: Transformer
 
     name: ClassVar[str]
+    default_settings: ClassVar[Settings] = Settings()
     is_guided: ClassVar[bool] = True
     """Whether it generates with guidance; if not, `negative_text` is not read."""
     has_likelihood: ClassVar[bool] = True
@@ -117,9 +121,12 @@ class Objective(nn.Module, abc.ABC):
     has_steps: ClassVar[bool] = True
     """Whether a picture comes in steps; otherwise all at once."""
 
-    def __init__(self, transformer: Transformer, codebook: Tensor) -> None:
+    def __init__(
+        self, transformer: Transformer, codebook: Tensor, settings: Settings | None = None
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self.settings = settings or self.default_settings
         self.register_buffer("codebook", codebook.detach(), persistent=False)
 
     @abc.abstractmethod
@@ -130,11 +137,6 @@ class Objective(nn.Module, abc.ABC):
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features.
             codes: (B, h, w) int64 in [0, K).
         """
-
-    def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
-        """Calls `forward`, with its types."""
-        loss: ObjectiveLoss = super().__call__(text, codes)
-        return loss
 
     @abc.abstractmethod
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:

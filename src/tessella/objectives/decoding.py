@@ -1,8 +1,8 @@
 """Decoding codes set by set: what the objectives share when they generate.
 
-A `DecodingState` holds the codes decoded so far, each picture's random numbers and the callback.
-`encode_prompts` encodes the texts of both guidance branches; `decode_in_order` appends every code
-once and predicts every position once.
+A `DecodingState` holds the codes decoded so far, each picture's random numbers, the callback and
+the cache. `encode_prompts` encodes the texts of both guidance branches; `decode_in_order` appends
+every code once and predicts every position once.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,19 @@ class DecodingState:
     """The codes of a batch while they are being decoded.
 
     Args:
+        transformer: predicts the codes.
         batch: what to generate; its known codes count as decoded.
-        grid: (h, w) positions.
         steps: how many there will be.
         on_step: called after each.
     """
 
+    cache: KVCache  # after `encode_prompts`
+
     def __init__(
-        self, batch: GenerationBatch, grid: tuple[int, int], steps: int, on_step: OnStep | None
+        self, transformer: Transformer, batch: GenerationBatch, steps: int, on_step: OnStep | None
     ) -> None:
-        self.batch_size, self.grid, self.device = len(batch.seeds), grid, batch.known.device
+        self._transformer, self._batch = transformer, batch
+        self.batch_size, self.device = len(batch.seeds), batch.known.device
         self.codes = batch.known_codes.masked_fill(~batch.known, 0)  # (B, N)
         self.is_decoded = batch.known  # (B, N)
         self.settings = batch.settings
@@ -57,7 +60,11 @@ class DecodingState:
         """Lists the positions (B, U) without a code: in Halton's order, or else randomly."""
         num_positions = self.is_decoded.shape[1]
         if order == "halton":
-            positions = halton_order(*self.grid).expand(self.batch_size, -1).to(self.device)
+            positions = (
+                halton_order(*self._transformer.shape.grid)
+                .expand(self.batch_size, -1)
+                .to(self.device)
+            )
         else:
             positions = random_orders(num_positions, self._generators).to(self.device)
         is_open = ~self.is_decoded.gather(1, positions)
@@ -98,10 +105,46 @@ class DecodingState:
         positions = self.open_positions()
         self.update(positions, codes.gather(1, positions))
 
-    def append_to(self, transformer: Transformer, cache: KVCache, positions: Tensor) -> None:
+    def encode_prompts(self, *, capacity: int = 0) -> KVCache:
+        """Encodes each distinct prompt once, and with guidance each negative prompt.
+
+        Args:
+            capacity: codes that will be appended.
+
+        Returns:
+            The cache of B pictures; with guidance of 2 B, the negative branch last, in the same
+            order.
+        """
+        batch, text, rows = self._batch, self._batch.text, self._batch.prompt_of
+        if self.is_guided:
+            length = max(text.shape[1], batch.negative_text.shape[1])
+            pad_id = self._transformer.shape.pad_id
+            text = torch.cat([_pad(t, length, pad_id) for t in (text, batch.negative_text)])
+            rows = torch.cat([rows, len(batch.text) + batch.negative_of])
+        self.cache = self._transformer.encode_text(text).select(rows, capacity=capacity)
+        return self.cache
+
+    def append(self, positions: Tensor) -> None:
         """Appends the codes at positions (B, Q) to the cache."""
         codes = self.codes.gather(1, positions)
-        transformer.append_codes(cache, self.double(codes), self.double(positions))
+        self._transformer.append_codes(self.cache, self.double(codes), self.double(positions))
+
+    def predict(self, positions: Tensor) -> Tensor:
+        """Predicts positions (B, Q), each of which sees the whole cache."""
+        return predict_all(self._transformer, self.cache, self.double(positions))
+
+    def decode_in_order(self, sets: Sequence[Tensor]) -> None:
+        """Predicts each set of positions (B, S) at once, samples, and appends it for the next.
+
+        Known positions among them keep their codes.
+        """
+        for index, positions in enumerate(sets):
+            logits = self.predict(positions)
+            is_known = self.is_decoded.gather(1, positions)
+            codes = self.sample(logits).where(~is_known, self.codes.gather(1, positions))
+            self.update(positions, codes)
+            if index + 1 < len(sets):
+                self.append(positions)
 
     def double(self, rows: Tensor) -> Tensor:
         """Repeats rows (B, …) for guidance's other branch, if there is one."""
@@ -127,51 +170,12 @@ class DecodingState:
         return uniform.to(self.device)
 
 
-def encode_prompts(
-    transformer: Transformer, batch: GenerationBatch, *, capacity: int = 0
-) -> KVCache:
-    """Encodes each distinct prompt once, and with guidance each negative prompt.
-
-    Args:
-        transformer: whose cache it is.
-        batch: whose texts.
-        capacity: codes that will be appended.
-
-    Returns:
-        The cache of B pictures; with guidance of 2 B, the negative branch last, in the same order.
-    """
-    text, rows = batch.text, batch.prompt_of
-    if batch.settings.guidance_scale != 1:
-        length = max(text.shape[1], batch.negative_text.shape[1])
-        text = torch.cat(
-            [_pad(t, length, transformer.shape.pad_id) for t in (text, batch.negative_text)]
-        )
-        rows = torch.cat([rows, len(batch.text) + batch.negative_of])
-    return transformer.encode_text(text).select(rows, capacity=capacity)
-
-
 def _pad(text: Tensor, length: int, pad_id: int) -> Tensor:
     """Lengthens tokens (P, T) by padding, features (P, T, F) by zeros."""
     missing = length - text.shape[1]
     if text.ndim == 3:
         return functional.pad(text, (0, 0, 0, missing))
     return functional.pad(text, (0, missing), value=pad_id)
-
-
-def decode_in_order(
-    transformer: Transformer, cache: KVCache, state: DecodingState, sets: Sequence[Tensor]
-) -> None:
-    """Predicts each set of positions (B, S) at once, samples, and appends it for the next.
-
-    Known positions among them keep their codes.
-    """
-    for index, positions in enumerate(sets):
-        logits = predict_all(transformer, cache, state.double(positions))
-        is_known = state.is_decoded.gather(1, positions)
-        codes = state.sample(logits).where(~is_known, state.codes.gather(1, positions))
-        state.update(positions, codes)
-        if index + 1 < len(sets):
-            state.append_to(transformer, cache, positions)
 
 
 def predict_all(transformer: Transformer, cache: KVCache, positions: Tensor) -> Tensor:

@@ -38,14 +38,13 @@ class LatentMSE(Objective):
 
         There is nothing to guide or to sample; known positions have the latent of their codes.
         """
-        grid = self.transformer.shape.grid
-        state = DecodingState(batch, grid, 1, on_step)
+        state = DecodingState(self.transformer, batch, 1, on_step)
         logits = predict_everywhere(self.transformer, batch.text)
         state.fill(logits.argmax(-1).index_select(0, batch.prompt_of))
         latent = self._expect_latent(logits).index_select(0, batch.prompt_of)
         known_latent = functional.embedding(state.codes, self.codebook)
-        latent = known_latent.where(batch.known[..., None], latent)
-        return Generated(latent.movedim(-1, 1).unflatten(-1, grid), codes=None)
+        latent = known_latent.where(batch.known[..., None], latent).movedim(-1, 1)
+        return Generated(latent.unflatten(-1, self.transformer.shape.grid), codes=None)
 
     def _expect_latent(self, logits: Tensor) -> Tensor:
         """Averages the codebook (K, C) as logits (B, N, K) weigh it: (B, N, C), in fp32."""

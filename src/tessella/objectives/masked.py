@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState, encode_prompts
+from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import Transformer
 
 
 class MaskedSettings(Settings):
@@ -34,13 +33,8 @@ class Masked(Objective):
     """Predicts masked codes from all others."""
 
     name = "masked"
-
-    def __init__(
-        self, transformer: Transformer, codebook: Tensor, settings: MaskedSettings | None = None
-    ) -> None:
-        """Takes how much is masked in training."""
-        super().__init__(transformer, codebook)
-        self.settings = settings or MaskedSettings()
+    settings: MaskedSettings
+    default_settings = MaskedSettings()
 
     def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         """Cross-entropy of the masked codes; each picture counts alike."""
@@ -65,11 +59,11 @@ class Masked(Objective):
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Decodes each picture's codes set by set, with a full pass a step."""
-        settings, shape = batch.settings, self.transformer.shape
-        num_open = shape.num_positions - batch.num_known
+        settings = batch.settings
+        num_open = self.transformer.shape.num_positions - batch.num_known
         sizes = split_positions(num_open, settings.steps, settings.step_schedule)
-        state = DecodingState(batch, shape.grid, len(sizes), on_step)
-        cache = encode_prompts(self.transformer, batch)
+        state = DecodingState(self.transformer, batch, len(sizes), on_step)
+        cache = state.encode_prompts()
         by_confidence = settings.order in ("auto", "confidence")
         order = None if by_confidence else state.order_open_positions(settings.order)
         for size in sizes:
@@ -78,12 +72,14 @@ class Masked(Objective):
             )
             if order is None:
                 positions = state.open_positions()
-                candidates = _gather_positions(logits, state.double(positions))
+            else:
+                positions, order = order[:, :size], order[:, size:]
+            rows = state.double(positions)[..., None].expand(-1, -1, logits.shape[-1])
+            candidates = logits.gather(1, rows)  # (B, Q, K)
+            if order is None:
                 surest, codes = state.sample_confident(candidates, size)
                 state.update(positions.gather(1, surest), codes)
             else:
-                positions, order = order[:, :size], order[:, size:]
-                candidates = _gather_positions(logits, state.double(positions))
                 state.update(positions, state.sample(candidates))
         return self.look_up(state.codes)
 
@@ -112,8 +108,3 @@ class Masked(Objective):
             log_probability = gather_log_probability(logits, flat)
             total += (log_probability * ~known).sum(1) * num_positions / num_masked
         return total / num_orders
-
-
-def _gather_positions(logits: Tensor, positions: Tensor) -> Tensor:
-    """Takes the logits (B, N, K) of some positions (B, Q)."""
-    return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState, decode_in_order, encode_prompts, predict_all
+from tessella.objectives.decoding import DecodingState, predict_all
 from tessella.objectives.sampling import gather_log_probability
 from tessella.transformer import Transformer
 
@@ -27,9 +27,9 @@ class Parallel(Objective):
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Samples every position at once."""
-        state = DecodingState(batch, self.transformer.shape.grid, 1, on_step)
-        cache = encode_prompts(self.transformer, batch)
-        decode_in_order(self.transformer, cache, state, [state.open_positions()])
+        state = DecodingState(self.transformer, batch, 1, on_step)
+        state.encode_prompts()
+        state.decode_in_order([state.open_positions()])
         return self.look_up(state.codes)
 
     @torch.inference_mode()

@@ -102,14 +102,13 @@ class SharedLatent(Objective):
     has_likelihood = False
     can_edit = False
     has_steps = False
+    settings: SharedLatentSettings
+    default_settings = SharedLatentSettings()
 
     def __init__(
-        self,
-        transformer: Transformer,
-        codebook: Tensor,
-        settings: SharedLatentSettings | None = None,
+        self, transformer: Transformer, codebook: Tensor, settings: Settings | None = None
     ) -> None:
-        """Takes the weight of the text's reconstruction.
+        """Checks the transformer.
 
         Raises:
             ConfigError: the transformer has no text decoder.
@@ -119,8 +118,7 @@ class SharedLatent(Objective):
                 "`shared_latent` needs a transformer with a text decoder: "
                 f"`{type(transformer).__name__}`. Create it with `create_transformer`."
             )
-        super().__init__(transformer, codebook)
-        self.settings = settings or SharedLatentSettings()
+        super().__init__(transformer, codebook, settings)
 
     @property
     def _text_autoencoder(self) -> SharedLatentTransformer:
@@ -144,7 +142,7 @@ class SharedLatent(Objective):
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Takes the codes nearest to each text's latent; every seed gives the same picture."""
-        state = DecodingState(batch, self.transformer.shape.grid, 1, on_step)
+        state = DecodingState(self.transformer, batch, 1, on_step)
         latent = self._text_autoencoder.encode_latent(batch.text)
         state.fill(self._find_nearest(latent).index_select(0, batch.prompt_of))
         return self.look_up(state.codes)

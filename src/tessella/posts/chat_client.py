@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -20,6 +19,7 @@ from tessella.posts.errors import LanguageModelError, RefusedFormatError, quote
 
 OPENAI_URL = "https://api.openai.com/v1"
 _MAX_ANSWER_BYTES = 1_000_000
+_MAX_RETRIES = 3
 _FIRST_PAUSE_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 120.0  # the longest `Retry-After` that is obeyed
 
@@ -40,21 +40,17 @@ class ChatClient:
         base_url: of the API; `/chat/completions` is added.
         api_key: sent as a bearer token.
         timeout_seconds: of each attempt, from connecting to the last byte of the answer.
-        max_retries: attempts after the first.
 
     Raises:
         ConfigError: the address cannot be one.
     """
 
-    def __init__(
-        self, base_url: str, api_key: str, *, timeout_seconds: float, max_retries: int
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str, timeout_seconds: float) -> None:
         try:
             url = httpx.URL(base_url)
         except httpx.InvalidURL:
             url = httpx.URL()
-        is_port = url.port is None or url.port < 2**16
-        if url.scheme not in ("http", "https") or not url.host or not is_port:
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) >= 2**16:
             raise ConfigError(
                 f"Not the address of a language model's server: `{base_url}`. Expected one like "
                 "--llm-base-url http://localhost:11434/v1"
@@ -64,17 +60,14 @@ class ChatClient:
         """The address without anything that may be secret."""
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._timeout_seconds = timeout_seconds
-        self._max_retries = max_retries
         self._tls = httpx.create_ssl_context()  # takes as long as a request
 
-    def complete(
-        self,
-        model: str,
-        messages: Sequence[dict[str, str]],
-        response_format: dict[str, Any] | None,
-        deadline: Deadline,
-    ) -> str:
+    def complete(self, request: dict[str, Any], deadline: Deadline) -> str:
         """Asks for one completion; no attempt starts after the deadline or outlasts it.
+
+        Args:
+            request: the API's fields.
+            deadline: of the last attempt.
 
         Returns:
             The body of a successful answer.
@@ -83,14 +76,11 @@ class ChatClient:
             RefusedFormatError: the server rejects the request as malformed (400 or 422).
             LanguageModelError: every attempt failed, or the deadline has passed.
         """
-        request: dict[str, Any] = {"model": model, "messages": list(messages)}
-        if response_format is not None:
-            request["response_format"] = response_format
         problem = (
             f"There is no time left to ask the language model: `{self.server}`. Ask for fewer "
             "posts, or allow more time."
         )
-        for retry in range(self._max_retries + 1):
+        for retry in range(_MAX_RETRIES + 1):
             seconds = min(self._timeout_seconds, deadline.left_seconds)
             if not seconds:
                 break
@@ -99,7 +89,7 @@ class ChatClient:
             except _AttemptError as error:
                 problem = f"{error} Tried {retry + 1} times." if retry else str(error)
                 pause = _choose_pause(error.retry_after, retry)
-                if not error.can_retry or pause is None or retry == self._max_retries:
+                if not error.can_retry or pause is None or retry == _MAX_RETRIES:
                     break
             deadline.sleep(pause)
         raise LanguageModelError(problem)

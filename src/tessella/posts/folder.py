@@ -30,7 +30,6 @@ POSTS_FORMAT = 1
 
 POSTS_FILE = "posts.json"
 PAGE_FILE = "posts.html"
-_TEMPLATE = "posts.html.jinja"
 
 NO_LANGUAGE_MODEL = "No language model was asked (offline): templates write the posts."
 NO_CHOICE = "The image model cannot rank candidates, so only one picture is painted per post."
@@ -121,18 +120,14 @@ class PostsFolder:
         Raises:
             CheckpointError: the page cannot be written, or a picture is missing.
         """
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from jinja2 import Environment, StrictUndefined
 
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,  # users and language models may have written anything
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        # Escaped: users and language models may have written anything.
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
         environment.filters["sha256"] = _hash_source
         pictures = [_to_data_url(self._picture(index)) for index in range(len(self.posts))]
-        page = environment.get_template(_TEMPLATE).render(
+        template = Path(__file__).with_name("posts.html.jinja").read_text(encoding="utf-8")
+        page = environment.from_string(template).render(
             job=self._job, notes=self.notes, posts=zip(self.posts, pictures, strict=True)
         )
         # A model's folder may have a name that is not UTF-8.

@@ -5,7 +5,6 @@ Labels, the prompts of the posts' pictures, are put into this language.
 
 import math
 import random
-import re
 from collections.abc import Sequence
 
 from tessella.text import TextEncoder
@@ -22,17 +21,12 @@ from tessella.text.vocabulary import (
 _MAX_SUBJECT_FRACTION = 0.05
 _MAX_LABEL_CHARACTERS = 300
 # Common in captions and descriptions alike, and meaningless for a picture.
-_STOP_WORDS = frozenset(
-    re.findall(
-        "[a-z]+",
-        """
-        a about all an and any are as at away be but by can come do every for from get go has have
-        her his how i if in into is it its just more my new no not now of off on one or our out she
-        so some that the their them there they this to two up us very was we what when where which
-        who with you your
-        """,
-    )
-)
+_STOP_TEXT = """
+a about all an and any are as at away be but by can come do every for from get go has have her his
+how i if in into is it its just more my new no not now of off on one or our out she so some that
+the their them there they this to two up us very was we what when where which who with you your
+"""
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
 class ImageLanguage:
@@ -47,17 +41,11 @@ class ImageLanguage:
         self._text_tokenizer = text_tokenizer
         self._vocabulary = Vocabulary(text_tokenizer, captions)
         self._captions = captions or CaptionSummary(0, {}, ())
-        self._words_of_examples = [set(self._split(example)) for example in self.examples]
-
-    @property
-    def examples(self) -> Sequence[str]:
+        self.examples = self._captions.examples
         """Sample captions; empty if the model's folder has none."""
-        return self._captions.examples
-
-    @property
-    def words(self) -> Sequence[str]:
+        self.words = self._vocabulary.words
         """Known words, the commonest first."""
-        return self._vocabulary.words
+        self._words_of_examples = [set(self._split(example)) for example in self.examples]
 
     def find_words(self, text: str) -> list[str]:
         """Lists the known words in a text, in its order, without stop words.
@@ -141,19 +129,15 @@ class ImageLanguage:
 
     def _score_examples(self, shared: Sequence[str]) -> list[float]:
         """Scores sample captions by the words that they share, rare words more."""
-        return [
-            sum(self._compute_rarity(word) for word in shared if word in words)
-            for words in self._words_of_examples
-        ]
+        num_captions, counts = self._captions.captions, self._captions.words
+        rarity = {w: math.log((num_captions + 1) / (counts.get(w, 0) + 0.5)) for w in shared}
+        return [sum(rarity[w] for w in shared if w in words) for words in self._words_of_examples]
 
     def _is_subject(self, word: str) -> bool:
         """Says whether a word tells pictures apart: few captions have it."""
         count = self._captions.words.get(word, 0)
         is_rare = 0 < count <= _MAX_SUBJECT_FRACTION * self._captions.captions
         return is_rare and word not in _STOP_WORDS
-
-    def _compute_rarity(self, word: str) -> float:
-        return math.log((self._captions.captions + 1) / (self._captions.words.get(word, 0) + 0.5))
 
     def _split(self, text: str) -> list[str]:
         return split_words(text, self._text_tokenizer)

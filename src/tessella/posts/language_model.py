@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from tessella.errors import ConfigError
 from tessella.posts.deadline import Deadline
@@ -22,28 +22,22 @@ Message = dict[str, str]  # role, content
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 TIMEOUT_SECONDS = 60.0
-_MAX_RETRIES = 3  # of a request that failed
 _MAX_ANSWERS = 3  # until one fits the schema
 _MAX_STARTS = 50  # braces at which the JSON of an answer may begin
 
 
-class _Part(BaseModel):
-    """Part of a chat completion; fields that are not listed are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class _Reply(_Part):
+# The parts of a chat completion that are read; others are ignored.
+class _Reply(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(_Part):
+class _Choice(BaseModel):
     message: _Reply
     finish_reason: str | None = None
 
 
-class _Completion(_Part):
+class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
@@ -61,6 +55,7 @@ class LanguageModel:
 
     def __init__(self, name: str, client: "ChatClient") -> None:
         self.name = name
+        self.server = client.server
         self._client = client
         self._num_refused = 0  # response formats that the server has rejected
 
@@ -72,7 +67,6 @@ class LanguageModel:
         base_url: str | None = None,
         key_variable: str = DEFAULT_KEY_VARIABLE,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        max_retries: int = _MAX_RETRIES,
     ) -> "LanguageModel":
         """Opens a language model by flags and the usual environment variables; sends nothing yet.
 
@@ -82,7 +76,6 @@ class LanguageModel:
             key_variable: the environment variable that holds the key; optional for a server
                 that is named.
             timeout_seconds: of each attempt.
-            max_retries: attempts after the first.
 
         Raises:
             ConfigError: the extra `llm`, the name or the key is missing, or the address or the
@@ -114,18 +107,7 @@ class LanguageModel:
                 "Asking a language model needs the package `httpx`: pip install 'tessella[llm]'. "
                 "Templates need none: `tessella post --offline`."
             ) from None
-        client = ChatClient(
-            base_url or OPENAI_URL,
-            key or "none",
-            timeout_seconds=timeout_seconds,
-            max_retries=max_retries,
-        )
-        return cls(name, client)
-
-    @property
-    def server(self) -> str:
-        """The server's address."""
-        return self._client.server
+        return cls(name, ChatClient(base_url or OPENAI_URL, key or "none", timeout_seconds))
 
     def ask(
         self,
@@ -147,21 +129,18 @@ class LanguageModel:
             LanguageModelError: the server gave no answer, or no usable one.
         """
         deadline = deadline or Deadline()
-        problem, chat = "", list(messages)
+        chat = messages
         for _ in range(_MAX_ANSWERS):
-            if problem:
-                again = (
-                    f"Your last answer could not be used: {problem}. Answer again, in JSON only."
-                )
-                chat = [*messages, {"role": "user", "content": again}]
             try:
                 answer = _read_answer(self._complete(chat, schema, deadline), schema)
             except _UnusableError as error:
                 problem = str(error)
-                continue
-            problem = check(answer) or ""
-            if not problem:
-                return answer
+            else:
+                problem = check(answer) or ""
+                if not problem:
+                    return answer
+            again = f"Your last answer could not be used: {problem}. Answer again, in JSON only."
+            chat = [*messages, {"role": "user", "content": again}]
         raise LanguageModelError(
             f"The language model gave no usable answer in {_MAX_ANSWERS} attempts: {problem}. "
             f"`{self.name}` at `{self.server}`. Try again, name another one (--llm), or let "
@@ -172,11 +151,17 @@ class LanguageModel:
         self, messages: Sequence[Message], schema: type[BaseModel], deadline: Deadline
     ) -> str:
         """Asks once, in the strictest response format that the server accepts."""
-        formats = _response_formats(schema)
+        definition = {"name": "answer", "strict": True, "schema": schema.model_json_schema()}
+        formats: tuple[dict[str, Any], ...] = (
+            {"response_format": {"type": "json_schema", "json_schema": definition}},
+            {"response_format": {"type": "json_object"}},
+            {},
+        )
         reason = ""
         for number in range(self._num_refused, len(formats)):
+            request = {"model": self.name, "messages": messages, **formats[number]}
             try:
-                body = self._client.complete(self.name, messages, formats[number], deadline)
+                body = self._client.complete(request, deadline)
             except RefusedFormatError as error:
                 reason = str(error)
                 continue
@@ -186,16 +171,6 @@ class LanguageModel:
             f"The language model's server rejects the request: `{self.server}` says `{reason}`. "
             "Check --llm, or name another one."
         )
-
-
-def _response_formats(schema: type[BaseModel]) -> tuple[dict[str, Any] | None, ...]:
-    """Lists the ways to ask for an answer of a schema, the strictest first."""
-    definition = {"name": "answer", "strict": True, "schema": schema.model_json_schema()}
-    return (
-        {"type": "json_schema", "json_schema": definition},
-        {"type": "json_object"},
-        None,
-    )
 
 
 def _read_answer(body: str, schema: type[A]) -> A:

@@ -7,44 +7,19 @@ caption like one, with a word that the description shares with the training capt
 import itertools
 import random
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tessella.posts.image_language import ImageLanguage
-from tessella.posts.post import Post, clean_hashtags, cut, cut_alt_text, fit_text
+from tessella.posts.post import Post, cut
 from tessella.posts.request import PostRequest
 from tessella.posts.writer import PostWriter
 
-# {sentence} is a sentence of the description, {business} the name.
-_TEMPLATES = {
-    "warm": (
-        "{sentence} We would love to see you at {business}.",
-        "A warm hello from {business}! {sentence}",
-        "{sentence} Made with care, by all of us at {business}.",
-        "Come as you are, leave with a smile. {sentence} Yours, {business}",
-        "Know somebody who would like this? Bring them along. {sentence} Love, {business}",
-    ),
-    "playful": (
-        "Guess what? {sentence} See you at {business}!",
-        "Psst … {sentence} You did not hear it from {business}.",
-        "{business} here, with good news: {sentence}",
-        "Some people count sheep. We at {business} count the hours until you come by. {sentence}",
-        "Warning: may cause happiness. {sentence} With love from {business}",
-    ),
-    "professional": (
-        "{business}: {sentence}",
-        "{sentence} Talk to us at {business}.",
-        "What you can rely on at {business}: {sentence}",
-        "{sentence} {business} is at your service.",
-        "{sentence} Find out more from {business}.",
-    ),
-    "bold": (
-        "{sentence} That is {business}.",
-        "No frills. {sentence} {business}.",
-        "This is {business}. {sentence}",
-        "{sentence} Only at {business}.",
-        "Why wait? {sentence} {business}.",
-    ),
-}
+_TEMPLATES: dict[str, list[str]] = tomllib.loads(
+    Path(__file__).with_name("templates.toml").read_text(encoding="utf-8")
+)
 TONES = tuple(_TEMPLATES)
 
 _NOT_SHARED = (
@@ -70,15 +45,15 @@ class OfflineWriter(PostWriter):
         self, request: PostRequest, count: int, earlier: Sequence[Post]
     ) -> Sequence[Post]:
         """Writes a few posts; a tone without templates gets those of the first one."""
-        tone: str = request.tone
+        tone = request.tone if request.tone in _TEMPLATES else TONES[0]
         repairs: tuple[str, ...] = ()
-        if tone not in _TEMPLATES:
-            tone = TONES[0]
+        if tone != request.tone:
             repairs = (f"no templates exist for the tone `{request.tone}`: the post is {tone}",)
         rng = random.Random(request.seed)
         templates = rng.sample(_TEMPLATES[tone], len(_TEMPLATES[tone]))
         sentences = _split_sentences(request.about)
-        hashtags = self._choose_hashtags(request)
+        name = "".join(word[:1].upper() + word[1:] for word in request.business.split())
+        hashtags = [name, *filter(str.isalpha, self._language.find_words(request.about))]
         labels = self._draw_labels(request, sentences, rng)
         posts = []
         for number in range(len(earlier) + count):
@@ -87,15 +62,8 @@ class OfflineWriter(PostWriter):
                 sentence=sentences[number % len(sentences)], business=request.business
             )
             label = self._language.repair(caption, request.about)
-            posts.append(
-                Post(
-                    text=fit_text(text, hashtags, request.platform),
-                    hashtags=hashtags,
-                    alt_text=cut_alt_text(f"A small generated picture: {label}."),
-                    label=label,
-                    repairs=repairs if is_shared else (*repairs, _NOT_SHARED),
-                )
-            )
+            post = Post.fit(text, hashtags, "", label, request.platform)
+            posts.append(replace(post, repairs=repairs if is_shared else (*repairs, _NOT_SHARED)))
         return posts[len(earlier) :]
 
     def _draw_labels(
@@ -126,12 +94,6 @@ class OfflineWriter(PostWriter):
                     break
             else:
                 yield others[number % len(others)], False
-
-    def _choose_hashtags(self, request: PostRequest) -> tuple[str, ...]:
-        """Takes the name, and the words of the description that the image model knows too."""
-        name = "".join(word[:1].upper() + word[1:] for word in request.business.split())
-        words = self._language.find_words(request.about)
-        return clean_hashtags([name, *filter(str.isalpha, words)], request.platform)
 
 
 def _split_sentences(about: str) -> list[str]:

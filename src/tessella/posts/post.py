@@ -23,6 +23,16 @@ class Post:
     label: str  # the prompt of the picture, in the image model's own language
     repairs: tuple[str, ...] = ()  # what was changed to keep to the limits, in words
 
+    @classmethod
+    def fit(
+        cls, text: str, hashtags: Sequence[str], alt_text: str, label: str, platform: Platform
+    ) -> "Post":
+        """Makes a post within its platform's limits; a missing alt text names the label."""
+        hashtags = clean_hashtags(hashtags, platform)
+        alt_text = clean_line(alt_text) or f"A small generated picture: {label}."
+        text = fit_text(text, hashtags, platform)
+        return cls(text, hashtags, cut(alt_text, MAX_ALT_CHARACTERS), label)
+
     @property
     def published(self) -> str:
         """The text to copy into the platform."""
@@ -45,11 +55,6 @@ def clean_hashtags(hashtags: Sequence[str], platform: Platform) -> tuple[str, ..
         if re.search(r"[^\W\d_]", tag):
             clean.setdefault(tag.lower(), tag)
     return tuple(clean.values())[: platform.max_hashtags]
-
-
-def cut_alt_text(text: str) -> str:
-    """Puts a description of a picture on one line that is short enough for every platform."""
-    return cut(clean_line(text), MAX_ALT_CHARACTERS)
 
 
 def fit_text(text: str, hashtags: Sequence[str], platform: Platform) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tessella.config import flatten
 from tessella.runs.curves import Curve, draw_curve
 from tessella.runs.record import RunRecord, StageRecord
 
@@ -20,6 +19,8 @@ CURVES = {
 """The curves to look at first: title and hint."""
 
 STAGE_TITLES = {"tokenizer": "Image tokenizer", "transformer": "Transformer"}
+
+_SKIPPED_EXAMPLES = 3
 
 
 def draw_curves(stage: StageRecord, record: RunRecord) -> dict[str, Curve]:
@@ -65,7 +66,6 @@ def choose_numbers(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     """Says what was trained, on what, how and for how long."""
     run, counts = record.run, record.counts
-    recipe = run["recipe"]
     # Names only: reports are passed on, and the owner's folders are private.
     yield "Data", ", ".join(Path(str(source)).name for source in run.get("sources", ()))
     if counts is None:
@@ -77,46 +77,46 @@ def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
             f"training, {counts['validation']:,} for validation; files skipped: "
             f"{sum(counts['skipped'].values()):,}",
         )
-    yield (
-        "Licence of the data",
-        str(get_nested(recipe, "data.licence") or "not stated (data.licence)"),
-    )
-    size = get_nested(recipe, "data.image_size")
-    codes = _count_codes(get_nested(recipe, "tokenizer.quantizer") or {})
+    licence = run.get("recipe.data.licence") or "not stated (data.licence)"
+    yield "Licence of the data", str(licence)
+    size = run.get("recipe.data.image_size")
     grid = f"{record.grid[0]}×{record.grid[1]} codes" if record.grid else "codes"
-    yield "Each picture", f"{size}×{size} pixels become {grid}, each one of {codes}"
+    yield "Each picture", f"{size}×{size} pixels become {grid}, each one of {_count_codes(run)}"
     for stage in record.stages:
-        yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, recipe))
-    minutes, seed = get_nested(run, "asked.minutes"), get_nested(run, "asked.seed")
+        yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, run))
+    minutes, seed = run.get("asked.minutes"), run.get("asked.seed")
     length = "as in the settings" if minutes is None else f"chosen to fit {minutes:g} minutes"
     yield "Length", f"{length}; seed {seed}"
     yield "tessella", str(run.get("version", "unknown version"))
 
 
-def _describe_recipe(stage: StageRecord, recipe: Mapping[str, Any]) -> Iterator[str]:
+def _describe_recipe(stage: StageRecord, run: Mapping[str, Any]) -> Iterator[str]:
     """Says how a stage is built, what it minimises, and how long it trained."""
-    section = recipe.get(stage.name, {})
     if stage.name == "tokenizer":
-        network, quantizer = section.get("network"), get_nested(section, "quantizer.name")
-        yield f"network {network}, quantizer {quantizer}"
-        loss = flatten(get_nested(recipe, "tokenizer_training.loss") or {})
+        network = run.get("recipe.tokenizer.network")
+        yield f"network {network}, quantizer {run.get('recipe.tokenizer.quantizer.name')}"
+        loss = "recipe.tokenizer_training.loss."
+        layers = [
+            name.removeprefix(loss) for name in run if name.startswith(f"{loss}perceptual.layers.")
+        ]
         labels = {
             "mse": "pixel MSE",
             "l1": "L1",
             "lpips": "LPIPS",
-            **{name: f"ResNet-18 {name.rpartition('.')[2]}" for name in loss if ".layers." in name},
+            **{name: f"ResNet-18 {name.rpartition('.')[2]}" for name in layers},
             "adversarial.weight": "discriminator",
         }
-        weights = {label: loss.get(name) for name, label in labels.items()}
+        weights = {label: run.get(loss + name) for name, label in labels.items()}
         terms = [
             f"{w:g} {label}" for label, w in weights.items() if isinstance(w, int | float) and w
         ]
         if network != "palette" and terms:
             yield f"loss {' + '.join(terms)}"
     else:
-        yield f"objective {get_nested(recipe, 'objective.name')}"
-        yield f"width {section.get('width')}, depth {section.get('depth')}"
-    start = get_nested(recipe, f"{stage.name}_training.init_from")
+        yield f"objective {run.get('recipe.objective.name')}"
+        width, depth = run.get("recipe.transformer.width"), run.get("recipe.transformer.depth")
+        yield f"width {width}, depth {depth}"
+    start = run.get(f"recipe.{stage.name}_training.init_from")
     if start:
         yield f"started from {Path(str(start)).name}"
     if stage.images:
@@ -125,9 +125,9 @@ def _describe_recipe(stage: StageRecord, recipe: Mapping[str, Any]) -> Iterator[
         yield f"{format_duration(stage.seconds)} of training, evaluations excluded"
 
 
-def _count_codes(quantizer: Mapping[str, Any]) -> str:
-    levels = quantizer.get("levels")
-    size = math.prod(levels) if levels else quantizer.get("codebook_size")
+def _count_codes(run: Mapping[str, Any]) -> str:
+    levels = run.get("recipe.tokenizer.quantizer.levels")
+    size = math.prod(levels) if levels else run.get("recipe.tokenizer.quantizer.codebook_size")
     return "an unknown number" if size is None else f"{size:,}"
 
 
@@ -146,9 +146,10 @@ def _list_values(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]
 
 def list_settings(record: RunRecord) -> Iterator[tuple[str, Any]]:
     """Lists all settings; of a private folder only its name."""
-    for name, value in flatten(record.run["recipe"]).items():
-        is_private = isinstance(value, str) and Path(value).is_absolute()
-        yield name, Path(value).name if is_private else value
+    for name, value in record.run.items():
+        if name.startswith("recipe."):
+            is_private = isinstance(value, str) and Path(value).is_absolute()
+            yield name.removeprefix("recipe."), Path(value).name if is_private else value
 
 
 def tabulate_evaluations(stage: StageRecord) -> tuple[list[str], list[list[str]]]:
@@ -163,9 +164,9 @@ def tabulate_evaluations(stage: StageRecord) -> tuple[list[str], list[list[str]]
 
 
 def list_skipped(record: RunRecord) -> Iterator[tuple[str, str, str]]:
-    """Lists kind of reason, number of files, and examples of the skipped files."""
-    for group in record.skipped:
-        yield group.kind, f"{group.count:,}", "; ".join(map(": ".join, group.examples))
+    """Lists kind of reason, number of files, and examples of the skipped files, most first."""
+    for kind, files in sorted(record.skipped.items(), key=lambda item: -len(item[1])):
+        yield kind, f"{len(files):,}", "; ".join(map(": ".join, files[:_SKIPPED_EXAMPLES]))
 
 
 def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -176,14 +177,6 @@ def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             distance = pair.get("distance")
             number = distance if isinstance(distance, int | float) else None
             yield str(pair.get("prompt", "")), str(pair.get("caption", "")), format_value(number)
-
-
-def get_nested(values: Mapping[str, Any], path: str) -> Any:
-    """Returns a nested value by its dotted name; None if this version's run lacks it."""
-    value: Any = values
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def format_name(name: str) -> str:

@@ -5,6 +5,7 @@ or None; unreadable lines are counted, never guessed. A run in progress can be r
 only the new lines of its logs are parsed.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from tessella.config import read_config
+from tessella.config import flatten, read_config
 from tessella.data.cache import MANIFEST, SIDES, SKIPPED, CaptionedImages, read_manifest
 from tessella.errors import ConfigError
 from tessella.files import is_locked
@@ -88,10 +89,9 @@ class StageRecord:
         """Lines of the log that are left out."""
         return self._unreadable_lines + self._has_rest
 
-    def read(self, recipe: Mapping[str, Any]) -> None:
+    def read(self, run: Mapping[str, Any]) -> None:
         """Reads the new lines of the log and lists the pictures."""
-        settings = recipe.get(f"{self.name}_training")
-        images = settings.get("images") if isinstance(settings, Mapping) else None
+        images = run.get(f"recipe.{self.name}_training.images")
         self.images = images if _is_count(images) else 0
         self.pictures = {
             path.name: [(int(f.stem), f) for f in sorted(path.glob("*.png")) if f.stem.isdecimal()]
@@ -143,32 +143,72 @@ class StageRecord:
         return True
 
 
-@dataclass(frozen=True)
-class SkippedFiles:
-    """The files that were skipped for one kind of reason."""
-
-    kind: str  # broken, empty, captionless, …
-    count: int
-    examples: Sequence[tuple[str, str]]  # file, reason
-
-
-@dataclass(frozen=True)
 class RunRecord:
-    """Everything known about a run."""
+    """Everything that a run has written so far; `read` brings it up to date.
 
-    folder: Path
-    run: Mapping[str, Any]  # run.json
-    counts: Mapping[str, Any] | None  # of the data; None: missing or damaged
-    captions: Mapping[str, Sequence[str]]  # train, validation → the first images' captions
-    skipped: Sequence[SkippedFiles]  # the most common kind first
-    grid: tuple[int, int] | None  # (h, w) codes per image; None: nothing is encoded yet
-    stages: Sequence[StageRecord]
-    metrics: Mapping[str, Any] | None  # of the finished model; None: not finished
-    samples: Path | None  # the finished model's picture
-    nearest: Mapping[str, Any] | None  # the pairs that nearest.png shows
-    nearest_picture: Path | None
-    unreadable_lines: int  # of all logs; they are left out
-    last_news: float  # when the run last wrote something, in seconds since 1970
+    For one thread at a time.
+
+    Args:
+        folder: the `--out` of a `tessella fit`; it need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stages = [StageRecord(folder / name) for name in STAGES]
+        self.run: dict[str, Any] = {}  # run.json, by dotted names: recipe.data.image_size, …
+        self.counts: Mapping[str, Any] | None = None  # of the data; None: missing or damaged
+        self.captions: dict[str, list[str]] = {}  # train, validation → the first images' captions
+        self.skipped: dict[str, list[tuple[str, str]]] = {}  # kind → the skipped files, reasons
+        self.grid: tuple[int, int] | None = None  # (h, w) codes per image; None: none are encoded
+        self.metrics: dict[str, Any] | None = None  # of the finished model; None: not finished
+        self.samples: Path | None = None  # the finished model's picture
+        self.nearest: dict[str, Any] | None = None  # the pairs that nearest.png shows
+        self.nearest_picture: Path | None = None
+        self.last_news = 0.0  # when the run last wrote something, in seconds since 1970
+        self._unreadable_lines = 0  # of the list of skipped files
+        self._data_stamp: object = None
+
+    @property
+    def unreadable_lines(self) -> int:
+        """Lines of all logs that are left out."""
+        return self._unreadable_lines + sum(stage.unreadable_lines for stage in self.stages)
+
+    def stamp(self) -> object:
+        """Returns what changes whenever `read` would find something new."""
+        paths = [path for depth in ("*", "*/*") for path in self.folder.glob(depth)]
+        return sorted((path.as_posix(), stamp_file(path)) for path in paths)
+
+    def read(self) -> "RunRecord":
+        """Reads everything the run has written by now, and of its logs the new lines.
+
+        Raises:
+            ConfigError: the folder holds no run, or its run.json is damaged.
+        """
+        self.run = _read_run_file(self.folder / RUN_FILE)
+        self._read_data(self.folder / DATA_FOLDER)
+        for stage in self.stages:
+            stage.read(self.run)
+        self.grid = _read_grid(self.folder / CODES_FOLDER / "train.npy")
+        self.metrics = _read_json(self.folder / MODEL_FOLDER / "metrics.json")
+        self.samples = _existing(self.folder / MODEL_FOLDER / "samples.png")
+        self.nearest = _read_json(self.folder / NEAREST_FILE)
+        self.nearest_picture = _existing(self.folder / NEAREST_PICTURE) if self.nearest else None
+        self.last_news = find_last_news(self.folder)
+        return self
+
+    def _read_data(self, data: Path) -> None:
+        """Reads the data's counts, captions and skipped files, unless nothing changed."""
+        stamp = [stamp_file(data / name) for name in (MANIFEST, SKIPPED)]
+        if stamp == self._data_stamp:
+            return
+        self.counts, self.captions = None, {}
+        # The data may be missing, be removed while it is read, or have been changed by hand.
+        with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
+            if manifest := read_manifest(data):
+                self.captions = _read_captions(data, manifest)
+                self.counts = manifest["counts"]
+        self.skipped, self._unreadable_lines = _read_skipped(data / SKIPPED)
+        self._data_stamp = stamp
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -180,72 +220,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: the folder holds no run, or its run.json is damaged.
     """
-    return RunReader(folder).read()
-
-
-class RunReader:
-    """Reads a run as it grows, parsing only the new lines of its logs.
-
-    For one thread at a time; a record is valid until the next one is read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Remembers where the run is; it need not exist yet.
-
-        Args:
-            folder: the `--out` of a `tessella fit`.
-        """
-        self._folder = folder
-        self._stages = [StageRecord(folder / name) for name in STAGES]
-        self._data_stamp: object = None
-
-    def stamp(self) -> object:
-        """Returns what changes whenever `read` would find something new."""
-        paths = [path for depth in ("*", "*/*") for path in self._folder.glob(depth)]
-        return sorted((path.as_posix(), stamp_file(path)) for path in paths)
-
-    def read(self) -> RunRecord:
-        """Reads everything the run has written by now.
-
-        Raises:
-            ConfigError: the folder holds no run, or its run.json is damaged.
-        """
-        folder = self._folder
-        run = _read_run_file(folder / RUN_FILE)
-        model = folder / MODEL_FOLDER
-        self._read_data(folder / DATA_FOLDER)
-        for stage in self._stages:
-            stage.read(run["recipe"])
-        nearest = _read_json(folder / NEAREST_FILE)
-        return RunRecord(
-            folder=folder,
-            run=run,
-            counts=self._manifest["counts"] if self._manifest else None,
-            captions=self._captions,
-            skipped=self._skipped,
-            grid=_read_grid(folder / CODES_FOLDER / "train.npy"),
-            stages=self._stages,
-            metrics=_read_json(model / "metrics.json"),
-            samples=_existing(model / "samples.png"),
-            nearest=nearest,
-            nearest_picture=_existing(folder / NEAREST_PICTURE) if nearest else None,
-            unreadable_lines=self._unreadable + sum(s.unreadable_lines for s in self._stages),
-            last_news=find_last_news(folder),
-        )
-
-    def _read_data(self, data: Path) -> None:
-        """Reads the data's counts, captions and skipped files, unless nothing changed."""
-        stamp = [stamp_file(data / name) for name in (MANIFEST, SKIPPED)]
-        if stamp == self._data_stamp:
-            return
-        self._manifest = read_manifest(data)
-        try:
-            self._captions = _read_captions(data, self._manifest) if self._manifest else {}
-        except (OSError, LookupError, TypeError, ValueError):
-            # Removed while it was read, or changed by hand.
-            self._manifest, self._captions = None, {}
-        self._skipped, self._unreadable = _read_skipped(data / SKIPPED)
-        self._data_stamp = stamp
+    return RunRecord(folder).read()
 
 
 def is_running(folder: Path) -> bool | None:
@@ -270,19 +245,20 @@ def stamp_file(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:
-    """Reads run.json; its recipe must be a table."""
+    """Reads run.json by dotted names; its recipe must be a table of tables."""
     if not path.is_file():
         raise ConfigError(
             f"Not the folder of a run: `{path.parent}`. It has no {RUN_FILE}. Name the --out of a "
             "`tessella fit`."
         )
     run = read_config(path)
-    if not isinstance(run.get("recipe"), dict):
+    recipe = run.get("recipe")
+    if not isinstance(recipe, dict) or not all(isinstance(v, dict) for v in recipe.values()):
         raise ConfigError(
             f"The run's file holds no recipe: `{path}`. It was edited by hand, or another program "
             "wrote it."
         )
-    return run
+    return flatten(run)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -306,20 +282,17 @@ def _parse_line(text: bytes) -> dict[str, Any] | None:
     return line if isinstance(line, dict) else None
 
 
-def _read_skipped(path: Path, examples: int = 3) -> tuple[list[SkippedFiles], int]:
-    """Counts the skipped files by kind of reason, and the unreadable lines."""
+def _read_skipped(path: Path) -> tuple[dict[str, list[tuple[str, str]]], int]:
+    """Lists the skipped files by kind of reason, and counts the unreadable lines."""
     try:
         lines = [_parse_line(text) for text in path.read_bytes().splitlines()]
     except OSError:
-        return [], 0
+        return {}, 0
     kinds: dict[str, list[tuple[str, str]]] = {}
-    for line in lines:
-        if line is None:
-            continue
-        example = str(line.get("name", "")), str(line.get("reason", ""))
-        kinds.setdefault(str(line.get("kind", "unknown")), []).append(example)
-    skipped = [SkippedFiles(kind, len(files), files[:examples]) for kind, files in kinds.items()]
-    return sorted(skipped, key=lambda files: -files.count), lines.count(None)
+    for line in filter(None, lines):
+        file = str(line.get("name", "")), str(line.get("reason", ""))
+        kinds.setdefault(str(line.get("kind", "unknown")), []).append(file)
+    return kinds, lines.count(None)
 
 
 def _read_captions(data: Path, manifest: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -8,9 +8,10 @@ what this file gathers.
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -36,10 +37,7 @@ class Report:
     """What was written."""
 
     path: Path
-    size_bytes: int
-    images_seen: Mapping[str, int]  # by stage
-    warnings: int  # that training logged
-    unreadable_lines: int  # of the logs; they are left out
+    record: RunRecord  # what it shows
 
 
 def write_report(folder: Path, out: Path | None = None) -> Report:
@@ -62,25 +60,14 @@ def write_report(folder: Path, out: Path | None = None) -> Report:
         pictures.append(embed_picture(path, _PICTURE_BYTES))
         return pictures[-1]
 
-    text = (
-        _templates()
-        .get_template("report.html.jinja")
-        .render(
-            body=render_body(folder, status, record, embed, made=format_time(now)),
-            title=folder.resolve().name,
-            is_reduced=not all(picture.is_exact for picture in pictures),
-        )
-    )
+    body = render_body(folder, status, record, embed, made=format_time(now))
+    is_reduced = not all(picture.is_exact for picture in pictures)
+    title = folder.resolve().name
+    text = _render("report.html.jinja", body=body, title=title, is_reduced=is_reduced)
     path = folder / REPORT_FILE if out is None else out
     # A caption may hold half of a surrogate pair, which UTF-8 cannot.
     write_text(path, text.encode("utf-8", "replace").decode("utf-8"), what="the report")
-    return Report(
-        path=path,
-        size_bytes=path.stat().st_size,
-        images_seen={stage.name: stage.images_seen for stage in record.stages},
-        warnings=sum(len(stage.notes) for stage in record.stages),
-        unreadable_lines=record.unreadable_lines,
-    )
+    return Report(path, record)
 
 
 def render_body(
@@ -117,21 +104,22 @@ def render_body(
         frames = stage.pictures[name]
         return choose_evenly(frames, _FRAMES) if name == "samples" else frames[-1:]
 
-    return (
-        _templates()
-        .get_template("run.html.jinja")
-        .render(
-            name=folder.resolve().name,
-            status=status,
-            record=record,
-            made=made,
-            show_picture=show,
-            choose_frames=choose_frames,
-            describe_progress=describe_progress,
-            facts=facts,
-            drawing=curves,
-        )
+    return _render(
+        "run.html.jinja",
+        name=folder.resolve().name,
+        status=status,
+        record=record,
+        made=made,
+        show_picture=show,
+        choose_frames=choose_frames,
+        describe_progress=describe_progress,
+        facts=facts,
+        drawing=curves,
     )
+
+
+def _render(template: str, **values: Any) -> str:
+    return _templates().get_template(template).render(values)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tessella.runs.facts import STAGE_TITLES, format_duration, get_nested
+from tessella.runs.facts import STAGE_TITLES, format_duration
 from tessella.runs.record import RUN_FILE, RunRecord, StageRecord
 
 State = Literal["preparing", "tokenizer", "transformer", "finishing", "finished", "stopped", "none"]
@@ -13,15 +13,7 @@ State = Literal["preparing", "tokenizer", "transformer", "finishing", "finished"
 QUIET_SECONDS = 90.0
 """Training logs every ten seconds, except while it evaluates: a longer silence is mentioned."""
 
-_TITLES: dict[State, str] = {
-    "preparing": "Preparing",
-    "tokenizer": "Training",
-    "transformer": "Training",
-    "finishing": "Finishing",
-    "finished": "Finished",
-    "stopped": "Stopped",
-    "none": "No run",
-}
+_TITLES = {"tokenizer": "Training", "transformer": "Training", "none": "No run"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class RunStatus:
     @property
     def title(self) -> str:
         """The state in a word."""
-        return _TITLES[self.state]
+        return _TITLES.get(self.state, self.state.capitalize())
 
     def compute_seconds_left(self, stage: StageRecord) -> float | None:
         """Estimates the rest of a stage's training, evaluations excluded; None if unknown."""
@@ -73,10 +65,7 @@ def describe_progress(
     stage: StageRecord, record: RunRecord, status: RunStatus | None = None
 ) -> str:
     """Says how far a stage has come; with a status, also how long the rest takes."""
-    if (
-        stage.name == "tokenizer"
-        and get_nested(record.run, "recipe.tokenizer.network") == "palette"
-    ):
+    if stage.name == "tokenizer" and record.run.get("recipe.tokenizer.network") == "palette":
         return "A palette has fixed colours: nothing is trained."
     if not stage.images:
         return "Not trained in this run: it keeps its initial weights."

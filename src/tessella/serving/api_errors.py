@@ -6,15 +6,16 @@
 those that name a path. Anything unforeseen is logged, and the client only learns that it happened.
 """
 
+import difflib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from tessella.errors import ConfigError, DataError, GenerationError, ShapeError, TessellaError
 
@@ -107,10 +108,8 @@ class RequestTimeoutError(ApiError):
         super().__init__(503, "It took too long. Ask for less, or try again later.", code="timeout")
 
 
-class JsonResponse(Response):
+class JsonResponse(JSONResponse):
     """JSON in plain ASCII, so that no text can break its encoding."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Writes the value."""
@@ -132,14 +131,21 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"{what} on the server; its log says what.", code="internal_error")
 
 
-def explain_validation(error: ValidationError) -> ApiError:
-    """Describes the first fault that pydantic found in a request."""
-    first = error.errors(include_url=False, include_context=False)[0]
+def explain_validation(error: ValidationError, known: Collection[str]) -> ApiError:
+    """Describes the first fault that pydantic found in a request, which has the known fields."""
+    faults = error.errors(include_url=False, include_context=False)
+    # A misspelt name, before anything says that the right one is missing.
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     kind, place, got = first["type"], first["loc"], repr(first["input"])
     if not place:
         reason = first["msg"].removeprefix("Invalid JSON: ")
         return ApiError(400, f"The body is not a JSON object: {reason}.", code="invalid_json")
     name = str(place[0])
+    if kind == "extra_forbidden":
+        name = name[:60]
+        hints = [f" Did you mean `{near}`?" for near in difflib.get_close_matches(name, known, n=1)]
+        message = f"Unknown parameter: `{name}`.{''.join(hints)}"
+        return ApiError(400, message, param=name, code="unknown_parameter")
     if kind == "missing":
         return ApiError(400, f"A parameter is missing: `{name}`.", param=name, code="missing")
     expected = first["msg"]

@@ -1,7 +1,7 @@
 """The application: routes, and the middleware around them."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -10,8 +10,6 @@ from starlette.responses import Response
 
 from tessella.generation import GenerationSettings
 from tessella.posts.language_model import LanguageModel
-from tessella.posts.offline import TONES
-from tessella.posts.platforms import PLATFORM_NAMES
 from tessella.serving.access_log import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
@@ -21,7 +19,6 @@ from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
 from tessella.serving.posts_routes import create_posts_router
 from tessella.serving.run_routes import create_run_router
-from tessella.serving.schemas import MAX_API_SEED, StudioBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
@@ -55,8 +52,8 @@ def create_app(
         run: a training run's folder, shown live by the page.
         worker: the one in whose thread the models were loaded; one is made unless given.
     """
-    settings = settings or ServeSettings()
-    service, api_keys = PaintingService(models, settings, worker), ApiKeys(keys)
+    service = PaintingService(models, settings or ServeSettings(), worker)
+    api_keys = ApiKeys(keys)
 
     @contextlib.asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +72,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        default_response_class=JsonResponse,
         responses=ERRORS,
     )
     app.state.service = service
@@ -84,9 +82,13 @@ def create_app(
     app.include_router(_create_health_router(service))
     if run is not None:
         app.include_router(create_run_router(run))
-    posts = "off" if not models else "offline" if language_model is None else "llm"
-    app.include_router(_create_page_router(models, posts, bool(run), bool(api_keys)))
-    app.include_router(create_studio_router())
+    studio = create_studio_router(
+        list(models),
+        has_run=run is not None,
+        has_language_model=language_model is not None,
+        has_keys=bool(api_keys),
+    )
+    app.include_router(studio)
     install_error_handlers(app)
     install_document(app, lambda path: bool(api_keys) and needs_key(path))
     _add_middleware(app, service, api_keys)
@@ -131,26 +133,5 @@ def _create_health_router(service: PaintingService) -> APIRouter:
     )
     def fetch_metrics() -> Response:
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    return router
-
-
-def _create_page_router(
-    models: Iterable[str], posts: str, has_run: bool, has_keys: bool
-) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["studio"])
-    page = {
-        "models": list(models),
-        "run": has_run,
-        "posts": posts,
-        "key_required": has_keys,
-        "post_platforms": list(PLATFORM_NAMES),
-        "post_tones": list(TONES),
-        "max_seed": MAX_API_SEED,
-    }
-
-    @router.get("/studio", summary="Tell what the page can show", response_model=StudioBody)
-    async def describe() -> Response:
-        return JsonResponse(page)
 
     return router

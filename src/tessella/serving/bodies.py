@@ -7,10 +7,9 @@ cut off, decodes texts by whatever codec the client names, and takes fields that
 """
 
 import asyncio
-import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Generic
 
@@ -18,7 +17,7 @@ from fastapi import Request
 from PIL import Image
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from tessella.errors import GenerationError
@@ -73,7 +72,7 @@ async def read_json(request: Request, kind: type[B]) -> B:
     try:
         return kind.model_validate_json(await request.body())
     except ValidationError as error:
-        raise explain_validation(error) from None
+        raise explain_validation(error, kind.model_fields) from None
 
 
 def read_fields(kind: type[B], fields: Mapping[str, str]) -> B:
@@ -86,14 +85,14 @@ def read_fields(kind: type[B], fields: Mapping[str, str]) -> B:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        names = [str(e["loc"][0]) for e in error.errors() if e["type"] in _NOT_TEXT]
-    for name in names:
-        if len(fields[name]) <= 40 and _SCALAR.fullmatch(fields[name]):
-            values[name] = json.loads(fields[name])
+        for fault in error.errors():
+            text = fields.get(name := str(fault["loc"][0]), "")
+            if fault["type"] in _NOT_TEXT and len(text) <= 40 and _SCALAR.fullmatch(text):
+                values[name] = json.loads(text)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise explain_validation(error) from None
+        raise explain_validation(error, kind.model_fields) from None
 
 
 async def read_form(
@@ -116,35 +115,35 @@ async def read_form(
             not a form; 429, too much is being uploaded; as `PaintingService.decode`.
     """
     check_type(request, "multipart/form-data")
+    content = bytearray()
     with service.hold_upload() as hold:
-        parts = []
         async for part in request.stream():
             hold(len(part))
-            parts.append(part)
-        async with _parse_form(request, b"".join(parts)) as form:
-            parts.clear()
-            body = read_fields(kind, _list_fields(form, files))
-            served = service.find(body.model)
-            contents = {
-                name.removesuffix("[]"): await part.read()
-                for name, part in form.multi_items()
-                if isinstance(part, UploadFile)
-            }
-            if "image" not in contents:
-                raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
-            size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
-            fitted = await service.decode(
-                request, lambda: _read_pictures(contents, size, max_pixels, "mask" in files)
-            )
+            content += part
+        fields, contents = await _parse_form(request, content, files)
+        content.clear()
+        body = read_fields(kind, fields)
+        served = service.find(body.model)
+        if "image" not in contents:
+            raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
+        size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
+        fitted = await service.decode(
+            request, lambda: _read_pictures(contents, size, max_pixels, "mask" in files)
+        )
     return ReadForm(body, served, *fitted)
 
 
-@contextlib.asynccontextmanager
-async def _parse_form(request: Request, content: bytes) -> AsyncIterator[FormData]:
-    """Parses a form, and closes its files in the end.
+async def _parse_form(
+    request: Request, content: bytearray, files: tuple[str, ...]
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Parses a form.
+
+    Returns:
+        Its texts by name, and its files by name, which has no `[]`.
 
     Raises:
-        ApiError: 400, it is cut off, or damaged, or its charset is not one that forms have.
+        ApiError: 400, it is cut off, or damaged, or its charset is not one that forms have; a part
+            is there twice, or a file is where a text belongs, or the other way round.
     """
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"").lower() not in _CHARSETS:
@@ -157,40 +156,34 @@ async def _parse_form(request: Request, content: bytes) -> AsyncIterator[FormDat
 
     async def slices() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(content), _FORM_SLICE_BYTES):
-            yield content[start : start + _FORM_SLICE_BYTES]
+            yield bytes(content[start : start + _FORM_SLICE_BYTES])
             await asyncio.sleep(0)
 
     try:
         form = await MultiPartParser(request.headers, slices(), **_FORM_LIMITS).parse()
     except MultiPartException as error:
         raise ApiError(400, error.message, code="invalid_form") from None
+    texts: dict[str, str] = {}
+    contents: dict[str, bytes] = {}
+    seen: set[str] = set()
     try:
-        yield form
+        for name, value in form.multi_items():
+            shown, part = name[:60], name.removesuffix("[]")
+            if part in seen:
+                message = f"There is more than one `{part[:60]}`. Send one."
+                raise ApiError(400, message, param=shown)
+            seen.add(part)
+            if isinstance(value, UploadFile) != (name in files):
+                kind = "a file" if name in files else "text"
+                message = f"A part has to be {kind}: `{shown}`."
+                raise ApiError(400, message, param=shown, code="invalid_value")
+            if isinstance(value, UploadFile):
+                contents[part] = await value.read()
+            else:
+                texts[name] = value
     finally:
         await form.close()
-
-
-def _list_fields(form: FormData, files: tuple[str, ...]) -> dict[str, str]:
-    """Lists the text fields of a form.
-
-    Raises:
-        ApiError: 400, a part is there twice, or a file is where a text belongs, or the other way
-            round.
-    """
-    fields: dict[str, str] = {}
-    seen: set[str] = set()
-    for name, value in form.multi_items():
-        shown, part = name[:60], name.removesuffix("[]")
-        if part in seen:
-            raise ApiError(400, f"There is more than one `{part[:60]}`. Send one.", param=shown)
-        seen.add(part)
-        if isinstance(value, UploadFile) != (name in files):
-            kind = "a file" if name in files else "text"
-            message = f"A part has to be {kind}: `{shown}`."
-            raise ApiError(400, message, param=shown, code="invalid_value")
-        if not isinstance(value, UploadFile):
-            fields[name] = value
-    return fields
+    return texts, contents
 
 
 def _read_pictures(

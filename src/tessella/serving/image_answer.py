@@ -13,8 +13,6 @@ from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ImageBody
 
-EncodedPicture = tuple[PaintedPicture, bytes]
-
 _MAX_UNKNOWN = 20  # words that an answer lists
 
 
@@ -25,7 +23,7 @@ class ImageAnswer:
     served: ServedModel
     body: ImageBody
     prompt: str  # as the model reads it
-    revised_prompt: str | None  # the same, if the request's was longer
+    is_shortened: bool  # the request's was longer
     event_type: str  # image_generation or image_edit
 
     def encode(self, picture: PaintedPicture) -> bytes:
@@ -36,7 +34,7 @@ class ImageAnswer:
         )
 
     def to_json(
-        self, pictures: Sequence[EncodedPicture], store: Callable[[bytes, str], str]
+        self, pictures: Sequence[PaintedPicture], store: Callable[[bytes, str], str]
     ) -> dict[str, Any]:
         """Describes all pictures.
 
@@ -44,29 +42,28 @@ class ImageAnswer:
             pictures: finished ones, in order.
             store: keeps a file of a format and returns its URL.
         """
-        as_url = self.body.response_format == "url"
-        data = [
-            {"url": store(content, self._format)} if as_url else {"b64_json": _encode_text(content)}
-            for _, content in pictures
-        ]
-        painted = [picture for picture, _ in pictures]
-        for entry, picture in zip(data, painted, strict=True):
-            entry |= {"seed": picture.request.seed} | self._revised
+        data = []
+        for picture in pictures:
+            if self.body.response_format == "url":
+                file = {"url": store(picture.content, self._format)}
+            else:
+                file = {"b64_json": encode_base64(picture.content)}
+            data.append(file | {"seed": picture.request.seed} | self._revised)
         return {
             "created": int(time.time()),
             "data": data,
-            "usage": self._count_usage(painted),
-            **self._describe(painted[0]),
+            "usage": self._count_usage(pictures),
+            **self._describe(pictures[0]),
             **self._unknown,
         }
 
-    def to_event(self, picture: PaintedPicture, content: bytes) -> bytes:
+    def to_event(self, picture: PaintedPicture) -> bytes:
         """Writes a server-sent event about one picture."""
         is_partial = picture.partial_index is not None
         name = f"{self.event_type}.{'partial_image' if is_partial else 'completed'}"
         event = self._describe(picture) | {
             "type": name,
-            "b64_json": _encode_text(content),
+            "b64_json": encode_base64(picture.content),
             "created_at": int(time.time()),
             "quality": "auto",
             "index": picture.index,
@@ -84,16 +81,12 @@ class ImageAnswer:
 
     @property
     def _revised(self) -> dict[str, Any]:
-        return {} if self.revised_prompt is None else {"revised_prompt": self.revised_prompt}
+        return {"revised_prompt": self.prompt} if self.is_shortened else {}
 
     @functools.cached_property
     def _unknown(self) -> dict[str, Any]:
         words = self.served.words.find_unknown(self.prompt)[:_MAX_UNKNOWN]
         return {"unknown_words": words} if words else {}
-
-    @functools.cached_property
-    def _num_text_tokens(self) -> int:
-        return self.served.model.text_tokenizer.count_tokens(self.prompt)
 
     def _size(self, picture: PaintedPicture) -> tuple[int, int]:
         """Finds (width, height) in pixels of a picture as it is sent.
@@ -115,7 +108,11 @@ class ImageAnswer:
 
     def _count_usage(self, pictures: Sequence[PaintedPicture]) -> dict[str, Any]:
         """Counts the tokens read and the codes sampled."""
-        text, side = self._num_text_tokens, self.served.model.config.tokenizer.downsampling
+        model = self.served.model
+        text, side = (
+            model.text_tokenizer.count_tokens(self.prompt),
+            model.config.tokenizer.downsampling,
+        )
         codes = sum(picture.pixels[::side, ::side, 0].size for picture in pictures)
         return {
             "input_tokens": text,
@@ -130,5 +127,6 @@ def write_event(name: str, event: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(event, allow_nan=False)}\n\n".encode("ascii")
 
 
-def _encode_text(content: bytes) -> str:
+def encode_base64(content: bytes) -> str:
+    """Writes a file as text."""
     return base64.b64encode(content).decode("ascii")

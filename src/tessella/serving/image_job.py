@@ -39,6 +39,7 @@ class PaintedPicture:
     request: ImageRequest
     pixels: Pixels  # (H, W, 3)
     partial_index: int | None = None  # of this picture's partial ones; None: it is finished
+    content: bytes = b""  # its file, once it is written
 
 
 JobEvent = PaintedPicture | Exception

@@ -1,66 +1,45 @@
 """The routes of OpenAI's image API, and reconstruction beside them."""
 
-import base64
 import functools
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
 from PIL import Image
 from starlette.responses import Response, StreamingResponse
 
 from tessella.images import encode_picture
-from tessella.model.canvas import Canvas, fit_images
-from tessella.model.pipeline import TextToImage
+from tessella.model.canvas import fit_images
+from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
 from tessella.serving.bodies import ReadForm, read_form, read_json
 from tessella.serving.document import describe_body, describe_file, describe_pictures
-from tessella.serving.image_answer import ImageAnswer, write_event
+from tessella.serving.image_answer import ImageAnswer, encode_base64, write_event
 from tessella.serving.image_job import CanvasPlan, create_job
 from tessella.serving.models_served import ServedModel
 from tessella.serving.picture_store import MEDIA_TYPES
-from tessella.serving.schemas import (
-    EditBody,
-    GenerationBody,
-    ImageBody,
-    ReconstructedBody,
-    ReconstructionBody,
-    VariationBody,
-    create_body,
-)
 from tessella.serving.service import PaintingService
 
 _DEFAULT_STRENGTH = 0.5
+
+_PaintingBody = schemas.GenerationBody | schemas.EditBody | schemas.VariationBody
 
 
 def create_images_router(service: PaintingService) -> APIRouter:
     """Serves generations, edits, variations, reconstructions and stored pictures."""
     router = APIRouter(prefix="/v1", tags=["images"])
-    _add_generations(router, service)
-    _add_changes(router, service)
-    _add_reconstructions(router, service)
-    _add_stored_pictures(router, service)
-    return router
-
-
-def _add_generations(router: APIRouter, service: PaintingService) -> None:
-    body_type = create_body(GenerationBody, service.settings)
+    generation_type = schemas.create_body(schemas.GenerationBody, service.settings)
+    edit_type = schemas.create_body(schemas.EditBody, service.settings)
+    variation_type = schemas.create_body(schemas.VariationBody, service.settings)
 
     @router.post(
         "/images/generations",
         summary="Paint pictures from a prompt",
-        openapi_extra=describe_body(body_type),
+        openapi_extra=describe_body(generation_type),
         responses=describe_pictures(),
     )
     async def generate(request: Request) -> Response:
-        body = await read_json(request, body_type)
-        served = service.find(body.model)
-        return await _answer(service, request, served, body, body.prompt)
-
-
-def _add_changes(router: APIRouter, service: PaintingService) -> None:
-    edit_type = create_body(EditBody, service.settings)
-    variation_type = create_body(VariationBody, service.settings)
+        body = await read_json(request, generation_type)
+        return await _answer(service, request, service.find(body.model), body)
 
     @router.post(
         "/images/edits",
@@ -69,9 +48,8 @@ def _add_changes(router: APIRouter, service: PaintingService) -> None:
         responses=describe_pictures(),
     )
     async def edit(request: Request) -> Response:
-        return await change(
-            request, await read_form(request, service, edit_type, "image", "image[]", "mask")
-        )
+        form = await read_form(request, service, edit_type, "image", "image[]", "mask")
+        return await _answer(service, request, form.served, form.body, _plan_change(form))
 
     @router.post(
         "/images/variations",
@@ -80,35 +58,25 @@ def _add_changes(router: APIRouter, service: PaintingService) -> None:
         responses=describe_pictures(),
     )
     async def vary(request: Request) -> Response:
-        return await change(request, await read_form(request, service, variation_type, "image"))
+        form = await read_form(request, service, variation_type, "image")
+        return await _answer(service, request, form.served, form.body, _plan_change(form))
 
-    async def change(
-        request: Request, form: ReadForm[EditBody] | ReadForm[VariationBody]
-    ) -> Response:
-        model, image, mask, body = form.served.model, form.image, form.mask, form.body
-        if mask is None:
-            strength = _DEFAULT_STRENGTH if body.strength is None else body.strength
-            plan: CanvasPlan = functools.partial(model.plan_variations, image, strength=strength)
-        else:
-            plan = functools.partial(_plan_edits, model, image, mask)
-        return await _answer(service, request, form.served, body, body.prompt or "", plan)
+    _add_reconstructions(router, service)
+    return router
 
 
 def _add_reconstructions(router: APIRouter, service: PaintingService) -> None:
+    """Adds reconstructions, and pictures that were answered as URLs."""
+
     @router.post(
         "/images/reconstructions",
         summary="Encode a picture into codes and decode them",
-        openapi_extra=describe_body(ReconstructionBody, "image"),
-        response_model=ReconstructedBody,
+        openapi_extra=describe_body(schemas.ReconstructionBody, "image"),
     )
-    async def reconstruct(request: Request) -> Response:
-        form = await read_form(request, service, ReconstructionBody, "image")
-        served = form.served
-        answer = await service.call(request, _reconstruct, served.model, form.image)
-        return JsonResponse({"model": served.name, **answer})
+    async def reconstruct(request: Request) -> schemas.ReconstructedBody:
+        form = await read_form(request, service, schemas.ReconstructionBody, "image")
+        return await service.call(request, _reconstruct, form.served, form.image)
 
-
-def _add_stored_pictures(router: APIRouter, service: PaintingService) -> None:
     @router.get(
         "/pictures/{name}",
         summary="Fetch a picture that was answered as a URL",
@@ -129,8 +97,7 @@ async def _answer(
     service: PaintingService,
     request: Request,
     served: ServedModel,
-    body: ImageBody,
-    prompt: str,
+    body: _PaintingBody,
     plan: CanvasPlan | None = None,
 ) -> Response:
     """Paints pictures and answers with all of them, or with a stream of events.
@@ -140,17 +107,16 @@ async def _answer(
         request: of the client.
         served: the model.
         body: the request.
-        prompt: "" is no prompt.
         plan: makes the canvases of pictures that are changed; None: they are new.
 
     Raises:
         ApiError: as `PaintingService.paint`.
     """
+    prompt = body.prompt or ""
     service.log_prompt(request, prompt)
     read = served.model.text_tokenizer.shorten(prompt)
-    revised = None if read == prompt else read
     event_type = "image_generation" if plan is None else "image_edit"
-    answer = ImageAnswer(served, body, read, revised, event_type)
+    answer = ImageAnswer(served, body, read, read != prompt, event_type)
     job = create_job(served, body, read, plan)
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)
@@ -162,9 +128,9 @@ async def _answer(
 
     async def stream() -> AsyncIterator[bytes]:
         try:
-            yield answer.to_event(*first)
-            async for picture, content in painted:
-                yield answer.to_event(picture, content)
+            yield answer.to_event(first)
+            async for picture in painted:
+                yield answer.to_event(picture)
         except Exception as error:  # noqa: BLE001  the status is sent: only an event can tell
             yield write_event("error", to_api_error(error).body)
         finally:
@@ -177,21 +143,26 @@ async def _answer(
     )
 
 
-def _plan_edits(
-    model: TextToImage, image: Image.Image, mask: Any, seeds: Sequence[int]
-) -> list[Canvas]:
-    return [model.plan_edit(image, mask)] * len(seeds)
+def _plan_change(form: ReadForm[schemas.EditBody] | ReadForm[schemas.VariationBody]) -> CanvasPlan:
+    """Repaints what the mask marks; without a mask, makes variations."""
+    model, image, mask, strength = form.served.model, form.image, form.mask, form.body.strength
+    if mask is None:
+        strength = _DEFAULT_STRENGTH if strength is None else strength
+        return functools.partial(model.plan_variations, image, strength=strength)
+    return lambda seeds: [model.plan_edit(image, mask)] * len(seeds)
 
 
-def _reconstruct(model: TextToImage, image: Image.Image) -> dict[str, Any]:
+def _reconstruct(served: ServedModel, image: Image.Image) -> schemas.ReconstructedBody:
     """Encodes a picture and decodes it."""
+    model = served.model
     pixels = fit_images([image], model.config.image_size)
     codes = model.encode_images(pixels)
     [decoded] = model.decode_codes(codes)
-    return {
-        "original": base64.b64encode(encode_picture(pixels[0])).decode("ascii"),
-        "reconstruction": base64.b64encode(encode_picture(decoded)).decode("ascii"),
-        "codes": codes[0].tolist(),
-        "grid": model.config.grid,
-        "codebook_size": model.config.tokenizer.quantizer.codebook_size,
-    }
+    return schemas.ReconstructedBody(
+        model=served.name,
+        original=encode_base64(encode_picture(pixels[0])),
+        reconstruction=encode_base64(encode_picture(decoded)),
+        codes=codes[0].tolist(),
+        grid=list(model.config.grid),
+        codebook_size=model.config.tokenizer.quantizer.codebook_size,
+    )

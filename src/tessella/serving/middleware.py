@@ -127,10 +127,6 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        error = self._find_fault(scope, headers)
-        if error is not None:
-            await self._refuse(error, scope, receive, send)
-            return
         body = _LimitedBody(receive, self.settings, self._find_limit(headers))
         is_begun = False
 
@@ -142,47 +138,39 @@ class Guard:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_seconds
         scope.setdefault("state", {})["deadline"] = deadline
         try:
+            self._check(scope, headers)
             # Whoever waits for a picture ends by itself, with a message; the rest has longer.
             async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
                 await self.app(scope, body.receive, watch)
         except TimeoutError:
             if not is_begun:
                 await RequestTimeoutError().to_response()(scope, receive, send)
-        except _BodyError as refused:
-            [error] = refused.args
+        except _RefusedError as refused:
             # A slow body is not waited for.
-            is_coming = error.status != 408 and not body.is_whole
-            await self._refuse(error, scope, receive, send, is_coming=is_coming)
+            if refused.error.status != 408 and not body.is_whole:
+                await self._drain(receive)
+            await refused.error.to_response({"Connection": "close"})(scope, receive, send)
 
-    async def _refuse(
-        self,
-        error: ApiError,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        *,
-        is_coming: bool = True,
-    ) -> None:
-        """Answers, after reading the body that is still coming, up to its limit.
+    async def _drain(self, receive: Receive) -> None:
+        """Reads the body that is still coming, up to its limit.
 
         A proxy whose connection is closed while it sends takes that for a failure of the server,
         and never reads the answer.
         """
-        size = 0
+        size, is_coming = 0, True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while is_coming and size <= self.settings.max_body_bytes:
                     message = await receive()
                     size += len(message.get("body", b""))
                     is_coming = message.get("more_body", False)
-        await error.to_response({"Connection": "close"})(scope, receive, send)
 
-    def _find_fault(self, scope: Scope, headers: Headers) -> ApiError | None:
-        host = _host_of(f"//{headers.get('host', '')}")
+    def _check(self, scope: Scope, headers: Headers) -> None:
         is_any_host = bool(self.keys) and not self.settings.allowed_hosts
-        if not is_any_host and host not in self.hosts and not _is_number(host):
-            message = "This server does not answer to this host name."
-            return ApiError(403, message, code="unknown_host")
+        if not is_any_host and not self._knows_host(headers.get("host", "")):
+            raise _RefusedError(
+                403, "This server does not answer to this host name.", "unknown_host"
+            )
         origin = headers.get("origin")
         if (
             origin is not None
@@ -191,27 +179,39 @@ class Guard:
             and not self.keys
         ):
             message = "Web pages of other origins may not use this server."
-            return ApiError(403, message, code="foreign_origin")
+            raise _RefusedError(403, message, "foreign_origin")
         # A preflight request has no key.
         if self.keys and scope["method"] != "OPTIONS" and needs_key(scope["path"]):
             authorization = headers.get("authorization", "")
             if not self.keys.accept(authorization):
                 fault = "This API key is unknown" if authorization else "An API key is missing"
                 message = f"{fault}. Send the header `Authorization: Bearer KEY`."
-                return ApiError(401, message, code="invalid_api_key")
+                raise _RefusedError(401, message, "invalid_api_key")
         length = headers.get("content-length", "0")
         limit = self._find_limit(headers)
         if not length.isdecimal() or int(length[:20]) > limit:
-            return _too_large(limit)
-        return None
+            raise _refuse_large(limit)
+
+    def _knows_host(self, header: str) -> bool:
+        """Returns whether the header Host names this machine or is a numeric address."""
+        try:
+            host = urlsplit(f"//{header}").hostname or ""
+            if host not in self.hosts:
+                ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
 
     def _find_limit(self, headers: Headers) -> int:
         is_json = headers.get("content-type", "").lower().startswith("application/json")
         return self.settings.max_json_bytes if is_json else self.settings.max_body_bytes
 
 
-class _BodyError(Exception):
-    """A body is refused while it is read; holds the `ApiError`, which the app would answer."""
+class _RefusedError(Exception):
+    """A request is refused; holds the `ApiError`, which the application itself would answer."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        self.error = ApiError(status, message, code=code)
 
 
 class _LimitedBody:
@@ -227,7 +227,7 @@ class _LimitedBody:
         """Returns the next part of the body, or the message after it.
 
         Raises:
-            _BodyError: it is too large or too slow.
+            _RefusedError: it is too large or too slow.
         """
         if self.is_whole:
             return await self._receive()
@@ -238,21 +238,21 @@ class _LimitedBody:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            error = ApiError(408, f"The body took longer than {seconds:g} s.", code="body_timeout")
-            raise _BodyError(error) from None
+            reason = f"The body took longer than {seconds:g} s."
+            raise _RefusedError(408, reason, "body_timeout") from None
         self._size += len(message.get("body", b""))
         self.is_whole = not message.get("more_body", False)
         if self._size > self._limit:
-            raise _BodyError(_too_large(self._limit))
+            raise _refuse_large(self._limit)
         return message
 
 
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
+def _refuse_large(limit: int) -> _RefusedError:
+    return _RefusedError(
         413,
         f"The body is too large: at most {limit:,} bytes are read. Send a smaller picture, or "
         "shorter texts.",
-        code="body_too_large",
+        "body_too_large",
     )
 
 
@@ -265,18 +265,3 @@ def needs_key(path: str) -> bool:
 
 def _hash(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", errors="replace")).digest()
-
-
-def _is_number(host: str | None) -> bool:
-    try:
-        ipaddress.ip_address(host or "")
-    except ValueError:
-        return False
-    return True
-
-
-def _host_of(address: str) -> str | None:
-    try:
-        return urlsplit(address).hostname
-    except ValueError:
-        return None

@@ -1,20 +1,18 @@
 """The routes about models: their list, cards, codebooks."""
 
-import base64
 import functools
-from typing import Any
 
 import torch
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tessella.images import encode_picture
-from tessella.serving.api_errors import ApiError, JsonResponse
+from tessella.serving import schemas
+from tessella.serving.api_errors import ApiError
 from tessella.serving.document import describe_file
+from tessella.serving.image_answer import encode_base64
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import CardBody, CodebookBody, ModelBody, ModelsBody
 from tessella.serving.service import PaintingService
-from tessella.serving.settings import MAX_SIDE_PX
 
 _MAX_EXAMPLES = 24
 _CODEBOOK_COLUMNS = 32
@@ -25,25 +23,20 @@ def create_models_router(service: PaintingService) -> APIRouter:
     """Serves OpenAI's list of models, and the rest of what is known about each."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
-    @router.get("", summary="List the models", response_model=ModelsBody)
-    def list_models() -> Response:
+    @router.get("", summary="List the models")
+    def list_models() -> schemas.ModelsBody:
         models = [_describe(served, service) for served in service.models.values()]
-        return JsonResponse({"object": "list", "data": models})
+        return schemas.ModelsBody(object="list", data=models)
 
-    @router.get("/{name}", summary="Describe a model", response_model=ModelBody)
-    def describe(name: str) -> Response:
-        return JsonResponse(_describe(service.find(name), service))
+    @router.get("/{name}", summary="Describe a model")
+    def describe(name: str) -> schemas.ModelBody:
+        return _describe(service.find(name), service)
 
-    @router.get("/{name}/card", summary="Read a model's card", response_model=CardBody)
-    def read_card(name: str) -> Response:
-        served = service.find(name)
-        return JsonResponse(
-            {
-                "id": name,
-                "markdown": served.card,
-                "metrics": served.metrics,
-                "samples": f"/v1/models/{name}/samples.png",
-            }
+    @router.get("/{name}/card", summary="Read a model's card")
+    def read_card(name: str) -> schemas.CardBody:
+        served, samples = service.find(name), f"/v1/models/{name}/samples.png"
+        return schemas.CardBody(
+            id=name, markdown=served.card, metrics=served.metrics, samples=samples
         )
 
     @router.get(
@@ -58,47 +51,44 @@ def create_models_router(service: PaintingService) -> APIRouter:
             raise ApiError(404, f"The model has no samples: `{name}`.", code="not_found")
         return Response(samples, media_type="image/png")
 
-    @router.get(
-        "/{name}/codebook", summary="Fetch the codebook as tiles", response_model=CodebookBody
-    )
-    async def read_codebook(name: str, request: Request) -> Response:
-        return JsonResponse(await service.call(request, _draw_codebook, service.find(name)))
+    @router.get("/{name}/codebook", summary="Fetch the codebook as tiles")
+    async def read_codebook(name: str, request: Request) -> schemas.CodebookBody:
+        return await service.call(request, _draw_codebook, service.find(name))
 
     return router
 
 
-def _describe(served: ServedModel, service: PaintingService) -> dict[str, Any]:
+def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBody:
     config, objective, limits = served.model.config, served.model.objective, service.settings
-    return {
-        "id": served.name,
-        "object": "model",
-        "created": served.created,
-        "owned_by": "tessella",
-        "image_size": config.image_size,
-        "grid": config.grid,
-        "codebook_size": config.tokenizer.quantizer.codebook_size,
-        "objective": objective.name,
-        "max_prompt_tokens": served.model.text_tokenizer.max_tokens,
-        "generation": config.generation.model_dump(),
-        "can": {
-            "guidance": objective.is_guided,
-            "best_of": objective.has_likelihood,
-            "partial_images": objective.has_steps,
-            "edit": objective.can_edit,
-        },
-        "limits": {
-            "n": limits.max_pictures,
-            "steps": limits.max_steps,
-            "best_of": limits.max_best_of,
-            "prompt_characters": limits.max_prompt_characters,
-            "side_px": MAX_SIDE_PX,
-        },
-        "examples": list(served.captions.examples[:_MAX_EXAMPLES]) if served.captions else [],
-    }
+    return schemas.ModelBody(
+        id=served.name,
+        object="model",
+        created=served.created,
+        owned_by="tessella",
+        image_size=config.image_size,
+        grid=list(config.grid),
+        codebook_size=config.tokenizer.quantizer.codebook_size,
+        objective=objective.name,
+        max_prompt_tokens=served.model.text_tokenizer.max_tokens,
+        generation=config.generation,
+        can=schemas.ModelAbilities(
+            guidance=objective.is_guided,
+            best_of=objective.has_likelihood,
+            partial_images=objective.has_steps,
+            edit=objective.can_edit,
+        ),
+        limits=schemas.ModelLimits(
+            n=limits.max_pictures,
+            steps=limits.max_steps,
+            best_of=limits.max_best_of,
+            prompt_characters=limits.max_prompt_characters,
+        ),
+        examples=served.captions.examples[:_MAX_EXAMPLES] if served.captions else [],
+    )
 
 
 @functools.lru_cache(maxsize=16)
-def _draw_codebook(served: ServedModel) -> dict[str, Any]:
+def _draw_codebook(served: ServedModel) -> schemas.CodebookBody:
     """Decodes a mosaic of each code alone, and takes the tile in its middle."""
     model, size = served.model, served.model.config.tokenizer.quantizer.codebook_size
     tile = model.config.tokenizer.downsampling
@@ -113,9 +103,9 @@ def _draw_codebook(served: ServedModel) -> dict[str, Any]:
         row = int(codes[0]) // _CODEBOOK_COLUMNS
         sheet[row, :, : len(codes)] = tiles.transpose(0, 1)
     picture = sheet.view(rows * tile, _CODEBOOK_COLUMNS * tile, 3).numpy()
-    return {
-        "codebook_size": size,
-        "columns": _CODEBOOK_COLUMNS,
-        "tile_px": tile,
-        "b64_png": base64.b64encode(encode_picture(picture)).decode("ascii"),
-    }
+    return schemas.CodebookBody(
+        codebook_size=size,
+        columns=_CODEBOOK_COLUMNS,
+        tile_px=tile,
+        b64_png=encode_base64(encode_picture(picture)),
+    )

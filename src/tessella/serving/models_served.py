@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tessella.errors import CheckpointError, ConfigError
+from tessella.model import folder as model_folder
 from tessella.model.find import find_model
-from tessella.model.folder import (
-    CARD_FILE,
-    CONFIG_FILE,
-    METRICS_FILE,
-    SAMPLES_FILE,
-    read_captions,
-)
 from tessella.model.pipeline import TextToImage
 from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
@@ -43,20 +37,20 @@ class ServedModel:
         Raises:
             CheckpointError: a file is damaged or missing.
         """
-        samples = folder / SAMPLES_FILE
+        samples = folder / model_folder.SAMPLES_FILE
         try:
-            captions = read_captions(folder)
+            card = (folder / model_folder.CARD_FILE).read_text("utf-8")
+            metrics = (folder / model_folder.METRICS_FILE).read_text("utf-8")
+            captions = model_folder.read_captions(folder)
             return cls(
                 name=name,
                 model=model,
-                created=int((folder / CONFIG_FILE).stat().st_mtime),
+                created=int((folder / model_folder.CONFIG_FILE).stat().st_mtime),
                 captions=captions,
                 words=Vocabulary(model.text_tokenizer, captions),
-                card=_FRONT_MATTER.sub("", (folder / CARD_FILE).read_text("utf-8")).strip(),
+                card=_FRONT_MATTER.sub("", card).strip(),
                 # A metric that could not be measured is NaN in the file, which JSON does not have.
-                metrics=json.loads(
-                    (folder / METRICS_FILE).read_text("utf-8"), parse_constant=lambda _: None
-                ),
+                metrics=json.loads(metrics, parse_constant=lambda _: None),
                 samples=samples.read_bytes() if samples.is_file() else None,
             )
         except (OSError, ValueError) as error:

@@ -5,19 +5,19 @@ Pictures go the way of all others, through the worker's queue.
 """
 
 import asyncio
-import base64
 import dataclasses
+import functools
 import logging
 import queue
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Sequence
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.responses import Response
 
 from tessella.images import encode_picture
 from tessella.model.request import list_requests
+from tessella.posts import request as post_request
 from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.folder import NO_CHOICE, NO_LANGUAGE_MODEL
@@ -27,18 +27,12 @@ from tessella.posts.model_writer import ModelWriter
 from tessella.posts.offline import OfflineWriter
 from tessella.posts.platforms import PlatformName
 from tessella.posts.post import Post
-from tessella.posts.request import (
-    MAX_ABOUT_CHARACTERS,
-    MAX_NAME_CHARACTERS,
-    MAX_TONE_CHARACTERS,
-    PostRequest,
-)
 from tessella.posts.writer import PostWriter
-from tessella.serving.api_errors import ApiError, JsonResponse
+from tessella.serving.api_errors import ApiError
 from tessella.serving.bodies import read_json
 from tessella.serving.document import describe_body
-from tessella.serving.image_answer import EncodedPicture
-from tessella.serving.image_job import ImageJob
+from tessella.serving.image_answer import encode_base64
+from tessella.serving.image_job import ImageJob, PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import Count, RequestBody, Seed, create_body
 from tessella.serving.service import PaintingService, wait_for
@@ -51,24 +45,21 @@ _MAX_WAITING = 16
 _RETRY_SECONDS = 10
 # What cleaning a text leaves, in an expression that all of JSON Schema's readers know.
 _NOT_BLANK = r"[^\s\x00-\x1f\x7f-\xa0\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+_Text = functools.partial(Field, min_length=1, pattern=_NOT_BLANK)
 
 
 class PostsBody(RequestBody):
     """`POST /v1/posts`."""
 
-    business: Annotated[
-        str, Field(min_length=1, max_length=MAX_NAME_CHARACTERS, pattern=_NOT_BLANK)
-    ]
+    business: Annotated[str, _Text(max_length=post_request.MAX_NAME_CHARACTERS)]
     """The name of the business."""
-    about: Annotated[str, Field(min_length=1, max_length=MAX_ABOUT_CHARACTERS, pattern=_NOT_BLANK)]
+    about: Annotated[str, _Text(max_length=post_request.MAX_ABOUT_CHARACTERS)]
     """What the business does, in sentences."""
     count: Count = None
     """Posts; unless given 3, or as many as are allowed."""
     platform: PlatformName | None = None
     """Where the posts are published, which limits their length; instagram unless given."""
-    tone: Annotated[
-        str | None, Field(min_length=1, max_length=MAX_TONE_CHARACTERS, pattern=_NOT_BLANK)
-    ] = None
+    tone: Annotated[str | None, _Text(max_length=post_request.MAX_TONE_CHARACTERS)] = None
     """Any; templates, unlike a language model, know warm, playful, professional and bold, and take
     others as warm. Warm unless given."""
     seed: Seed = None
@@ -77,6 +68,16 @@ class PostsBody(RequestBody):
     """Candidates a picture; unless given 4, or as many as are allowed."""
     offline: bool | None = None
     """Let templates write the posts instead of the language model."""
+
+    def to_request(self) -> post_request.PostRequest:
+        """Returns the request as writers take it."""
+        return post_request.PostRequest.create(
+            self.business,
+            self.about,
+            platform=self.platform or "instagram",
+            tone=self.tone or "warm",
+            seed=self.seed or 0,
+        )
 
 
 class PostPicture(BaseModel):
@@ -90,7 +91,7 @@ class PostAnswer(BaseModel):
     """One post."""
 
     text: str
-    hashtags: list[str]
+    hashtags: Sequence[str]
     alt_text: str
     label: str
     picture: PostPicture
@@ -128,40 +129,40 @@ def create_posts_router(
         "/posts",
         summary="Write social-media posts and paint their pictures",
         openapi_extra=describe_body(body_type),
-        response_model=PostsAnswer,
     )
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> PostsAnswer:
         body = await read_json(request, body_type)
         service.log_prompt(request, f"{body.business}: {body.about}")
-        post_request = PostRequest.create(
-            body.business,
-            body.about,
-            platform=body.platform or "instagram",
-            tone=body.tone or "warm",
-            seed=body.seed or 0,
-        )
+        business = body.to_request()
         served = service.find(body.model)
-        count = body.count or min(3, settings.max_pictures)
+        request.state.painted = count = body.count or min(3, settings.max_pictures)
         best_of = body.best_of or min(4, settings.max_best_of)
-        writer_model = None if body.offline else language_model
-        threads, notes = (writing, []) if writer_model else (filling_in, [NO_LANGUAGE_MODEL])
+        deadline = Deadline(request.state.deadline - asyncio.get_running_loop().time())
+        writer: PostWriter = OfflineWriter(languages[served.name])
+        threads, notes = filling_in, [NO_LANGUAGE_MODEL]
+        if language_model is not None and not body.offline:
+            writer = ModelWriter(language_model, languages[served.name], deadline)
+            threads, notes = writing, []
         if best_of > 1 and not served.model.objective.has_likelihood:
             best_of = 1
             notes.append(NO_CHOICE)
-        request.state.painted = count
-        language = languages[served.name]
-        posts = await _write(request, threads, writer_model, language, post_request, count)
-        job = _create_job(served, posts, post_request.seed, best_of)
+
+        def write() -> list[Post]:
+            return [post for batch in writer.write(business, count) for post in batch]
+
+        try:
+            posts = await _wait_for_posts(request, threads.run(write))
+        finally:
+            deadline.call_off()
+        job = _create_job(served, posts, business.seed, best_of)
         pictures = await service.paint_all(request, job, lambda one: encode_picture(one.pixels))
         for number, post in enumerate(posts, start=1):
             notes += [f"Post {number}: {repair}." for repair in post.repairs]
-        return JsonResponse(
-            {
-                "offline": writer_model is None,
-                "model": served.name,
-                "posts": [_describe(*pair) for pair in zip(posts, pictures, strict=True)],
-                "notes": notes,
-            }
+        return PostsAnswer(
+            offline=writer.language_model is None,
+            model=served.name,
+            posts=[_describe(*pair) for pair in zip(posts, pictures, strict=True)],
+            notes=notes,
         )
 
     return router
@@ -169,41 +170,25 @@ def create_posts_router(
 
 def _create_job(served: ServedModel, posts: Sequence[Post], seed: int, best_of: int) -> ImageJob:
     """Makes one picture a post, post i with the seed of picture i."""
-    shorten = served.model.text_tokenizer.shorten
+    prompts = [served.model.text_tokenizer.shorten(post.label) for post in posts]
+    unlabelled = list_requests([""], count=len(posts), seed=seed, best_of=best_of)
     requests = [
-        dataclasses.replace(one, prompt=shorten(post.label))
-        for one, post in zip(
-            list_requests([""], count=len(posts), seed=seed, best_of=best_of), posts, strict=True
-        )
+        dataclasses.replace(request, prompt=prompt)
+        for request, prompt in zip(unlabelled, prompts, strict=True)
     ]
     settings = served.model.config.generation
     return ImageJob(served, len(requests), lambda: requests, settings, best_of)
 
 
-async def _write(
-    request: Request,
-    threads: DaemonThreads,
-    language_model: LanguageModel | None,
-    language: ImageLanguage,
-    post_request: PostRequest,
-    count: int,
-) -> Sequence[Post]:
-    """Writes posts in a thread, which asks nothing more once the client has gone.
+async def _wait_for_posts(request: Request, writing: Awaitable[list[Post]]) -> list[Post]:
+    """Waits for the texts.
 
     Raises:
         ApiError: 429, too many requests wait; 499, the client has gone; 503, the language model
             fails, or it took too long.
     """
-    deadline = Deadline(request.state.deadline - asyncio.get_running_loop().time())
-    writer: PostWriter = OfflineWriter(language)
-    if language_model is not None:
-        writer = ModelWriter(language_model, language, deadline)
-
-    def write() -> Sequence[Post]:
-        return [post for batch in writer.write(post_request, count) for post in batch]
-
     try:
-        return await wait_for(request, threads.run(write))
+        return await wait_for(request, writing)
     except queue.Full:
         message = f"Too many posts are being written. Try again in {_RETRY_SECONDS} s."
         raise ApiError(429, message, code="queue_full", retry_after=_RETRY_SECONDS) from None
@@ -216,20 +201,14 @@ async def _write(
             code="language_model_failed",
             retry_after=_RETRY_SECONDS,
         ) from None
-    finally:
-        deadline.call_off()
 
 
-def _describe(post: Post, picture: EncodedPicture) -> dict[str, Any]:
-    """Describes a post as `PostAnswer` has it."""
-    painted, content = picture
-    return {
-        "text": post.text,
-        "hashtags": post.hashtags,
-        "alt_text": post.alt_text,
-        "label": post.label,
-        "picture": {
-            "b64_json": base64.b64encode(content).decode("ascii"),
-            "seed": painted.request.seed,
-        },
-    }
+def _describe(post: Post, picture: PaintedPicture) -> PostAnswer:
+    encoded = PostPicture(b64_json=encode_base64(picture.content), seed=picture.request.seed)
+    return PostAnswer(
+        text=post.text,
+        hashtags=post.hashtags,
+        alt_text=post.alt_text,
+        label=post.label,
+        picture=encoded,
+    )

@@ -1,6 +1,6 @@
 """`GET /v1/run`, and what the studio shows of a training run while it is written.
 
-    folder of a run ─▶ RunReader ─▶ RunWatch ─▶ JSON for programs, the body of the page, pictures
+    folder of a run ─▶ RunRecord ─▶ RunWatch ─▶ JSON for programs, the body of the page, pictures
 
 The run is read again only when one of its files has changed. It may be damaged, begun again or
 removed meanwhile: each of these is a state with a sentence, never an error of the server. The
@@ -20,31 +20,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 
-from tessella.errors import ConfigError
 from tessella.runs.facts import list_metrics
 from tessella.runs.pictures import Picture, link_picture
-from tessella.runs.record import Note, RunReader, RunRecord, find_last_news, is_running, stamp_file
+from tessella.runs.record import Note, RunRecord, find_last_news, is_running, stamp_file
 from tessella.runs.report import render_body
 from tessella.runs.status import QUIET_SECONDS, RunStatus, State, describe_no_run, find_status
 from tessella.serving.api_errors import ApiError
+from tessella.serving.studio import answer_unless_known
 
 PICTURES_URL = "/v1/pictures/run/"
 """Below it no key is needed, since `<img>` cannot send one: the addresses cannot be guessed."""
 
-# The page asks every two seconds: what it has is confirmed, not sent again.
-_CACHE = "private, no-cache"
 # A picture's address changes with the picture.
 _PICTURE_CACHE = "private, max-age=86400"
-# What reading files that were edited by hand, into anything, can raise.
-_DAMAGE = (
-    ConfigError,
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-)
 
 
 @dataclass(frozen=True)
@@ -84,6 +72,12 @@ class Snapshot:
     page: bytes  # HTML
     pictures: Mapping[str, Path]  # name below PICTURES_URL → file; nothing else is sent
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of its answers."""
+        # The page asks every two seconds: what it has is confirmed, not sent again.
+        return {"ETag": f'"{self.version}"', "Cache-Control": "private, no-cache"}
+
 
 class RunWatch:
     """Watches a run, for many threads; while nothing changes a look costs a few file stamps."""
@@ -95,7 +89,7 @@ class RunWatch:
             folder: the `--out` of a `tessella fit`.
         """
         self._folder = folder
-        self._reader = RunReader(folder)
+        self._reader = RunRecord(folder)
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -111,12 +105,24 @@ class RunWatch:
             silence = int(age / 60) if running is not False and age > QUIET_SECONDS else 0
             version = hashlib.sha256(repr((stamp, running, silence)).encode()).hexdigest()[:16]
             if self._snapshot is None or self._snapshot.version != version:
-                self._snapshot = self._read(version, running, now)
+                try:
+                    record = self._reader.read()
+                    status = find_status(record, running, now)
+                    self._snapshot = self._show(version, status, running, record)
+                except Exception:  # noqa: BLE001  files edited by hand; `tessella report` says where
+                    self._reader = RunRecord(self._folder)
+                    status = describe_no_run(self._folder, running)
+                    self._snapshot = self._show(version, status, running)
             return self._snapshot
 
-    def _read(self, version: str, running: bool | None, now: float) -> Snapshot:
-        """Reads the run; a missing or damaged one is a state too."""
-        name = self._folder.resolve().name
+    def _show(
+        self,
+        version: str,
+        status: RunStatus,
+        running: bool | None,
+        record: RunRecord | None = None,
+    ) -> Snapshot:
+        """Shows the run, or in words why it cannot be read."""
         pictures: dict[str, Path] = {}
 
         def link(path: Path) -> Picture:
@@ -126,21 +132,10 @@ class RunWatch:
             pictures[picture] = path
             return linked
 
-        try:
-            record = self._reader.read()
-            status = find_status(record, running, now)
-            body = RunBody(
-                version, name, status.state, status.text, running, **_describe(record, status)
-            )
-            page = render_body(self._folder, status, record, link)
-            content = json.dumps(body, default=vars, allow_nan=False, separators=(",", ":"))
-        except _DAMAGE:  # `tessella report` says where
-            self._reader = RunReader(self._folder)
-            pictures = {}
-            status = describe_no_run(self._folder, running)
-            body = RunBody(version, name, status.state, status.text, running)
-            page = render_body(self._folder, status, None, link)
-            content = json.dumps(vars(body))
+        name, fields = self._folder.resolve().name, _describe(record, status) if record else {}
+        body = RunBody(version, name, status.state, status.text, running, **fields)
+        page = render_body(self._folder, status, record, link)
+        content = json.dumps(body, default=vars, allow_nan=False, separators=(",", ":"))
         # In ASCII: a caption may hold half of a surrogate pair, which UTF-8 cannot.
         return Snapshot(version, content.encode("ascii"), page.encode("utf-8", "replace"), pictures)
 
@@ -179,14 +174,6 @@ def create_run_router(run: Path) -> APIRouter:
     watch = RunWatch(run)
     KnownTags = Annotated[str | None, Header(alias="If-None-Match")]  # a type
 
-    def answer(snapshot: Snapshot, content: bytes, kind: str, known: str | None) -> Response:
-        etag = f'"{snapshot.version}"'
-        headers = {"ETag": etag, "Cache-Control": _CACHE}
-        # A proxy that compresses marks the tag as weak.
-        if etag in [tag.strip().removeprefix("W/") for tag in (known or "").split(",")]:
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=kind, headers=headers)
-
     @router.get(
         "/v1/run",
         summary="Tell how far the training run is",
@@ -198,25 +185,22 @@ def create_run_router(run: Path) -> APIRouter:
     )
     def show_run(if_none_match: KnownTags = None) -> Response:
         """State, progress, latest values, warnings and final metrics of the run that is shown."""
-        snapshot = watch.look()
-        return answer(snapshot, snapshot.body, "application/json", if_none_match)
+        look = watch.look()
+        return answer_unless_known(look.body, "application/json", look.headers, if_none_match)
 
     @router.get("/v1/run/page", include_in_schema=False)
     def show_page(if_none_match: KnownTags = None) -> Response:
         """The body of the page about the run."""
-        snapshot = watch.look()
-        return answer(snapshot, snapshot.page, "text/html", if_none_match)
+        look = watch.look()
+        return answer_unless_known(look.page, "text/html", look.headers, if_none_match)
 
     @router.get(PICTURES_URL + "{name:path}", include_in_schema=False)
     def show_picture(name: str) -> Response:
         """A picture by an address on the page."""
-        path = watch.look().pictures.get(name)
         try:
-            content = None if path is None else path.read_bytes()
-        except OSError:
-            content = None  # removed meanwhile, as when a run is begun again
-        if content is None:
-            raise ApiError(404, "The run has no such picture.", code="not_found")
+            content = watch.look().pictures[name].read_bytes()
+        except (KeyError, OSError):  # removed meanwhile, as when a run is begun again
+            raise ApiError(404, "The run has no such picture.", code="not_found") from None
         headers = {"Cache-Control": _PICTURE_CACHE}
         return Response(content, media_type="image/png", headers=headers)
 

@@ -4,13 +4,12 @@ A request is read strictly: whatever the document does not allow is refused with
 so that a misspelt setting is never ignored. The sampling fields are those of `GenerationSettings`.
 """
 
-import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from tessella.generation import GenerationSettings
-from tessella.serving.api_errors import ApiError
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
 B = TypeVar("B", bound="RequestBody")
@@ -43,19 +42,6 @@ class RequestBody(BaseModel):
 
     model: Annotated[str | None, Field(max_length=200)] = None
     """One of `GET /v1/models`; the first unless given."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_all_fields(cls, values: object) -> object:
-        """Refuses a misspelt name, before anything says that the right one is missing."""
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields:
-                shown = name[:60]
-                near = difflib.get_close_matches(shown, cls.model_fields, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
-                message = f"Unknown parameter: `{shown}`.{hint}"
-                raise ApiError(400, message, param=shown, code="unknown_parameter")
-        return values
 
     @field_validator("*", mode="before")
     @classmethod
@@ -285,7 +271,7 @@ class ModelBody(BaseModel):
     generation: GenerationSettings
     can: ModelAbilities
     limits: ModelLimits
-    examples: list[str]
+    examples: Sequence[str]
 
 
 class ModelsBody(BaseModel):
@@ -300,7 +286,7 @@ class CardBody(BaseModel):
 
     id: str
     markdown: str
-    metrics: dict[str, Any]
+    metrics: Mapping[str, Any]
     samples: str
 
 

@@ -16,7 +16,6 @@ from tessella.posts.language_model import LanguageModel
 from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
-from tessella.serving.service import create_worker
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
 
@@ -71,7 +70,7 @@ def serve(
         CheckpointError: a model is missing or damaged.
     """
     # Before the models are loaded: an address in use is reported at once.
-    with _listen(settings) as listening, contextlib.closing(create_worker(settings)) as worker:
+    with _listen(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
         worker.start()
         app = create_app(
             # In the worker's thread, which alone may use PyTorch.

@@ -7,8 +7,8 @@ It waits as long as the client stays and its request has time (`request.state.de
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -16,7 +16,6 @@ from starlette.requests import Request
 
 from tessella.serving.api_errors import GONE, ApiError, QueueFullError, RequestTimeoutError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
-from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
 from tessella.serving.picture_store import PictureStore
 from tessella.serving.settings import ServeSettings
@@ -45,7 +44,7 @@ class PaintingService:
         worker: PaintingWorker | None = None,
     ) -> None:
         self.models, self.settings = models, settings
-        self.worker = worker or create_worker(settings)
+        self.worker = worker or PaintingWorker(settings)
         self.metrics = self.worker.metrics
         self.pictures = PictureStore()
         self._decoding = DaemonThreads("decoding", _MAX_DECODING)
@@ -102,7 +101,7 @@ class PaintingService:
         Raises:
             ApiError: as `wait_for`, or by `read`.
         """
-        with self._measure("read"):
+        with self.metrics.seconds.labels("read").time():
             return await wait_for(request, self._decoding.run(read))
 
     async def call(self, request: Request, function: Callable[..., T], *arguments: object) -> T:
@@ -116,7 +115,7 @@ class PaintingService:
 
     async def paint(
         self, request: Request, job: ImageJob, encode: Callable[[PaintedPicture], bytes]
-    ) -> AsyncGenerator[tuple[PaintedPicture, bytes], None]:
+    ) -> AsyncGenerator[PaintedPicture, None]:
         """Yields a job's pictures, each with its file, until the last.
 
         If the client hangs up, the job leaves the queue and no more files are written.
@@ -151,25 +150,25 @@ class PaintingService:
                 event = await wait_for(request, events.get())
                 if isinstance(event, Exception):
                     raise event
-                with self._measure("encode"):
+                with self.metrics.seconds.labels("encode").time():
                     content = await wait_for(request, self._encoding.run(encode, event))
                 num_open -= event.partial_index is None
-                yield event, content
+                yield dataclasses.replace(event, content=content)
         finally:
             self._events.discard(events)
             queued.cancel()
 
     async def paint_all(
         self, request: Request, job: ImageJob, encode: Callable[[PaintedPicture], bytes]
-    ) -> list[tuple[PaintedPicture, bytes]]:
+    ) -> list[PaintedPicture]:
         """Paints a job to its end and returns its finished pictures in order.
 
         Raises:
             ApiError: as `paint`.
         """
         async with contextlib.aclosing(self.paint(request, job, encode)) as painted:
-            pictures = [one async for one in painted if one[0].partial_index is None]
-        return sorted(pictures, key=lambda one: one[0].index)
+            pictures = [one async for one in painted if one.partial_index is None]
+        return sorted(pictures, key=lambda one: one.index)
 
     def store(self, request: Request, content: bytes, output_format: str) -> str:
         """Stores a picture and returns its URL."""
@@ -180,17 +179,6 @@ class PaintingService:
         """Puts a prompt into the access log, if the settings say so."""
         if self.settings.log_prompts:
             request.state.prompt = prompt
-
-    @contextlib.contextmanager
-    def _measure(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.metrics.seconds.labels(phase).observe(time.monotonic() - started)
-
-
-def create_worker(settings: ServeSettings) -> PaintingWorker:
-    """Creates the worker of a service."""
-    return PaintingWorker(settings.batch_size, settings.max_queue, ServerMetrics())
 
 
 async def wait_for(request: Request, result: Awaitable[T]) -> T:

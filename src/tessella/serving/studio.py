@@ -5,13 +5,16 @@ The page may load only these files and talk only to this server; its headers tel
 
 import hashlib
 import mimetypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from tessella.posts.offline import TONES
+from tessella.posts.platforms import PLATFORMS
 from tessella.runs import report
+from tessella.serving.schemas import MAX_API_SEED, StudioBody
 
 STUDIO_FOLDER = Path(__file__).parent / "studio"
 
@@ -28,14 +31,30 @@ _HEADERS = {
 }
 
 
-def create_studio_router() -> APIRouter:
-    """Serves the page at `/` and its files below `/studio/`.
+def create_studio_router(
+    models: list[str], *, has_run: bool, has_language_model: bool, has_keys: bool
+) -> APIRouter:
+    """Serves the page at `/`, its files below `/studio/`, and what it has to know.
 
     The files are listed once: no part of a request's path ever reaches the file system.
     """
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["studio"])
+    page = StudioBody(
+        models=models,
+        run=has_run,
+        posts="off" if not models else "llm" if has_language_model else "offline",
+        key_required=has_keys,
+        post_platforms=list(PLATFORMS),
+        post_tones=list(TONES),
+        max_seed=MAX_API_SEED,
+    )
+
+    @router.get("/v1/studio", summary="Tell what the page can show")
+    async def describe() -> StudioBody:
+        return page
+
     for path, file in _list_files():
-        router.add_api_route(path, _serve(file), methods=["GET", "HEAD"])
+        router.add_api_route(path, _serve(file), methods=["GET", "HEAD"], include_in_schema=False)
     return router
 
 
@@ -55,9 +74,24 @@ def _serve(file: Path):  # type: ignore[no-untyped-def]  # FastAPI reads the inn
     headers = {**_HEADERS, "ETag": tag}
 
     async def answer(request: Request) -> Response:
-        # A substring test: a proxy that compresses the file turns the tag into W/"…".
-        if tag in request.headers.get("if-none-match", ""):
-            return Response(status_code=304, headers=headers)
-        return Response(content, media_type=kind, headers=headers)
+        known = request.headers.get("if-none-match")
+        return answer_unless_known(content, kind, headers, known)
 
     return answer
+
+
+def answer_unless_known(
+    content: bytes, media_type: str, headers: Mapping[str, str], known: str | None
+) -> Response:
+    """Sends something, or 304 if the client has it already.
+
+    Args:
+        content: what to send.
+        media_type: of the content.
+        headers: with an ETag.
+        known: the client's header If-None-Match.
+    """
+    # A substring test: a proxy that compresses the file turns the tag into W/"…".
+    if headers["ETag"] in (known or ""):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)

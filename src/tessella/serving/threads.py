@@ -1,7 +1,6 @@
 """Blocking calls in daemon threads, a few at once: picture files, language models."""
 
 import asyncio
-import contextlib
 import functools
 import math
 import queue
@@ -46,18 +45,9 @@ class DaemonThreads:
         finally:
             self.num_waiting -= 1
         self.num_running += 1
-        loop = asyncio.get_running_loop()
         future: Future[T] = Future()
-
-        def release() -> None:
-            self.num_running -= 1
-            self._free.release()
-
-        def finish(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(release)
-
-        future.add_done_callback(finish)
+        result = asyncio.wrap_future(future)
+        result.add_done_callback(self._release)
         call = functools.partial(function, *arguments)
         thread = threading.Thread(
             target=run_call, args=(call, future), name=self._name, daemon=True
@@ -67,7 +57,12 @@ class DaemonThreads:
         except RuntimeError:  # the system has no more threads
             future.cancel()
             raise
-        return await asyncio.wrap_future(future)
+        # Whoever gives up waiting leaves the call to run to its end.
+        return await asyncio.shield(result)
+
+    def _release(self, _: object) -> None:
+        self.num_running -= 1
+        self._free.release()
 
 
 def run_call(function: Callable[[], T], future: "Future[T]") -> None:

@@ -29,6 +29,7 @@ from tessella.objectives import GenerationStep
 from tessella.serving.api_errors import ClosingError, QueueFullError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.metrics import ServerMetrics
+from tessella.serving.settings import ServeSettings
 from tessella.serving.threads import run_call
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class _Picture:
     index: int
     request: ImageRequest
     group: Hashable  # pictures of one group can share a batch
+    size: int  # how many of the model's own size it counts for
     num_partials: int = 0  # emitted
 
     def is_due(self, step: int, steps: int) -> bool:
@@ -92,19 +94,18 @@ class PaintingWorker:
     """Paints jobs in batches, one batch at a time, in a thread of its own.
 
     Args:
-        batch_size: pictures, candidates included, that are painted together.
-        max_queue: pictures and calls that may wait.
-        metrics: counts what is painted.
+        settings: how many pictures are painted together, and how many, calls included, may wait.
     """
 
-    def __init__(self, batch_size: int, max_queue: int, metrics: ServerMetrics) -> None:
-        self.metrics = metrics
-        self._batch_size, self._max_queue = batch_size, max_queue
+    def __init__(self, settings: ServeSettings) -> None:
+        self.metrics = ServerMetrics()
+        self._settings = settings
         self._changed = threading.Condition()
         self._arrived: deque[QueuedJob] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._pictures: list[_Picture] = []  # listed and not begun; the worker's own
         self._num_waiting = 0
+        self.metrics.queue.set_function(lambda: self._num_waiting)
         self._is_closing = False
         self._pictures_per_second = 0.0
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
@@ -167,20 +168,16 @@ class PaintingWorker:
         has_ended = self._thread.ident is not None and not self._thread.is_alive()
         if self._is_closing or has_ended:
             raise ClosingError
-        if self._num_waiting + count > self._max_queue:
+        if self._num_waiting + count > self._settings.max_queue:
             raise QueueFullError(self._estimate_seconds())
-        self._count(count)
+        self._num_waiting += count
 
     def _release(self, queued: QueuedJob, most: int | None = None) -> None:
         """Gives places of a job's pictures in the queue back: all, or some."""
         with self._changed:
             count = queued.num_waiting if most is None else min(most, queued.num_waiting)
             queued.num_waiting -= count
-            self._count(-count)
-
-    def _count(self, change: int) -> None:
-        self._num_waiting += change
-        self.metrics.queue.set(self._num_waiting)
+            self._num_waiting -= count
 
     def _estimate_seconds(self) -> int:
         """Estimates, in whole seconds, when half of the queue will be painted."""
@@ -196,14 +193,13 @@ class PaintingWorker:
                 self._arrived.clear()
                 num_calls = len(self._calls) if closing else min(1, len(self._calls))
                 calls = [self._calls.popleft() for _ in range(num_calls)]
-                self._count(-num_calls)
+                self._num_waiting -= num_calls
             if closing:
-                calls = [(_refuse, future) for _, future in calls]
                 arrived += [one.queued for one in self._pictures if not one.queued.is_begun]
                 for queued in arrived:
                     queued.fail(ClosingError())
             for function, future in calls:
-                run_call(function, future)
+                run_call(_refuse if closing else function, future)
             for queued in arrived:
                 self._list_pictures(queued)
             self._pictures = [one for one in self._pictures if not one.queued.is_cancelled]
@@ -220,9 +216,10 @@ class PaintingWorker:
         grid = job.served.model.config.grid
         try:
             for index, request in enumerate(job.list_requests()):
-                layout = find_layout(request.canvas_on(grid).known, grid)
-                group = (job.served.name, job.settings, job.best_of, layout)
-                self._pictures.append(_Picture(queued, index, request, group))
+                known = request.canvas_on(grid).known
+                group = (job.served.name, job.settings, job.best_of, find_layout(known, grid))
+                size = -(-known.numel() // (grid[0] * grid[1]))
+                self._pictures.append(_Picture(queued, index, request, group, size))
         except Exception as error:  # noqa: BLE001  reported to the client
             queued.fail(error)
 
@@ -231,15 +228,9 @@ class PaintingWorker:
         if not self._pictures:
             return []
         first = self._pictures[0]
-        job = first.queued.job
-        grid = job.served.model.config.grid
-        # A larger canvas counts as many pictures as its positions would make.
-        num_positions = first.request.canvas_on(grid).known.numel()
-        pictures = -(-num_positions // (grid[0] * grid[1]))
-        limit = max(1, self._batch_size // job.best_of // pictures)
+        limit = max(1, self._settings.batch_size // first.queued.job.best_of // first.size)
         batch = [picture for picture in self._pictures if picture.group == first.group][:limit]
-        taken = set(map(id, batch))
-        self._pictures = [picture for picture in self._pictures if id(picture) not in taken]
+        self._pictures = [picture for picture in self._pictures if picture not in batch]
         now = time.monotonic()
         for picture in batch:
             picture.queued.is_begun = True

@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tessella.errors import CheckpointError
 from tessella.files import write_text
@@ -123,13 +123,12 @@ class TextTokenizer(TextEncoder):
         try:
             text = path.read_text(encoding="utf-8")
             json.loads(text)
+            tokenizer = Tokenizer.from_str(text)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"Cannot read the text tokenizer: `{path}`; {error}. The file is missing or "
                 "damaged: copy the model folder again."
             ) from error
-        try:
-            tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class
             raise CheckpointError(_foreign(path, str(error))) from error
         first = tuple(tokenizer.id_to_token(number) for number in range(len(_SPECIAL)))
@@ -143,12 +142,10 @@ class TextTokenizer(TextEncoder):
 
     def _pad(self, rows: Sequence[Row]) -> Tensor:
         """Lays rows of tokens into one tensor (B, T)."""
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        longest = int(lengths.max(initial=0))
-        padded = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
-        flat = (token for row in rows for token in row)
-        padded[np.arange(longest) < lengths[:, None]] = np.fromiter(flat, dtype=np.int64)
-        return torch.from_numpy(padded)
+        if not rows:
+            return torch.zeros(0, 0, dtype=torch.int64)
+        tokens = [torch.tensor(row, dtype=torch.int64) for row in rows]
+        return pad_sequence(tokens, batch_first=True, padding_value=self.pad_id)
 
 
 def _foreign(path: Path, why: str) -> str:

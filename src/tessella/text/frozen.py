@@ -24,8 +24,9 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError, ConfigError, first_line
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.text.base import Row, TextEncoder
 from tessella.text.settings import TextSettings
@@ -65,7 +66,7 @@ class FrozenTextEncoder(TextEncoder):
         if isinstance(getattr(network, "pooler", None), nn.Module):
             network.register_module("pooler", None)
         self.network = network.eval().requires_grad_(False)
-        self._read_cached = functools.lru_cache(maxsize=_CACHED_PROMPTS)(self._read_alone)
+        self._read_cached = functools.lru_cache(_CACHED_PROMPTS)(lambda row: self.read([row])[0])
         [empty] = self._tokenize([""])
         if not empty:
             raise ValueError("it has no token for an empty caption, which guidance needs")
@@ -111,7 +112,7 @@ class FrozenTextEncoder(TextEncoder):
             return cls(folder.resolve().name if is_local else source, tokenizer, network, limit)
         except Exception as error:  # many libraries, each with its own errors
             raise ConfigError(
-                f"Cannot use this text encoder: `{source}`; {_first_line(error)}. {advice}"
+                f"Cannot use this text encoder: `{source}`; {first_line(error)}. {advice}"
             ) from error
 
     @classmethod
@@ -165,22 +166,15 @@ class FrozenTextEncoder(TextEncoder):
         features: Features = output.last_hidden_state.float().numpy()
         return features
 
-    def _read_alone(self, row: Row) -> Features:
-        alone: Features = self.read([row])[0]
-        return alone
-
     def _pad(self, rows: Sequence[Row]) -> Tensor:
         return pad_features([self._read_cached(row) for row in rows])
 
 
 def pad_features(texts: Sequence[npt.NDArray[np.floating[Any]]]) -> Tensor:
     """Lays features (T, F) of several texts into one float32 tensor (B, T, F), zeros behind."""
-    longest = max((len(features) for features in texts), default=0)
-    width = texts[0].shape[-1] if texts else 0
-    padded = np.zeros((len(texts), longest, width), dtype=np.float32)
-    for row, features in zip(padded, texts, strict=True):
-        row[: len(features)] = features
-    return torch.from_numpy(padded)
+    if not texts:
+        return torch.zeros(0, 0, 0)
+    return pad_sequence([torch.tensor(t, dtype=torch.float32) for t in texts], batch_first=True)
 
 
 _FOLDER_CONTENTS = (
@@ -252,15 +246,9 @@ def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    """Shortens a library's message, which may fill a page."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
-
-
 def _damaged(folder: Path, error: Exception) -> str:
     """Says that a model folder's text encoder cannot be read."""
     return (
-        f"Cannot read the model's text encoder: `{folder}`; {_first_line(error)}. A file is "
+        f"Cannot read the model's text encoder: `{folder}`; {first_line(error)}. A file is "
         "missing, damaged or foreign: copy the whole model folder again."
     )

@@ -167,11 +167,10 @@ def summarize_captions(
 
 def _list_stems(word: str) -> list[str]:
     """Lists a word without each of its short endings; longer words may lose more letters."""
-    stems = [word[:-letters] for letters in range(1, _MAX_ENDING + 1)]
     return [
-        stem
-        for stem in stems
-        if len(word) - len(stem) <= len(stem) - _MIN_STEM
+        word[:-letters]
+        for letters in range(1, _MAX_ENDING + 1)
+        if 2 * letters <= len(word) - _MIN_STEM
         # `cat` and `cats`, but not `car` and `card`
-        or (len(stem) == _MIN_STEM and word == f"{stem}s")
+        or (letters == 1 and len(word) == _MIN_STEM + 1 and word.endswith("s"))
     ]

@@ -128,7 +128,7 @@ class AdversarialLoss:
             network = PatchDiscriminator(settings.width, settings.layers)
         self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=settings.learning_rate, betas=_BETAS
+            self.network.named_parameters(), lr=settings.learning_rate, betas=_BETAS
         )
         self.scale = 1.0  # of the loss, beside its weight; falls when reconstructions get worse
         self._steps = 0

@@ -176,9 +176,9 @@ def _draw_panel(
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    place: tuple[float, float],
+    position: tuple[float, float],
     text: str,
     size: int = 14,
     anchor: str = "la",
 ) -> None:
-    draw.text(place, text, _INK, ImageFont.load_default(size), anchor=anchor)
+    draw.text(position, text, _INK, ImageFont.load_default(size), anchor=anchor)

@@ -49,14 +49,10 @@ class TokenizerSettings(Settings):
     @property
     def downsampling(self) -> int:
         """Side of a code, in pixels of the decoded picture."""
-        if self.network == "report2021":
-            encoder = DOWNSAMPLING
-        elif self.network == "palette":
-            encoder = 1
-        else:
-            patch = self.patch if self.network == "residual" else 1
-            encoder = patch * 2 ** (len(self.widths) - 1)
-        return int(encoder * 2**self.upsampling)
+        patch = self.patch if self.network == "residual" else 1
+        by_levels = patch << len(self.widths) - 1
+        encoder = {"report2021": DOWNSAMPLING, "palette": 1}.get(self.network, by_levels)
+        return encoder << self.upsampling
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> Self:

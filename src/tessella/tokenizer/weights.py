@@ -6,12 +6,12 @@ hold.
 Source: torchvision's hash check, by the first 8 digits of the hash in the file's name.
 """
 
+import hashlib
 import http.client
 import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_file, read_tensors, sha256_file
+from tessella.files import read_tensors, write_bytes
 
 _TIMEOUT_SECONDS = 30.0  # without a single byte
-_CHUNK_BYTES = 1 << 20
 _log = logging.getLogger("tessella")
 
 
@@ -127,28 +126,9 @@ def _download(published: PublishedWeights, url: str, path: Path) -> None:
         CheckpointError: the folder cannot be written to.
     """
     _log.info("Downloading the weights of %s: `%s` to `%s`.", published.name, url, path)
-    with new_file(path, what=f"the weights of {published.name}") as temporary:
-        with temporary.open("wb") as file:
-            file.writelines(_chunks(published, url, path))
-        sha256 = sha256_file(temporary)
-        if not sha256.startswith(published.sha256):
-            raise ConfigError(
-                f"The download of `{url}` is cut off or another file: its SHA-256 begins with "
-                f"`{sha256[: len(published.sha256)]}`, expected {published.sha256}. "
-                f"Try again later. {_how_to_get(published)}"
-            )
-
-
-def _chunks(published: PublishedWeights, url: str, path: Path) -> Iterator[bytes]:
-    """Yields the bytes of an address.
-
-    Raises:
-        ConfigError: it cannot be reached, or the connection breaks.
-    """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-            while chunk := response.read(_CHUNK_BYTES):
-                yield chunk
+            content = response.read()
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
@@ -156,6 +136,14 @@ def _chunks(published: PublishedWeights, url: str, path: Path) -> Iterator[bytes
             f"The weights of {published.name} are not at `{path}` and cannot be downloaded: "
             f"{error}. {_how_to_get(published)}"
         ) from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if not sha256.startswith(published.sha256):
+        raise ConfigError(
+            f"The download of `{url}` is cut off or another file: its SHA-256 begins with "
+            f"`{sha256[: len(published.sha256)]}`, expected {published.sha256}. "
+            f"Try again later. {_how_to_get(published)}"
+        )
+    write_bytes(path, content, what=f"the weights of {published.name}")
 
 
 def _how_to_get(published: PublishedWeights) -> str:

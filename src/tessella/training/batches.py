@@ -1,7 +1,8 @@
 """Batches for the training loop: this process's part, read one batch ahead of the training."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +11,20 @@ from torch import Tensor
 
 from tessella.training.schedule import ImageOrder
 
-Batch = tuple[Tensor, ...]
-LoadBatch = Callable[[npt.NDArray[np.int64], np.random.Generator], Batch]
+
+class BatchSource(Protocol):
+    """Training images that can be read by index; every `Stage` is one."""
+
+    num_images: int
+
+    def load_batch(
+        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[Tensor, ...]:
+        """Reads images on the CPU; `rng` is for what is drawn afresh."""
 
 
 def load_batches(
-    load_batch: LoadBatch,
-    order: ImageOrder,
+    source: BatchSource,
     images_seen: int,
     local_batch_size: int,
     seed: int,
@@ -25,19 +33,17 @@ def load_batches(
     """Yields batch after batch on the device, while a thread reads the next one.
 
     Args:
-        load_batch: reads images by index, on the CPU; draws from the generator. What it draws
-            follows from the seed, the process and the images seen alone.
-        order: of the images.
+        source: what to read.
         images_seen: where to start.
         local_batch_size: images of a batch that each process takes.
-        seed: of the draws.
+        seed: of the order and of what is drawn, with the process and the images seen.
         accelerator: says which process this is, and its device.
     """
-    rank = accelerator.process_index
+    rank, order = accelerator.process_index, ImageOrder(source.num_images, seed)
 
-    def load(images_seen: int) -> Batch:
+    def load(images_seen: int) -> tuple[Tensor, ...]:
         indices = order.indices(images_seen + rank * local_batch_size, local_batch_size)
-        return load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
+        return source.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(load, images_seen)

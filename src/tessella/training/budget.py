@@ -13,7 +13,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import PreparedData
 from tessella.errors import ConfigError
 from tessella.evaluation.model import count_pictures
-from tessella.images import to_float
+from tessella.model.codec import encode_pixels
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 from tessella.text import TextEncoder
@@ -106,7 +106,7 @@ def compute_budget(
     model = TextToImage.create(recipe.describe_model(), text_encoder).to(accelerator.device)
     paces = _measure_stages(recipe, model, data, captions, accelerator)
     num_images = len(data.train) + len(data.validation)
-    other = _measure_encoding(model.tokenizer, data.train, accelerator.device) * num_images
+    other = _measure_encoding(model.tokenizer, data.train) * num_images
     other += _measure_painting(model) * count_pictures(data)
     seconds_left -= time.monotonic() - began
 
@@ -188,17 +188,11 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
     return _time_second_call(step, accelerator.device)
 
 
-@torch.inference_mode()
-def _measure_encoding(
-    tokenizer: ImageTokenizer, images: CaptionedImages, device: torch.device
-) -> float:
+def _measure_encoding(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
     """Returns the seconds that it takes to encode an image."""
     pixels = images.pixels(np.arange(_BATCH) % len(images))
-
-    def encode() -> None:
-        tokenizer.encode(to_float(torch.from_numpy(pixels).to(device))).cpu()
-
-    return _time_second_call(encode, device) / _BATCH
+    device = tokenizer.codebook.device
+    return _time_second_call(lambda: encode_pixels(tokenizer, pixels).cpu(), device) / _BATCH
 
 
 def _measure_painting(model: TextToImage) -> float:

@@ -17,15 +17,15 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError
 from tessella.files import (
     REPLACED_PREFIX,
     new_folder,
@@ -35,6 +35,7 @@ from tessella.files import (
     sha256_file,
     write_tensors,
 )
+from tessella.runs.record import stamp_file
 
 CHECKPOINT_FORMAT = 1
 """Of `checkpoint.json`; goes up when an older tessella could no longer read it."""
@@ -45,9 +46,8 @@ RECORD_FILE = "checkpoint.json"
 _NAME = re.compile(rf"(?P<aside>{re.escape(REPLACED_PREFIX)})?checkpoint-(?P<images>\d{{12,}})")
 _log = logging.getLogger("tessella")
 
-# Checkpoints that this process wrote or proved, with their tensors' file as it was then.
-_proved: dict[Path, tuple[str | int, ...]] = {}
-T = TypeVar("T")
+# Checkpoints that this process wrote or proved, with their files as they were then.
+_proved: dict[Path, list[tuple[int, ...] | None]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +63,6 @@ class CheckpointState:
     info: dict[str, Any] = field(default_factory=dict)
     """Plain JSON values: the recipe's fingerprint, scalars; tuples come back as lists."""
 
-    def section(self, prefix: str) -> dict[str, Tensor]:
-        """Returns the tensors whose names begin with `prefix.`, without the prefix."""
-        start = f"{prefix}."
-        return {
-            name.removeprefix(start): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(start)
-        }
-
 
 class _DamagedError(Exception):
     """A checkpoint is incomplete or altered; the text is the reason."""
@@ -83,7 +74,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     Args:
         folder: holds the run's checkpoints; only one process writes there.
         state: what to save. A checkpoint of the same `images_seen` is replaced.
-        keep: how many good ones stay, including the new one; at least 1. Damaged ones go.
+        keep: how many good ones stay, including the new one, at least 1. Damaged ones go.
 
     Returns:
         The new checkpoint's folder.
@@ -91,18 +82,10 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     Raises:
         CheckpointError: the disk is full, or writing there is not allowed; earlier checkpoints
             are untouched and the message names the last good one.
-        ConfigError: `keep` is below 1.
     """
-    if keep < 1:
-        raise ConfigError(f"At least 1 checkpoint must be kept; got keep: `{keep}`.")
     path = folder / f"checkpoint-{state.images_seen:012d}"
-    try:
-        info = json.loads(json.dumps(state.info))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"A checkpoint's info must be plain JSON values: {error}.") from error
     remove_leftovers(folder)
-    verdicts = {old: _judge(old) for old in _list_checkpoints(folder)}
-    good = [old for old, verdict in verdicts.items() if verdict == "good"]
+    good, damaged = _prove_all(folder)
     if good and _parse_name(good[0]) > state.images_seen:
         _log.warning("Resuming will use a later checkpoint, which exists: `%s`.", good[0])
     kept = "there is no earlier checkpoint"
@@ -111,24 +94,20 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     with new_folder(path, what="the checkpoint", kept=kept) as temporary:
         state_file = temporary / STATE_FILE
         write_tensors(state_file, state.tensors)
-        state_sha256 = sha256_file(state_file)
-        proved = _stamp(temporary, state_sha256)
         record = {
             "format": CHECKPOINT_FORMAT,
             "images_seen": state.images_seen,
             "state_size": state_file.stat().st_size,
-            "state_sha256": state_sha256,
-            "info": info,
+            "state_sha256": sha256_file(state_file),
+            "info": state.info,
         }
         record["sha256"] = _record_sha256(record)
         text = json.dumps(record, indent=2) + "\n"
         (temporary / RECORD_FILE).write_text(text, encoding="ascii")
-    _proved[path] = proved
-    damaged = [old for old, verdict in verdicts.items() if verdict == "damaged"]
+    _proved[path] = _stamp(path)
     others = [old for old in good if old != path]
     for old in (*others[keep - 1 :], *damaged):
         if old != path:
-            _proved.pop(old, None)
             try:
                 remove_folder(old)
             except OSError as error:
@@ -152,17 +131,14 @@ def load_latest_checkpoint(folder: Path) -> CheckpointState | None:
         CheckpointError: all checkpoints are damaged, or one cannot be read, or was written by a
             newer tessella.
     """
-
-    def load(path: Path) -> CheckpointState:
-        record = _read_record(path, prove=True)
-        tensors = read_tensors(path / STATE_FILE)
-        return CheckpointState(record["images_seen"], tensors, record["info"])
-
-    return _read_newest(folder, load)
+    path, record = _find_newest(folder)
+    if path is None:
+        return None
+    return CheckpointState(record["images_seen"], read_tensors(path / STATE_FILE), record["info"])
 
 
 def read_images_seen(folder: Path) -> int | None:
-    """Reads how far the newest checkpoint is, without reading its tensors or proving them.
+    """Reads how far the newest checkpoint is; proves it, so that loading it need not.
 
     Args:
         folder: holds the run's checkpoints; it need not exist.
@@ -173,24 +149,38 @@ def read_images_seen(folder: Path) -> int | None:
     Raises:
         CheckpointError: as `load_latest_checkpoint`.
     """
-    return _read_newest(folder, lambda path: int(_read_record(path, prove=False)["images_seen"]))
+    return _find_newest(folder)[1].get("images_seen")
 
 
-def _read_newest(folder: Path, read: Callable[[Path], T]) -> T | None:
-    """Reads the newest checkpoint that is not damaged."""
+def _find_newest(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Finds the newest checkpoint that is whole, and its record; None if there is none at all."""
     reasons = []
     for path in _list_checkpoints(folder):
         try:
-            return read(path)
+            return path, _read_record(path)
         except _DamagedError as error:
             reasons.append(f"`{path}`: {error}")
             _log.warning("Skipped a damaged checkpoint: `%s` (%s).", path, error)
     if not reasons:
-        return None
+        return None, {}
     raise CheckpointError(
         f"Every checkpoint is damaged: {'; '.join(reasons)}. Restore one from a backup, or "
         f"remove `{folder}` to train from the beginning."
     )
+
+
+def _prove_all(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Sorts the checkpoints into good and damaged ones; one that it cannot read is neither."""
+    good, damaged = [], []
+    for path in _list_checkpoints(folder):
+        try:
+            _read_record(path)
+            good.append(path)
+        except _DamagedError:
+            damaged.append(path)
+        except CheckpointError:
+            continue
+    return good, damaged
 
 
 def _list_checkpoints(folder: Path) -> list[Path]:
@@ -207,32 +197,18 @@ def _parse_name(path: Path) -> int:
     return int(match["images"]) if match else -1
 
 
-def _judge(path: Path) -> Literal["good", "damaged", "unknown"]:
-    """Finds out whether a checkpoint is whole; unknown if this tessella cannot read it."""
-    try:
-        record = _read_record(path, prove=False)
-        if _proved.get(path) != _stamp(path, record["state_sha256"]):
-            _read_record(path, prove=True)
-    except _DamagedError:
-        return "damaged"
-    except CheckpointError:
-        return "unknown"
-    return "good"
+def _read_record(path: Path) -> dict[str, Any]:
+    """Reads `checkpoint.json`, and proves that it and the tensors' file are whole.
 
-
-def _read_record(path: Path, *, prove: bool) -> dict[str, Any]:
-    """Reads `checkpoint.json`, and checks that it and the tensors' file are whole.
-
-    Args:
-        path: the checkpoint's folder.
-        prove: whether to hash the tensors' file, and remember that it is whole. Otherwise only its
-            size is compared.
+    The tensors are hashed unless this process wrote or proved them and the files are as they were.
 
     Raises:
         _DamagedError: a file is missing, cut short or altered.
         CheckpointError: the checkpoint is of another format, or cannot be read.
     """
     try:
+        # Before reading, so that a change meanwhile does not go unnoticed.
+        stamp = _stamp(path)
         record = json.loads((path / RECORD_FILE).read_bytes())
         if not isinstance(record, dict) or record.pop("sha256", None) != _record_sha256(record):
             raise _DamagedError(f"{RECORD_FILE} is altered")
@@ -244,12 +220,10 @@ def _read_record(path: Path, *, prove: bool) -> dict[str, Any]:
             )
         if record["images_seen"] != _parse_name(path):
             raise _DamagedError(f"its name is not that of {record['images_seen']} images")
-        # Before hashing, so that a change meanwhile does not go unnoticed.
-        stamp = _stamp(path, record["state_sha256"])
         size = (path / STATE_FILE).stat().st_size
         if size != record["state_size"]:
             raise _DamagedError(f"{STATE_FILE} has {size} bytes instead of {record['state_size']}")
-        if prove:
+        if _proved.get(path) != stamp:
             if sha256_file(path / STATE_FILE) != record["state_sha256"]:
                 raise _DamagedError(f"{STATE_FILE} is altered")
             _proved[path] = stamp
@@ -263,10 +237,9 @@ def _read_record(path: Path, *, prove: bool) -> dict[str, Any]:
     return record
 
 
-def _stamp(path: Path, sha256: str) -> tuple[str | int, ...]:
-    """Describes the tensors' file by values of which one changes whenever the file does."""
-    status = (path / STATE_FILE).stat()
-    return sha256, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _stamp(path: Path) -> list[tuple[int, ...] | None]:
+    """Describes a checkpoint's files by values of which one changes whenever a file does."""
+    return [stamp_file(path / name) for name in (STATE_FILE, RECORD_FILE)]
 
 
 def _record_sha256(record: Mapping[str, Any]) -> str:
@@ -275,129 +248,66 @@ def _record_sha256(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def flatten_optimizer(
-    optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Takes an optimizer's state apart into named tensors and plain values.
+def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with `prefix.`, without the prefix."""
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
 
-    It works with any optimizer that keeps tensors and numbers for each parameter in a flat table:
-    AdamW, SGD, Muon and most others.
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Takes an optimizer's state apart into named tensors.
+
+    Its settings are not among them: the recipe has them.
 
     Args:
-        optimizer: its state is shared, not copied.
-        names: the name of each parameter, in the order of the parameter groups.
+        optimizer: created from named parameters; keeps, as `MuonAdamW` and torch's Adam do, only
+            tensors of each parameter's shape and its number of steps. They are shared, not copied.
 
     Returns:
-        The tensors, named `<parameter>.<key>` (`encoder.0.weight.exp_avg`), and the plain
-        values: `{"state": {"<parameter>.<key>": value}, "groups": [{"lr": …}, …]}`.
-
-    Raises:
-        CheckpointError: the number of names differs, or the state has other kinds of values.
+        The tensors, named `<parameter>.<key>`: `encoder.0.weight.exp_avg`.
     """
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for name, parameter, _ in _named_parameters(optimizer, names):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if "." in key or not isinstance(value, Tensor | bool | int | float | str | None):
-                raise CheckpointError(
-                    f"The state of {type(optimizer).__name__} cannot be saved: `{name}.{key}` "
-                    f"is a {type(value).__name__}. Use an optimizer that keeps tensors and numbers."
-                )
-            if isinstance(value, Tensor):
-                tensors[f"{name}.{key}"] = value.detach()
-            else:
-                scalars[f"{name}.{key}"] = value
-    groups = [
-        {key: _plain(value) for key, value in group.items() if _is_plain(_plain(value))}
-        for group in optimizer.param_groups
-    ]
-    return tensors, {"state": scalars, "groups": groups}
+    return {
+        f"{name}.{key}": value
+        for name, parameter in _named_parameters(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    names: Sequence[str],
-    tensors: Mapping[str, Tensor],
-    scalars: Mapping[str, Any],
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `flatten_optimizer` took apart, bit for bit.
 
     `Optimizer.load_state_dict` is not used: it casts the state to the parameter's dtype.
 
     Args:
-        optimizer: of the same kind, with the same groups; its current state is dropped.
-        names: the name of each parameter, in the order of the parameter groups.
-        tensors: the flat tensors, on any device.
-        scalars: the plain values.
+        optimizer: of the same kind, with the same parameters; its current state is dropped.
+        tensors: the flat tensors, on the CPU.
 
     Raises:
-        CheckpointError: the state belongs to other parameters or groups; nothing is changed.
+        CheckpointError: the state belongs to other parameters; nothing is changed.
     """
-    parameters = list(_named_parameters(optimizer, names))
-    states: dict[str, dict[str, Any]] = {name: {} for name, _, _ in parameters}
-    for full_name, value in (*tensors.items(), *scalars["state"].items()):
+    parameters = dict(_named_parameters(optimizer))
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
-        if name not in states:
+        if name not in parameters:
             raise CheckpointError(
                 f"The optimizer's state belongs to another model: it has `{full_name}`, but the "
                 f"model has no parameter `{name}`. Resume with the recipe that the run began with."
             )
-        states[name][key] = value
-    if len(scalars["groups"]) != len(optimizer.param_groups):
-        raise CheckpointError(
-            f"The optimizer has {len(optimizer.param_groups)} parameter groups, the saved state "
-            f"{len(scalars['groups'])}. Resume with the recipe that the run began with."
-        )
+        parameter = parameters[name]
+        # Steps are counted on the CPU. The rest lies in memory as the optimizer made it: in the
+        # parameter's own order.
+        like = value if key == "step" else parameter
+        copy = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(parameter, {})[key] = copy
     optimizer.state.clear()
-    for name, parameter, group in parameters:
-        if states[name]:
-            optimizer.state[parameter] = {
-                key: _placed(key, value, parameter, group) for key, value in states[name].items()
-            }
-    for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
-        for key, value in saved.items():
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(value)
-            else:
-                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+    optimizer.state.update(state)
 
 
-def _named_parameters(
-    optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-    """Pairs each parameter with its name and its group."""
-    pairs = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    if len(pairs) != len(names) or len(set(names)) != len(names):
-        raise CheckpointError(
-            f"Expected one name for each of the optimizer's {len(pairs)} parameters, got "
-            f"{len(set(names))} different names of {len(names)}."
-        )
-    for name, (parameter, group) in zip(names, pairs, strict=True):
-        yield name, parameter, group
-
-
-def _plain(value: Any) -> Any:
-    """Turns a setting of a parameter group into a JSON value, if it has one."""
-    if isinstance(value, Tensor) and value.ndim == 0:
-        return value.item()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _is_plain(value: Any) -> bool:
-    """Returns whether a value can be JSON; parameters and functions cannot."""
-    if isinstance(value, list):
-        return all(_is_plain(item) for item in value)
-    return isinstance(value, bool | int | float | str | None)
-
-
-def _placed(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
-    """Copies a saved value to the optimizer's device, in the memory layout that it had."""
-    if not isinstance(value, Tensor):
-        return value
-    # torch counts steps on the CPU unless the whole step runs on the device.
-    on_cpu = key == "step" and not (group.get("fused") or group.get("capturable"))
-    device = torch.device("cpu") if on_cpu else parameter.device
-    if value.shape == parameter.shape:
-        # In the parameter's own memory order, as the optimizer made it.
-        return torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(value)
-    return value.detach().to(device, copy=True)
+def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)

@@ -32,15 +32,7 @@ from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
-from tessella.runs.record import (
-    CODES_FOLDER,
-    DATA_FOLDER,
-    MODEL_FOLDER,
-    NEAREST_FILE,
-    NEAREST_PICTURE,
-    TEXT_FOLDER,
-    TOKENIZER_MODEL_FOLDER,
-)
+from tessella.runs import record
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
@@ -152,8 +144,8 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     run = _Run(request, recipe, data, accelerator, console)
     model = model.with_parts(tokenizer=run.train_tokenizer())
     if is_main and request.stage == "tokenizer":
-        TrainedTokenizer(model.config, model.tokenizer).save(out / TOKENIZER_MODEL_FOLDER)
-        console.print(f"The image tokenizer is in {out / TOKENIZER_MODEL_FOLDER}.")
+        TrainedTokenizer(model.config, model.tokenizer).save(out / record.TOKENIZER_MODEL_FOLDER)
+        console.print(f"The image tokenizer is in {out / record.TOKENIZER_MODEL_FOLDER}.")
     if is_main:
         _write_report(out, console)
     if request.stage == "tokenizer":
@@ -166,9 +158,9 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         run.finish(model)
         _write_report(out, console)
         minutes = (time.monotonic() - began) / 60
-        console.print(f"The model is in {out / MODEL_FOLDER}, after {minutes:.1f} minutes.")
+        console.print(f"The model is in {out / record.MODEL_FOLDER}, after {minutes:.1f} minutes.")
     accelerator.wait_for_everyone()
-    return out / MODEL_FOLDER
+    return out / record.MODEL_FOLDER
 
 
 @dataclass(frozen=True)
@@ -216,7 +208,7 @@ class _Run:
                 codes[side] = prepare_codes(
                     images,
                     tokenizer,
-                    self.request.out / CODES_FOLDER / f"{side}.npy",
+                    self.request.out / record.CODES_FOLDER / f"{side}.npy",
                     device=self.accelerator.device,
                     passes=passes[side],
                     progress=progress,
@@ -244,7 +236,7 @@ class _Run:
 
     def finish(self, model: TextToImage) -> None:
         """Measures the finished model and writes its folder, unless that is there already."""
-        folder = self.request.out / MODEL_FOLDER
+        folder = self.request.out / record.MODEL_FOLDER
         if _is_saved(model, folder):
             return
         evaluation = evaluate_model(model, self.data)
@@ -281,13 +273,13 @@ class _Run:
         pairs, out = evaluation.generation.pairs, self.request.out
         if not pairs:
             return
-        save_png(out / NEAREST_PICTURE, make_pairs_sheet(pairs))
+        save_png(out / record.NEAREST_PICTURE, make_pairs_sheet(pairs))
         rows = [
             {"prompt": pair.prompt, "caption": pair.caption, "distance": pair.distance}
             for pair in pairs
         ]
         protocol = evaluation.metrics["copy_rate"].protocol
-        write_json(out / NEAREST_FILE, {"protocol": protocol, "pairs": rows})
+        write_json(out / record.NEAREST_FILE, {"protocol": protocol, "pairs": rows})
 
     def _train(self, stage: Stage[N], settings: TrainingSettings, *sections: str) -> N:
         """Trains a stage whose weights depend on these sections of the recipe.
@@ -354,7 +346,9 @@ def _require_named_files(recipe: Recipe) -> None:
 
 def _prepare_data(request: FitRequest, recipe: Recipe, console: Console) -> PreparedData:
     with _progress(console, "data") as progress:
-        data = prepare(request.sources, recipe.data, request.out / DATA_FOLDER, progress=progress)
+        data = prepare(
+            request.sources, recipe.data, request.out / record.DATA_FOLDER, progress=progress
+        )
     counts = data.manifest["counts"]
     console.print(
         f"Data: {counts['images']:,} images, {counts['captions']:,} captions; "
@@ -382,7 +376,7 @@ def _prepare_captions(
     """Lets a frozen encoder read every caption, once; warns about captions that are too long."""
     captions = (caption for images in data.sides.values() for caption in images.all_captions())
     with _progress(console, "captions") as progress:
-        path = out / TEXT_FOLDER / "features.npy"
+        path = out / record.TEXT_FOLDER / "features.npy"
         reader = prepare_captions(text_encoder, captions, path, progress=progress)
     warning = describe_cut(reader, data.train, text_encoder.max_tokens)
     if warning:

@@ -34,6 +34,7 @@ from tessella.training.checkpoint import (
     load_latest_checkpoint,
     restore_optimizer,
     save_checkpoint,
+    section,
 )
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
@@ -179,7 +180,7 @@ def train(
     console: Console,
     fingerprint: str,
 ) -> N:
-    """Trains a stage, from its last good checkpoint if there is one.
+    """Trains a stage, from its last good checkpoint if there is one; returns the average.
 
     Args:
         stage: network and data.
@@ -190,48 +191,35 @@ def train(
         console: where progress is shown.
         fingerprint: of recipe and data; a checkpoint with another one is refused.
 
-    Returns:
-        The averaged network, on the accelerator's device.
-
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: a signal asked it to stop; the state is saved.
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    order = ImageOrder(stage.num_images, seed)
     batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
-    is_main = accelerator.is_main_process
-    if not state.restore() and not settings.images and is_main:
+    if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = load_batches(
-            stage.load_batch, order, state.images_seen, batch_size, seed, accelerator
-        )
+        batches = load_batches(stage, state.images_seen, batch_size, seed, accelerator)
         stack.enter_context(contextlib.closing(batches))
-        reporter = state.create_reporter(folder, console) if is_main else None
-        stack.enter_context(reporter or contextlib.nullcontext())
-        meter = Meter()
+        if accelerator.is_main_process:
+            state.reporter = stack.enter_context(state.create_reporter(folder, console))
         while True:
             if state.evaluation_due:
                 # Not at the end of the step: a run killed before this evaluation makes up for it.
-                state.evaluate(reporter)
-                meter.restart()
-                if state.is_done and is_main:
-                    state.save()
+                state.evaluate()
             if state.is_done:
                 break
-            meter.add(state.step(next(batches), seed), settings.batch_size)
+            state.step(next(batches), seed)
             stopping = stop.is_reached()
-            if reporter is not None:
-                state.report(reporter, meter, save=stopping)
+            state.report(save=stopping)
             if stopping and not state.is_done:
                 # The first process saves: if another ended now, the launcher would kill it.
                 accelerator.wait_for_everyone()
                 raise Interrupted
-        if stop.ask():
-            # The signal came in the last step or evaluation: the next stage must not begin.
+        if stop.ask():  # in the last step or evaluation: the next stage must not begin
             raise Interrupted
     broadcast_buffers(state.average, accelerator)
     return state.average
@@ -294,14 +282,16 @@ class _TrainingState(Generic[N]):
         self._fingerprint = fingerprint
         self.images_seen = 0
         self.evaluation_due = False  # at the present number of images, and not done yet
+        self.reporter: Reporter | None = None  # in the first process
+        self._meter = Meter()
         stage.loss_module.to(accelerator.device).train()
         self._network = stage.network
         self.average = create_average(stage.network)
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
-        groups, self._names = group_parameters(stage.network, stage.hidden_matrices())
+        groups = group_parameters(stage.network, stage.hidden_matrices())
         self._optimizer = MuonAdamW(groups, settings.optimizer)
-        self._compute_loss, self._stepper = accelerator.prepare(stage.loss_module, self._optimizer)
+        self._compute_loss = accelerator.prepare(stage.loss_module)
         self._saved_at = time.monotonic()
 
     @property
@@ -309,8 +299,8 @@ class _TrainingState(Generic[N]):
         """Whether all images have been seen."""
         return self.images_seen >= self._settings.images
 
-    def step(self, batch: Sequence[Tensor], seed: int) -> dict[str, Tensor]:
-        """Learns from one batch; returns the loss and other metrics, () each."""
+    def step(self, batch: Sequence[Tensor], seed: int) -> None:
+        """Learns from one batch."""
         settings = self._settings
         torch.manual_seed(step_seed(seed, self._accelerator.process_index, self.images_seen))
         lr_multiplier = learning_rate_multiplier(
@@ -323,10 +313,10 @@ class _TrainingState(Generic[N]):
         norm = self._accelerator.clip_grad_norm_(
             self._network.parameters(), settings.optimizer.max_gradient_norm
         )
-        self._stepper.step()
-        self._stepper.zero_grad()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
         metrics = {"loss": result.loss, **result.metrics, "gradient_norm": norm}
-        metrics |= self._stage.after_step()
+        self._meter.add({**metrics, **self._stage.after_step()}, settings.batch_size)
         before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
         every = settings.evaluate_every_images
         self.evaluation_due = self.is_done or self.images_seen // every > before // every
@@ -337,56 +327,57 @@ class _TrainingState(Generic[N]):
             images_seen=self.images_seen,
             step_images=settings.batch_size,
         )
-        return metrics
 
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
         name, images = self._stage.name, self._settings.images
         return Reporter(folder, name, images, self.images_seen, console, redo=self.evaluation_due)
 
-    def report(self, reporter: Reporter, meter: Meter, *, save: bool) -> None:
+    def report(self, *, save: bool) -> None:
         """Shows progress; logs the metrics and saves a checkpoint when it is time, or if asked."""
-        reporter.advance(self.images_seen)
+        if self.reporter is None:
+            return
+        self.reporter.advance(self.images_seen)
         is_old = time.monotonic() - self._saved_at >= self._settings.save_every_seconds
         save = save or self.evaluation_due or is_old
-        if save or meter.is_due():
+        if save or self._meter.is_due():
             # Before saving: a loss that is not a number must not become a checkpoint.
-            reporter.log(self.images_seen, meter.take())
+            self.reporter.log(self.images_seen, self._meter.take())
         if save:
             self.save()
 
-    def evaluate(self, reporter: Reporter | None) -> None:
-        """Measures the averaged network in the first process, the one that has a reporter."""
+    def evaluate(self) -> None:
+        """Measures the averaged network in the first process; at the end of training, saves it."""
         shared: list[Any] = [None]
-        if reporter is not None:
+        if self.reporter is not None:
             device = self._accelerator.device
             evaluation = self._stage.evaluate(self.average, device, self.images_seen)
-            reporter.log(self.images_seen, evaluation.metrics, kind="validation")
-            reporter.show(self.images_seen, evaluation.pictures)
+            self.reporter.log(self.images_seen, evaluation.metrics, kind="validation")
+            self.reporter.show(self.images_seen, evaluation.pictures)
             for warning in evaluation.warnings:
-                reporter.say(self.images_seen, warning)
+                self.reporter.say(self.images_seen, warning)
             shared = [dict(evaluation.metrics)]
         broadcast_object_list(shared)
         note = self._stage.note_validation(shared[0])
-        if note is not None and reporter is not None:
-            reporter.say(self.images_seen, note)
+        if note is not None and self.reporter is not None:
+            self.reporter.say(self.images_seen, note)
         self.evaluation_due = False
+        self._meter.restart()
+        if self.is_done:
+            self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint; the last good one and the one before stay."""
-        optimizer, scalars = flatten_optimizer(self._optimizer, self._names)
+        """Writes a checkpoint in the first process; the last good one and the one before stay."""
+        if not self._accelerator.is_main_process:
+            return
         parts = {
             "network": self._network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": optimizer,
+            "optimizer": flatten_optimizer(self._optimizer),
             "stage": self._stage.state_dict(),
         }
         tensors = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
-        info = {
-            "fingerprint": self._fingerprint,
-            "optimizer": scalars,
-            "evaluation_due": self.evaluation_due,
-        }
+        info = {"fingerprint": self._fingerprint, "evaluation_due": self.evaluation_due}
         save_checkpoint(self._folder, CheckpointState(self.images_seen, tensors, info))
         self._saved_at = time.monotonic()
 
@@ -401,12 +392,10 @@ class _TrainingState(Generic[N]):
                 "Resume with the data and the settings that the run began with, or choose a new "
                 "--out."
             )
-        self._network.load_state_dict(saved.section("network"))
-        self.average.load_state_dict(saved.section("average"))
-        restore_optimizer(
-            self._optimizer, self._names, saved.section("optimizer"), saved.info["optimizer"]
-        )
-        self._stage.load_state_dict(saved.section("stage"))
+        self._network.load_state_dict(section(saved.tensors, "network"))
+        self.average.load_state_dict(section(saved.tensors, "average"))
+        restore_optimizer(self._optimizer, section(saved.tensors, "optimizer"))
+        self._stage.load_state_dict(section(saved.tensors, "stage"))
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
         return True

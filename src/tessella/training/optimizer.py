@@ -8,7 +8,7 @@ Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks"
 arXiv:1711.05101 (AdamW).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,25 +66,14 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 def group_parameters(
     network: nn.Module, hidden_matrices: Sequence[nn.Parameter]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Sorts the parameters that learn into Muon's group and AdamW's.
-
-    Returns:
-        The groups, for `MuonAdamW`; and the name of each parameter, in their order.
-    """
+) -> list[dict[str, Any]]:
+    """Sorts the parameters that learn, with their names, into the two groups of `MuonAdamW`."""
     hidden = {id(parameter) for parameter in hidden_matrices}
-    groups: list[dict[str, Any]] = []
-    names: list[str] = []
-    for muon in (True, False):
-        group = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad and (id(parameter) in hidden) is muon
-        }
-        if group:
-            groups.append({"params": list(group.values()), "muon": muon})
-            names += group
-    return groups, names
+    groups: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in hidden].append((name, parameter))
+    return [{"params": named, "muon": muon} for muon, named in groups.items() if named]
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -107,19 +96,14 @@ class MuonAdamW(torch.optim.Optimizer):
             group["lr"] = lr_multiplier * group["peak"]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Takes one step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Takes one step; unlike torch's own, without a closure."""
         for group in self.param_groups:
             gradients = {p: p.grad for p in group["params"] if p.grad is not None}
             if group["muon"]:
                 self._step_muon(gradients, group["lr"], group["weight_decay"])
             else:
                 self._step_adamw(gradients, group["lr"])
-        return loss
 
     def _step_muon(
         self, gradients: dict[nn.Parameter, Tensor], rate: float, weight_decay: float

@@ -54,65 +54,7 @@ class Recipe(Settings):
         )
 
 
-_VQ = {"name": "vq"}  # in every preset, so that naming another kind drops this one's settings
-_WIDE_CODES = _VQ | {"code_width": 256, "normalize": False}
-
-PRESETS: Mapping[str, dict[str, Any]] = {
-    # 64×64 pixels, 8×8 codes: a laptop.
-    "tiny": {"tokenizer": {"quantizer": _VQ}},
-    # 128×128 pixels, 16×16 codes: a laptop overnight, any GPU.
-    "small": {
-        "data": {"image_size": 128},
-        "tokenizer": {"widths": [96, 192], "blocks": 2, "quantizer": _VQ},
-        "transformer": {"width": 256, "depth": 8, "heads": 8},
-    },
-    # 128×128 pixels, 16×16 codes of 1024: one GPU.
-    "base": {
-        "data": {"image_size": 128},
-        "tokenizer": {
-            "widths": [128, 448],
-            "blocks": 2,
-            "quantizer": _VQ | {"codebook_size": 1024},
-        },
-        "transformer": {"width": 512, "depth": 12, "heads": 8},
-    },
-    # 256×256 pixels, 16×16 codes of 4096: a large GPU.
-    "large": {
-        "data": {"image_size": 256},
-        "tokenizer": {
-            "widths": [128, 256, 512],
-            "blocks": 2,
-            "quantizer": _VQ | {"codebook_size": 4096},
-        },
-        "transformer": {"width": 1024, "depth": 24, "heads": 16, "dropout": 0.1},
-    },
-    # The founding report's pair: its tokenizer, its objective.
-    "report2021": {
-        "data": {"image_size": 128},
-        "tokenizer": {"network": "report2021", "quantizer": _WIDE_CODES | {"codebook_size": 512}},
-        "objective": {"name": "latent_mse"},
-        "transformer": {"width": 256, "depth": 8, "heads": 8},
-    },
-    # VQGAN's network for 8 pixels a code (Taming Transformers), to compare with: one large GPU.
-    "taming": {
-        "data": {"image_size": 128},
-        "tokenizer": {
-            "network": "taming",
-            "widths": [128, 128, 256, 512],
-            "blocks": 2,
-            "quantizer": _WIDE_CODES | {"codebook_size": 1024},
-        },
-        "transformer": {"width": 512, "depth": 12, "heads": 8},
-    },
-    # Image GPT's way: 32×32 pixels, each one of 512 colours.
-    "palette": {
-        "data": {"image_size": 32},
-        "tokenizer": {
-            "network": "palette",
-            "quantizer": _VQ | {"code_width": 3, "normalize": False, "learning": "ema"},
-        },
-    },
-}
+PRESETS: Mapping[str, dict[str, Any]] = read_config(Path(__file__).with_name("presets.toml"))
 """Sizes by name; what they leave out is as in `Recipe`."""
 
 DEFAULT_PRESET = "tiny"

@@ -169,7 +169,7 @@ def _find_summary_writer(console: Console) -> "type[SummaryWriter] | None":
     except ImportError:
         console.print(
             "TensorBoard is not installed: the curves are in report.html, the numbers in "
-            f"{METRICS_LOG}. To log to it too, run `pip install tensorboard`."
+            f"{METRICS_LOG}. To log to it too, run `pip install 'tessella[tensorboard]'`."
         )
         return None
     return SummaryWriter

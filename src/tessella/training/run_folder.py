@@ -25,14 +25,7 @@ from typing import Any
 from tessella.config import build, changed_settings, read_config
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import lock, write_json
-from tessella.runs.record import (
-    DATA_FOLDER,
-    LOCK_FILE,
-    MODEL_FOLDER,
-    RUN_FILE,
-    TEXT_FOLDER,
-    TOKENIZER_MODEL_FOLDER,
-)
+from tessella.runs import record
 from tessella.training.recipe import Recipe
 
 RUN_FORMAT = 3
@@ -52,7 +45,7 @@ def lock_run(out: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(out / LOCK_FILE, wait_seconds=_LOCK_SECONDS))
+            stack.enter_context(lock(out / record.LOCK_FILE, wait_seconds=_LOCK_SECONDS))
         except TimeoutError:
             raise ConfigError(
                 f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
@@ -80,14 +73,14 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
         CheckpointError: the run has another format.
         ConfigError: the run began with other settings, or the folder holds something else.
     """
-    if not (out / RUN_FILE).exists():
+    if not (out / record.RUN_FILE).exists():
         if out.exists() and not all(map(_comes_before_run_file, out.iterdir())):
             raise ConfigError(
                 f"The folder holds something other than a run: `{out}`. Choose a new or empty "
                 "--out."
             )
         return None
-    run = read_config(out / RUN_FILE)
+    run = read_config(out / record.RUN_FILE)
     if run.get("format") != RUN_FORMAT:
         raise CheckpointError(
             f"The run has format `{run.get('format')}`; this tessella resumes format {RUN_FORMAT}: "
@@ -128,23 +121,23 @@ def write_run_file(
         "asked": dict(asked),
         "recipe": recipe.model_dump(mode="json"),
     }
-    write_json(out / RUN_FILE, run, what="the run's recipe")
+    write_json(out / record.RUN_FILE, run, what="the run's recipe")
 
 
 def _comes_before_run_file(path: Path) -> bool:
     """Returns whether a run writes this before it has a run.json."""
-    names = (DATA_FOLDER, f"{DATA_FOLDER}.skipped.jsonl", TEXT_FOLDER)
+    names = (record.DATA_FOLDER, f"{record.DATA_FOLDER}.skipped.jsonl", record.TEXT_FOLDER)
     return path.name in names or path.name.startswith(".")
 
 
 def _advise_on_other_format(out: Path) -> str:
     """Says how to continue from a run that cannot be resumed."""
-    if (out / MODEL_FOLDER).exists():
+    if (out / record.MODEL_FOLDER).exists():
         return (
             "Its finished model still works. To train it further, choose a new --out and set "
             f"tokenizer_training.init_from and transformer_training.init_from to `{out}`."
         )
-    if (out / TOKENIZER_MODEL_FOLDER).exists():
+    if (out / record.TOKENIZER_MODEL_FOLDER).exists():
         return (
             "Its image tokenizer still works: choose a new --out and set "
             f"tokenizer_training.init_from to `{out}`."

@@ -1,5 +1,8 @@
 """Schedules: pure functions of the images seen, so a resumed run has nothing to remember."""
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -28,29 +31,24 @@ def step_seed(seed: int, rank: int, images_seen: int) -> int:
     return int(np.random.SeedSequence([seed, rank, images_seen]).generate_state(1, np.uint64)[0])
 
 
+@dataclass(frozen=True)
 class ImageOrder:
     """The endless order in which a run sees its images: pass after pass, each freshly shuffled."""
 
-    def __init__(self, num_images: int, seed: int) -> None:
-        """Fixes the order of `num_images` images (at least 1)."""
-        self._num_images = num_images
-        self._seed = seed
-        self._epoch = -1
-        self._shuffled = np.empty(0, dtype=np.int64)
+    num_images: int  # at least 1
+    seed: int
 
     def indices(self, start: int, count: int) -> npt.NDArray[np.int64]:
         """Returns which images are the `start`-th to the (`start + count - 1`)-th seen."""
         positions = np.arange(start, start + count)
-        epochs = positions // self._num_images
+        epochs, indices = np.divmod(positions, self.num_images)
         parts = [
-            self._epoch_order(int(epoch))[positions[epochs == epoch] % self._num_images]
-            for epoch in np.unique(epochs)
+            _shuffle(self.num_images, self.seed, epoch)[indices[epochs == epoch]]
+            for epoch in np.unique(epochs).tolist()
         ]
         return np.concatenate(parts)
 
-    def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            self._shuffled = rng.permutation(self._num_images)
-            self._epoch = epoch
-        return self._shuffled
+
+@lru_cache(maxsize=1)
+def _shuffle(num_images: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_images)

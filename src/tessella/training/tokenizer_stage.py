@@ -22,7 +22,7 @@ from tessella.tokenizer.losses import (
     ReconstructionLosses,
     ReconstructionLossSettings,
 )
-from tessella.training.checkpoint import flatten_optimizer, restore_optimizer
+from tessella.training.checkpoint import flatten_optimizer, restore_optimizer, section
 from tessella.training.loop import Evaluation, Stage, StepLoss, TrainingSettings
 
 _MAX_VALIDATION_IMAGES = 512
@@ -229,28 +229,15 @@ class TokenizerStage(Stage[ImageTokenizer]):
         """Returns the discriminator and its optimizer's state."""
         if self._adversarial is None:
             return {}
-        optimizer, _ = flatten_optimizer(*self._discriminator_optimizer(self._adversarial))
+        optimizer = flatten_optimizer(self._adversarial.optimizer)
         named = {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
         return self._adversarial.state_dict() | named
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores the discriminator and its optimizer's state."""
-        if self._adversarial is None:
-            return
-        self._adversarial.load_state_dict(state)
-        optimizer, names = self._discriminator_optimizer(self._adversarial)
-        prefix = "optimizer."
-        tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        # Its plain values are settings, which the recipe has.
-        _, plain = flatten_optimizer(optimizer, names)
-        restore_optimizer(optimizer, names, tensors, plain)
-
-    @staticmethod
-    def _discriminator_optimizer(
-        adversarial: AdversarialLoss,
-    ) -> tuple[torch.optim.Optimizer, list[str]]:
-        """Returns the optimizer and its parameters' names."""
-        return adversarial.optimizer, [name for name, _ in adversarial.network.named_parameters()]
+        if self._adversarial is not None:
+            self._adversarial.load_state_dict(state)
+            restore_optimizer(self._adversarial.optimizer, section(state, "optimizer"))
 
 
 def _make_pairs_sheet(originals: Pixels, reconstructions: Pixels) -> Pixels:

@@ -5,15 +5,13 @@ import hashlib
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tessella.data import decode, workers
+from tessella.data import decode
 from tessella.data import prepare as prepare_module
 from tessella.data.cache import CacheWriter, CaptionedImages
 from tessella.data.prepare import PreparedData, prepare
@@ -45,14 +43,15 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[int]:
-    """Counts what is decoded in this process."""
+    """Counts what is decoded: a one for each picture."""
     counts: list[int] = []
+    decode_one = decode._decode
 
-    def count(places, size, max_pixels):
-        counts.append(len(places))
-        return decode.decode_batch(places, size, max_pixels)
+    def count(record, settings):
+        counts.append(1)
+        return decode_one(record, settings)
 
-    monkeypatch.setattr(workers, "decode_batch", count)
+    monkeypatch.setattr(decode, "_decode", count)
     return counts
 
 
@@ -259,9 +258,9 @@ def test_a_missing_picture_of_a_table_is_skipped(draw, cache: Path) -> None:
     assert all_captions(data) == {"a.png", "b.png"}
 
 
-def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
+def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path, decoded: list[int]) -> None:
     folder = spoil(draw)
-    report = cache.with_name("cache.skipped.jsonl")
+    report = cache / "skipped.jsonl"
     with pytest.raises(DataError) as caught:
         prepare([str(folder)], SETTINGS.replace(max_image_pixels=10_000), cache)
     message = str(caught.value)
@@ -271,9 +270,11 @@ def test_too_many_bad_files_stop_with_a_clear_error(draw, cache: Path) -> None:
     )
     assert f"`{report}`" in message and "data.max_skipped_fraction" in message
     assert len(report.read_text().splitlines()) == 6
-    assert not cache.exists()
-    prepare([str(folder)], SETTINGS.replace(max_skipped_fraction=0.2), cache)
-    assert not report.exists()
+    # A looser limit needs no second reading.
+    before = len(decoded)
+    settings = SETTINGS.replace(max_image_pixels=10_000, max_skipped_fraction=0.2)
+    assert len(by_caption(prepare([str(folder)], settings, cache))) == 55
+    assert len(decoded) == before
 
 
 def test_only_bad_files_stop_even_if_all_may_be_bad(draw, cache: Path) -> None:
@@ -497,16 +498,16 @@ def test_two_at_once_build_one_cache(draw, cache: Path, decoded: list[int]) -> N
     assert len({data.train.fingerprint for data in results}) == 1 and len(results) == 3
 
 
-# --- decoding processes --------------------------------------------------------------------
+# --- decoding threads ----------------------------------------------------------------------
 
 
-def test_the_number_of_processes_changes_nothing(draw, cache: Path) -> None:
+def test_the_number_of_threads_changes_nothing(draw, cache: Path) -> None:
     folder = draw.captioned(150)
     draw.file("data/0010.png", b"broken")
     draw.file("data/0140.txt", "")
     sources = [str(folder), str(draw.shard("x.tar", range(200, 240))), "scenes:30"]
     results = []
-    for number in (1, 2):
+    for number in (1, 3):
         data = prepare(sources, SETTINGS.replace(workers=number), cache.with_name(str(number)))
         content = {p.name: p.read_bytes() for p in cache.with_name(str(number)).iterdir()}
         results.append((content, data.skipped))
@@ -514,54 +515,49 @@ def test_the_number_of_processes_changes_nothing(draw, cache: Path) -> None:
     assert len(results[0][1]) == 2
 
 
-def test_a_dead_decoding_process_is_a_clear_error(draw, cache: Path, monkeypatch) -> None:
+def test_records_are_read_only_a_few_pictures_ahead(draw) -> None:
+    read: list[int] = []
+
+    def records():
+        for index in range(1000):
+            read.append(index)
+            yield decode.Record(f"scenes/{index}", decode.SceneLocation(0, index), ())
+
+    for size, most in ((16, 70), (1024, 26)):
+        read.clear()
+        settings = SETTINGS.replace(workers=2, image_size=size)
+        pictures = decode.decode_records(records(), settings)
+        next(pictures)
+        pictures.close()
+        assert 2 < len(read) <= most
+
+
+def test_an_error_in_a_thread_ends_the_call(draw, cache: Path, monkeypatch) -> None:
     folder = draw.captioned(130)
-    started: list[subprocess.Popen[bytes]] = []
 
-    def dying() -> subprocess.Popen[bytes]:
-        code = "import sys; sys.stdin.readline(); sys.exit(3)"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        started.append(process)
-        return process
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory is left")
 
-    monkeypatch.setattr(workers, "_start", dying)
-    with pytest.raises(DataError, match=r"A decoding process died \(exit status 3\)"):
+    monkeypatch.setattr(decode, "_hash", fail)
+    with pytest.raises(MemoryError):
         prepare([str(folder)], SETTINGS.replace(workers=2), cache)
-    assert started and all(process.poll() is not None for process in started)
-    assert not cache.exists()
+    assert not cache.exists() and not list_decoding_threads()
 
 
-def test_an_interruption_ends_the_decoding_processes(draw, cache: Path, monkeypatch) -> None:
+def test_an_interruption_ends_the_decoding_threads(draw, cache: Path, decoded: list[int]) -> None:
     folder = draw.captioned(400)
-    started: list[subprocess.Popen[bytes]] = []
-    start = workers._start
-
-    def remembered() -> subprocess.Popen[bytes]:
-        started.append(start())
-        return started[-1]
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers, "_start", remembered)
     with pytest.raises(KeyboardInterrupt):
         prepare([str(folder)], SETTINGS.replace(workers=2), cache, progress=interrupt)
-    assert started and all(process.poll() is not None for process in started)
-    assert not [t for t in threading.enumerate() if t.name.startswith("tessella-decode")]
+    assert 0 < sum(decoded) < 100
+    assert not cache.exists() and not list_decoding_threads()
 
 
-def test_a_decoding_process_answers_until_its_input_ends(draw) -> None:
-    location = decode.ImageLocation(str(draw.image("a.png", 7)))
-    scene = decode.SceneLocation(0, 1)
-    with workers._start() as process:
-        for _ in range(2):
-            decode.write_request(process.stdin, [location, scene], 16, 10**6)
-            answer = decode.read_answer(process.stdout, 16)
-            assert answer == decode.decode_batch([location, scene], 16, 10**6)
-        process.stdin.close()
-        assert process.wait(timeout=60) == 0
+def list_decoding_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("tessella-decode")]
 
 
 def test_a_picture_cut_off_by_the_end_of_its_tar_is_skipped(draw) -> None:
@@ -569,7 +565,8 @@ def test_a_picture_cut_off_by_the_end_of_its_tar_is_skipped(draw) -> None:
     size = shard.stat().st_size
     cut_off = decode.ImageLocation(str(shard), 0, size + 1)
     missing = decode.ImageLocation(f"{shard}.gone", 0, 5)
-    cut, gone = decode.decode_batch([cut_off, missing], 16, 10**6).outcomes
+    records = [decode.Record("a.png", location, ("a",)) for location in (cut_off, missing)]
+    cut, gone = decode.decode_records(records, SETTINGS)
     assert cut.reason == "The tar ends in the middle of the picture."
     assert gone.reason == "Cannot read the tar: No such file or directory."
 
@@ -595,6 +592,6 @@ def test_settings_out_of_range_are_refused(change: dict[str, object]) -> None:
         DataSettings().replace(**change)
 
 
-def test_the_number_of_processes_is_found_or_given() -> None:
+def test_the_number_of_threads_is_found_or_given() -> None:
     assert 1 <= DataSettings().num_workers <= 16
     assert DataSettings(workers=3).num_workers == 3

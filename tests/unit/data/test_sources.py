@@ -325,7 +325,7 @@ def test_a_tar_broken_in_the_middle_is_refused(draw) -> None:
     place = content.index(b"0004.png")
     content[place : place + 512] = b"\x7f" * 512
     shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"Cannot read the tar: .* Broken after `0003\.json`"):
+    with pytest.raises(DataError, match=r"Cannot read the tar: .* Broken in or after `0003\.json`"):
         read(shard)
 
 

@@ -11,8 +11,10 @@ fractions = st.floats(0.0, 0.99)
 
 
 def sides(pixels: list[int], groups: list[int] | None, fraction: float) -> list[bool]:
-    group_keys = None if groups is None else np.array(groups, dtype=np.uint64)
-    return assign_sides(np.array(pixels, dtype=np.uint64), group_keys, fraction).tolist()
+    pixel_keys, group_keys = (
+        np.array(keys, dtype=np.uint64) for keys in (pixels, pixels if groups is None else groups)
+    )
+    return assign_sides(pixel_keys, group_keys, fraction).tolist()
 
 
 @given(keys, fractions, st.randoms())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tessella.errors import DataError
 from tessella.evaluation import distributions
-from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
+from tessella.evaluation.distributions import compute_fid, compute_fraction_among, compute_kid
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -129,7 +129,7 @@ def test_fid_and_kid_are_those_of_torchmetrics_bit_for_bit() -> None:
     assert (ours.value, ours.std) == (float(value), float(std))
 
 
-@pytest.mark.parametrize("compute", [compute_fid, compute_kid, compute_precision_recall])
+@pytest.mark.parametrize("compute", [compute_fid, compute_kid, compute_fraction_among])
 def test_too_few_pictures_are_refused(compute: Any) -> None:
     with pytest.raises(DataError, match="need 4 pictures on each side, better thousands: `3`"):
         compute(draw(5, 1), draw(3, 2))
@@ -142,10 +142,8 @@ def test_precision_and_recall_by_hand() -> None:
     the originals, on the border; the originals all lie among the others.
     """
     originals, others = (torch.tensor(v).double()[:, None] for v in ([0, 1, 2, 3], [6, 7, 8, 20]))
-    found = compute_precision_recall(originals, others)
-    assert (found.precision, found.recall) == (0.25, 1.0)
-    turned = compute_precision_recall(others, originals)
-    assert (turned.precision, turned.recall) == (1.0, 0.25)
+    assert compute_fraction_among(others, originals) == 0.25
+    assert compute_fraction_among(originals, others) == 1.0
 
 
 def fraction_among_one_by_one(pictures: Array, others: Array) -> float:
@@ -164,17 +162,16 @@ def fraction_among_one_by_one(pictures: Array, others: Array) -> float:
 def test_precision_and_recall_are_their_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributions, "_ROWS", 7)
     first, second = draw(40, 1), 1.5 * draw(30, 2)
-    found = compute_precision_recall(first, second)
-    assert 0 < found.precision < 1
-    assert 0 < found.recall < 1
-    assert found.precision == fraction_among_one_by_one(second.numpy(), first.numpy())
-    assert found.recall == fraction_among_one_by_one(first.numpy(), second.numpy())
+    for pictures, others in ((first, second), (second, first)):
+        found = compute_fraction_among(pictures, others)
+        assert 0 < found < 1
+        assert found == fraction_among_one_by_one(pictures.numpy(), others.numpy())
 
 
 def test_a_set_lies_among_itself_and_far_ones_do_not() -> None:
     first = draw(20, 1)
-    assert compute_precision_recall(first, first.clone()).precision == 1.0
-    assert compute_precision_recall(first, first + 1e6).recall == 0.0
+    assert compute_fraction_among(first, first.clone()) == 1.0
+    assert compute_fraction_among(first, first + 1e6) == 0.0
 
 
 def test_equal_pictures_have_distance_zero() -> None:

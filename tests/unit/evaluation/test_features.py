@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ class Colours:
 @pytest.mark.parametrize("layer", ["image", "mean"])
 def test_a_vector_is_the_mean_over_places(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH", 2)
-    network = Colours()
+    network: Any = Colours()
     extractor = FeatureExtractor(f"colours-{layer}", network, layer)
     assert extractor.num_features == 3
     network.batches.clear()
@@ -53,12 +54,13 @@ def test_a_vector_is_the_mean_over_places(layer: str, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def test_squeezenet_by_name(tmp_path: Path) -> None:
+def test_squeezenet_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = SqueezeNet()
     path = tmp_path / "squeezenet.npz"
     np.savez(path, **{name: value.numpy() for name, value in network.state_dict().items()})
-    extractor = create_extractor("squeezenet-fire3", path)
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(path))
+    extractor = create_extractor("squeezenet-fire3")
     assert (extractor.name, extractor.num_features) == ("squeezenet-fire3", 128)
     with torch.inference_mode():
         expected = network.features(to_float(PIXELS), ["fire3"])["fire3"].mean((2, 3))
@@ -78,10 +80,13 @@ def test_resnet18_by_name_and_variable(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", ["inception-pool3", "squeezenet", ""])
-def test_an_unknown_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "squeezenet.npz"
     weights = SqueezeNet().state_dict()
     np.savez(path, **{name: value.numpy() for name, value in weights.items()})
+    monkeypatch.setenv("TESSELLA_SQUEEZENET", str(path))
     message = "no layer ``" if name == "squeezenet" else "named NETWORK-LAYER, with one of the"
     with pytest.raises(ConfigError, match=message):
-        create_extractor(name, path)
+        create_extractor(name)

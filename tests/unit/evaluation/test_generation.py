@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tessella.errors import GenerationError
-from tessella.evaluation.distributions import compute_fid, compute_kid, compute_precision_recall
+from tessella.evaluation.distributions import compute_fid, compute_fraction_among, compute_kid
 from tessella.evaluation.eval_images import EvalImages, draw_indices
 from tessella.evaluation.features import EvalNetworks
 from tessella.evaluation.generation import (
@@ -142,12 +142,11 @@ def test_the_sets_are_compared_with_the_real_pictures_of_the_same_captions() -> 
     assert [len(pixels) for pixels in colours.seen] == [10, 10]
     assert np.array_equal(colours.seen[0], IMAGES.pixels[draw_indices(len(SHADES), 10).tolist()])
     real, painted = colours.extract(colours.seen[0]), colours.extract(made.pixels)
-    among = compute_precision_recall(real, painted)
     expected = {
         "fid": compute_fid(real, painted),
         "kid": compute_kid(real, painted).value,
-        "precision": among.precision,
-        "recall": among.recall,
+        "precision": compute_fraction_among(painted, real),
+        "recall": compute_fraction_among(real, painted),
     }
     for kind, value in expected.items():
         metric = made.metrics[f"painted_{kind}_colours-mean"]
@@ -249,7 +248,7 @@ def test_what_is_missing_is_left_out_with_the_reason() -> None:
     losses = dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), "No pictures.")
     reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No weights."}
     assert made.left_out == reasons | losses
-    assert made.pairs == []
+    assert not made.pairs
     with_colours = evaluate(Sampler(), missing_training="No pictures.")
     assert with_colours.left_out == losses | {"copy_rate": "No pictures."}
 

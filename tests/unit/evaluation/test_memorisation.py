@@ -1,5 +1,6 @@
 """Nearest training pictures, copies and the loss gap, on pictures whose distances are known."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_the_sheet_has_each_picture_beside_its_nearest() -> None:
 class Learner:
     """A model whose loss is the mean brightness of an image, plus noise; it reads short texts."""
 
+    name = "bright"
     device = torch.device("cpu")
     max_tokens = 3
     objective: Any
@@ -164,13 +166,14 @@ def test_the_loss_gap_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     gap = measure_loss_gap(model, held_out, training, max_images=9)
     assert torch.equal(torch.get_rng_state(), before)
     assert gap is not None
-    assert gap.num_images == 3
+    assert gap["loss_held_out"].protocol == "loss of bright, first captions, mean over 3 of mine"
     # Both sides have the same noise.
-    assert gap.held_out - gap.train == pytest.approx(133 / 3 - 20)
+    difference = gap["loss_held_out"].value - gap["loss_train"].value
+    assert difference == gap["loss_gap"].value == pytest.approx(133 / 3 - 20)
     assert gap == measure_loss_gap(model, held_out, training, max_images=9)
     few = measure_loss_gap(model, held_out, training, max_images=2)
     assert few is not None
-    assert few.num_images <= 2
+    assert re.search("mean over [12] training images", few["loss_train"].protocol)
 
 
 def test_no_caption_that_can_be_read_gives_no_gap(

@@ -16,35 +16,36 @@ from tessella.evaluation.retrieval import Clip, measure_retrieval
 def test_the_own_prompt_must_be_above_all_others() -> None:
     """The first is above, the second is not, the third is level, which is not above."""
     scores = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3], [1.0, 0.0, 1.0]])
-    found = measure_retrieval(scores, torch.tensor([0, 1, 2]))
-    assert found.fraction == pytest.approx(1 / 3)
-    assert found.chance == pytest.approx(1 / 3)
-    assert (found.num_pictures, found.num_choices) == (3, 3)
+    found = measure_retrieval(scores, torch.tensor([0, 1, 2]), "by hand")
+    assert found.value == pytest.approx(1 / 3)
+    assert found.protocol == (
+        "share of 3 pictures whose own prompt is first of 3, chance 0.333; by hand"
+    )
 
 
 def test_several_pictures_may_have_one_prompt() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.4], [0.9, 0.8]])
-    assert measure_retrieval(scores, torch.tensor([0, 0, 0])).fraction == pytest.approx(2 / 3)
+    assert measure_retrieval(scores, torch.tensor([0, 0, 0]), "").value == pytest.approx(2 / 3)
 
 
 def test_scores_that_are_no_numbers_find_nothing() -> None:
-    assert measure_retrieval(torch.full((2, 2), torch.nan), torch.tensor([0, 1])).fraction == 0
+    assert measure_retrieval(torch.full((2, 2), torch.nan), torch.tensor([0, 1]), "").value == 0
 
 
 def test_of_many_prompts_each_picture_is_given_a_hundred() -> None:
     """Its own prompt is second of 200: the first is among 99 drawn of 199 in about half."""
     scores = -torch.arange(200.0).expand(400, -1)
-    found = measure_retrieval(scores, torch.ones(400, dtype=torch.int64))
-    assert (found.chance, found.num_choices) == (0.01, 100)
-    assert found.fraction == pytest.approx(1 - 99 / 199, abs=0.1)
-    assert found == measure_retrieval(scores, torch.ones(400, dtype=torch.int64))
+    found = measure_retrieval(scores, torch.ones(400, dtype=torch.int64), "")
+    assert "first of 100, chance 0.01;" in found.protocol
+    assert found.value == pytest.approx(1 - 99 / 199, abs=0.1)
+    assert found == measure_retrieval(scores, torch.ones(400, dtype=torch.int64), "")
 
 
 def test_chance_is_what_blind_scores_have() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(3000, 20, generator=generator)
-    found = measure_retrieval(scores, torch.arange(3000) % 20)
-    assert found.fraction == pytest.approx(found.chance, abs=0.02)
+    found = measure_retrieval(scores, torch.arange(3000) % 20, "")
+    assert found.value == pytest.approx(1 / 20, abs=0.02)
 
 
 PROMPTS = ["a red square", "blue", "a large green ring on white", "red red red"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tessella.errors import CheckpointError
-from tessella.model.folder import MODEL_FORMAT, TrainedTokenizer, load_transformer_weights
+from tessella.model.folder import MODEL_FORMAT, TrainedTokenizer, load_weights
 from tessella.model.pipeline import TextToImage
 from untrained import create_untrained, save_untrained
 
@@ -67,13 +67,13 @@ def test_damaged_weights_of_the_transformer_are_named(tmp_path: Path) -> None:
     weights = load_file(path)
     save_file({name: t for name, t in weights.items() if name != "question"}, path)
     with pytest.raises(CheckpointError, match=r"fit the configuration .*Missing key.*mask_token"):
-        load_transformer_weights(network, path)
+        load_weights(network, path)
     save_file(weights | {"answer": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"fit the configuration .*Unexpected key.*answer"):
-        load_transformer_weights(network, path)
+        load_weights(network, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"transformer\.safetensors"):
-        load_transformer_weights(network, path)
+        load_weights(network, path)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

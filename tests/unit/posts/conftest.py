@@ -135,7 +135,11 @@ def open_model(chat_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> Open
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tessella.posts.chat_client._FIRST_PAUSE_SECONDS", 0.0)
 
-    def open_model(script: Sequence[Answer], **how: Any) -> LanguageModel:
+    def open_model(
+        script: Sequence[Answer], max_retries: int | None = None, **how: Any
+    ) -> LanguageModel:
+        if max_retries is not None:
+            monkeypatch.setattr("tessella.posts.chat_client._MAX_RETRIES", max_retries)
         chat_server.script = list(script)
         return LanguageModel.open("tiny", **{"base_url": chat_server.url, **how})
 

@@ -1,10 +1,11 @@
 """Platforms: how characters count."""
 
 import time
+from typing import get_args
 
 import pytest
 
-from tessella.posts.platforms import PLATFORM_NAMES, PLATFORMS
+from tessella.posts.platforms import PLATFORMS, PlatformName
 
 
 @pytest.mark.parametrize(
@@ -60,5 +61,5 @@ def test_every_platform_says_its_limits() -> None:
         "pinterest": (500, 5),
         "tiktok": (2200, 5),
     }
-    assert tuple(PLATFORMS) == PLATFORM_NAMES
+    assert tuple(PLATFORMS) == get_args(PlatformName)
     assert all(name == platform.name for name, platform in PLATFORMS.items())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessella.posts.platforms import PLATFORMS
-from tessella.posts.post import Post, clean_hashtags, compose, cut, cut_alt_text, fit_text
+from tessella.posts.post import Post, clean_hashtags, compose, cut, fit_text
 
 SHORT = replace(PLATFORMS["bluesky"], max_characters=30)
 
@@ -75,5 +75,9 @@ def test_a_huge_text_is_cut_at_once() -> None:
 
 
 def test_an_alt_text_is_one_line_of_a_length_that_all_take() -> None:
-    assert cut_alt_text("A loaf\nof bread.") == "A loaf of bread."
-    assert len(cut_alt_text("bread " * 200)) <= 500
+    def fit(alt_text: str) -> str:
+        return Post.fit("Bread.", [], alt_text, "loaf", SHORT).alt_text
+
+    assert fit("A loaf\nof bread.") == "A loaf of bread."
+    assert len(fit("bread " * 200)) <= 500
+    assert fit(" \n") == "A small generated picture: loaf."

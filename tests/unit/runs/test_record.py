@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import filelock
 import pytest
 from filelock import FileLock
 
-from tessella.runs import record
-from tessella.runs.record import LOCK_FILE, RUN_FILE, RunReader, is_running
+from tessella.runs.record import LOCK_FILE, RUN_FILE, RunRecord, is_running
 
 
 def test_a_run_is_running_while_its_lock_is_held(tmp_path: Path) -> None:
@@ -34,12 +34,12 @@ def test_without_a_way_to_lock_nothing_is_claimed(
         raise OSError(number, "refused")
 
     (tmp_path / LOCK_FILE).touch()
-    monkeypatch.setattr(record, "FileLock", refuse)
+    monkeypatch.setattr(filelock, "FileLock", refuse)
     assert is_running(tmp_path) is None
 
 
 def test_the_stamp_changes_with_the_run(tmp_path: Path) -> None:
-    reader = RunReader(tmp_path)
+    reader = RunRecord(tmp_path)
     stamps = [reader.stamp()]
     for change in (
         lambda: (tmp_path / RUN_FILE).write_text("{}", encoding="utf-8"),

@@ -261,8 +261,8 @@ def test_a_run_that_was_killed(trained: Path) -> None:
     bad += ["\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "NaN"]
     write_lines(trained / "tokenizer" / "metrics.jsonl", *lines[:2], *bad)
     written = write_report(trained)
-    assert written.unreadable_lines == 6
-    assert written.images_seen == {"tokenizer": 40, "transformer": 0}
+    assert written.record.unreadable_lines == 6
+    assert [stage.images_seen for stage in written.record.stages] == [40, 0]
     text = written.path.read_text(encoding="utf-8")
     Page(text)
     assert "Unreadable lines in the logs, left out here: 6." in text
@@ -331,7 +331,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message:
 def test_the_report_goes_where_it_is_asked(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "elsewhere" / "page.html"
     written = write_report(run, out)
-    assert (written.path, written.size_bytes) == (out, out.stat().st_size)
+    assert written.path == out
+    assert out.stat().st_size > 0
     assert not (run / "report.html").exists()
     assert write_report(run).path == run / "report.html"
 

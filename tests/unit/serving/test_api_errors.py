@@ -150,7 +150,7 @@ def test_failures_of_a_route_are_counted_have_an_id_and_are_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """They were answered outside of the access log: status 0, no id, told twice."""
-    broken = dataclasses.replace(tiny, name="broken", metrics={"secret": float("nan")})
+    broken = dataclasses.replace(tiny, name="broken", card=object())
     route = "/v1/models/{name}/card"
     with run_app(create_app({"broken": broken})) as found:
         answer = found.get("/v1/models/broken/card", headers={"X-Request-Id": "mine"})

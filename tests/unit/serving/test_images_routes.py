@@ -1,6 +1,7 @@
 """OpenAI's image routes over real HTTP: what is painted is what the model paints."""
 
 import base64
+import inspect
 import io
 import json
 import struct
@@ -713,7 +714,8 @@ def test_pictures_that_wait_are_small(
         )
         until(lambda: server.num_waiting == 1)
         [job] = server.service.worker._arrived
-        held = job.job.list_requests.keywords["plan"].args
+        plan = job.job.list_requests.keywords["plan"]
+        held = inspect.getclosurevars(plan).nonlocals.values() if masks else plan.args
         sizes = [one.size for one in held if isinstance(one, Image.Image)]
         sizes += [one.shape for one in held if isinstance(one, np.ndarray)]
         assert sizes == ([(16, 16)] * 2 if masks else [(16, 16)])

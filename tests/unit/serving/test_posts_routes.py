@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,9 +37,7 @@ class Chat:
         self.script = list(script)
         self.deadlines: list[Deadline] = []  # one a question
 
-    def complete(
-        self, model: str, messages: Sequence[Mapping[str, str]], how: Any, deadline: Deadline
-    ) -> str:
+    def complete(self, request: Any, deadline: Deadline) -> str:
         self.deadlines.append(deadline)
         answer = self.script.pop(0)
         if callable(answer):
@@ -76,6 +74,14 @@ def start(models: Mapping[str, ServedModel]) -> Iterator[Start]:
     yield start
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def offline(models: Mapping[str, ServedModel]) -> Iterator[TestClient]:
+    """Serves all models without a language model; one server for what it refuses."""
+    app = create_app(models)
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
 
 
 def test_a_language_model_writes_and_the_model_paints(start: Start) -> None:
@@ -145,18 +151,18 @@ def test_a_model_that_cannot_choose_paints_one(start: Start) -> None:
     ],
 )
 def test_wrong_requests_are_refused(
-    start: Start, changes: dict[str, Any], status: int, param: str | None
+    offline: TestClient, changes: dict[str, Any], status: int, param: str | None
 ) -> None:
-    answer = start().post("/v1/posts", json={**ASKED, **changes})
+    answer = offline.post("/v1/posts", json={**ASKED, **changes})
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
     assert answer.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff"])
-def test_what_is_no_json_is_refused(start: Start, body: bytes) -> None:
+def test_what_is_no_json_is_refused(offline: TestClient, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = start().post("/v1/posts", content=body, headers=headers)
+    answer = offline.post("/v1/posts", content=body, headers=headers)
     assert answer.status_code == 400
 
 

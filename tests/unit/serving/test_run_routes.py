@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from filelock import FileLock
 
+from tessella import files
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.images import save_png
@@ -127,7 +128,7 @@ def test_where_locks_cannot_be_had_nothing_is_claimed(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(record, "FileLock", refuse)
+    monkeypatch.setattr(files, "lock", refuse)
     log(training, "tokenizer", train_line(40))
     state = look(training)
     assert (state["state"], state["is_running"]) == ("tokenizer", None)

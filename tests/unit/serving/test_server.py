@@ -145,7 +145,10 @@ def refuse(*arguments: str) -> str:
         (("nowhere", "--port", "0"), "There is no such model: `nowhere`"),
         (("scenes", "scenes=stickers", "--port", "0"), "Two models have one name: `scenes`"),
         (("--set", "serve.max_que=3"), "did you mean `max_queue`"),
-        (("--set", "generation.steps=3"), "Serving takes settings of the section `serve` alone"),
+        (
+            ("--set", "generation.steps=3"),
+            "settings of the section `serve` only: `generation`",
+        ),
         (("--insecure", "--host", "no such host"), "Cannot listen on `no such host`"),
     ],
 )

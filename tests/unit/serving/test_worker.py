@@ -18,8 +18,8 @@ from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
 from tessella.serving.api_errors import ClosingError, QueueFullError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
-from tessella.serving.metrics import ServerMetrics
 from tessella.serving.models_served import ServedModel
+from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker, QueuedJob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +45,8 @@ def make() -> Iterator[Make]:
     made: list[PaintingWorker] = []
 
     def begin(batch_size: int = 16, max_queue: int = 256) -> PaintingWorker:
-        made.append(PaintingWorker(batch_size, max_queue, ServerMetrics()))
+        limits = {"batch_size": batch_size, "max_queue": max_queue, "max_pictures": 1}
+        made.append(PaintingWorker(ServeSettings(**limits)))
         return made[-1]
 
     yield begin

@@ -196,10 +196,11 @@ def test_eight_pictures_are_learned_by_heart() -> None:
     optimizer = MuonAdamW(
         [{"params": hidden, "muon": True}, {"params": rest, "muon": False}], OptimizerSettings()
     )
+    compare = ReconstructionLoss(ReconstructionLossSettings())
     for step in range(60):
         optimizer.set_learning_rate(1 - step / 60)
         made = tokenizer(image)
-        loss = ReconstructionLoss(ReconstructionLossSettings())(made.image, image).total
+        loss = compare(made.image, image).total
         (loss + made.quantized.loss).backward()
         optimizer.step()
         optimizer.zero_grad()

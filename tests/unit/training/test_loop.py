@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tessella.errors import ConfigError, TessellaError
-from tessella.training.checkpoint import load_latest_checkpoint
+from tessella.training.checkpoint import load_latest_checkpoint, section
 from tessella.training.loop import (
     Evaluation,
     Stage,
@@ -118,8 +118,8 @@ def test_it_learns_and_returns_the_average(tmp_path: Path) -> None:
     assert made.guess.item() == pytest.approx(4.5, abs=0.5)
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
-    assert state.section("average")["guess"] == made.guess
-    assert state.section("network")["guess"] == stage.network.guess
+    assert section(state.tensors, "average")["guess"] == made.guess
+    assert section(state.tensors, "network")["guess"] == stage.network.guess
     assert made.guess != stage.network.guess
 
 
@@ -127,13 +127,13 @@ def test_what_does_not_learn_has_no_optimizer(tmp_path: Path) -> None:
     run(Toy(), tmp_path)
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
-    assert set(state.section("optimizer")) == {
+    assert set(section(state.tensors, "optimizer")) == {
         "matrix.momentum",
         "guess.step",
         "guess.mean",
         "guess.square",
     }
-    assert torch.equal(state.section("network")["fixed"], torch.ones(2))
+    assert torch.equal(section(state.tensors, "network")["fixed"], torch.ones(2))
 
 
 def test_images_are_rounded_up_to_whole_batches(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_stage_may_learn_something_beside_the_network(tmp_path: Path) -> None:
     assert note == {"images_seen": 24, "kind": "note", "note": "It got worse."}
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
-    assert state.section("stage")["total"] == 4
+    assert section(state.tensors, "stage")["total"] == 4
     # The mean over the steps that gave one, not over all.
     totals = [line["total"] for line in metrics(tmp_path, "train")]
     assert totals == [1.0, 3.0]
@@ -267,7 +267,7 @@ def test_the_network_is_averaged_and_saved_without_what_holds_it(tmp_path: Path)
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
     for part in ("network", "average"):
-        assert set(state.section(part)) == {"matrix", "guess", "fixed"}
+        assert set(section(state.tensors, part)) == {"matrix", "guess", "fixed"}
 
 
 def test_what_a_stage_names_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,9 @@ def test_long_gradients_are_shortened(tmp_path: Path) -> None:
     run(Toy(), tmp_path, images=4, optimizer=OptimizerSettings(max_gradient_norm=0.01))
     state = load_latest_checkpoint(tmp_path / "checkpoints")
     assert state is not None
-    assert state.section("optimizer")["guess.square"].item() == pytest.approx(0.05e-4, rel=1e-3)
+    assert section(state.tensors, "optimizer")["guess.square"].item() == pytest.approx(
+        0.05e-4, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(

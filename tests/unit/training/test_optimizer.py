@@ -224,16 +224,3 @@ def test_a_share_of_nothing_moves_nothing() -> None:
     optimizer.step()
     assert torch.equal(matrix.detach(), torch.ones(3, 3))
     assert torch.equal(vector.detach(), torch.ones(3))
-
-
-def test_a_closure_is_called_with_gradients() -> None:
-    parameter = nn.Parameter(torch.ones(2))
-    optimizer = adamw([parameter])
-
-    def closure() -> float:
-        loss = parameter.square().sum()
-        loss.backward()
-        return loss.item()
-
-    assert optimizer.step(closure) == 2.0
-    assert (parameter < 1).all()

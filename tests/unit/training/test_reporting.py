@@ -86,7 +86,7 @@ def test_without_tensorboard_all_but_the_board_is_there(
     for name in ("tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     shown = io.StringIO()
-    console = Console(file=shown, width=200)
+    console = Console(file=shown, width=200, markup=False)  # as the command's
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
     for stage in ("tokenizer", "transformer"):
         with Reporter(tmp_path / stage, stage, 1000, 0, console) as reporter:
@@ -96,6 +96,7 @@ def test_without_tensorboard_all_but_the_board_is_there(
         assert (tmp_path / stage / "samples" / "000000000064.png").exists()
         assert not (tmp_path / stage / "tensorboard").exists()
     assert shown.getvalue().count("TensorBoard is not installed") == 1
+    assert "`pip install 'tessella[tensorboard]'`" in shown.getvalue()
     assert "report.html" in shown.getvalue()
     assert "metrics.jsonl" in shown.getvalue()
 

@@ -112,6 +112,13 @@ export async function* postForEvents(path, body, signal) {
   }
 }
 
+/** Answers the promise of a key, which `load` makes unless there is one that has not failed. */
+export function once(promises, key, load) {
+  if (!promises.has(key)) promises.set(key, load());
+  promises.get(key).catch(() => promises.delete(key));
+  return promises.get(key);
+}
+
 /** Turns base64 into a picture's Blob. */
 export function toBlob(base64, type = "image/png") {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));

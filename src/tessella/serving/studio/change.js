@@ -66,7 +66,7 @@ function openChange(app, paint, source, was, change) {
         <h2 id="change-title">${change.title}</h2>
         ${change.more}
         <label class="field">
-          <span>Prompt: what the whole picture shows</span>
+          <span class="hint">Prompt: what the whole picture shows</span>
           <textarea
             name="prompt"
             rows="2"
@@ -111,7 +111,9 @@ function openVary(app, paint, source, was) {
     isPromptNeeded: false,
     picture: drawBed(urlOf(source.blob), "To vary"),
     more: html`<div class="field">
-      <label for="strength">Part of its tiles to paint anew: <output>${percent} %</output></label>
+      <label for="strength" class="hint">
+        Part of its tiles to paint anew: <output>${percent} %</output>
+      </label>
       <input
         id="strength"
         name="strength"

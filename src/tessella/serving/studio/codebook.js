@@ -1,6 +1,6 @@
 // A model's box of tiles: its picture, fetched once, and each tile's mean colour.
 
-import { get, toBlob } from "/studio/api.js";
+import { get, once, toBlob } from "/studio/api.js";
 
 // In a mosaic: a tile's width, the gap after it, and both together in a band.
 const LARGE_PX = 64;
@@ -11,12 +11,7 @@ const boxes = new Map();
 
 /** Fetches a model's box; answers {size, tilePx, columns, sheet, byColour}. */
 export function loadCodebook(model) {
-  if (!boxes.has(model.id)) {
-    const loading = fetchCodebook(model);
-    boxes.set(model.id, loading);
-    loading.catch(() => boxes.delete(model.id));
-  }
-  return boxes.get(model.id);
+  return once(boxes, model.id, () => fetchCodebook(model));
 }
 
 async function fetchCodebook(model) {

@@ -4,7 +4,7 @@ import { html } from "/studio/vendor/lit-html.js";
 
 /** A labelled part of a form. */
 export function drawField(label, control) {
-  return html`<label class="field"><span>${label}</span>${control}</label>`;
+  return html`<label class="field"><span class="hint">${label}</span>${control}</label>`;
 }
 
 /** A field for a number; `blank` says what holds where none is given. */
@@ -60,9 +60,12 @@ export function drawChoice(legend, name, values, chosen, choose) {
   </fieldset>`;
 }
 
-/** What went wrong, where something did. */
-export function drawProblem(problem) {
-  return problem ? html`<p class="problem" role="alert">${problem}</p>` : "";
+/** What went wrong, where something did, and a button to try it again. */
+export function drawProblem(problem, retry = null) {
+  const button = html`<button type="button" class="quiet" @click=${retry}>Try again</button>`;
+  return problem
+    ? html`<p class="problem" role="alert">${problem} ${retry ? button : ""}</p>`
+    : "";
 }
 
 /** Makes a dialog whose heading has an id; it is gone once it is closed. */

@@ -3,7 +3,7 @@
 // A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
-import { get, onKeyNeeded } from "/studio/api.js";
+import { get, onKeyNeeded, once } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
 import { drawProblem, drawSelect, makeDialog } from "/studio/forms.js";
 import { html, render } from "/studio/vendor/lit-html.js";
@@ -91,24 +91,17 @@ function addView(name) {
 
 /** Mounts a view once, or again after it failed; answers its element. */
 function mountView(name, load) {
-  if (!mounted.has(name)) {
-    const mounting = loadView(name, load);
-    mounted.set(name, mounting);
-    mounting.catch(() => mounted.delete(name));
-  }
-  return mounted.get(name);
-}
-
-async function loadView(name, load) {
-  const module = await load();
-  const element = addView(name);
-  try {
-    await module.mount(element, app);
-  } catch (error) {
-    element.remove();
-    throw error;
-  }
-  return element;
+  return once(mounted, name, async () => {
+    const module = await load();
+    const element = addView(name);
+    try {
+      await module.mount(element, app);
+    } catch (error) {
+      element.remove();
+      throw error;
+    }
+    return element;
+  });
 }
 
 /** Draws what went wrong in a view of its own; answers its element. */
@@ -118,8 +111,7 @@ function drawFailure(title, error) {
   render(
     html`<div class="stack">
       <h1 tabindex="-1">${title}</h1>
-      ${drawProblem(error.message)}
-      <p><button type="button" @click=${() => location.reload()}>Try again</button></p>
+      ${drawProblem(error.message, () => location.reload())}
     </div>`,
     element,
   );
@@ -179,7 +171,7 @@ function askKey(problem) {
       <h2 id="key-title">This server asks for a key</h2>
       ${drawProblem(problem)}
       <label class="field">
-        <span>API key</span>
+        <span class="hint">API key</span>
         <input
           name="key"
           type="password"

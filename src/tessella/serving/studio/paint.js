@@ -176,7 +176,7 @@ function drawView(app, actions, firstExample) {
             </div>
             ${can.guidance
               ? html`<label class="field">
-                  <span>Negative prompt</span>
+                  <span class="hint">Negative prompt</span>
                   <input name="negative_prompt" maxlength=${limits.prompt_characters} />
                   <small class="hint">Works at a guidance above 1.</small>
                 </label>`

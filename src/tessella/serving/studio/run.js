@@ -5,8 +5,9 @@
 // nothing. News go into the page that is there: place, selection and opened details stay.
 
 import { get } from "/studio/api.js";
+import { drawProblem } from "/studio/forms.js";
 import { morph } from "/studio/morph.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { render } from "/studio/vendor/lit-html.js";
 
 const SOONEST_MS = 2_000;
 const LATEST_MS = 15_000;
@@ -45,7 +46,7 @@ export async function mount(element) {
       delay = error.status === 401 ? null : LATEST_MS;
     }
     isAsking = false;
-    render(problem ? drawProblem(problem, wake) : "", alert);
+    render(drawProblem(problem, wake), alert);
     plan();
   }
 
@@ -67,12 +68,6 @@ export async function mount(element) {
   await follow();
 }
 
-function drawProblem(problem, wake) {
-  return html`<p class="problem" role="alert">
-    ${problem} <button type="button" class="quiet" @click=${wake}>Try again</button>
-  </p>`;
-}
-
 /** Puts the news into the page; a moment that was chosen stays, else the newest one is shown. */
 function update(page, text) {
   const chosen = [...page.querySelectorAll("input:checked")].filter((box) => !box.defaultChecked);
@@ -82,14 +77,13 @@ function update(page, text) {
 
 /** The values of a curve's lines, with their places on the drawing. */
 function listValues(plot) {
-  return [...plot.querySelectorAll("polyline")].flatMap((line) => {
-    const places = line.getAttribute("points").split(" ");
-    return line.dataset.values.split(" ").map((pair, index) => {
+  return [...plot.querySelectorAll("polyline")].flatMap((line) =>
+    line.dataset.values.split(" ").map((pair, index) => {
       const [images, value] = pair.split(":").map(Number);
-      const [x, y] = places[index].split(",").map(Number);
+      const { x, y } = line.points[index];
       return { kind: line.getAttribute("class"), name: line.dataset.name, images, value, x, y };
-    });
-  });
+    }),
+  );
 }
 
 function findNearest(values, x) {
