@@ -167,7 +167,7 @@ def settings_page(recipe: type[BaseModel], serving: type[BaseModel] | None = Non
         lines += [f"## {section.title}", ""]
         if section.help:
             lines += [section.help, ""]
-        lines += ["| setting | type | default | range | what it does |", "|---|---|---|---|---|"]
+        lines += ["| setting | type | default | range | description |", "|---|---|---|---|---|"]
         for row in section.settings:
             cells = (f"`{row.name}`", row.type, row.default, row.range, row.help)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

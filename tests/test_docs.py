@@ -54,7 +54,7 @@ def load_build_reference() -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name.
     sys.modules[spec.name] = module
-    # As when it is run: beside it lies what it imports.
+    # As when it is run: it imports a file beside it.
     sys.path.insert(0, str(DOCS))
     try:
         spec.loader.exec_module(module)
@@ -187,7 +187,7 @@ def parse_faults(command: Any, arguments: list[str], *, whole: bool) -> list[str
         return [f"no such option: {word}" for word in words if word not in known]
     try:
         values, rest, _ = command.make_parser(context).parse_args(list(arguments))
-    except Exception as error:  # noqa: BLE001 — whatever the parser refuses is what is asked
+    except Exception as error:  # noqa: BLE001 — the question is whether the parser refuses it
         return [getattr(error, "message", str(error))]
     if {"--help"} & set(arguments):
         return []
@@ -404,9 +404,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with server:
             assert server.stdout is not None
             try:
-                told = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
-                assert told
-                yield told.group()
+                shown = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+                assert shown
+                yield shown.group()
             finally:
                 server.terminate()
     assert server.returncode == 0
@@ -441,7 +441,7 @@ def test_the_serve_page_runs(address: str, tmp_path: Path) -> None:
             continue
         done = run_page(["bash", "-euo", "pipefail", "-c", here(block, address)], tmp_path)
         assert done.returncode == 0, (block.line, done.stdout, done.stderr)
-    # One reads on: what a block begins, the next ones use.
+    # As one program: later blocks use what earlier ones define.
     code = "\n".join(here(block, address) for block in python)
     done = run_page(["python3", "-W", "error", "-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -477,11 +477,11 @@ def test_the_systemd_unit_reads_and_starts_a_server() -> None:
     arguments = tessella_arguments(shlex.split(service["ExecStart"]))
     assert arguments is not None
     assert not command_faults(arguments, whole=True)
-    # The key file that the service gets is the one that it is told of.
+    # The server reads the key file that systemd hands over.
     name, _, _ = service["LoadCredential"].partition(":")
     assert f"${{CREDENTIALS_DIRECTORY}}/{name}" in arguments
     assert service.getboolean("DynamicUser")
-    assert service.getint("TimeoutStopSec") > ServeSettings().shutdown_timeout_seconds
+    assert float(service["TimeoutStopSec"]) > ServeSettings().shutdown_timeout_seconds
 
 
 def test_nginx_and_the_server_agree_on_limits() -> None:
@@ -517,11 +517,11 @@ def test_the_container_starts_a_server() -> None:
     assert all((REPOSITORY / name).exists() for name in copied)
 
 
-def test_alerts_are_about_metrics_that_there_are() -> None:
+def test_alerts_are_about_metrics_that_exist() -> None:
     from tessella.serving.metrics import ServerMetrics
 
     metrics = ServerMetrics()
-    # Series of metrics with labels are there once one is counted.
+    # A metric with labels has no series before the first count.
     metrics.requests.labels("/", "200")
     metrics.pictures.labels("scenes")
     metrics.seconds.labels("request")
