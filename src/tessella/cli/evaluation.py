@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessella.cli import options as shared
-from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.command import get_console, get_group
 from tessella.cli.pictures import check_output_file
 from tessella.cli.reporting import Result
 from tessella.errors import ConfigError
@@ -76,12 +76,6 @@ class EvaluationRequest:
     device: shared.Device = "auto"
     seed: shared.Seed = 0
     force: shared.Force = False
-
-
-class EvaluationCommand(Command):
-    """The command, with its options."""
-
-    groups = (EvaluationRequest, *Command.groups)
 
 
 def evaluate(context: typer.Context) -> Result:

@@ -33,6 +33,20 @@ class KeyOptions:
     """Let others connect without API keys."""
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve, and where to run it."""
+
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", show_default=DEFAULT_MODEL)
+    ] = None
+    """Model folders, run folders or names of bundled models, each as MODEL or NAME=MODEL. The first
+    is the API's default."""
+    config: Config = None
+    set_: Set = None
+    device: Device = "auto"
+
+
 def server_options() -> Any:
     """Creates the group of a server's most used settings."""
     from tessella.serving.settings import ServeSettings
@@ -51,42 +65,29 @@ class StudioCommand(Command):
 class ServeCommand(Command):
     """A command with the options of a server and of a language model."""
 
-    groups = (server_options, KeyOptions, LlmOptions, DebugOptions)
+    groups = (ServeOptions, server_options, KeyOptions, LlmOptions, DebugOptions)
     if_interrupted = "Nothing was being served yet."
 
 
-def serve(
-    context: typer.Context,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model folders, run folders or names of bundled models, each as MODEL or "
-            "NAME=MODEL. The first is the API's default.",
-            show_default=DEFAULT_MODEL,
-        ),
-    ] = None,
-    config: Config = None,
-    set_: Set = None,
-    device: Device = "auto",
-) -> None:
+def serve(context: typer.Context) -> None:
     """Serve models: OpenAI's image API at /v1, and the studio page at /.
 
     Any OpenAI client works with http://HOST:PORT/v1 as its base URL. POST /v1/posts writes its
     texts with a language model (--llm), else from templates. Ctrl-C or SIGTERM finishes the
     pictures that are being painted and refuses the rest.
     """
-    settings, keys = _read_serving(context, config, set_)
+    options = get_group(context, ServeOptions)
+    settings, keys = _read_serving(context, options.config, options.set_)
 
     from tessella.serving.server import serve as serve_models
 
     llm = get_group(context, LlmOptions)
     serve_models(
-        models or [DEFAULT_MODEL],
+        options.models or [DEFAULT_MODEL],
         settings,
         keys=keys,
         language_model=llm.open() if llm.llm else None,
-        device=device,
+        device=options.device,
         tell=lambda address: typer.echo(
             f"Serving at {address} (the page) and {address}/v1 (the API). Ctrl-C stops it."
         ),
