@@ -14,7 +14,7 @@ from tessella.cli.command import Command, DebugOptions, get_group
 from tessella.cli.llm_options import LlmOptions
 from tessella.cli.options import DEFAULT_MODEL, Config, Device, Set
 from tessella.cli.settings_options import create_settings_group
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError, needs_extra
 
 if TYPE_CHECKING:
     from tessella.serving.settings import ServeSettings
@@ -183,13 +183,8 @@ def require_serving() -> None:
     Raises:
         ConfigError: `tessella[serve]` is not installed.
     """
-    try:
+    with needs_extra("serve", "Serving"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"Serving needs a package that is missing: `{error.name}`. Install them all: "
-            "pip install 'tessella[serve]'"
-        ) from None

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tessella.errors import CheckpointError, ConfigError, first_line
+from tessella.errors import CheckpointError, ConfigError, first_line, needs_extra
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.text.base import Row, TextEncoder
 from tessella.text.settings import TextSettings
@@ -197,13 +197,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _import_transformers() -> Any:
-    try:
+    with needs_extra("text", "A frozen text encoder"):
         import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"A frozen text encoder needs the package `transformers`: {error}. Install it with "
-            "pip install 'tessella[text]'."
-        ) from error
     return transformers
 
 
