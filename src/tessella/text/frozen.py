@@ -124,22 +124,22 @@ class FrozenTextEncoder(TextEncoder):
             ConfigError: `transformers` is missing.
         """
         folder = path.with_name(ENCODER_FOLDER)
+        transformers = _import_transformers()
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
             name, max_tokens, hashes = note["encoder"], int(note["max_tokens"]), note["files"]
             for file in _FILES:
                 if sha256_file(folder / file) != hashes[file]:
                     raise ValueError(f"`{file}` is damaged or another file")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(_damaged(folder, error)) from error
-        transformers = _import_transformers()
-        try:
             with _quiet(transformers, is_local=True):
                 network = _read_network(transformers, str(folder), is_local=True)
             tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
             return cls(name, tokenizer, network, max_tokens)
         except Exception as error:  # an older transformers may not know the network
-            raise CheckpointError(_damaged(folder, error)) from error
+            raise CheckpointError(
+                f"Cannot read the model's text encoder: `{folder}`; {first_line(error)}. A file is "
+                "missing, damaged or foreign: copy the whole model folder again."
+            ) from error
 
     def save(self, path: Path) -> None:
         """Writes the note and, beside it, the encoder.
@@ -239,11 +239,3 @@ def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
         log.set_verbosity(level)
         if is_local and bars:
             log.enable_progress_bar()
-
-
-def _damaged(folder: Path, error: Exception) -> str:
-    """Says that a model folder's text encoder cannot be read."""
-    return (
-        f"Cannot read the model's text encoder: `{folder}`; {first_line(error)}. A file is "
-        "missing, damaged or foreign: copy the whole model folder again."
-    )
