@@ -184,8 +184,8 @@ def _write(
 
 def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
     """Lays out rows of pictures, each above a row of their reconstructions."""
-    from tessella.cli.pictures import make_labelled_sheet
     from tessella.evaluation.reconstruction import compute_psnr
+    from tessella.sheets import make_labelled_sheet
 
     columns = min(_SHEET_COLUMNS, len(originals))
     count = min(_SHEET_PAIRS, len(originals)) // columns * columns

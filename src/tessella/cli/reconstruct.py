@@ -9,7 +9,7 @@ import typer
 
 from tessella.cli.command import get_group
 from tessella.cli.options import DEFAULT_MODEL, Device, DryRun, Force, Model
-from tessella.cli.pictures import MAX_ON_SHEET, choose_output, make_labelled_sheet, read_square
+from tessella.cli.pictures import MAX_ON_SHEET, choose_output, read_square
 from tessella.cli.reporting import Result
 from tessella.errors import ConfigError
 
@@ -45,6 +45,7 @@ def reconstruct(context: typer.Context) -> Result:
     from tessella.images import save_png
     from tessella.model.find import find_tokenizer
     from tessella.model.folder import TrainedTokenizer
+    from tessella.sheets import make_labelled_sheet
 
     options = get_group(context, ReconstructOptions)
     images, dry_run = options.images, options.dry_run
