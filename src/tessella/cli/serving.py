@@ -47,6 +47,17 @@ class ServeOptions:
     device: Device = "auto"
 
 
+@dataclass(frozen=True)
+class StudioOptions:
+    """Which run to show."""
+
+    run: Annotated[Path, typer.Argument(metavar="RUN")]
+    """A run's folder, finished or not."""
+    open_page: Annotated[bool, typer.Option("--open")] = False
+    """Open the page in the browser."""
+    device: Device = "auto"
+
+
 def server_options() -> Any:
     """Creates the group of a server's most used settings."""
     from tessella.serving.settings import ServeSettings
@@ -58,7 +69,7 @@ def server_options() -> Any:
 class StudioCommand(Command):
     """A command with the options of a server; it has no result to print."""
 
-    groups = (server_options, KeyOptions, DebugOptions)
+    groups = (StudioOptions, server_options, KeyOptions, DebugOptions)
     if_interrupted = "Nothing was being shown yet."
 
 
@@ -94,23 +105,15 @@ def serve(context: typer.Context) -> None:
     )
 
 
-def studio(
-    context: typer.Context,
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's folder, finished or not."),
-    ],
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser.")
-    ] = False,
-    device: Device = "auto",
-) -> None:
+def studio(context: typer.Context) -> None:
     """Watch a training run: curves, samples, time left.
 
     The page is the one of `tessella serve`. If the run already has a finished model, the page
     paints with it too. Ctrl-C stops the page, not the training.
     """
     settings, keys = _read_serving(context)
+    options = get_group(context, StudioOptions)
+    run, device = options.run, options.device
 
     from tessella.runs.record import LOCK_FILE, MODEL_FOLDER, read_run
 
@@ -123,7 +126,7 @@ def studio(
 
     def announce(address: str) -> None:
         typer.echo(f"The run is shown at {address}/#run. Ctrl-C stops it.")
-        if open_page:
+        if options.open_page:
             import webbrowser
 
             webbrowser.open(f"{address}/#run")
