@@ -11,6 +11,9 @@ A message says what is wrong, what it got, what it expected and what to do next;
 stand in backticks after a colon.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 
 class TessellaError(Exception):
     """Base of all errors that tessella raises on purpose."""
@@ -34,6 +37,26 @@ class CheckpointError(TessellaError):
 
 class GenerationError(TessellaError):
     """A request for a picture cannot be met."""
+
+
+@contextlib.contextmanager
+def needs_extra(
+    extra: str, what: str, error_class: type[TessellaError] = ConfigError
+) -> Iterator[None]:
+    """Says which extra of tessella brings a package that its block cannot import.
+
+    Args:
+        extra: as in `pip install 'tessella[EXTRA]'`.
+        what: needs the package.
+        error_class: of the error.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise error_class(
+            f"{what} needs the package `{error.name}`: {error}. Install it with pip install "
+            f"'tessella[{extra}]'."
+        ) from None
 
 
 def first_line(error: Exception) -> str:

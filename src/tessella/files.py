@@ -176,16 +176,10 @@ def new_file(path: Path, *, what: str = "the file") -> Iterator[Path]:
         CheckpointError: the disk is full, or writing there is not allowed; the path is unchanged
             and nothing half-written is left.
     """
-    with _explained(path, what):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.replace(path)
-        except BaseException:
-            _remove(temporary)
-            raise
+    with _building(path, what) as temporary:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
         _flush_folder(path.parent)
 
 
@@ -206,23 +200,16 @@ def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None)
         CheckpointError: the disk is full, or writing there is not allowed; the path is unchanged
             and nothing half-written is left.
     """
-    with _explained(path, what, kept):
+    with _building(path, what, kept) as temporary:
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file of that name is in the way")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            temporary.mkdir()
-            yield temporary
-            for inner in temporary.rglob("*"):
-                if not inner.is_symlink():
-                    _flush_folder(inner) if inner.is_dir() else _flush(inner)
-            _flush_folder(temporary)
-            _put_in_place(temporary, path)
-        except BaseException:
-            _remove(temporary)
-            _settle(_aside(path), path)
-            raise
+        temporary.mkdir()
+        yield temporary
+        for inner in temporary.rglob("*"):
+            if not inner.is_symlink():
+                _flush_folder(inner) if inner.is_dir() else _flush(inner)
+        _flush_folder(temporary)
+        _put_in_place(temporary, path)
 
 
 def remove_folder(path: Path) -> None:
@@ -314,6 +301,24 @@ def is_locked(path: Path) -> bool | None:
         return True
     except OSError:
         return None  # not ours to open, or a file system without locks
+
+
+@contextlib.contextmanager
+def _building(path: Path, what: str, kept: str | None = None) -> Iterator[Path]:
+    """Yields a free temporary path; if anything fails, nothing is left there and all is as before.
+
+    Raises:
+        CheckpointError: the system's error, as `_explained` puts it.
+    """
+    with _explained(path, what, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+        except BaseException:
+            _remove(temporary)
+            _settle(_aside(path), path)
+            raise
 
 
 @contextlib.contextmanager

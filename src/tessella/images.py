@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
+ImageProblem = Literal["empty", "broken", "too_large", "missing"]
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
@@ -68,7 +69,7 @@ _WARNINGS_LOCK = threading.Lock()
 class ImageError(DataError):
     """A picture cannot be read because it is empty, broken, too large or missing."""
 
-    def __init__(self, message: str, kind: Literal["empty", "broken", "too_large", "missing"]):
+    def __init__(self, message: str, kind: ImageProblem = "broken"):
         """Stores the message and the kind."""
         super().__init__(message)
         self.kind = kind
@@ -127,8 +128,7 @@ def _stream(source: Path | bytes) -> BinaryIO:
     except FileNotFoundError:
         raise ImageError(f"There is no such picture: `{source}`.", "missing") from None
     except OSError as error:
-        reason = f"Cannot open the picture: `{source}`. {error.strerror}."
-        raise ImageError(reason, "broken") from None
+        raise ImageError(f"Cannot open the picture: `{source}`. {error.strerror}.") from None
 
 
 def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) -> Image.Image:
@@ -151,8 +151,7 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
     except Exception as error:
         # On damaged bytes decoders raise anything: OSError, ValueError, struct.error, zlib.error,
         # EOFError, SyntaxError, or MemoryError if the header is wrong.
-        reason = f"The picture is broken or cut off: {first_line(error)}."
-        raise ImageError(reason, "broken") from error
+        raise ImageError(f"The picture is broken or cut off: {first_line(error)}.") from error
     return _turn_upright(image, opened)
 
 
@@ -174,8 +173,7 @@ def read_with_transparency(
     """
     with open_image(source, max_pixels=max_pixels) as opened:
         if opened.format in ("JPEG", "MPO") and source.count(_SCAN) > _MAX_SCANS:
-            reason = f"The picture has too many scans: at most {_MAX_SCANS:,} are read."
-            raise ImageError(reason, "broken")
+            raise ImageError(f"The picture has too many scans: at most {_MAX_SCANS:,} are read.")
         image = decode_image(opened)
         if "A" not in opened.getbands() and "transparency" not in opened.info:
             return image, None
@@ -200,12 +198,9 @@ def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
             with _no_warnings():
                 opened: ImageFile.ImageFile = factory(stream, "")
         except Exception as error:
-            reason = f"The picture's header is broken: {first_line(error)}."
-            raise ImageError(reason, "broken") from error
+            raise ImageError(f"The picture's header is broken: {first_line(error)}.") from error
         return opened
-    raise ImageError(
-        f"Not a picture of a known format; known are: {', '.join(_FORMATS)}.", "broken"
-    )
+    raise ImageError(f"Not a picture of a known format; known are: {', '.join(_FORMATS)}.")
 
 
 @cache
@@ -284,8 +279,7 @@ def _from_integers(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(
             f"Integer pixels must lie in 0..65535: got {values.min()}..{values.max()}. "
-            "Convert the picture to 8 or 16 bits.",
-            "broken",
+            "Convert the picture to 8 or 16 bits."
         )
     gray = ((values * 255 + 32767) // 65535).astype(np.uint8)
     transparent = image.info.get("transparency")
@@ -300,8 +294,7 @@ def _from_floats(image: Image.Image) -> Image.Image:
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
         raise ImageError(
             f"Float pixels must lie in 0..1 or 0..255: got {values.min()}..{values.max()}. "
-            "Convert the picture to 8 bits.",
-            "broken",
+            "Convert the picture to 8 bits."
         )
     scale = 255 if values.max() <= 1 else 1
     return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")

@@ -64,6 +64,20 @@ def make_sheet(
     return sheet
 
 
+def make_labelled_sheet(
+    pictures: Sequence[Pixels], labels: Sequence[str], columns: int, shown_px: int = 192
+) -> Pixels:
+    """Makes a sheet of pictures that are enlarged to about `shown_px`: their captions are legible.
+
+    Args:
+        pictures: (H, W, 3) uint8, at least one.
+        labels: as for `make_sheet`.
+        columns: as for `make_sheet`.
+        shown_px: height of a picture on the sheet.
+    """
+    return make_sheet(np.stack(pictures), columns, labels, max(1, shown_px // len(pictures[0])))
+
+
 def _wrap(text: str, width: int) -> list[str]:
     """Breaks a caption into lines that fit the width; breaks a word that is too long."""
     font = ImageFont.load_default(_FONT_SIZE)

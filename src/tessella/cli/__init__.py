@@ -9,18 +9,25 @@ from typing import Annotated
 
 import typer
 
-from tessella.cli.command import Command
+from tessella.cli.command import Command, take
 from tessella.cli.data import doctor
-from tessella.cli.evaluation import EvaluationCommand, evaluate
-from tessella.cli.generate import edit, generate, vary
+from tessella.cli.evaluation import EvaluationRequest, evaluate
+from tessella.cli.generate import (
+    EditOptions,
+    GenerateOptions,
+    VaryOptions,
+    edit,
+    generate,
+    vary,
+)
 from tessella.cli.painting import PaintingCommand
 from tessella.cli.post import PostCommand, post
-from tessella.cli.probe import ProbeCommand, probe
-from tessella.cli.reconstruct import reconstruct
-from tessella.cli.report import report
-from tessella.cli.scoring import score
+from tessella.cli.probe import ProbeRequest, probe
+from tessella.cli.reconstruct import ReconstructOptions, reconstruct
+from tessella.cli.report import ReportOptions, report
+from tessella.cli.scoring import ScoreOptions, score
 from tessella.cli.serving import ServeCommand, StudioCommand, serve, studio
-from tessella.cli.training import TrainingCommand, fit, fit_tokenizer, fit_transformer
+from tessella.cli.training import FitCommand, TrainingCommand, fit, fit_tokenizer, fit_transformer
 
 app = typer.Typer(
     name="tessella",
@@ -35,18 +42,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command(cls=Command)(doctor)
-app.command(cls=TrainingCommand)(fit)
+app.command(cls=FitCommand)(fit)
 app.command(cls=TrainingCommand)(fit_tokenizer)
 app.command(cls=TrainingCommand)(fit_transformer)
-app.command(cls=PaintingCommand)(generate)
-app.command(cls=PaintingCommand)(edit)
-app.command(cls=PaintingCommand)(vary)
-app.command(cls=Command)(score)
+app.command(cls=take(GenerateOptions, base=PaintingCommand))(generate)
+app.command(cls=take(EditOptions, base=PaintingCommand))(edit)
+app.command(cls=take(VaryOptions, base=PaintingCommand))(vary)
+app.command(cls=take(ScoreOptions))(score)
 app.command(cls=PostCommand)(post)
-app.command(cls=Command)(reconstruct)
-app.command(cls=ProbeCommand)(probe)
-app.command(cls=EvaluationCommand)(evaluate)
-app.command(cls=Command)(report)
+app.command(cls=take(ReconstructOptions))(reconstruct)
+app.command(cls=take(ProbeRequest))(probe)
+app.command(cls=take(EvaluationRequest))(evaluate)
+app.command(cls=take(ReportOptions))(report)
 app.command(cls=ServeCommand)(serve)
 app.command(cls=StudioCommand)(studio)
 

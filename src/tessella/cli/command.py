@@ -1,8 +1,8 @@
 """What all commands do alike: share options, print a result, and turn an error into a status.
 
-Options that are many, or that several commands share, form a group: a dataclass whose fields typer
-reads, and whose docstrings are the help, as with settings. A subclass of `Command` names its groups
-(`app.command(cls=…)`); the command's function takes the context, gets a group's values by
+Options form groups: dataclasses whose fields typer
+reads, and whose docstrings are the help, as with settings. A command names its groups by
+`app.command(cls=take(Group, …))`; its function takes the context, gets a group's values by
 `get_group(context, Group)`, and returns a `Result`.
 """
 
@@ -73,6 +73,11 @@ class Command(TyperCommand):
             result = super().invoke(ctx)
             if result is not None:
                 print_result(result, ctx.obj[JsonOptions].as_json)
+
+
+def take(*groups: Callable[..., Any], base: type[Command] = Command) -> type[Command]:
+    """Creates a kind of command that takes the options of more groups, before those of its base."""
+    return type(base.__name__, (base,), {"groups": (*groups, *base.groups)})
 
 
 def get_group(context: typer.Context, group: Callable[..., G]) -> G:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessella.cli import options as shared
-from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.command import get_console, get_group
 from tessella.cli.pictures import check_output_file
 from tessella.cli.reporting import Result
 from tessella.errors import ConfigError
@@ -76,12 +76,6 @@ class EvaluationRequest:
     device: shared.Device = "auto"
     seed: shared.Seed = 0
     force: shared.Force = False
-
-
-class EvaluationCommand(Command):
-    """The command, with its options."""
-
-    groups = (EvaluationRequest, *Command.groups)
 
 
 def evaluate(context: typer.Context) -> Result:
@@ -190,8 +184,8 @@ def _write(
 
 def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
     """Lays out rows of pictures, each above a row of their reconstructions."""
-    from tessella.cli.pictures import make_labelled_sheet
     from tessella.evaluation.reconstruction import compute_psnr
+    from tessella.sheets import make_labelled_sheet
 
     columns = min(_SHEET_COLUMNS, len(originals))
     count = min(_SHEET_PAIRS, len(originals)) // columns * columns

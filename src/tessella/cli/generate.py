@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tessella.cli.command import get_group
 from tessella.cli.options import MODELS_OWN, PromptsFile
 from tessella.cli.painting import collect_prompts, paint
 from tessella.cli.pictures import read_picture
@@ -24,113 +26,103 @@ _OPPOSITE: dict[str, _Half] = dict(upper="lower", lower="upper", left="right", r
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")]
 
 
-def generate(
-    context: typer.Context,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to paint."),
-    ] = None,
-    prompts_file: PromptsFile = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTHxHEIGHT",
-            help="In pixels. A larger picture than the model learned is painted window by window.",
-            show_default=MODELS_OWN,
-        ),
-    ] = None,
-) -> Result:
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What to paint, and how large."""
+
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT")] = None
+    """What to paint."""
+    prompts_file: PromptsFile = None
+    size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", show_default=MODELS_OWN)] = (
+        None
+    )
+    """In pixels. A larger picture than the model learned is painted window by window."""
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """What to repaint."""
+
+    image: ImageFile
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")]
+    """What the whole picture should show."""
+    mask: Annotated[str | None, typer.Option(metavar="MASK")] = None
+    """What to repaint: the white of a picture as large as IMAGE, or a half: upper, lower, left or
+    right."""
+    outpaint: Annotated[str | None, typer.Option(metavar="L,T,R,B")] = None
+    """Instead of --mask: pixels to add at the left, top, right and bottom."""
+
+
+@dataclass(frozen=True)
+class VaryOptions:
+    """What to vary, and how much."""
+
+    image: ImageFile
+    prompt: Annotated[str, typer.Option(metavar="PROMPT", show_default="no prompt")] = ""
+    """What they should show."""
+    strength: Annotated[float, typer.Option(metavar="NUMBER")] = 0.5
+    """Fraction of the picture to repaint: above 0, at most 1."""
+
+
+def generate(context: typer.Context) -> Result:
     """Paint pictures from prompts.
 
     Each prompt's first picture has the given seed, the next ones seed + 1, seed + 2, …; with
     --best-of N, seed + N, seed + 2 N, …
     """
-    size_px = None if size is None else _parse_size(size)
-    all_prompts = collect_prompts(prompts, prompts_file)
+    options = get_group(context, GenerateOptions)
+    size_px = None if options.size is None else _parse_size(options.size)
+    prompts = collect_prompts(options.prompts, options.prompts_file)
     return paint(
         context,
-        all_prompts,
+        prompts,
         lambda model, seeds: [model.plan_picture(size_px)] * len(seeds),
-        name=all_prompts[0],
+        name=prompts[0],
         inputs={"size": size_px},
     )
 
 
-def edit(
-    context: typer.Context,
-    image: ImageFile,
-    prompt: Annotated[
-        str,
-        typer.Argument(metavar="PROMPT", help="What the whole picture should show."),
-    ],
-    mask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MASK",
-            help="What to repaint: the white of a picture as large as IMAGE, or a half: upper, "
-            "lower, left or right.",
-        ),
-    ] = None,
-    outpaint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="L,T,R,B",
-            help="Instead of --mask: pixels to add at the left, top, right and bottom.",
-        ),
-    ] = None,
-) -> Result:
+def edit(context: typer.Context) -> Result:
     """Repaint a part of a picture, or paint beyond its edges.
 
     The picture is cropped to its middle square and resized to the model's size; everything
     outside the mask then stays as it is, pixel for pixel.
     """
-    if (mask is None) == (outpaint is None):
+    options = get_group(context, EditOptions)
+    if (options.mask is None) == (options.outpaint is None):
         raise typer.BadParameter("Give exactly one of the two.", param_hint="--mask, --outpaint")
-    margins = {} if outpaint is None else _parse_margins(outpaint)
+    margins = {} if options.outpaint is None else _parse_margins(options.outpaint)
     from tessella.model.request import check_prompts
 
-    check_prompts([prompt])
-    picture = read_picture(image, "edit")
-    mask_picture = None if mask is None else _read_mask(mask, picture)
+    [prompt] = check_prompts(options.prompt)
+    picture = read_picture(options.image, "edit")
+    mask = None if options.mask is None else _read_mask(options.mask, picture)
 
     def plan(model: "TextToImage", seeds: Sequence[int]) -> "list[Canvas]":
-        if mask_picture is None:
+        if mask is None:
             canvas = model.plan_outpaint(picture, **margins)
         else:
-            canvas = model.plan_edit(picture, mask_picture)
+            canvas = model.plan_edit(picture, mask)
         return [canvas] * len(seeds)
 
-    inputs = {"image": str(image), "mask": mask, "outpaint": outpaint}
+    inputs = {"image": str(options.image), "mask": options.mask, "outpaint": options.outpaint}
     return paint(context, [prompt], plan, name=prompt, inputs=inputs)
 
 
-def vary(
-    context: typer.Context,
-    image: ImageFile,
-    prompt: Annotated[
-        str,
-        typer.Option(metavar="PROMPT", help="What they should show.", show_default="no prompt"),
-    ] = "",
-    strength: Annotated[
-        float,
-        typer.Option(
-            metavar="NUMBER",
-            help="Fraction of the picture to repaint: above 0, at most 1.",
-        ),
-    ] = 0.5,
-) -> Result:
+def vary(context: typer.Context) -> Result:
     """Paint variations of a picture.
 
     The picture is cropped to its middle square and resized to the model's size. Tiles drawn by
     the seed are repainted, the others keep their codes.
     """
-    picture = read_picture(image, "vary")
+    options = get_group(context, VaryOptions)
+    picture = read_picture(options.image, "vary")
     return paint(
         context,
-        [prompt],
-        lambda model, seeds: model.plan_variations(picture, seeds, strength=strength),
-        name=prompt or image.stem,
-        inputs={"image": str(image), "strength": strength},
+        [options.prompt],
+        lambda model, seeds: model.plan_variations(picture, seeds, strength=options.strength),
+        name=options.prompt or options.image.stem,
+        inputs={"image": str(options.image), "strength": options.strength},
     )
 
 

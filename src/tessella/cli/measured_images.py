@@ -91,7 +91,4 @@ def _open_run(run: Path, side: str) -> "CaptionedImages | None":
 
     folder = run / DATA_FOLDER
     manifest = read_manifest(folder)
-    if manifest is None:
-        return None
-    size = manifest["identity"]["settings"]["image_size"]
-    return CaptionedImages(folder, side, size, manifest["fingerprints"][side])
+    return None if manifest is None else CaptionedImages(folder, side, manifest)

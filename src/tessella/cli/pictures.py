@@ -23,8 +23,6 @@ MAX_ON_SHEET = 1024
 """Pictures; a larger sheet is too large for many viewers."""
 
 _MAX_ON_DEFAULT_SHEET = 100
-# A picture is enlarged to about this size on a sheet, so that its caption is legible.
-_SHOWN_SIZE_PX = 192
 _SHEET_COLUMNS = 8
 
 
@@ -183,6 +181,8 @@ def _check_folder(path: Path, force: bool) -> None:
 
 def _lay_out(pictures: Sequence["Pixels"], labels: Sequence[str]) -> "Pixels":
     """Makes a sheet, one row per prompt if each has several; a single picture stays as it is."""
+    from tessella.sheets import make_labelled_sheet
+
     if len(pictures) == 1:
         return pictures[0]
     columns = labels.count(labels[0])
@@ -222,15 +222,3 @@ def read_square(path: Path, size: int, verb: str) -> "Pixels":
     from tessella.images import fit_square
 
     return fit_square(read_picture(path, verb, at_least=2 * size), size)
-
-
-def make_labelled_sheet(
-    pictures: Sequence["Pixels"], labels: Sequence[str], columns: int
-) -> "Pixels":
-    """Makes a sheet with a caption under each picture, enlarged so that it is legible."""
-    import numpy as np
-
-    from tessella.sheets import make_sheet
-
-    scale = max(1, _SHOWN_SIZE_PX // pictures[0].shape[0])
-    return make_sheet(np.stack(pictures), columns, labels, scale)

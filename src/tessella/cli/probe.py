@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tessella.cli.command import Command, get_group
+from tessella.cli.command import get_group
 from tessella.cli.options import Force, Seed
 from tessella.cli.pictures import check_output_file, read_square
 from tessella.cli.reporting import Result
@@ -48,12 +48,6 @@ class ProbeRequest:
     plot: Annotated[Path | None, typer.Option(metavar="FILE")] = None
     """Draws the distances: .png or .svg."""
     force: Force = False
-
-
-class ProbeCommand(Command):
-    """The command, with its options."""
-
-    groups = (ProbeRequest, *Command.groups)
 
 
 def probe(context: typer.Context) -> Result:

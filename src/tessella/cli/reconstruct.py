@@ -1,38 +1,39 @@
 """`tessella reconstruct`: pictures in, what a model keeps of them out."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tessella.cli.command import get_group
 from tessella.cli.options import DEFAULT_MODEL, Device, DryRun, Force, Model
-from tessella.cli.pictures import MAX_ON_SHEET, choose_output, make_labelled_sheet, read_square
+from tessella.cli.pictures import MAX_ON_SHEET, choose_output, read_square
 from tessella.cli.reporting import Result
 from tessella.errors import ConfigError
 
 _PAIRS_IN_A_ROW = 4
 
 
-def reconstruct(
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE", help="Pictures of any size.", show_default=False),
-    ],
-    model: Model = DEFAULT_MODEL,
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Which pictures, and where the result goes."""
+
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", show_default=False)]
+    """Pictures of any size."""
+    model: Model = DEFAULT_MODEL
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="NAME.png",
-            help="The sheet: each picture as the model sees it, beside what it keeps.",
-            show_default="a free name: reconstruction.png",
-        ),
-    ] = None,
-    device: Device = "auto",
-    force: Force = False,
-    dry_run: DryRun = False,
-) -> Result:
+        typer.Option(metavar="NAME.png", show_default="a free name: reconstruction.png"),
+    ] = None
+    """The sheet: each picture as the model sees it, beside what it keeps."""
+    device: Device = "auto"
+    force: Force = False
+    dry_run: DryRun = False
+
+
+def reconstruct(context: typer.Context) -> Result:
     """Show what a model keeps of pictures.
 
     They become codes and pictures again, which is the best that the model can paint. Each
@@ -44,15 +45,18 @@ def reconstruct(
     from tessella.images import save_png
     from tessella.model.find import find_tokenizer
     from tessella.model.folder import TrainedTokenizer
+    from tessella.sheets import make_labelled_sheet
 
+    options = get_group(context, ReconstructOptions)
+    images, dry_run = options.images, options.dry_run
     if 2 * len(images) > MAX_ON_SHEET:
         raise ConfigError(
             f"Too many pictures for one sheet: `{len(images)}`, at most {MAX_ON_SHEET // 2}."
         )
-    target = choose_output(out, "reconstruction", 2, force=force)
+    target = choose_output(options.out, "reconstruction", 2, force=options.force)
     if target.is_folder:
-        raise ConfigError(f"A sheet is written, as PNG: `{out}`. Give --out NAME.png.")
-    loaded = TrainedTokenizer.load(find_tokenizer(model), device)
+        raise ConfigError(f"A sheet is written, as PNG: `{options.out}`. Give --out NAME.png.")
+    loaded = TrainedTokenizer.load(find_tokenizer(options.model), options.device)
     squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
     psnr: list[float] = []
     if not dry_run:
@@ -66,7 +70,7 @@ def reconstruct(
         save_png(target.path, make_labelled_sheet(pictures, labels, columns))
     values = {
         "dry_run": dry_run,
-        "model": model,
+        "model": options.model,
         "out": str(target),
         "images": [
             {"file": str(path), "psnr": None if dry_run else round(psnr[number], 3)}

@@ -1,11 +1,13 @@
 """`tessella score`: a picture and prompts in, how well each describes it out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tessella.cli.command import get_group
 from tessella.cli.options import DEFAULT_MODEL, Device, Model, PromptsFile, Seed
 from tessella.cli.painting import collect_prompts
 from tessella.cli.pictures import read_picture
@@ -17,47 +19,45 @@ if TYPE_CHECKING:
     from tessella.model.sampler import Scores
 
 
-def score(
-    image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="A picture of any size.", show_default=False)
-    ],
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What it may show.", show_default=False),
-    ] = None,
-    prompts_file: PromptsFile = None,
-    model: Model = DEFAULT_MODEL,
-    num_orders: Annotated[
-        int,
-        typer.Option(
-            metavar="NUMBER",
-            help="Orders of the positions to average over: more are steadier and take longer.",
-            min=1,
-            max=1000,
-        ),
-    ] = 4,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> Result:
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to score, and how."""
+
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", show_default=False)]
+    """A picture of any size."""
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", show_default=False)] = (
+        None
+    )
+    """What it may show."""
+    prompts_file: PromptsFile = None
+    model: Model = DEFAULT_MODEL
+    num_orders: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000)] = 4
+    """Orders of the positions to average over: more are steadier and take longer."""
+    seed: Seed = 0
+    device: Device = "auto"
+
+
+def score(context: typer.Context) -> Result:
     """Rank prompts for a picture.
 
     PMI says how much likelier the prompt makes the picture, in nats; below 0 it makes it less
     likely. The share is the model's probability for the prompt among the ones given: it
     classifies.
     """
-    distinct = list(dict.fromkeys(collect_prompts(prompts, prompts_file)))
-    picture = read_picture(image, "score")
+    options = get_group(context, ScoreOptions)
+    prompts = list(dict.fromkeys(collect_prompts(options.prompts, options.prompts_file)))
+    picture = read_picture(options.image, "score")
 
     from tessella.model.find import find_model
     from tessella.model.pipeline import TextToImage
 
-    loaded = TextToImage.load(find_model(model), device)
-    ranked = _rank(distinct, loaded.score([picture], distinct, num_orders=num_orders, seed=seed))
+    model = TextToImage.load(find_model(options.model), options.device)
+    settings = {"num_orders": options.num_orders, "seed": options.seed}
+    ranked = _rank(prompts, model.score([picture], prompts, **settings))
     values = {
-        "model": model,
-        "image": str(image),
-        "num_orders": num_orders,
-        "seed": seed,
+        "model": options.model,
+        "image": str(options.image),
+        **settings,
         "prompts": ranked,
     }
     return Result(values, _create_tables(ranked))

@@ -14,7 +14,7 @@ from tessella.cli.command import Command, DebugOptions, get_group
 from tessella.cli.llm_options import LlmOptions
 from tessella.cli.options import DEFAULT_MODEL, Config, Device, Set
 from tessella.cli.settings_options import create_settings_group
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError, needs_extra
 
 if TYPE_CHECKING:
     from tessella.serving.settings import ServeSettings
@@ -33,6 +33,31 @@ class KeyOptions:
     """Let others connect without API keys."""
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve, and where to run it."""
+
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", show_default=DEFAULT_MODEL)
+    ] = None
+    """Model folders, run folders or names of bundled models, each as MODEL or NAME=MODEL. The first
+    is the API's default."""
+    config: Config = None
+    set_: Set = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class StudioOptions:
+    """Which run to show."""
+
+    run: Annotated[Path, typer.Argument(metavar="RUN")]
+    """A run's folder, finished or not."""
+    open_page: Annotated[bool, typer.Option("--open")] = False
+    """Open the page in the browser."""
+    device: Device = "auto"
+
+
 def server_options() -> Any:
     """Creates the group of a server's most used settings."""
     from tessella.serving.settings import ServeSettings
@@ -44,72 +69,51 @@ def server_options() -> Any:
 class StudioCommand(Command):
     """A command with the options of a server; it has no result to print."""
 
-    groups = (server_options, KeyOptions, DebugOptions)
+    groups = (StudioOptions, server_options, KeyOptions, DebugOptions)
     if_interrupted = "Nothing was being shown yet."
 
 
 class ServeCommand(Command):
     """A command with the options of a server and of a language model."""
 
-    groups = (server_options, KeyOptions, LlmOptions, DebugOptions)
+    groups = (ServeOptions, server_options, KeyOptions, LlmOptions, DebugOptions)
     if_interrupted = "Nothing was being served yet."
 
 
-def serve(
-    context: typer.Context,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Model folders, run folders or names of bundled models, each as MODEL or "
-            "NAME=MODEL. The first is the API's default.",
-            show_default=DEFAULT_MODEL,
-        ),
-    ] = None,
-    config: Config = None,
-    set_: Set = None,
-    device: Device = "auto",
-) -> None:
+def serve(context: typer.Context) -> None:
     """Serve models: OpenAI's image API at /v1, and the studio page at /.
 
     Any OpenAI client works with http://HOST:PORT/v1 as its base URL. POST /v1/posts writes its
     texts with a language model (--llm), else from templates. Ctrl-C or SIGTERM finishes the
     pictures that are being painted and refuses the rest.
     """
-    settings, keys = _read_serving(context, config, set_)
+    options = get_group(context, ServeOptions)
+    settings, keys = _read_serving(context, options.config, options.set_)
 
     from tessella.serving.server import serve as serve_models
 
     llm = get_group(context, LlmOptions)
     serve_models(
-        models or [DEFAULT_MODEL],
+        options.models or [DEFAULT_MODEL],
         settings,
         keys=keys,
         language_model=llm.open() if llm.llm else None,
-        device=device,
+        device=options.device,
         tell=lambda address: typer.echo(
             f"Serving at {address} (the page) and {address}/v1 (the API). Ctrl-C stops it."
         ),
     )
 
 
-def studio(
-    context: typer.Context,
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's folder, finished or not."),
-    ],
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser.")
-    ] = False,
-    device: Device = "auto",
-) -> None:
+def studio(context: typer.Context) -> None:
     """Watch a training run: curves, samples, time left.
 
     The page is the one of `tessella serve`. If the run already has a finished model, the page
     paints with it too. Ctrl-C stops the page, not the training.
     """
     settings, keys = _read_serving(context)
+    options = get_group(context, StudioOptions)
+    run, device = options.run, options.device
 
     from tessella.runs.record import LOCK_FILE, MODEL_FOLDER, read_run
 
@@ -122,7 +126,7 @@ def studio(
 
     def announce(address: str) -> None:
         typer.echo(f"The run is shown at {address}/#run. Ctrl-C stops it.")
-        if open_page:
+        if options.open_page:
             import webbrowser
 
             webbrowser.open(f"{address}/#run")
@@ -182,13 +186,8 @@ def require_serving() -> None:
     Raises:
         ConfigError: `tessella[serve]` is not installed.
     """
-    try:
+    with needs_extra("serve", "Serving"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"Serving needs a package that is missing: `{error.name}`. Install them all: "
-            "pip install 'tessella[serve]'"
-        ) from None

@@ -1,7 +1,7 @@
 """`tessella fit`, `fit-tokenizer`, `fit-transformer`: captioned images in, a model out."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,18 +17,30 @@ if TYPE_CHECKING:
 
     from tessella.training.fit import FitRequest
 
-Out = Annotated[
-    Path,
-    typer.Option(
-        metavar="RUN",
-        help="The run's folder, for checkpoints, metrics and finally the model.",
-    ),
-]
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to train on, and where."""
+
+    data: Data
+    out: Annotated[Path, typer.Option(metavar="RUN")]
+    """The run's folder, for checkpoints, metrics and finally the model."""
+
+
+@dataclass(frozen=True)
+class LengthOptions:
+    """How long to train."""
+
+    minutes: Annotated[
+        float | None, typer.Option(metavar="NUMBER", show_default="as the settings say")
+    ] = None
+    """Finish within this time: chooses how long both parts train and, unless --preset or --config
+    does, their size."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of every command that trains."""
+    """The other options of every command that trains."""
 
     config: Config = None
     set_: Set = None
@@ -41,63 +53,54 @@ class TrainingOptions:
 class TrainingCommand(Command):
     """A command with all options of training."""
 
-    groups = (TrainingOptions, *Command.groups)
+    groups = (RunOptions, TrainingOptions, *Command.groups)
     if_interrupted = "What was saved is kept; rerun the command to resume."
 
 
-def fit(
-    context: typer.Context,
-    data: Data,
-    out: Out,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Finish within this time: chooses how long both parts train and, unless --preset "
-            "or --config does, their size.",
-            show_default="as the settings say",
-        ),
-    ] = None,
-) -> Result:
+class FitCommand(TrainingCommand):
+    """The command that trains both parts, and can choose how long."""
+
+    groups = (RunOptions, LengthOptions, TrainingOptions, *Command.groups)
+
+
+def fit(context: typer.Context) -> Result:
     """Train a model on DATA.
 
     Trains the image tokenizer, then the transformer, and evaluates the model, which is then in
     RUN/model. Stop it any time with Ctrl-C; rerun the command to resume.
     """
-    return _fit(context, "all", data, out, minutes)
+    return _fit(context, "all", get_group(context, LengthOptions).minutes)
 
 
-def fit_tokenizer(context: typer.Context, data: Data, out: Out) -> Result:
+def fit_tokenizer(context: typer.Context) -> Result:
     """Train only the image tokenizer.
 
     This is the first half of fit, in the same kind of folder.
     """
-    return _fit(context, "tokenizer", data, out)
+    return _fit(context, "tokenizer")
 
 
-def fit_transformer(context: typer.Context, data: Data, out: Out) -> Result:
+def fit_transformer(context: typer.Context) -> Result:
     """Train only the transformer.
 
     This is the second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
     """
-    return _fit(context, "transformer", data, out)
+    return _fit(context, "transformer")
 
 
 def _fit(
     context: typer.Context,
     stage: Literal["all", "tokenizer", "transformer"],
-    sources: Sequence[str],
-    out: Path,
     minutes: float | None = None,
 ) -> Result:
     """Trains a stage or both, or says what would be trained."""
     from tessella.model.folder import choose_device
     from tessella.training.fit import FitRequest
 
-    options = get_group(context, TrainingOptions)
+    run, options = get_group(context, RunOptions), get_group(context, TrainingOptions)
     request = FitRequest(
-        sources=sources,
-        out=out,
+        sources=run.data,
+        out=run.out,
         preset=options.preset,
         config_file=options.config,
         assignments=options.set_ or (),

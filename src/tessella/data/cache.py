@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,30 +36,31 @@ SIDES = ("train", "validation")
 class CaptionedImages:
     """One side of the split: pictures with their captions, in a fixed order.
 
-    It may be pickled to another process: only the folder's name travels.
+    It may be pickled to another process: only the folder's name and manifest
+    travel.
     """
 
-    def __init__(self, folder: Path, side: str, image_size: int, fingerprint: str) -> None:
+    def __init__(self, folder: Path, side: str, manifest: Mapping[str, Any]) -> None:
         """Opens one side of a cache.
 
         Args:
             folder: the cache.
             side: train or validation.
-            image_size: side of the pictures, in pixels.
-            fingerprint: hash of all pixels and captions of this side.
+            manifest: of the cache, from `read_manifest`.
         """
-        self._folder = folder
-        self._side = side
-        self.image_size = image_size
-        self.fingerprint = fingerprint
+        self._arguments = folder, side, manifest
+        self.image_size: int = manifest["identity"]["settings"]["image_size"]
+        """Side of the pictures, in pixels."""
+        self.fingerprint: str = manifest["fingerprints"][side]
+        """Hash of all pixels and captions of this side."""
         self._rows = _map(folder / f"{side}.bin", np.dtype("<i8"))
-        size = image_size
+        size = self.image_size
         self._pixels = _map(folder / "pixels.bin", np.dtype("u1")).reshape(-1, size, size, 3)
         self._store = CaptionStore(folder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as the constructor's arguments: a memory map would travel as a whole."""
-        return type(self), (self._folder, self._side, self.image_size, self.fingerprint)
+        return type(self), self._arguments
 
     def __len__(self) -> int:
         """Returns the number of pictures."""

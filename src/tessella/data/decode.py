@@ -113,7 +113,7 @@ def _read(location: ImageLocation) -> Path | bytes:
             tar.seek(location.offset)
             content = tar.read(location.size)
     except OSError as error:
-        raise ImageError(f"Cannot read the tar: {error.strerror}.", "broken") from None
+        raise ImageError(f"Cannot read the tar: {error.strerror}.") from None
     if len(content) < location.size:
-        raise ImageError("The tar ends in the middle of the picture.", "broken")
+        raise ImageError("The tar ends in the middle of the picture.")
     return content

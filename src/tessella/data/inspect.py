@@ -112,15 +112,12 @@ def inspect_data(sources: Sequence[str], settings: DataSettings) -> DataReport:
 
 @dataclass
 class _Tally:
-    """Counts and lists that grow with every image, by a few bytes."""
+    """Counts, and tables that grow with every image by a few bytes."""
 
-    widths: "array[int]" = field(default_factory=lambda: array("L"))
-    heights: "array[int]" = field(default_factory=lambda: array("L"))
-    captions_per_image: "array[int]" = field(default_factory=lambda: array("L"))
-    characters: "array[int]" = field(default_factory=lambda: array("L"))
-    words: "array[int]" = field(default_factory=lambda: array("L"))
-    pixel_keys: "array[int]" = field(default_factory=lambda: array("Q"))
-    caption_keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    images: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Width, height, number of captions and key of the pixels of each, one after another."""
+    captions: "array[int]" = field(default_factory=lambda: array("Q"))
+    """Characters, words and key of each, one after another."""
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     vocabulary: Counter[str] = field(default_factory=Counter)
@@ -128,18 +125,14 @@ class _Tally:
     num_grouped: int = 0
 
     def add(self, picture: Decoded) -> None:
-        self.widths.append(picture.width)
-        self.heights.append(picture.height)
-        self.pixel_keys.append(split_key(picture.digest.hex()))
+        key = split_key(picture.digest.hex())
+        self.images.extend((picture.width, picture.height, len(picture.captions), key))
         self.modes[picture.mode] += 1
         self.formats[picture.format] += 1
-        self.captions_per_image.append(len(picture.captions))
         self.num_grouped += picture.record.group is not None
         for caption in picture.captions:
             words = [w for w in map(_strip_punctuation, caption.lower().split()) if w]
-            self.characters.append(len(caption))
-            self.words.append(len(words))
-            self.caption_keys.append(split_key(caption))
+            self.captions.extend((len(caption), len(words), split_key(caption)))
             self.vocabulary.update(words)
 
     def skip(self, skipped: Skipped) -> None:
@@ -147,6 +140,11 @@ class _Tally:
         report.count += 1
         if len(report.examples) < _MAX_EXAMPLES:
             report.examples.append({"name": skipped.name, "reason": skipped.reason})
+
+
+def _columns(table: "array[int]", count: int) -> Any:
+    """Returns the columns of a table of a tally."""
+    return np.array(table, dtype=np.uint64).reshape(-1, count).T
 
 
 def _strip_punctuation(word: str) -> str:
@@ -176,10 +174,10 @@ def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> Sou
 
 def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSettings) -> DataReport:
     """Sums up the tally."""
-    images = len(tally.widths)
-    widths, heights = np.array(tally.widths), np.array(tally.heights)
-    duplicates = images - len(np.unique(np.array(tally.pixel_keys)))
-    different = len(np.unique(np.array(tally.caption_keys)))
+    widths, heights, captions_per_image, pixel_keys = _columns(tally.images, 4)
+    characters, words, caption_keys = _columns(tally.captions, 3)
+    images, different = len(widths), len(np.unique(caption_keys))
+    duplicates = images - len(np.unique(pixel_keys))
     num_skipped = sum(report.count for report in tally.skipped.values())
     fraction = num_skipped / (num_skipped + images) if num_skipped else 0.0
     errors = _list_errors(sources, tally, settings, fraction)
@@ -195,8 +193,8 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
     return DataReport(
         sources=sources,
         images=images,
-        captions=len(tally.characters),
-        captions_per_image=_spread(tally.captions_per_image),
+        captions=len(characters),
+        captions_per_image=_spread(captions_per_image),
         width_px=_spread(widths),
         height_px=_spread(heights),
         aspect_ratio=_spread(widths / heights),
@@ -205,8 +203,8 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
         duplicates=duplicates,
         skipped=dict(sorted(tally.skipped.items(), key=lambda item: -item[1].count)),
         skipped_fraction=fraction,
-        caption_characters=_spread(tally.characters),
-        caption_words=_spread(tally.words),
+        caption_characters=_spread(characters),
+        caption_words=_spread(words),
         vocabulary_size=len(tally.vocabulary),
         frequent_words=tuple(word for word, _ in tally.vocabulary.most_common(10)),
         different_captions=different,
@@ -238,9 +236,9 @@ def _list_errors(
             f"{fraction:.1%} of the files have to be skipped, at most "
             f"{settings.max_skipped_fraction:.0%} may be (data.max_skipped_fraction)."
         )
-    elif not tally.widths and not errors:
+    elif not tally.images and not errors:
         errors.append("No image can be used.")
-    if settings.split_by is not None and tally.widths and not tally.num_grouped:
+    if settings.split_by is not None and tally.images and not tally.num_grouped:
         errors.append(f"No image has the field to split by: `{settings.split_by}`.")
     return errors
 
@@ -249,16 +247,15 @@ def _list_warnings(
     tally: _Tally, settings: DataSettings, duplicates: int, different: int
 ) -> dict[str, str]:
     """Lists what looks suspicious but stops nothing, each with its advice, if any."""
-    images = len(tally.widths)
-    if not images:
+    if not tally.images:
         return {}
-    widths, heights = np.array(tally.widths), np.array(tally.heights)
+    widths, heights, captions_per_image, _ = _columns(tally.images, 4)
     short, long = np.minimum(widths, heights), np.maximum(widths, heights)
-    size = settings.image_size
+    images, size = len(widths), settings.image_size
     tiny = int((short < size).sum())
     wide = int((long > _WIDE * short).sum())
     warnings = {}
-    if different == 1 and len(tally.caption_keys) > 1:
+    if different == 1 and captions_per_image.sum() > 1:
         warnings["All captions are the same: the model would have nothing to read."] = (
             "Write captions that tell the pictures apart."
         )

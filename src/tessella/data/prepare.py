@@ -96,10 +96,7 @@ def prepare(
         ) from error
     skipped = read_skipped(folder)
     _check_skipped(manifest["counts"]["images"], skipped, settings, folder)
-    train, validation = (
-        CaptionedImages(folder, side, settings.image_size, manifest["fingerprints"][side])
-        for side in SIDES
-    )
+    train, validation = (CaptionedImages(folder, side, manifest) for side in SIDES)
     return PreparedData(train, validation, manifest, skipped)
 
 

@@ -14,7 +14,7 @@ A folder that fits no kind, or more than one, is refused; the message says what 
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,14 +84,16 @@ class Source:
             for index in range(self.count or 0):
                 yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
         for path in self.paths:
-            if self.kind == "table":
-                yield from table_records(path, split_by)
-            elif self.kind == "shards":
-                yield from shard_records(path, split_by)
-            elif self.kind == "captions":
-                yield from caption_folder_records(path)
-            else:
-                yield from class_folder_records(path)
+            yield from _READERS[self.kind](path, split_by)
+
+
+# By kind: reads a table, a shard or a folder of pictures. Folders have no fields to split by.
+_READERS: dict[Kind, Callable[[Path, str | None], Iterator[Record | Skipped]]] = {
+    "table": table_records,
+    "shards": shard_records,
+    "captions": lambda path, _: caption_folder_records(path),
+    "classes": lambda path, _: class_folder_records(path),
+}
 
 
 class _Scan:

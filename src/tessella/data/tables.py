@@ -24,7 +24,7 @@ from tessella.data.records import (
     fields_from_json,
     group_from_fields,
 )
-from tessella.errors import DataError
+from tessella.errors import DataError, needs_extra
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -111,14 +111,9 @@ def _csv_rows(table: Path) -> Iterator[_Row]:
 
 
 def _parquet_rows(table: Path) -> Iterator[_Row]:
-    try:
+    with needs_extra("parquet", f"The table `{table}`", DataError):
         import pyarrow as arrow
         import pyarrow.parquet as parquet
-    except ImportError:
-        raise DataError(
-            f"Reading a parquet table needs pyarrow: `{table}`. "
-            "Install it with: pip install 'tessella[parquet]'"
-        ) from None
     try:
         with parquet.ParquetFile(table) as file:
             _check_columns(table, file.schema_arrow.names)

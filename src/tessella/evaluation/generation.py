@@ -115,10 +115,9 @@ class _Comparison:
         results: Results = {}
         for name, extractor in self.networks.features.items():
             metrics: Results
-            if extractor is None:
-                metrics = dict.fromkeys(_SET_METRICS, self.networks.missing)
-            elif len(self.pixels) < MIN_PICTURES:
-                reason = f"It takes at least {MIN_PICTURES} pictures."
+            if extractor is None or len(self.pixels) < MIN_PICTURES:
+                too_few = f"It takes at least {MIN_PICTURES} pictures."
+                reason = too_few if extractor else self.networks.missing
                 metrics = dict.fromkeys(_SET_METRICS, reason)
             else:
                 real, generated = self.features[name]

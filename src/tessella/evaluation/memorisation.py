@@ -24,7 +24,7 @@ from tessella.evaluation.features import FeatureExtractor
 from tessella.evaluation.metric import Metric
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
-from tessella.sheets import make_sheet
+from tessella.sheets import make_labelled_sheet
 
 COPY_PERCENTILE = 1
 """Of the distances of real pictures; closer is a copy."""
@@ -123,8 +123,7 @@ def make_pairs_sheet(pairs: Sequence[Pair]) -> Pixels:
     labels = [
         text for pair in pairs for text in (pair.prompt, f"{pair.distance:.4g}: {pair.caption}")
     ]
-    scale = max(1, _SHOWN_SIZE_PX // len(pictures[0]))
-    return make_sheet(np.stack(pictures), _SHEET_COLUMNS, labels, scale)
+    return make_labelled_sheet(pictures, labels, _SHEET_COLUMNS, _SHOWN_SIZE_PX)
 
 
 def measure_loss_gap(

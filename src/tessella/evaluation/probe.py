@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.errors import ConfigError, DataError
+from tessella.errors import DataError, needs_extra
 from tessella.files import new_file
 from tessella.images import Pixels
 from tessella.tokenizer.perceptual import ResNetFeatures
@@ -165,13 +165,8 @@ def check_can_plot() -> None:
     Raises:
         ConfigError: says how to install it.
     """
-    try:
+    with needs_extra("plot", "A plot"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"A plot needs the package `matplotlib`: {error}. Install it with "
-            "pip install 'tessella[plot]'."
-        ) from None
 
 
 def plot_distances(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, needs_extra
 from tessella.evaluation.metric import Metric
 from tessella.images import Pixels, to_float
 
@@ -68,13 +68,8 @@ class Clip:
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        try:
+        with needs_extra("text", f"The CLIP `{name}`"):
             from transformers import AutoTokenizer, CLIPModel
-        except ImportError:
-            raise ConfigError(
-                f"A CLIP is loaded by the package transformers, which is not installed: `{name}`. "
-                "Install it with pip install 'tessella[text]'."
-            ) from None
         try:
             network: Any
             network, report = CLIPModel.from_pretrained(

@@ -6,7 +6,6 @@ from pydantic import Field
 from torch import Tensor
 
 from tessella.config import Settings
-from tessella.generation import GenerationSettings
 from tessella.objectives.any_order import AnyOrder
 from tessella.objectives.autoregressive import Autoregressive
 from tessella.objectives.base import (
@@ -69,10 +68,8 @@ def create_transformer(
 
 
 __all__ = [
-    "AnyObjectiveSettings",
     "Generated",
     "GenerationBatch",
-    "GenerationSettings",
     "GenerationStep",
     "MaskedSettings",
     "Objective",

@@ -297,10 +297,9 @@ def _read_skipped(path: Path) -> tuple[dict[str, list[tuple[str, str]]], int]:
 
 def _read_captions(data: Path, manifest: Mapping[str, Any]) -> dict[str, list[str]]:
     """Reads the first caption of the first images of each side."""
-    size = manifest["identity"]["settings"]["image_size"]
     captions = {}
     for side in SIDES:
-        images = CaptionedImages(data, side, size, manifest["fingerprints"][side])
+        images = CaptionedImages(data, side, manifest)
         captions[side] = [images.captions(i)[0] for i in range(min(_CAPTIONS, len(images)))]
     return captions
 

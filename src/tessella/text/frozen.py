@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from tessella.errors import CheckpointError, ConfigError, first_line
+from tessella.errors import CheckpointError, ConfigError, first_line, needs_extra
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.text.base import Row, TextEncoder
 from tessella.text.settings import TextSettings
@@ -124,22 +124,22 @@ class FrozenTextEncoder(TextEncoder):
             ConfigError: `transformers` is missing.
         """
         folder = path.with_name(ENCODER_FOLDER)
+        transformers = _import_transformers()
         try:
             note = json.loads(path.read_text(encoding="utf-8"))
             name, max_tokens, hashes = note["encoder"], int(note["max_tokens"]), note["files"]
             for file in _FILES:
                 if sha256_file(folder / file) != hashes[file]:
                     raise ValueError(f"`{file}` is damaged or another file")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(_damaged(folder, error)) from error
-        transformers = _import_transformers()
-        try:
             with _quiet(transformers, is_local=True):
                 network = _read_network(transformers, str(folder), is_local=True)
             tokenizer = Tokenizer.from_file(str(folder / _TOKENIZER))
             return cls(name, tokenizer, network, max_tokens)
         except Exception as error:  # an older transformers may not know the network
-            raise CheckpointError(_damaged(folder, error)) from error
+            raise CheckpointError(
+                f"Cannot read the model's text encoder: `{folder}`; {first_line(error)}. A file is "
+                "missing, damaged or foreign: copy the whole model folder again."
+            ) from error
 
     def save(self, path: Path) -> None:
         """Writes the note and, beside it, the encoder.
@@ -197,13 +197,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _import_transformers() -> Any:
-    try:
+    with needs_extra("text", "A frozen text encoder"):
         import transformers
-    except ImportError as error:
-        raise ConfigError(
-            f"A frozen text encoder needs the package `transformers`: {error}. Install it with "
-            "pip install 'tessella[text]'."
-        ) from error
     return transformers
 
 
@@ -244,11 +239,3 @@ def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
         log.set_verbosity(level)
         if is_local and bars:
             log.enable_progress_bar()
-
-
-def _damaged(folder: Path, error: Exception) -> str:
-    """Says that a model folder's text encoder cannot be read."""
-    return (
-        f"Cannot read the model's text encoder: `{folder}`; {first_line(error)}. A file is "
-        "missing, damaged or foreign: copy the whole model folder again."
-    )

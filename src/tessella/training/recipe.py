@@ -9,8 +9,9 @@ from pydantic import field_validator
 from tessella.config import Settings, build, merge, parse_assignments, read_config
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError
+from tessella.generation import GenerationSettings
 from tessella.model.folder import ModelConfig
-from tessella.objectives import GenerationSettings, ObjectiveSettings, PlainObjectiveSettings
+from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
 from tessella.training.tokenizer_stage import TokenizerTrainingSettings

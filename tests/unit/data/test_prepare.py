@@ -13,7 +13,7 @@ import pytest
 
 from tessella.data import decode
 from tessella.data import prepare as prepare_module
-from tessella.data.cache import CacheWriter, CaptionedImages
+from tessella.data.cache import SIDES, CacheWriter, CaptionedImages, read_manifest
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import canonical_caption, draw_scene, sample_scene
 from tessella.data.settings import DataSettings
@@ -426,7 +426,7 @@ def test_a_cache_of_another_format_is_built_again(draw, cache: Path, decoded) ->
 @pytest.mark.parametrize("error", [RuntimeError("crash"), KeyboardInterrupt()])
 def test_a_crash_leaves_nothing_that_is_used(draw, cache: Path, monkeypatch, where, error) -> None:
     folder = draw.captioned(9)
-    old = prepare([str(folder)], SETTINGS, cache).train.fingerprint
+    manifest = prepare([str(folder)], SETTINGS, cache).manifest
     draw.captioned(3, start=20)
 
     def crash(*_: object, **__: object) -> None:
@@ -438,8 +438,8 @@ def test_a_crash_leaves_nothing_that_is_used(draw, cache: Path, monkeypatch, whe
         with pytest.raises(type(error)):
             prepare([str(folder)], SETTINGS, cache)
     assert {path.name for path in cache.parent.iterdir()} == {"cache", ".cache.lock"}
-    left = CaptionedImages(cache, "train", 16, old)
-    assert len(left) + len(CaptionedImages(cache, "validation", 16, "")) == 9
+    assert read_manifest(cache) == manifest
+    assert sum(len(CaptionedImages(cache, side, manifest)) for side in SIDES) == 9
     assert len(by_caption(prepare([str(folder)], SETTINGS, cache))) == 12
 
 

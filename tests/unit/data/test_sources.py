@@ -235,7 +235,7 @@ def test_a_table_that_cannot_be_read_is_refused(draw, name: str, content: bytes)
 def test_parquet_without_pyarrow_says_what_to_install(draw, monkeypatch) -> None:
     write_table(draw, "parquet", ROWS)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"needs pyarrow: .*pip install 'tessella\[parquet\]'"):
+    with pytest.raises(DataError, match=r"package `pyarrow.*pip install 'tessella\[parquet\]'"):
         read(draw.folder / "data")
 
 

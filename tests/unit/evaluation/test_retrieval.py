@@ -150,5 +150,5 @@ def test_pickled_and_damaged_weights_are_refused(clip_folder: Path, tmp_path: Pa
 
 def test_without_transformers_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"not installed: `mine`.* 'tessella\[text\]'"):
+    with pytest.raises(ConfigError, match=r"CLIP `mine` needs .* 'tessella\[text\]'"):
         Clip("mine")
