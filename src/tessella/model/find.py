@@ -1,7 +1,7 @@
 """Finds the model that `--model` and `tessella.load` name: bundled, a run's, or any folder.
 
-The bundled models are model folders in `models/` beside this file and are installed with the
-package. Nothing heavy is imported: what is found is loaded by `pipeline.py`.
+The bundled models are model folders in `tessella/models/`, installed with the package. Nothing
+heavy is imported here; `pipeline.py` loads what is found.
 """
 
 from pathlib import Path
