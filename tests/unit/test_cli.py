@@ -578,8 +578,8 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
         (["--prompts", "blank.txt"], "The file holds no prompt: `blank.txt`"),
         (["--prompts", "latin.txt"], "not UTF-8: `latin.txt`, line 2"),
         (["--model", "nowhere"], "There is no such model: `nowhere`"),
-        (["--model", "blank.txt"], "That is a file, no model folder: `blank.txt`"),
-        (["--model", "."], "This is no model folder"),
+        (["--model", "blank.txt"], "That is a file, not a model folder: `blank.txt`"),
+        (["--model", "."], "This is not a model folder"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
@@ -690,7 +690,7 @@ def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
         ("transformer.safetensors", b"cut", "Cannot read the tensors"),
         ("tokenizer.safetensors", None, "Cannot read the tensors"),
         ("text_tokenizer.json", b"{}", "Not a text tokenizer of tessella"),
-        ("config.json", b"{}", "This is no model folder"),
+        ("config.json", b"{}", "This is not a model folder"),
         ("config.json", b'{"format": 99}', "has format `99`"),
         ("config.json", b'{"format": %d, "image_size": 18}' % MODEL_FORMAT, "multiple of 8"),
         ("config.json", b'{"format": %d, "image_size": 16}' % MODEL_FORMAT, "do not fit"),

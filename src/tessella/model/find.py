@@ -37,7 +37,7 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
         return _BUNDLED / folder_or_name
     folder = Path(folder_or_name).expanduser()
     if not folder.is_dir():
-        what = "That is a file, no model folder" if folder.exists() else "There is no such model"
+        what = "That is a file, not a model folder" if folder.exists() else "There is no such model"
         raise CheckpointError(
             f"{what}: `{folder_or_name}`. Give a model folder, the folder of a run of "
             f"`tessella fit`, or the name of a bundled model: {', '.join(bundled) or 'none here'}."
@@ -46,8 +46,8 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
         return folder
     if not (folder / _MODEL_IN_RUN).is_dir():
         raise CheckpointError(
-            f"The run has no finished model yet: `{folder_or_name}`. Run the command that began "
-            "it again; it goes on where it stopped. After `fit-tokenizer` it is `fit-transformer`."
+            f"The run has no finished model yet: `{folder_or_name}`. Rerun its command to resume; "
+            "after `fit-tokenizer`, run `fit-transformer`."
         )
     return folder / _MODEL_IN_RUN
 

@@ -201,7 +201,7 @@ def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -
         version = values["format"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
         raise CheckpointError(
-            f"This is no model folder: `{folder}`. A readable {CONFIG_FILE} with a `format` was "
+            f"This is not a model folder: `{folder}`. A readable {CONFIG_FILE} with a `format` was "
             "expected. Name the folder that `tessella fit` wrote, RUN/model."
         ) from None
     if version not in formats:

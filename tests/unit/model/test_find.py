@@ -43,7 +43,7 @@ def test_a_model_folder_is_itself_and_a_run_is_its_model(tmp_path: Path) -> None
 
 def test_a_run_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
     make(tmp_path / "run" / "run.json")
-    with pytest.raises(CheckpointError, match=r"no finished model yet: `run`.*it goes on"):
+    with pytest.raises(CheckpointError, match=r"no finished model yet: `run`.*to resume"):
         find_model("run")
 
 

@@ -132,7 +132,7 @@ def test_weights_of_another_size_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CheckpointError, match=r"This is no model folder: `.*RUN/model"):
+        with pytest.raises(CheckpointError, match=r"This is not a model folder: `.*RUN/model"):
             TextToImage.load(folder)
 
 

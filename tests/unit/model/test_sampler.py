@@ -353,7 +353,7 @@ def test_a_larger_picture_is_scored_window_by_window() -> None:
     ("changes", "message"),
     [
         ({"images": []}, "There is no picture. Give at least one"),
-        ({"images": ["a.png"]}, "This is no picture: `str`"),
+        ({"images": ["a.png"]}, "This is not a picture: `str`"),
         ({"prompts": []}, "There is no prompt. Give at least one"),
         ({"prompts": [PROMPT, " "]}, "A prompt must say something: ` `"),
         ({"prompts": "star " * 80}, "at most 64 can be read"),
