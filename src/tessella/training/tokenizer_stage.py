@@ -111,10 +111,9 @@ class TokenizerLoss(nn.Module):
             generator = self._adversarial.judge(
                 reconstruction, image, losses.total, self.tokenizer.last_layer
             )
-            if generator is not None:
-                total = total + generator.loss
-                metrics["adversarial_loss"] = generator.loss
-                metrics["adaptive_weight"] = generator.adaptive_weight
+            if generator:
+                total = total + generator["adversarial_loss"]
+                metrics |= generator
         return StepLoss(total, metrics)
 
     @torch.no_grad()
@@ -165,6 +164,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
             self._adversarial = AdversarialLoss(adversarial, size, device, seed)
             self.steady_from_images = adversarial.counts_from_images
         self.network = tokenizer
+        self.hidden_matrices = tokenizer.hidden_matrices()
         self.loss_module = TokenizerLoss(tokenizer, settings, self._adversarial)
         tokenizer.set_recompute(settings.recompute)
         if settings.compile:
@@ -174,10 +174,6 @@ class TokenizerStage(Stage[ImageTokenizer]):
         self.num_images = len(data["train"])
         self._train = data["train"]
         self._validation = data["validation"] if len(data["validation"]) else self._train
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the convolutions inside encoder and decoder that learn."""
-        return [matrix for matrix in self.network.hidden_matrices() if matrix.requires_grad]
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator
