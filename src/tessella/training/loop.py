@@ -9,7 +9,8 @@ import contextlib
 import datetime
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -27,7 +28,6 @@ from tessella.config import Settings
 from tessella.errors import CheckpointError
 from tessella.images import Pixels
 from tessella.model.folder import choose_device
-from tessella.training.batches import load_batches
 from tessella.training.checkpoint import (
     CheckpointState,
     flatten_optimizer,
@@ -46,7 +46,7 @@ from tessella.training.processes import (
     local_batch_size,
 )
 from tessella.training.reporting import Meter, Reporter
-from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
+from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
@@ -108,14 +108,11 @@ class Stage(abc.ABC, Generic[N]):
 
     name: str
     network: N  # what learns, is averaged, evaluated and saved
+    hidden_matrices: Sequence[nn.Parameter]  # inside the network: Muon trains them, AdamW the rest
     loss_module: nn.Module  # holds the network; called on a batch, returns `.loss` and `.metrics`
     num_images: int  # images to train on
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
     steady_from_images: int = 0  # images seen from which all steps take equally long
-
-    @abc.abstractmethod
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the matrices inside the network, which Muon trains; AdamW trains the rest."""
 
     @abc.abstractmethod
     def load_batch(
@@ -202,7 +199,7 @@ def train(
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = load_batches(stage, state.images_seen, batch_size, seed, accelerator)
+        batches = _load_batches(stage, state.images_seen, batch_size, seed, accelerator)
         stack.enter_context(contextlib.closing(batches))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
@@ -246,22 +243,52 @@ def measure_pace(
     """
     state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
     state.images_seen = stage.steady_from_images
-    order = ImageOrder(stage.num_images, seed=0)
     batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
     times: list[float] = []
-    rng = np.random.default_rng(0)
-    while len(times) < 5 or not any_process(sum(times[2:]) >= seconds, accelerator):
-        began = time.monotonic()
-        indices = order.indices(state.images_seen, batch_size)
-        batch = [tensor.to(accelerator.device) for tensor in stage.load_batch(indices, rng)]
-        state.step(batch, seed=0)
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
+    batches = _load_batches(stage, state.images_seen, batch_size, 0, accelerator)
+    with contextlib.closing(batches):
+        while len(times) < 5 or not any_process(sum(times[2:]) >= seconds, accelerator):
+            began = time.monotonic()
+            state.step(next(batches), seed=0)
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
     began = time.monotonic()
     stage.evaluate(state.average, accelerator.device, images_seen=0)
     accelerator.free_memory()
     return Pace(statistics.median(times[2:]), time.monotonic() - began)
+
+
+def _load_batches(
+    stage: Stage[N],
+    images_seen: int,
+    local_batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> Generator[list[Tensor]]:
+    """Yields this process's part of each batch, on the device; a thread reads one ahead.
+
+    Args:
+        stage: reads them.
+        images_seen: where to start.
+        local_batch_size: images of a batch that each process takes.
+        seed: of the order and of what is drawn, with the process and the images seen.
+        accelerator: says which process this is, and its device.
+    """
+    rank = accelerator.process_index
+
+    def load(images_seen: int) -> tuple[Tensor, ...]:
+        start = images_seen + rank * local_batch_size
+        indices = order_images(stage.num_images, seed, start, local_batch_size)
+        return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(load, images_seen)
+        while True:
+            batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
+            images_seen += local_batch_size * accelerator.num_processes
+            upcoming = thread.submit(load, images_seen)
+            yield batch
 
 
 class _TrainingState(Generic[N]):
@@ -289,7 +316,7 @@ class _TrainingState(Generic[N]):
         self.average = create_average(stage.network)
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
-        groups = group_parameters(stage.network, stage.hidden_matrices())
+        groups = group_parameters(stage.network, stage.hidden_matrices)
         self._optimizer = MuonAdamW(groups, settings.optimizer)
         self._compute_loss = accelerator.prepare(stage.loss_module)
         self._saved_at = time.monotonic()
