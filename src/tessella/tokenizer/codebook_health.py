@@ -95,7 +95,7 @@ def describe_codebook_problem(
     return (
         f"Only {health.codes_used} of {size} codes ({health.fraction_used:.0%}) are in use after "
         f"{images_seen:,} images; perplexity {health.perplexity:.1f}. The others cost and add "
-        f"nothing. Try {_join(_remedies(settings))}."
+        f"nothing. Try {', or '.join(_remedies(settings))}."
     )
 
 
@@ -115,10 +115,6 @@ def _remedies(settings: VectorQuantizerSettings | FiniteScalarSettings) -> list[
     if settings.codebook_size > 2:
         remedies.append(f"`tokenizer.quantizer.codebook_size={settings.codebook_size // 2}`")
     return remedies
-
-
-def _join(words: list[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
 
 
 def plot_codebook_use(health: CodebookHealth) -> Pixels:
