@@ -161,7 +161,7 @@ def time_loop(stage: Stage[nn.Module], settings: TrainingSettings, folder: Path)
 def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
     """Times forward, backward and optimizer on one batch, over and over."""
     loss_module = stage.loss_module.train()
-    groups = group_parameters(stage.network, stage.hidden_matrices())
+    groups = group_parameters(stage.network, stage.hidden_matrices)
     optimizer = MuonAdamW(groups, settings.optimizer)
     batch = first_batch(stage, settings.batch_size)
     began = time.perf_counter()

@@ -9,7 +9,6 @@ without its factor 1/2; LeCam regularisation (arXiv:2104.03310).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.distributed
@@ -66,14 +65,6 @@ class AdversarialSettings(Settings):
     def counts_from_images(self) -> int:
         """Images seen from which the discriminator counts in the tokenizer's loss."""
         return self.start_images + self.warmup_images
-
-
-@dataclass(frozen=True)
-class GeneratorLoss:
-    """The discriminator's part of the tokenizer's loss."""
-
-    loss: Tensor  # () added to the tokenizer's loss, all weights applied
-    adaptive_weight: Tensor  # () the gradients' ratio, limited
 
 
 def compute_hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -149,7 +140,7 @@ class AdversarialLoss:
 
     def judge(
         self, reconstruction: Tensor, image: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
-    ) -> GeneratorLoss | None:
+    ) -> Mapping[str, Tensor]:
         """Computes the tokenizer's part of a step, and keeps the batch for the discriminator's.
 
         Args:
@@ -159,12 +150,12 @@ class AdversarialLoss:
             last_layer: as for `compute_generator_loss`.
 
         Returns:
-            The loss to add; None while the discriminator does not count.
+            As `compute_generator_loss`; nothing while the discriminator does not count.
         """
         if self._images_seen >= self.settings.start_images:  # the same in all processes
             self._batch = reconstruction.detach(), image
         if not self.is_counting:
-            return None
+            return {}
         return self.compute_generator_loss(reconstruction, reconstruction_loss, last_layer)
 
     def after_step(self) -> Mapping[str, Tensor]:
@@ -176,7 +167,7 @@ class AdversarialLoss:
 
     def compute_generator_loss(
         self, reconstruction: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
-    ) -> GeneratorLoss:
+    ) -> Mapping[str, Tensor]:
         """Computes the loss that makes reconstructions look real to the discriminator.
 
         The loss is the negative mean of the logits × adaptive weight × weight × scale; the
@@ -188,6 +179,9 @@ class AdversarialLoss:
             reconstruction: (B, 3, H, W) unclamped, with its graph.
             reconstruction_loss: (); the adversarial loss is made as strong as this.
             last_layer: weight of the decoder's last layer.
+
+        Returns:
+            adversarial_loss, all weights applied, and adaptive_weight, () each.
 
         Source:
             Equation 7 of arXiv:2012.09841.
@@ -207,9 +201,10 @@ class AdversarialLoss:
         adaptive_weight = ratio.clamp(max=self.settings.max_adaptive_weight)
         carrier = (reconstruction.float() * image_grad).sum()
         loss = adversarial.detach() + (carrier - carrier.detach())
-        return GeneratorLoss(
-            adaptive_weight * self.settings.weight * self.scale * loss, adaptive_weight
-        )
+        return {
+            "adversarial_loss": adaptive_weight * self.settings.weight * self.scale * loss,
+            "adaptive_weight": adaptive_weight,
+        }
 
     def step(self, reconstruction: Tensor, image: Tensor) -> Mapping[str, Tensor]:
         """Trains the discriminator on one batch; every process must call it.

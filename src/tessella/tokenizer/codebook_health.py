@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from tessella.images import Pixels
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
@@ -95,7 +95,7 @@ def describe_codebook_problem(
     return (
         f"Only {health.codes_used} of {size} codes ({health.fraction_used:.0%}) are in use after "
         f"{images_seen:,} images; perplexity {health.perplexity:.1f}. The others cost and add "
-        f"nothing. Try {_join(_remedies(settings))}."
+        f"nothing. Try {', or '.join(_remedies(settings))}."
     )
 
 
@@ -117,10 +117,6 @@ def _remedies(settings: VectorQuantizerSettings | FiniteScalarSettings) -> list[
     return remedies
 
 
-def _join(words: list[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
-
-
 def plot_codebook_use(health: CodebookHealth) -> Pixels:
     """Draws each code's use, the most used first, and below it how long it has been idle.
 
@@ -136,11 +132,12 @@ def plot_codebook_use(health: CodebookHealth) -> Pixels:
         f"{used} of {len(order)} codes in use ({health.fraction_used:.0%}), "
         f"perplexity {health.perplexity:.1f}"
     )
-    _write(draw, (_LEFT, 12), title, 20)
-    _write(draw, (_RIGHT, 50), "red: unused" if used < len(order) else "", anchor="ra")
+    draw.text((_LEFT, 12), title, _INK, font_size=20)
+    marked = "red: unused" if used < len(order) else ""
+    draw.text((_RIGHT, 50), marked, _INK, font_size=14, anchor="ra")
     _draw_panel(draw, (72, 350), "times chosen", health.use[order], used, _BLUE)
     _draw_panel(draw, (402, 550), "images idle", health.idle_images[order], used, _GRAY)
-    _write(draw, (_RIGHT, 574), "code, the most used first", anchor="ra")
+    draw.text((_RIGHT, 574), "code, the most used first", _INK, font_size=14, anchor="ra")
     return np.asarray(image).copy()
 
 
@@ -160,25 +157,15 @@ def _draw_panel(
     def to_row(value: float) -> float:
         return bottom - (bottom - top) * math.log1p(value) / math.log1p(highest)
 
-    _write(draw, (_LEFT, top - 22), heading)
+    draw.text((_LEFT, top - 22), heading, _INK, font_size=14)
     if codes_used < len(values):
         draw.rectangle((edges[codes_used], top, _RIGHT, bottom), _PINK)
     for tick in [0, *(10**power for power in range(len(str(highest))))]:
         draw.line((_LEFT - 5, to_row(tick), _RIGHT, to_row(tick)), _PALE)
-        _write(draw, (_LEFT - 10, to_row(tick)), f"{tick:,}", 12, anchor="rm")
+        draw.text((_LEFT - 10, to_row(tick)), f"{tick:,}", _INK, font_size=12, anchor="rm")
     for x in range(_LEFT, _RIGHT):
         # Where codes are narrower than a pixel, it shows the highest of its codes.
         first, end = np.searchsorted(edges, x, side="right") - 1, np.searchsorted(edges, x + 1)
         if value := values[first:end].max():
             draw.line((x, to_row(value), x, bottom), color)
     draw.line((_LEFT, top, _LEFT, bottom, _RIGHT, bottom), _INK)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    position: tuple[float, float],
-    text: str,
-    size: int = 14,
-    anchor: str = "la",
-) -> None:
-    draw.text(position, text, _INK, ImageFont.load_default(size), anchor=anchor)

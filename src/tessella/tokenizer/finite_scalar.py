@@ -50,7 +50,6 @@ class FiniteScalarSettings(Settings):
 class FiniteScalarQuantizer(Quantizer):
     """A grid of levels in [-1, 1], to which latents are rounded."""
 
-    vectors: Tensor  # (K, C)
     _levels: Tensor  # (C,) int64
     _strides: Tensor  # (C,) int64, by how much one more level of a channel raises the code
 
@@ -66,11 +65,6 @@ class FiniteScalarQuantizer(Quantizer):
         self.register_buffer("vectors", vectors, persistent=False)
         self.register_buffer("_levels", levels, persistent=False)
         self.register_buffer("_strides", strides, persistent=False)
-
-    @property
-    def codebook(self) -> Tensor:
-        """(K, C) all points of the grid."""
-        return self.vectors
 
     def encode(self, latent: Tensor) -> Tensor:
         """Turns latents (B, C, h, w) into codes (B, h, w)."""

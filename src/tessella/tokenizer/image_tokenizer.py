@@ -58,47 +58,40 @@ class TokenizerSettings(Settings):
     def _fits_the_network(self) -> Self:
         match self.network:
             case "report2021":
-                self._check_report2021()
+                if self.quantizer.code_width != self.nhid:
+                    how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
+                    if isinstance(self.quantizer, FiniteScalarSettings):
+                        how = "Set tokenizer.quantizer=vq"
+                    raise ValueError(
+                        f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
+                        f"{self.quantizer.code_width}. {how}"
+                    )
+                factor = DOWNSAMPLING * 2**self.upsampling
+                if self.nhid % factor:
+                    raise ValueError(
+                        f"`nhid` halves with every upsampling: it must be a multiple of {factor}, "
+                        f"not {self.nhid}"
+                    )
             case "taming":
-                self._check_taming()
+                wrong = [width for width in self.widths if width % 32 or width % self.widths[0]]
+                if wrong:
+                    raise ValueError(
+                        "taming's widths are multiples of 32 and of the first one: not "
+                        f"{wrong[0]}. Try tokenizer.widths=[128,128,256,512]"
+                    )
             case "palette":
-                self._check_palette()
+                codes = self.quantizer
+                is_vq = isinstance(codes, VectorQuantizerSettings) and not codes.normalize
+                if not is_vq or codes.code_width != 3:
+                    raise ValueError(
+                        "a palette's codes are colours. Set tokenizer.quantizer.name=vq, "
+                        ".code_width=3 and .normalize=false, as the preset `palette` does"
+                    )
+                if self.upsampling:
+                    raise ValueError(
+                        "a palette has no decoder that could upsample. Set upsampling=0"
+                    )
         return self
-
-    def _check_report2021(self) -> None:
-        if self.quantizer.code_width != self.nhid:
-            how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
-            if isinstance(self.quantizer, FiniteScalarSettings):
-                how = "Set tokenizer.quantizer=vq"
-            raise ValueError(
-                f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
-                f"{self.quantizer.code_width}. {how}"
-            )
-        factor = DOWNSAMPLING * 2**self.upsampling
-        if self.nhid % factor:
-            raise ValueError(
-                f"`nhid` halves with every upsampling: it must be a multiple of {factor}, not "
-                f"{self.nhid}"
-            )
-
-    def _check_taming(self) -> None:
-        wrong = [width for width in self.widths if width % 32 or width % self.widths[0]]
-        if wrong:
-            raise ValueError(
-                f"taming's widths are multiples of 32 and of the first one: not {wrong[0]}. Try "
-                "tokenizer.widths=[128,128,256,512]"
-            )
-
-    def _check_palette(self) -> None:
-        codes = self.quantizer
-        is_vq = isinstance(codes, VectorQuantizerSettings) and not codes.normalize
-        if not is_vq or codes.code_width != 3:
-            raise ValueError(
-                "a palette's codes are colours. Set tokenizer.quantizer.name=vq, .code_width=3 and "
-                ".normalize=false, as the preset `palette` does"
-            )
-        if self.upsampling:
-            raise ValueError("a palette has no decoder that could upsample. Set upsampling=0")
 
 
 @dataclass(frozen=True)

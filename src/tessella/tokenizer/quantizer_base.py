@@ -26,6 +26,7 @@ class Quantized:
 class Quantizer(nn.Module, abc.ABC):
     """A codebook and the rule by which latents are assigned to its vectors."""
 
+    vectors: Tensor  # (K, C), of each code
     idle_images: Tensor  # (K,) int64, images of training since each code was last chosen
 
     def __init__(self, codebook_size: int) -> None:
@@ -34,9 +35,9 @@ class Quantizer(nn.Module, abc.ABC):
         self.register_buffer("idle_images", torch.zeros(codebook_size, dtype=torch.int64))
 
     @property
-    @abc.abstractmethod
     def codebook(self) -> Tensor:
-        """(K, C) the vector of each code."""
+        """(K, C) the vectors to which latents are compared."""
+        return self.vectors
 
     @abc.abstractmethod
     def encode(self, latent: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ made from. Mirrored images and crops are further passes, after the one of the im
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,14 @@ from tessella.tokenizer import ImageTokenizer
 _BATCH = 64
 _SMALLEST_CROP = 0.8  # of the image's side
 
+N = TypeVar("N", bound=np.generic)
+
 Codes = npt.NDArray[np.uint16]
 """(passes, N, h, w); the first pass has the images as they are."""
 
 
-@dataclass(frozen=True)
-class Passes:
-    """The ways in which each image is encoded, besides as it is."""
-
-    flips: bool = False  # mirrored left to right, as are the crops
-    crops: int = 0  # random squares of it, each a pass
-
-    @property
-    def count(self) -> int:
-        """Number of passes, including the one of the images as they are."""
-        return (1 + self.crops) * (2 if self.flips else 1)
+Progress = Callable[[int, int], object]
+"""Called with how many are done and how many there are."""
 
 
 @torch.inference_mode()
@@ -47,8 +40,9 @@ def prepare_codes(
     path: Path,
     *,
     device: torch.device,
-    passes: Passes = Passes(),
-    progress: Callable[[int, int], None] | None = None,
+    flips: bool = False,
+    crops: int = 0,
+    progress: Progress = lambda done, total: None,
 ) -> Codes:
     """Encodes images into a file of codes, unless it is there already.
 
@@ -57,8 +51,9 @@ def prepare_codes(
         tokenizer: trained, in eval mode, on `device`.
         path: the `.npy` file; a `.json` beside it notes what it was made from.
         device: where to encode.
-        passes: the ways in which each image is encoded.
-        progress: called with the number of encodings done and of all.
+        flips: whether each image and crop is also encoded mirrored left to right.
+        crops: random squares of each image that are encoded too, each in a pass.
+        progress: told the encodings.
 
     Returns:
         (passes, N, h, w) uint16, memory-mapped, read only.
@@ -66,18 +61,61 @@ def prepare_codes(
     Raises:
         CheckpointError: the file cannot be written.
     """
+    passes = (1 + crops) * (2 if flips else 1)
+    side = images.image_size // tokenizer.settings.downsampling
+
+    def encode(codes: Codes) -> None:
+        for start in range(0, len(images), _BATCH):
+            end = min(start + _BATCH, len(images))
+            image = to_float(torch.from_numpy(images.pixels(np.arange(start, end))).to(device))
+            views = [image]
+            views += [_crop(image, np.random.default_rng([n, start])) for n in range(crops)]
+            if flips:
+                views += [view.flip(-1) for view in views]
+            for number, view in enumerate(views):
+                codes[number, start:end] = tokenizer.encode(view).cpu().numpy().astype(np.uint16)
+            progress(end * passes, len(images) * passes)
+
     made_from = {
         "images": images.fingerprint,
         "tokenizer": hash_weights(tokenizer),
-        "passes": asdict(passes),
+        "passes": {"flips": flips, "crops": crops},
     }
+    shape = (passes, len(images), side, side)
+    return cached_array(path, made_from, np.uint16, shape, encode, what="the codes of the images")
 
-    def encode(temporary: Path) -> None:
-        _encode(images, tokenizer, passes, temporary, device, progress)
 
-    cached(path, made_from, encode, what="the codes of the images")
-    codes: Codes = np.load(path, mmap_mode="r")
-    return codes
+def cached_array(
+    path: Path,
+    made_from: Mapping[str, Any],
+    dtype: type[N],
+    shape: tuple[int, ...],
+    fill: Callable[[npt.NDArray[N]], None],
+    *,
+    what: str,
+) -> npt.NDArray[N]:
+    """Computes an array into a file, unless it is there already; memory-maps it, read only.
+
+    Args:
+        path: the `.npy` file; a `.json` beside it notes what it was made from.
+        made_from: plain JSON values that identify everything the array depends on.
+        dtype: of the array.
+        shape: of the array.
+        fill: computes it into the memory-mapped array that it is given.
+        what: what the file is, for the message.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+
+    def build(temporary: Path) -> None:
+        array = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+        fill(array)
+        array.flush()
+
+    cached(path, made_from, build, what=what)
+    array: npt.NDArray[N] = np.load(path, mmap_mode="r")
+    return array
 
 
 def hash_weights(network: nn.Module) -> str:
@@ -86,35 +124,6 @@ def hash_weights(network: nn.Module) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _encode(
-    images: CaptionedImages,
-    tokenizer: ImageTokenizer,
-    passes: Passes,
-    path: Path,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    side = images.image_size // tokenizer.settings.downsampling
-    shape = (passes.count, len(images), side, side)
-    if not len(images):
-        with path.open("wb") as file:
-            np.save(file, np.empty(shape, dtype=np.uint16))
-        return
-    codes = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape)
-    for start in range(0, len(images), _BATCH):
-        end = min(start + _BATCH, len(images))
-        image = to_float(torch.from_numpy(images.pixels(np.arange(start, end))).to(device))
-        views = [image]
-        views += [_crop(image, np.random.default_rng([n, start])) for n in range(passes.crops)]
-        if passes.flips:
-            views += [view.flip(-1) for view in views]
-        for number, view in enumerate(views):
-            codes[number, start:end] = tokenizer.encode(view).cpu().numpy().astype(np.uint16)
-        if progress is not None:
-            progress(end * passes.count, len(images) * passes.count)
-    codes.flush()
 
 
 def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:

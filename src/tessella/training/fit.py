@@ -40,7 +40,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import read_images_seen
-from tessella.training.codes import Codes, Passes, hash_weights, prepare_codes
+from tessella.training.codes import Codes, hash_weights, prepare_codes
 from tessella.training.initialize import (
     initialize_tokenizer,
     initialize_transformer,
@@ -54,7 +54,7 @@ from tessella.training.loop import (
     create_accelerator,
     train,
 )
-from tessella.training.model_card import CardFacts, write_card
+from tessella.training.model_card import write_card
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import lock_run, open_run, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
@@ -201,7 +201,6 @@ class _Run:
     def prepare_codes(self, tokenizer: ImageTokenizer) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
         settings = self.recipe.transformer_training
-        passes = {"train": Passes(settings.flips, settings.crops), "validation": Passes()}
         codes = {}
         for side, images in self.data.sides.items():
             with _progress(self.console, f"codes of {side}") as progress:
@@ -210,7 +209,8 @@ class _Run:
                     tokenizer,
                     self.request.out / record.CODES_FOLDER / f"{side}.npy",
                     device=self.accelerator.device,
-                    passes=passes[side],
+                    flips=settings.flips and side == "train",
+                    crops=settings.crops if side == "train" else 0,
                     progress=progress,
                 )
         return codes
@@ -244,20 +244,21 @@ class _Run:
             self.console.print(f"{name}: {metric.value:.4g} ({metric.protocol})")
         metrics = {name: asdict(metric) for name, metric in evaluation.metrics.items()}
         networks = {"tokenizer": model.tokenizer, "transformer": model.transformer}
-        facts = CardFacts(
-            sources=[Path(source).name for source in self.request.sources],
-            counts=self.data.manifest["counts"],
-            sample_captions=evaluation.prompts[:_CARD_CAPTIONS],
-            metrics=metrics,
-            parameters={
+        sample_captions = evaluation.prompts[:_CARD_CAPTIONS]
+        facts = {
+            "sources": [Path(source).name for source in self.request.sources],
+            "counts": self.data.manifest["counts"],
+            "sample_captions": sample_captions,
+            "metrics": metrics,
+            "parameters": {
                 name: sum(parameter.numel() for parameter in network.parameters())
                 for name, network in networks.items()
             },
-            seed=self.request.seed,
-        )
+            "seed": self.request.seed,
+        }
         self._save_nearest(evaluation)
         captions = summarize_captions(
-            self.data.train.all_captions(), model.text_tokenizer, facts.sample_captions
+            self.data.train.all_captions(), model.text_tokenizer, sample_captions
         )
         # Last: a model folder means that the run is finished.
         model.save(

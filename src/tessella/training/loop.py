@@ -9,7 +9,8 @@ import contextlib
 import datetime
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -27,26 +28,12 @@ from tessella.config import Settings
 from tessella.errors import CheckpointError
 from tessella.images import Pixels
 from tessella.model.folder import choose_device
-from tessella.training.batches import load_batches
-from tessella.training.checkpoint import (
-    CheckpointState,
-    flatten_optimizer,
-    load_latest_checkpoint,
-    restore_optimizer,
-    save_checkpoint,
-    section,
-)
+from tessella.training import checkpoint, processes
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
-from tessella.training.processes import (
-    StopAgreement,
-    any_process,
-    broadcast_buffers,
-    local_batch_size,
-)
 from tessella.training.reporting import Meter, Reporter
-from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
+from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
@@ -108,14 +95,11 @@ class Stage(abc.ABC, Generic[N]):
 
     name: str
     network: N  # what learns, is averaged, evaluated and saved
+    hidden_matrices: Sequence[nn.Parameter]  # inside the network: Muon trains them, AdamW the rest
     loss_module: nn.Module  # holds the network; called on a batch, returns `.loss` and `.metrics`
     num_images: int  # images to train on
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
     steady_from_images: int = 0  # images seen from which all steps take equally long
-
-    @abc.abstractmethod
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the matrices inside the network, which Muon trains; AdamW trains the rest."""
 
     @abc.abstractmethod
     def load_batch(
@@ -196,13 +180,13 @@ def train(
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
+    batch_size = processes.local_batch_size(settings.batch_size, accelerator.num_processes)
     state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
-        stop = StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = load_batches(stage, state.images_seen, batch_size, seed, accelerator)
+        stop = processes.StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
+        batches = _load_batches(stage, state.images_seen, batch_size, seed, accelerator)
         stack.enter_context(contextlib.closing(batches))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
@@ -221,7 +205,7 @@ def train(
                 raise Interrupted
         if stop.ask():  # in the last step or evaluation: the next stage must not begin
             raise Interrupted
-    broadcast_buffers(state.average, accelerator)
+    processes.broadcast_buffers(state.average, accelerator)
     return state.average
 
 
@@ -246,40 +230,66 @@ def measure_pace(
     """
     state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
     state.images_seen = stage.steady_from_images
-    order = ImageOrder(stage.num_images, seed=0)
-    batch_size = local_batch_size(settings.batch_size, accelerator.num_processes)
+    batch_size = processes.local_batch_size(settings.batch_size, accelerator.num_processes)
     times: list[float] = []
-    rng = np.random.default_rng(0)
-    while len(times) < 5 or not any_process(sum(times[2:]) >= seconds, accelerator):
-        began = time.monotonic()
-        indices = order.indices(state.images_seen, batch_size)
-        batch = [tensor.to(accelerator.device) for tensor in stage.load_batch(indices, rng)]
-        state.step(batch, seed=0)
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
+    batches = _load_batches(stage, state.images_seen, batch_size, 0, accelerator)
+    with contextlib.closing(batches):
+        while len(times) < 5 or not processes.any_process(sum(times[2:]) >= seconds, accelerator):
+            began = time.monotonic()
+            state.step(next(batches), seed=0)
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.monotonic() - began)
     began = time.monotonic()
     stage.evaluate(state.average, accelerator.device, images_seen=0)
     accelerator.free_memory()
     return Pace(statistics.median(times[2:]), time.monotonic() - began)
 
 
+def _load_batches(
+    stage: Stage[N],
+    images_seen: int,
+    local_batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> Generator[list[Tensor]]:
+    """Yields this process's part of each batch, on the device; a thread reads one ahead.
+
+    Args:
+        stage: reads them.
+        images_seen: where to start.
+        local_batch_size: images of a batch that each process takes.
+        seed: of the order and of what is drawn, with the process and the images seen.
+        accelerator: says which process this is, and its device.
+    """
+    rank = accelerator.process_index
+
+    def load(images_seen: int) -> tuple[Tensor, ...]:
+        start = images_seen + rank * local_batch_size
+        indices = order_images(stage.num_images, seed, start, local_batch_size)
+        return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(load, images_seen)
+        while True:
+            batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
+            images_seen += local_batch_size * accelerator.num_processes
+            upcoming = thread.submit(load, images_seen)
+            yield batch
+
+
+@dataclass(eq=False)
 class _TrainingState(Generic[N]):
     """All that changes in training, and how it is saved and restored."""
 
-    def __init__(
-        self,
-        stage: Stage[N],
-        settings: TrainingSettings,
-        folder: Path,
-        accelerator: Accelerator,
-        fingerprint: str,
-    ) -> None:
-        self._stage = stage
-        self._settings = settings
-        self._folder = folder
-        self._accelerator = accelerator
-        self._fingerprint = fingerprint
+    stage: Stage[N]
+    settings: TrainingSettings
+    folder: Path  # of the checkpoints
+    accelerator: Accelerator
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        stage, accelerator = self.stage, self.accelerator
         self.images_seen = 0
         self.evaluation_due = False  # at the present number of images, and not done yet
         self.reporter: Reporter | None = None  # in the first process
@@ -289,34 +299,34 @@ class _TrainingState(Generic[N]):
         self.average = create_average(stage.network)
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
-        groups = group_parameters(stage.network, stage.hidden_matrices())
-        self._optimizer = MuonAdamW(groups, settings.optimizer)
+        groups = group_parameters(stage.network, stage.hidden_matrices)
+        self._optimizer = MuonAdamW(groups, self.settings.optimizer)
         self._compute_loss = accelerator.prepare(stage.loss_module)
         self._saved_at = time.monotonic()
 
     @property
     def is_done(self) -> bool:
         """Whether all images have been seen."""
-        return self.images_seen >= self._settings.images
+        return self.images_seen >= self.settings.images
 
     def step(self, batch: Sequence[Tensor], seed: int) -> None:
         """Learns from one batch."""
-        settings = self._settings
-        torch.manual_seed(step_seed(seed, self._accelerator.process_index, self.images_seen))
+        settings = self.settings
+        torch.manual_seed(step_seed(seed, self.accelerator.process_index, self.images_seen))
         lr_multiplier = learning_rate_multiplier(
             self.images_seen, settings.images, settings.warmup_images, settings.decay_fraction
         )
         self._optimizer.set_learning_rate(lr_multiplier)
-        self._stage.before_step(self.images_seen)
+        self.stage.before_step(self.images_seen)
         result = self._compute_loss(*batch)
-        self._accelerator.backward(result.loss)
-        norm = self._accelerator.clip_grad_norm_(
+        self.accelerator.backward(result.loss)
+        norm = self.accelerator.clip_grad_norm_(
             self._network.parameters(), settings.optimizer.max_gradient_norm
         )
         self._optimizer.step()
         self._optimizer.zero_grad()
         metrics = {"loss": result.loss, **result.metrics, "gradient_norm": norm}
-        self._meter.add({**metrics, **self._stage.after_step()}, settings.batch_size)
+        self._meter.add({**metrics, **self.stage.after_step()}, settings.batch_size)
         before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
         every = settings.evaluate_every_images
         self.evaluation_due = self.is_done or self.images_seen // every > before // every
@@ -330,7 +340,7 @@ class _TrainingState(Generic[N]):
 
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
-        name, images = self._stage.name, self._settings.images
+        name, images = self.stage.name, self.settings.images
         return Reporter(folder, name, images, self.images_seen, console, redo=self.evaluation_due)
 
     def report(self, *, save: bool) -> None:
@@ -338,7 +348,7 @@ class _TrainingState(Generic[N]):
         if self.reporter is None:
             return
         self.reporter.advance(self.images_seen)
-        is_old = time.monotonic() - self._saved_at >= self._settings.save_every_seconds
+        is_old = time.monotonic() - self._saved_at >= self.settings.save_every_seconds
         save = save or self.evaluation_due or is_old
         if save or self._meter.is_due():
             # Before saving: a loss that is not a number must not become a checkpoint.
@@ -350,15 +360,15 @@ class _TrainingState(Generic[N]):
         """Measures the averaged network in the first process; at the end of training, saves it."""
         shared: list[Any] = [None]
         if self.reporter is not None:
-            device = self._accelerator.device
-            evaluation = self._stage.evaluate(self.average, device, self.images_seen)
+            device = self.accelerator.device
+            evaluation = self.stage.evaluate(self.average, device, self.images_seen)
             self.reporter.log(self.images_seen, evaluation.metrics, kind="validation")
             self.reporter.show(self.images_seen, evaluation.pictures)
             for warning in evaluation.warnings:
                 self.reporter.say(self.images_seen, warning)
             shared = [dict(evaluation.metrics)]
         broadcast_object_list(shared)
-        note = self._stage.note_validation(shared[0])
+        note = self.stage.note_validation(shared[0])
         if note is not None and self.reporter is not None:
             self.reporter.say(self.images_seen, note)
         self.evaluation_due = False
@@ -368,34 +378,38 @@ class _TrainingState(Generic[N]):
 
     def save(self) -> None:
         """Writes a checkpoint in the first process; the last good one and the one before stay."""
-        if not self._accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
             return
         parts = {
             "network": self._network.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": flatten_optimizer(self._optimizer),
-            "stage": self._stage.state_dict(),
+            "optimizer": checkpoint.flatten_optimizer(self._optimizer),
+            "stage": self.stage.state_dict(),
         }
         tensors = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
-        info = {"fingerprint": self._fingerprint, "evaluation_due": self.evaluation_due}
-        save_checkpoint(self._folder, CheckpointState(self.images_seen, tensors, info))
+        info = {"fingerprint": self.fingerprint, "evaluation_due": self.evaluation_due}
+        checkpoint.save_checkpoint(
+            self.folder, checkpoint.CheckpointState(self.images_seen, tensors, info)
+        )
         self._saved_at = time.monotonic()
 
     def restore(self) -> bool:
         """Restores the last good checkpoint; returns whether there is one."""
-        saved = load_latest_checkpoint(self._folder)
+        saved = checkpoint.load_latest_checkpoint(self.folder)
         if saved is None:
             return False
-        if saved.info["fingerprint"] != self._fingerprint:
+        if saved.info["fingerprint"] != self.fingerprint:
             raise CheckpointError(
-                f"The checkpoints are of other data or another recipe: `{self._folder}`. "
+                f"The checkpoints are of other data or another recipe: `{self.folder}`. "
                 "Resume with the data and the settings that the run began with, or choose a new "
                 "--out."
             )
-        self._network.load_state_dict(section(saved.tensors, "network"))
-        self.average.load_state_dict(section(saved.tensors, "average"))
-        restore_optimizer(self._optimizer, section(saved.tensors, "optimizer"))
-        self._stage.load_state_dict(section(saved.tensors, "stage"))
+        self._network.load_state_dict(checkpoint.section(saved.tensors, "network"))
+        self.average.load_state_dict(checkpoint.section(saved.tensors, "average"))
+        checkpoint.restore_optimizer(
+            self._optimizer, checkpoint.section(saved.tensors, "optimizer")
+        )
+        self.stage.load_state_dict(checkpoint.section(saved.tensors, "stage"))
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
         return True

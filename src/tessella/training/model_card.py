@@ -3,8 +3,7 @@
 `model_card.md.jinja` has its text.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,16 @@ from tessella.training.recipe import Recipe
 _TEMPLATE = "model_card.md.jinja"
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What the recipe does not say."""
+def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
+    """Writes the model card as Markdown, with the header that model hubs read.
 
-    sources: Sequence[str]  # as on the command line
-    counts: Mapping[str, Any]  # images, captions, train, validation, skipped
-    sample_captions: Sequence[str]  # some of the prompts that samples.png shows
-    metrics: Mapping[str, Any]  # as in metrics.json
-    parameters: Mapping[str, int]  # tokenizer, transformer
-    seed: int
-
-
-def write_card(recipe: Recipe, facts: CardFacts) -> str:
-    """Writes the model card as Markdown, with the header that model hubs read."""
+    Args:
+        recipe: the run's.
+        facts: what the recipe does not say: `sources`, as on the command line; `counts` of
+            images, captions, train, validation and skipped; `sample_captions`, some of the prompts
+            that samples.png shows; `metrics`, as in metrics.json; `parameters` of tokenizer and
+            transformer; `seed`.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -37,7 +32,7 @@ def write_card(recipe: Recipe, facts: CardFacts) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    captions = [caption for caption in facts.sample_captions if caption]
+    captions = [caption for caption in facts["sample_captions"] if caption]
     return environment.get_template(_TEMPLATE).render(
         recipe=recipe,
         facts=facts,

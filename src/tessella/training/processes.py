@@ -81,9 +81,7 @@ class StopAgreement:
 
 
 def _sum(values: list[float], accelerator: Accelerator) -> list[float]:
-    """Adds up each value over all processes; waits for the device if there are several."""
-    if accelerator.num_processes == 1:
-        return values
+    """Adds up each value over all processes; waits for the device."""
     tensor = torch.tensor(values, device=accelerator.device)
     sums: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
     return sums

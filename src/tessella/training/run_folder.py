@@ -16,8 +16,8 @@ RUN/report.html             curves, pictures and numbers on one page
 `runs/record.py`, which reads runs, has the names.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,28 @@ RUN_FORMAT = 3
 
 # Asking whether a run is locked holds its lock for a moment.
 _LOCK_SECONDS = 0.2
+# What a run writes before it has a run.json, besides hidden files.
+_BEFORE_RUN_FILE = {record.DATA_FOLDER, f"{record.DATA_FOLDER}.skipped.jsonl", record.TEXT_FOLDER}
 
 
-@contextlib.contextmanager
-def lock_run(out: Path) -> Iterator[None]:
-    """Makes a run's folder and keeps other processes from training in it.
+def lock_run(out: Path) -> AbstractContextManager[object]:
+    """Makes a run's folder and keeps other processes from training in it until it is left.
 
     Raises:
         ConfigError: another process trains there, or the folder cannot be made.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(out / record.LOCK_FILE, wait_seconds=_LOCK_SECONDS))
-        except TimeoutError:
-            raise ConfigError(
-                f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
-                "choose another --out."
-            ) from None
-        except OSError as error:
-            raise ConfigError(
-                f"Cannot make the run's folder: `{out}`; {error.strerror}. Choose another --out."
-            ) from None
-        yield
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return lock(out / record.LOCK_FILE, wait_seconds=_LOCK_SECONDS).acquire()
+    except TimeoutError:
+        raise ConfigError(
+            f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
+            "choose another --out."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot make the run's folder: `{out}`; {error.strerror}. Choose another --out."
+        ) from None
 
 
 def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
@@ -74,7 +73,8 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
         ConfigError: the run began with other settings, or the folder holds something else.
     """
     if not (out / record.RUN_FILE).exists():
-        if out.exists() and not all(map(_comes_before_run_file, out.iterdir())):
+        names = [path.name for path in out.glob("*") if not path.name.startswith(".")]
+        if not _BEFORE_RUN_FILE.issuperset(names):
             raise ConfigError(
                 f"The folder holds something other than a run: `{out}`. Choose a new or empty "
                 "--out."
@@ -122,12 +122,6 @@ def write_run_file(
         "recipe": recipe.model_dump(mode="json"),
     }
     write_json(out / record.RUN_FILE, run, what="the run's recipe")
-
-
-def _comes_before_run_file(path: Path) -> bool:
-    """Returns whether a run writes this before it has a run.json."""
-    names = (record.DATA_FOLDER, f"{record.DATA_FOLDER}.skipped.jsonl", record.TEXT_FOLDER)
-    return path.name in names or path.name.startswith(".")
 
 
 def _advise_on_other_format(out: Path) -> str:

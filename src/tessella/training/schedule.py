@@ -1,6 +1,5 @@
 """Schedules: pure functions of the images seen, so a resumed run has nothing to remember."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,22 +30,17 @@ def step_seed(seed: int, rank: int, images_seen: int) -> int:
     return int(np.random.SeedSequence([seed, rank, images_seen]).generate_state(1, np.uint64)[0])
 
 
-@dataclass(frozen=True)
-class ImageOrder:
-    """The endless order in which a run sees its images: pass after pass, each freshly shuffled."""
+def order_images(num_images: int, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:
+    """Returns which images are the `start`-th to the (`start + count - 1`)-th that a run sees.
 
-    num_images: int  # at least 1
-    seed: int
-
-    def indices(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Returns which images are the `start`-th to the (`start + count - 1`)-th seen."""
-        positions = np.arange(start, start + count)
-        epochs, indices = np.divmod(positions, self.num_images)
-        parts = [
-            _shuffle(self.num_images, self.seed, epoch)[indices[epochs == epoch]]
-            for epoch in np.unique(epochs).tolist()
-        ]
-        return np.concatenate(parts)
+    Their order is endless: pass after pass over `num_images`, each freshly shuffled.
+    """
+    epochs, indices = np.divmod(np.arange(start, start + count), num_images)
+    parts = [
+        _shuffle(num_images, seed, epoch)[indices[epochs == epoch]]
+        for epoch in np.unique(epochs).tolist()
+    ]
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=1)

@@ -6,25 +6,23 @@ a note of what it was made from.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import draw_indices
-from tessella.files import cached
 from tessella.text import TextEncoder
 from tessella.text.base import CutRows, TrainingTokens
 from tessella.text.frozen import FrozenTextEncoder, pad_features
-from tessella.training.codes import hash_weights
+from tessella.training.codes import Progress, cached_array, hash_weights
 
 _BATCH = 64
 _SAMPLE = 4096  # images: half a second
-
-Progress = Callable[[int, int], None]
 
 
 class CaptionReader(Protocol):
@@ -35,15 +33,17 @@ class CaptionReader(Protocol):
 
 
 class TextFeatures:
-    """Reads the features of captions from a file.
+    """Reads the features of captions from an array.
 
     Args:
         captions: all that will be read, each once.
         cut: their tokens.
-        path: the features (tokens of all captions, F), in the captions' order.
+        features: (tokens of all captions, F), in the captions' order.
     """
 
-    def __init__(self, captions: Sequence[str], cut: CutRows, path: Path) -> None:
+    def __init__(
+        self, captions: Sequence[str], cut: CutRows, features: npt.NDArray[np.float16]
+    ) -> None:
         lengths = [len(row) for row in cut.rows]
         ends = accumulate(lengths)
         self._spans = {
@@ -51,7 +51,7 @@ class TextFeatures:
             for caption, length, end in zip(captions, lengths, ends, strict=True)
         }
         self._truncated = {c for c, short in zip(captions, cut.truncated, strict=True) if short}
-        self._features = np.load(path, mmap_mode="r")
+        self._features = features
 
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
         """Reads features (B, T, F) float32 of captions that are in the file."""
@@ -64,7 +64,7 @@ def prepare_captions(
     captions: Iterable[str],
     path: Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> CaptionReader:
     """Computes the features of captions into a file, unless it is there already.
 
@@ -72,7 +72,7 @@ def prepare_captions(
         encoder: of the run; one that only makes tokens is quick, and returned as it is.
         captions: of all images, repeated or not; the empty caption is added.
         path: the `.npy` file; a `.json` beside it notes what it was made from.
-        progress: called with the number of captions done and of all.
+        progress: told the captions.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -84,11 +84,25 @@ def prepare_captions(
     tokens = hashlib.sha256(json.dumps(cut.rows).encode()).hexdigest()
     made_from = {"encoder": hash_weights(encoder.network), "tokens": tokens}
 
-    def write(temporary: Path) -> None:
-        _write(encoder, cut, temporary, progress)
+    lengths = np.array([len(row) for row in cut.rows])
+    begins = np.cumsum(lengths) - lengths
 
-    cached(path, made_from, write, what="the features of the captions")
-    return TextFeatures(unique, cut, path)
+    def read(features: npt.NDArray[np.float16]) -> None:
+        """Reads captions of the same length together: nothing is computed for padding."""
+        done = 0
+        for length in np.unique(lengths):
+            [same] = np.nonzero(lengths == length)
+            for start in range(0, len(same), _BATCH):
+                batch = same[start : start + _BATCH]
+                rows = begins[batch, None] + np.arange(length)
+                features[rows] = encoder.read([cut.rows[index] for index in batch])  # (B, T, F)
+                done += len(batch)
+                progress(done, len(lengths))
+
+    shape = (int(lengths.sum()), encoder.num_features)
+    what = "the features of the captions"
+    features = cached_array(path, made_from, np.float16, shape, read, what=what)
+    return TextFeatures(unique, cut, features)
 
 
 def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int) -> str | None:
@@ -109,22 +123,3 @@ def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int
         f"{max_tokens} tokens (text.max_tokens). Training drops their last words; as prompts they "
         "are refused."
     )
-
-
-def _write(encoder: FrozenTextEncoder, cut: CutRows, path: Path, progress: Progress | None) -> None:
-    """Reads captions of the same length together: nothing is computed for padding."""
-    lengths = np.array([len(row) for row in cut.rows])
-    begins = np.cumsum(lengths) - lengths
-    shape = (int(lengths.sum()), encoder.num_features)
-    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    done = 0
-    for length in np.unique(lengths):
-        [same] = np.nonzero(lengths == length)
-        for start in range(0, len(same), _BATCH):
-            batch = same[start : start + _BATCH]
-            rows = begins[batch, None] + np.arange(length)
-            features[rows] = encoder.read([cut.rows[index] for index in batch])  # (B, T, F)
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(lengths))
-    features.flush()

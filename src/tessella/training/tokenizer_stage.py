@@ -14,14 +14,10 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import Pixels, to_float
 from tessella.sheets import make_sheet
-from tessella.tokenizer import ImageTokenizer, Reconstruction
+from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.adversarial import AdversarialLoss
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
-from tessella.tokenizer.losses import (
-    ReconstructionLoss,
-    ReconstructionLosses,
-    ReconstructionLossSettings,
-)
+from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
 from tessella.training.checkpoint import flatten_optimizer, restore_optimizer, section
 from tessella.training.loop import Evaluation, Stage, StepLoss, TrainingSettings
 
@@ -106,31 +102,25 @@ class TokenizerLoss(nn.Module):
         reconstruction = output.image.float()
         losses = self._reconstruction_loss(reconstruction, image)
         total = losses.total + output.quantized.loss
-        metrics = self._measure(output, image, losses)
+        # Metrics of the batch as a whole; evaluation is by image.
+        metrics = {"reconstruction_loss": losses.total}
+        with torch.no_grad():
+            # Pixels are in [-1, 1]: the peak is 2.
+            metrics["psnr"] = 10 * torch.log10(4 / functional.mse_loss(reconstruction, image))
+            # Not `unique`: on CUDA it waits for the device.
+            used = image.new_zeros(self.tokenizer.settings.quantizer.codebook_size)
+            used.index_fill_(0, output.quantized.codes.flatten(), 1)
+            metrics["codes_used"] = used.sum()
+        if losses.perceptual is not None:
+            metrics["perceptual_loss"] = losses.perceptual
         if self._adversarial is not None and self.training:
             generator = self._adversarial.judge(
                 reconstruction, image, losses.total, self.tokenizer.last_layer
             )
-            if generator is not None:
-                total = total + generator.loss
-                metrics["adversarial_loss"] = generator.loss
-                metrics["adaptive_weight"] = generator.adaptive_weight
+            if generator:
+                total = total + generator["adversarial_loss"]
+                metrics |= generator
         return StepLoss(total, metrics)
-
-    @torch.no_grad()
-    def _measure(
-        self, output: Reconstruction, image: Tensor, losses: ReconstructionLosses
-    ) -> dict[str, Tensor]:
-        """Computes the metrics of a batch as a whole; evaluation is by image."""
-        # Pixels are in [-1, 1]: the peak is 2.
-        psnr = 10 * torch.log10(4 / functional.mse_loss(output.image.float(), image))
-        # Not `unique`: on CUDA it waits for the device.
-        used = image.new_zeros(self.tokenizer.settings.quantizer.codebook_size)
-        codes_used = used.index_fill_(0, output.quantized.codes.flatten(), 1).sum()
-        metrics = {"reconstruction_loss": losses.total, "psnr": psnr, "codes_used": codes_used}
-        if losses.perceptual is not None:
-            metrics["perceptual_loss"] = losses.perceptual
-        return metrics
 
 
 class TokenizerStage(Stage[ImageTokenizer]):
@@ -165,6 +155,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
             self._adversarial = AdversarialLoss(adversarial, size, device, seed)
             self.steady_from_images = adversarial.counts_from_images
         self.network = tokenizer
+        self.hidden_matrices = tokenizer.hidden_matrices()
         self.loss_module = TokenizerLoss(tokenizer, settings, self._adversarial)
         tokenizer.set_recompute(settings.recompute)
         if settings.compile:
@@ -174,10 +165,6 @@ class TokenizerStage(Stage[ImageTokenizer]):
         self.num_images = len(data["train"])
         self._train = data["train"]
         self._validation = data["validation"] if len(data["validation"]) else self._train
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the convolutions inside encoder and decoder that learn."""
-        return [matrix for matrix in self.network.hidden_matrices() if matrix.requires_grad]
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator

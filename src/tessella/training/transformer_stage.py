@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import can_read
@@ -64,6 +64,7 @@ class TransformerStage(Stage[Transformer]):
         captions: CaptionReader | None = None,
     ) -> None:
         self.network = model.transformer
+        self.hidden_matrices = self.network.hidden_matrices()
         self.loss_module = model.objective
         if settings.compile:
             self.compiled = [*model.transformer.self_decoder, *model.transformer.cross_decoder]
@@ -74,10 +75,6 @@ class TransformerStage(Stage[Transformer]):
         self._data = data
         self._codes = codes
         self._validation_side = "validation" if len(data["validation"]) else "train"
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """Lists the matrices inside the transformer's layers."""
-        return self.network.hidden_matrices()
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator

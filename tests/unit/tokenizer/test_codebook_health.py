@@ -75,10 +75,10 @@ def test_the_warning_says_what_to_try() -> None:
     )
     assert describe_codebook_problem(create_health(16, 16, 0, 0, 0, 0, 0, 0), settings, LATE) == (
         "Only 2 of 8 codes (25%) are in use after 10,000 images; perplexity 2.0. The others cost "
-        "and add nothing. Try `tokenizer.quantizer.normalize=true`, a lower "
-        "`tokenizer.quantizer.code_width` (8 is low), "
-        "`tokenizer.quantizer.revive_after_images=100`, `tokenizer.quantizer=fsq`, which has no "
-        "codes to lose or `tokenizer.quantizer.codebook_size=4`."
+        "and add nothing. Try `tokenizer.quantizer.normalize=true`, or a lower "
+        "`tokenizer.quantizer.code_width` (8 is low), or "
+        "`tokenizer.quantizer.revive_after_images=100`, or `tokenizer.quantizer=fsq`, which has no "
+        "codes to lose, or `tokenizer.quantizer.codebook_size=4`."
     )
 
 
@@ -92,7 +92,7 @@ def test_the_warning_proposes_nothing_that_is_so_already() -> None:
 def test_the_warning_for_a_fixed_grid() -> None:
     words = describe_codebook_problem(create_health(*[90, 0, 0, 0]), FiniteScalarSettings(), LATE)
     assert words is not None
-    assert words.endswith("Try smaller `tokenizer.quantizer.levels` or `tokenizer.quantizer=vq`.")
+    assert words.endswith("Try smaller `tokenizer.quantizer.levels`, or `tokenizer.quantizer=vq`.")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training import codes as codes_module
-from tessella.training.codes import Passes, prepare_codes
+from tessella.training.codes import prepare_codes
 
 Data = Mapping[str, CaptionedImages]
 CPU = torch.device("cpu")
@@ -55,9 +55,8 @@ def test_mirrored_pictures_and_crops_are_passes_of_their_own(
     scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path
 ) -> None:
     """As they are, a crop, and both mirrored: each is what encoding that very picture gives."""
-    images, passes = scenes["train"], Passes(flips=True, crops=1)
-    assert passes.count == 4
-    made = prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU, passes=passes)
+    images = scenes["train"]
+    made = prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU, flips=True, crops=1)
     assert made.shape[:2] == (4, len(images))
     pixels = to_float(torch.from_numpy(images.pixels(np.arange(len(images)))))
     with torch.no_grad():
@@ -65,7 +64,7 @@ def test_mirrored_pictures_and_crops_are_passes_of_their_own(
         assert np.array_equal(made[2], tokenizer.encode(pixels.flip(-1)))
     for crop in (made[1], made[3]):
         assert not np.array_equal(crop, made[0])
-    again = prepare_codes(images, tokenizer, tmp_path / "d.npy", device=CPU, passes=passes)
+    again = prepare_codes(images, tokenizer, tmp_path / "d.npy", device=CPU, flips=True, crops=1)
     assert np.array_equal(made, again)
     # The same file asked for without them is made anew.
     assert len(prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU)) == 1

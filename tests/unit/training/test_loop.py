@@ -58,13 +58,11 @@ class Toy(Stage[ToyNetwork]):
 
     def __init__(self, network: ToyNetwork | None = None) -> None:
         self.network = self.loss_module = network or ToyNetwork()
+        self.hidden_matrices = [self.network.matrix]
         self.seen: list[int] = []
         self.drawn: list[float] = []
         self.evaluated: list[float] = []
         self.seconds = 0.0
-
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        return [self.network.matrix]
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rng: np.random.Generator

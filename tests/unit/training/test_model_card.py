@@ -3,7 +3,7 @@
 import ast
 import re
 
-from tessella.training.model_card import CardFacts, write_card
+from tessella.training.model_card import write_card
 from tessella.training.recipe import resolve_recipe
 
 
@@ -37,7 +37,7 @@ def card(
             *([f"data.licence={licence}"] if licence else []),
         ],
     )
-    return write_card(recipe, CardFacts(**(facts | changes)))  # type: ignore[arg-type]
+    return write_card(recipe, facts | changes)
 
 
 def test_the_facts_are_there() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.training.schedule import ImageOrder, learning_rate_multiplier, step_seed
+from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
 
 @pytest.mark.parametrize(
@@ -40,25 +40,24 @@ def test_it_is_always_a_share(images: int, warmup: int, decay: float, progress: 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 4))
 def test_each_pass_sees_every_image_once(num_images: int, seed: int, passes: int) -> None:
-    seen = ImageOrder(num_images, seed).indices(0, passes * num_images).reshape(passes, -1)
+    seen = order_images(num_images, seed, 0, passes * num_images).reshape(passes, -1)
     assert np.array_equal(np.sort(seen, axis=1), np.tile(np.arange(num_images), (passes, 1)))
 
 
 @given(st.integers(1, 40), st.integers(0, 200), st.integers(1, 90))
 def test_the_order_is_a_function_of_the_position(num_images: int, start: int, count: int) -> None:
     """Begun anywhere, after anything, in whatever portions: the same images."""
-    whole = ImageOrder(num_images, seed=3).indices(0, start + count)
-    order = ImageOrder(num_images, seed=3)
-    assert np.array_equal(order.indices(start, count), whole[start:])
-    assert np.array_equal(order.indices(0, start + count), whole)
-    pieces = [order.indices(place, 1)[0] for place in range(start + count)]
+    whole = order_images(num_images, 3, 0, start + count)
+    assert np.array_equal(order_images(num_images, 3, start, count), whole[start:])
+    assert np.array_equal(order_images(num_images, 3, 0, start + count), whole)
+    pieces = [order_images(num_images, 3, place, 1)[0] for place in range(start + count)]
     assert np.array_equal(pieces, whole)
 
 
 def test_passes_and_seeds_differ() -> None:
-    first, second = ImageOrder(100, seed=0).indices(0, 200).reshape(2, -1)
+    first, second = order_images(100, 0, 0, 200).reshape(2, -1)
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, ImageOrder(100, seed=1).indices(0, 100))
+    assert not np.array_equal(first, order_images(100, 1, 0, 100))
 
 
 def test_every_step_has_its_own_seed() -> None:
