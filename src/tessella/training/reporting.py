@@ -5,7 +5,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -55,9 +54,7 @@ class Reporter:
         self._name = name
         _drop_beyond(self._path, images_seen, redo)
         self._file = self._path.open("a", encoding="utf-8")
-        writer = _find_summary_writer(console)
-        board = folder / "tensorboard"
-        self._board = writer(str(board), purge_step=images_seen + 1) if writer else None
+        self._board = _create_summary_writer(folder / "tensorboard", images_seen + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -161,18 +158,13 @@ class Meter:
         return {**means, "images_per_second": pace}
 
 
-@lru_cache(maxsize=1)  # once per console, so that it is said once
-def _find_summary_writer(console: Console) -> "type[SummaryWriter] | None":
-    """Finds TensorBoard's writer; without TensorBoard, says where else the curves are."""
+def _create_summary_writer(folder: Path, purge_step: int) -> "SummaryWriter | None":
+    """Creates TensorBoard's writer where TensorBoard is installed (the extra `tensorboard`)."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        console.print(
-            "TensorBoard is not installed: the curves are in report.html, the numbers in "
-            f"{METRICS_LOG}. To log to it too, run `pip install 'tessella[tensorboard]'`."
-        )
         return None
-    return SummaryWriter
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _drop_beyond(path: Path, images_seen: int, redo: bool) -> None:
