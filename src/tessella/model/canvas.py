@@ -268,7 +268,7 @@ def fit_images(images: Sequence[Image.Image] | Pixels, size: int) -> Pixels:
         opened = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         if not isinstance(opened, Image.Image):
             raise GenerationError(
-                f"This is not a picture: `{type(image).__name__}`. Open it with PIL.Image.open first."
+                f"This is not a picture: `{type(image).__name__}`. Open it with PIL.Image.open."
             )
         squares.append(fit_square(to_rgb(opened), size))
     return np.stack(squares)
