@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import torch
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -53,7 +54,8 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
     @router.get("/{name}/codebook", summary="Fetch the codebook as tiles")
     async def read_codebook(name: str, request: Request) -> schemas.CodebookBody:
-        return await service.call(request, _draw_codebook, service.find(name))
+        served = service.find(name)
+        return await service.call(request, lambda: _draw_codebook(served))
 
     return router
 
@@ -95,14 +97,12 @@ def _draw_codebook(served: ServedModel) -> schemas.CodebookBody:
     height, width = (min(side, _MOSAIC_SIDE) for side in model.config.grid)
     top, left = height // 2 * tile, width // 2 * tile
     rows = -(-size // _CODEBOOK_COLUMNS)
-    sheet = torch.full((rows, tile, _CODEBOOK_COLUMNS, tile, 3), 255, dtype=torch.uint8)
+    tiles = np.full((rows * _CODEBOOK_COLUMNS, tile, tile, 3), 255, dtype=np.uint8)
     for codes in torch.arange(size).split(_CODEBOOK_COLUMNS):
         mosaics = codes[:, None, None].expand(-1, height, width)
-        decoded = torch.from_numpy(model.decode_codes(mosaics))
-        tiles = decoded[:, top : top + tile, left : left + tile]
-        row = int(codes[0]) // _CODEBOOK_COLUMNS
-        sheet[row, :, : len(codes)] = tiles.transpose(0, 1)
-    picture = sheet.view(rows * tile, _CODEBOOK_COLUMNS * tile, 3).numpy()
+        tiles[codes.numpy()] = model.decode_codes(mosaics)[:, top : top + tile, left : left + tile]
+    sheet = tiles.reshape(rows, _CODEBOOK_COLUMNS, tile, tile, 3).swapaxes(1, 2)
+    picture = sheet.reshape(rows * tile, _CODEBOOK_COLUMNS * tile, 3)
     return schemas.CodebookBody(
         codebook_size=size,
         columns=_CODEBOOK_COLUMNS,
