@@ -61,7 +61,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
 
 def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBody:
-    config, objective, limits = served.model.config, served.model.objective, service.settings
+    config, objective = served.model.config, served.model.objective
     return schemas.ModelBody(
         id=served.name,
         object="model",
@@ -73,18 +73,8 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
         objective=objective.name,
         max_prompt_tokens=served.model.text_tokenizer.max_tokens,
         generation=config.generation,
-        can=schemas.ModelAbilities(
-            guidance=objective.is_guided,
-            best_of=objective.has_likelihood,
-            partial_images=objective.has_steps,
-            edit=objective.can_edit,
-        ),
-        limits=schemas.ModelLimits(
-            n=limits.max_pictures,
-            steps=limits.max_steps,
-            best_of=limits.max_best_of,
-            prompt_characters=limits.max_prompt_characters,
-        ),
+        can=schemas.ModelAbilities.model_validate(objective),
+        limits=schemas.ModelLimits.model_validate(service.settings),
         examples=served.captions.examples[:_MAX_EXAMPLES] if served.captions else [],
     )
 
