@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 from collections.abc import Collection, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -38,6 +39,7 @@ _HTTP_ERRORS = {
 }
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An answer that is an error.
 
@@ -49,18 +51,17 @@ class ApiError(Exception):
         retry_after: seconds after which to try again; a 503 has some unless given.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
-        if status == 503 and retry_after is None:
+    status: int
+    message: str
+    _: KW_ONLY
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None
+
+    def __post_init__(self) -> None:
+        """Gives every 503 a time after which to try again."""
+        super().__init__(self.message)
+        if self.status == 503 and self.retry_after is None:
             self.retry_after = _RETRY_SECONDS
 
     @property
@@ -69,7 +70,7 @@ class ApiError(Exception):
         fallback = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
-                "message": str(self),
+                "message": self.message,
                 "type": _TYPES.get(self.status, fallback),
                 "param": self.param,
                 "code": self.code,

@@ -1,7 +1,6 @@
 """The application: routes, and the middleware around them."""
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -10,6 +9,8 @@ from starlette.responses import Response
 
 from tessella.generation import GenerationSettings
 from tessella.posts.language_model import LanguageModel
+from tessella.posts.offline import TONES
+from tessella.posts.platforms import PLATFORMS
 from tessella.serving.access_log import AccessLog
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
@@ -19,12 +20,11 @@ from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
 from tessella.serving.posts_routes import create_posts_router
 from tessella.serving.run_routes import create_run_router
+from tessella.serving.schemas import MAX_API_SEED, StudioBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
 from tessella.serving.worker import PaintingWorker
-
-_JOIN_SECONDS = 5.0
 
 _OWN_FIELDS = ["seed", "best_of", "negative_prompt", "strength", *GenerationSettings.model_fields]
 _DESCRIPTION = f"""\
@@ -55,20 +55,12 @@ def create_app(
     service = PaintingService(models, settings or ServeSettings(), worker)
     api_keys = ApiKeys(keys)
 
-    @contextlib.asynccontextmanager
-    async def live(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start()
-        yield
-        service.worker.close()
-        # The server has waited for the answers already.
-        service.worker.join(_JOIN_SECONDS)
-
     app = FastAPI(
         title="tessella",
         version="1",
         summary="Text to image with your own models.",
         description=_DESCRIPTION,
-        lifespan=live,
+        lifespan=service.live,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -82,13 +74,16 @@ def create_app(
     app.include_router(_create_health_router(service))
     if run is not None:
         app.include_router(create_run_router(run))
-    studio = create_studio_router(
-        list(models),
-        has_run=run is not None,
-        has_language_model=language_model is not None,
-        has_keys=bool(api_keys),
+    page = StudioBody(
+        models=list(models),
+        run=run is not None,
+        posts="off" if not models else "llm" if language_model else "offline",
+        key_required=bool(api_keys),
+        post_platforms=list(PLATFORMS),
+        post_tones=list(TONES),
+        max_seed=MAX_API_SEED,
     )
-    app.include_router(studio)
+    app.include_router(create_studio_router(page))
     install_error_handlers(app)
     install_document(app, lambda path: bool(api_keys) and needs_key(path))
     _add_middleware(app, service, api_keys)

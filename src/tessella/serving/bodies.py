@@ -165,14 +165,12 @@ async def _parse_form(
         raise ApiError(400, error.message, code="invalid_form") from None
     texts: dict[str, str] = {}
     contents: dict[str, bytes] = {}
-    seen: set[str] = set()
     try:
         for name, value in form.multi_items():
             shown, part = name[:60], name.removesuffix("[]")
-            if part in seen:
+            if part in contents or name in texts:
                 message = f"There is more than one `{part[:60]}`. Send one."
                 raise ApiError(400, message, param=shown)
-            seen.add(part)
             if isinstance(value, UploadFile) != (name in files):
                 kind = "a file" if name in files else "text"
                 message = f"A part has to be {kind}: `{shown}`."

@@ -40,6 +40,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
     for status, description in _STATUSES.items()
 }
+PICTURES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": PicturesBody,
+        "description": "The pictures; with `stream`, events: `….partial_image` and, for each "
+        "picture, `….completed`.",
+        "content": {"text/event-stream": {}},
+    }
+}
+"""The answer of an operation that paints."""
 
 
 def describe_body(kind: type[RequestBody], *files: str) -> dict[str, Any]:
@@ -58,18 +67,6 @@ def describe_file(description: str, *media_types: str) -> dict[int | str, dict[s
     """Describes an operation that answers with a file."""
     content = {media_type: {"schema": _BINARY} for media_type in media_types}
     return {200: {"description": description, "content": content}}
-
-
-def describe_pictures() -> dict[int | str, dict[str, Any]]:
-    """Describes an operation that answers with pictures, or with a stream of them."""
-    return {
-        200: {
-            "model": PicturesBody,
-            "description": "The pictures; with `stream`, events: `….partial_image` and, for each "
-            "picture, `….completed`.",
-            "content": {"text/event-stream": {}},
-        }
-    }
 
 
 def install_document(app: FastAPI, needs_key: Callable[[str], bool]) -> None:

@@ -109,10 +109,8 @@ class ImageAnswer:
     def _count_usage(self, pictures: Sequence[PaintedPicture]) -> dict[str, Any]:
         """Counts the tokens read and the codes sampled."""
         model = self.served.model
-        text, side = (
-            model.text_tokenizer.count_tokens(self.prompt),
-            model.config.tokenizer.downsampling,
-        )
+        text = model.text_tokenizer.count_tokens(self.prompt)
+        side = model.config.tokenizer.downsampling
         codes = sum(picture.pixels[::side, ::side, 0].size for picture in pictures)
         return {
             "input_tokens": text,

@@ -12,7 +12,7 @@ from tessella.model.canvas import fit_images
 from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
 from tessella.serving.bodies import ReadForm, read_form, read_json
-from tessella.serving.document import describe_body, describe_file, describe_pictures
+from tessella.serving.document import PICTURES, describe_body, describe_file
 from tessella.serving.image_answer import ImageAnswer, encode_base64, write_event
 from tessella.serving.image_job import CanvasPlan, create_job
 from tessella.serving.models_served import ServedModel
@@ -35,7 +35,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         "/images/generations",
         summary="Paint pictures from a prompt",
         openapi_extra=describe_body(generation_type),
-        responses=describe_pictures(),
+        responses=PICTURES,
     )
     async def generate(request: Request) -> Response:
         body = await read_json(request, generation_type)
@@ -45,7 +45,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         "/images/edits",
         summary="Repaint a part of a picture",
         openapi_extra=describe_body(edit_type, "image", "mask"),
-        responses=describe_pictures(),
+        responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
         form = await read_form(request, service, edit_type, "image", "image[]", "mask")
@@ -55,7 +55,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         "/images/variations",
         summary="Paint variations of a picture",
         openapi_extra=describe_body(variation_type, "image"),
-        responses=describe_pictures(),
+        responses=PICTURES,
     )
     async def vary(request: Request) -> Response:
         form = await read_form(request, service, variation_type, "image")
@@ -75,7 +75,7 @@ def _add_reconstructions(router: APIRouter, service: PaintingService) -> None:
     )
     async def reconstruct(request: Request) -> schemas.ReconstructedBody:
         form = await read_form(request, service, schemas.ReconstructionBody, "image")
-        return await service.call(request, _reconstruct, form.served, form.image)
+        return await service.call(request, lambda: _reconstruct(form.served, form.image))
 
     @router.get(
         "/pictures/{name}",

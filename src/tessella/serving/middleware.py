@@ -127,7 +127,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = _LimitedBody(receive, self.settings, self._find_limit(headers))
+        is_json = headers.get("content-type", "").lower().startswith("application/json")
+        limit = self.settings.max_json_bytes if is_json else self.settings.max_body_bytes
+        body = _LimitedBody(receive, self.settings, limit)
         is_begun = False
 
         async def watch(message: Message) -> None:
@@ -138,7 +140,7 @@ class Guard:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_seconds
         scope.setdefault("state", {})["deadline"] = deadline
         try:
-            self._check(scope, headers)
+            self._check(scope, headers, limit)
             # Whoever waits for a picture ends by itself, with a message; the rest has longer.
             async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
                 await self.app(scope, body.receive, watch)
@@ -147,25 +149,11 @@ class Guard:
                 await RequestTimeoutError().to_response()(scope, receive, send)
         except _RefusedError as refused:
             # A slow body is not waited for.
-            if refused.error.status != 408 and not body.is_whole:
-                await self._drain(receive)
+            if refused.error.status != 408:
+                await body.drain()
             await refused.error.to_response({"Connection": "close"})(scope, receive, send)
 
-    async def _drain(self, receive: Receive) -> None:
-        """Reads the body that is still coming, up to its limit.
-
-        A proxy whose connection is closed while it sends takes that for a failure of the server,
-        and never reads the answer.
-        """
-        size, is_coming = 0, True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while is_coming and size <= self.settings.max_body_bytes:
-                    message = await receive()
-                    size += len(message.get("body", b""))
-                    is_coming = message.get("more_body", False)
-
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Headers, limit: int) -> None:
         is_any_host = bool(self.keys) and not self.settings.allowed_hosts
         if not is_any_host and not self._knows_host(headers.get("host", "")):
             raise _RefusedError(
@@ -188,7 +176,6 @@ class Guard:
                 message = f"{fault}. Send the header `Authorization: Bearer KEY`."
                 raise _RefusedError(401, message, "invalid_api_key")
         length = headers.get("content-length", "0")
-        limit = self._find_limit(headers)
         if not length.isdecimal() or int(length[:20]) > limit:
             raise _refuse_large(limit)
 
@@ -201,10 +188,6 @@ class Guard:
         except ValueError:
             return False
         return True
-
-    def _find_limit(self, headers: Headers) -> int:
-        is_json = headers.get("content-type", "").lower().startswith("application/json")
-        return self.settings.max_json_bytes if is_json else self.settings.max_body_bytes
 
 
 class _RefusedError(Exception):
@@ -220,7 +203,7 @@ class _LimitedBody:
     def __init__(self, receive: Receive, settings: ServeSettings, limit: int) -> None:
         self._receive, self._settings, self._limit = receive, settings, limit
         self._size = 0
-        self.is_whole = False
+        self._is_whole = False
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
@@ -229,7 +212,7 @@ class _LimitedBody:
         Raises:
             _RefusedError: it is too large or too slow.
         """
-        if self.is_whole:
+        if self._is_whole:
             return await self._receive()
         loop = asyncio.get_running_loop()
         seconds = self._settings.body_timeout_seconds
@@ -241,10 +224,22 @@ class _LimitedBody:
             reason = f"The body took longer than {seconds:g} s."
             raise _RefusedError(408, reason, "body_timeout") from None
         self._size += len(message.get("body", b""))
-        self.is_whole = not message.get("more_body", False)
+        self._is_whole = not message.get("more_body", False)
         if self._size > self._limit:
             raise _refuse_large(self._limit)
         return message
+
+    async def drain(self) -> None:
+        """Reads what is still coming, of any type and up to the largest body.
+
+        A proxy whose connection is closed while it sends takes that for a failure of the server,
+        and never reads the answer.
+        """
+        self._limit = self._size + self._settings.max_body_bytes
+        with contextlib.suppress(TimeoutError, _RefusedError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._is_whole:
+                    await self.receive()
 
 
 def _refuse_large(limit: int) -> _RefusedError:

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import torch
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -53,13 +54,14 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
     @router.get("/{name}/codebook", summary="Fetch the codebook as tiles")
     async def read_codebook(name: str, request: Request) -> schemas.CodebookBody:
-        return await service.call(request, _draw_codebook, service.find(name))
+        served = service.find(name)
+        return await service.call(request, lambda: _draw_codebook(served))
 
     return router
 
 
 def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBody:
-    config, objective, limits = served.model.config, served.model.objective, service.settings
+    config, objective = served.model.config, served.model.objective
     return schemas.ModelBody(
         id=served.name,
         object="model",
@@ -71,18 +73,8 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
         objective=objective.name,
         max_prompt_tokens=served.model.text_tokenizer.max_tokens,
         generation=config.generation,
-        can=schemas.ModelAbilities(
-            guidance=objective.is_guided,
-            best_of=objective.has_likelihood,
-            partial_images=objective.has_steps,
-            edit=objective.can_edit,
-        ),
-        limits=schemas.ModelLimits(
-            n=limits.max_pictures,
-            steps=limits.max_steps,
-            best_of=limits.max_best_of,
-            prompt_characters=limits.max_prompt_characters,
-        ),
+        can=schemas.ModelAbilities.model_validate(objective),
+        limits=schemas.ModelLimits.model_validate(service.settings),
         examples=served.captions.examples[:_MAX_EXAMPLES] if served.captions else [],
     )
 
@@ -95,14 +87,12 @@ def _draw_codebook(served: ServedModel) -> schemas.CodebookBody:
     height, width = (min(side, _MOSAIC_SIDE) for side in model.config.grid)
     top, left = height // 2 * tile, width // 2 * tile
     rows = -(-size // _CODEBOOK_COLUMNS)
-    sheet = torch.full((rows, tile, _CODEBOOK_COLUMNS, tile, 3), 255, dtype=torch.uint8)
+    tiles = np.full((rows * _CODEBOOK_COLUMNS, tile, tile, 3), 255, dtype=np.uint8)
     for codes in torch.arange(size).split(_CODEBOOK_COLUMNS):
         mosaics = codes[:, None, None].expand(-1, height, width)
-        decoded = torch.from_numpy(model.decode_codes(mosaics))
-        tiles = decoded[:, top : top + tile, left : left + tile]
-        row = int(codes[0]) // _CODEBOOK_COLUMNS
-        sheet[row, :, : len(codes)] = tiles.transpose(0, 1)
-    picture = sheet.view(rows * tile, _CODEBOOK_COLUMNS * tile, 3).numpy()
+        tiles[codes.numpy()] = model.decode_codes(mosaics)[:, top : top + tile, left : left + tile]
+    sheet = tiles.reshape(rows, _CODEBOOK_COLUMNS, tile, tile, 3).swapaxes(1, 2)
+    picture = sheet.reshape(rows * tile, _CODEBOOK_COLUMNS * tile, 3)
     return schemas.CodebookBody(
         codebook_size=size,
         columns=_CODEBOOK_COLUMNS,

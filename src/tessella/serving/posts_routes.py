@@ -205,10 +205,5 @@ async def _wait_for_posts(request: Request, writing: Awaitable[list[Post]]) -> l
 
 def _describe(post: Post, picture: PaintedPicture) -> PostAnswer:
     encoded = PostPicture(b64_json=encode_base64(picture.content), seed=picture.request.seed)
-    return PostAnswer(
-        text=post.text,
-        hashtags=post.hashtags,
-        alt_text=post.alt_text,
-        label=post.label,
-        picture=encoded,
-    )
+    # Its repairs are left out: they are among the notes.
+    return PostAnswer(**vars(post), picture=encoded)

@@ -108,20 +108,14 @@ class RunWatch:
                 try:
                     record = self._reader.read()
                     status = find_status(record, running, now)
-                    self._snapshot = self._show(version, status, running, record)
+                    self._snapshot = self._show(version, status, record)
                 except Exception:  # noqa: BLE001  files edited by hand; `tessella report` says where
                     self._reader = RunRecord(self._folder)
                     status = describe_no_run(self._folder, running)
-                    self._snapshot = self._show(version, status, running)
+                    self._snapshot = self._show(version, status)
             return self._snapshot
 
-    def _show(
-        self,
-        version: str,
-        status: RunStatus,
-        running: bool | None,
-        record: RunRecord | None = None,
-    ) -> Snapshot:
+    def _show(self, version: str, status: RunStatus, record: RunRecord | None = None) -> Snapshot:
         """Shows the run, or in words why it cannot be read."""
         pictures: dict[str, Path] = {}
 
@@ -133,7 +127,7 @@ class RunWatch:
             return linked
 
         name, fields = self._folder.resolve().name, _describe(record, status) if record else {}
-        body = RunBody(version, name, status.state, status.text, running, **fields)
+        body = RunBody(version, name, status.state, status.text, status.is_running, **fields)
         page = render_body(self._folder, status, record, link)
         content = json.dumps(body, default=vars, allow_nan=False, separators=(",", ":"))
         # In ASCII: a caption may hold half of a surrogate pair, which UTF-8 cannot.

@@ -27,6 +27,7 @@ _NOT_BLANK = r"[^\s\x1c-\x1f]"
 Seed = Annotated[int | None, Field(ge=0, le=MAX_API_SEED)]
 Count = Annotated[int | None, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
+_Quality = Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"]
 _Ignored = Annotated[str | None, Field(max_length=1000)]
 
 
@@ -76,9 +77,7 @@ class ImageBody(RequestBody):
     """Candidates a picture; the one that the model finds closest to the prompt is sent."""
     negative_prompt: str | None = None
     """What guidance moves away from; without guidance it has no effect."""
-    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    quality: _Quality | None = None
     """Accepted for compatibility; has no effect."""
     background: Literal["auto", "opaque"] | None = None
     """Accepted for compatibility: pictures are opaque."""
@@ -237,22 +236,24 @@ class ReconstructedBody(BaseModel):
     codebook_size: int
 
 
-class ModelAbilities(BaseModel):
+class ModelAbilities(BaseModel, from_attributes=True):
     """Abilities of a model's objective."""
 
-    guidance: bool
-    best_of: bool
-    partial_images: bool
-    edit: bool
+    # Read from the objective, each under the name that it has there.
+    guidance: Annotated[bool, Field(validation_alias="is_guided")]
+    best_of: Annotated[bool, Field(validation_alias="has_likelihood")]
+    partial_images: Annotated[bool, Field(validation_alias="has_steps")]
+    edit: Annotated[bool, Field(validation_alias="can_edit")]
 
 
-class ModelLimits(BaseModel):
+class ModelLimits(BaseModel, from_attributes=True):
     """The most that a request may ask for."""
 
-    n: int
-    steps: int
-    best_of: int
-    prompt_characters: int
+    # Read from `ServeSettings`, each under the name that it has there.
+    n: Annotated[int, Field(validation_alias="max_pictures")]
+    steps: Annotated[int, Field(validation_alias="max_steps")]
+    best_of: Annotated[int, Field(validation_alias="max_best_of")]
+    prompt_characters: Annotated[int, Field(validation_alias="max_prompt_characters")]
     side_px: int = MAX_SIDE_PX
 
 

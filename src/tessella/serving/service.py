@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -24,6 +24,7 @@ from tessella.serving.worker import PaintingWorker
 
 T = TypeVar("T")
 
+_JOIN_SECONDS = 5.0
 _MAX_DECODING = 4  # uploaded pictures at once
 _MAX_ENCODING = 2  # painted ones; others use the cores too
 
@@ -51,6 +52,15 @@ class PaintingService:
         self._encoding = DaemonThreads("encoding", _MAX_ENCODING)
         self._events: set[asyncio.Queue[JobEvent]] = set()  # of each job: painted, not yet encoded
         self._uploaded_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def live(self, app: object) -> AsyncIterator[None]:
+        """Works as long as an application does."""
+        self.worker.start()
+        yield
+        self.worker.close()
+        # The server has waited for the answers already.
+        self.worker.join(_JOIN_SECONDS)
 
     def find(self, name: str | None) -> ServedModel:
         """Finds a model by its name; the first one unless given.
@@ -104,14 +114,13 @@ class PaintingService:
         with self.metrics.seconds.labels("read").time():
             return await wait_for(request, self._decoding.run(read))
 
-    async def call(self, request: Request, function: Callable[..., T], *arguments: object) -> T:
+    async def call(self, request: Request, function: Callable[[], T]) -> T:
         """Runs anything that uses a network but paints nothing, in the worker's thread.
 
         Raises:
             ApiError: as `paint`.
         """
-        future = self.worker.call(functools.partial(function, *arguments))
-        return await wait_for(request, asyncio.wrap_future(future))
+        return await wait_for(request, asyncio.wrap_future(self.worker.call(function)))
 
     async def paint(
         self, request: Request, job: ImageJob, encode: Callable[[PaintedPicture], bytes]
@@ -151,7 +160,9 @@ class PaintingService:
                 if isinstance(event, Exception):
                     raise event
                 with self.metrics.seconds.labels("encode").time():
-                    content = await wait_for(request, self._encoding.run(encode, event))
+                    content = await wait_for(
+                        request, self._encoding.run(functools.partial(encode, event))
+                    )
                 num_open -= event.partial_index is None
                 yield dataclasses.replace(event, content=content)
         finally:

@@ -11,10 +11,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from tessella.posts.offline import TONES
-from tessella.posts.platforms import PLATFORMS
 from tessella.runs import report
-from tessella.serving.schemas import MAX_API_SEED, StudioBody
+from tessella.serving.schemas import StudioBody
 
 STUDIO_FOLDER = Path(__file__).parent / "studio"
 
@@ -31,23 +29,12 @@ _HEADERS = {
 }
 
 
-def create_studio_router(
-    models: list[str], *, has_run: bool, has_language_model: bool, has_keys: bool
-) -> APIRouter:
+def create_studio_router(page: StudioBody) -> APIRouter:
     """Serves the page at `/`, its files below `/studio/`, and what it has to know.
 
     The files are listed once: no part of a request's path ever reaches the file system.
     """
     router = APIRouter(tags=["studio"])
-    page = StudioBody(
-        models=models,
-        run=has_run,
-        posts="off" if not models else "llm" if has_language_model else "offline",
-        key_required=has_keys,
-        post_platforms=list(PLATFORMS),
-        post_tones=list(TONES),
-        max_seed=MAX_API_SEED,
-    )
 
     @router.get("/v1/studio", summary="Tell what the page can show")
     async def describe() -> StudioBody:

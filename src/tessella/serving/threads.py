@@ -1,7 +1,6 @@
 """Blocking calls in daemon threads, a few at once: picture files, language models."""
 
 import asyncio
-import functools
 import math
 import queue
 import threading
@@ -30,7 +29,7 @@ class DaemonThreads:
         self._name, self._max_waiting = name, max_waiting
         self._free = asyncio.Semaphore(limit)
 
-    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+    async def run(self, function: Callable[[], T]) -> T:
         """Runs one call as soon as a place is free.
 
         Raises:
@@ -48,9 +47,8 @@ class DaemonThreads:
         future: Future[T] = Future()
         result = asyncio.wrap_future(future)
         result.add_done_callback(self._release)
-        call = functools.partial(function, *arguments)
         thread = threading.Thread(
-            target=run_call, args=(call, future), name=self._name, daemon=True
+            target=run_call, args=(function, future), name=self._name, daemon=True
         )
         try:
             thread.start()

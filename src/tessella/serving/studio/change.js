@@ -1,22 +1,10 @@
 // The two dialogs that begin with a picture: vary a part of its tiles, or paint marked ones anew.
 
 import { toForm } from "/studio/api.js";
-import { drawChoice, drawNumber, makeDialog, readNumber } from "/studio/forms.js";
+import { drawChoice, drawCountAndSeed, makeDialog, readNumber } from "/studio/forms.js";
 import { MaskField } from "/studio/mask.js";
 import { drawBed, toFields, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
-
-/**
- * Offers `app.open.vary` and `app.open.edit`, each of (picture, was): `was` is a picture that was
- * made this way before, whose words and seed stand in the form.
- *
- * @param app what views share.
- * @param {(job) => Promise} paint sends a job to be painted.
- */
-export function mountChanges(app, paint) {
-  app.open.vary = (picture, was) => openVary(app, paint, picture, was?.how ? was : null);
-  app.open.edit = (picture, was) => openEdit(app, paint, picture, was?.how ? was : null);
-}
 
 /** What is remembered of the pictures that a form asks for. */
 function readMade(form, app, source, was) {
@@ -42,8 +30,7 @@ function readMade(form, app, source, was) {
  *     words, what stands at the left and above the fields; `read(form)` answers what else is
  *     remembered and what else is sent, or in words what is missing.
  */
-function openChange(app, paint, source, was, change) {
-  const { limits } = app.model;
+function openChange(app, source, was, change) {
   const dialog = makeDialog("change-title", "wide");
   const submit = async (event) => {
     event.preventDefault();
@@ -56,7 +43,7 @@ function openChange(app, paint, source, was, change) {
     const all = { ...readMade(form, app, source, was), ...made };
     const toBody = (more) => toForm({ ...toFields(all), ...more, image: source.blob, ...fields });
     const count = readNumber(form, "count") ?? 1;
-    paint({ path: change.path, count, seed: readNumber(form, "seed"), toBody, made: all });
+    app.paint({ path: change.path, count, seed: readNumber(form, "seed"), toBody, made: all });
     dialog.close();
   };
   render(
@@ -71,22 +58,11 @@ function openChange(app, paint, source, was, change) {
             name="prompt"
             rows="2"
             ?required=${change.isPromptNeeded}
-            maxlength=${limits.prompt_characters}
+            maxlength=${app.model.limits.prompt_characters}
             .value=${(was ?? source).prompt}
           ></textarea>
         </label>
-        <div class="row">
-          ${drawNumber("count", "Pictures", {
-            min: 1,
-            max: limits.n,
-            value: was ? 1 : Math.min(4, limits.n),
-          })}
-          ${drawNumber("seed", "Seed", {
-            max: app.studio.max_seed,
-            blank: "random",
-            value: was?.seed,
-          })}
-        </div>
+        ${drawCountAndSeed(app, was)}
         <p class="problem" role="alert"></p>
         <div class="row end">
           <button type="button" class="quiet" @click=${() => dialog.close()}>Not now</button>
@@ -99,12 +75,13 @@ function openChange(app, paint, source, was, change) {
   return dialog;
 }
 
-function openVary(app, paint, source, was) {
+/** Varies a picture; `was` was made so before: its words and seed stand in the form. */
+export function openVary(app, source, was = null) {
   const percent = Math.round((was?.strength ?? 0.5) * 100);
   const show = ({ target }) => {
     target.form.querySelector("output").value = `${target.value} %`;
   };
-  const dialog = openChange(app, paint, source, was, {
+  const dialog = openChange(app, source, was, {
     path: "/v1/images/variations",
     title: "Vary the picture",
     button: "Paint variations",
@@ -133,9 +110,10 @@ function openVary(app, paint, source, was) {
   dialog.showModal();
 }
 
-function openEdit(app, paint, source, was) {
+/** Paints a part of a picture anew; `was` as in `openVary`. */
+export function openEdit(app, source, was = null) {
   let field = null;
-  const dialog = openChange(app, paint, source, was, {
+  const dialog = openChange(app, source, was, {
     path: "/v1/images/edits",
     title: "Paint a part anew",
     button: "Paint anew",

@@ -30,6 +30,16 @@ export function readNumber(form, name) {
   return text === "" ? null : Number(text);
 }
 
+/** How many pictures, and the seed of the first: as `was` had it, if it is one made before. */
+export function drawCountAndSeed({ model, studio }, was = null) {
+  const { n: max } = model.limits;
+  const count = { min: 1, max, value: was ? 1 : Math.min(4, max) };
+  const seed = { max: studio.max_seed, blank: "random", value: was?.seed };
+  return html`<div class="row">
+    ${drawNumber("count", "Pictures", count)} ${drawNumber("seed", "Seed", seed)}
+  </div>`;
+}
+
 /** A list of [value, words], one of which is chosen. */
 export function drawSelect(label, options, value, choose, className = "") {
   return html`<select

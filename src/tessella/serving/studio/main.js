@@ -120,13 +120,14 @@ function drawFailure(title, error) {
 
 function chooseModel(name) {
   app.model = app.models.find((model) => model.id === name) ?? app.models[0];
+  const [rows, columns] = app.model.grid;
+  document.documentElement.style.setProperty("--rows", rows);
+  document.documentElement.style.setProperty("--columns", columns);
   remember("tessella.model", app.model.id);
   app.events.dispatchEvent(new Event("model"));
 }
 
-function drawFrieze() {
-  showMosaic(document.querySelector("#frieze"), app.model, 2);
-}
+const drawFrieze = () => showMosaic(document.querySelector("#frieze"), app.model, 2);
 
 function setTheme(name, value) {
   if (value) document.documentElement.dataset[name] = value;

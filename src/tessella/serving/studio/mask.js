@@ -22,8 +22,6 @@ export class MaskField {
     const field = drawCells(grid, LABEL, { className: "mask" });
     render(drawBed(url, "The picture to change", field), element);
     this.cells = [...element.querySelectorAll(".cell")];
-    element.style.setProperty("--rows", this.rows);
-    element.style.setProperty("--columns", this.columns);
     rove(element, ".cell");
     this.#listen(element.querySelector(".cells"));
     this.#show();
@@ -31,7 +29,7 @@ export class MaskField {
 
   /** Marks nothing. */
   clear() {
-    this.#remember();
+    this.before.push(new Set(this.marked));
     this.marked.clear();
     this.#show();
   }
@@ -59,10 +57,6 @@ export class MaskField {
     return [Math.floor(cell / this.columns), cell % this.columns];
   }
 
-  #remember() {
-    this.before.push(new Set(this.marked));
-  }
-
   /** The brush on a cell: a square of cells, cut at the picture's edge. */
   #paint(cell, mark) {
     const [row, column] = this.#place(cell);
@@ -85,7 +79,7 @@ export class MaskField {
     field.ariaMultiSelectable = true;
     let mark = null; // whether the stroke under way marks or clears; null between strokes
     const begin = (cell) => {
-      this.#remember();
+      this.before.push(new Set(this.marked));
       mark = !this.marked.has(cell);
       this.#paint(cell, mark);
     };

@@ -1,7 +1,7 @@
 // The view where a prompt becomes pictures: the form, the results, the gallery.
 
-import { mountChanges } from "/studio/change.js";
-import { drawField, drawNumber, readNumber } from "/studio/forms.js";
+import { openEdit, openVary } from "/studio/change.js";
+import { drawCountAndSeed, drawField, drawNumber, readNumber } from "/studio/forms.js";
 import { mountGallery } from "/studio/gallery.js";
 import { toFields } from "/studio/picture.js";
 import { mountResults } from "/studio/results.js";
@@ -26,11 +26,8 @@ function readForm(form, app) {
 export function mount(element, app) {
   let firstExample = 0;
 
-  const draw = () => {
+  const draw = () =>
     render(drawView(app, { submit, showOthers, take, onKey }, firstExample), element);
-    element.style.setProperty("--rows", app.model.grid[0]);
-    element.style.setProperty("--columns", app.model.grid[1]);
-  };
   const form = () => element.querySelector("form");
 
   function submit(event) {
@@ -100,11 +97,13 @@ export function mount(element, app) {
     app.go("tiles");
     app.events.dispatchEvent(new Event("look"));
   };
-  mountChanges(app, (job) => {
+  app.open.vary = (picture, was) => openVary(app, picture, was);
+  app.open.edit = (picture, was) => openEdit(app, picture, was);
+  app.paint = (job) => {
     app.go("paint");
     element.querySelector("#results").scrollIntoView({ block: "nearest" });
     return results.paint(job);
-  });
+  };
   app.events.addEventListener("model", () => {
     firstExample = 0;
     draw();
@@ -133,7 +132,6 @@ function drawExamples(examples, first, { take, showOthers }) {
 
 function drawView(app, actions, firstExample) {
   const { can, generation, limits, examples } = app.model;
-  const most = limits.n;
   return html`
     <div class="bench halves form-first">
       <form class="stack panel" aria-label="What to paint" @submit=${actions.submit}>
@@ -150,10 +148,7 @@ function drawView(app, actions, firstExample) {
           ></textarea>`,
         )}
         ${drawExamples(examples, firstExample, actions)}
-        <div class="row">
-          ${drawNumber("count", "Pictures", { min: 1, max: most, value: Math.min(4, most) })}
-          ${drawNumber("seed", "Seed", { max: app.studio.max_seed, blank: "random" })}
-        </div>
+        ${drawCountAndSeed(app)}
         <details>
           <summary>More</summary>
           <div class="stack">

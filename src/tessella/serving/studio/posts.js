@@ -19,9 +19,7 @@ export function mount(element, app) {
     draw();
   }
 
-  function cancel() {
-    state.running?.abort();
-  }
+  const cancel = () => state.running?.abort();
 
   async function submit(event) {
     event.preventDefault();

@@ -27,9 +27,7 @@ export function mountResults(element, app, onPicture) {
     if (canvas) showMosaic(canvas, app.model, rows, columns);
   };
 
-  function cancel() {
-    state.running?.abort();
-  }
+  const cancel = () => state.running?.abort();
 
   /** Shows one event of the stream; true when it finished a picture, which is remembered then. */
   async function take(event, made) {

@@ -38,8 +38,6 @@ export function mount(element, app) {
     for (const canvas of element.querySelectorAll(".tile canvas")) {
       drawTile(canvas, state.box, canvas.parentElement.dataset.cell);
     }
-    element.style.setProperty("--rows", (state.seen ?? app.model).grid[0]);
-    element.style.setProperty("--columns", (state.seen ?? app.model).grid[1]);
     showCode(state.code);
   }
 
