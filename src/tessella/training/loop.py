@@ -35,7 +35,6 @@ from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_para
 from tessella.training.reporting import Meter, Reporter
 from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
-CHECKPOINTS_FOLDER = "checkpoints"
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
 
 
@@ -181,7 +180,9 @@ def train(
         TessellaError: the loss is not a number.
     """
     batch_size = processes.local_batch_size(settings.batch_size, accelerator.num_processes)
-    state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
+    state = _TrainingState(
+        stage, settings, folder / checkpoint.CHECKPOINTS_FOLDER, accelerator, fingerprint
+    )
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
