@@ -36,10 +36,9 @@ from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training import processes
-from tessella.training.checkpoint import CheckpointState, load_latest_checkpoint
+from tessella.training.checkpoint import CHECKPOINTS_FOLDER, CheckpointState, load_latest_checkpoint
 from tessella.training.interrupt import Interrupted
 from tessella.training.loop import (
-    CHECKPOINTS_FOLDER,
     Stage,
     TrainingSettings,
     create_accelerator,

@@ -131,7 +131,8 @@ class _Tally:
         self.formats[picture.format] += 1
         self.num_grouped += picture.record.group is not None
         for caption in picture.captions:
-            words = [w for w in map(_strip_punctuation, caption.lower().split()) if w]
+            stripped = (word.strip(".,;:!?\"'()[]{}") for word in caption.lower().split())
+            words = list(filter(None, stripped))
             self.captions.extend((len(caption), len(words), split_key(caption)))
             self.vocabulary.update(words)
 
@@ -145,10 +146,6 @@ class _Tally:
 def _columns(table: "array[int]", count: int) -> Any:
     """Returns the columns of a table of a tally."""
     return np.array(table, dtype=np.uint64).reshape(-1, count).T
-
-
-def _strip_punctuation(word: str) -> str:
-    return word.strip(".,;:!?\"'()[]{}")
 
 
 def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> SourceReport:

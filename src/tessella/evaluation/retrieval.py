@@ -24,6 +24,7 @@ from torch.nn import functional
 from tessella.errors import ConfigError, needs_extra
 from tessella.evaluation.metric import Metric
 from tessella.images import Pixels, to_float
+from tessella.text.frozen import read_whole
 
 NUM_CHOICES = 100
 """Prompts that a picture chooses from, its own among them."""
@@ -71,13 +72,7 @@ class Clip:
         with needs_extra("text", f"The CLIP `{name}`"):
             from transformers import AutoTokenizer, CLIPModel
         try:
-            network: Any
-            network, report = CLIPModel.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, trust_remote_code=False
-            )
-            if report["missing_keys"]:  # transformers would draw them at random
-                raise ValueError(f"its weights lack `{min(report['missing_keys'])}`")
-            self._network = network.eval().to(device)
+            self._network = read_whole(CLIPModel, name).eval().to(device)
             self._text_tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except Exception as error:  # from many libraries, each with its own kinds
             raise ConfigError(

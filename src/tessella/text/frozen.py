@@ -208,16 +208,22 @@ def _read_network(transformers: Any, source: str, is_local: bool) -> Any:
     Raises:
         ValueError: some of its weights are missing.
     """
-    options = {"local_files_only": is_local, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(source, **options)
+    config = transformers.AutoConfig.from_pretrained(
+        source, local_files_only=is_local, trust_remote_code=False
+    )
     is_clip = config.model_type in {"clip", "clip_text_model"}
     model_class = transformers.CLIPTextModel if is_clip else transformers.AutoModel
+    return read_whole(model_class, source, dtype=torch.float32, local_files_only=is_local)
+
+
+def read_whole(model_class: Any, source: str, **options: Any) -> Any:
+    """Reads a network of `transformers` from safetensors, with all weights that it uses.
+
+    Raises:
+        ValueError: some are missing, which transformers would draw at random.
+    """
     network, report = model_class.from_pretrained(
-        source,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **options,
+        source, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
     )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:

@@ -133,42 +133,10 @@ class AdversarialLoss:
         """Takes the progress of training."""
         self._images_seen = images_seen
 
-    @property
-    def is_counting(self) -> bool:
-        """Whether the discriminator adds to the tokenizer's loss by now."""
-        return self._images_seen >= self.settings.counts_from_images and self.scale > 0
-
     def judge(
         self, reconstruction: Tensor, image: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
     ) -> Mapping[str, Tensor]:
         """Computes the tokenizer's part of a step, and keeps the batch for the discriminator's.
-
-        Args:
-            reconstruction: (B, 3, H, W) unclamped, with its graph.
-            image: (B, 3, H, W) in [-1, 1].
-            reconstruction_loss: as for `compute_generator_loss`.
-            last_layer: as for `compute_generator_loss`.
-
-        Returns:
-            As `compute_generator_loss`; nothing while the discriminator does not count.
-        """
-        if self._images_seen >= self.settings.start_images:  # the same in all processes
-            self._batch = reconstruction.detach(), image
-        if not self.is_counting:
-            return {}
-        return self.compute_generator_loss(reconstruction, reconstruction_loss, last_layer)
-
-    def after_step(self) -> Mapping[str, Tensor]:
-        """Trains the discriminator on the batch that it judged, if any; returns its metrics."""
-        if self._batch is None:
-            return {}
-        batch, self._batch = self._batch, None
-        return self.step(*batch)
-
-    def compute_generator_loss(
-        self, reconstruction: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
-    ) -> Mapping[str, Tensor]:
-        """Computes the loss that makes reconstructions look real to the discriminator.
 
         The loss is the negative mean of the logits × adaptive weight × weight × scale; the
         adaptive weight is |∇ reconstruction loss| / (|∇ adversarial loss| + 1e-4) in the last
@@ -177,15 +145,21 @@ class AdversarialLoss:
 
         Args:
             reconstruction: (B, 3, H, W) unclamped, with its graph.
+            image: (B, 3, H, W) in [-1, 1].
             reconstruction_loss: (); the adversarial loss is made as strong as this.
             last_layer: weight of the decoder's last layer.
 
         Returns:
-            adversarial_loss, all weights applied, and adaptive_weight, () each.
+            adversarial_loss, to add, all weights applied, and adaptive_weight, () each; nothing
+            while the discriminator does not count.
 
         Source:
             Equation 7 of arXiv:2012.09841.
         """
+        if self._images_seen >= self.settings.start_images:  # the same in all processes
+            self._batch = reconstruction.detach(), image
+        if self._images_seen < self.settings.counts_from_images or self.scale == 0:
+            return {}
         self._has_counted = True
         detached = reconstruction.detach().float().requires_grad_()
         adversarial = -self._compute_logits(detached).mean()
@@ -205,6 +179,13 @@ class AdversarialLoss:
             "adversarial_loss": adaptive_weight * self.settings.weight * self.scale * loss,
             "adaptive_weight": adaptive_weight,
         }
+
+    def after_step(self) -> Mapping[str, Tensor]:
+        """Trains the discriminator on the batch that it judged, if any; returns its metrics."""
+        if self._batch is None:
+            return {}
+        batch, self._batch = self._batch, None
+        return self.step(*batch)
 
     def step(self, reconstruction: Tensor, image: Tensor) -> Mapping[str, Tensor]:
         """Trains the discriminator on one batch; every process must call it.

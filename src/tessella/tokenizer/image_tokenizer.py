@@ -16,7 +16,7 @@ from tessella.errors import ConfigError, ShapeError
 from tessella.images import Pixels
 from tessella.tokenizer.body import Network
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
-from tessella.tokenizer.palette import PaletteNetwork, fit_palette
+from tessella.tokenizer.palette import fit_palette
 from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
 from tessella.tokenizer.quantizer_base import Quantized
 from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEncoder
@@ -213,6 +213,7 @@ def _create_networks(settings: TokenizerSettings) -> tuple[Network, Network]:
         taming = (settings.widths, settings.blocks, code_width)
         return TamingEncoder(*taming), TamingDecoder(*taming, upsampling)
     if settings.network == "palette":
-        return PaletteNetwork(), PaletteNetwork()
+        identity = Network(nn.Identity(), (), nn.Identity())  # a pixel is its own latent
+        return identity, identity
     residual = (settings.patch, settings.widths, settings.blocks, code_width)
     return ResidualEncoder(*residual), ResidualDecoder(*residual, upsampling)

@@ -9,24 +9,15 @@ Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding" (2007).
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessella.errors import ShapeError
 from tessella.images import Pixels
-from tessella.tokenizer.body import Network
 from tessella.tokenizer.vector_quantizer import nearest_codes
 
 _SAMPLED_PIXELS = 2**18  # about 500 per colour for the usual 512
 _MAX_STEPS = 50
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
-
-
-class PaletteNetwork(Network):
-    """Takes the place of encoder and decoder: a pixel is its own latent."""
-
-    def __init__(self) -> None:
-        """Creates a network without weights."""
-        super().__init__(nn.Identity(), (), nn.Identity())
 
 
 def fit_palette(pixels: Pixels, size: int, seed: int) -> Tensor:

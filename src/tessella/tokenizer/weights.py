@@ -53,9 +53,8 @@ def find_weights(published: PublishedWeights, local: Path | None = None) -> Path
             file; the message says how to get it.
         CheckpointError: the cache cannot be written to.
     """
-    by_variable = os.environ.get(published.variable)
-    if local or by_variable:
-        path = Path(local or by_variable or "").expanduser()
+    if named := local or os.environ.get(published.variable):
+        path = Path(named).expanduser()
         if not path.is_file():
             by = published.option if local else published.variable
             raise ConfigError(

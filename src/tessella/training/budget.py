@@ -46,7 +46,7 @@ class TrainingBudget:
 
     def describe(self) -> str:
         """Describes the budget in one line."""
-        images = {name: _get_settings(self.recipe, name).images for name in self.seconds}
+        images = {name: getattr(self.recipe, f"{name}_training").images for name in self.seconds}
         parts = [
             f"{name} {images[name]:,} images ({seconds / 60:.1f} min)"
             for name, seconds in self.seconds.items()
@@ -124,7 +124,7 @@ def compute_budget(
         )
     changes, seconds = {}, {}
     for name, pace in paces.items():
-        settings = _get_settings(recipe, name)
+        settings = getattr(recipe, f"{name}_training")
         stage_seconds = training * fractions[name]
         images = int(stage_seconds / pace.step_seconds) * settings.batch_size
         changes[f"{name}_training"] = settings.replace(
@@ -132,11 +132,6 @@ def compute_budget(
         )
         seconds[name] = stage_seconds + _EVALUATIONS * pace.evaluation_seconds
     return TrainingBudget(recipe.replace(**changes), seconds, other)
-
-
-def _get_settings(recipe: Recipe, stage: str) -> TrainingSettings:
-    settings: TrainingSettings = getattr(recipe, f"{stage}_training")
-    return settings
 
 
 def _measure_stages(

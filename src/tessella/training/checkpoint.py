@@ -25,25 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tessella import files
 from tessella.errors import CheckpointError
-from tessella.files import (
-    REPLACED_PREFIX,
-    new_folder,
-    read_tensors,
-    remove_folder,
-    remove_leftovers,
-    sha256_file,
-    write_tensors,
-)
 from tessella.runs.record import stamp_file
 
 CHECKPOINT_FORMAT = 1
 """Of `checkpoint.json`; goes up when an older tessella could no longer read it."""
 
+CHECKPOINTS_FOLDER = "checkpoints"
+"""In a stage's folder."""
+
 STATE_FILE = "state.safetensors"
 RECORD_FILE = "checkpoint.json"
 
-_NAME = re.compile(rf"(?P<aside>{re.escape(REPLACED_PREFIX)})?checkpoint-(?P<images>\d{{12,}})")
+_NAME = re.compile(rf"(?:{re.escape(files.REPLACED_PREFIX)})?checkpoint-(?P<images>\d{{12,}})")
 _log = logging.getLogger("tessella")
 
 # Checkpoints that this process wrote or proved, with their files as they were then.
@@ -84,21 +79,21 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
             are untouched and the message names the last good one.
     """
     path = folder / f"checkpoint-{state.images_seen:012d}"
-    remove_leftovers(folder)
+    files.remove_leftovers(folder)
     good, damaged = _prove_all(folder)
     if good and _parse_name(good[0]) > state.images_seen:
         _log.warning("Resuming will use a later checkpoint, which exists: `%s`.", good[0])
     kept = "there is no earlier checkpoint"
     if good:
         kept = f"the last good checkpoint is kept: `{good[0]}`"
-    with new_folder(path, what="the checkpoint", kept=kept) as temporary:
+    with files.new_folder(path, what="the checkpoint", kept=kept) as temporary:
         state_file = temporary / STATE_FILE
-        write_tensors(state_file, state.tensors)
+        files.write_tensors(state_file, state.tensors)
         record = {
             "format": CHECKPOINT_FORMAT,
             "images_seen": state.images_seen,
             "state_size": state_file.stat().st_size,
-            "state_sha256": sha256_file(state_file),
+            "state_sha256": files.sha256_file(state_file),
             "info": state.info,
         }
         record["sha256"] = _record_sha256(record)
@@ -109,7 +104,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     for old in (*others[keep - 1 :], *damaged):
         if old != path:
             try:
-                remove_folder(old)
+                files.remove_folder(old)
             except OSError as error:
                 _log.warning("Cannot remove the old checkpoint: `%s` (%s).", old, error)
     return path
@@ -134,7 +129,9 @@ def load_latest_checkpoint(folder: Path) -> CheckpointState | None:
     path, record = _find_newest(folder)
     if path is None:
         return None
-    return CheckpointState(record["images_seen"], read_tensors(path / STATE_FILE), record["info"])
+    return CheckpointState(
+        record["images_seen"], files.read_tensors(path / STATE_FILE), record["info"]
+    )
 
 
 def read_images_seen(folder: Path) -> int | None:
@@ -224,7 +221,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         if size != record["state_size"]:
             raise _DamagedError(f"{STATE_FILE} has {size} bytes instead of {record['state_size']}")
         if _proved.get(path) != stamp:
-            if sha256_file(path / STATE_FILE) != record["state_sha256"]:
+            if files.sha256_file(path / STATE_FILE) != record["state_sha256"]:
                 raise _DamagedError(f"{STATE_FILE} is altered")
             _proved[path] = stamp
     except PermissionError as error:

@@ -39,21 +39,14 @@ from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.budget import choose_preset, compute_budget
-from tessella.training.checkpoint import read_images_seen
+from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.codes import Codes, hash_weights, prepare_codes
 from tessella.training.initialize import (
     initialize_tokenizer,
     initialize_transformer,
     load_text_encoder,
 )
-from tessella.training.loop import (
-    CHECKPOINTS_FOLDER,
-    N,
-    Stage,
-    TrainingSettings,
-    create_accelerator,
-    train,
-)
+from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
 from tessella.training.model_card import write_card
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import lock_run, open_run, write_run_file

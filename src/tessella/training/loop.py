@@ -35,7 +35,6 @@ from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_para
 from tessella.training.reporting import Meter, Reporter
 from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
-CHECKPOINTS_FOLDER = "checkpoints"
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
 
 
@@ -180,14 +179,14 @@ def train(
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    batch_size = processes.local_batch_size(settings.batch_size, accelerator.num_processes)
-    state = _TrainingState(stage, settings, folder / CHECKPOINTS_FOLDER, accelerator, fingerprint)
+    state = _TrainingState(
+        stage, settings, folder / checkpoint.CHECKPOINTS_FOLDER, accelerator, fingerprint
+    )
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
     with contextlib.ExitStack() as stack:
         stop = processes.StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
-        batches = _load_batches(stage, state.images_seen, batch_size, seed, accelerator)
-        stack.enter_context(contextlib.closing(batches))
+        batches = stack.enter_context(contextlib.closing(state.load_batches(seed)))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
         while True:
@@ -230,10 +229,8 @@ def measure_pace(
     """
     state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
     state.images_seen = stage.steady_from_images
-    batch_size = processes.local_batch_size(settings.batch_size, accelerator.num_processes)
     times: list[float] = []
-    batches = _load_batches(stage, state.images_seen, batch_size, 0, accelerator)
-    with contextlib.closing(batches):
+    with contextlib.closing(state.load_batches(seed=0)) as batches:
         while len(times) < 5 or not processes.any_process(sum(times[2:]) >= seconds, accelerator):
             began = time.monotonic()
             state.step(next(batches), seed=0)
@@ -244,38 +241,6 @@ def measure_pace(
     stage.evaluate(state.average, accelerator.device, images_seen=0)
     accelerator.free_memory()
     return Pace(statistics.median(times[2:]), time.monotonic() - began)
-
-
-def _load_batches(
-    stage: Stage[N],
-    images_seen: int,
-    local_batch_size: int,
-    seed: int,
-    accelerator: Accelerator,
-) -> Generator[list[Tensor]]:
-    """Yields this process's part of each batch, on the device; a thread reads one ahead.
-
-    Args:
-        stage: reads them.
-        images_seen: where to start.
-        local_batch_size: images of a batch that each process takes.
-        seed: of the order and of what is drawn, with the process and the images seen.
-        accelerator: says which process this is, and its device.
-    """
-    rank = accelerator.process_index
-
-    def load(images_seen: int) -> tuple[Tensor, ...]:
-        start = images_seen + rank * local_batch_size
-        indices = order_images(stage.num_images, seed, start, local_batch_size)
-        return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        upcoming = thread.submit(load, images_seen)
-        while True:
-            batch = [tensor.to(accelerator.device) for tensor in upcoming.result()]
-            images_seen += local_batch_size * accelerator.num_processes
-            upcoming = thread.submit(load, images_seen)
-            yield batch
 
 
 @dataclass(eq=False)
@@ -290,6 +255,9 @@ class _TrainingState(Generic[N]):
 
     def __post_init__(self) -> None:
         stage, accelerator = self.stage, self.accelerator
+        self._local_batch_size = processes.local_batch_size(
+            self.settings.batch_size, accelerator.num_processes
+        )
         self.images_seen = 0
         self.evaluation_due = False  # at the present number of images, and not done yet
         self.reporter: Reporter | None = None  # in the first process
@@ -308,6 +276,28 @@ class _TrainingState(Generic[N]):
     def is_done(self) -> bool:
         """Whether all images have been seen."""
         return self.images_seen >= self.settings.images
+
+    def load_batches(self, seed: int) -> Generator[list[Tensor]]:
+        """Yields this process's part of each batch, on the device; a thread reads one ahead.
+
+        Args:
+            seed: of the order and of what is drawn, with the process and the images seen.
+        """
+        stage, rank, local_size = self.stage, self.accelerator.process_index, self._local_batch_size
+
+        def load(images_seen: int) -> tuple[Tensor, ...]:
+            start = images_seen + rank * local_size
+            indices = order_images(stage.num_images, seed, start, local_size)
+            return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
+
+        images_seen = self.images_seen
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            upcoming = thread.submit(load, images_seen)
+            while True:
+                batch = [tensor.to(self.accelerator.device) for tensor in upcoming.result()]
+                images_seen += self.settings.batch_size
+                upcoming = thread.submit(load, images_seen)
+                yield batch
 
     def step(self, batch: Sequence[Tensor], seed: int) -> None:
         """Learns from one batch."""

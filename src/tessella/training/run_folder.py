@@ -73,8 +73,8 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
         ConfigError: the run began with other settings, or the folder holds something else.
     """
     if not (out / record.RUN_FILE).exists():
-        names = [path.name for path in out.glob("*") if not path.name.startswith(".")]
-        if not _BEFORE_RUN_FILE.issuperset(names):
+        names = {path.name for path in out.iterdir()} if out.exists() else set()
+        if any(not name.startswith(".") for name in names - _BEFORE_RUN_FILE):
             raise ConfigError(
                 f"The folder holds something other than a run: `{out}`. Choose a new or empty "
                 "--out."

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +22,6 @@ from tessella.training.codes import Progress, cached_array, hash_weights
 
 _BATCH = 64
 _SAMPLE = 4096  # images: half a second
-
-
-class CaptionReader(Protocol):
-    """Turns training captions into the transformer's input: `TextEncoder`, `TextFeatures`."""
-
-    def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
-        """Encodes captions; those that are too long are cut, and counted."""
 
 
 class TextFeatures:
@@ -57,6 +49,10 @@ class TextFeatures:
         """Reads features (B, T, F) float32 of captions that are in the file."""
         texts = [self._features[self._spans[caption]] for caption in captions]
         return TrainingTokens(pad_features(texts), sum(c in self._truncated for c in captions))
+
+
+CaptionReader = TextEncoder | TextFeatures
+"""Turns training captions into the transformer's input."""
 
 
 def prepare_captions(

@@ -134,8 +134,8 @@ def test_adaptive_weight_by_hand(factor: float, limit: float, adaptive_weight: f
     loss.network = Scale(factor)
     last_layer = nn.Parameter(torch.tensor([1.5]))
     reconstruction = last_layer * torch.full((2, 3, SIZE, SIZE), 2.0)
-    given = loss.compute_generator_loss(
-        reconstruction, (reconstruction - 1).square().mean(), last_layer
+    given = loss.judge(
+        reconstruction, reconstruction, (reconstruction - 1).square().mean(), last_layer
     )
     assert given["adaptive_weight"].item() == pytest.approx(adaptive_weight)
     assert not given["adaptive_weight"].requires_grad
@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_the_whole_way(augment: bool) -> None:
     reconstruction = network(features)
     error = (reconstruction - image).square().mean()
     torch.manual_seed(5)
-    given = loss.compute_generator_loss(reconstruction, error, network[2].weight)
+    given = loss.judge(reconstruction, image, error, network[2].weight)
     mine = torch.autograd.grad(given["adversarial_loss"], list(network.parameters()))
 
     reconstruction = network(features)
@@ -180,9 +180,7 @@ def test_following_it_fools_the_discriminator() -> None:
         error = (reconstruction - image).square().mean()
         values.append(-loss.network(reconstruction).mean().item())
         optimizer.zero_grad()
-        loss.compute_generator_loss(reconstruction, error, network[2].weight)[
-            "adversarial_loss"
-        ].backward()
+        loss.judge(reconstruction, image, error, network[2].weight)["adversarial_loss"].backward()
         optimizer.step()
     assert values == sorted(values, reverse=True)
     assert values[0] - values[-1] > 1e-4
@@ -194,7 +192,7 @@ def test_neither_leaves_a_gradient_in_the_other() -> None:
     reconstruction = network(torch.randn(2, 4, SIZE, SIZE))
     image = batch(0, 2)[1]
     error = (reconstruction - image).square().mean()
-    given = loss.compute_generator_loss(reconstruction, error, network[2].weight)
+    given = loss.judge(reconstruction, image, error, network[2].weight)
     assert all(parameter.grad is None for parameter in network.parameters())
     (error + given["adversarial_loss"]).backward()
     assert all(parameter.grad is None for parameter in loss.network.parameters())
@@ -216,7 +214,7 @@ def test_the_discriminator_may_step_before_the_tokenizer_s_backward_pass() -> No
     loss, network = create(), decoder()
     reconstruction, image = network(torch.randn(2, 4, SIZE, SIZE)), batch(0, 2)[1]
     error = (reconstruction - image).square().mean()
-    given = loss.compute_generator_loss(reconstruction, error, network[2].weight)
+    given = loss.judge(reconstruction, image, error, network[2].weight)
     expected = torch.autograd.grad(given["adversarial_loss"], network[0].weight, retain_graph=True)[
         0
     ]
@@ -232,7 +230,7 @@ def test_it_judges_in_fp32_under_the_tokenizer_s_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reconstruction = network(features)
         error = (reconstruction.float() - image).square().mean()
-        given = loss.compute_generator_loss(reconstruction, error, network[2].weight)
+        given = loss.judge(reconstruction, image, error, network[2].weight)
     assert reconstruction.dtype == torch.bfloat16
     expected = -loss.network(reconstruction.detach().float()).mean()
     torch.testing.assert_close(given["adversarial_loss"], 0.8 * given["adaptive_weight"] * expected)
@@ -270,8 +268,8 @@ def test_when_it_learns_and_counts() -> None:
     for images_seen in (0, 99, 100, 149, 150):
         loss.before_step(images_seen)
         reconstruction, image = last_layer * batch(0)[0], batch(0)[1]
-        loss.judge(reconstruction, image, reconstruction.square().mean(), last_layer)
-        counting.append(loss.is_counting)
+        error = reconstruction.square().mean()
+        counting.append(bool(loss.judge(reconstruction, image, error, last_layer)))
         learning.append(bool(loss.after_step()))
     assert learning == [False, False, True, True, True]
     assert counting == [False, False, False, False, True]
@@ -288,7 +286,7 @@ def test_a_step_judges_then_learns_from_the_same_batch() -> None:
         generator = loss.judge(reconstruction, image, error, network[2].weight)
         assert bool(generator) == (images_seen == 150)
         if generator:
-            expected = twin.compute_generator_loss(reconstruction, error, network[2].weight)
+            expected = twin.judge(reconstruction, image, error, network[2].weight)
             assert torch.equal(generator["adversarial_loss"], expected["adversarial_loss"])
         learned = loss.after_step()
         assert loss.after_step() == {}
@@ -327,9 +325,8 @@ def count(loss: AdversarialLoss) -> Tensor:
     """Asks for a loss, as the tokenizer does while the discriminator counts."""
     last_layer = nn.Parameter(torch.ones(1))
     reconstruction = last_layer * batch(0)[0]
-    return loss.compute_generator_loss(reconstruction, reconstruction.square().mean(), last_layer)[
-        "adversarial_loss"
-    ]
+    error = reconstruction.square().mean()
+    return loss.judge(reconstruction, reconstruction, error, last_layer)["adversarial_loss"]
 
 
 def test_the_scale_is_halved_when_reconstructions_get_worse() -> None:
@@ -361,7 +358,8 @@ def test_a_scale_that_keeps_falling_is_left_off() -> None:
     scales = [loss.note_validation(2.0) for _ in range(8)]
     assert scales == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 0.0, None]
     loss.before_step(10**9)
-    assert not loss.is_counting
+    image, error = nn.Parameter(torch.ones(1)) * batch(0)[0], torch.ones(())
+    assert loss.judge(image, image, error, image) == {}
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
     assert loss.step(*batch(0)) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())

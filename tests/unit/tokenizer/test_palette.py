@@ -13,13 +13,10 @@ from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
 from tessella.errors import ShapeError
 from tessella.images import to_float, to_uint8
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.tokenizer import palette as palette_module
-from tessella.tokenizer.palette import PaletteNetwork, fit_palette, refine_palette
-from tessella.tokenizer.vector_quantizer import (
-    VectorQuantizer,
-    VectorQuantizerSettings,
-    nearest_codes,
-)
+from tessella.tokenizer.palette import fit_palette, refine_palette
+from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings, nearest_codes
 
 
 def distortion(colours: Tensor, weights: Tensor, palette: Tensor) -> float:
@@ -170,20 +167,20 @@ def test_pixels_are_drawn_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_tokenizer_that_it_makes() -> None:
     """Codes are the nearest colours, and a picture of palette colours comes back as it was."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
-    quantizer = VectorQuantizer(
-        VectorQuantizerSettings(codebook_size=8, code_width=3, normalize=False, learning="ema")
-    ).eval()
+    quantizer = VectorQuantizerSettings(
+        codebook_size=8, code_width=3, normalize=False, learning="ema"
+    )
+    tokenizer = ImageTokenizer(TokenizerSettings(network="palette", quantizer=quantizer)).eval()
+    tokenizer.learn_palette(pixels, seed=0)
     palette = fit_palette(pixels, 8, seed=0)
-    quantizer.vectors.copy_(palette)
-    network = PaletteNetwork()
-    codes = quantizer.encode(network(to_float(pixels)))
+    assert torch.equal(tokenizer.codebook, palette)
+    codes = tokenizer.encode(to_float(pixels))
     assert codes.shape == (2, 6, 5)
     distances = torch.cdist(to_float(pixels).movedim(1, -1).flatten(0, 2), palette)
     assert torch.equal(codes.flatten(), distances.argmin(1))
-    painted = to_uint8(network(quantizer.look_up(codes)))
-    again = quantizer.encode(network(to_float(painted)))
-    assert torch.equal(again, codes)
-    assert not list(network.parameters())
+    painted = to_uint8(tokenizer.decode(codes))
+    assert torch.equal(tokenizer.encode(to_float(painted)), codes)
+    assert not [*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()]
 
 
 @pytest.mark.parametrize(

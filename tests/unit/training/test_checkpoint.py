@@ -329,7 +329,7 @@ def test_one_that_may_not_be_read_is_refused_and_never_removed(
 ) -> None:
     path = save_checkpoint(tmp_path, numbered(64))
     touch(path / "state.safetensors")  # else nobody would read it again
-    real = checkpoint.sha256_file
+    real = checkpoint.files.sha256_file
 
     def refuse(file: Path) -> str:
         if file.parent != path:
@@ -337,7 +337,7 @@ def test_one_that_may_not_be_read_is_refused_and_never_removed(
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "sha256_file", refuse)
+        patch.setattr(checkpoint.files, "sha256_file", refuse)
         with pytest.raises(CheckpointError, match=r"Not allowed to read .*`.*Make it readable"):
             load_latest_checkpoint(tmp_path)
         save_checkpoint(tmp_path, numbered(128), keep=1)
@@ -352,14 +352,14 @@ def test_one_that_may_not_be_read_is_refused_and_never_removed(
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The checkpoints' tensors that were read and hashed; "new" is the one being written."""
     checkpoints: list[str] = []
-    real = checkpoint.sha256_file
+    real = checkpoint.files.sha256_file
 
     def sha256_file(path: Path) -> str:
         name = path.parent.name
         checkpoints.append("new" if name.startswith(".tmp-") else f"{int(name[-12:])}")
         return real(path)
 
-    monkeypatch.setattr(checkpoint, "sha256_file", sha256_file)
+    monkeypatch.setattr(checkpoint.files, "sha256_file", sha256_file)
     return checkpoints
 
 
@@ -531,7 +531,8 @@ def test_a_full_disk_keeps_the_last_good_one_and_says_so(
 ) -> None:
     save_checkpoint(tmp_path, numbered(64))
     good = save_checkpoint(tmp_path, numbered(128))
-    real = getattr(checkpoint, place)
+    module = checkpoint if place == "_record_sha256" else checkpoint.files
+    real = getattr(module, place)
 
     def full(path: Any, *rest: Any) -> Any:
         if isinstance(path, Path) and ".tmp-" not in str(path):
@@ -540,7 +541,7 @@ def test_a_full_disk_keeps_the_last_good_one_and_says_so(
             return real(path, *rest)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, place, full)
+    monkeypatch.setattr(module, place, full)
     with pytest.raises(CheckpointError) as caught:
         save_checkpoint(tmp_path, numbered(192))
     assert str(caught.value) == (
@@ -587,7 +588,7 @@ def test_the_first_checkpoint_fails_without_a_false_promise(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(checkpoint.files, "write_tensors", full)
     with pytest.raises(CheckpointError, match="; there is no earlier checkpoint; free some space"):
         save_checkpoint(tmp_path, numbered(128))
 
@@ -599,7 +600,7 @@ def test_an_old_one_that_cannot_be_removed_does_not_stop_the_run(
         raise PermissionError(errno.EACCES, "in use")
 
     old = save_checkpoint(tmp_path, numbered(64))
-    monkeypatch.setattr(checkpoint, "remove_folder", refuse)
+    monkeypatch.setattr(checkpoint.files, "remove_folder", refuse)
     save_checkpoint(tmp_path, numbered(128), keep=1)
     assert latest(tmp_path) == 128
     assert caplog.messages[0].startswith(f"Cannot remove the old checkpoint: `{old}` (")
