@@ -10,15 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tessella.data.records import (
-    MAX_CAPTION_BYTES,
-    CaptionError,
-    ImageLocation,
-    Record,
-    Skipped,
-    captions_from_text,
-    clean_captions,
-)
+from tessella.data import records
+from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.errors import DataError
 from tessella.images import IMAGE_SUFFIXES
 
@@ -115,8 +108,8 @@ def _pair(image: str, text: str | None) -> Record | Skipped:
         return Skipped(image, "no .txt of the same name lies beside it", "captionless")
     try:
         with Path(text).open("rb") as file:
-            captions = captions_from_text(file.read(MAX_CAPTION_BYTES + 1))
-    except (OSError, CaptionError) as error:
+            captions = records.captions_from_text(file.read(records.MAX_CAPTION_BYTES + 1))
+    except (OSError, records.CaptionError) as error:
         return Skipped(image, f"its caption file cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(image, "its caption file is blank", "captionless")
@@ -132,8 +125,8 @@ def class_folder_records(root: Path) -> Iterator[Record | Skipped]:
     for listing in walk(root):
         words = listing.folder.name.replace("_", " ").replace("-", " ")
         try:
-            captions = clean_captions([words])
-        except CaptionError:
+            captions = records.clean_captions([words])
+        except records.CaptionError:
             captions = ()
         for path in map(listing.path, filter(is_image, listing.files)):
             if captions:

@@ -17,18 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tessella.data.cache import (
-    CACHE_FORMAT,
-    MANIFEST,
-    SIDES,
-    SKIPPED,
-    CacheWriter,
-    CaptionedImages,
-    is_cache,
-    read_manifest,
-    read_skipped,
-    write_sides,
-)
+from tessella.data import cache
+from tessella.data.cache import CacheWriter, CaptionedImages
 from tessella.data.decode import NUM_PARAPHRASES, decode_records
 from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
@@ -85,7 +75,7 @@ def prepare(
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The others wait, then use the cache that the first one has built.
         with lock(folder.with_name(f".{folder.name}.lock")):
-            manifest = read_manifest(folder)
+            manifest = cache.read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
                 manifest = _build(folder, recognised, settings, identity, progress)
     except CheckpointError as error:  # a full disk, or a folder that cannot be written
@@ -94,9 +84,9 @@ def prepare(
         raise DataError(
             f"Cannot write the cache: `{folder}` ({error.strerror}). Name another folder."
         ) from error
-    skipped = read_skipped(folder)
+    skipped = cache.read_skipped(folder)
     _check_skipped(manifest["counts"]["images"], skipped, settings, folder)
-    train, validation = (CaptionedImages(folder, side, manifest) for side in SIDES)
+    train, validation = (CaptionedImages(folder, side, manifest) for side in cache.SIDES)
     return PreparedData(train, validation, manifest, skipped)
 
 
@@ -111,7 +101,8 @@ def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, An
 
 def _check_folder(folder: Path, sources: Sequence[Source]) -> None:
     """Refuses to replace anything but a cache, and to write into the data."""
-    if folder.exists() and not is_cache(folder) and (folder.is_file() or any(folder.iterdir())):
+    is_taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if is_taken and not cache.is_cache(folder):
         raise DataError(
             f"The cache's folder holds something else: `{folder}`. "
             "Name another one, or empty it yourself."
@@ -137,12 +128,12 @@ def _build(
     what, unchanged = "the cache of the data", "a cache that was there before is unchanged"
     with new_folder(folder, what=what, kept=unchanged) as building:
         manifest = {
-            "format": CACHE_FORMAT,
+            "format": cache.CACHE_FORMAT,
             "identity": identity,
             **_fill(building, sources, settings, progress),
             "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
         }
-        write_json(building / MANIFEST, manifest)
+        write_json(building / cache.MANIFEST, manifest)
     return manifest
 
 
@@ -196,7 +187,7 @@ def _fill(
             "validation": num_validation,
             "skipped": dict(writer.num_skipped),
         },
-        "fingerprints": write_sides(building, is_validation, digests),
+        "fingerprints": cache.write_sides(building, is_validation, digests),
     }
 
 
@@ -215,5 +206,5 @@ def _check_skipped(
     raise DataError(
         f"Too many files were skipped: {bad} of {total} ({kinds}), at most "
         f"{settings.max_skipped_fraction:.0%} may be. The first: {examples}. All are listed in "
-        f"`{folder / SKIPPED}`. Fix or remove them, or raise data.max_skipped_fraction."
+        f"`{folder / cache.SKIPPED}`. Fix or remove them, or raise data.max_skipped_fraction."
     )

@@ -13,18 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
+from tessella.data import records
 from tessella.data.folders import is_image, suffix_of
-from tessella.data.records import (
-    MAX_CAPTION_BYTES,
-    CaptionError,
-    ImageLocation,
-    Record,
-    Skipped,
-    captions_from_fields,
-    captions_from_text,
-    fields_from_json,
-    group_from_fields,
-)
+from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.errors import DataError
 
 
@@ -114,18 +105,18 @@ def _sample(
     if len(images) > 1:
         return Skipped(name, f"{len(images)} pictures have the same key", "ambiguous")
     try:
-        fields = fields_from_json(_content(stream, tables[0])) if tables else {}
-        captions = captions_from_text(_content(stream, texts[0])) if texts else ()
-        captions = captions or captions_from_fields(fields)
-    except CaptionError as error:
+        fields = records.fields_from_json(_content(stream, tables[0])) if tables else {}
+        captions = records.captions_from_text(_content(stream, texts[0])) if texts else ()
+        captions = captions or records.captions_from_fields(fields)
+    except records.CaptionError as error:
         return Skipped(name, f"its caption file cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(name, "no .txt or .json with the same key has a caption", "captionless")
     location = ImageLocation(str(shard), images[0].offset_data, images[0].size)
-    return Record(name, location, captions, group_from_fields(fields, split_by))
+    return Record(name, location, captions, records.group_from_fields(fields, split_by))
 
 
 def _content(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
     """Reads a small file out of the tar; tarfile seeks by itself afterwards."""
     stream.seek(member.offset_data)
-    return stream.read(min(member.size, MAX_CAPTION_BYTES + 1))
+    return stream.read(min(member.size, records.MAX_CAPTION_BYTES + 1))

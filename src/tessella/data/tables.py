@@ -13,23 +13,15 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
+from tessella.data import records
 from tessella.data.folders import suffix_of
-from tessella.data.records import (
-    CAPTION_FIELDS,
-    CaptionError,
-    ImageLocation,
-    Record,
-    Skipped,
-    captions_from_fields,
-    fields_from_json,
-    group_from_fields,
-)
+from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.errors import DataError, needs_extra
 
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 # The number of a row, from 1 and not counting a CSV's header; and its fields, or its error.
-_Row: TypeAlias = tuple[int, dict[str, Any] | CaptionError]
+_Row: TypeAlias = tuple[int, dict[str, Any] | records.CaptionError]
 
 
 def table_records(table: Path, split_by: str | None = None) -> Iterator[Record | Skipped]:
@@ -65,7 +57,7 @@ def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
     """Makes the record of one row."""
     number, fields = row
     name = f"{table}:{number}"
-    if isinstance(fields, CaptionError):
+    if isinstance(fields, records.CaptionError):
         return Skipped(name, f"the row cannot be used: {fields}", "bad_row")
     file_name = fields.get("file_name")
     if not isinstance(file_name, str) or not file_name.strip():
@@ -75,12 +67,12 @@ def _record(table: Path, row: _Row, split_by: str | None) -> Record | Skipped:
         return Skipped(name, f"file_name leads out of the folder: {file_name}", "outside")
     path = str(table.parent / relative)
     try:
-        captions = captions_from_fields(fields)
-    except CaptionError as error:
+        captions = records.captions_from_fields(fields)
+    except records.CaptionError as error:
         return Skipped(path, f"its row cannot be used: {error}", "bad_caption")
     if not captions:
         return Skipped(path, f"row {number} has no caption", "captionless")
-    return Record(path, ImageLocation(path), captions, group_from_fields(fields, split_by))
+    return Record(path, ImageLocation(path), captions, records.group_from_fields(fields, split_by))
 
 
 def _rows(table: Path) -> Iterator[_Row]:
@@ -98,8 +90,8 @@ def _json_rows(table: Path) -> Iterator[_Row]:
             if not line.strip():
                 continue
             try:
-                yield number, fields_from_json(line)
-            except CaptionError as error:
+                yield number, records.fields_from_json(line)
+            except records.CaptionError as error:
                 yield number, error
 
 
@@ -125,8 +117,8 @@ def _parquet_rows(table: Path) -> Iterator[_Row]:
 
 
 def _check_columns(table: Path, columns: list[str]) -> None:
-    if "file_name" not in columns or not set(columns) & set(CAPTION_FIELDS):
+    if "file_name" not in columns or not set(columns) & set(records.CAPTION_FIELDS):
         raise DataError(
             f"The table lacks columns: `{table}`. It must have file_name and one of "
-            f"{', '.join(CAPTION_FIELDS)}; got: {', '.join(columns) or 'none'}."
+            f"{', '.join(records.CAPTION_FIELDS)}; got: {', '.join(columns) or 'none'}."
         )
