@@ -372,8 +372,7 @@ def _prepare_captions(
     with _progress(console, "captions") as progress:
         path = out / record.TEXT_FOLDER / "features.npy"
         reader = prepare_captions(text_encoder, captions, path, progress=progress)
-    warning = describe_cut(reader, data.train, text_encoder.max_tokens)
-    if warning:
+    if warning := describe_cut(reader, data.train, text_encoder.max_tokens):
         console.print(warning)
     return reader
 

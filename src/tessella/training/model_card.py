@@ -10,8 +10,6 @@ from typing import Any
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.training.recipe import Recipe
 
-_TEMPLATE = "model_card.md.jinja"
-
 
 def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
     """Writes the model card as Markdown, with the header that model hubs read.
@@ -33,7 +31,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     captions = [caption for caption in facts["sample_captions"] if caption]
-    return environment.get_template(_TEMPLATE).render(
+    return environment.get_template("model_card.md.jinja").render(
         recipe=recipe,
         facts=facts,
         size=recipe.data.image_size,

@@ -81,7 +81,9 @@ class StopAgreement:
 
 
 def _sum(values: list[float], accelerator: Accelerator) -> list[float]:
-    """Adds up each value over all processes; waits for the device."""
+    """Adds up each value over all processes; waits for the device if there are several."""
+    if accelerator.num_processes == 1:
+        return values
     tensor = torch.tensor(values, device=accelerator.device)
     sums: list[float] = accelerator.reduce(tensor, reduction="sum").tolist()
     return sums

@@ -46,7 +46,7 @@ def test_an_abandoned_call_keeps_its_place_and_one_that_waits_never_begins() -> 
         await asyncio.sleep(0.01)
         assert (threads.num_running, threads.num_waiting) == (2, 1)
         gate.set()
-        assert await asyncio.gather(calls[1], calls[3]) == [1, 3]
+        assert [await calls[1], await calls[3]] == [1, 3]
         while threads.num_running:
             await asyncio.sleep(0.001)
 
