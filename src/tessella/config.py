@@ -31,18 +31,21 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        values = dict(values)
-        for old, new in _NEW_NAMES.items():
-            if old in values and new in cls.model_fields and new not in values:
-                _warn_of_old_name(old, new)
-                values[new] = values.pop(old)
-        return values
+        return _with_new_names(values) if isinstance(values, Mapping) else values
 
     def replace(self, **changes: Any) -> Self:
         """Returns a validated copy with some settings changed."""
         return build(type(self), self.model_dump() | changes)
+
+
+def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames settings that have an old name, unless the new one is there too."""
+    renamed = dict(values)
+    for old, new in _NEW_NAMES.items():
+        if old in renamed and new not in renamed:
+            _warn_of_old_name(old, new)
+            renamed[new] = renamed.pop(old)
+    return renamed
 
 
 @functools.cache
@@ -200,8 +203,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     A section that comes in several kinds has a `name` that says which, or is that name alone. If
     `over` names another kind, the settings of the old kind are dropped.
     """
-    merged = dict(base)
-    for key, value in over.items():
+    merged = _with_new_names(base)
+    for key, value in _with_new_names(over).items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, str):
             value = {"name": value}

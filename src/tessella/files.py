@@ -266,10 +266,10 @@ def cached(
     except (OSError, ValueError):
         pass  # without a readable note the file is not to be trusted
     # The note goes first and comes last: a file killed in between has none.
-    note.unlink(missing_ok=True)
     with new_file(path, what=what) as temporary:
+        note.unlink(missing_ok=True)
         build(temporary)
-    write_json(note, made_from)
+    write_json(note, made_from, what=what)
 
 
 def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
@@ -287,11 +287,12 @@ def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
     """
     from filelock import FileLock
 
-    return FileLock(path, timeout=-1 if wait_seconds is None else wait_seconds)
+    timeout = -1 if wait_seconds is None else wait_seconds
+    return FileLock(path, timeout=timeout, fallback_to_soft=False)
 
 
 def is_locked(path: Path) -> bool | None:
-    """Returns whether a process holds the lock; None where that cannot be found out."""
+    """Returns whether a process holds the lock; None where only someone else may open it."""
     if not path.exists():
         return False
     try:

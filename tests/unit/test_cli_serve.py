@@ -105,7 +105,7 @@ def test_options_go_before_words_and_words_before_the_file(
         (("--set", "serve=1"), "This command takes settings of the section `serve` only: `serve`"),
         (("--set", "max_queue=1"), "max_queue"),
         (("--config", "/nothing.toml"), "/nothing.toml"),
-        (("--host", "0.0.0.0"), "Anybody who reaches this address could paint: `0.0.0.0`"),
+        (("--host", "0.0.0.0"), "Anyone who can reach this address could paint: `0.0.0.0`"),
         (("--api-keys", "/nothing"), "Cannot read the API keys: `/nothing`"),
     ],
 )

@@ -91,7 +91,7 @@ class Canvas:
         """
         if not 0 < strength <= 1:
             raise GenerationError(
-                "The strength is the fraction of a picture that is painted anew, above 0 and at "
+                "The strength is the fraction of a picture to repaint, above 0 and at "
                 f"most 1: `{strength}`. Try 0.5."
             )
         num_open = max(1, round(strength * codes.numel()))
@@ -211,7 +211,7 @@ def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
             )
     if not any(margins.values()):
         raise GenerationError(
-            "Nothing is to be painted around the picture: `left`, `top`, `right` and `bottom` are "
+            "There is nothing to outpaint: `left`, `top`, `right` and `bottom` are "
             f"0. Give pixels to add, multiples of {downsampling}."
         )
 
@@ -219,14 +219,14 @@ def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
 def half_mask(
     size: tuple[int, int], keep: Literal["upper", "lower", "left", "right"] = "upper"
 ) -> Image.Image:
-    """Makes the mask that keeps one half of a picture and paints the other anew.
+    """Makes the mask that keeps one half of a picture and repaints the other.
 
     Args:
         size: (width, height) of the picture in pixels.
         keep: the half that stays.
 
     Returns:
-        A mask for `TextToImage.edit`: white where it is painted anew.
+        A mask for `TextToImage.edit`: white where it is repainted.
 
     Raises:
         GenerationError: there is no such half.
@@ -278,7 +278,7 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
     """Crops and resizes a mask as `fit_images` does its picture.
 
     Args:
-        mask: of the picture's size; white, or anything but black, is painted anew: where one of
+        mask: of the picture's size; white, or anything but black, is repainted: where one of
             red, green and blue is above 31, which compressed black rarely is. Or (H, W) bool,
             True where it is.
         image: its picture.
@@ -312,6 +312,6 @@ def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
     if not fitted.any():
         raise GenerationError(
             "The mask marks nothing in the picture's middle square, which is what the model sees. "
-            "Make white what it should paint anew."
+            "Make white what should be repainted."
         )
     return fitted

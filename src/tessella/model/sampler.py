@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tessella.errors import GenerationError
 from tessella.generation import GenerationSettings
-from tessella.model.canvas import derive_seed, plan_windows
+from tessella.model.canvas import derive_seed, find_layout, plan_windows
 from tessella.model.request import (
     MAX_BEST_OF,
     MAX_ORDERS,
@@ -66,13 +66,23 @@ class Sampler:
         """Refuses requests that cannot be met, before any work.
 
         Raises:
-            GenerationError: there is no request, a number is out of range, a negative prompt
-                comes without guidance, or `best_of` without a prompt or a likelihood.
+            GenerationError: there is no request, a number is out of range, a prompt is too long,
+                canvases differ in layout, a negative prompt comes without guidance, or `best_of`
+                without a prompt or a likelihood.
         """
         if not requests:
             raise GenerationError("There is no prompt. Give at least one.")
         check_range("The number of candidates, best_of,", best_of, MAX_BEST_OF)
         check_seeds([s for one in requests for s in (one.seed, one.seed + best_of - 1)])
+        self._text_encoder.check_lengths(
+            [text for one in requests for text in (one.prompt, one.negative_prompt)]
+        )
+        layouts = {find_layout(one.canvas_on(self._grid).known, self._grid) for one in requests}
+        if len(layouts) > 1:
+            raise GenerationError(
+                f"All canvases must have one layout (size and known positions): `{len(layouts)}` "
+                "different ones. Generate them one after the other."
+            )
         objective = self._objective
         if any(one.negative_prompt.strip() for one in requests):
             if not objective.is_guided:

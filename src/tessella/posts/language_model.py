@@ -97,7 +97,7 @@ class LanguageModel:
             )
         if key and not (key.isascii() and key.isprintable()):
             raise ConfigError(
-                f"The language model's key is not one: `{key_variable}` holds characters other "
+                f"The language model's key is not valid: `{key_variable}` holds characters other "
                 "than printable ASCII. Copy the key again."
             )
         try:

@@ -116,8 +116,9 @@ def _describe_recipe(stage: StageRecord, run: Mapping[str, Any]) -> Iterator[str
         yield f"objective {run.get('recipe.objective.name')}"
         width, depth = run.get("recipe.transformer.width"), run.get("recipe.transformer.depth")
         yield f"width {width}, depth {depth}"
-    start = run.get(f"recipe.{stage.name}_training.init_from")
-    if start:
+    training = f"recipe.{stage.name}_training"
+    # `start_from` is what older runs call it.
+    if start := run.get(f"{training}.init_from") or run.get(f"{training}.start_from"):
         yield f"started from {Path(str(start)).name}"
     if stage.images:
         yield f"{stage.images_seen:,} of {stage.images:,} images seen"

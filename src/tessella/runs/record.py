@@ -176,7 +176,8 @@ class RunRecord:
     def stamp(self) -> object:
         """Returns what changes whenever `read` would find something new."""
         paths = [path for depth in ("*", "*/*") for path in self.folder.glob(depth)]
-        return sorted((path.as_posix(), stamp_file(path)) for path in paths)
+        # Not the lock: asking whether it is held may touch it.
+        return sorted((p.as_posix(), stamp_file(p)) for p in paths if p.name != LOCK_FILE)
 
     def read(self) -> "RunRecord":
         """Reads everything the run has written by now, and of its logs the new lines.

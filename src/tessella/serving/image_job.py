@@ -67,8 +67,9 @@ def create_job(
     # Without a prompt candidates cannot be ranked.
     best_of = (body.best_of or 1) if prompt.strip() else 1
     if plan is None and (size := body.pixel_size()):
-        canvas = model.plan_picture(find_canvas_size(model, size))
-        plan = lambda seeds: [canvas] * len(seeds)  # noqa: E731
+        # In the worker's thread, which alone uses torch.
+        canvas_size = find_canvas_size(model, size)
+        plan = lambda seeds: [model.plan_picture(canvas_size)] * len(seeds)  # noqa: E731
     return ImageJob(
         served=served,
         count=body.n or 1,

@@ -95,8 +95,8 @@ def check_exposure(settings: ServeSettings, keys: ApiKeys, *, insecure: bool) ->
     """
     if settings.host not in _OWN_HOSTS and not keys and not insecure:
         raise ConfigError(
-            f"Anybody who reaches this address could paint: `{settings.host}`. Set API keys "
-            f"({API_KEYS_VARIABLE} or --api-keys FILE), or say --insecure."
+            f"Anyone who can reach this address could paint: `{settings.host}`. Set API keys "
+            f"({API_KEYS_VARIABLE} or --api-keys FILE), or pass --insecure."
         )
 
 

@@ -10,6 +10,7 @@ routes are plain functions, which run in threads: reading a run never holds up t
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 
+from tessella.errors import ConfigError
 from tessella.runs.facts import list_metrics
 from tessella.runs.pictures import Picture, link_picture
 from tessella.runs.record import Note, RunRecord, find_last_news, is_running, stamp_file
@@ -27,6 +29,8 @@ from tessella.runs.report import render_body
 from tessella.runs.status import QUIET_SECONDS, RunStatus, State, describe_no_run, find_status
 from tessella.serving.api_errors import ApiError
 from tessella.serving.studio import answer_unless_known
+
+_log = logging.getLogger(__name__)
 
 PICTURES_URL = "/v1/pictures/run/"
 """Below it no key is needed, since `<img>` cannot send one: the addresses cannot be guessed."""
@@ -109,7 +113,9 @@ class RunWatch:
                     record = self._reader.read()
                     status = find_status(record, running, now)
                     self._snapshot = self._show(version, status, record)
-                except Exception:  # noqa: BLE001  files edited by hand; `tessella report` says where
+                except Exception as error:  # noqa: BLE001  edited by hand; the report says where
+                    if not isinstance(error, ConfigError):
+                        _log.exception("The run cannot be shown: `%s`", self._folder)
                     self._reader = RunRecord(self._folder)
                     status = describe_no_run(self._folder, running)
                     self._snapshot = self._show(version, status)

@@ -25,7 +25,7 @@ class ServeSettings(Settings):
     however many."""
     max_queue: int = Field(256, ge=1, le=100_000)
     """Pictures that may wait to be painted, and painted ones that may wait to become files; a
-    request beyond that is answered 429."""
+    request beyond that gets a 429."""
     max_pictures: int = Field(10, ge=1, le=100)
     """The largest `n` of a request."""
     max_best_of: int = Field(16, ge=1, le=16)
@@ -39,7 +39,7 @@ class ServeSettings(Settings):
     max_upload_pixels: int = Field(16_777_216, ge=1)
     """The largest uploaded picture, in pixels; a larger one is refused before it is decoded."""
     max_uploads_bytes: int = Field(200_000_000, ge=1000)
-    """Bytes of all uploads at one time; a request beyond that is answered 429."""
+    """Bytes of all uploads at one time; a request beyond that gets a 429."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     """How long a body may take to arrive."""
     request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)

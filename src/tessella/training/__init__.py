@@ -1,1 +1,1 @@
-"""Training: one loop for both stages; recipe, schedule, checkpoints, plan."""
+"""Training: one loop for both stages; recipe, budget, schedule, checkpoints."""

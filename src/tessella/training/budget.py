@@ -57,7 +57,7 @@ class TrainingBudget:
             return line
         enough = sum(self.seconds[name] * max(1.0, growth[name]) for name in growth)
         minutes = math.ceil((enough + self.other_seconds) / 60)
-        return f"{line} Pictures will be blurs at best: give about {minutes} minutes."
+        return f"{line} Pictures will be blurry at best; allow about {minutes} minutes."
 
 
 def choose_preset(minutes: float, accelerator: Accelerator) -> str:

@@ -103,6 +103,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     others = [old for old in good if old != path]
     for old in (*others[keep - 1 :], *damaged):
         if old != path:
+            _proved.pop(old, None)
             try:
                 files.remove_folder(old)
             except OSError as error:
@@ -299,6 +300,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         # Steps are counted on the CPU. The rest lies in memory as the optimizer made it: in the
         # parameter's own order.
         like = value if key == "step" else parameter
+        if like.shape != value.shape:
+            raise CheckpointError(
+                f"The optimizer's state belongs to another model: `{full_name}` has the shape "
+                f"{tuple(value.shape)}, expected {tuple(like.shape)}. Resume with the recipe that "
+                "the run began with."
+            )
         copy = torch.empty_like(like, dtype=value.dtype).copy_(value)
         state.setdefault(parameter, {})[key] = copy
     optimizer.state.clear()

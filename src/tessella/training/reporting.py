@@ -148,7 +148,7 @@ class Meter:
             if math.isfinite(means[name]):
                 continue
             raise TessellaError(
-                f"The {name.replace('_', ' ')} is not a number any more: `{means[name]}`. The last "
+                f"The {name.replace('_', ' ')} is no longer a finite number: `{means[name]}`. The last "
                 "good checkpoint is kept. Lower the learning rates "
                 "(…_training.optimizer.muon_learning_rate and .adamw_learning_rate) and start in a "
                 "new --out."
@@ -162,7 +162,7 @@ def _create_summary_writer(folder: Path, purge_step: int) -> "SummaryWriter | No
     """Creates TensorBoard's writer where TensorBoard is installed (the extra `tensorboard`)."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except ModuleNotFoundError:
         return None
     return SummaryWriter(str(folder), purge_step=purge_step)
 

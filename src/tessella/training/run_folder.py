@@ -41,7 +41,7 @@ def lock_run(out: Path) -> AbstractContextManager[object]:
     """Makes a run's folder and keeps other processes from training in it until it is left.
 
     Raises:
-        ConfigError: another process trains there, or the folder cannot be made.
+        ConfigError: another process trains there, or the folder cannot be used.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def lock_run(out: Path) -> AbstractContextManager[object]:
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"Cannot make the run's folder: `{out}`; {error.strerror}. Choose another --out."
+            f"Cannot use the run's folder: `{out}`; {error.strerror}. Choose another --out."
         ) from None
 
 

@@ -106,7 +106,7 @@ def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int
 
     Args:
         reader: of the captions.
-        images: to train on; of very many, some thousand are looked at.
+        images: to train on; of very many, some thousand are checked.
         max_tokens: the longest that a caption may be.
     """
     sample = draw_indices(len(images), _SAMPLE).tolist()
@@ -115,7 +115,7 @@ def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int
     if not num_cut:
         return None
     return (
-        f"Captions: {num_cut:,} of {sum(map(len, captions)):,} looked at have more than "
+        f"Captions: {num_cut:,} of {sum(map(len, captions)):,} checked have more than "
         f"{max_tokens} tokens (text.max_tokens). Training drops their last words; as prompts they "
         "are refused."
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessella.data import cache as cache_module
 from tessella.data import decode
 from tessella.data import prepare as prepare_module
 from tessella.data.cache import SIDES, CacheWriter, CaptionedImages, read_manifest
@@ -432,7 +433,7 @@ def test_a_crash_leaves_nothing_that_is_used(draw, cache: Path, monkeypatch, whe
     def crash(*_: object, **__: object) -> None:
         raise error
 
-    owner = CacheWriter if where == "add" else prepare_module
+    owner = {"add": CacheWriter, "write_sides": cache_module}.get(where, prepare_module)
     with monkeypatch.context() as patch:
         patch.setattr(owner, where, crash)
         with pytest.raises(type(error)):

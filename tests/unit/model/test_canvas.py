@@ -229,7 +229,7 @@ def test_pictures_of_the_right_size_stay_as_they_are() -> None:
 def test_what_is_no_picture() -> None:
     with pytest.raises(GenerationError, match=r"There is no picture\. Give"):
         fit_images([], 4)
-    with pytest.raises(GenerationError, match=r"no picture: `str`\. Open it by PIL"):
+    with pytest.raises(GenerationError, match=r"not a picture: `str`\. Open it with PIL"):
         fit_images(["cat.png"], 4)  # type: ignore[list-item]
 
 

@@ -349,7 +349,7 @@ def test_a_key_that_no_header_can_carry_is_refused_unquoted(
     open_model: Open, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ConfigError, match="key is not one: `OPENAI_API_KEY` holds") as error:
+    with pytest.raises(ConfigError, match="key is not valid: `OPENAI_API_KEY` holds") as error:
         open_model([])
     assert "secret" not in str(error.value)
 

@@ -141,7 +141,7 @@ def refuse(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--host", "0.0.0.0"), "Anybody who reaches this address could paint: `0.0.0.0`"),
+        (("--host", "0.0.0.0"), "Anyone who can reach this address could paint: `0.0.0.0`"),
         (("nowhere", "--port", "0"), "There is no such model: `nowhere`"),
         (("scenes", "scenes=stickers", "--port", "0"), "Two models have one name: `scenes`"),
         (("--set", "serve.max_que=3"), "did you mean `max_queue`"),

@@ -206,7 +206,7 @@ def test_a_time_for_blurs_says_how_long_pictures_take(
     """
     made = plan(data, clock, monkeypatch, 154.0)
     assert made.recipe.tokenizer_training.images == 2560
-    assert made.describe().endswith(" Pictures will be blurs at best: give about 6 minutes.")
+    assert made.describe().endswith(" Pictures will be blurry at best; allow about 6 minutes.")
 
 
 # What was painted to measure it was too long for a model that reads very short prompts.

@@ -261,7 +261,7 @@ def test_captions_that_are_too_long_do_not_stop_a_run(pictures: Path, tmp_path: 
     for number, path in enumerate(sorted(long.glob("*.txt"))):
         path.write_text(f"one two three four picture {number}\n")
     _, said = call(tmp_path / "run", long, "text.max_tokens=5")
-    assert "Captions: 18 of 18 looked at have more than 5 tokens (text.max_tokens)" in said
+    assert "Captions: 18 of 18 checked have more than 5 tokens (text.max_tokens)" in said
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "model.generate('a prompt', seed=7)" in card
 

@@ -61,7 +61,7 @@ def test_a_question_does_not_keep_a_run_from_beginning(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    message = r"Cannot make the run's folder: `.*file/run`; Not a directory. Choose another --out"
+    message = r"Cannot use the run's folder: `.*file/run`; Not a directory. Choose another --out"
     with pytest.raises(ConfigError, match=message), lock_run(tmp_path / "file" / "run"):
         pytest.fail("it was made")
 

@@ -129,7 +129,7 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.M
     reader = prepare_captions(encoder, CAPTIONS, tmp_path / "features.npy")
     said = describe_cut(reader, images, encoder.max_tokens)
     assert said is not None
-    assert said.startswith("Captions: 2 of 8 looked at have more than 5 tokens (text.max_tokens).")
+    assert said.startswith("Captions: 2 of 8 checked have more than 5 tokens (text.max_tokens).")
     assert describe_cut(encoder, images, encoder.max_tokens) == said
     words = TextTokenizer.train(CAPTIONS, TextSettings())
     assert describe_cut(words, images, words.max_tokens) is None

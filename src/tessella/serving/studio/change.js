@@ -89,7 +89,7 @@ export function openVary(app, source, was = null) {
     picture: drawBed(urlOf(source.blob), "To vary"),
     more: html`<div class="field">
       <label for="strength" class="hint">
-        Part of its tiles to paint anew: <output>${percent} %</output>
+        Part of its tiles to repaint: <output>${percent} %</output>
       </label>
       <input
         id="strength"

@@ -1,4 +1,4 @@
-// A picture whose tiles are marked, to be painted anew: with a pointer, a finger or the keyboard.
+// A picture whose tiles are marked, to be repainted: with a pointer, a finger or the keyboard.
 
 import { drawBed } from "/studio/picture.js";
 import { drawCells, rove } from "/studio/roving.js";
@@ -40,7 +40,7 @@ export class MaskField {
     this.#show();
   }
 
-  /** The mask as OpenAI has it: transparent where the picture is painted anew. */
+  /** The mask as OpenAI has it: transparent where the picture is repainted. */
   async toBlob(size) {
     const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
     const context = canvas.getContext("2d");

@@ -1,4 +1,4 @@
-// Where pictures are laid: sends one request at a time, shows each picture as its codes come.
+// Where pictures appear: sends one request at a time, shows each picture as its codes come.
 
 import { postForEvents, toBlob } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
@@ -96,7 +96,7 @@ export function mountResults(element, app, onPicture) {
 function drawSlot(slot, app, index) {
   const { picture, partial, seed } = slot;
   const shown = picture ? urlOf(picture.blob) : partial;
-  const words = picture ? describe(picture) : `Picture ${index + 1}, being laid`;
+  const words = picture ? describe(picture) : `Picture ${index + 1}, being painted`;
   const facts = [`seed ${seed}`, ...(picture ? listSettings(picture) : [])].join(" · ");
   return html`
     <figure class="slot ${picture ? "is-done" : partial ? "is-laying" : "is-waiting"}">
@@ -137,7 +137,7 @@ function drawResults(state, app, cancel) {
       ? ""
       : html`<div class="bed is-empty"><canvas class="mosaic" aria-hidden="true"></canvas></div>
           <p class="hint">
-            The tiles of ${app.model.id}. Ask for a picture and watch it being laid out of them.
+            The tiles of ${app.model.id}. Ask for a picture and watch it come together.
           </p>`}
   `;
 }
