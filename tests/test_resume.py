@@ -427,9 +427,7 @@ def test_a_loss_that_is_no_number_spares_the_last_checkpoint(scenes: Data, tmp_p
     run(STAGES["gradient"](scenes), tmp_path / "two", steps=2)
     stage = STAGES["gradient"](scenes)
     on_step(stage, 3, Poison(stage))
-    with pytest.raises(
-        TessellaError, match=r"no longer a finite number: `nan`.*muon_learning_rate"
-    ):
+    with pytest.raises(TessellaError, match=r"no longer a finite.*muon_learning_rate"):
         run(stage, tmp_path / "poisoned", save_every_seconds=1e-9)
     assert saved(tmp_path / "poisoned").images_seen == 2 * BATCH
     assert all(t.isfinite().all() for t in saved(tmp_path / "poisoned").tensors.values())

@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -31,18 +31,19 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_old_names(cls, values: Any) -> Any:
-        return _with_new_names(values) if isinstance(values, Mapping) else values
+        is_table = isinstance(values, Mapping)
+        return _with_new_names(values, cls.model_fields) if is_table else values
 
     def replace(self, **changes: Any) -> Self:
         """Returns a validated copy with some settings changed."""
         return build(type(self), self.model_dump() | changes)
 
 
-def _with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames settings that have an old name, unless the new one is there too."""
+def _with_new_names(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Renames settings that have an old name, if the new one is known and not there too."""
     renamed = dict(values)
     for old, new in _NEW_NAMES.items():
-        if old in renamed and new not in renamed:
+        if old in renamed and new in known and new not in renamed:
             _warn_of_old_name(old, new)
             renamed[new] = renamed.pop(old)
     return renamed
@@ -203,8 +204,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     A section that comes in several kinds has a `name` that says which, or is that name alone. If
     `over` names another kind, the settings of the old kind are dropped.
     """
-    merged = _with_new_names(base)
-    for key, value in _with_new_names(over).items():
+    new_names = _NEW_NAMES.values()
+    merged = _with_new_names(base, new_names)
+    for key, value in _with_new_names(over, new_names).items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, str):
             value = {"name": value}

@@ -9,17 +9,10 @@ from typing import Annotated
 
 import typer
 
+from tessella.cli import generate
 from tessella.cli.command import Command, take
 from tessella.cli.data import doctor
 from tessella.cli.evaluation import EvaluationRequest, evaluate
-from tessella.cli.generate import (
-    EditOptions,
-    GenerateOptions,
-    VaryOptions,
-    edit,
-    generate,
-    vary,
-)
 from tessella.cli.painting import PaintingCommand
 from tessella.cli.post import PostCommand, post
 from tessella.cli.probe import ProbeRequest, probe
@@ -45,9 +38,9 @@ app.command(cls=Command)(doctor)
 app.command(cls=FitCommand)(fit)
 app.command(cls=TrainingCommand)(fit_tokenizer)
 app.command(cls=TrainingCommand)(fit_transformer)
-app.command(cls=take(GenerateOptions, base=PaintingCommand))(generate)
-app.command(cls=take(EditOptions, base=PaintingCommand))(edit)
-app.command(cls=take(VaryOptions, base=PaintingCommand))(vary)
+app.command(cls=take(generate.GenerateOptions, base=PaintingCommand))(generate.generate)
+app.command(cls=take(generate.EditOptions, base=PaintingCommand))(generate.edit)
+app.command(cls=take(generate.VaryOptions, base=PaintingCommand))(generate.vary)
 app.command(cls=take(ScoreOptions))(score)
 app.command(cls=PostCommand)(post)
 app.command(cls=take(ReconstructOptions))(reconstruct)

@@ -31,18 +31,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tessella.data.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    JITTER,
-    SHAPES,
-    SIZES,
-    Point,
-    Scene,
-    SceneObject,
-    draw_coverage,
-    sample_scene,
-)
+from tessella.data import scenes as drawn
+from tessella.data.scenes import Point, Scene, SceneObject
 from tessella.errors import DataError, ShapeError
 
 # Offsets tried along each axis over ± JITTER: at S = 64 a step is half a pixel, one pixel of the
@@ -55,9 +45,9 @@ _CHUNK: Final = 128
 # The key of the random stream of prompts; see sample_prompts.
 _PROMPT_STREAM: Final = 1
 
-_BACKGROUND_NAMES: Final = tuple(BACKGROUNDS)
-_COLOR_NAMES: Final = tuple(COLORS)
-_KINDS: Final = tuple((shape, size) for shape in SHAPES for size in SIZES)
+_BACKGROUND_NAMES: Final = tuple(drawn.BACKGROUNDS)
+_COLOR_NAMES: Final = tuple(drawn.COLORS)
+_KINDS: Final = tuple((shape, size) for shape in drawn.SHAPES for size in drawn.SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +114,7 @@ def sample_prompts(count: int, seed: int = 0, held_out: bool = False) -> list[Sc
         `count` scenes.
     """
     return [
-        sample_scene(
+        drawn.sample_scene(
             np.random.default_rng(np.random.SeedSequence([seed, i], spawn_key=(_PROMPT_STREAM,))),
             held_out,
         )
@@ -191,7 +181,7 @@ def _classify(
 ) -> list[ClassifiedScene]:
     """Finds the nearest background and objects of pictures (B, S, S, 3) with the same places."""
     image = np.divide(pixels, 255, dtype=np.float32)
-    backgrounds = _palette(tuple(BACKGROUNDS.values()))  # (4, 3)
+    backgrounds = _palette(tuple(drawn.BACKGROUNDS.values()))  # (4, 3)
     # |P − b|² over the whole picture, from sums alone.
     sums = image.sum(axis=(1, 2))  # (B, 3)
     num_pixels = image.shape[1] * image.shape[2]
@@ -242,10 +232,10 @@ def _nearest_objects(
     window = image[:, coverages.rows, coverages.columns]  # (B, h, w, 3)
     window = window.reshape(batch, -1, 3).transpose(0, 2, 1).reshape(batch * 3, -1)
     products = (window @ coverages.masks.T).reshape(batch, 3, -1)  # (B, 3, M)
-    colors = _palette(tuple(COLORS.values()))  # (8, 3)
-    gains = np.empty((batch, len(BACKGROUNDS)), np.float32)
-    best = np.empty((batch, len(BACKGROUNDS)), np.int64)
-    for index, background in enumerate(_palette(tuple(BACKGROUNDS.values()))):
+    colors = _palette(tuple(drawn.COLORS.values()))  # (8, 3)
+    gains = np.empty((batch, len(drawn.BACKGROUNDS)), np.float32)
+    best = np.empty((batch, len(drawn.BACKGROUNDS)), np.int64)
+    for index, background in enumerate(_palette(tuple(drawn.BACKGROUNDS.values()))):
         contrast = colors - background  # (8, 3)
         gain = -2 * contrast @ products  # (B, 8, M)
         # The terms that no picture changes: 2 (c − b)·b Σm + |c − b|² ⟨m, m⟩.
@@ -270,10 +260,10 @@ def _palette(colors: Sequence[tuple[int, int, int]]) -> NDArray[np.float32]:
 def _render_coverages(size: int, place: Point) -> _Coverages:
     """Renders every shape, size and offset at one place, once for each size of pictures."""
     columns, rows = (_reach(coordinate, size) for coordinate in place)
-    steps = np.linspace(-JITTER, JITTER, _NUM_OFFSETS).tolist()
+    steps = np.linspace(-drawn.JITTER, drawn.JITTER, _NUM_OFFSETS).tolist()
     masks = np.stack(
         [
-            draw_coverage(
+            drawn.draw_coverage(
                 shape, object_size, (place[0] + dx, place[1] + dy), size, (rows, columns)
             ).ravel()
             for shape, object_size in _KINDS
@@ -287,7 +277,7 @@ def _render_coverages(size: int, place: Point) -> _Coverages:
 
 def _reach(coordinate: float, size: int) -> slice:
     """The pixels along one axis that an object of a place can touch, within its half."""
-    reach = max(SIZES.values()) + JITTER
+    reach = max(drawn.SIZES.values()) + drawn.JITTER
     low = math.floor((coordinate - reach) * size) - _EDGE_PIXELS
     high = math.ceil((coordinate + reach) * size) + _EDGE_PIXELS
     middle = size // 2

@@ -11,15 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tessella.objectives import sampling
 from tessella.objectives.base import GenerationBatch, GenerationStep, OnStep
-from tessella.objectives.sampling import (
-    choose_confident,
-    guide,
-    halton_order,
-    random_orders,
-    sample_codes,
-    scale_guidance,
-)
 from tessella.transformer import KVCache, Transformer
 
 
@@ -61,12 +54,12 @@ class DecodingState:
         num_positions = self.is_decoded.shape[1]
         if order == "halton":
             positions = (
-                halton_order(*self._transformer.shape.grid)
+                sampling.halton_order(*self._transformer.shape.grid)
                 .expand(self.batch_size, -1)
                 .to(self.device)
             )
         else:
-            positions = random_orders(num_positions, self._generators).to(self.device)
+            positions = sampling.random_orders(num_positions, self._generators).to(self.device)
         is_open = ~self.is_decoded.gather(1, positions)
         return positions[is_open].view(self.batch_size, -1)
 
@@ -83,7 +76,7 @@ class DecodingState:
         logits = self.guide(logits)
         codes = self._sample(logits)
         fading = 1 - (self._step + 1) / self._steps
-        surest = choose_confident(
+        surest = sampling.choose_confident(
             logits,
             codes,
             self._draw(codes.shape[1:]),
@@ -155,13 +148,13 @@ class DecodingState:
         logits = logits.float()
         if not self.is_guided:
             return logits
-        scale = scale_guidance(self.settings, self._step + 1, self._steps)
-        return guide(logits[: self.batch_size], logits[self.batch_size :], scale)
+        scale = sampling.scale_guidance(self.settings, self._step + 1, self._steps)
+        return sampling.guide(logits[: self.batch_size], logits[self.batch_size :], scale)
 
     def _sample(self, logits: Tensor) -> Tensor:
         # Drawing takes longer than an argmax: at temperature 0 nothing is drawn.
         noise = self._draw(logits.shape[1:]) if self.settings.temperature else None
-        return sample_codes(logits, noise, self.settings)
+        return sampling.sample_codes(logits, noise, self.settings)
 
     def _draw(self, shape: Sequence[int]) -> Tensor:
         uniform = torch.empty(self.batch_size, *shape)

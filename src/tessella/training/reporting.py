@@ -148,8 +148,8 @@ class Meter:
             if math.isfinite(means[name]):
                 continue
             raise TessellaError(
-                f"The {name.replace('_', ' ')} is no longer a finite number: `{means[name]}`. The last "
-                "good checkpoint is kept. Lower the learning rates "
+                f"The {name.replace('_', ' ')} is no longer a finite number: `{means[name]}`. The "
+                "last good checkpoint is kept. Lower the learning rates "
                 "(…_training.optimizer.muon_learning_rate and .adamw_learning_rate) and start in a "
                 "new --out."
             )

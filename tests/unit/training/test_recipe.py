@@ -228,13 +228,14 @@ def test_old_names_in_a_run_s_recipe_are_read() -> None:
 
 
 def test_old_and_new_name_together_are_refused(tmp_path: Path) -> None:
-    expected = rf"Unknown setting `{OLD}`; did you mean `{NEW}`\?"
-    with pytest.raises(ConfigError, match=expected):
-        resolve_recipe(None, None, [f"{NEW}=a", f"{OLD}=a"])
+    """In one table nobody can say which one counts; otherwise the later wins, as always."""
     file = tmp_path / "mine.toml"
     file.write_text('[transformer_training]\nstart_from = "b"\n')
-    with pytest.raises(ConfigError, match=expected):
-        resolve_recipe(None, file, [f"{NEW}=a"])
+    for words, expected in (([f"{NEW}=a"], "a"), ([f"{NEW}=a", f"{OLD}=c"], "c"), ([], "b")):
+        assert resolve_recipe(None, file, words).transformer_training.init_from == expected
+    file.write_text('[transformer_training]\nstart_from = "b"\ninit_from = "b"\n')
+    with pytest.raises(ConfigError, match=rf"Unknown setting `{OLD}`; did you mean `{NEW}`\?"):
+        resolve_recipe(None, file, [])
 
 
 @pytest.mark.usefixtures("unwarned")

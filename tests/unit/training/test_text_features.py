@@ -134,4 +134,4 @@ def test_captions_that_are_cut_are_counted(tmp_path: Path, monkeypatch: pytest.M
     words = TextTokenizer.train(CAPTIONS, TextSettings())
     assert describe_cut(words, images, words.max_tokens) is None
     monkeypatch.setattr(text_features, "_SAMPLE", 3)
-    assert " of 6 looked at" in (describe_cut(reader, images, 5) or "")
+    assert " of 6 checked" in (describe_cut(reader, images, 5) or "")
