@@ -21,12 +21,12 @@ class GenerationSettings(Settings):
     """
 
     steps: int = Field(16, ge=1, le=4096)
-    """Sampling steps; more than the picture has positions are not used. Only for `any_order` and
+    """Sampling steps; capped at the picture's number of positions. Only for `any_order` and
     `masked`: `autoregressive` samples one position per step, the others all in one step."""
     temperature: float = Field(0.6, ge=0.0, le=100.0, allow_inf_nan=False)
     """Divides the logits: below 1 makes likely codes likelier; 0 always takes the likeliest."""
     top_k: int | None = Field(None, ge=1)
-    """Sample from this many of the likeliest codes; from all of them if left out."""
+    """Sample from this many of the likeliest codes; all if left out."""
     top_p: float = Field(1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """Sample from the likeliest codes whose probabilities add up to this."""
     guidance_scale: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)

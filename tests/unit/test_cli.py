@@ -676,11 +676,11 @@ def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
     result = run("generate", "a red Xyzzy, (plugh)!", "xyzzy", "3d \N{OCTOPUS} don't!", *words)
     assert result.exit_code == 0
     assert result.stderr == (
-        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. These words were rare or missing "
-        "in its training captions, so expect anything for them.\n"
+        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. Its captions rarely or never had "
+        "these words, so results for them are unpredictable.\n"
     )
     many = run("generate", "uu vv ww xx yy zz qq", *words).stderr
-    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. These" in many
+    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. Its" in many
     assert run("generate", "A  red circle.", *words).stderr == ""
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def doctor(data: Data, config: Config = None, set_: Set = None, preset: Preset = None) -> Result:
-    """Check DATA: what it holds, what is wrong with it, what to do next.
+    """Check DATA: its contents, its faults, what to do next.
 
     Decodes every picture and writes nothing. The exit status is 1 if DATA cannot be trained on.
     """

@@ -49,8 +49,8 @@ class EvaluationRequest:
     pmi_pictures: Annotated[
         int | None, typer.Option(metavar="NUMBER", min=0, show_default=str(_PMI_PICTURES))
     ] = None
-    """For this many pictures the model itself ranks 100 prompts; it takes a pass over each picture
-    with each prompt."""
+    """For this many pictures the model itself ranks 100 prompts; slow: one pass per picture and
+    prompt."""
     clip: Annotated[str | None, typer.Option(metavar="FOLDER|NAME")] = None
     """A CLIP, loaded by transformers, also ranks 100 prompts for each picture."""
     train_data: Annotated[
@@ -58,13 +58,13 @@ class EvaluationRequest:
     ] = None
     """What the model learned from, to look for copies. May be repeated."""
     max_training: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
-    """If there are more training pictures, copies are looked for among this many."""
+    """If there are more training pictures, search this many for copies."""
     out: Annotated[Path | None, typer.Option(metavar="FILE.json")] = None
     """Save what --json prints."""
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
     """Save pictures, and under each what the model keeps of it."""
     pairs: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
-    """Save painted pictures, and right of each the nearest training picture; the nearest pairs
+    """Save painted pictures, and each beside its nearest training picture; the nearest pairs
     come first."""
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", show_default="a temporary folder")
@@ -82,7 +82,7 @@ def evaluate(context: typer.Context) -> Result:
     """Measure a model on images.
 
     Each number comes with its protocol: on which images, by which network, with which
-    settings. Of the settings only the section data counts.
+    settings. Only the settings in section `data` are used.
     """
     request = get_group(context, EvaluationRequest)
     for path, suffix in ((request.out, ".json"), (request.sheet, ".png"), (request.pairs, ".png")):

@@ -47,7 +47,7 @@ class EditOptions:
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")]
     """What the whole picture should show."""
     mask: Annotated[str | None, typer.Option(metavar="MASK")] = None
-    """What to repaint: the white of a picture as large as IMAGE, or a half: upper, lower, left or
+    """What to repaint: the white area of a mask the size of IMAGE, or a half: upper, lower, left or
     right."""
     outpaint: Annotated[str | None, typer.Option(metavar="L,T,R,B")] = None
     """Instead of --mask: pixels to add at the left, top, right and bottom."""
@@ -59,7 +59,7 @@ class VaryOptions:
 
     image: ImageFile
     prompt: Annotated[str, typer.Option(metavar="PROMPT", show_default="no prompt")] = ""
-    """What they should show."""
+    """What the variations should show."""
     strength: Annotated[float, typer.Option(metavar="NUMBER")] = 0.5
     """Fraction of the picture to repaint: above 0, at most 1."""
 
@@ -112,8 +112,8 @@ def edit(context: typer.Context) -> Result:
 def vary(context: typer.Context) -> Result:
     """Paint variations of a picture.
 
-    The picture is cropped to its middle square and resized to the model's size. Tiles drawn by
-    the seed are repainted, the others keep their codes.
+    The picture is cropped to its middle square and resized to the model's size. Tiles drawn
+    by --seed are repainted; the rest keep their codes.
     """
     options = get_group(context, VaryOptions)
     picture = read_picture(options.image, "vary")

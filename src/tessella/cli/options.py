@@ -30,7 +30,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Change one setting; overrides --config and --preset. Can be repeated.",
+        help="Change one setting; overrides files and presets. Can be repeated.",
     ),
 ]
 Preset = Annotated[

@@ -201,8 +201,8 @@ def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
         create_console(stderr=True).print(
-            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. These "
-            "words were rare or missing in its training captions, so expect anything for them."
+            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. Its "
+            "captions rarely or never had these words, so results for them are unpredictable."
         )
 
 

@@ -36,7 +36,7 @@ class ReconstructOptions:
 def reconstruct(context: typer.Context) -> Result:
     """Show what a model keeps of pictures.
 
-    They become codes and pictures again, which is the best that the model can paint. Each
+    Encodes and decodes each picture: the best quality that the model can reach. Each
     picture is cropped to its middle square first. PSNR is in dB; more is closer.
     """
     import numpy as np

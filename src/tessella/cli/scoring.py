@@ -28,7 +28,7 @@ class ScoreOptions:
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT", show_default=False)] = (
         None
     )
-    """What it may show."""
+    """Candidate prompts."""
     prompts_file: PromptsFile = None
     model: Model = DEFAULT_MODEL
     num_orders: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000)] = 4

@@ -19,7 +19,7 @@ class ServeSettings(Settings):
     host: str = "127.0.0.1"
     """The address to listen on; any other than this machine's own needs API keys."""
     port: int = Field(8000, ge=0, le=65535)
-    """The port; 0 takes a free one."""
+    """The port; 0 picks a free one."""
     batch_size: int = Field(16, ge=1, le=16)
     """Pictures that are painted together, candidates included; one picture's candidates always are,
     however many."""
@@ -49,7 +49,7 @@ class ServeSettings(Settings):
     allow_origins: tuple[str, ...] = ()
     """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names that requests may be addressed to, beside this machine's own and numeric
+    """Host names that requests may be addressed to, besides this machine's own and numeric
     addresses; with API keys and none named here, any."""
     public_url: str | None = None
     """Where clients reach the server, if not where it listens; used in the URLs of pictures."""

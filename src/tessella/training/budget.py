@@ -118,7 +118,8 @@ def compute_budget(
     if training < needed:
         missing = math.ceil((needed - training) / 60)
         raise ConfigError(
-            f"The time is too short to train anything: {seconds_left:.0f} seconds are left, and "
+            f"The time is too short to train anything: {max(seconds_left, 0):.0f} seconds are left "
+            "after measuring this machine (is it busy?), and "
             f"encoding, evaluation and pictures alone take {other + evaluations:.0f}. Give at "
             f"least {missing} more --minutes, or fewer images."
         )
