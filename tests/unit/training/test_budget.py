@@ -191,7 +191,7 @@ def test_too_short_a_time_is_refused(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"too short to train anything: 40 seconds are left after .* at least 1 more --minutes",
+        match=r"too short to train anything: 40 seconds are left .* at least 1 more --minutes",
     ):
         plan(data, clock, monkeypatch, 50.0)
 
