@@ -65,7 +65,7 @@ class TrainingSettings(Settings):
     @model_validator(mode="after")
     def _has_weights_to_keep(self) -> Self:
         if self.images == 0 and self.init_from is None:
-            raise ValueError("With 0 images the weights stay random. Set images, or init_from")
+            raise ValueError("with 0 images the weights stay random. Set images, or init_from")
         return self
 
 

@@ -189,7 +189,7 @@ def test_others_are_not_let_in_without_a_key() -> None:
         settings = ServeSettings(host=host)
         check_exposure(settings, ApiKeys([KEY]), insecure=False)
         check_exposure(settings, ApiKeys(), insecure=True)
-        with pytest.raises(ConfigError, match=r"Anybody who reaches .* --insecure"):
+        with pytest.raises(ConfigError, match=r"Anyone who can reach .* --insecure"):
             check_exposure(settings, ApiKeys(), insecure=False)
 
 

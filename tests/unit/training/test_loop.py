@@ -281,7 +281,7 @@ def test_what_a_stage_names_is_compiled(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_no_images_need_weights_to_start_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"With 0 images the weights stay random"):
+    with pytest.raises(ConfigError, match=r"with 0 images the weights stay random"):
         TrainingSettings().replace(images=0)
     stage = Toy()
     made = run(stage, tmp_path, images=0, init_from="elsewhere")
