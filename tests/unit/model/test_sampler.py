@@ -594,3 +594,21 @@ def test_a_planned_outpainting_has_the_picture_in_its_place() -> None:
     assert not finished[:, 16:].any()
     assert torch.equal(canvas.codes[1:, :4], MODEL.encode_images(NOISE[None])[0])
     assert int(canvas.known.sum()) == 16
+
+
+# Ninety-six pictures were painted before the hundredth prompt was found to be too long.
+def test_a_long_prompt_is_refused_before_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sampler._BATCH_SIZES, "cpu", 2)
+    steps: list[GenerationStep] = []
+    prompts = ["a red star", "a red star", "a red star", "star " * 80]
+    with pytest.raises(GenerationError, match="at most 64 can be read"):
+        MODEL.generate(prompts, on_step=steps.append)
+    assert not steps
+
+
+# Windows follow from the first canvas: where only another one was open, code 0 stayed.
+def test_canvases_of_different_layouts_are_refused() -> None:
+    whole, wide = MODEL.plan_picture(), MODEL.plan_picture((32, 16))
+    requests = [ImageRequest("a red star", 0, canvas=canvas) for canvas in (whole, wide)]
+    with pytest.raises(GenerationError, match=r"must have one layout .*: `2` different ones"):
+        MODEL.generate_images(requests)

@@ -236,6 +236,12 @@ def test_the_numbers_are_the_run_s(trained: Path) -> None:
     assert "unreadable" not in said
 
 
+def test_an_older_run_says_what_it_started_from(trained: Path) -> None:
+    path = trained / "run.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("init_from", "start_from"), "utf-8")
+    assert "started from scenes" in make(trained)[0]
+
+
 def test_a_run_that_has_just_begun_says_what_is_missing(run: Path) -> None:
     text, page = make(run)
     for words in (

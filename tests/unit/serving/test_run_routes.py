@@ -241,6 +241,15 @@ def test_what_has_not_changed_is_not_sent_again(training: Path) -> None:
     assert (changed.status_code, changed.json()["stages"][0]["images_seen"]) == (200, 40)
 
 
+def test_the_lock_file_s_time_is_no_news(run: Path) -> None:
+    """Asking whether it is held may change it; each look would have drawn the page again."""
+    (run / ".lock").touch()
+    watch = RunWatch(run)
+    version = watch.look().version
+    os.utime(run / ".lock", (0, 0))
+    assert watch.look().version == version
+
+
 def test_someone_who_stops_training_is_news(run: Path) -> None:
     watch = RunWatch(run)
     with FileLock(run / ".lock"):

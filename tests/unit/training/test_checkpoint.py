@@ -724,3 +724,15 @@ def test_state_of_another_model_is_refused_and_nothing_is_changed() -> None:
     with pytest.raises(CheckpointError, match="the model has no parameter `other`"):
         restore_optimizer(optimizer, {"other.momentum_buffer": torch.ones(1)})
     assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], torch.ones(1, 2))
+
+
+def test_state_of_another_shape_is_refused_and_nothing_is_changed() -> None:
+    """A smaller one would have been spread over the parameter unsaid."""
+    parameter = nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.SGD([("w", parameter)], lr=0.25, momentum=0.9)
+    moment = torch.full((2, 3), 5.0)
+    restore_optimizer(optimizer, {"w.momentum_buffer": moment})
+    message = r"`w\.momentum_buffer` has the shape \(3,\), expected \(2, 3\)\. Resume with"
+    with pytest.raises(CheckpointError, match=message):
+        restore_optimizer(optimizer, {"w.momentum_buffer": torch.ones(3)})
+    assert torch.equal(optimizer.state[parameter]["momentum_buffer"], moment)
