@@ -104,7 +104,7 @@ def measure_passes(
 
     @torch.inference_mode()
     def full_pass() -> None:
-        cache = model.transformer.encode_text(text)
+        cache = model.transformer.encode_context(text)
         model.transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
         model.transformer.predict(cache, positions, torch.arange(num_positions))
 

@@ -296,7 +296,7 @@ def predict_anew(
     transformer: Transformer, text: Tensor, codes: Tensor, before: Tensor, queries: Tensor
 ) -> Tensor:
     """Encodes text and codes from nothing and predicts some positions."""
-    cache = transformer.encode_text(text)
+    cache = transformer.encode_context(text)
     transformer.append_codes(cache, codes, before)
     visible = torch.full((queries.shape[1],), before.shape[1], device=text.device)
     return transformer.predict(cache, queries, visible)

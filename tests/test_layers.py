@@ -24,6 +24,7 @@ ORDER = (
     "data",
     "text",
     "tokenizer",
+    "retrieval",
     "transformer",
     "objectives",
     "model",

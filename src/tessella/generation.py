@@ -39,6 +39,9 @@ class GenerationSettings(Settings):
     `any_order`, confidence for `masked`). Other objectives have a fixed order, or none."""
     confidence_temperature: float = Field(4.5, ge=0.0, le=1000.0, allow_inf_nan=False)
     """Noise in the order `confidence`; it fades to zero by the last step."""
+    neighbors: int | None = Field(None, ge=0, le=16)
+    """Examples to look up beside each prompt, at most as many as the model learned to look at,
+    which is what it does if left out; 0 paints from the weights alone."""
     step_schedule: Literal["cosine", "arccos"] = "cosine"
     """How many positions each step fills: `cosine`, few at first and many at the end; `arccos`,
     nearly the same number, with more at the end."""

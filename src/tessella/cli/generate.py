@@ -76,7 +76,7 @@ def generate(context: typer.Context) -> Result:
     return paint(
         context,
         prompts,
-        lambda model, seeds: [model.plan_picture(size_px)] * len(seeds),
+        lambda model, seeds: [model.canvases.new(size_px)] * len(seeds),
         name=prompts[0],
         inputs={"size": size_px},
     )
@@ -100,9 +100,9 @@ def edit(context: typer.Context) -> Result:
 
     def plan(model: "TextToImage", seeds: Sequence[int]) -> "list[Canvas]":
         if mask is None:
-            canvas = model.plan_outpaint(picture, **margins)
+            canvas = model.canvases.outpaint(picture, **margins)
         else:
-            canvas = model.plan_edit(picture, mask)
+            canvas = model.canvases.edit(picture, mask)
         return [canvas] * len(seeds)
 
     inputs = {"image": str(options.image), "mask": options.mask, "outpaint": options.outpaint}
@@ -120,7 +120,7 @@ def vary(context: typer.Context) -> Result:
     return paint(
         context,
         [options.prompt],
-        lambda model, seeds: model.plan_variations(picture, seeds, strength=options.strength),
+        lambda model, seeds: model.canvases.variations(picture, seeds, strength=options.strength),
         name=options.prompt or options.image.stem,
         inputs={"image": str(options.image), "strength": options.strength},
     )

@@ -4,6 +4,8 @@
     captions.bin     all captions one after another, UTF-8
     ends.bin         (M,) uint64: where each caption ends in captions.bin
     counts.bin       (N,) uint64: number of captions up to and including each image
+    names.bin        the name of every image, one after another, UTF-8
+    name_ends.bin    (N,) uint64: where each name ends in names.bin
     train.bin, validation.bin   int64: which of the N images are on that side
     skipped.jsonl    the files that were skipped, and why
     manifest.json    written last; without it nothing here is used
@@ -27,7 +29,7 @@ from tessella.data.decode import DIGEST_BYTES
 from tessella.data.records import Skipped
 from tessella.images import Pixels
 
-CACHE_FORMAT = "tessella-cache/1"
+CACHE_FORMAT = "tessella-cache/2"
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.jsonl"
 SIDES = ("train", "validation")
@@ -92,6 +94,17 @@ class CaptionedImages:
         """
         return self._store.of(int(self._rows[index]))
 
+    def name(self, index: int) -> str:
+        """Returns the name of one picture: where it came from, as the user wrote it.
+
+        Args:
+            index: in [0, len).
+
+        Raises:
+            IndexError: the index is out of range.
+        """
+        return self._store.name(int(self._rows[index]))
+
     def all_captions(self) -> Iterator[str]:
         """Reads every caption of every picture, in order."""
         for row in self._rows:
@@ -99,13 +112,20 @@ class CaptionedImages:
 
 
 class CaptionStore:
-    """Reads the captions of any of the N images by its row."""
+    """Reads the captions and the name of any of the N images by its row."""
 
     def __init__(self, folder: Path) -> None:
         """Opens the captions of a finished or half-built cache."""
         self._text = _map(folder / "captions.bin", np.dtype("u1"))
         self._ends = _map(folder / "ends.bin", np.dtype("<u8"))
         self._counts = _map(folder / "counts.bin", np.dtype("<u8"))
+        self._names = _map(folder / "names.bin", np.dtype("u1"))
+        self._name_ends = _map(folder / "name_ends.bin", np.dtype("<u8"))
+
+    def name(self, row: int) -> str:
+        """Returns the name of one image."""
+        start = int(self._name_ends[row - 1]) if row else 0
+        return self._names[start : int(self._name_ends[row])].tobytes().decode()
 
     def of(self, row: int) -> list[str]:
         """Returns the captions of one image."""
@@ -133,22 +153,25 @@ class CacheWriter(contextlib.ExitStack):
     def __init__(self, folder: Path) -> None:
         """Starts the files in an existing, empty folder."""
         super().__init__()
-        names = ("pixels.bin", "captions.bin", "ends.bin", "counts.bin", SKIPPED)
+        arrays = ("pixels.bin", "captions.bin", "ends.bin", "counts.bin", "names.bin")
+        names = (*arrays, "name_ends.bin", SKIPPED)
         self._files = {
             name: self.enter_context((folder / name).open("wb", buffering=1 << 20))
             for name in names
         }
         self._end = 0  # of the last caption, in bytes
+        self._name_end = 0
         self.num_images = 0
         self.num_captions = 0
         self.num_skipped: Counter[str] = Counter()  # by kind
 
-    def add(self, pixels: bytes, captions: Sequence[str]) -> None:
+    def add(self, pixels: bytes, captions: Sequence[str], name: str) -> None:
         """Adds a picture.
 
         Args:
             pixels: (S, S, 3) uint8.
             captions: of the picture.
+            name: of the picture.
         """
         self._files["pixels.bin"].write(pixels)
         for caption in captions:
@@ -157,6 +180,9 @@ class CacheWriter(contextlib.ExitStack):
         self.num_captions += len(captions)
         self.num_images += 1
         self._files["counts.bin"].write(self.num_captions.to_bytes(8, "little"))
+        # A file name that is not UTF-8 keeps its odd bytes as escapes.
+        self._name_end += self._files["names.bin"].write(name.encode(errors="backslashreplace"))
+        self._files["name_ends.bin"].write(self._name_end.to_bytes(8, "little"))
 
     def skip(self, skipped: Skipped) -> None:
         """Notes a file that is skipped."""

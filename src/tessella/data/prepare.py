@@ -159,7 +159,7 @@ def _fill(
             if isinstance(picture, Skipped):
                 writer.skip(picture)
             else:
-                writer.add(picture.pixels, picture.captions)
+                writer.add(picture.pixels, picture.captions, picture.record.name)
                 key, group = split_key(picture.digest.hex()), picture.record.group
                 pixel_keys.append(key)
                 group_keys.append(key if group is None else split_key(group))

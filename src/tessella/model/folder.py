@@ -24,14 +24,15 @@ from tessella.generation import GenerationSettings
 from tessella.images import fit_square
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
+from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
-MODEL_FORMAT = 3
+MODEL_FORMAT = 4
 """Of the model folder; rises when an older tessella can no longer read it."""
-_READ_FORMATS = (2, MODEL_FORMAT)
+_READ_FORMATS = (2, 3, MODEL_FORMAT)
 _TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part is the same in all
 
 # The transformer's weights were renamed: from format 2 to format 3.
@@ -66,6 +67,8 @@ class ModelConfig(Settings):
     """The transformer."""
     objective: ObjectiveSettings = PlainObjectiveSettings()
     """The objective that it learned."""
+    neighbors: int = Field(0, ge=0, le=MAX_NEIGHBORS)
+    """The most examples beside a prompt that it learned to look at; 0 is none."""
     generation: GenerationSettings = GenerationSettings()
     """How it generates by default."""
 
@@ -104,6 +107,7 @@ class ModelConfig(Settings):
             grid=self.grid,
             code_width=self.tokenizer.quantizer.code_width,
             text_features=text_tokenizer.num_features,
+            max_examples=self.neighbors,
         )
         return create_transformer(self.objective, self.transformer, shape)
 
@@ -205,7 +209,8 @@ def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -
             "expected. Name the folder that `tessella fit` wrote, RUN/model."
         ) from None
     if version not in formats:
-        readable = " and ".join(map(str, formats))
+        *rest, last = formats
+        readable = f"{', '.join(map(str, rest))} and {last}"
         raise CheckpointError(
             f"The model folder has format `{version}`; this tessella reads {readable}: `{folder}`. "
             "Install the tessella that wrote it, or train again; the image tokenizer "

@@ -7,6 +7,7 @@ Every picture is an `ImageRequest`: a new one has an empty canvas, an edited one
 codes. The pixels that a canvas keeps are put back exactly.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels, save_png
 from tessella.model import folder as model_folder
-from tessella.model.canvas import Canvas, Mask, find_grid, fit_images, fit_mask
+from tessella.model.canvas import Canvas, Mask, fit_images
+from tessella.model.canvas_maker import CanvasMaker
 from tessella.model.codec import decode_latent, encode_pixels
+from tessella.model.examples import ExampleFinder, encode_references
 from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.request import GenerationOptions, ImageRequest, check_prompts, list_requests
 from tessella.model.sampler import Sampler, Scores
 from tessella.objectives import OnStep, create_objective
+from tessella.retrieval import Example, ExampleMemory
 from tessella.text import TEXT_FILE, TextEncoder, load_text
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer
@@ -39,6 +43,7 @@ class GeneratedImages:
 
     pixels: Pixels  # (B, H, W, 3) uint8
     codes: Tensor | None  # (B, h, w) int64; None where the objective generates no codes
+    examples: Sequence[tuple[Example, ...]]  # B: what each picture was painted beside
 
 
 class TextToImage:
@@ -49,6 +54,7 @@ class TextToImage:
         text_tokenizer: reads prompts.
         tokenizer: the image tokenizer.
         transformer: trained on the image tokenizer's codes.
+        memory: the examples that prompts are looked up in; None if it has none.
 
     It takes the image tokenizer's codebook when it is built: after a change of the weights, take
     `with_parts()`.
@@ -60,8 +66,12 @@ class TextToImage:
         text_tokenizer: TextEncoder,
         tokenizer: ImageTokenizer,
         transformer: Transformer,
+        memory: ExampleMemory | None = None,
     ) -> None:
         self.config = config
+        self.memory = memory
+        self.canvases = CanvasMaker(config, tokenizer)
+        self.examples = ExampleFinder(memory, config.neighbors)
         self.text_tokenizer = text_tokenizer
         self.tokenizer = tokenizer
         self.objective = create_objective(config.objective, transformer, tokenizer.codebook)
@@ -98,7 +108,8 @@ class TextToImage:
             transformer = config.create_transformer(text_tokenizer)
         model_folder.load_weights(transformer, folder / model_folder.TRANSFORMER_FILE)
         transformer.eval().requires_grad_(False).to(tokenizer.codebook.device)
-        return cls(config, text_tokenizer, tokenizer, transformer)
+        memory = ExampleMemory.open(folder) if config.neighbors else None
+        return cls(config, text_tokenizer, tokenizer, transformer, memory)
 
     def save(
         self,
@@ -128,15 +139,26 @@ class TextToImage:
             write_text(building / model_folder.CARD_FILE, card)
             write_json(building / model_folder.METRICS_FILE, metrics)
             save_png(building / model_folder.SAMPLES_FILE, samples)
+            if self.memory is not None:
+                self.memory.write(building)
             if captions is not None:
                 write_json(building / model_folder.CAPTIONS_FILE, asdict(captions))
 
     def with_parts(
-        self, *, tokenizer: ImageTokenizer | None = None, transformer: Transformer | None = None
+        self,
+        *,
+        tokenizer: ImageTokenizer | None = None,
+        transformer: Transformer | None = None,
+        memory: ExampleMemory | None = None,
     ) -> "TextToImage":
-        """Returns a model with other networks; what is not given is shared."""
-        tokenizer, transformer = tokenizer or self.tokenizer, transformer or self.transformer
-        return TextToImage(self.config, self.text_tokenizer, tokenizer, transformer)
+        """Returns a model with other parts; what is not given is shared."""
+        return TextToImage(
+            self.config,
+            self.text_tokenizer,
+            tokenizer or self.tokenizer,
+            transformer or self.transformer,
+            memory or self.memory,
+        )
 
     @property
     def transformer(self) -> Transformer:
@@ -182,7 +204,7 @@ class TextToImage:
                 objective generates no codes.
             ConfigError: a setting is unknown or out of range.
         """
-        return self._generate(check_prompts(prompts), self.plan_picture(size), options)
+        return self._generate(check_prompts(prompts), self.canvases.new(size), options)
 
     def edit(
         self,
@@ -213,7 +235,7 @@ class TextToImage:
                 or marks nothing.
             ConfigError: a setting is unknown or out of range.
         """
-        return self._generate(check_prompts(prompt), self.plan_edit(image, mask), options)
+        return self._generate(check_prompts(prompt), self.canvases.edit(image, mask), options)
 
     def outpaint(
         self,
@@ -249,7 +271,7 @@ class TextToImage:
             ConfigError: a setting is unknown or out of range.
         """
         prompts = check_prompts(prompt)
-        canvas = self.plan_outpaint(image, left=left, top=top, right=right, bottom=bottom)
+        canvas = self.canvases.outpaint(image, left=left, top=top, right=right, bottom=bottom)
         return self._generate(prompts, canvas, options)
 
     def vary(
@@ -276,9 +298,8 @@ class TextToImage:
             GenerationError: see `GenerationOptions`; or the strength is out of range.
             ConfigError: a setting is unknown or out of range.
         """
-        return self._generate(
-            [prompt], lambda seeds: self.plan_variations(image, seeds, strength=strength), options
-        )
+        plan = functools.partial(self.canvases.variations, image, strength=strength)
+        return self._generate([prompt], plan, options)
 
     def generate_images(
         self,
@@ -305,6 +326,7 @@ class TextToImage:
                 likelihood, a larger canvas with an objective that generates no codes.
         """
         settings = settings or self.config.generation
+        requests = self.examples.complete(requests, settings.neighbors)
         self.sampler.check(requests, settings, best_of)
         pixels: list[Pixels] = []
         codes: list[Tensor] = []
@@ -316,7 +338,11 @@ class TextToImage:
             pixels += [one.finish(image) for one, image in zip(batch, decoded, strict=True)]
             if sampled.codes is not None:
                 codes.append(sampled.codes)
-        return GeneratedImages(np.stack(pixels), torch.cat(codes) if codes else None)
+        return GeneratedImages(
+            np.stack(pixels),
+            torch.cat(codes) if codes else None,
+            [one.examples or () for one in requests],
+        )
 
     def _generate(
         self,
@@ -327,15 +353,21 @@ class TextToImage:
         """Generates each prompt on one canvas, or on those that are planned for its seeds."""
         changes: dict[str, Any] = dict(options)
         best_of, on_step = changes.pop("best_of", 1), changes.pop("on_step", None)
+        count, seed = changes.pop("count", 1), changes.pop("seed", 0)
+        negative_prompt = changes.pop("negative_prompt", "")
+        references = self.encode_references(changes.pop("references", None) or ())
+        settings = self.generation_settings(**changes)
         requests = list_requests(
             prompts,
-            count=changes.pop("count", 1),
-            seed=changes.pop("seed", 0),
+            count=count,
+            seed=seed,
             best_of=best_of,
-            negative_prompt=changes.pop("negative_prompt", ""),
+            negative_prompt=negative_prompt,
             plan=canvas if callable(canvas) else lambda seeds: [canvas] * len(seeds),
+            look_up=functools.partial(
+                self.examples.find, count=settings.neighbors, references=references
+            ),
         )
-        settings = self.generation_settings(**changes)
         generated = self.generate_images(requests, settings, best_of=best_of, on_step=on_step)
         return [Image.fromarray(image) for image in generated.pixels]
 
@@ -349,43 +381,9 @@ class TextToImage:
             **{name: value for name, value in changes.items() if value is not None}
         )
 
-    def plan_picture(self, size: tuple[int, int] | None = None) -> Canvas:
-        """Returns the canvas of `generate`.
-
-        Raises:
-            GenerationError: the size is wrong.
-        """
-        grid = self.config.grid
-        if size is not None:
-            grid = find_grid(size, self.config.tokenizer.downsampling, self.config.image_size)
-        return Canvas.new(grid)
-
-    def plan_edit(self, image: Image.Image, mask: Image.Image | Mask) -> Canvas:
-        """Returns the canvas of `edit`, which documents the arguments."""
-        pixels, codes = self._encode_square(image)
-        return Canvas.edit(pixels, codes, fit_mask(mask, image, self.config.image_size))
-
-    def plan_outpaint(
-        self, image: Image.Image, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0
-    ) -> Canvas:
-        """Returns the canvas of `outpaint`, which documents the arguments."""
-        pixels, codes = self._encode_square(image)
-        return Canvas.outpaint(pixels, codes, left=left, top=top, right=right, bottom=bottom)
-
-    def plan_variations(
-        self, image: Image.Image, seeds: Sequence[int], *, strength: float = 0.5
-    ) -> list[Canvas]:
-        """Returns the canvases of `vary`, one a seed, which draws its known positions.
-
-        Raises:
-            GenerationError: the strength is out of range.
-        """
-        return Canvas.variations(self._encode_square(image)[1], seeds, strength=strength)
-
-    def _encode_square(self, image: Image.Image) -> tuple[Pixels, Tensor]:
-        """Crops and encodes a picture: pixels (S, S, 3) and codes (h, w)."""
-        pixels = fit_images([image], self.config.image_size)
-        return pixels[0], self.encode_images(pixels)[0].cpu()
+    def encode_references(self, images: Sequence[Image.Image]) -> list[Example]:
+        """Encodes your own pictures, to be looked at like examples of the memory."""
+        return encode_references(images, self.tokenizer, self.config.image_size)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
         """Encodes pictures (B, S, S, 3) of the model's size into codes (B, h, w)."""

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from PIL import Image
+
 from tessella.errors import GenerationError
 from tessella.images import Pixels
 from tessella.model.canvas import Canvas
 from tessella.objectives import OnStep
+from tessella.retrieval import Example
 
 MAX_COUNT = 10_000
 MAX_BEST_OF = 64
@@ -24,7 +27,8 @@ class GenerationOptions(TypedDict, total=False):
     Below `on_step` follow the fields of `GenerationSettings`; None, or left out, is the model's own
     setting. All four methods refuse the same. They raise a `GenerationError` if a prompt is blank
     or too long, a number is out of range, a negative prompt comes without guidance (or with an
-    objective that has none), or `best_of` with an objective that has no likelihood; a
+    objective that has none), `best_of` with an objective that has no likelihood, or more references
+    or neighbors than the model learned to look at; a
     `ConfigError` if a setting is unknown or out of range.
     """
 
@@ -32,6 +36,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int  # picture i, counted from 0, has seed + i · best_of; 0
     negative_prompt: str  # what guidance moves away from, instead of from no prompt
     best_of: int  # candidates a picture; the one whose likelihood the prompt raises most is kept
+    references: Sequence[Image.Image] | None  # your own pictures to look at beside the prompt
     on_step: OnStep | None  # called after each step of a batch; `decode_codes` makes it visible
     steps: int | None
     temperature: float | None
@@ -41,6 +46,7 @@ class GenerationOptions(TypedDict, total=False):
     guidance_schedule: Literal["constant", "linear"] | None
     order: Literal["auto", "random", "halton", "confidence"] | None
     confidence_temperature: float | None
+    neighbors: int | None
     step_schedule: Literal["cosine", "arccos"] | None
 
 
@@ -52,6 +58,7 @@ class ImageRequest:
     seed: int
     negative_prompt: str = ""  # what guidance moves away from; "" is no prompt
     canvas: Canvas | None = None  # None: a new picture of the model's own size
+    examples: tuple[Example, ...] | None = None  # what is looked at; None: what the prompt finds
 
     def canvas_on(self, grid: tuple[int, int]) -> Canvas:
         """Returns the canvas, by default an empty one of the model's grid (h, w)."""
@@ -70,6 +77,7 @@ def list_requests(
     best_of: int = 1,
     negative_prompt: str = "",
     plan: Callable[[Sequence[int]], Sequence[Canvas]] | None = None,
+    look_up: Callable[[str], tuple[Example, ...]] | None = None,
 ) -> list[ImageRequest]:
     """Lists the pictures of some prompts, prompt after prompt.
 
@@ -81,6 +89,7 @@ def list_requests(
         best_of: candidates a picture.
         negative_prompt: of every picture.
         plan: makes one canvas for each of a prompt's seeds.
+        look_up: finds what is looked at for a prompt; by default it is found when it is painted.
 
     Raises:
         GenerationError: a number is out of range.
@@ -90,9 +99,10 @@ def list_requests(
     seeds = [seed + number * best_of for number in range(count)]
     check_seeds(seeds)
     canvases: Sequence[Canvas | None] = [None] * count if plan is None else plan(seeds)
+    examples = [None if look_up is None else look_up(prompt) for prompt in prompts]
     return [
-        ImageRequest(prompt, seed, negative_prompt, canvas)
-        for prompt in prompts
+        ImageRequest(prompt, seed, negative_prompt, canvas, looked_at)
+        for prompt, looked_at in zip(prompts, examples, strict=True)
         for seed, canvas in zip(seeds, canvases, strict=True)
     ]
 

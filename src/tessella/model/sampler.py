@@ -23,7 +23,9 @@ from tessella.model.request import (
     check_seeds,
 )
 from tessella.objectives import Generated, GenerationBatch, GenerationStep, Objective, OnStep
+from tessella.retrieval import Example
 from tessella.text import TextEncoder
+from tessella.transformer import Examples
 
 # For two cores; an accelerator has more to fill, and its number is not measured.
 _BATCH_SIZES = {"cpu": 16, "accelerator": 64}
@@ -148,7 +150,10 @@ class Sampler:
     ) -> Generated:
         """Samples one picture a request and seed, window by window."""
         grid, device = self._grid, self.device
-        text, prompt_of = self._encode_distinct([one.prompt for one in requests])
+        contexts = [(one.prompt, one.examples or ()) for one in requests]
+        row_of = {context: row for row, context in enumerate(dict.fromkeys(contexts))}
+        text = self.encode_text([prompt for prompt, _ in row_of])
+        prompt_of = torch.tensor([row_of[context] for context in contexts]).to(device)
         negative_text, negative_of = self._encode_distinct(
             [one.negative_prompt for one in requests]
         )
@@ -163,6 +168,7 @@ class Sampler:
                 text=text,
                 negative_text=negative_text,
                 prompt_of=prompt_of,
+                examples=self._encode_examples([examples for _, examples in row_of]),
                 negative_of=negative_of,
                 seeds=[derive_seed(seed, number) for seed in seeds],
                 settings=settings,
@@ -258,6 +264,22 @@ class Sampler:
             GenerationError: a prompt is too long, or this is one text instead of several.
         """
         return self._text_encoder.encode(prompts).to(self.device)
+
+    def _encode_examples(self, looked_at: Sequence[tuple[Example, ...]]) -> Examples | None:
+        """Encodes the examples of each prompt; None if no prompt has any."""
+        count = max(map(len, looked_at))
+        if not count:
+            return None
+        num_positions = self._grid[0] * self._grid[1]
+        codes = torch.full((len(looked_at), count, num_positions), -1)
+        captions = [["" for _ in range(count)] for _ in looked_at]
+        for row, examples in enumerate(looked_at):
+            for place, example in enumerate(examples):
+                codes[row, place] = torch.from_numpy(example.codes.astype(np.int64)).flatten()
+                captions[row][place] = example.caption
+        text = self._text_encoder.encode_training([c for row in captions for c in row]).text_tokens
+        text = text.view(len(looked_at), count, *text.shape[1:])
+        return Examples(codes.to(self.device), text.to(self.device))
 
     def _encode_distinct(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encodes distinct prompts (P, T), and gives each picture (B,) its row of them."""

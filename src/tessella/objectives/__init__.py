@@ -55,16 +55,28 @@ def create_objective(
 
 
 def create_transformer(
-    objective: AnyObjectiveSettings, settings: TransformerSettings, shape: TransformerShape
+    objective: AnyObjectiveSettings,
+    settings: TransformerSettings,
+    shape: TransformerShape,
+    codebook: Tensor | None = None,
 ) -> Transformer:
     """Creates the untrained network that an objective learns with.
+
+    Args:
+        objective: what it learns.
+        settings: its size.
+        shape: what it must fit.
+        codebook: (K, C) of the codes: similar codes begin with similar embeddings. None is enough
+            for a network whose weights are loaded.
 
     Raises:
         ConfigError: the objective cannot learn from such texts.
     """
-    if isinstance(objective, SharedLatentSettings):
-        return SharedLatentTransformer(settings, shape)
-    return Transformer(settings, shape)
+    is_shared = isinstance(objective, SharedLatentSettings)
+    transformer = (SharedLatentTransformer if is_shared else Transformer)(settings, shape)
+    if codebook is not None:
+        transformer.embed_codebook(codebook)
+    return transformer
 
 
 __all__ = [

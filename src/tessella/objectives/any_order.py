@@ -15,7 +15,7 @@ from torch import Tensor
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import Transformer
+from tessella.transformer import Examples, Transformer
 
 
 class AnyOrder(Objective):
@@ -23,12 +23,14 @@ class AnyOrder(Objective):
 
     name = "any_order"
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
-        """Cross-entropy of every code, given the text and the codes before it in a random order."""
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
+        """Cross-entropy of every code, given the context and those before it in a random order."""
         flat = codes.flatten(1)
         positions = torch.rand(flat.shape, device=flat.device).argsort(1)
         ordered = flat.gather(1, positions)
-        logits = predict_in_order(self.transformer, text, ordered, positions)
+        logits = predict_in_order(self.transformer, text, ordered, positions, examples)
         return ObjectiveLoss.of_logits(logits, ordered)
 
     @torch.inference_mode()
@@ -67,14 +69,18 @@ class AnyOrder(Objective):
 
 
 def predict_in_order(
-    transformer: Transformer, text: Tensor, codes: Tensor, positions: Tensor
+    transformer: Transformer,
+    text: Tensor,
+    codes: Tensor,
+    positions: Tensor,
+    examples: Examples | None = None,
 ) -> Tensor:
-    """Predicts each code (B, N) at its position (B, N) from the text and the codes before it.
+    """Predicts each code (B, N) at its position (B, N) from the context and the codes before it.
 
     Returns:
         (B, N, K) logits, in the order given.
     """
-    cache = transformer.encode_text(text)
+    cache = transformer.encode_context(text, examples)
     transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
     return transformer.predict(cache, positions, torch.arange(codes.shape[1], device=codes.device))
 

@@ -13,6 +13,7 @@ from tessella.objectives.any_order import predict_in_order
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability
+from tessella.transformer import Examples
 
 
 class Autoregressive(Objective):
@@ -20,10 +21,12 @@ class Autoregressive(Objective):
 
     name = "autoregressive"
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text and the codes before it in raster order."""
         flat = codes.flatten(1)
-        logits = predict_in_order(self.transformer, text, flat, _raster(flat))
+        logits = predict_in_order(self.transformer, text, flat, _raster(flat), examples)
         return ObjectiveLoss.of_logits(logits, flat)
 
     @torch.inference_mode()

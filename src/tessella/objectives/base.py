@@ -16,7 +16,7 @@ from tessella.config import Settings
 from tessella.errors import GenerationError, ShapeError
 from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import compute_accuracy
-from tessella.transformer import Transformer
+from tessella.transformer import Examples, Transformer
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class GenerationBatch:
     settings: GenerationSettings
     known_codes: Tensor  # (B, N) int64, read where `known`
     known: Tensor  # (B, N) bool: positions that keep their code, equally many a picture
+    examples: Examples | None = None  # P rows: what is looked at beside each row of text
 
     def __post_init__(self) -> None:
         """Checks the known codes.
@@ -130,12 +131,15 @@ class Objective(nn.Module, abc.ABC):
         self.register_buffer("codebook", codebook.detach(), persistent=False)
 
     @abc.abstractmethod
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Computes the training loss.
 
         Args:
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features.
             codes: (B, h, w) int64 in [0, K).
+            examples: what each picture looks at beside its text; None is nothing.
         """
 
     @abc.abstractmethod

@@ -109,12 +109,17 @@ class DecodingState:
             order.
         """
         batch, text, rows = self._batch, self._batch.text, self._batch.prompt_of
+        examples = batch.examples
         if self.is_guided:
             length = max(text.shape[1], batch.negative_text.shape[1])
             pad_id = self._transformer.shape.pad_id
             text = torch.cat([_pad(t, length, pad_id) for t in (text, batch.negative_text)])
             rows = torch.cat([rows, len(batch.text) + batch.negative_of])
-        self.cache = self._transformer.encode_text(text).select(rows, capacity=capacity)
+            if examples is not None:
+                # Guidance moves away from no examples, as well as from no prompt.
+                examples = examples.add_empty(len(batch.negative_text))
+        cache = self._transformer.encode_context(text, examples)
+        self.cache = cache.select(rows, capacity=capacity)
         return self.cache
 
     def append(self, positions: Tensor) -> None:

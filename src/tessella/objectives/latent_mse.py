@@ -13,6 +13,7 @@ from tessella.objectives.base import Generated, GenerationBatch, Objective, Obje
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.parallel import predict_everywhere
 from tessella.objectives.sampling import compute_accuracy
+from tessella.transformer import Examples
 
 
 class LatentMSE(Objective):
@@ -24,10 +25,12 @@ class LatentMSE(Objective):
     can_edit = False
     has_steps = False
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Squared distance between the expected latent and the image's own."""
         flat = codes.flatten(1)
-        logits = predict_everywhere(self.transformer, text)
+        logits = predict_everywhere(self.transformer, text, examples)
         target = functional.embedding(flat, self.codebook)
         loss = functional.mse_loss(self._expect_latent(logits), target)
         return ObjectiveLoss(loss, compute_accuracy(logits, flat))
@@ -39,7 +42,7 @@ class LatentMSE(Objective):
         There is nothing to guide or to sample; known positions have the latent of their codes.
         """
         state = DecodingState(self.transformer, batch, 1, on_step)
-        logits = predict_everywhere(self.transformer, batch.text)
+        logits = predict_everywhere(self.transformer, batch.text, batch.examples)
         state.fill(logits.argmax(-1).index_select(0, batch.prompt_of))
         latent = self._expect_latent(logits).index_select(0, batch.prompt_of)
         known_latent = functional.embedding(state.codes, self.codebook)

@@ -18,6 +18,7 @@ from tessella.config import Settings
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability, split_positions
+from tessella.transformer import Examples
 
 
 class MaskedSettings(Settings):
@@ -36,7 +37,9 @@ class Masked(Objective):
     settings: MaskedSettings
     default_settings = MaskedSettings()
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Cross-entropy of the masked codes; each picture counts alike."""
         flat = codes.flatten(1)
         time = torch.rand(len(flat), 1, device=flat.device)
@@ -47,7 +50,8 @@ class Masked(Objective):
         num_masked = (fraction * flat.shape[1]).ceil().clamp(min=1)
         rank = torch.rand(flat.shape, device=flat.device).argsort(1).argsort(1)
         known = rank >= num_masked
-        logits = self.transformer.predict_masked(self.transformer.encode_text(text), flat, known)
+        cache = self.transformer.encode_context(text, examples)
+        logits = self.transformer.predict_masked(cache, flat, known)
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), flat.flatten(), reduction="none"
         ).view_as(flat)
@@ -97,7 +101,7 @@ class Masked(Objective):
         flat = codes.flatten(1)
         num_positions = flat.shape[1]
         generator = torch.Generator().manual_seed(seed)
-        cache = self.transformer.encode_text(text)
+        cache = self.transformer.encode_context(text)
         total = torch.zeros(len(flat), device=flat.device)
         for index in range(num_orders):
             offset = torch.rand((), generator=generator).item()

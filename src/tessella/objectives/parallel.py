@@ -10,7 +10,7 @@ from torch import Tensor
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, predict_all
 from tessella.objectives.sampling import gather_log_probability
-from tessella.transformer import Transformer
+from tessella.transformer import Examples, Transformer
 
 
 class Parallel(Objective):
@@ -19,10 +19,13 @@ class Parallel(Objective):
     name = "parallel"
     has_steps = False
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text."""
         flat = codes.flatten(1)
-        return ObjectiveLoss.of_logits(predict_everywhere(self.transformer, text), flat)
+        logits = predict_everywhere(self.transformer, text, examples)
+        return ObjectiveLoss.of_logits(logits, flat)
 
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
@@ -41,8 +44,10 @@ class Parallel(Objective):
         return gather_log_probability(logits, codes.flatten(1)).sum(1)
 
 
-def predict_everywhere(transformer: Transformer, text: Tensor) -> Tensor:
-    """Predicts all positions from the text (B, T) or (B, T, F) alone: (B, N, K) logits."""
-    cache = transformer.encode_text(text)
+def predict_everywhere(
+    transformer: Transformer, text: Tensor, examples: Examples | None = None
+) -> Tensor:
+    """Predicts all positions from the context alone: (B, N, K) logits."""
+    cache = transformer.encode_context(text, examples)
     positions = torch.arange(transformer.shape.num_positions, device=text.device)
     return predict_all(transformer, cache, positions.expand(len(text), -1))

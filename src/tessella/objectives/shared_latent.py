@@ -17,7 +17,13 @@ from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
-from tessella.transformer import Layer, Transformer, TransformerSettings, TransformerShape
+from tessella.transformer import (
+    Examples,
+    Layer,
+    Transformer,
+    TransformerSettings,
+    TransformerShape,
+)
 
 
 class SharedLatentSettings(Settings):
@@ -58,9 +64,9 @@ class SharedLatentTransformer(Transformer):
         decoder = [p for p in self.text_decoder.parameters() if p.ndim > 1]
         return [*super().hidden_matrices(), *decoder]
 
-    def encode_latent(self, text: Tensor) -> Tensor:
-        """Encodes text tokens (B, T) into a latent (B, N, C)."""
-        cache = self.encode_text(text)
+    def encode_latent(self, text: Tensor, examples: Examples | None = None) -> Tensor:
+        """Encodes text tokens (B, T), and examples beside them, into a latent (B, N, C)."""
+        cache = self.encode_context(text, examples)
         num_positions = self.shape.num_positions
         positions = torch.arange(num_positions, device=text.device).expand(len(text), -1)
         visible = torch.zeros(num_positions, dtype=torch.int64, device=text.device)
@@ -124,10 +130,12 @@ class SharedLatent(Objective):
     def _text_autoencoder(self) -> SharedLatentTransformer:
         return cast("SharedLatentTransformer", self.transformer)
 
-    def forward(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
+    def forward(
+        self, text: Tensor, codes: Tensor, examples: Examples | None = None
+    ) -> ObjectiveLoss:
         """Squared distance of the latents plus the weighted cross-entropy of the text."""
         target = functional.embedding(codes.flatten(1), self.codebook)
-        latent = self._text_autoencoder.encode_latent(text)
+        latent = self._text_autoencoder.encode_latent(text, examples)
         logits = self._text_autoencoder.decode_text(latent, text)
         reconstruction = functional.cross_entropy(
             logits.flatten(0, 1).float(),
@@ -143,7 +151,7 @@ class SharedLatent(Objective):
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
         """Takes the codes nearest to each text's latent; every seed gives the same picture."""
         state = DecodingState(self.transformer, batch, 1, on_step)
-        latent = self._text_autoencoder.encode_latent(batch.text)
+        latent = self._text_autoencoder.encode_latent(batch.text, batch.examples)
         state.fill(self._find_nearest(latent).index_select(0, batch.prompt_of))
         return self.look_up(state.codes)
 

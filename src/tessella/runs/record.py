@@ -32,6 +32,7 @@ LOCK_FILE = ".lock"
 
 DATA_FOLDER = "data"
 CODES_FOLDER = "codes"
+EXAMPLES_FOLDER = "examples"
 TEXT_FOLDER = "text"
 MODEL_FOLDER = "model"
 TOKENIZER_MODEL_FOLDER = "tokenizer/model"

@@ -69,7 +69,7 @@ def create_job(
     if plan is None and (size := body.pixel_size()):
         # In the worker's thread, which alone uses torch.
         canvas_size = find_canvas_size(model, size)
-        plan = lambda seeds: [model.plan_picture(canvas_size)] * len(seeds)  # noqa: E731
+        plan = lambda seeds: [model.canvases.new(canvas_size)] * len(seeds)  # noqa: E731
     return ImageJob(
         served=served,
         count=body.n or 1,

@@ -148,8 +148,8 @@ def _plan_change(form: ReadForm[schemas.EditBody] | ReadForm[schemas.VariationBo
     model, image, mask, strength = form.served.model, form.image, form.mask, form.body.strength
     if mask is None:
         strength = _DEFAULT_STRENGTH if strength is None else strength
-        return functools.partial(model.plan_variations, image, strength=strength)
-    return lambda seeds: [model.plan_edit(image, mask)] * len(seeds)
+        return functools.partial(model.canvases.variations, image, strength=strength)
+    return lambda seeds: [model.canvases.edit(image, mask)] * len(seeds)
 
 
 def _reconstruct(served: ServedModel, image: Image.Image) -> schemas.ReconstructedBody:

@@ -32,6 +32,7 @@ from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
+from tessella.retrieval.copies import NearCopies
 from tessella.runs import record
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
@@ -48,12 +49,12 @@ from tessella.training.initialize import (
 )
 from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
 from tessella.training.model_card import write_card
+from tessella.training.neighbors import ExampleReader, find_neighbors, prepare_memory
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import lock_run, open_run, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
-from tessella.transformer import Transformer
 
 _CARD_CAPTIONS = 8
 _PALETTE_IMAGES = 2_000
@@ -146,7 +147,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
 
     with accelerator.main_process_first():
         codes = run.prepare_codes(model.tokenizer)
-    model = model.with_parts(transformer=run.train_transformer(model, codes, captions))
+    model = run.train_transformer(model, codes, captions)
     if is_main:
         run.finish(model)
         _write_report(out, console)
@@ -208,24 +209,57 @@ class _Run:
                 )
         return codes
 
+    def read_examples(
+        self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
+    ) -> ExampleReader | None:
+        """Finds what every picture looks at, once; None if the model looks at nothing."""
+        if not model.config.neighbors:
+            return None
+        settings, folder = self.recipe.retrieval, self.request.out / record.EXAMPLES_FOLDER
+        train, tokenizer = self.data.train, model.tokenizer
+        memory = prepare_memory(train, codes["train"], tokenizer, folder / "memory")
+        neighbors = {}
+        for side, images in self.data.sides.items():
+            copies = None
+            if images is train:
+                copies = NearCopies(memory, tokenizer.codebook.cpu().numpy())
+            with _progress(self.console, f"neighbours of {side}") as progress:
+                neighbors[side] = find_neighbors(
+                    images,
+                    memory,
+                    folder / f"{side}.npy",
+                    count=model.config.neighbors,
+                    candidates=settings.candidates,
+                    copies=copies,
+                    progress=progress,
+                )
+        flips = self.recipe.transformer_training.flips
+        return ExampleReader(memory, neighbors, codes["train"], settings, captions, flips=flips)
+
     def train_transformer(
         self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
-    ) -> Transformer:
-        """Trains the transformer, or restores it; returns the averaged weights."""
+    ) -> TextToImage:
+        """Trains the transformer, or restores it; returns the model with the averaged weights."""
         settings = self.recipe.transformer_training
         torch.manual_seed(self.request.seed)
         transformer = create_transformer(
-            self.recipe.objective, self.recipe.transformer, model.transformer.shape
+            self.recipe.objective,
+            self.recipe.transformer,
+            model.transformer.shape,
+            model.tokenizer.codebook.cpu(),
         )
         if settings.init_from is not None and self._read_images_seen("transformer") is None:
             codebook = None if settings.images else model.tokenizer.codebook
             initialize_transformer(transformer, settings.init_from, codebook)
-        stage = TransformerStage(
-            model.with_parts(transformer=transformer), settings, self.data.sides, codes, captions
+        examples = self.read_examples(model, codes, captions)
+        model = model.with_parts(
+            transformer=transformer, memory=examples.memory if examples else None
         )
-        sections = ("tokenizer", "text", "transformer", "objective")
+        stage = TransformerStage(model, settings, self.data.sides, codes, captions, examples)
+        sections = ("tokenizer", "text", "transformer", "retrieval", "objective")
         transformer = self._train(stage, settings, *sections)
-        return transformer.eval().requires_grad_(False).to(self.accelerator.device)
+        transformer.eval().requires_grad_(False).to(self.accelerator.device)
+        return model.with_parts(transformer=transformer)
 
     def finish(self, model: TextToImage) -> None:
         """Measures the finished model and writes its folder, unless that is there already."""

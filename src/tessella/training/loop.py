@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, send_to_device
 from pydantic import Field, model_validator
 from rich.console import Console
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class Evaluation:
 
 
 N = TypeVar("N", bound=nn.Module)
+Batch = tuple[Any, ...]
+"""Tensors, or tuples of them: the arguments of a stage's loss module."""
 
 
 class Stage(abc.ABC, Generic[N]):
@@ -101,9 +103,7 @@ class Stage(abc.ABC, Generic[N]):
     steady_from_images: int = 0  # images seen from which all steps take equally long
 
     @abc.abstractmethod
-    def load_batch(
-        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[Tensor, ...]:
+    def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
         """Reads training images by index, on the CPU; `rng` is for what is drawn afresh."""
 
     @abc.abstractmethod
@@ -277,7 +277,7 @@ class _TrainingState(Generic[N]):
         """Whether all images have been seen."""
         return self.images_seen >= self.settings.images
 
-    def load_batches(self, seed: int) -> Generator[list[Tensor]]:
+    def load_batches(self, seed: int) -> Generator[Batch]:
         """Yields this process's part of each batch, on the device; a thread reads one ahead.
 
         Args:
@@ -285,7 +285,7 @@ class _TrainingState(Generic[N]):
         """
         stage, rank, local_size = self.stage, self.accelerator.process_index, self._local_batch_size
 
-        def load(images_seen: int) -> tuple[Tensor, ...]:
+        def load(images_seen: int) -> Batch:
             start = images_seen + rank * local_size
             indices = order_images(stage.num_images, seed, start, local_size)
             return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
@@ -294,12 +294,12 @@ class _TrainingState(Generic[N]):
         with ThreadPoolExecutor(max_workers=1) as thread:
             upcoming = thread.submit(load, images_seen)
             while True:
-                batch = [tensor.to(self.accelerator.device) for tensor in upcoming.result()]
+                batch = send_to_device(upcoming.result(), self.accelerator.device)
                 images_seen += self.settings.batch_size
                 upcoming = thread.submit(load, images_seen)
                 yield batch
 
-    def step(self, batch: Sequence[Tensor], seed: int) -> None:
+    def step(self, batch: Batch, seed: int) -> None:
         """Learns from one batch."""
         settings = self.settings
         torch.manual_seed(step_seed(seed, self.accelerator.process_index, self.images_seen))

@@ -12,6 +12,7 @@ from tessella.errors import ConfigError
 from tessella.generation import GenerationSettings
 from tessella.model.folder import ModelConfig
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings
+from tessella.retrieval import RetrievalSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
 from tessella.training.tokenizer_stage import TokenizerTrainingSettings
@@ -32,6 +33,8 @@ class Recipe(Settings):
     """How the image tokenizer trains."""
     transformer: TransformerSettings = TransformerSettings()
     """The transformer's size."""
+    retrieval: RetrievalSettings = RetrievalSettings()
+    """Pictures that are looked up beside the prompt."""
     objective: ObjectiveSettings = PlainObjectiveSettings()
     """What the transformer learns; `--set objective=latent_mse` names another."""
     transformer_training: TransformerTrainingSettings = TransformerTrainingSettings()
@@ -45,12 +48,16 @@ class Recipe(Settings):
         return {"name": value} if isinstance(value, str) else value
 
     def describe_model(self) -> ModelConfig:
-        """Returns the part of the recipe that the model needs to be loaded again."""
+        """Returns the part of the recipe that the model needs to be loaded again.
+
+        While `retrieval.neighbors` is not decided yet, it is of a model without examples.
+        """
         return ModelConfig(
             image_size=self.data.image_size,
             tokenizer=self.tokenizer,
             transformer=self.transformer,
             objective=self.objective,
+            neighbors=0 if self.retrieval.neighbors == "auto" else self.retrieval.neighbors,
             generation=self.generation,
         )
 

@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.utils import send_to_device
 from pydantic import Field
-from torch import Tensor
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import can_read
@@ -16,7 +16,8 @@ from tessella.model.request import enumerate_requests
 from tessella.objectives import Objective
 from tessella.sheets import make_sheet
 from tessella.training.codes import Codes
-from tessella.training.loop import Evaluation, Stage, TrainingSettings
+from tessella.training.loop import Batch, Evaluation, Stage, TrainingSettings
+from tessella.training.neighbors import ExampleReader
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Transformer
 
@@ -51,6 +52,7 @@ class TransformerStage(Stage[Transformer]):
         data: images of each side; if none are held out, training images are scored.
         codes: (passes, N, h, w) of each side; a batch draws each image's codes from one pass.
         captions: reads captions faster than the model's own text encoder.
+        examples: reads what each picture looks at; None where the model has no examples.
     """
 
     name = "transformer"
@@ -62,6 +64,7 @@ class TransformerStage(Stage[Transformer]):
         data: Mapping[str, CaptionedImages],
         codes: Mapping[str, Codes],
         captions: CaptionReader | None = None,
+        examples: ExampleReader | None = None,
     ) -> None:
         self.network = model.transformer
         self.hidden_matrices = self.network.hidden_matrices()
@@ -71,22 +74,27 @@ class TransformerStage(Stage[Transformer]):
         self.num_images = len(data["train"])
         self._model = model
         self._captions = captions or model.text_tokenizer
+        self._examples = examples
         self._caption_dropout = settings.caption_dropout
         self._data = data
         self._codes = codes
         self._validation_side = "validation" if len(data["validation"]) else "train"
 
-    def load_batch(
-        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[Tensor, ...]:
-        """Reads text (B, T) of one caption each, some dropped, and codes (B, h, w)."""
-        captions = []
+    def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
+        """Reads text (B, T) of one caption each, some dropped, codes (B, h, w) and examples."""
+        captions, choices = [], []
         for index in indices:
-            choices = self._data["train"].captions(int(index))
-            caption = choices[rng.integers(len(choices))]
-            captions.append("" if rng.random() < self._caption_dropout else caption)
+            texts = self._data["train"].captions(int(index))
+            choices.append(int(rng.integers(len(texts))))
+            is_dropped = rng.random() < self._caption_dropout
+            captions.append("" if is_dropped else texts[choices[-1]])
         codes = self._codes["train"]
-        return self._batch(captions, codes[rng.integers(len(codes), size=len(indices)), indices])
+        passes = rng.integers(len(codes), size=len(indices))
+        batch = self._batch(captions, codes[passes, indices])
+        if self._examples is None:
+            return batch
+        keeps_prompt = np.array([bool(caption) for caption in captions])
+        return (*batch, self._examples.draw(indices, choices, passes, keeps_prompt, rng))
 
     def evaluate(self, average: Transformer, device: torch.device, images_seen: int) -> Evaluation:
         """Scores held-out images with their first captions; paints captions that fit whole."""
@@ -110,13 +118,17 @@ class TransformerStage(Stage[Transformer]):
         torch.manual_seed(0)  # the same orders at every evaluation; each step has its own seed
         for start in range(0, len(captions), _VALIDATION_BATCH):
             part = captions[start : start + _VALIDATION_BATCH]
-            text, targets = self._batch(part, codes[start : start + len(part)])
-            result = objective(text.to(device), targets.to(device))
+            batch = self._batch(part, codes[start : start + len(part)])
+            if self._examples is not None:
+                indices = np.arange(start, start + len(part))
+                side = self._validation_side
+                batch += (self._examples.read_best(side, indices, [0] * len(part)),)
+            result = objective(*send_to_device(batch, device))
             for name, value in {"loss": result.loss, **result.metrics}.items():
                 weight = len(part) / len(captions)
                 means[name] = means.get(name, 0.0) + weight * value.item()
         return means
 
-    def _batch(self, captions: list[str], codes: Codes) -> tuple[Tensor, ...]:
+    def _batch(self, captions: list[str], codes: Codes) -> Batch:
         text = self._captions.encode_training(captions).text_tokens
         return text, torch.from_numpy(codes.astype(np.int64))

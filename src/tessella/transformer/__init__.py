@@ -1,7 +1,15 @@
-"""Stage 2's network: text tokens and known codes → logits at the queried positions."""
+"""Stage 2's network: text tokens, examples and known codes → logits at the queried positions."""
 
+from tessella.transformer.examples import Examples
 from tessella.transformer.kv_cache import KVCache
 from tessella.transformer.layers import Layer
 from tessella.transformer.network import Transformer, TransformerSettings, TransformerShape
 
-__all__ = ["KVCache", "Layer", "Transformer", "TransformerSettings", "TransformerShape"]
+__all__ = [
+    "Examples",
+    "KVCache",
+    "Layer",
+    "Transformer",
+    "TransformerSettings",
+    "TransformerShape",
+]

@@ -1,6 +1,7 @@
-"""The key-value cache: keys and values of encoded text and codes, layer by layer.
+"""The key-value cache: keys and values of the context and of encoded codes, layer by layer.
 
-Text is encoded once; its rows serve every later step and every picture of the prompt.
+The context is the text and the examples beside it. It is encoded once; its rows serve every later
+step and every picture of the prompt.
 """
 
 from dataclasses import dataclass, field
@@ -12,21 +13,21 @@ from torch.nn import functional
 
 @dataclass
 class KVCache:
-    """Keys and values of encoded rows: text first, then codes. It grows as codes are appended.
+    """Keys and values of encoded rows: the context, then codes. It grows as codes are appended.
 
     Layer i's tensors are `keys[i]` and `values[i]`, the self-decoder's layers first. They may have
     spare capacity behind the rows (`select`): new rows are written there, and nothing is copied.
     """
 
-    text_visible: Tensor  # (B, T) bool, False where the text is padding
-    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, heads, ≥ T + M, D / heads)
+    context_visible: Tensor  # (B, S) bool, False at padding and where an example is missing
+    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, heads, ≥ S + M, D / heads)
     values: list[Tensor] = field(default_factory=list)  # as keys
-    length: int = 0  # rows of every layer: T + M, for M codes
+    length: int = 0  # rows of every layer: S + M, for M codes
 
     @property
     def num_codes(self) -> int:
         """Codes whose rows are cached (M)."""
-        return self.length - self.text_visible.shape[1]
+        return self.length - self.context_visible.shape[1]
 
     def select(self, rows: Tensor, *, capacity: int = 0) -> "KVCache":
         """Copies the rows of some batch entries by index, each as often as named.
@@ -42,8 +43,8 @@ class KVCache:
             spare = (0, 0, 0, capacity)
             return [functional.pad(layer.index_select(0, rows), spare) for layer in layers]
 
-        text_visible = self.text_visible.index_select(0, rows)
-        return KVCache(text_visible, copy(self.keys), copy(self.values), self.length)
+        context_visible = self.context_visible.index_select(0, rows)
+        return KVCache(context_visible, copy(self.keys), copy(self.values), self.length)
 
     def insert(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes new rows (B, heads, M, D / heads) behind a layer's.
@@ -72,19 +73,19 @@ def _append_rows(past: Tensor, length: int, new: Tensor) -> Tensor:
     return torch.cat([past[:, :, :length], new], dim=2)
 
 
-def build_mask(text_visible: Tensor, num_visible_codes: Tensor, num_codes: int) -> Tensor:
-    """Builds the attention mask of rows that each see the text and some of the first codes.
+def build_mask(context_visible: Tensor, num_visible_codes: Tensor, num_codes: int) -> Tensor:
+    """Builds the attention mask of rows that each see the context and some of the first codes.
 
     Args:
-        text_visible: (B, T) bool, False where the text is padding.
+        context_visible: (B, S) bool, False at padding and where an example is missing.
         num_visible_codes: (Q,) int64 in [0, num_codes].
         num_codes: how many codes there are (M).
 
     Returns:
-        (B, 1, Q, T + M) bool, True where a row may look.
+        (B, 1, Q, S + M) bool, True where a row may look.
     """
-    batch, num_rows = len(text_visible), len(num_visible_codes)
-    order = torch.arange(num_codes, device=text_visible.device)
+    batch, num_rows = len(context_visible), len(num_visible_codes)
+    order = torch.arange(num_codes, device=context_visible.device)
     codes = order < num_visible_codes[:, None]  # (Q, M)
-    text = text_visible[:, None, :].expand(-1, num_rows, -1)
-    return torch.cat([text, codes.expand(batch, -1, -1)], dim=-1)[:, None]
+    context = context_visible[:, None, :].expand(-1, num_rows, -1)
+    return torch.cat([context, codes.expand(batch, -1, -1)], dim=-1)[:, None]

@@ -1,11 +1,11 @@
-"""text tokens + known codes → logits (B, Q, K) at the queried positions.
+"""text tokens + examples + known codes → logits (B, Q, K) at the queried positions.
 
-The first half of the layers is the self-decoder: text tokens attend to text, codes to the text and
-to the codes before them. The second half is the cross-decoder: a mask token plus the embedding of
-the queried position attends to the keys and values that the first half made of text and codes.
-Queried positions do not see each other, so any number is predicted at once; encoded rows stay in a
-`KVCache` and are never encoded again. `predict_masked` uses the same layers for one pass in which
-all positions see each other.
+The first half of the layers is the self-decoder: text tokens attend to text, codes to the context
+(text and examples) and to the codes before them. The second half is the cross-decoder: a mask token
+plus the embedding of the queried position attends to the keys and values that the first half made
+of context and codes. Queried positions do not see each other, so any number is predicted at once;
+encoded rows stay in a `KVCache` and are never encoded again. `predict_masked` uses the same layers
+for one pass in which all positions see each other.
 
 Source: the two halves are ARPG's (arXiv:2503.10568).
 """
@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tessella.config import Settings
+from tessella.errors import ShapeError
+from tessella.transformer.examples import ExampleEncoder, Examples, average_tokens
 from tessella.transformer.kv_cache import KVCache, build_mask
 from tessella.transformer.layers import Layer, Rotation, compute_rotations
 
@@ -61,6 +63,7 @@ class TransformerShape:
     grid: tuple[int, int]  # (h, w)
     code_width: int  # C
     text_features: int | None = None  # F, width of a frozen text encoder's features; None: tokens
+    max_examples: int = 0  # the most examples beside a prompt (k)
 
     @property
     def num_positions(self) -> int:
@@ -102,45 +105,75 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=_EMBEDDING_STD)
+        self.example_encoder: ExampleEncoder | None = None
+        if shape.max_examples:  # last: without it the others begin with the same weights
+            self.example_encoder = ExampleEncoder(shape.codebook_size, shape.grid, width)
+            nn.init.normal_(self.example_encoder.code_embedding.weight, std=_EMBEDDING_STD)
+
+    @torch.no_grad()
+    def embed_codebook(self, codebook: Tensor) -> None:
+        """Starts the embeddings of the codes, and their logits, as projections of the codebook.
+
+        Similar codes then begin alike, and what is learned of one holds for the others until they
+        are told apart: docs/log.md compares.
+
+        Args:
+            codebook: (K, C), of any scale.
+        """
+        vectors = (codebook - codebook.mean(0)) / codebook.std(0).clamp(min=1e-6)
+        weights = [self.code_embedding.weight, self.out.weight]
+        if self.example_encoder is not None:
+            weights.append(self.example_encoder.code_embedding.weight)
+        for weight in weights:
+            projection = torch.randn(codebook.shape[1], weight.shape[1]) / codebook.shape[1] ** 0.5
+            weight.copy_(vectors @ projection * weight.std())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Lists the matrices inside the layers: what Muon trains."""
         layers = [*self.self_decoder, *self.cross_decoder]
-        return [p for layer in layers for p in layer.parameters() if p.ndim > 1]
+        matrices = [p for layer in layers for p in layer.parameters() if p.ndim > 1]
+        if self.example_encoder is not None:
+            matrices += [self.example_encoder.caption.weight, self.example_encoder.mix_out.weight]
+        return matrices
 
-    def encode_text(self, text: Tensor) -> KVCache:
-        """Encodes texts, each token attending to the whole of its own.
+    def encode_context(self, text: Tensor, examples: Examples | None = None) -> KVCache:
+        """Encodes texts, each token attending to the whole of its own, and the examples beside.
 
         Args:
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features of a frozen encoder
                 whose padding is zero.
+            examples: what each picture looks at, at most `shape.max_examples`; None is nothing.
+
+        Raises:
+            ShapeError: there are more examples than the transformer was made for.
         """
-        is_tokens = self.shape.text_features is None
-        visible = text != self.shape.pad_id if is_tokens else (text != 0).any(-1)
+        visible = self._find_visible(text)
         positions = torch.arange(text.shape[1], device=text.device)
         hidden = self.text_embedding(text) + self.text_position(positions)
         cache = KVCache(visible)
         self._append(cache, hidden, visible[:, None, None, :], None)
+        if examples is not None and examples.codes.shape[1]:
+            self._append_examples(cache, examples)
         return cache
 
     def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> None:
         """Encodes codes (B, M) at positions (B, M) and appends them to the cache.
 
-        Each code sees the text, the codes in the cache and the new ones up to itself.
+        Each code sees the context, the codes in the cache and the new ones up to itself.
         """
         if not codes.shape[1]:  # a picture of one position, in training
             return
         hidden = self.code_embedding(codes) + self.position_embedding(positions)
         total = cache.num_codes + codes.shape[1]
         visible = torch.arange(cache.num_codes + 1, total + 1, device=codes.device)
-        mask = build_mask(cache.text_visible, visible, total)
+        mask = build_mask(cache.context_visible, visible, total)
         self._append(cache, hidden, mask, self._look_up_rotations(positions))
 
     def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         """Predicts which code belongs at each position.
 
         Args:
-            cache: text and codes.
+            cache: context and codes.
             positions: (B, Q) int64 in [0, N).
             num_visible_codes: (Q,) int64, how many of the cache's codes each query may see.
 
@@ -153,7 +186,7 @@ class Transformer(nn.Module):
     def decode_hidden(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         """Computes the normalised hidden rows (B, Q, D) that `predict` projects to logits."""
         hidden = self.mask_token + self.position_embedding(positions)
-        mask = build_mask(cache.text_visible, num_visible_codes, cache.num_codes)
+        mask = build_mask(cache.context_visible, num_visible_codes, cache.num_codes)
         rotation, length = self._look_up_rotations(positions), cache.length
         for index, layer in enumerate(_layers(self.cross_decoder), start=len(self.self_decoder)):
             keys, values = cache.keys[index][:, :, :length], cache.values[index][:, :, :length]
@@ -162,10 +195,10 @@ class Transformer(nn.Module):
         return normalised
 
     def predict_masked(self, cache: KVCache, codes: Tensor, known: Tensor) -> Tensor:
-        """Predicts all positions at once, each seeing the text and all positions.
+        """Predicts all positions at once, each seeing the context and all positions.
 
         Args:
-            cache: of the text alone.
+            cache: of the context alone.
             codes: (B, N) int64, read where `known`.
             known: (B, N) bool; the other positions hold the mask token.
 
@@ -177,16 +210,41 @@ class Transformer(nn.Module):
         hidden = embedded + self.position_embedding(positions)
         rotation = self._look_up_rotations(positions)
         everything = torch.full_like(positions[0], codes.shape[1])
-        mask = build_mask(cache.text_visible, everything, codes.shape[1])
+        mask = build_mask(cache.context_visible, everything, codes.shape[1])
         layers = [*_layers(self.self_decoder), *_layers(self.cross_decoder)]
-        for layer, text_keys, text_values in zip(layers, cache.keys, cache.values, strict=True):
+        for layer, past_keys, past_values in zip(layers, cache.keys, cache.values, strict=True):
             normed = layer.attention_norm(hidden)
             keys, values = layer.project_kv(normed, rotation)
-            keys = torch.cat([text_keys, keys], dim=2)
-            values = torch.cat([text_values, values], dim=2)
+            keys = torch.cat([past_keys, keys], dim=2)
+            values = torch.cat([past_values, values], dim=2)
             hidden = layer(hidden, normed, keys, values, mask, rotation)
         logits: Tensor = self.out(self.out_norm(hidden))
         return logits
+
+    def _append_examples(self, cache: KVCache, examples: Examples) -> None:
+        """Caches keys and values of examples, behind the text's, in every layer."""
+        _, count, num_positions = examples.codes.shape
+        if count > self.shape.max_examples or self.example_encoder is None:
+            raise ShapeError(
+                f"The transformer looks at {self.shape.max_examples} examples at most: `{count}`."
+            )
+        embedded = self.text_embedding(examples.text)
+        captions = average_tokens(embedded, self._find_visible(examples.text))
+        normed = self.example_encoder(examples.codes, self.position_embedding.weight, captions)
+        positions = torch.arange(num_positions, device=normed.device).repeat(count)
+        rotation = self._look_up_rotations(positions[None])
+        layers = [*_layers(self.self_decoder), *_layers(self.cross_decoder)]
+        for index, layer in enumerate(layers):
+            cache.insert(index, *layer.project_kv(normed, rotation))
+        cache.length += normed.shape[1]
+        visible = examples.visible[:, :, None].expand(-1, -1, num_positions)
+        cache.context_visible = torch.cat([cache.context_visible, visible.flatten(1)], 1)
+
+    def _find_visible(self, text: Tensor) -> Tensor:
+        """Finds where texts (..., T) or (..., T, F) are not padding: (..., T) bool."""
+        return (
+            text != self.shape.pad_id if self.shape.text_features is None else (text != 0).any(-1)
+        )
 
     def _append(
         self, cache: KVCache, hidden: Tensor, mask: Tensor, rotation: Rotation | None

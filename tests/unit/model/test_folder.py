@@ -39,14 +39,14 @@ def to_format_2(folder: Path) -> Path:
 
 def test_a_saved_model_has_todays_format(tmp_path: Path) -> None:
     folder = save_untrained(create_untrained(), tmp_path / "model")
-    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 3
+    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 4
     names = load_file(folder / "transformer.safetensors").keys()
     assert {"mask_token", "kv_norm.weight", "position_embedding.weight"} <= names
     assert not any(name.startswith(tuple(NAMES_IN_FORMAT_2.values())) for name in names)
 
 
 @pytest.mark.parametrize("objective", ["any_order", "shared_latent"])
-def test_a_model_of_format_2_loads_and_is_saved_as_format_3(objective: str, tmp_path: Path) -> None:
+def test_a_model_of_format_2_loads_and_is_saved_as_today_s(objective: str, tmp_path: Path) -> None:
     model = create_untrained(objective)
     folder = to_format_2(save_untrained(model, tmp_path / "model"))
     assert "question" in load_file(folder / "transformer.safetensors")
@@ -58,7 +58,7 @@ def test_a_model_of_format_2_loads_and_is_saved_as_format_3(objective: str, tmp_
     [image], [other] = (one.generate("a red star", seed=3) for one in (model, loaded))
     assert np.array_equal(np.asarray(image), np.asarray(other))
     save_untrained(loaded, tmp_path / "again")
-    assert json.loads((tmp_path / "again/config.json").read_text())["format"] == 3
+    assert json.loads((tmp_path / "again/config.json").read_text())["format"] == MODEL_FORMAT
 
 
 def test_damaged_weights_of_the_transformer_are_named(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Requests: which picture gets which seed and canvas, and which numbers are refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tessella.errors import GenerationError
 from tessella.generation import GenerationSettings
@@ -98,11 +99,11 @@ def test_a_request_is_a_new_picture_unless_it_has_a_canvas() -> None:
     assert edited.finish(generated)[..., 0].tolist() == (9 * np.eye(4, dtype=int)).tolist()
 
 
-def test_options_are_the_settings_and_the_five_of_a_request() -> None:
+def test_options_are_the_settings_and_those_of_a_request() -> None:
     """Type checkers read them from the TypedDict, which must not drift from the settings."""
     options = get_type_hints(GenerationOptions)
     own = {"count": int, "seed": int, "negative_prompt": str, "best_of": int}
-    own["on_step"] = OnStep | None
+    own |= {"references": Sequence[Image.Image] | None, "on_step": OnStep | None}
     settings = {
         name: field.annotation | None for name, field in GenerationSettings.model_fields.items()
     }

@@ -378,7 +378,7 @@ def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int
     assert best_images.shape == (6, size[1], size[0], 3)
     ranks = []
     for number, prompt in enumerate(prompts):
-        canvas = model.plan_picture(size)
+        canvas = model.canvases.new(size)
         for picture in range(3):
             # Each picture has candidates of its own: 10, 11, 12, then 13, 14, 15, …
             seeds = range(10 + 3 * picture, 13 + 3 * picture)
@@ -564,27 +564,27 @@ def test_steps_show_what_is_known() -> None:
 
 def test_requests_of_different_users_may_share_a_batch() -> None:
     """A server joins them; each gets what it would get alone."""
-    edit = ImageRequest(PROMPT, 3, canvas=MODEL.plan_edit(IMAGE, CORNER))
-    [varied] = MODEL.plan_variations(IMAGE, [9], strength=2 / 16)
+    edit = ImageRequest(PROMPT, 3, canvas=MODEL.canvases.edit(IMAGE, CORNER))
+    [varied] = MODEL.canvases.variations(IMAGE, [9], strength=2 / 16)
     variation = ImageRequest("a blue star", 4, canvas=varied)
     together = MODEL.generate_images([edit, variation])
     [edited] = MODEL.edit(IMAGE, PROMPT, CORNER, seed=3)
     assert np.array_equal(together.pixels[0], np.asarray(edited))
     alone = MODEL.generate_images([variation])
     assert np.array_equal(together.pixels[1], alone.pixels[0])
-    assert not MODEL.plan_picture().known.any()
+    assert not MODEL.canvases.new().known.any()
 
 
 def test_a_request_without_a_canvas_is_a_new_picture() -> None:
     plain = MODEL.generate_images([ImageRequest(PROMPT, 3)])
-    planned = MODEL.generate_images([ImageRequest(PROMPT, 3, canvas=MODEL.plan_picture())])
+    planned = MODEL.generate_images([ImageRequest(PROMPT, 3, canvas=MODEL.canvases.new())])
     assert np.array_equal(plain.pixels, planned.pixels)
     [image] = MODEL.generate(PROMPT, seed=3)
     assert np.array_equal(plain.pixels[0], np.asarray(image))
 
 
 def test_a_planned_outpainting_has_the_picture_in_its_place() -> None:
-    canvas = MODEL.plan_outpaint(IMAGE, top=4, right=8)
+    canvas = MODEL.canvases.outpaint(IMAGE, top=4, right=8)
     assert canvas.repainted is not None
     assert canvas.repainted.shape == (20, 24)
     black = np.zeros((20, 24, 3), dtype=np.uint8)
@@ -608,7 +608,7 @@ def test_a_long_prompt_is_refused_before_the_first_batch(monkeypatch: pytest.Mon
 
 # Windows follow from the first canvas: where only another one was open, code 0 stayed.
 def test_canvases_of_different_layouts_are_refused() -> None:
-    whole, wide = MODEL.plan_picture(), MODEL.plan_picture((32, 16))
+    whole, wide = MODEL.canvases.new(), MODEL.canvases.new((32, 16))
     requests = [ImageRequest("a red star", 0, canvas=canvas) for canvas in (whole, wide)]
     with pytest.raises(GenerationError, match=r"must have one layout .*: `2` different ones"):
         MODEL.generate_images(requests)

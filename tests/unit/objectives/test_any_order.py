@@ -61,7 +61,7 @@ def test_the_loss_predicts_every_position_by_itself(kind: type[Objective]) -> No
 
     flat, losses, right = CODES.flatten(1), [], 0
     for picture, index in itertools.product(range(3), range(N)):
-        cache = transformer.encode_text(TEXT[picture : picture + 1])
+        cache = transformer.encode_context(TEXT[picture : picture + 1])
         for position in order[picture, :index].tolist():
             code = flat[picture, position].reshape(1, 1)
             transformer.append_codes(cache, code, torch.tensor([[position]]))
@@ -99,5 +99,5 @@ def test_a_picture_of_one_position() -> None:
     """No code comes before the only one, which is predicted from the text alone."""
     positions, code = torch.zeros(3, 1, dtype=torch.int64), torch.tensor([[1], [2], [3]])
     logits = predict_in_order(TRANSFORMER, TEXT, code, positions)
-    expected = TRANSFORMER.predict(TRANSFORMER.encode_text(TEXT), positions, torch.tensor([0]))
+    expected = TRANSFORMER.predict(TRANSFORMER.encode_context(TEXT), positions, torch.tensor([0]))
     torch.testing.assert_close(logits, expected)

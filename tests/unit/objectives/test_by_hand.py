@@ -69,7 +69,7 @@ def test_halton_decodes_its_first_positions_first(objective: Objective) -> None:
 def test_later_codes_know_the_earlier_ones(objective: Objective, order: list[int]) -> None:
     """One position a step is the chain of likeliest codes."""
     generated = watch_steps(objective, order="halton", steps=N)[-1].codes
-    cache, expected = TRANSFORMER.encode_text(TEXT), {}
+    cache, expected = TRANSFORMER.encode_context(TEXT), {}
     for index, position in enumerate(order):
         here = torch.tensor([[position]])
         code = TRANSFORMER.predict(cache, here, torch.tensor([index])).argmax(-1)
@@ -98,7 +98,7 @@ def test_the_surest_are_decoded_first(objective: Objective, schedule: str, scale
     decoded: list[int] = []
 
     def predict(text: Tensor) -> Tensor:
-        cache = TRANSFORMER.encode_text(text)
+        cache = TRANSFORMER.encode_context(text)
         if objective.name == "masked":
             return TRANSFORMER.predict_masked(cache, codes, known)[0]
         order = torch.tensor([decoded], dtype=torch.int64)
@@ -125,7 +125,7 @@ def test_each_masked_step_is_one_pass(scale: float) -> None:
     sets = halton_order(*GRID).split(split_positions(N, 5))
     for step, positions in zip(seen, sets, strict=True):
         filled, without = (
-            TRANSFORMER.predict_masked(TRANSFORMER.encode_text(text), codes, known)
+            TRANSFORMER.predict_masked(TRANSFORMER.encode_context(text), codes, known)
             for text in (TEXT, NEGATIVE)
         )
         likeliest = guide(filled, without, scale).argmax(-1)

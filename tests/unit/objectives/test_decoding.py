@@ -112,7 +112,7 @@ def test_cached_is_recomputed(
         # What is in the cache was decoded before.
         assert torch.equal(cached_codes, final.gather(1, cached_positions))
         for row in range(len(rows)):
-            cache = fresh.encode_text(texts[row])
+            cache = fresh.encode_context(texts[row])
             fresh.append_codes(cache, cached_codes[row : row + 1], cached_positions[row : row + 1])
             visible = torch.full((positions.shape[1],), cached_codes.shape[1])
             expected = fresh.predict(cache, positions[row : row + 1], visible)

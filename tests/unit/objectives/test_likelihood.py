@@ -57,7 +57,7 @@ def test_autoregressive_by_hand() -> None:
     """The chain rule, code by code."""
     codes, total = torch.tensor([2, 0, 1, 2]), 0.0
     for index in range(N):
-        cache = TRANSFORMER.encode_text(TEXT[:1])
+        cache = TRANSFORMER.encode_context(TEXT[:1])
         TRANSFORMER.append_codes(cache, codes[None, :index], torch.arange(index)[None])
         [[logits]] = TRANSFORMER.predict(cache, torch.tensor([[index]]), torch.tensor([index]))
         total += logits.softmax(0)[codes[index]].log().item()
@@ -67,7 +67,7 @@ def test_autoregressive_by_hand() -> None:
 
 def test_parallel_by_hand() -> None:
     codes, positions = torch.tensor([2, 0, 1, 2]), torch.arange(N)[None]
-    cache = TRANSFORMER.encode_text(TEXT[:1])
+    cache = TRANSFORMER.encode_context(TEXT[:1])
     [shares] = TRANSFORMER.predict(cache, positions, torch.zeros(N, dtype=torch.int64)).softmax(-1)
     expected = shares[torch.arange(N), codes].log().sum().item()
     assert score(PARALLEL, codes.view(1, 2, 2)).item() == pytest.approx(expected, abs=1e-4)
@@ -99,7 +99,7 @@ def test_masked_is_the_mean_over_orders_too(monkeypatch: pytest.MonkeyPatch) -> 
     Each number of hidden positions with each permutation: what the estimate is in expectation.
     """
     codes, along = EVERY_PICTURE[50].flatten(), []
-    cache = TRANSFORMER.encode_text(TEXT[:1])
+    cache = TRANSFORMER.encode_context(TEXT[:1])
     for order in itertools.permutations(range(N)):
         known, total = torch.zeros(1, N, dtype=torch.bool), 0.0
         for position in order:

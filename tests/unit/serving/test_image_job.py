@@ -56,7 +56,7 @@ def test_canvases_are_made_when_the_worker_lists_the_requests(tiny: ServedModel)
 
     def plan(seeds: Sequence[int]) -> list[Canvas]:
         calls.append(seeds)
-        return [tiny.model.plan_picture()] * len(seeds)
+        return [tiny.model.canvases.new()] * len(seeds)
 
     job = create_job(tiny, Body(n=2, seed=5, size="32x16"), "a", plan)
     assert calls == []
@@ -99,13 +99,13 @@ def test_the_smallest_canvas_of_a_shape(
     size: tuple[int, int], expected: tuple[int, int], tiny: ServedModel
 ) -> None:
     assert find_canvas_size(tiny.model, size) == expected
-    tiny.model.plan_picture(expected)  # can be laid
+    tiny.model.canvases.new(expected)  # can be laid
 
 
 def test_every_shape_has_a_canvas_that_can_be_laid(tiny: ServedModel) -> None:
     for width in range(16, 130):
         canvas = find_canvas_size(tiny.model, (width, 32))
-        tiny.model.plan_picture(canvas)
+        tiny.model.canvases.new(canvas)
         assert min(canvas) == 16
         ratio = min(4, max(width, 32) / min(width, 32))
         assert abs(max(canvas) / 16 - ratio) <= 1 / 8 + 1e-9

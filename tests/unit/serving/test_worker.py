@@ -96,7 +96,7 @@ def submit(
 ) -> Submitted:
     def list_requests() -> list[ImageRequest]:
         model = served.model
-        canvases = plan(model) if plan else [model.plan_picture(size)] * len(seeds)
+        canvases = plan(model) if plan else [model.canvases.new(size)] * len(seeds)
         return [
             ImageRequest(prompt, seed, negative_prompt, canvas)
             for seed, canvas in zip(seeds, canvases, strict=True)
@@ -116,11 +116,11 @@ def submit(
 
 
 def edit(mask: np.ndarray) -> Plan:
-    return lambda model: [model.plan_edit(IMAGE, mask)]
+    return lambda model: [model.canvases.edit(IMAGE, mask)]
 
 
 def vary(strength: float, seeds: Sequence[int] = (0,)) -> Plan:
-    return lambda model: model.plan_variations(IMAGE, seeds, strength=strength)
+    return lambda model: model.canvases.variations(IMAGE, seeds, strength=strength)
 
 
 def pixels(pictures: Sequence[Image.Image]) -> list[np.ndarray]:
@@ -278,8 +278,8 @@ APART: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"plan": edit(CORNER)}, {"plan": edit(ROW)}),
     ({"plan": edit(CORNER)}, {}),
     (
-        {"plan": lambda model: [model.plan_outpaint(IMAGE, left=8)]},
-        {"plan": lambda model: [model.plan_outpaint(IMAGE, right=8)]},
+        {"plan": lambda model: [model.canvases.outpaint(IMAGE, left=8)]},
+        {"plan": lambda model: [model.canvases.outpaint(IMAGE, right=8)]},
     ),
 ]
 
@@ -537,7 +537,7 @@ def test_who_leaves_before_the_plan_costs_nothing(make: Make, tiny: ServedModel)
 
     def plan(model: TextToImage) -> list[Canvas]:
         planned.append(model)
-        return [model.plan_picture()]
+        return [model.canvases.new()]
 
     gone, stays = submit(worker, tiny, plan=plan), submit(worker, tiny)
     gone.job.cancel()

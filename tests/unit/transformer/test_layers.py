@@ -209,7 +209,7 @@ def test_the_mask_before_any_code() -> None:
 @pytest.mark.parametrize("rows", [[1], [0, 0, 2], [2, 1, 0, 1]])
 def test_select_takes_entries_as_often_as_named(rows: list[int]) -> None:
     cache = KVCache(
-        text_visible=torch.tensor([[True, True], [True, False], [False, True]]),
+        context_visible=torch.tensor([[True, True], [True, False], [False, True]]),
         keys=[torch.randn(3, 2, 4, 5) for _ in range(2)],
         values=[torch.randn(3, 2, 4, 5) for _ in range(2)],
         length=4,
@@ -218,7 +218,7 @@ def test_select_takes_entries_as_often_as_named(rows: list[int]) -> None:
     for copies, original in ((selected.keys, cache.keys), (selected.values, cache.values)):
         for mine, theirs in zip(copies, original, strict=True):
             assert torch.equal(mine, theirs[rows])
-    assert torch.equal(selected.text_visible, cache.text_visible[rows])
+    assert torch.equal(selected.context_visible, cache.context_visible[rows])
     assert selected.num_codes == 2
     assert selected.length == 4
 

@@ -54,7 +54,7 @@ def draw(batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def encode(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> KVCache:
     """Text, then codes."""
-    cache = TRANSFORMER.encode_text(text)
+    cache = TRANSFORMER.encode_context(text)
     TRANSFORMER.append_codes(cache, codes, positions)
     return cache
 
@@ -169,7 +169,7 @@ def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> N
         both = torch.cat([net.kv_norm(text), layer.attention_norm(hidden)], 1)
         hidden = look(layer, hidden, positions, both, everywhere, everything)
     expected = net.out_norm(hidden) @ net.out.weight.T + net.out.bias
-    made = net.predict_masked(net.encode_text(TEXT), codes, known)
+    made = net.predict_masked(net.encode_context(TEXT), codes, known)
     assert made.shape == (2, 9, 7)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
 
@@ -181,7 +181,7 @@ def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> N
 @given(st.integers(0, 8), st.integers(0, 99))
 def test_unknown_codes_are_not_read(num_known: int, seed: int) -> None:
     codes, order = draw(seed=seed)
-    known, cache = order < num_known, TRANSFORMER.encode_text(TEXT)
+    known, cache = order < num_known, TRANSFORMER.encode_context(TEXT)
     others = codes.where(known, (codes + 1 + order % 5) % 7)
     made = TRANSFORMER.predict_masked(cache, codes, known)
     assert torch.equal(TRANSFORMER.predict_masked(cache, others, known), made)
@@ -190,7 +190,7 @@ def test_unknown_codes_are_not_read(num_known: int, seed: int) -> None:
 def test_every_position_sees_the_known_codes() -> None:
     """Those before it as well as those after it, itself too."""
     codes, _ = draw()
-    cache, known = TRANSFORMER.encode_text(TEXT), torch.ones(2, 9).bool()
+    cache, known = TRANSFORMER.encode_context(TEXT), torch.ones(2, 9).bool()
     before = TRANSFORMER.predict_masked(cache, codes, known)
     for position in range(9):
         others, less = codes.clone(), known.clone()
@@ -203,10 +203,12 @@ def test_every_position_sees_the_known_codes() -> None:
 def test_masked_prediction_sees_the_text_and_not_its_padding() -> None:
     codes, order = draw()
     known = order < 4
-    made = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT), codes, known)
-    alone = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT[1:, :2]), codes[1:], known[1:])
+    made = TRANSFORMER.predict_masked(TRANSFORMER.encode_context(TEXT), codes, known)
+    alone = TRANSFORMER.predict_masked(
+        TRANSFORMER.encode_context(TEXT[1:, :2]), codes[1:], known[1:]
+    )
     torch.testing.assert_close(alone, made[1:], **CLOSE)
-    other = TRANSFORMER.predict_masked(TRANSFORMER.encode_text(TEXT.flip(0)), codes, known)
+    other = TRANSFORMER.predict_masked(TRANSFORMER.encode_context(TEXT.flip(0)), codes, known)
     assert ((other - made).abs().amax((0, 2)) > 1e-3).all()
 
 
@@ -218,7 +220,7 @@ def test_masked_prediction_sees_the_text_and_not_its_padding() -> None:
 def test_appending_in_pieces_is_appending_at_once(cuts: list[int], seed: int) -> None:
     codes, positions = draw(seed=seed)
     at_once = encode(codes, positions)
-    pieces = TRANSFORMER.encode_text(TEXT)
+    pieces = TRANSFORMER.encode_context(TEXT)
     edges = [0, *sorted(cuts), 9]
     for start, end in itertools.pairwise(edges):
         TRANSFORMER.append_codes(pieces, codes[:, start:end], positions[:, start:end])
@@ -266,7 +268,7 @@ def test_padding_changes_nothing() -> None:
     expected = logits_of_all(codes, positions)[1:]
     alone = logits_of_all(codes[1:], positions[1:], TEXT[1:, :2])
     torch.testing.assert_close(alone, expected, **CLOSE)
-    cache = TRANSFORMER.encode_text(TEXT[1:])
+    cache = TRANSFORMER.encode_context(TEXT[1:])
     for layer in (*cache.keys, *cache.values):
         layer[:, :, 2:] = 1e3  # keys and values of the padding
     TRANSFORMER.append_codes(cache, codes[1:, :-1], positions[1:, :-1])
@@ -289,7 +291,7 @@ def test_every_word_matters_to_every_position() -> None:
 
 def test_the_text_does_not_see_the_codes() -> None:
     codes, positions = draw()
-    cache = TRANSFORMER.encode_text(TEXT)
+    cache = TRANSFORMER.encode_context(TEXT)
     text_rows = [tensor.clone() for tensor in (*cache.keys, *cache.values)]
     TRANSFORMER.append_codes(cache, codes, positions)
     for before, now in zip(text_rows, cache.keys + cache.values, strict=True):
@@ -312,7 +314,7 @@ def test_queries_do_not_see_each_other(seen: int) -> None:
 def test_one_encoding_serves_many_pictures() -> None:
     codes, positions = draw(3)
     rows = torch.tensor([1, 0, 1])
-    cache = TRANSFORMER.encode_text(TEXT).select(rows)
+    cache = TRANSFORMER.encode_context(TEXT).select(rows)
     TRANSFORMER.append_codes(cache, codes, positions)
     once = TRANSFORMER.predict(cache, positions, torch.arange(9))
     each = TRANSFORMER.predict(encode(codes, positions, TEXT[rows]), positions, torch.arange(9))
@@ -325,8 +327,8 @@ def test_capacity_changes_nothing(cuts: list[int], missing: int, seed: int) -> N
     """Capacity for all codes or only some: rows and predictions are the same."""
     codes, positions = draw(seed=seed)
     rows, everywhere = torch.tensor([1, 0]), torch.arange(9).expand(2, -1)
-    plain = TRANSFORMER.encode_text(TEXT).select(rows)
-    roomy = TRANSFORMER.encode_text(TEXT).select(rows, capacity=9 - missing)
+    plain = TRANSFORMER.encode_context(TEXT).select(rows)
+    roomy = TRANSFORMER.encode_context(TEXT).select(rows, capacity=9 - missing)
     for start, end in itertools.pairwise([0, *sorted(cuts), 9]):
         now = codes[:, start:end], positions[:, start:end]
         for cache in (plain, roomy):
@@ -344,7 +346,7 @@ def test_capacity_changes_nothing(cuts: list[int], missing: int, seed: int) -> N
 
 def test_appending_no_codes_changes_nothing() -> None:
     """A picture of a single position trains so: no code comes before it."""
-    cache = TRANSFORMER.encode_text(TEXT)
+    cache = TRANSFORMER.encode_context(TEXT)
     nothing = torch.empty(2, 0, dtype=torch.int64)
     longer = encode(nothing, nothing)
     assert longer.num_codes == 0
@@ -360,7 +362,7 @@ def test_a_picture_of_one_position_is_learned() -> None:
     shape = dataclasses.replace(SHAPE, grid=(1, 1))
     network = create(shape=shape).train().requires_grad_(True)
     nowhere = torch.zeros(2, 0, dtype=torch.int64)
-    cache = network.encode_text(TEXT)
+    cache = network.encode_context(TEXT)
     network.append_codes(cache, nowhere, nowhere)
     logits = network.predict(cache, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
     logits.sum().backward()
@@ -385,11 +387,11 @@ def test_features_of_a_frozen_encoder_are_encoded_as_tokens_are() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 4, 5)
     features[1, 2:] = 0
-    cache = net.encode_text(features)
-    assert cache.text_visible.tolist() == [[True] * 4, [True, True, False, False]]
+    cache = net.encode_context(features)
+    assert cache.context_visible.tolist() == [[True] * 4, [True, True, False, False]]
     everywhere, none = torch.arange(9).expand(2, -1), torch.zeros(9, dtype=torch.int64)
     made = net.predict(cache, everywhere, none)
-    alone = net.predict(net.encode_text(features[1:, :2]), everywhere[1:], none)
+    alone = net.predict(net.encode_context(features[1:, :2]), everywhere[1:], none)
     torch.testing.assert_close(made[1:], alone, **CLOSE)
     assert (made[0] - made[1]).abs().amax(1).min() > 1e-3
     # The same rows, once embedded, are read the same.
@@ -400,7 +402,7 @@ def test_features_of_a_frozen_encoder_are_encoded_as_tokens_are() -> None:
     rows[1:5] = features[0] @ embedded[0].T + embedded[1]
     tokens.load_state_dict({**state, "text_embedding.weight": rows})
     expected = tokens.predict(
-        tokens.encode_text(torch.tensor([[1, 2, 3, 4]])), everywhere[:1], none
+        tokens.encode_context(torch.tensor([[1, 2, 3, 4]])), everywhere[:1], none
     )
     torch.testing.assert_close(made[:1], expected, **CLOSE)
 
@@ -418,7 +420,7 @@ def test_the_positions_of_a_picture_that_is_not_square() -> None:
 def test_half_the_layers_encode_and_half_predict() -> None:
     made = create(depth=6)
     assert len(made.self_decoder) == len(made.cross_decoder) == 3
-    cache = made.encode_text(TEXT)
+    cache = made.encode_context(TEXT)
     assert isinstance(cache, KVCache)
     assert len(cache.keys) == len(cache.values) == 6
     assert cache.keys[0].shape == (2, 2, 5, 8)

@@ -1,0 +1,61 @@
+"""Which pictures are as good as the same: no picture may look itself up while it is learned.
+
+Otherwise the model learns to copy. The same picture again, another crop of it, another skin tone
+of the same drawing: their codes are almost equal, or similar under the very same caption.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from tessella.retrieval.examples import Codes, ExampleMemory
+
+# Similarity is 1 for equal codes, and 0 on average for two pictures of the data. Two emoji that
+# differ in skin tone alone are at 0.85 (nine tenths of them above 0.45), two photographs of the
+# same class at 0.0 (one in a hundred above 0.4): docs/log.md.
+ALONE = 0.85
+SAME_CAPTION = 0.45
+
+_SAMPLE = 2048
+
+
+class NearCopies:
+    """Finds out whether two examples are as good as the same.
+
+    Args:
+        memory: has both.
+        codebook: (K, C) vectors of the codes.
+    """
+
+    def __init__(self, memory: ExampleMemory, codebook: npt.NDArray[np.float32]) -> None:
+        self._memory, self._codebook = memory, codebook
+        # A number each: equal ones are as good as certainly equal captions.
+        captions = (caption for row in memory.rows for caption in row.captions)
+        self._captions = [hash(caption.casefold()) for caption in captions]
+        self._starts = np.searchsorted(memory.example_of, np.arange(len(memory) + 1)).tolist()
+        rng = np.random.default_rng(0)
+        first, second = rng.integers(len(memory), size=(2, _SAMPLE))
+        self._scale = max(float(self._distance(first, second).mean()), 1e-12)
+
+    def find(self, example: int, others: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+        """Finds which of some examples (R,) are as good as one: (R,) bool. It is, of itself."""
+        similarity = 1 - self._distance(np.array([example]), others) / self._scale
+        found: npt.NDArray[np.bool_] = (similarity >= ALONE) | (others == example)
+        captions = self._read(example)
+        for number in np.flatnonzero(~found & (similarity >= SAME_CAPTION)).tolist():
+            found[number] = not captions.isdisjoint(self._read(int(others[number])))
+        return found
+
+    def _read(self, example: int) -> set[int]:
+        start, end = self._starts[example : example + 2]
+        return set(self._captions[start:end])
+
+    def _distance(
+        self, first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.float64]:
+        """Computes mean squared distances of the code vectors of pairs of examples."""
+        left, right = (self._look_up(self._memory.codes[rows]) for rows in (first, second))
+        distances: npt.NDArray[np.float64] = np.square(left - right).sum(-1).mean((-1, -2))
+        return distances
+
+    def _look_up(self, codes: Codes) -> npt.NDArray[np.float32]:
+        return self._codebook[codes]

@@ -1,0 +1,207 @@
+"""captions → an inverted index → the examples whose captions cover a prompt best.
+
+Each next example is chosen for what of the prompt the ones before it leave out: for "a red dress"
+a red shirt and a blue dress, not two blue dresses. Every caption is indexed by itself, so that the
+keywords of a picture do not stand in the way of its title. Arrays, not objects: the index of a
+million captions is memory-mapped and read where a prompt's words are.
+
+Source: BM25 (Robertson and Zaragoza 2009) as `bm25s` computes it (arXiv:2407.03618); Snowball's
+stemmer; the greedy choice is the usual one for coverage, with a factor instead of a limit.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+COVERED = 0.3
+"""What a word still counts for each time that an example has covered it (docs/log.md)."""
+
+# Captions that are compared for a prompt: all that have its rarest words, then evenly spaced ones
+# of those that have its commoner words.
+_MAX_CANDIDATES = 4_000
+_FIRST = 32  # of these, that are put in order first: mostly it is enough
+_NOTHING = 1e-6  # worth less is worth nothing
+_WORD = re.compile(r"[^\W_]+")
+# Languages that are written without spaces: their pairs of letters stand for words.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]")
+
+Indices = npt.NDArray[np.int32]
+FindExcluded = Callable[[Indices], npt.NDArray[np.bool_]]
+"""Finds which examples (R,) must not be chosen: (R,) bool."""
+
+
+class CaptionIndex:
+    """Finds the captions that cover a prompt.
+
+    Args:
+        words: stems, sorted; their places are their numbers.
+        offsets: (words + 1,) int64, where each word's postings begin.
+        captions: (P,) int32, the captions that have each word, rising within a word.
+        scores: (P,) float32, what the word is worth there.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        offsets: npt.NDArray[np.int64],
+        captions: Indices,
+        scores: npt.NDArray[np.float32],
+    ) -> None:
+        self.words, self.offsets = words, offsets
+        self.captions, self.scores = captions, scores
+        self._number_of = {word: number for number, word in enumerate(words)}
+
+    @classmethod
+    def build(cls, captions: Iterable[str]) -> "CaptionIndex":
+        """Indexes captions."""
+        from bm25s import BM25
+
+        number_of: dict[str, int] = {}
+        rows = [
+            [number_of.setdefault(word, len(number_of)) for word in split_stems(caption)]
+            for caption in captions
+        ]
+        if not number_of:
+            nothing = np.zeros(0, np.int32)
+            return cls([], np.zeros(1, np.int64), nothing, nothing.astype(np.float32))
+        index = BM25(method="lucene")
+        index.index((rows, number_of), show_progress=False, create_empty_token=False)
+        return cls._sort(number_of, index.scores)
+
+    @classmethod
+    def _sort(cls, number_of: Mapping[str, int], scores: Mapping[str, Any]) -> "CaptionIndex":
+        """Puts the words in alphabetical order, and each word's captions in theirs."""
+        starts = np.asarray(scores["indptr"], np.int64)
+        words = sorted(number_of)
+        old = np.array([number_of[word] for word in words])
+        lengths = np.diff(starts)[old]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.arange(offsets[-1]) + np.repeat(starts[old] - offsets[:-1], lengths)
+        captions = np.asarray(scores["indices"])[rows]
+        order = np.lexsort([captions, np.repeat(np.arange(len(words)), lengths)])
+        values = np.asarray(scores["data"], np.float32)[rows]
+        return cls(words, offsets, captions[order].astype(np.int32), values[order])
+
+    def look_up(
+        self,
+        prompt: str,
+        count: int,
+        example_of: npt.NDArray[np.integer[Any]],
+        *,
+        alternatives: int = 1,
+        find_excluded: FindExcluded | None = None,
+    ) -> Indices:
+        """Finds captions of different examples that together cover the words of a prompt.
+
+        Args:
+            prompt: any text; words that no caption has are not looked up.
+            count: examples to find.
+            example_of: the example of each caption; an example is found once.
+            alternatives: also lists, for each of them, the next best ones in its place.
+            find_excluded: asked of examples (R,); returns (R,) bool, True where they must not be
+                chosen.
+
+        Returns:
+            (count, alternatives) captions, the best first; -1 where none has a word of the prompt
+            that still counts. Of equally good ones the one that was added first.
+        """
+        found = np.full((count, alternatives), -1, np.int32)
+        candidates, scores = self._find_candidates(prompt)
+        examples = np.asarray(example_of[candidates])
+        weights = np.ones(len(scores), np.float32)
+        taken: set[int] = set()
+        for row in found:
+            worth = weights @ scores
+            in_order = _iterate_best(worth, examples, taken, find_excluded)
+            best = list(islice(in_order, alternatives))
+            if not best:
+                break
+            row[: len(best)] = candidates[best]
+            taken.add(int(examples[best[0]]))
+            weights = np.where(scores[:, best[0]] > 0, weights * COVERED, weights)
+        return found
+
+    def _find_candidates(self, prompt: str) -> tuple[Indices, npt.NDArray[np.float32]]:
+        """Finds captions (D,) with words of a prompt, and what each word is worth (W, D)."""
+        numbers = {self._number_of.get(word) for word in split_stems(prompt)}
+        known = [number for number in numbers if number is not None]
+        spans = sorted((slice(*self.offsets[n : n + 2].tolist()) for n in known), key=_length)
+        found, left = [], _MAX_CANDIDATES
+        for span in spans:
+            if left <= 0:
+                break
+            found.append(np.asarray(self.captions[span][:: -(-_length(span) // left)]))
+            left -= len(found[-1])
+        if not found:
+            return np.zeros(0, np.int32), np.zeros((0, 0), np.float32)
+        candidates = np.sort(np.concatenate(found))
+        candidates = candidates[np.append(True, candidates[1:] != candidates[:-1])]
+        scores = np.zeros((len(spans), len(candidates)), np.float32)
+        for row, span in zip(scores, spans, strict=True):
+            captions = self.captions[span]
+            at = np.minimum(np.searchsorted(captions, candidates), _length(span) - 1)
+            has_word = captions[at] == candidates
+            row[has_word] = self.scores[span][at[has_word]]
+        return candidates, scores
+
+
+def _iterate_best(
+    worth: npt.NDArray[np.float32],
+    examples: Indices,
+    taken: Set[int],
+    find_excluded: FindExcluded | None,
+) -> Iterator[int]:
+    """Yields candidates, the best of each example first, without taken and excluded examples.
+
+    Args:
+        worth: (D,) of the candidates; what is worth nothing is left out.
+        examples: (D,) theirs.
+        taken: examples that are left out.
+        find_excluded: as for `look_up`.
+    """
+    seen, size = set(taken), _FIRST
+    while True:
+        size = min(size, len(worth))
+        # The threshold first, so that equally good ones come in their own order.
+        least = np.partition(worth, -size)[-size] if size else 0.0
+        [best] = np.nonzero(worth >= max(least, _NOTHING))
+        best = best[np.argsort(-worth[best], kind="stable")]
+        best = best[[example not in seen for example in examples[best].tolist()]]
+        if find_excluded is not None and len(best):
+            best = best[~find_excluded(examples[best])]
+        for at in best.tolist():
+            if (example := int(examples[at])) not in seen:
+                seen.add(example)
+                yield at
+        if size == len(worth):
+            return
+        size *= 8
+
+
+def split_stems(text: str) -> list[str]:
+    """Splits a text into the stems of its words, in lower case."""
+    return [stem for word in _WORD.findall(text.casefold()) for stem in _stem(word)]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> tuple[str, ...]:
+    """Returns a word's stem; of a word written without spaces its pairs of letters."""
+    if _UNSPACED.search(word):
+        return tuple(word[i : i + 2] for i in range(max(1, len(word) - 1)))
+    return (_create_stemmer().stemWord(word),)
+
+
+@functools.cache
+def _create_stemmer() -> Any:
+    from snowballstemmer import stemmer
+
+    return stemmer("english")
+
+
+def _length(span: slice) -> int:
+    return int(span.stop) - int(span.start)

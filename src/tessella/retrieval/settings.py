@@ -1,0 +1,23 @@
+"""How a model looks pictures up."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tessella.config import Settings
+
+MAX_NEIGHBORS = 16
+
+
+class RetrievalSettings(Settings):
+    """Pictures that are looked up by their captions, and shown to the transformer as codes."""
+
+    neighbors: Annotated[int, Field(ge=0, le=MAX_NEIGHBORS)] | Literal["auto"] = "auto"
+    """Examples beside each prompt (k); 0 is none. `auto` trains a small model both ways, for some
+    seconds, and takes 3 where they help on held-out pictures."""
+    candidates: int = Field(4, ge=1, le=16)
+    """In training each example is drawn from this many of the best."""
+    dropout: float = Field(0.05, ge=0.0, le=1.0)
+    """Fraction of pictures that are learned without examples, so that the model paints without."""
+    caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
+    """Fraction of examples that are learned without their captions, as your own references come."""

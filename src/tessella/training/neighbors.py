@@ -1,0 +1,224 @@
+"""Which examples each training picture looks at: found once for every caption, drawn at each step.
+
+One memory-mapped file for each side of the split, 4 bytes an example, with a note of what it was
+made from. Training looks up exactly as painting does, but never the picture itself, nor what is as
+good as the same (`retrieval/copies.py`).
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tessella.data.cache import CaptionedImages
+from tessella.files import new_folder, write_json
+from tessella.retrieval import ExampleMemory, RetrievalSettings
+from tessella.retrieval.copies import NearCopies
+from tessella.retrieval.examples import ExampleRow
+from tessella.tokenizer import ImageTokenizer
+from tessella.training.codes import Codes, Progress, cached_array, hash_weights
+from tessella.training.text_features import CaptionReader
+from tessella.transformer import Examples
+
+_DROPPED_WITH_PROMPT = 0.5
+_MADE_FROM = "made_from.json"
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The best examples of every caption of one side."""
+
+    captions: npt.NDArray[np.int32]  # (C, k, m) of the memory; -1 where there is none
+    starts: npt.NDArray[np.int64]  # (images,) the row of each picture's first caption
+
+    def draw(
+        self,
+        indices: npt.NDArray[np.int64],
+        choices: Sequence[int],
+        example_of: npt.NDArray[np.int32],
+        rng: np.random.Generator | None = None,
+    ) -> npt.NDArray[np.int32]:
+        """Draws the examples of pictures: one of the best in each place, none of them twice.
+
+        Args:
+            indices: (B,) pictures.
+            choices: which of its captions each picture is learned with.
+            example_of: the example of each caption of the memory.
+            rng: draws; without one the best are taken.
+
+        Returns:
+            (B, k) captions of the memory; -1 where there is none.
+        """
+        found = self.captions[self.starts[indices] + np.asarray(choices)]  # (B, k, m)
+        if rng is None:
+            return np.array(found[:, :, 0])
+        drawn = np.full(found.shape[:2], -1, np.int32)
+        ranks = rng.random(found.shape).argsort(-1)
+        for picture, (rows, orders) in enumerate(zip(found, ranks, strict=True)):
+            taken: set[int] = set()
+            for place, (row, order) in enumerate(zip(rows, orders, strict=True)):
+                for caption in row[order]:
+                    if caption >= 0 and int(example_of[caption]) not in taken:
+                        drawn[picture, place] = caption
+                        taken.add(int(example_of[caption]))
+                        break
+        return drawn
+
+
+class ExampleReader:
+    """Reads the examples of training pictures as the transformer takes them.
+
+    Args:
+        memory: of the training pictures, in their order.
+        neighbors: of each side.
+        codes: (passes, N, h, w) of the training pictures.
+        flips: whether the second half of the passes are mirrored.
+        settings: how examples are dropped.
+        captions: reads captions.
+    """
+
+    def __init__(
+        self,
+        memory: ExampleMemory,
+        neighbors: Mapping[str, Neighbors],
+        codes: Codes,
+        settings: RetrievalSettings,
+        captions: CaptionReader,
+        *,
+        flips: bool = False,
+    ) -> None:
+        self.memory = memory
+        self._neighbors, self._codes, self._settings = neighbors, codes, settings
+        self._captions = captions
+        self._first_flipped = len(codes) // 2 if flips else len(codes)
+
+    def draw(
+        self,
+        indices: npt.NDArray[np.int64],
+        choices: Sequence[int],
+        passes: npt.NDArray[np.int64],
+        keeps_prompt: npt.NDArray[np.bool_],
+        rng: np.random.Generator,
+    ) -> Examples:
+        """Draws the examples of training pictures.
+
+        Args:
+            indices: (B,) pictures.
+            choices: which of its captions each is learned with.
+            passes: (B,) of their codes: a mirrored picture looks at mirrored examples.
+            keeps_prompt: (B,) False where the prompt is dropped, and half of the examples with it.
+            rng: draws them.
+        """
+        found = self._neighbors["train"].draw(indices, choices, self.memory.example_of, rng)
+        is_dropped = rng.random(len(found)) < self._settings.dropout
+        # Without the prompt half of them stay: guidance may move away from either.
+        is_dropped |= ~keeps_prompt & (rng.random(len(found)) < _DROPPED_WITH_PROMPT)
+        found[is_dropped] = -1
+        hidden = rng.random(found.shape) < self._settings.caption_dropout
+        mirrored = np.where(passes >= self._first_flipped, self._first_flipped, 0)
+        return self._read(found, mirrored, hidden)
+
+    def read_best(
+        self, side: str, indices: npt.NDArray[np.int64], choices: Sequence[int]
+    ) -> Examples:
+        """Reads the best examples of pictures of a side, as painting has them."""
+        found = self._neighbors[side].draw(indices, choices, self.memory.example_of)
+        return self._read(found, np.zeros(len(found), np.int64), np.zeros(found.shape, np.bool_))
+
+    def _read(
+        self,
+        found: npt.NDArray[np.int32],
+        passes: npt.NDArray[np.int64],
+        hidden: npt.NDArray[np.bool_],
+    ) -> Examples:
+        """Reads the codes and captions of examples (B, k), found by caption."""
+        examples = self.memory.example_of[np.maximum(found, 0)]
+        codes = self._codes[passes[:, None], examples].reshape(*found.shape, -1).astype(np.int64)
+        codes[found < 0] = -1
+        texts = [
+            "" if is_hidden or caption < 0 else self.memory.by_caption(caption).caption
+            for caption, is_hidden in zip(found.ravel().tolist(), hidden.ravel(), strict=True)
+        ]
+        text = self._captions.encode_training(texts).text_tokens
+        return Examples(torch.from_numpy(codes), text.view(*found.shape, *text.shape[1:]))
+
+
+def prepare_memory(
+    images: CaptionedImages, codes: Codes, tokenizer: ImageTokenizer, folder: Path
+) -> ExampleMemory:
+    """Makes a memory of the training pictures, unless it is there already.
+
+    Args:
+        images: the training side.
+        codes: (passes, N, h, w), of which the first has the pictures as they are.
+        tokenizer: the codes are of.
+        folder: of the memory.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    made_from = {"images": images.fingerprint, "tokenizer": hash_weights(tokenizer)}
+    note = folder / _MADE_FROM
+    try:
+        if json.loads(note.read_bytes()) == made_from and (memory := ExampleMemory.open(folder)):
+            return memory
+    except (OSError, ValueError):
+        pass  # without a readable note the folder is not to be trusted
+    rows = [ExampleRow(images.name(i), images.captions(i)) for i in range(len(images))]
+    memory = ExampleMemory.build(codes[0], rows, made_from["tokenizer"])
+    with new_folder(folder, what="the examples") as building:
+        memory.write(building)
+        write_json(building / _MADE_FROM, made_from)
+    return ExampleMemory.open(folder) or memory
+
+
+def find_neighbors(
+    images: CaptionedImages,
+    memory: ExampleMemory,
+    path: Path,
+    *,
+    count: int,
+    candidates: int,
+    copies: NearCopies | None,
+    progress: Progress = lambda done, total: None,
+) -> Neighbors:
+    """Finds the examples of every caption into a file, unless it is there already.
+
+    Args:
+        images: one side of the data.
+        memory: where to look.
+        path: the `.npy` file; a `.json` beside it notes what it was made from.
+        count: examples of a caption (k).
+        candidates: that each is drawn from (m).
+        copies: the images are those of the memory, in its order: they must not find themselves.
+            None where they are others.
+        progress: told the pictures.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    counts = np.array([len(images.captions(index)) for index in range(len(images))], np.int64)
+    starts = np.cumsum(counts) - counts
+
+    def fill(found: npt.NDArray[np.int32]) -> None:
+        for index, start in enumerate(starts.tolist()):
+            own = None if copies is None else functools.partial(copies.find, index)
+            for number, caption in enumerate(images.captions(index)):
+                found[start + number] = memory.look_up(
+                    caption, count, alternatives=candidates, find_excluded=own
+                )
+            progress(index + 1, len(images))
+
+    made_from = {
+        "images": images.fingerprint,
+        "memory": {"tokenizer": memory.tokenizer, "examples": len(memory)},
+        "neighbors": {"count": count, "candidates": candidates, "own": copies is not None},
+    }
+    shape = (int(counts.sum()), count, candidates)
+    what = "the neighbours of the images"
+    return Neighbors(cached_array(path, made_from, np.int32, shape, fill, what=what), starts)

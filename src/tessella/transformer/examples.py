@@ -1,0 +1,78 @@
+"""Examples beside the prompt: the codes and captions of other pictures → rows to attend to.
+
+Every layer attends to them as it does to the text, but they do not run through the layers
+themselves: their keys and values are projected straight from the embeddings, so that a picture
+that looks at three others costs little more than one that looks at none.
+
+Source: retrieved neighbours as a prefix, arXiv:2204.11824 and arXiv:2209.14491.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Examples(NamedTuple):
+    """The pictures that each picture of a batch looks at."""
+
+    codes: Tensor  # (B, k, N) int64; -1 where there is no example
+    text: Tensor  # (B, k, T) tokens or (B, k, T, F) features of their captions, padded
+
+    @property
+    def visible(self) -> Tensor:
+        """(B, k) bool, False where there is no example."""
+        return self.codes[..., 0] >= 0
+
+    def add_empty(self, count: int) -> "Examples":
+        """Adds rows without examples at the end of the batch."""
+        none = torch.full_like(self.codes[:1], -1).expand(count, -1, -1)
+        text = torch.zeros_like(self.text[:1]).expand(count, *self.text.shape[1:])
+        return Examples(torch.cat([self.codes, none]), torch.cat([self.text, text]))
+
+
+class ExampleEncoder(nn.Module):
+    """Embeds examples: code, position and caption, mixed with the codes around.
+
+    Args:
+        codebook_size: K.
+        grid: (h, w).
+        width: D.
+    """
+
+    def __init__(self, codebook_size: int, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.code_embedding = nn.Embedding(codebook_size, width)
+        self.caption = nn.Linear(width, width, bias=False)
+        self.mix_in = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.mix_out = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width, bias=False)
+        nn.init.zeros_(self.mix_out.weight)
+
+    def forward(self, codes: Tensor, positions: Tensor, captions: Tensor) -> Tensor:
+        """Embeds codes.
+
+        Args:
+            codes: (B, k, N) int64; what stands where there is no example is masked later.
+            positions: (N, D) embeddings of the positions.
+            captions: (B, k, D) embeddings of the captions.
+
+        Returns:
+            (B, k · N, D).
+        """
+        batch, count, _ = codes.shape
+        rows = self.code_embedding(codes.clamp(min=0)) + positions
+        rows = rows + self.caption(captions)[:, :, None]
+        grids = rows.flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)  # (B · k, D, h, w)
+        mixed = functional.relu(self.mix_in(grids)).square().flatten(2).transpose(1, 2)
+        rows = rows + self.mix_out(mixed).view_as(rows)
+        normed: Tensor = self.norm(rows)
+        return normed.view(batch, count * codes.shape[2], -1)
+
+
+def average_tokens(embedded: Tensor, visible: Tensor) -> Tensor:
+    """Averages token embeddings (..., T, D) where they are visible (..., T): (..., D)."""
+    weights = visible.to(embedded.dtype)[..., None]
+    return (embedded * weights).sum(-2) / weights.sum(-2).clamp(min=1)
