@@ -16,9 +16,12 @@ from tessella.evaluation.model import count_pictures
 from tessella.model.codec import encode_pixels
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.retrieval import ExampleMemory, RetrievalSettings
+from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
+from tessella.training.neighbors import ExampleReader, Neighbors
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from tessella.training.text_features import CaptionReader
 from tessella.training.tokenizer_stage import TokenizerStage
@@ -29,6 +32,8 @@ _FRACTIONS = {"tokenizer": 0.4, "transformer": 0.6}
 _EVALUATIONS = 6  # of each stage: enough to follow it
 _MEASURE_SECONDS = 6.0
 _BATCH = 16
+_EXAMPLES, _LOOKUPS = 2_000, 64  # pictures that are looked up in, and prompts that are timed
+_MAX_CAPTIONS = 1 << 20  # of a picture
 # A larger preset is worth it if the tokenizer sees this many images in its part of the time.
 _WORTH_IMAGES = 400_000
 # Of each stage: by then scenes have shapes, and photographs their colours (docs/log.md).
@@ -104,10 +109,16 @@ def compute_budget(
     """
     began = time.monotonic()
     model = TextToImage.create(recipe.describe_model(), text_encoder).to(accelerator.device)
-    paces = _measure_stages(recipe, model, data, captions, accelerator)
+    neighbors = model.config.neighbors
+    memory = _create_memory(model, data.train) if neighbors else None
+    paces = _measure_stages(recipe, model, data, captions, memory, accelerator)
     num_images = len(data.train) + len(data.validation)
     other = _measure_encoding(model.tokenizer, data.train) * num_images
     other += _measure_painting(model) * count_pictures(data)
+    if memory is not None:
+        # Each picture once for each of its captions; near copies are left out, which takes as long.
+        captions_each = len(memory.example_of) / len(memory)
+        other += 2 * _measure_lookup(memory, neighbors) * captions_each * num_images
     seconds_left -= time.monotonic() - began
 
     evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
@@ -140,9 +151,10 @@ def _measure_stages(
     model: TextToImage,
     data: PreparedData,
     captions: CaptionReader,
+    memory: ExampleMemory | None,
     accelerator: Accelerator,
 ) -> dict[str, Pace]:
-    """Measures the pace of each stage that trains, on random codes."""
+    """Measures the pace of each stage that trains, on random codes and examples."""
     grid = model.config.grid
     rng = np.random.default_rng(0)
     one = rng.integers(len(model.tokenizer.codebook), size=(1, 1, *grid)).astype(np.uint16)
@@ -157,11 +169,47 @@ def _measure_stages(
     # Stage 2 first: measuring stage 1 spoils the tokenizer, whose codebook stage 2 reads.
     transformer, tokenizer = recipe.transformer_training, recipe.tokenizer_training
     if transformer.images:
-        measure(TransformerStage(model, transformer, data.sides, codes, captions), transformer)
+        examples = None
+        if memory is not None:
+            examples = _create_examples(memory, model.config.neighbors, data.train, captions)
+        stage = TransformerStage(model, transformer, data.sides, codes, captions, examples)
+        measure(stage, transformer)
     if tokenizer.images and recipe.tokenizer.network != "palette":
         device = accelerator.device
         measure(TokenizerStage(model.tokenizer, tokenizer, data.sides, device), tokenizer)
     return dict(sorted(paces.items()))
+
+
+def _create_memory(model: TextToImage, images: CaptionedImages) -> ExampleMemory:
+    """Creates a memory of some pictures' captions and random codes: looking up takes as long."""
+    rows = [ExampleRow("", images.captions(index)) for index in range(min(len(images), _EXAMPLES))]
+    shape = (len(rows), *model.config.grid)
+    codes = np.random.default_rng(0).integers(len(model.tokenizer.codebook), size=shape)
+    return ExampleMemory.build(codes.astype(np.uint16), rows, "")
+
+
+def _create_examples(
+    memory: ExampleMemory, count: int, images: CaptionedImages, captions: CaptionReader
+) -> ExampleReader:
+    """Creates examples that are the same for every picture: training takes as long."""
+    found = np.arange(count, dtype=np.int32)[:, None] % len(memory.example_of)
+    neighbors = Neighbors(
+        np.broadcast_to(found, (_MAX_CAPTIONS, count, 1)), np.zeros(len(images), np.int64)
+    )
+    sides = {"train": neighbors, "validation": neighbors}
+    return ExampleReader(memory, sides, memory.codes[None], RetrievalSettings(), captions)
+
+
+def _measure_lookup(memory: ExampleMemory, count: int) -> float:
+    """Returns the seconds that it takes to find the neighbours of a caption."""
+    prompts = [row.captions[0] for row in memory.rows[:_LOOKUPS]]
+    candidates = RetrievalSettings().candidates
+
+    def look_up() -> None:
+        for prompt in prompts:
+            memory.look_up(prompt, count, alternatives=candidates)
+
+    return _time_second_call(look_up, torch.device("cpu")) / len(prompts)
 
 
 def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:

@@ -39,6 +39,7 @@ from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
+from tessella.training.auto_neighbors import CHOICE_FILE, choose_neighbors
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.codes import Codes, hash_weights, prepare_codes
@@ -123,6 +124,12 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     # Before run.json is written: what cannot be built must not claim the folder.
     model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_new:
+        choice = None
+        if recipe.retrieval.neighbors == "auto":
+            choice = choose_neighbors(recipe, request.minutes, data)
+            console.print(f"Examples beside each prompt: {choice.neighbors}; {choice.why}.")
+            retrieval = recipe.retrieval.replace(neighbors=choice.neighbors)
+            recipe = recipe.replace(retrieval=retrieval)
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
             budget = compute_budget(recipe, seconds_left, data, text_encoder, captions, accelerator)
@@ -131,7 +138,10 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
             write_run_file(out, list(map(str, request.sources)), request.describe(), recipe)
+            if choice is not None:
+                write_json(out / record.EXAMPLES_FOLDER / CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()
+        model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_main and not (out / TEXT_FILE).exists():
         text_encoder.save(out / TEXT_FILE)
 
@@ -147,7 +157,8 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
 
     with accelerator.main_process_first():
         codes = run.prepare_codes(model.tokenizer)
-    model = run.train_transformer(model, codes, captions)
+        examples = run.prepare_examples(model, codes, captions)
+    model = run.train_transformer(model, codes, captions, examples)
     if is_main:
         run.finish(model)
         _write_report(out, console)
@@ -209,7 +220,7 @@ class _Run:
                 )
         return codes
 
-    def read_examples(
+    def prepare_examples(
         self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
     ) -> ExampleReader | None:
         """Finds what every picture looks at, once; None if the model looks at nothing."""
@@ -237,7 +248,11 @@ class _Run:
         return ExampleReader(memory, neighbors, codes["train"], settings, captions, flips=flips)
 
     def train_transformer(
-        self, model: TextToImage, codes: Mapping[str, Codes], captions: CaptionReader
+        self,
+        model: TextToImage,
+        codes: Mapping[str, Codes],
+        captions: CaptionReader,
+        examples: ExampleReader | None,
     ) -> TextToImage:
         """Trains the transformer, or restores it; returns the model with the averaged weights."""
         settings = self.recipe.transformer_training
@@ -251,7 +266,6 @@ class _Run:
         if settings.init_from is not None and self._read_images_seen("transformer") is None:
             codebook = None if settings.images else model.tokenizer.codebook
             initialize_transformer(transformer, settings.init_from, codebook)
-        examples = self.read_examples(model, codes, captions)
         model = model.with_parts(
             transformer=transformer, memory=examples.memory if examples else None
         )

@@ -1,5 +1,6 @@
 """`init_from`: a stage begins with the weights of another model instead of random ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ def initialize_transformer(
 ) -> None:
     """Copies the transformer of a model.
 
+    What embeds examples is copied where both have it; otherwise it begins untrained.
+
     Args:
         transformer: takes the weights.
         folder: the model's, or its name.
@@ -65,7 +68,7 @@ def initialize_transformer(
             "Set objective to the same, or leave out transformer_training.init_from."
         )
     _require_same("transformer", old.settings, transformer.settings)
-    if old.shape != transformer.shape:
+    if replace(old.shape, max_examples=transformer.shape.max_examples) != transformer.shape:
         raise ConfigError(
             f"The transformer to start from has another shape: {old.shape}, not "
             f"{transformer.shape}. Codebook size, number of codes and vocabulary must be the same: "
@@ -77,7 +80,9 @@ def initialize_transformer(
             "0 images it cannot adapt. Set tokenizer_training.init_from to the same model and "
             ".learn to decoder, or give transformer_training.images."
         )
-    transformer.load_state_dict(old.state_dict())
+    weights = transformer.state_dict()
+    weights.update((name, value) for name, value in old.state_dict().items() if name in weights)
+    transformer.load_state_dict(weights)
 
 
 def load_text_encoder(folder: str | Path, encoder: str | None = None) -> TextEncoder:

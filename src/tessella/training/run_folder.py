@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tessella.config import build, changed_settings, read_config
+from tessella.config import build, changed_settings, merge, read_config
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import lock, write_json
 from tessella.runs import record
@@ -89,7 +89,9 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
     now = dict(asked)
     if now["minutes"] is None:
         now["minutes"] = run["asked"]["minutes"]
-    changed = changed_settings(run["asked"], now)
+    # A setting that came later was not asked for.
+    before = run["asked"] | {"recipe": merge(_defaults(), run["asked"]["recipe"])}
+    changed = changed_settings(before, now)
     for name, (before, after) in changed.items():
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
@@ -97,7 +99,11 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
             f"`{before}`, now it is `{after}`{more}. Use the same settings to resume it, or a new "
             "--out to begin again."
         )
-    return build(Recipe, run["recipe"])
+    return build(Recipe, {"retrieval": {"neighbors": 0}} | run["recipe"])
+
+
+def _defaults() -> dict[str, Any]:
+    return Recipe().model_dump(mode="json")
 
 
 def write_run_file(

@@ -186,6 +186,17 @@ def test_all_but_the_lengths_is_kept(
         assert after.model_dump(exclude=exclude) == before.model_dump(exclude=exclude), name
 
 
+def test_looking_up_takes_time(
+    data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice 0.5 s for each of 40 images' captions: 40 s less to train than without examples."""
+    monkeypatch.setattr(budget_module, "_measure_lookup", lambda *_: 0.5)
+    made = plan(data, clock, monkeypatch, 1094.0, "retrieval.neighbors=2")
+    captions = sum(len(data.train.captions(n)) for n in range(len(data.train)))
+    assert made.other_seconds == pytest.approx(20 + 40 * captions / len(data.train))
+    assert made.recipe.retrieval.neighbors == 2
+
+
 def test_too_short_a_time_is_refused(
     data: PreparedData, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,10 +227,14 @@ def test_a_model_of_short_prompts_is_measured(data: PreparedData) -> None:
     assert budget_module._measure_painting(model) > 0
 
 
-def test_a_real_machine_is_measured(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("neighbors", [0, 2])
+def test_a_real_machine_is_measured(
+    neighbors: int, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(budget_module, "_MEASURE_SECONDS", 0.01)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     words = [*TINY, "tokenizer_training.batch_size=4", "transformer_training.batch_size=4"]
+    words += [f"retrieval.neighbors={neighbors}"]
     recipe = resolve_recipe(None, None, words)
     made = compute_budget(recipe, 10_000.0, data, text, text, create_accelerator("cpu"))
     for training in (made.recipe.tokenizer_training, made.recipe.transformer_training):

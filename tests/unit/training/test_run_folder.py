@@ -91,6 +91,20 @@ def test_other_settings_are_refused(run: Path, now: dict[str, Any], message: str
     assert message in str(caught.value)
 
 
+# A setting that came later would have ended every run of before.
+def test_a_run_from_before_examples_goes_on_without(run: Path) -> None:
+    file = run / "run.json"
+    values = json.loads(file.read_text())
+    for recipe in (values["recipe"], values["asked"]["recipe"]):
+        del recipe["retrieval"], recipe["generation"]["neighbors"]
+    file.write_text(json.dumps(values))
+    recipe = open_run(run, asked())
+    assert recipe is not None
+    assert recipe.retrieval.neighbors == 0
+    with pytest.raises(ConfigError, match=r"has retrieval\.neighbors = `auto`, now it is `2`"):
+        open_run(run, asked("retrieval.neighbors=2"))
+
+
 def test_a_new_run_may_begin_where_nothing_else_is(tmp_path: Path) -> None:
     assert open_run(tmp_path / "nowhere", asked()) is None
     for name in ("data", "text", ".lock", ".data.lock"):
