@@ -68,6 +68,18 @@ def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
     assert same(transformer, old.transformer)
 
 
+def test_examples_may_be_learned_by_a_model_that_had_none(model: Path) -> None:
+    """And given up again: the layers are the same, only what embeds examples is there or not."""
+    old = TextToImage.load(model, "cpu").transformer
+    shape = dataclasses.replace(old.shape, max_examples=2)
+    transformer = Transformer(CONFIG.transformer, shape)
+    untrained = {n: w.clone() for n, w in transformer.state_dict().items() if "example" in n}
+    assert untrained
+    initialize_transformer(transformer, model)
+    for name, weight in transformer.state_dict().items():
+        assert torch.equal(weight, {**old.state_dict(), **untrained}[name]), name
+
+
 def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
     shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, grid=(8, 8))
     with pytest.raises(ConfigError, match=r"another shape.*grid=\(4, 4\).*grid=\(8, 8\)"):
