@@ -1,4 +1,4 @@
-"""`tessella examples add|list|remove` and `tessella export`: the pictures that a model looks at."""
+"""`tessella examples add|list|remove` and `tessella export`: the pictures that a model can look at."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class FilterOptions:
 
 
 app = typer.Typer(
-    help="Show and change the pictures that a model looks things up in, without training.",
+    help="Show and change which pictures a model looks at.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -73,10 +73,11 @@ def add(
     force: Force = False,
     dry_run: DryRun = False,
 ) -> Result:
-    """Add captioned pictures to what a model looks things up in, in seconds.
+    """Add captioned pictures that a model can look at.
 
-    The model must have been trained with examples. Its weights are not changed: what they have
-    learned stays. Pictures that are there already are not added again.
+    It takes seconds, not a training; the model must have been trained with examples. Its weights
+    are not changed: what they have learned stays. Pictures that are there already are not added
+    again.
     """
     from rich.progress import Progress
 
@@ -104,9 +105,9 @@ def add(
 
 @app.command("list", cls=take(FilterOptions))
 def list_(context: typer.Context, model: Model) -> Result:
-    """List the pictures that a model looks things up in: number, name, captions.
+    """List the pictures that a model can look at.
 
-    What the weights have learned from pictures is not listed.
+    Each with its number, name and captions. What the weights have learned from pictures is not listed.
     """
     from tessella.model.find import find_model
     from tessella.model.memory import list_examples
@@ -130,7 +131,7 @@ def remove(
     force: Force = False,
     dry_run: DryRun = False,
 ) -> Result:
-    """Take pictures away from what a model looks things up in.
+    """Take pictures away that a model can look at.
 
     Its weights are not changed: what they have learned from these pictures stays.
     """
@@ -152,15 +153,15 @@ def export(
         bool,
         typer.Option(
             "--without-examples",
-            help="Leave out the pictures that it looks things up in; it still paints, from its "
-            "weights and from references.",
+            help="Leave out the pictures that it can look at; it still paints, from its weights "
+            "and from references.",
         ),
     ] = False,
     force: Force = False,
 ) -> Result:
-    """Copy a model to a folder, with the pictures that it looks things up in or without.
+    """Copy a model to a folder.
 
-    The copy needs nothing else. What its weights have learned from the pictures stays in them.
+    With the pictures that it can look at, or without. The copy needs nothing else. What its weights have learned from the pictures stays in them.
     """
     from tessella.model.find import find_model
     from tessella.model.memory import export_model
