@@ -1,4 +1,4 @@
-"""`tessella examples add|list|remove` and `tessella export`: the pictures that a model can look at."""
+"""`tessella examples add|list|remove` and `tessella export`: what a model can look at."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ def add(
 def list_(context: typer.Context, model: Model) -> Result:
     """List the pictures that a model can look at.
 
-    Each with its number, name and captions. What the weights have learned from pictures is not listed.
+    Each with its number, name and captions. What the weights have learned is not listed.
     """
     from tessella.model.find import find_model
     from tessella.model.memory import list_examples
@@ -161,7 +161,8 @@ def export(
 ) -> Result:
     """Copy a model to a folder.
 
-    With the pictures that it can look at, or without. The copy needs nothing else. What its weights have learned from the pictures stays in them.
+    With the pictures that it can look at, or without. The copy needs nothing else. What its
+    weights have learned from the pictures stays in them.
     """
     from tessella.model.find import find_model
     from tessella.model.memory import export_model
