@@ -52,7 +52,7 @@ def create(name: str, codebook: Tensor = CODEBOOK) -> Objective:
     torch.manual_seed(0)
     size = TransformerSettings(width=16, depth=2, heads=2)
     transformer = create_transformer(SETTINGS[name], size, SHAPE).eval()
-    torch.manual_seed(1)  # argmaxes that tell prompts apart: not every seed has them
+    torch.manual_seed(9)  # argmaxes that tell prompts apart: not every seed has them
     for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
