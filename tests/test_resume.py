@@ -148,7 +148,7 @@ def read_examples(
     train, count = data["train"], model.config.neighbors
     with tempfile.TemporaryDirectory() as folder:
         memory = prepare_memory(train, codes["train"], model.tokenizer, Path(folder) / "memory")
-        copies = NearCopies(memory, model.tokenizer.codebook.numpy())
+        copies = NearCopies(memory, model.tokenizer.codebook.detach().numpy())
         neighbors = {
             side: find_neighbors(
                 images,
