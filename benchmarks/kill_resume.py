@@ -12,12 +12,14 @@ often the same command continued without an error), `identical` (whether the wei
 hashes of the weights. Exit status 1 unless all runs resumed and all weights are identical.
 
     python benchmarks/kill_resume.py --kills 20
+    python benchmarks/kill_resume.py --kills 20 --set retrieval.neighbors=2
 """
 
 import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from pathlib import Path
 from harness import RESULTS, environment, print_record, write_result
 
 WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
+EXAMPLES = ("model/examples.safetensors", "model/examples.jsonl")  # if it looks pictures up
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=16_000, help="of each stage")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--set", action="append", default=[], help="a setting, name=value")
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
     if options.quick:
@@ -44,12 +48,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         peaceful, hunted = Path(folder) / "peaceful", Path(folder) / "hunted"
         began = time.monotonic()
-        finish(peaceful, options.images)
+        finish(peaceful, options)
         duration = time.monotonic() - began
         print(f"uninterrupted: {duration:.0f} s", flush=True)
         kills = saving = 0
         while kills < options.kills:
-            process = start(hunted, options.images)
+            process = start(hunted, options)
             wait_for_progress(process, hunted)
             # Every other kill waits for a checkpoint that is being written.
             aimed = kills % 2 == 0
@@ -63,17 +67,18 @@ def main() -> None:
             kills += 1
             saving += half_written(hunted)
             print(f"kill {kills}: {progress(hunted)}, half-written: {half_written(hunted)}")
-        finish(hunted, options.images)
+        finish(hunted, options)
         hashes = {
             name: [
                 hashlib.sha256((run / name).read_bytes()).hexdigest()[:16]
                 for run in (peaceful, hunted)
             ]
-            for name in WEIGHTS
+            for name in (*WEIGHTS, *EXAMPLES)
+            if name in WEIGHTS or (peaceful / name).exists()
         }
     identical = all(first == second for first, second in hashes.values())
     record = write_result(
-        "kill-resume",
+        "-".join(["kill-resume", *(re.sub(r"[^a-z0-9]+", "-", word) for word in options.set)]),
         {
             "kills": kills,
             "kills_while_saving": saving,
@@ -81,7 +86,7 @@ def main() -> None:
             "identical": identical,
             "hashes": hashes,
         },
-        config={"images": options.images, "seed": options.seed},
+        config={"images": options.images, "seed": options.seed, "set": options.set},
         where=environment("cpu"),
         folder=None if options.quick else RESULTS,
     )
@@ -90,8 +95,9 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def start(run: Path, images: int) -> subprocess.Popen[bytes]:
+def start(run: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Begins or resumes the run, in its own process group."""
+    images = options.images
     settings = {
         "data.image_size": 32,
         "tokenizer.widths": "[16, 32]",
@@ -108,6 +114,8 @@ def start(run: Path, images: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tessella", "fit", "scenes:500", "--out", str(run)]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
+    for word in options.set:
+        command += ["--set", word]
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -116,9 +124,9 @@ def start(run: Path, images: int) -> subprocess.Popen[bytes]:
     )
 
 
-def finish(run: Path, images: int) -> None:
+def finish(run: Path, options: argparse.Namespace) -> None:
     """Lets the run finish."""
-    process = start(run, images)
+    process = start(run, options)
     if process.wait() != 0:
         raise SystemExit((run.parent / f"{run.name}.err").read_text())
 

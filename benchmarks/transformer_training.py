@@ -42,7 +42,7 @@ from harness import (
 )
 from tessella.objectives.any_order import AnyOrder
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
-from tessella.transformer import Transformer, TransformerSettings
+from tessella.transformer import Examples, Transformer, TransformerSettings
 from transformer import QUICK_SETTINGS, SETTINGS, SHAPE, create_batch
 
 Shape = Sequence[int]
@@ -79,10 +79,11 @@ class Step:
         grid: tuple[int, int],
         batch: int,
         device: torch.device,
+        neighbors: int = 0,
     ) -> None:
-        """Creates network, optimizer and batch."""
+        """Creates network, optimizer and batch, with so many examples beside each text."""
         torch.manual_seed(0)
-        shape = replace(SHAPE, grid=grid)
+        shape = replace(SHAPE, grid=grid, max_examples=neighbors)
         self.network = Transformer(settings, shape)
         codebook = torch.zeros(shape.codebook_size, shape.code_width)
         self.objective = AnyOrder(self.network, codebook).to(device).train()
@@ -95,12 +96,17 @@ class Step:
         self.optimizer = MuonAdamW(groups, OptimizerSettings())
         self.text = create_batch(batch, device).text
         self.codes = torch.randint(shape.codebook_size, (batch, *grid), device=device)
+        self.examples: Examples | None = None
+        if neighbors:
+            size = (batch, neighbors, shape.num_positions)
+            codes = torch.randint(shape.codebook_size, size, device=device)
+            self.examples = Examples(codes, self.text[:, None].expand(-1, neighbors, -1))
         self.device = device
 
     def learn(self) -> None:
         """Goes forward and backward."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.objective(self.text, self.codes).loss
+            loss = self.objective(self.text, self.codes, self.examples).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
 

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tessella.errors import ConfigError, GenerationError
-from tessella.generation import GenerationSettings
 from tessella.objectives import (
+    Generated,
     GenerationBatch,
     GenerationStep,
-    MaskedSettings,
     Objective,
-    PlainObjectiveSettings,
     SharedLatentSettings,
     create_objective,
     create_transformer,
@@ -24,102 +22,42 @@ from tessella.objectives import (
 from tessella.objectives.sampling import split_positions
 from tessella.objectives.shared_latent import SharedLatentTransformer
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
-from tessella.transformer import Transformer, TransformerSettings, TransformerShape
-
-SETTINGS = {
-    "any_order": PlainObjectiveSettings(name="any_order"),
-    "autoregressive": PlainObjectiveSettings(name="autoregressive"),
-    "latent_mse": PlainObjectiveSettings(name="latent_mse"),
-    "masked": MaskedSettings(),
-    "parallel": PlainObjectiveSettings(name="parallel"),
-    "shared_latent": SharedLatentSettings(),
-}
-
-K, GRID, PAD = 7, (3, 4), 0
-N = GRID[0] * GRID[1]
-SHAPE = TransformerShape(
-    vocabulary_size=11, max_text_tokens=6, pad_id=PAD, codebook_size=K, grid=GRID, code_width=2
+from tessella.transformer import Examples, KVCache, Transformer, TransformerSettings
+from toy_objectives import (
+    CODEBOOK,
+    EMPTY,
+    EVERY,
+    GRID,
+    NEGATIVE,
+    OBJECTIVES,
+    ORDERED,
+    ORDERS,
+    SAMPLES,
+    SAMPLING,
+    SETTINGS,
+    SHAPE,
+    TEXT,
+    K,
+    N,
+    create,
+    create_batch,
+    draw_codes,
+    draw_examples,
+    draw_known,
+    generate_codes,
 )
-# Three prompts: a word, three words, another word.
-TEXT = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2], [1, 9, 2, PAD, PAD]])
-# What guidance moves away from: nothing, and something longer than any prompt.
-NEGATIVE = torch.tensor([[1, 2, PAD, PAD, PAD, PAD], [1, 4, 10, 3, 4, 2]])
-EMPTY = NEGATIVE[:1, :2]
-CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
-
-
-def create(name: str, codebook: Tensor = CODEBOOK) -> Objective:
-    """An objective with a transformer whose every weight matters."""
-    torch.manual_seed(0)
-    size = TransformerSettings(width=16, depth=2, heads=2)
-    transformer = create_transformer(SETTINGS[name], size, SHAPE).eval()
-    for parameter in transformer.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.5)
-    return create_objective(SETTINGS[name], transformer, codebook)
-
-
-OBJECTIVES = {name: create(name).requires_grad_(False) for name in SETTINGS}
-EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
-SAMPLING = ["any_order", "autoregressive", "masked", "parallel"]
-"""Those that draw codes; the others generate the same whatever the seed."""
-SAMPLES = pytest.mark.parametrize("objective", [OBJECTIVES[n] for n in SAMPLING], ids=SAMPLING)
-ORDERED = ["any_order", "masked"]
-"""Those that may go in any order, in any number of steps."""
-ORDERS = [
-    (name, order) for name in ORDERED for order in ("auto", "random", "halton", "confidence")
-] + [(name, "auto") for name in OBJECTIVES if name not in ORDERED]
-
-
-def create_batch(
-    prompt_of: Sequence[int],
-    seeds: Sequence[int],
-    *,
-    negative_of: Sequence[int] | None = None,
-    known: tuple[Tensor, Tensor] | None = None,
-    **changes: Any,
-) -> GenerationBatch:
-    """Makes a batch of one picture a seed; `known` is which positions and their codes."""
-    negative_of = [0] * len(prompt_of) if negative_of is None else negative_of
-    return GenerationBatch(
-        text=TEXT,
-        negative_text=NEGATIVE,
-        prompt_of=torch.tensor(prompt_of),
-        negative_of=torch.tensor(negative_of),
-        seeds=seeds,
-        settings=GenerationSettings().replace(**{"temperature": 1.0, "steps": 4, **changes}),
-        known=torch.zeros(len(seeds), N).bool() if known is None else known[0],
-        known_codes=torch.zeros(len(seeds), N).long() if known is None else known[1],
-    )
-
-
-def generate_codes(objective: Objective, batch: GenerationBatch) -> Tensor:
-    """Codes (B, N)."""
-    codes = objective.generate(batch).codes
-    assert codes is not None
-    return codes.flatten(1)
-
-
-def draw_codes(batch: int) -> Tensor:
-    return torch.randint(K, (batch, *GRID), generator=torch.Generator().manual_seed(2))
-
-
-def draw_known(batch: int, count: int) -> tuple[Tensor, Tensor]:
-    """Known positions, drawn for each picture, and their codes; -1 where nothing may look."""
-    generator = torch.Generator().manual_seed(6)
-    rank = torch.stack([torch.randperm(N, generator=generator) for _ in range(batch)])
-    known = rank < count
-    return known, draw_codes(batch).flatten(1).masked_fill(~known, -1)
-
 
 # To learn.
 
 
 @EVERY
-def test_the_loss_teaches_the_transformer_and_not_the_codebook(objective: Objective) -> None:
+@pytest.mark.parametrize("examples", [None, draw_examples()], ids=["alone", "examples"])
+def test_the_loss_teaches_the_transformer_and_not_the_codebook(
+    objective: Objective, examples: Examples | None
+) -> None:
     codebook = nn.Parameter(CODEBOOK.clone())
     learner = create(objective.name, codebook).train()
-    result = learner(TEXT, draw_codes(3))
+    result = learner(TEXT, draw_codes(3), examples)
     assert result.loss.shape == ()
     assert result.loss.isfinite()
     assert 0 <= result.metrics["accuracy"] <= 1
@@ -134,6 +72,9 @@ def test_the_loss_teaches_the_transformer_and_not_the_codebook(objective: Object
     expected = {"code_embedding.weight"} if objective.name in reads_text_alone else set()
     if objective.name == "shared_latent":
         expected |= {"out.weight", "out.bias"}
+    if examples is None:
+        names = dict(learner.transformer.named_parameters())
+        expected |= {name for name in names if name.startswith("example_encoder")}
     assert idle == expected
 
 
@@ -155,17 +96,15 @@ def test_the_loss_is_a_mean_over_pictures(objective: Objective) -> None:
     assert losses[1].item() == pytest.approx(losses[128].item(), rel=spread)
 
 
-@EVERY
-def test_a_toy_mapping_is_learned_and_generated(objective: Objective) -> None:
-    """Three captions, three pictures: 150 steps later each caption gives its picture."""
+def learn(
+    name: str, text: Tensor, codes: Tensor, codebook: Tensor, examples: Examples | None = None
+) -> Objective:
+    """Learns a few pictures by heart in 150 steps."""
     torch.manual_seed(0)
-    # Codes well apart, as a trained codebook's are.
-    codebook, codes = functional.one_hot(torch.arange(K), K).float(), draw_codes(3)
-    shape = TransformerShape(11, 6, PAD, codebook_size=K, grid=GRID, code_width=K)
+    shape = dataclasses.replace(SHAPE, code_width=K)
     size = TransformerSettings(width=32, depth=2, heads=2)
-    settings = SETTINGS[objective.name]
-    transformer = create_transformer(settings, size, shape)
-    learner = create_objective(settings, transformer, codebook).train()
+    transformer = create_transformer(SETTINGS[name], size, shape)
+    learner = create_objective(SETTINGS[name], transformer, codebook).train()
     hidden = transformer.hidden_matrices()
     inside = {id(p) for p in hidden}
     rest = [p for p in transformer.parameters() if id(p) not in inside]
@@ -175,18 +114,32 @@ def test_a_toy_mapping_is_learned_and_generated(objective: Objective) -> None:
     losses = []
     for step in range(150):
         optimizer.set_learning_rate(1 - step / 150)
-        scored = learner(TEXT, codes)
+        scored = learner(text, codes, examples)
         scored.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(scored.loss.item())
     assert losses[-1] < losses[0] / 10
     assert scored.accuracy == 1.0
+    return learner.eval()
 
-    batch = create_batch([2, 0, 1, 0], [5, 6, 7, 8], temperature=0.5)
-    generated = learner.eval().generate(batch)
-    nearest = torch.einsum("bchw,kc->bhwk", generated.latent, codebook).argmax(-1)
-    assert torch.equal(nearest, codes[[2, 0, 1, 0]])
+
+# Codes well apart, as a trained codebook's are.
+APART = functional.one_hot(torch.arange(K), K).float()
+
+
+def find_painted(generated: Generated) -> Tensor:
+    """Codes (B, h, w) of what is generated, also where it is not made of codes."""
+    return torch.einsum("bchw,kc->bhwk", generated.latent, APART).argmax(-1)
+
+
+@EVERY
+def test_a_toy_mapping_is_learned_and_generated(objective: Objective) -> None:
+    """Three captions, three pictures: 150 steps later each caption gives its picture."""
+    codes = draw_codes(3)
+    learner = learn(objective.name, TEXT, codes, APART)
+    generated = learner.generate(create_batch([2, 0, 1, 0], [5, 6, 7, 8], temperature=0.5))
+    assert torch.equal(find_painted(generated), codes[[2, 0, 1, 0]])
 
 
 def test_each_objective_has_its_network() -> None:
@@ -427,3 +380,116 @@ def test_generating_leaves_training_alone(objective: Objective) -> None:
     assert not generated.latent.requires_grad
     assert all(p.grad is None for p in learner.parameters())
     assert torch.is_grad_enabled()
+
+
+# With examples.
+
+
+def select(examples: Examples, *rows: int) -> Examples:
+    return Examples(examples.codes[list(rows)], examples.text[list(rows)])
+
+
+@EVERY
+def test_the_loss_depends_on_the_examples(objective: Objective) -> None:
+    """On their codes and captions; not on rows where there is none."""
+
+    def score(examples: Examples | None) -> float:
+        torch.manual_seed(0)
+        return objective(TEXT, draw_codes(3), examples).loss.item()
+
+    first, codes, text = score(draw_examples()), *draw_examples()
+    assert score(draw_examples()) == first
+    for other in (None, Examples(codes.flip(0), text), Examples(codes, text.flip(0))):
+        assert abs(score(other) - first) > 1e-4
+    missing = Examples(torch.full_like(codes, -1), text)
+    assert score(missing) == pytest.approx(score(None), rel=1e-5)
+
+
+@EVERY
+def test_what_only_the_examples_tell_is_learned_and_generated(objective: Objective) -> None:
+    """One caption, three pictures: each is its example with every code one higher."""
+    text, codes = TEXT[:1].expand(3, -1), draw_codes(3)
+    shown = Examples((codes.flatten(1)[:, None] - 1) % K, text[:, None])
+    learner = learn(objective.name, text, codes, APART, shown)
+    batch = create_batch([2, 0, 1, 0], [5, 6, 7, 8], temperature=0.5, examples=shown)
+    generated = learner.generate(dataclasses.replace(batch, text=text))
+    assert torch.equal(find_painted(generated), codes[[2, 0, 1, 0]])
+
+
+@EVERY
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_examples_belong_to_their_prompt(objective: Objective, guidance_scale: float) -> None:
+    """Several prompts together, with unequal numbers of examples: each as by itself."""
+    prompts, seeds, examples = [2, 0, 1, 0], [5, 6, 7, 8], draw_examples()
+    changes = {"guidance_scale": guidance_scale}
+    together = objective.generate(create_batch(prompts, seeds, examples=examples, **changes))
+    without = objective.generate(create_batch(prompts, seeds, **changes)).latent
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone = dataclasses.replace(
+            create_batch([0], [seed], examples=select(examples, prompt), **changes),
+            text=TEXT[prompt : prompt + 1],
+        )
+        made = objective.generate(alone).latent[0]
+        torch.testing.assert_close(made, together.latent[index], atol=1e-5, rtol=1e-5)
+        assert not torch.equal(made, without[index])
+
+
+@EVERY
+def test_without_any_example_it_paints_from_the_prompt_alone(objective: Objective) -> None:
+    codes, text = draw_examples()
+    expected = objective.generate(create_batch([0, 1, 2], [1, 2, 3], guidance_scale=2.5)).latent
+    for missing in (codes[:, :0], torch.full_like(codes, -1)):
+        examples = Examples(missing, text[:, : missing.shape[1]])
+        batch = create_batch([0, 1, 2], [1, 2, 3], guidance_scale=2.5, examples=examples)
+        torch.testing.assert_close(objective.generate(batch).latent, expected)
+
+
+@SAMPLES
+def test_guidance_moves_away_from_no_examples(objective: Objective) -> None:
+    """What it moves away from sees none: scale 0 paints it, as if there were nothing else."""
+    prompts, seeds, examples = [0, 1, 2, 0], [1, 2, 3, 4], draw_examples()
+
+    def draw(**changes: Any) -> Tensor:
+        batch = create_batch(prompts, seeds, examples=examples, **changes)
+        return generate_codes(objective, batch)
+
+    nothing = create_batch([0] * 4, seeds)
+    away = generate_codes(objective, dataclasses.replace(nothing, text=EMPTY))
+    assert torch.equal(draw(guidance_scale=0.0), away)
+    assert torch.equal(draw(guidance_scale=1.0000001), draw())
+    assert not torch.equal(draw(guidance_scale=5.0), draw())
+
+
+@pytest.mark.parametrize("name", ["any_order", "autoregressive"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_a_cache_with_examples_is_the_same_as_none(
+    name: str, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step's logits against one pass that encodes everything before it anew."""
+    objective, seen = OBJECTIVES[name], []
+    transformer, predict = objective.transformer, objective.transformer.predict
+
+    def watch(cache: KVCache, positions: Tensor, visible: Tensor) -> Tensor:
+        seen.append((positions, predict(cache, positions, visible)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(transformer, "predict", watch)
+    prompts, examples = [1, 0, 2], draw_examples()
+    batch = create_batch(prompts, [1, 2, 3], examples=examples, guidance_scale=guidance_scale)
+    codes = generate_codes(objective, batch)
+    monkeypatch.undo()
+    assert len(seen) > 1
+    order = torch.cat([positions[:3] for positions, _ in seen], 1)
+    branches = [(TEXT[prompts], select(examples, *prompts)), (EMPTY.expand(3, -1), None)]
+    for branch, (text, beside) in enumerate(branches[: len(seen[0][0]) // 3]):
+        before = 0
+        for positions, logits in seen:
+            cache = transformer.encode_context(text, beside)
+            known = order[:, :before]
+            transformer.append_codes(cache, codes.gather(1, known), known)
+            queries = positions[:3]
+            visible = torch.full((queries.shape[1],), before)
+            anew = predict(cache, queries, visible)
+            made = logits[3 * branch : 3 * branch + 3]
+            torch.testing.assert_close(made, anew, atol=1e-4, rtol=1e-4)
+            before += queries.shape[1]

@@ -17,12 +17,14 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from rich.console import Console
@@ -33,6 +35,8 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import CheckpointError, TessellaError
 from tessella.model.pipeline import ModelConfig, TextToImage
+from tessella.retrieval import RetrievalSettings
+from tessella.retrieval.copies import NearCopies
 from tessella.text import TextSettings, TextTokenizer
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training import processes
@@ -44,6 +48,7 @@ from tessella.training.loop import (
     create_accelerator,
     train,
 )
+from tessella.training.neighbors import ExampleReader, find_neighbors, prepare_memory
 from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
 from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 
@@ -109,7 +114,7 @@ def tokenizer_stage(kind: str, data: Data) -> TokenizerStage:
     return TokenizerStage(tokenizer, settings, data, torch.device("cpu"))
 
 
-def transformer_stage(objective: str, data: Data) -> TransformerStage:
+def transformer_stage(objective: str, data: Data, neighbors: int = 0) -> TransformerStage:
     torch.manual_seed(0)
     config = ModelConfig.model_validate(
         {
@@ -118,6 +123,7 @@ def transformer_stage(objective: str, data: Data) -> TransformerStage:
             "transformer": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.2},
             "objective": {"name": objective},
             "generation": {"steps": 2},
+            "neighbors": neighbors,
         }
     )
     text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
@@ -127,7 +133,36 @@ def transformer_stage(objective: str, data: Data) -> TransformerStage:
         for side, images in data.items()
     }
     settings = TransformerTrainingSettings(caption_dropout=0.3)
-    return TransformerStage(TextToImage.create(config, text), settings, data, codes)
+    model = TextToImage.create(config, text)
+    if not neighbors:
+        return TransformerStage(model, settings, data, codes)
+    examples = read_examples(model, data, codes)
+    model = model.with_parts(memory=examples.memory)
+    return TransformerStage(model, settings, data, codes, examples=examples)
+
+
+def read_examples(
+    model: TextToImage, data: Data, codes: Mapping[str, npt.NDArray[np.uint16]]
+) -> ExampleReader:
+    """Examples of which a part is dropped, and a part of their captions."""
+    train, count = data["train"], model.config.neighbors
+    with tempfile.TemporaryDirectory() as folder:
+        memory = prepare_memory(train, codes["train"], model.tokenizer, Path(folder) / "memory")
+        copies = NearCopies(memory, model.tokenizer.codebook.detach().numpy())
+        neighbors = {
+            side: find_neighbors(
+                images,
+                memory,
+                Path(folder) / f"{side}.npy",
+                count=count,
+                candidates=3,
+                copies=copies if images is train else None,
+            )
+            for side, images in data.items()
+        }
+    settings = RetrievalSettings(neighbors=count, dropout=0.3, caption_dropout=0.3)
+    text = model.text_tokenizer
+    return ExampleReader(memory, neighbors, codes["train"], settings, text, flips=True)
 
 
 STAGES: Mapping[str, Callable[[Data], Stage]] = {
@@ -136,6 +171,7 @@ STAGES: Mapping[str, Callable[[Data], Stage]] = {
         name: lambda data, name=name: transformer_stage(name, data)
         for name in ("any_order", "latent_mse")
     },
+    "examples": lambda data: transformer_stage("any_order", data, neighbors=2),
 }
 
 
@@ -349,7 +385,14 @@ def progress(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "steps"),
-    [("ema", 4), ("report2021", 4), ("discriminator", 4), ("latent_mse", 4), ("gradient", 40)],
+    [
+        ("ema", 4),
+        ("report2021", 4),
+        ("discriminator", 4),
+        ("latent_mse", 4),
+        ("examples", 4),
+        ("gradient", 40),
+    ],
 )
 def test_two_processes(kind: str, steps: int, tmp_path: Path) -> None:
     """Asked to stop in one of them, both do, at one step; resumed, both end as if undisturbed.

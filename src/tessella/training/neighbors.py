@@ -6,6 +6,7 @@ good as the same (`retrieval/copies.py`).
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tessella.data.cache import CaptionedImages
+from tessella.errors import CheckpointError
 from tessella.files import new_folder, write_json
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
@@ -173,8 +175,8 @@ def prepare_memory(
     try:
         if json.loads(note.read_bytes()) == made_from and (memory := ExampleMemory.open(folder)):
             return memory
-    except (OSError, ValueError):
-        pass  # without a readable note the folder is not to be trusted
+    except (OSError, ValueError, CheckpointError):
+        pass  # without a readable note the folder is not to be trusted; what is damaged is remade
     names = (images.name(index) for index in range(len(images)))
     rows = [
         ExampleRow(name, images.captions(index))
@@ -226,9 +228,18 @@ def find_neighbors(
 
     made_from = {
         "images": images.fingerprint,
-        "memory": {"tokenizer": memory.tokenizer, "examples": len(memory)},
+        "memory": {"tokenizer": memory.tokenizer, "index": _hash_index(memory)},
         "neighbors": {"count": count, "candidates": candidates, "own": copies is not None},
     }
     shape = (int(counts.sum()), count, candidates)
     what = "the neighbours of the images"
     return Neighbors(cached_array(path, made_from, np.int32, shape, fill, what=what), starts)
+
+
+def _hash_index(memory: ExampleMemory) -> str:
+    """Hashes all that looking up reads: 64 hexadecimal digits."""
+    index = memory.index
+    digest = hashlib.sha256("\n".join(index.words).encode())
+    for array in (memory.example_of, index.offsets, index.captions, index.scores):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

@@ -23,6 +23,7 @@ from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import AnyOrder
+from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE
 from tessella.training import fit as fit_module
 from tessella.training.budget import TrainingBudget
 from tessella.training.fit import FitRequest, fit
@@ -344,6 +345,37 @@ def test_stopped_and_called_again_it_ends_in_the_same_model(
     assert not (tmp_path / "run" / "model").exists()
     call(tmp_path / "run", pictures)
     assert_same_model(tmp_path / "run", whole)
+
+
+# Its memory and its neighbours are found once, and the resumed run looks at the same ones.
+def test_a_run_that_looks_pictures_up_ends_in_the_same_model(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, whole, out = "retrieval.neighbors=2", tmp_path / "whole", tmp_path / "run"
+    call(whole, pictures, looks)
+    forward, steps = AnyOrder.forward, iter(range(99))
+
+    def stop(self: Any, *batch: object) -> Any:
+        if self.training and next(steps) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, *batch)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(AnyOrder, "forward", stop)
+        call(out, pictures, looks)
+    found = {path: path.stat().st_mtime_ns for path in (out / "examples").rglob("*.*")}
+    assert {path.name for path in found} >= {"train.npy", "validation.npy", EXAMPLES_FILE}
+    call(out, pictures, looks)
+    assert {path: path.stat().st_mtime_ns for path in found} == found
+    assert_same_model(out, whole)
+    mine, theirs = (read_tensors(run / "model" / EXAMPLES_FILE) for run in (out, whole))
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    mine, theirs = ((run / "model" / CAPTIONS_FILE).read_bytes() for run in (out, whole))
+    assert mine == theirs
+    memory = TextToImage.load(out / "model", device="cpu").memory
+    assert memory is not None
+    assert len(memory) == 18  # none of the two that are held out
 
 
 def test_one_stage_after_the_other_is_both_at_once(

@@ -1,6 +1,6 @@
 """Stage 2: which batches it reads, how it is evaluated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tessella.text import TextSettings, TextTokenizer
 from tessella.training import transformer_stage
 from tessella.training.ema import create_average
 from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
+from tessella.transformer import Examples
 
 Data = Mapping[str, CaptionedImages]
 
@@ -175,9 +176,116 @@ def test_what_is_compiled(scenes: Data) -> None:
     assert not create(scenes).compiled
 
 
-def test_it_learns_in_mixed_precision(scenes: Data) -> None:
+# With examples.
+
+
+class Examined:
+    """Reads examples whose codes say what was asked; each call is noted."""
+
+    def __init__(self, text: TextTokenizer) -> None:
+        self._text = text
+        self.calls: list[tuple[Any, ...]] = []
+
+    def _read(self, indices: np.ndarray, choices: Sequence[int]) -> Examples:
+        codes = np.stack([(indices + choices) % 16, np.full_like(indices, -1)], 1)
+        text = self._text.encode_training(["a star"] * 2 * len(indices)).text_tokens
+        grid = torch.from_numpy(codes)[..., None].expand(-1, -1, 16)
+        return Examples(grid, text.view(len(indices), 2, -1))
+
+    def draw(
+        self,
+        indices: np.ndarray,
+        choices: Sequence[int],
+        passes: np.ndarray,
+        keeps_prompt: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Examples:
+        self.calls.append((indices, choices, passes, keeps_prompt))
+        return self._read(indices, choices)
+
+    def read_best(self, side: str, indices: np.ndarray, choices: Sequence[int]) -> Examples:
+        self.calls.append((side, indices.tolist(), list(choices)))
+        return self._read(indices, choices)
+
+
+def create_looking(
+    data: Data, objective: str = "any_order", **changes: object
+) -> tuple[TransformerStage, Examined]:
+    """A stage whose model looks at two examples."""
+    plain = create(data, objective, **changes)
+    config = plain._model.config.replace(neighbors=2)
+    text: Any = plain._model.text_tokenizer
+    torch.manual_seed(0)
+    model, examined = TextToImage.create(config, text), Examined(text)
+    assert model.transformer.example_encoder is not None
+    settings = TransformerTrainingSettings().replace(**changes)
+    reader: Any = examined
+    return TransformerStage(model, settings, data, plain._codes, examples=reader), examined
+
+
+def test_the_examples_are_those_of_the_batch(scenes: Data) -> None:
+    """Of the same pictures, captions and passes; a dropped prompt is told."""
+    stage, examined = create_looking(scenes, caption_dropout=0.5)
+    indices = np.arange(20)
+    tokens, codes, examples = stage.load_batch(indices, np.random.default_rng(0))
+    [(asked, choices, passes, keeps_prompt)] = examined.calls
+    assert np.array_equal(asked, indices)
+    assert np.array_equal(stage._codes["train"][passes, indices], codes.numpy())
+    assert 0 < keeps_prompt.sum() < 20
+    read = stage._model.text_tokenizer.decode(tokens)
+    for index, choice, keeps, caption in zip(indices, choices, keeps_prompt, read, strict=True):
+        assert caption == (scenes["train"].captions(int(index))[choice] if keeps else "")
+    assert isinstance(examples, Examples)
+    # What they are does not change what else is in the batch.
+    other, same_codes = create(scenes, caption_dropout=0.5).load_batch(
+        indices, np.random.default_rng(0)
+    )
+    assert torch.equal(other, tokens)
+    assert torch.equal(same_codes, codes)
+
+
+def test_a_batch_with_examples_is_learned_from(scenes: Data) -> None:
+    stage, _ = create_looking(scenes)
+    result = stage.loss_module.train()(*stage.load_batch(INDICES, np.random.default_rng(0)))
+    result.loss.backward()
+    encoder = stage.network.example_encoder
+    assert encoder is not None
+    assert encoder.mix_out.weight.grad is not None
+    assert len(stage.hidden_matrices) == len(create(scenes).hidden_matrices) + 2
+
+
+@pytest.mark.parametrize("side", ["validation", "train"])
+def test_it_is_scored_with_the_best_examples(
+    side: str, scenes: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of each picture's first caption, in portions, and they count."""
+    monkeypatch.setattr(transformer_stage, "_VALIDATION_BATCH", 3)
+    data = scenes if side == "validation" else without_validation(scenes)
+    stage, examined = create_looking(data, "latent_mse")
+    for layer in (*stage.network.self_decoder, *stage.network.cross_decoder):
+        for matrix in (layer.attention_out, layer.mlp_out):  # fresh ones change nothing
+            torch.nn.init.normal_(matrix.weight, std=0.5)
+    average = create_average(stage.network)
+    scored = stage.evaluate(average, CPU, 0).metrics["loss"]
+    count = len(data[side])
+    indices = [index for call in examined.calls for index in call[1]]
+    assert indices == list(range(count))
+    assert {call[0] for call in examined.calls} == {side}
+    assert {choice for call in examined.calls for choice in call[2]} == {0}
+
+    captions = [data[side].captions(index)[0] for index in range(count)]
+    text = stage._model.text_tokenizer.encode(captions)
+    codes = torch.from_numpy(stage._codes[side][0].astype(np.int64))
+    objective = stage.loss_module.eval()
+    examples = examined._read(np.arange(count), [0] * count)
+    assert scored == pytest.approx(objective(text, codes, examples).loss.item(), rel=1e-4)
+    assert scored != pytest.approx(objective(text, codes).loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_it_learns_in_mixed_precision(looks: bool, scenes: Data) -> None:
     """As on CUDA: what autocast hands from layer to layer in bfloat16 must fit together."""
-    stage = create(scenes)
+    stage = create_looking(scenes)[0] if looks else create(scenes)
     loss_module = stage.loss_module.train()
     batch = stage.load_batch(INDICES, np.random.default_rng(0))
     torch.manual_seed(0)
