@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tessella.model.folder import ModelConfig
 from tessella.model.pipeline import TextToImage
+from tessella.retrieval import ExampleMemory
+from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextSettings, TextTokenizer
 from tessella.text.vocabulary import CaptionSummary
 
@@ -44,6 +47,16 @@ def create_untrained(
                 nn.init.normal_(parameter, std=0.5)
         network.eval().requires_grad_(False)
     return model.with_parts()  # the codebook may be computed from the weights
+
+
+def create_with_examples(
+    captions: Sequence[str], objective: str = "any_order", **changes: Any
+) -> TextToImage:
+    """A model that looks at two examples; its memory has random codes, one example a caption."""
+    model = create_untrained(objective, captions=captions, neighbors=2, **changes)
+    codes = np.random.default_rng(0).integers(16, size=(len(captions), 4, 4), dtype=np.uint16)
+    rows = [ExampleRow(f"{number}.png", [text]) for number, text in enumerate(captions)]
+    return model.with_parts(memory=ExampleMemory.build(codes, rows, "any"))
 
 
 def save_untrained(

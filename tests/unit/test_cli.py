@@ -663,6 +663,7 @@ def test_every_setting_can_be_changed(model: str) -> None:
         "guidance_schedule": "linear",
         "order": "confidence",
         "confidence_temperature": 1.5,
+        "neighbors": 0,
         "step_schedule": "arccos",
     }
     words = [w for n, v in changes.items() for w in (f"--{n.replace('_', '-')}", v)]

@@ -16,7 +16,7 @@ from tessella.cli import app
 from tessella.model.pipeline import TextToImage
 from tessella.posts.platforms import PLATFORMS
 from tessella.text.vocabulary import summarize_captions
-from untrained import create_untrained, save_untrained
+from untrained import create_untrained, create_with_examples, save_untrained
 
 CAPTIONS = ["a red star", "a blue circle", "a green heart"]
 WORDS = ["--business", "../Star <b>Shop</b>", "--about", "We sell stars. Follow your heart."]
@@ -198,3 +198,64 @@ def test_what_is_wrong_is_told_and_nothing_written(
 def test_the_help_names_every_platform() -> None:
     said = CliRunner().invoke(app, ["post", "--help"], env={"COLUMNS": "200"}).stdout
     assert [name for name in PLATFORMS if name not in said] == []
+
+
+# --- examples -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that looks at two examples, and a picture beside it."""
+    folder = tmp_path_factory.mktemp("looking")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "photo.png")
+    model = create_with_examples(CAPTIONS)
+    known = summarize_captions(CAPTIONS, model.text_tokenizer)
+    return str(save_untrained(model, folder / "model", captions=known))
+
+
+def test_pictures_look_at_what_their_labels_find(looking: str) -> None:
+    said = succeed("--offline", "--model", looking, "--count", 2)
+    assert "Looked at: see `examples` in posts/posts.json" in said
+    written = json.loads(Path("posts/posts.json").read_text(encoding="utf-8"))
+    painter = TextToImage.load(looking, "cpu")
+    for post in written["posts"]:
+        found = painter.examples.find(post["label"])
+        assert [one["index"] for one in post["examples"]] == [one.index for one in found]
+        [image] = painter.generate(post["label"], seed=post["seed"], best_of=4)
+        with Image.open(Path("posts") / post["picture"]) as saved:
+            assert np.array_equal(saved, image)
+            assert saved.info["Description"] == post["label"]
+    assert any(post["examples"] for post in written["posts"])
+
+
+def test_every_picture_looks_at_the_references(looking: str) -> None:
+    photo = str(Path(looking).with_name("photo.png"))
+    words = ["--offline", "--model", looking, "--reference", photo]
+    assert f"Every picture would look at: {photo}" in succeed(*words, "--dry-run")
+    told = json.loads(succeed(*words, "--json"))
+    assert told["asked"]["references"] == [photo]
+    for post in told["posts"]:
+        assert post["examples"][0] == {"name": "photo.png", "caption": "", "index": None}
+    assert "posts of another request" in fail("--offline", "--model", looking)
+    assert "Painted" not in succeed(*words)  # resumed
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nowhere.png"], "Cannot look at the reference: `nowhere.png`. There is no such picture"),
+        (["a.png"] * 3, "looks at 2 pictures at most: `3` references"),
+    ],
+)
+def test_references_that_cannot_be_looked_at(
+    looking: str, tmp_path: Path, names: list[str], message: str
+) -> None:
+    words = [word for name in names for word in ("--reference", name)]
+    assert message in fail("--offline", "--model", looking, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_examples_takes_no_references(model: str) -> None:
+    message = fail("--offline", "--model", model, "--reference", "photo.png")
+    assert "The model does not look at examples" in message

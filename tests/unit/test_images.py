@@ -18,6 +18,7 @@ from tessella.images import (
     encode_picture,
     fit_square,
     read_image,
+    read_png_texts,
     read_with_transparency,
     save_png,
     to_float,
@@ -386,6 +387,28 @@ def test_a_png_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="Cannot write the picture"):
         save_png(tmp_path / "file" / "a.png", np.asarray(gradient()))
+
+
+def test_a_png_says_what_it_is_told_in_any_letters(tmp_path: Path) -> None:
+    pixels = np.asarray(gradient())
+    texts = {"Description": "h\u00e9\n\N{OCTOPUS}", "Comment": '{"seed": 1}', "Title": "a\0b"}
+    expected = {**texts, "Title": "a b"}  # a zero would end it
+    save_png(tmp_path / "a.png", pixels, texts)
+    assert read_png_texts(tmp_path / "a.png") == expected
+    assert np.array_equal(read(tmp_path / "a.png"), pixels)
+    with Image.open(tmp_path / "a.png") as image:  # others find it where the standard says
+        assert image.info["Description"] == "h\u00e9\n\N{OCTOPUS}"
+    (tmp_path / "b.png").write_bytes(encode_picture(pixels, texts=texts))
+    assert read_png_texts(tmp_path / "b.png") == expected
+    assert encode_picture(pixels, texts={}) == encode_picture(pixels)
+    assert encode_picture(pixels, kind="jpeg", texts=texts) == encode_picture(pixels, kind="jpeg")
+
+
+def test_what_is_no_png_says_nothing(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.jpg", comment=b"a text")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"cut")
+    for name in ("a.jpg", "broken.png", "nowhere.png"):
+        assert read_png_texts(tmp_path / name) == {}
 
 
 # --- as the contents of a file -------------------------------------------------------------

@@ -68,6 +68,15 @@ BestOf = Annotated[
         max=64,
     ),
 ]
+References = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--reference",
+        metavar="IMAGE",
+        help="A picture of your own to look at beside the prompt, for a model that looks at "
+        "examples. Can be repeated.",
+    ),
+]
 PromptsFile = Annotated[
     Path | None,
     typer.Option(

@@ -6,7 +6,7 @@ options, prompts ─ requests ─▶ `model.generate_images` ─▶ one sheet, o
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,13 @@ import typer
 
 from tessella.cli import options as shared
 from tessella.cli.command import Command, get_console, get_group
-from tessella.cli.pictures import OutputTarget, choose_output
+from tessella.cli.pictures import (
+    PROMPTS_FILE,
+    OutputTarget,
+    choose_output,
+    name_examples,
+    read_references,
+)
 from tessella.cli.reporting import Result, create_console
 from tessella.cli.settings_options import create_settings_group
 from tessella.errors import GenerationError
@@ -50,6 +56,7 @@ class PaintingOptions:
     best_of: shared.BestOf = 1
     negative_prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False)] = ""
     """A prompt to steer away from; needs a guidance scale above 1."""
+    references: shared.References = None
     config: shared.Config = None
     set_: shared.Set = None
     device: shared.Device = "auto"
@@ -93,6 +100,7 @@ def paint(
     """
     from tessella.model.find import find_model
     from tessella.model.pipeline import TextToImage
+    from tessella.model.provenance import describe_request
 
     options = get_group(context, PaintingOptions)
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
@@ -100,13 +108,15 @@ def paint(
     model = TextToImage.load(folder, options.device)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
-    requests = _list_requests(options, model, prompts, plan)
-    details = {
-        **inputs,
+    requests = _list_requests(options, model, prompts, plan, settings.neighbors)
+    pictures = [describe_request(request) for request in requests]
+    chosen = {
         "negative_prompt": options.negative_prompt,
         "best_of": options.best_of,
         "settings": settings.model_dump(mode="json"),
     }
+    details = {**inputs, **chosen}
+    made_with = {"command": context.info_name, "model": options.model, **chosen}
     generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
     started = time.monotonic()
     if options.dry_run:
@@ -114,7 +124,7 @@ def paint(
             generate(requests[:1], on_step=_stop_after_first_step)
     else:
         progress = _create_progress(get_console(context))
-        with target.open(requests, details) as save, progress:
+        with target.open(pictures, made_with, details) as save, progress:
             task = progress.add_task("", total=len(requests), step="")
 
             def show(step: "GenerationStep") -> None:
@@ -127,16 +137,21 @@ def paint(
                 progress.advance(task, len(images.pixels))
     seconds = time.monotonic() - started
     _hint_at_unknown_words(model, folder, prompts)
-    return _report(options, target, requests, details, seconds)
+    return _report(options, target, pictures, details, seconds)
 
 
 def _list_requests(
-    options: PaintingOptions, model: "TextToImage", prompts: Sequence[str], plan: "Plan"
+    options: PaintingOptions,
+    model: "TextToImage",
+    prompts: Sequence[str],
+    plan: "Plan",
+    num_neighbors: int | None,
 ) -> list["ImageRequest"]:
     from tessella.model.request import list_requests
 
     # Otherwise a prompt that is too long would be refused only when its batch is painted.
     model.text_tokenizer.check_lengths(prompts)
+    references = read_references(options.references, model, num_neighbors)
     return list_requests(
         prompts,
         count=options.count,
@@ -144,6 +159,7 @@ def _list_requests(
         best_of=options.best_of,
         negative_prompt=options.negative_prompt,
         plan=lambda seeds: plan(model, seeds),
+        look_up=functools.partial(model.examples.find, count=num_neighbors, references=references),
     )
 
 
@@ -165,15 +181,13 @@ def _create_progress(console: "Console") -> "Progress":
 def _report(
     options: PaintingOptions,
     target: OutputTarget,
-    requests: Sequence["ImageRequest"],
+    pictures: Sequence[Mapping[str, Any]],
     details: Mapping[str, Any],
     seconds: float,
 ) -> Result:
     """Says what was painted, or would be."""
-    pictures = [
-        {"file": str(file), "prompt": request.prompt, "seed": request.seed}
-        for file, request in zip(target.list_files(len(requests)), requests, strict=True)
-    ]
+    files = target.list_files(len(pictures))
+    pictures = [{"file": str(file), **one} for file, one in zip(files, pictures, strict=True)]
     counted = "1 picture" if len(pictures) == 1 else f"{len(pictures):,} pictures"
     lines = [f"Painted {counted} in {seconds:.1f} s: {target}"]
     if options.dry_run:
@@ -188,7 +202,26 @@ def _report(
         "pictures": pictures,
         "seconds": None if options.dry_run else round(seconds, 3),
     }
-    return Result(values, lines)
+    return Result(values, [*lines, *_tell_examples(pictures, target, is_plan=options.dry_run)])
+
+
+def _tell_examples(
+    pictures: Sequence[Mapping[str, Any]], target: OutputTarget, *, is_plan: bool
+) -> Iterator[str]:
+    """Says what was looked at, or would be: all of it for one prompt or a plan, else where."""
+    # Pictures of one prompt look at the same examples.
+    found = {picture["prompt"]: name_examples(picture["examples"]) for picture in pictures}
+    if not any(found.values()):
+        return
+    looked_at = "Would look at" if is_plan else "Looked at"
+    if len(found) == 1:
+        yield from (f"{looked_at}: {names}" for names in found.values())
+    elif is_plan:
+        yield from (f"{looked_at} for {p}: {names or 'nothing'}" for p, names in found.items())
+    elif target.is_folder:
+        yield f"{looked_at}: see `examples` in {target.path / PROMPTS_FILE}"
+    else:
+        yield f"{looked_at}: see `examples` in the sheet's own comment, or run with --json"
 
 
 def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:

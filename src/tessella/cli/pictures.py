@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tessella.images import Pixels
-    from tessella.model.request import ImageRequest
+    from tessella.model.pipeline import TextToImage
+    from tessella.retrieval import Example
 
 PROMPTS_FILE = "prompts.jsonl"
 
@@ -24,6 +25,7 @@ MAX_ON_SHEET = 1024
 
 _MAX_ON_DEFAULT_SHEET = 100
 _SHEET_COLUMNS = 8
+_MAX_CAPTION = 60  # letters of it, on a line that names several
 
 
 @dataclass(frozen=True)
@@ -49,44 +51,50 @@ class OutputTarget:
 
     @contextlib.contextmanager
     def open(
-        self, requests: Sequence["ImageRequest"], details: Mapping[str, Any]
+        self,
+        pictures: Sequence[Mapping[str, Any]],
+        made_with: Mapping[str, Any],
+        details: Mapping[str, Any],
     ) -> Iterator[Callable[[Iterable["Pixels"]], None]]:
         """Yields a function that takes pictures (H, W, 3) uint8, in order, as they are painted.
 
         Nothing gets its final name before all of them are there.
 
         Args:
-            requests: one a picture.
-            details: how the pictures are painted, as plain values, for `prompts.jsonl`.
+            pictures: what is each one's own, as plain values.
+            made_with: what all have in common, as plain values; PNGs carry both.
+            details: everything that the pictures follow from, for `prompts.jsonl`.
 
         Raises:
             CheckpointError: they cannot be written.
         """
-        from tessella.files import new_folder, write_text
+        from tessella.files import new_folder, write_bytes
         from tessella.images import save_png
+        from tessella.model.provenance import create_png_texts
 
         if not self.is_folder:
-            pictures: list[Pixels] = []
-            yield pictures.extend
-            save_png(self.path, _lay_out(pictures, [request.prompt for request in requests]))
+            painted: list[Pixels] = []
+            yield painted.extend
+            sheet = _lay_out(painted, [one["prompt"] for one in pictures])
+            save_png(self.path, sheet, create_png_texts(pictures, made_with))
             return
-        names = [file.name for file in self.list_files(len(requests))]
-        next_name = iter(names)
+        names = [file.name for file in self.list_files(len(pictures))]
+        following = zip(names, pictures, strict=True)
         with new_folder(self.path.resolve(), what="the pictures") as building:
 
-            def save(pictures: Iterable["Pixels"]) -> None:
-                for picture in pictures:
-                    save_png(building / next(next_name), picture)
+            def save(painted: Iterable["Pixels"]) -> None:
+                for pixels in painted:
+                    name, one = next(following)
+                    save_png(building / name, pixels, create_png_texts([one], made_with))
 
             yield save
             lines = [
-                json.dumps(
-                    {"file": name, "prompt": request.prompt, "seed": request.seed, **details},
-                    ensure_ascii=False,
-                )
-                for name, request in zip(names, requests, strict=True)
+                json.dumps({"file": name, **one, **details}, ensure_ascii=False) + "\n"
+                for name, one in zip(names, pictures, strict=True)
             ]
-            write_text(building / PROMPTS_FILE, "\n".join(lines) + "\n")
+            # What the shell passes on may be no UTF-8: it becomes JSON's own escapes.
+            content = "".join(lines).encode(errors="backslashreplace")
+            write_bytes(building / PROMPTS_FILE, content)
 
 
 def choose_output(out: Path | None, name: str, num_pictures: int, *, force: bool) -> OutputTarget:
@@ -211,6 +219,28 @@ def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Imag
         raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
 
 
+def read_references(
+    paths: Sequence[Path] | None, model: "TextToImage", num_neighbors: int | None = None
+) -> list["Example"]:
+    """Reads the pictures of `--reference` as the model looks at them, named as they were given.
+
+    Args:
+        paths: the option's value.
+        model: looks at them.
+        num_neighbors: examples that are asked for.
+
+    Raises:
+        GenerationError: there are more references, or more examples are asked for, than the model
+            learned to look at.
+        DataError: a picture cannot be read.
+    """
+    paths = paths or []
+    model.examples.check(len(paths), num_neighbors)
+    images = [read_picture(path, "look at the reference") for path in paths]
+    encoded = model.encode_references(images)
+    return [replace(one, name=str(path)) for one, path in zip(encoded, paths, strict=True)]
+
+
 def read_square(path: Path, size: int, verb: str) -> "Pixels":
     """Reads a picture as a model sees it, (size, size, 3) uint8.
 
@@ -222,3 +252,12 @@ def read_square(path: Path, size: int, verb: str) -> "Pixels":
     from tessella.images import fit_square
 
     return fit_square(read_picture(path, verb, at_least=2 * size), size)
+
+
+def name_examples(examples: Sequence[Mapping[str, Any]]) -> str:
+    """Names on one line what was looked at: captions, or names where there are none."""
+    texts = [one["caption"].strip() or one["name"] for one in examples]
+    return "; ".join(
+        text if len(text) <= _MAX_CAPTION else text[: _MAX_CAPTION - 1].rstrip() + "…"
+        for text in texts
+    )

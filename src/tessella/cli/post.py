@@ -1,6 +1,7 @@
 """`tessella post`: a business in, social-media posts with pictures out."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +10,23 @@ import typer
 
 from tessella.cli.command import Command, get_console, get_group
 from tessella.cli.llm_options import LlmOptions
-from tessella.cli.options import DEFAULT_MODEL, BestOf, Device, DryRun, Model, Seed
+from tessella.cli.options import (
+    DEFAULT_MODEL,
+    BestOf,
+    Device,
+    DryRun,
+    Model,
+    References,
+    Seed,
+)
+from tessella.cli.pictures import read_references
 from tessella.cli.reporting import Result
 
 if TYPE_CHECKING:
-    from tessella.images import Pixels
-    from tessella.posts.folder import PostsFolder, PostsJob
+    from tessella.model.pipeline import TextToImage
+    from tessella.posts.folder import PaintedPicture, PostsFolder, PostsJob
     from tessella.posts.image_language import ImageLanguage
+    from tessella.retrieval import Example
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class PostOptions:
     """Any; with --offline: warm, playful, professional or bold."""
     model: Model = DEFAULT_MODEL
     best_of: BestOf = 4
+    references: References = None
     seed: Seed = 0
     out: Annotated[Path, typer.Option(metavar="FOLDER")] = Path("posts")
     """The folder for posts.json, posts.html and the pictures. Rerun the command to resume."""
@@ -56,8 +68,6 @@ def post(context: typer.Context) -> Result:
     A language model (--llm, else OPENAI_MODEL) writes the text, hashtags, alt text and picture
     prompt of each post, in words that the image model knows. With --offline, templates do.
     """
-    import numpy as np
-
     from tessella.model.find import find_model
     from tessella.model.folder import read_captions
     from tessella.model.pipeline import TextToImage
@@ -78,34 +88,63 @@ def post(context: typer.Context) -> Result:
     language_model = None if options.offline else get_group(context, LlmOptions).open()
     folder = find_model(options.model)
     painter = TextToImage.load(folder, options.device)
+    references = read_references(options.references, painter)
     best_of, notes = options.best_of, []
     if best_of > 1 and not painter.objective.has_likelihood:
         best_of, notes = 1, [NO_CHOICE]
     language = ImageLanguage(painter.text_tokenizer, read_captions(folder))
     writer = ModelWriter(language_model, language) if language_model else OfflineWriter(language)
-    job = PostsJob(request, options.count, options.model, best_of, writer.language_model)
+    job = PostsJob(
+        request,
+        options.count,
+        options.model,
+        best_of,
+        writer.language_model,
+        [one.name for one in references],
+    )
     posts = PostsFolder(options.out.expanduser(), job, notes)
     if options.dry_run:
         return _plan(job, posts, language)
-
-    def paint(label: str, seed: int) -> "Pixels":
-        [image] = painter.generate(label, seed=seed, best_of=best_of)
-        return np.asarray(image)
-
     posts.write(writer)
-    for file in posts.paint(paint):
+    for file in posts.paint(functools.partial(_paint, painter, job, references)):
         get_console(context).print(f"Painted {file}")
     page = posts.write_page()
     values = {"dry_run": False, "out": str(posts.path), **posts.describe()}
     return Result(values, _describe(job, posts, page))
 
 
+def _paint(
+    painter: "TextToImage", job: "PostsJob", references: Sequence["Example"], label: str, seed: int
+) -> "PaintedPicture":
+    """Paints the picture of a post."""
+    from tessella.model.provenance import create_png_texts, describe_request
+    from tessella.model.request import ImageRequest
+    from tessella.posts.folder import PaintedPicture
+
+    settings = painter.config.generation
+    examples = painter.examples.find(label, settings.neighbors, references=references)
+    request = ImageRequest(label, seed, examples=examples)
+    images = painter.generate_images([request], best_of=job.best_of)
+    made_with = {
+        "command": "post",
+        "model": job.model,
+        "best_of": job.best_of,
+        "settings": settings.model_dump(mode="json"),
+    }
+    texts = create_png_texts([describe_request(request)], made_with)
+    return PaintedPicture(images.pixels[0], texts)
+
+
 def _describe(job: "PostsJob", posts: "PostsFolder", page: Path) -> Iterator[str]:
     """Says what was written, by whom, and what was repaired."""
+    from tessella.posts.folder import POSTS_FILE
+
     yield f"{len(posts.posts)} posts for {job.request.platform.name}: {page}"
     if job.language_model:
         yield f"Written by the language model {job.language_model}."
     yield from posts.notes
+    if any(post["examples"] for post in posts.describe()["posts"]):
+        yield f"Looked at: see `examples` in {posts.path / POSTS_FILE}"
     for number, one in enumerate(posts.posts, start=1):
         for repair in one.repairs:
             yield f"Post {number}: {repair}."
@@ -122,5 +161,7 @@ def _plan(job: "PostsJob", posts: "PostsFolder", language: "ImageLanguage") -> R
         messages = build_messages(job.request, language, min(missing, BATCH_SIZE), posts.posts)
     values = {"dry_run": True, "out": str(posts.path), **posts.describe(), "messages": messages}
     lines = [f"Would write {missing} of {job.count} posts: {posts.path}", *posts.notes]
+    if job.references:
+        lines.append(f"Every picture would look at: {'; '.join(job.references)}")
     lines += ["--- {role}\n{content}".format(**message) for message in messages]
     return Result(values, lines)

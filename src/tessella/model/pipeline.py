@@ -157,7 +157,7 @@ class TextToImage:
             self.text_tokenizer,
             tokenizer or self.tokenizer,
             transformer or self.transformer,
-            memory or self.memory,
+            self.memory if memory is None else memory,  # an empty one counts
         )
 
     @property

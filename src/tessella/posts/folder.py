@@ -8,8 +8,8 @@ no user's or language model's words get into them.
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import remove_leftovers, write_json, write_text
 from tessella.images import Pixels, save_png
+from tessella.model.provenance import read_examples
 from tessella.posts.errors import LanguageModelError
 from tessella.posts.post import Post
 from tessella.posts.request import PostRequest
@@ -44,12 +45,25 @@ class PostsJob:
     model: str  # the image model as the user named it
     best_of: int
     language_model: str | None  # None: offline
+    references: Sequence[str] = ()  # files of your own pictures to look at
 
     def describe(self) -> dict[str, Any]:
         """Lists it as plain values."""
-        values = asdict(self)
+        values = asdict(self) | {"references": list(self.references)}
         request = values.pop("request")
         return {**request, "platform": self.request.platform.name, **values}
+
+
+_ADDED = {"references": list[str]()}
+"""What earlier versions did not note: they had none."""
+
+
+@dataclass(frozen=True)
+class PaintedPicture:
+    """The picture of a post."""
+
+    pixels: Pixels  # (H, W, 3) uint8
+    texts: Mapping[str, str] = field(default_factory=dict)  # what its PNG says of it
 
 
 class _SavedPosts(BaseModel):
@@ -99,11 +113,11 @@ class PostsFolder:
                 "command again to resume."
             ) from None
 
-    def paint(self, paint: Callable[[str, int], Pixels]) -> Iterator[Path]:
+    def paint(self, paint: Callable[[str, int], PaintedPicture]) -> Iterator[Path]:
         """Paints the pictures that are missing, one whenever the next is asked for.
 
         Args:
-            paint: label and seed to (H, W, 3) uint8.
+            paint: label and seed to a picture.
 
         Yields:
             The file of each new picture.
@@ -111,11 +125,12 @@ class PostsFolder:
         for index, post in enumerate(self.posts):
             file = self._picture(index)
             if not file.exists():
-                save_png(file, paint(post.label, self._seed(index)))
+                picture = paint(post.label, self._seed(index))
+                save_png(file, picture.pixels, picture.texts)
                 yield file
 
     def write_page(self) -> Path:
-        """Writes posts.html, a page to look at and to copy from.
+        """Writes posts.html, a page to look at and to copy from; posts.json names the examples.
 
         Raises:
             CheckpointError: the page cannot be written, or a picture is missing.
@@ -132,6 +147,7 @@ class PostsFolder:
         )
         # A model's folder may have a name that is not UTF-8.
         write_text(self.path / PAGE_FILE, to_utf8(page), what="the page")
+        write_json(self.path / POSTS_FILE, self.describe(), what="the posts")
         return self.path / PAGE_FILE
 
     def describe(self) -> dict[str, Any]:
@@ -143,7 +159,12 @@ class PostsFolder:
             "asked": self._job.describe(),
             "notes": self.notes,
             "posts": [
-                {**asdict(post), "picture": self._picture(index).name, "seed": self._seed(index)}
+                {
+                    **asdict(post),
+                    "picture": self._picture(index).name,
+                    "seed": self._seed(index),
+                    "examples": read_examples(self._picture(index)),
+                }
                 for index, post in enumerate(self.posts)
             ],
         }
@@ -177,10 +198,11 @@ class PostsFolder:
                 f"{POSTS_FORMAT}: `{file}`. Choose a new --out."
             )
         for name, value in self._job.describe().items():
-            if saved.asked.get(name) != value:
+            before = saved.asked.get(name, _ADDED.get(name))
+            if before != value:
                 raise ConfigError(
                     f"The folder holds posts of another request: `{self.path}` has {name} = "
-                    f"`{saved.asked.get(name)}`, now it is `{value}`. Repeat that request to "
+                    f"`{before}`, now it is `{value}`. Repeat that request to "
                     "resume, or choose a new --out."
                 )
         return tuple(saved.posts)

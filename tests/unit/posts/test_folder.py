@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.images import Pixels
 from tessella.posts.errors import LanguageModelError
-from tessella.posts.folder import PostsFolder, PostsJob
+from tessella.posts.folder import PaintedPicture, PostsFolder, PostsJob
 from tessella.posts.post import Post
 from tessella.posts.request import PostRequest
 from tessella.posts.writer import PostWriter
@@ -43,8 +42,16 @@ class Writer(PostWriter):
         return [Post(f"Text {n}", ("a",), f"Alt {n}", f"label {n}", ("mended",)) for n in numbers]
 
 
-def paint(label: str, seed: int) -> Pixels:
-    return np.full((8, 8, 3), seed, dtype=np.uint8)
+EXAMPLES = [{"name": "a.png", "caption": "a star", "index": 3}]
+
+
+def paint(label: str, seed: int) -> PaintedPicture:
+    return PaintedPicture(np.full((8, 8, 3), seed, dtype=np.uint8))
+
+
+def paint_beside_a_star(label: str, seed: int) -> PaintedPicture:
+    comment = json.dumps({"prompt": label, "examples": EXAMPLES})
+    return PaintedPicture(np.full((8, 8, 3), seed, dtype=np.uint8), {"Comment": comment})
 
 
 @pytest.fixture
@@ -79,6 +86,7 @@ def test_a_folder_holds_posts_pictures_and_a_page(tmp_path: Path, job: PostsJob)
         "model": "stickers",
         "best_of": 4,
         "language_model": "tiny",
+        "references": [],
     }
     assert written["posts"][6] == {
         "text": "Text 6",
@@ -88,6 +96,7 @@ def test_a_folder_holds_posts_pictures_and_a_page(tmp_path: Path, job: PostsJob)
         "repairs": ["mended"],
         "picture": "7.png",
         "seed": 29,
+        "examples": [],
     }
 
 
@@ -118,6 +127,36 @@ def test_the_same_request_goes_on_where_it_stopped(tmp_path: Path, job: PostsJob
     assert before == ((out / "posts.json").read_bytes(), (out / "1.png").stat().st_mtime_ns)
     assert not any(name.startswith(".tmp") for name in file_names(out))
     assert list(PostsFolder(out, job).paint(paint)) == []
+
+
+def test_posts_say_what_their_pictures_looked_at(tmp_path: Path, job: PostsJob) -> None:
+    """Also those that an earlier process painted: the pictures themselves say it."""
+    folder = PostsFolder(tmp_path / "out", job)
+    folder.write(Writer())
+    painting = folder.paint(paint_beside_a_star)
+    next(painting)
+    painting.close()
+    folder = PostsFolder(tmp_path / "out", job)
+    assert [len(post["examples"]) for post in folder.describe()["posts"]] == [1, *[0] * 6]
+    assert len(list(folder.paint(paint_beside_a_star))) == 6
+    folder.write_page()
+    written = json.loads((folder.path / "posts.json").read_text(encoding="utf-8"))
+    assert [post["examples"] for post in written["posts"]] == [EXAMPLES] * 7
+    assert len(PostsFolder(tmp_path / "out", job).posts) == 7
+
+
+def test_references_belong_to_the_request(tmp_path: Path, job: PostsJob) -> None:
+    out = tmp_path / "out"
+    PostsFolder(out, job).write(Writer())
+    with pytest.raises(ConfigError, match=r"has references = `\[\]`, now it is `\['photo\.png'\]`"):
+        PostsFolder(out, replace(job, references=["photo.png"]))
+    # An earlier version did not note them.
+    written = json.loads((out / "posts.json").read_text(encoding="utf-8"))
+    del written["asked"]["references"]
+    (out / "posts.json").write_text(json.dumps(written), encoding="utf-8")
+    assert len(PostsFolder(out, job).posts) == 7
+    with pytest.raises(ConfigError, match="now it is"):
+        PostsFolder(out, replace(job, references=["photo.png"]))
 
 
 def test_nothing_written_says_nothing_of_going_on(tmp_path: Path, job: PostsJob) -> None:
