@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from tessella.model.folder import ModelConfig
 from tessella.model.pipeline import TextToImage
+from tessella.retrieval import ExampleMemory
+from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextSettings, TextTokenizer
 from tessella.text.vocabulary import CaptionSummary
+from tessella.training.codes import hash_weights
 
 CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 
@@ -44,6 +48,14 @@ def create_untrained(
                 nn.init.normal_(parameter, std=0.5)
         network.eval().requires_grad_(False)
     return model.with_parts()  # the codebook may be computed from the weights
+
+
+def create_memory(model: TextToImage, captions: Sequence[str], seed: int = 0) -> ExampleMemory:
+    """Examples of drawn codes with a caption each; example i is `i.png`."""
+    h, w = model.config.grid
+    codes = np.random.default_rng(seed).integers(0, 16, (len(captions), h, w), dtype=np.uint16)
+    rows = [ExampleRow(f"{number}.png", [caption]) for number, caption in enumerate(captions)]
+    return ExampleMemory.build(codes, rows, hash_weights(model.tokenizer))
 
 
 def save_untrained(
