@@ -31,7 +31,6 @@ Count = Annotated[int | None, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
 _Quality = Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"]
 _Index = Annotated[int, Field(ge=0)]
-_Indices = Annotated[list[_Index] | None, Field(max_length=MAX_INDICES)]
 _Ignored = Annotated[str | None, Field(max_length=1000)]
 
 
@@ -81,10 +80,10 @@ class ImageBody(RequestBody):
     """Candidates a picture; the one that the model finds closest to the prompt is sent."""
     negative_prompt: str | None = None
     """What guidance moves away from; without guidance it has no effect."""
-    pinned: _Indices = None
+    pinned: Annotated[list[_Index] | None, Field(max_length=MAX_NEIGHBORS)] = None
     """Examples of the model that are looked at before what the prompt finds, by `index`: the answer
     has those of what was looked at."""
-    excluded: _Indices = None
+    excluded: Annotated[list[_Index] | None, Field(max_length=MAX_INDICES)] = None
     """Examples that are not looked at, by `index`."""
     quality: _Quality | None = None
     """Accepted for compatibility; has no effect."""
