@@ -69,7 +69,7 @@ def describe_body(
     media_type = "multipart/form-data" if files else "application/json"
     if files:
         fields = {name: _without_null(field) for name, field in schema["properties"].items()}
-        parts = {name: {**_BINARY, "description": _FILES[name]} for name in files}
+        parts: dict[str, Any] = {name: {**_BINARY, "description": _FILES[name]} for name in files}
         if most_references is not None:
             several = {"type": "array", "items": _BINARY, "maxItems": most_references}
             parts["image[]"] = {**several, "description": _REFERENCES}

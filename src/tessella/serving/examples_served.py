@@ -95,8 +95,9 @@ class ServedExamples:
         if both := set(pinned) & set(excluded):
             message = f"An example is pinned and excluded: `{min(both)}`. Leave one out."
             raise ApiError(400, message, param="excluded", code="invalid_value")
-        in_order = () if memory is None else dict.fromkeys(pinned)
-        kept = [_take(memory, index, prompt) for index in in_order]
+        kept: list[Example] = []
+        if memory is not None:
+            kept += [_take(memory, index, prompt) for index in dict.fromkeys(pinned)]
         return finder.find(prompt, count, references=[*references, *kept], excluded=excluded)
 
     def read(self, index: int) -> Example:

@@ -134,6 +134,7 @@ def test_neighbors(album_server: Any, album: ServedModel) -> None:
 
 
 def test_a_model_without_examples_refuses_them(album_server: Any) -> None:
+    said: dict[str, Any]
     for said in ({"neighbors": 0}, {"neighbors": None, "pinned": [], "references": None}):
         assert album_server.generate(model="tiny", **said).status_code == 200
     for said in ({"neighbors": 1}, {"references": [text(A)]}):
@@ -181,6 +182,7 @@ def test_examples_that_cannot_be_chosen(
 
 def test_lists_in_forms(album_server: Any) -> None:
     """As OpenAI's client writes them, and as JSON."""
+    said: dict[str, Any]
     for said in ({"pinned[]": [1, 2]}, {"pinned": "[1, 2]"}, {"pinned": "[1,2]", "excluded[]": 0}):
         answer = form(album_server, "/images/variations", ("image", png(A)), **said)
         assert looked_at(answer) == [["1.png", "2.png"]]
