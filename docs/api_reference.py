@@ -28,6 +28,7 @@ _BOUNDS = {
     "exclusiveMaximum": "< {}",
     "minLength": "length ≥ {}",
     "maxLength": "length ≤ {}",
+    "maxItems": "members ≤ {}",
 }
 _TYPES = {
     "string": "text",

@@ -14,6 +14,7 @@ from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextSettings, TextTokenizer
 from tessella.text.vocabulary import CaptionSummary
+from tessella.training.codes import hash_weights
 
 CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 
@@ -54,9 +55,15 @@ def create_with_examples(
 ) -> TextToImage:
     """A model that looks at two examples; its memory has random codes, one example a caption."""
     model = create_untrained(objective, captions=captions, neighbors=2, **changes)
-    codes = np.random.default_rng(0).integers(16, size=(len(captions), 4, 4), dtype=np.uint16)
-    rows = [ExampleRow(f"{number}.png", [text]) for number, text in enumerate(captions)]
-    return model.with_parts(memory=ExampleMemory.build(codes, rows, "any"))
+    return model.with_parts(memory=create_memory(model, captions))
+
+
+def create_memory(model: TextToImage, captions: Sequence[str], seed: int = 0) -> ExampleMemory:
+    """Examples of drawn codes with a caption each; example i is `i.png`."""
+    h, w = model.config.grid
+    codes = np.random.default_rng(seed).integers(0, 16, (len(captions), h, w), dtype=np.uint16)
+    rows = [ExampleRow(f"{number}.png", [caption]) for number, caption in enumerate(captions)]
+    return ExampleMemory.build(codes, rows, model.tokenizer.hash_encoder())
 
 
 def save_untrained(

@@ -7,9 +7,11 @@ cut off, decodes texts by whatever codec the client names, and takes fields that
 """
 
 import asyncio
+import base64
+import binascii
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
@@ -17,31 +19,49 @@ from fastapi import Request
 from PIL import Image
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from tessella.errors import GenerationError
 from tessella.images import ImageError, read_with_transparency
 from tessella.model.canvas import Mask, fit_images, fit_mask
+from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.serving.api_errors import ApiError, explain_validation
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import B
+from tessella.serving.schemas import MAX_INDICES, B, GenerationBody
 from tessella.serving.service import PaintingService
 
-_FORM_LIMITS = {"max_files": 2, "max_fields": 40, "max_part_size": 65_536}
+_LISTS = ("pinned[]", "excluded[]")  # as OpenAI's client names the members of a list in a form
+_FORM_LIMITS = {
+    "max_files": 2 + MAX_NEIGHBORS,
+    "max_fields": 40 + len(_LISTS) * MAX_INDICES,
+    "max_part_size": 65_536,
+}
 _FORM_SLICE_BYTES = 65_536  # parsed in one go, while the event loop waits
 # The client names the codec of its texts, and some of Python's are slow on purpose.
 _CHARSETS = frozenset({b"", b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1"})
 _SCALAR = re.compile(r"true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_NOT_TEXT = ("int_type", "float_type", "bool_type")  # pydantic's words for a text in such a field
+_INDEX = " *(?:0|[1-9][0-9]{0,14}) *"
+_INDICES = re.compile(rf"\[(?:{_INDEX}(?:,{_INDEX})*)?\]")
+# pydantic's words for a text in such a field
+_NOT_TEXT = ("int_type", "float_type", "bool_type", "list_type")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
+_DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class ReadForm(Generic[B]):
-    """A form with a picture, read at the size of the model that it names."""
+class ReadRequest(Generic[B]):
+    """A request with pictures, read at the size of the model that it names."""
 
     body: B
     served: ServedModel
+    references: Sequence[Image.Image]  # pictures to look at
+
+
+@dataclass(frozen=True)
+class ReadForm(ReadRequest[B]):
+    """A form with a picture."""
+
     image: Image.Image
     mask: Mask | None  # what to repaint: the form's mask, or the picture's own transparency
 
@@ -69,13 +89,73 @@ async def read_json(request: Request, kind: type[B]) -> B:
         ApiError: 400, describes the first fault; 415, the body is of another type.
     """
     check_type(request, "application/json")
+    return _validate_json(await request.body(), kind)
+
+
+def _validate_json(content: bytes | bytearray, kind: type[B]) -> B:
     try:
-        return kind.model_validate_json(await request.body())
+        return kind.model_validate_json(content)
     except ValidationError as error:
         raise explain_validation(error, kind.model_fields) from None
 
 
-def read_fields(kind: type[B], fields: Mapping[str, str]) -> B:
+async def read_pictures_json(
+    request: Request, service: PaintingService, kind: type[GenerationBody]
+) -> ReadRequest[GenerationBody]:
+    """Reads a request from JSON that may hold pictures as base64, in its field `references`.
+
+    Raises:
+        ApiError: as `read_json`; 400, a picture is broken or too large; 404, the model is unknown;
+            413, all but the pictures is too large; 429, too much is being uploaded; as
+            `PaintingService.decode`.
+        GenerationError: there are more pictures than the model looks at.
+    """
+    check_type(request, "application/json")
+    with service.hold_upload() as hold:
+        content = await _read_body(request, hold)
+        _check_structure(content, service.settings.max_json_bytes)
+        body = _validate_json(content, kind)
+        content.clear()
+        served = service.find(body.model)
+        texts = body.references or []
+        served.examples.check(len(texts))
+        size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
+
+        def read() -> list[Image.Image]:
+            names = [f"references[{number}]" for number in range(len(texts))]
+            return [
+                _read_reference(_decode_base64(text, name), name, size, max_pixels)
+                for text, name in zip(texts, names, strict=True)
+            ]
+
+        references = await service.decode(request, read) if texts else []
+    return ReadRequest(body.model_copy(update={"references": None}), served, references)
+
+
+def _check_structure(content: bytearray, limit: int) -> None:
+    """Refuses JSON of which too much could not be base64: its parts are what takes time to read.
+
+    Raises:
+        ApiError: 413.
+    """
+    if len(content) > limit and len(content.translate(None, _BASE64)) > limit:
+        raise ApiError(
+            413,
+            f"The body is too large: beside its pictures, at most {limit:,} bytes are read. Send "
+            "shorter texts.",
+            code="body_too_large",
+        )
+
+
+async def _read_body(request: Request, hold: Callable[[int], None]) -> bytearray:
+    content = bytearray()
+    async for part in request.stream():
+        hold(len(part))
+        content += part
+    return content
+
+
+def read_fields(kind: type[B], fields: Mapping[str, str | list[str]]) -> B:
     """Reads a request from the fields of a form, in which a number is its JSON text.
 
     Raises:
@@ -87,12 +167,20 @@ def read_fields(kind: type[B], fields: Mapping[str, str]) -> B:
     except ValidationError as error:
         for fault in error.errors():
             text = fields.get(name := str(fault["loc"][0]), "")
-            if fault["type"] in _NOT_TEXT and len(text) <= 40 and _SCALAR.fullmatch(text):
-                values[name] = json.loads(text)
+            if fault["type"] in _NOT_TEXT:
+                values[name] = _read_value(text)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise explain_validation(error, kind.model_fields) from None
+
+
+def _read_value(text: str | list[str]) -> object:
+    """Reads a number, true or false, or a list of whole numbers; whatever else as it is."""
+    if isinstance(text, list):
+        return [_read_value(one) for one in text]
+    is_scalar = len(text) <= 40 and _SCALAR.fullmatch(text)
+    return json.loads(text) if is_scalar or _INDICES.fullmatch(text) else text
 
 
 async def read_form(
@@ -107,39 +195,48 @@ async def read_form(
         request: with the form.
         service: counts uploads and decodes pictures.
         kind: of the other fields.
-        *files: names of the parts that hold files; a mask is read if `mask` is among them.
+        *files: names of the parts that hold files; a mask is read if `mask` is among them, and
+            references if `image[]` is.
 
     Raises:
         ApiError: 400, the form is damaged, a field is wrong, or the picture or mask is missing,
             broken, too large or without a marked part; 404, the model is unknown; 415, the body is
             not a form; 429, too much is being uploaded; as `PaintingService.decode`.
+        GenerationError: there are more references than the model looks at.
     """
     check_type(request, "multipart/form-data")
-    content = bytearray()
     with service.hold_upload() as hold:
-        async for part in request.stream():
-            hold(len(part))
-            content += part
+        content = await _read_body(request, hold)
         fields, contents = await _parse_form(request, content, files)
         content.clear()
         body = read_fields(kind, fields)
         served = service.find(body.model)
         if "image" not in contents:
             raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
+        others = contents["image"][1:]
+        served.examples.check(len(others))
         size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
-        fitted = await service.decode(
-            request, lambda: _read_pictures(contents, size, max_pixels, "mask" in files)
-        )
-    return ReadForm(body, served, *fitted)
+
+        def read() -> tuple[list[Image.Image], Image.Image, Mask | None]:
+            fitted = _read_pictures(contents, size, max_pixels, "mask" in files)
+            names = [f"image[{number}]" for number in range(1, len(others) + 1)]
+            references = [
+                _read_reference(content, name, size, max_pixels)
+                for content, name in zip(others, names, strict=True)
+            ]
+            return references, *fitted
+
+        return ReadForm(body, served, *await service.decode(request, read))
 
 
 async def _parse_form(
     request: Request, content: bytearray, files: tuple[str, ...]
-) -> tuple[dict[str, str], dict[str, bytes]]:
+) -> tuple[dict[str, str | list[str]], dict[str, list[bytes]]]:
     """Parses a form.
 
     Returns:
-        Its texts by name, and its files by name, which has no `[]`.
+        Its texts by name, and its files by name; no name has its `[]`. `image` comes first, then
+        each `image[]`.
 
     Raises:
         ApiError: 400, it is cut off, or damaged, or its charset is not one that forms have; a part
@@ -163,35 +260,49 @@ async def _parse_form(
         form = await MultiPartParser(request.headers, slices(), **_FORM_LIMITS).parse()
     except MultiPartException as error:
         raise ApiError(400, error.message, code="invalid_form") from None
-    texts: dict[str, str] = {}
-    contents: dict[str, bytes] = {}
     try:
-        for name, value in form.multi_items():
-            shown, part = name[:60], name.removesuffix("[]")
-            if part in contents or name in texts:
-                message = f"There is more than one `{part[:60]}`. Send one."
-                raise ApiError(400, message, param=shown)
-            if isinstance(value, UploadFile) != (name in files):
-                kind = "a file" if name in files else "text"
-                message = f"A part has to be {kind}: `{shown}`."
-                raise ApiError(400, message, param=shown, code="invalid_value")
-            if isinstance(value, UploadFile):
-                contents[part] = await value.read()
-            else:
-                texts[name] = value
+        return await _sort_parts(form, files)
     finally:
         await form.close()
+
+
+async def _sort_parts(
+    form: FormData, files: tuple[str, ...]
+) -> tuple[dict[str, str | list[str]], dict[str, list[bytes]]]:
+    """Sorts a form's parts into texts and files, as `_parse_form`."""
+    texts: dict[str, str | list[str]] = {}
+    contents: dict[str, list[bytes]] = {}
+    single: set[str] = set()
+    # Lists last: what they are added to comes first.
+    for name, value in sorted(form.multi_items(), key=lambda item: item[0].endswith("[]")):
+        shown, part = name[:60], name.removesuffix("[]")
+        is_file, is_listed = name in files, name in _LISTS or (name in files and name != part)
+        if name in single or (name in _LISTS and part in single):
+            several = f", or name them all `{name}[]`" if f"{name}[]" in files else ""
+            message = f"There is more than one `{part[:60]}`. Send one{several}."
+            raise ApiError(400, message, param=shown)
+        if isinstance(value, UploadFile) != is_file:
+            message = f"A part has to be {'a file' if is_file else 'text'}: `{shown}`."
+            raise ApiError(400, message, param=shown, code="invalid_value")
+        if not is_listed:
+            single.add(name)
+        if isinstance(value, UploadFile):
+            contents.setdefault(part, []).append(await value.read())
+        elif is_listed:
+            texts[part] = [*texts.get(part, ()), value]
+        else:
+            texts[name] = value
     return texts, contents
 
 
 def _read_pictures(
-    contents: Mapping[str, bytes], size: int, max_pixels: int, is_masked: bool
+    contents: Mapping[str, Sequence[bytes]], size: int, max_pixels: int, is_masked: bool
 ) -> tuple[Image.Image, Mask | None]:
     """Decodes a picture and what of it to repaint, both fitted to a model's size."""
-    picture, transparent = _decode(contents["image"], "image", max_pixels)
+    picture, transparent = _decode(contents["image"][0], "image", max_pixels)
     anew: Mask | Image.Image | None = transparent
     if "mask" in contents:
-        drawn, transparent = _decode(contents["mask"], "mask", max_pixels)
+        drawn, transparent = _decode(contents["mask"][0], "mask", max_pixels)
         anew = drawn if transparent is None else transparent
     fitted = None
     if is_masked and anew is not None:
@@ -202,6 +313,32 @@ def _read_pictures(
     return Image.fromarray(fit_images([picture], size)[0]), fitted
 
 
+def _read_reference(content: bytes, name: str, size: int, max_pixels: int) -> Image.Image:
+    """Decodes a picture to look at, fitted to a model's size."""
+    picture, _ = _decode(content, name, max_pixels)
+    return Image.fromarray(fit_images([picture], size)[0])
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    """Decodes a file that is base64, or a data URL.
+
+    Raises:
+        ApiError: 400, it is neither.
+    """
+    prefix = _DATA_URL.match(text)
+    try:
+        return base64.b64decode(text[prefix.end() if prefix else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        shown = text if len(text) <= 40 else text[:40] + "…"
+        raise ApiError(
+            400,
+            f"`{name}` is not base64: `{shown}`. Send a picture's file as base64, alone or as "
+            "data:image/png;base64,….",
+            param="references",
+            code="invalid_image",
+        ) from None
+
+
 def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Mask | None]:
     """Decodes an uploaded picture, and where it is fully transparent."""
     try:
@@ -210,4 +347,5 @@ def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Ma
         message = str(error)
         if error.kind == "too_large":
             message = f"The picture has too many pixels: at most {max_pixels:,} are read."
-        raise ApiError(400, f"`{name}`: {message}", param=name, code="invalid_image") from None
+        param = name.partition("[")[0]
+        raise ApiError(400, f"`{name}`: {message}", param=param, code="invalid_image") from None

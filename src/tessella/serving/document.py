@@ -20,6 +20,10 @@ _FILES = {
     "so nowhere, where it is not black. Without a mask: where the picture itself is fully "
     "transparent; if it is so nowhere, a variation of it is painted.",
 }
+_REFERENCES = (
+    "References: more pictures, which the model looks at; at most as many as it learned to look "
+    "at. Without `image` the first of them is the picture."
+)
 _BINARY = {"type": "string", "format": "binary"}
 
 _STATUSES = {
@@ -51,13 +55,24 @@ PICTURES: dict[int | str, dict[str, Any]] = {
 """The answer of an operation that paints."""
 
 
-def describe_body(kind: type[RequestBody], *files: str) -> dict[str, Any]:
-    """Describes an operation that reads JSON, or a form with files; the first one is required."""
+def describe_body(
+    kind: type[RequestBody], *files: str, most_references: int | None = None
+) -> dict[str, Any]:
+    """Describes an operation that reads JSON, or a form with files.
+
+    Args:
+        kind: of the fields.
+        *files: names of the parts that hold one; the first is required.
+        most_references: that may come beside the picture of a form; None: it takes none.
+    """
     schema = kind.model_json_schema()
     media_type = "multipart/form-data" if files else "application/json"
     if files:
         fields = {name: _without_null(field) for name, field in schema["properties"].items()}
-        parts = {name: {**_BINARY, "description": _FILES[name]} for name in files}
+        parts: dict[str, Any] = {name: {**_BINARY, "description": _FILES[name]} for name in files}
+        if most_references is not None:
+            several = {"type": "array", "items": _BINARY, "maxItems": most_references}
+            parts["image[]"] = {**several, "description": _REFERENCES}
         required = [files[0], *schema.get("required", ())]
         schema |= {"properties": fields | parts, "required": required}
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
@@ -101,4 +116,5 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     if len(kinds) != 1:
         return field
     others = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
-    return {**others, **kinds[0]}
+    # What is told of the field narrows what its kind allows.
+    return {**kinds[0], **others}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessella.images import encode_picture
+from tessella.model.request import ImageRequest
 from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import ImageBody
+from tessella.serving.schemas import ExampleBody, ImageBody
 
 _MAX_UNKNOWN = 20  # words that an answer lists
 
@@ -48,7 +49,8 @@ class ImageAnswer:
                 file = {"url": store(picture.content, self._format)}
             else:
                 file = {"b64_json": encode_base64(picture.content)}
-            data.append(file | {"seed": picture.request.seed} | self._revised)
+            seed = {"seed": picture.request.seed}
+            data.append(file | seed | self._list_examples(picture) | self._revised)
         return {
             "created": int(time.time()),
             "data": data,
@@ -72,12 +74,19 @@ class ImageAnswer:
         if is_partial:
             event["partial_image_index"] = picture.partial_index
         else:
-            event |= {"usage": self._count_usage([picture]), **self._revised, **self._unknown}
+            event |= {"usage": self._count_usage([picture]), **self._list_examples(picture)}
+            event |= self._revised | self._unknown
         return write_event(name, event)
 
     @property
     def _format(self) -> str:
         return self.body.output_format or "png"
+
+    def _list_examples(self, picture: PaintedPicture) -> dict[str, Any]:
+        if not self.served.examples.most:
+            return {}
+        looked_at = list_examples(picture.request)
+        return {"examples": [one.model_dump(exclude_none=True) for one in looked_at]}
 
     @property
     def _revised(self) -> dict[str, Any]:
@@ -118,6 +127,14 @@ class ImageAnswer:
             "output_tokens": codes,
             "total_tokens": text + codes,
         }
+
+
+def list_examples(request: ImageRequest) -> list[ExampleBody]:
+    """Lists what a picture was painted beside, in order."""
+    return [
+        ExampleBody(name=one.name, caption=one.caption, index=one.index)
+        for one in request.examples or ()
+    ]
 
 
 def write_event(name: str, event: dict[str, Any]) -> bytes:

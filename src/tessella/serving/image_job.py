@@ -5,11 +5,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
+
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
 from tessella.model.canvas import Canvas
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, list_requests
+from tessella.retrieval import Example
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ImageBody
 
@@ -47,7 +50,11 @@ JobEvent = PaintedPicture | Exception
 
 
 def create_job(
-    served: ServedModel, body: ImageBody, prompt: str, plan: CanvasPlan | None
+    served: ServedModel,
+    body: ImageBody,
+    prompt: str,
+    plan: CanvasPlan | None,
+    references: Sequence[Image.Image] = (),
 ) -> ImageJob:
     """Decides what a request leaves open.
 
@@ -56,6 +63,7 @@ def create_job(
         body: the request.
         prompt: as the model reads it; "" is no prompt.
         plan: makes the canvases; empty ones of the shape of the size unless given.
+        references: pictures to look at.
 
     Raises:
         ConfigError: a setting is out of the model's range.
@@ -70,6 +78,17 @@ def create_job(
         # In the worker's thread, which alone uses torch.
         canvas_size = find_canvas_size(model, size)
         plan = lambda seeds: [model.canvases.new(canvas_size)] * len(seeds)  # noqa: E731
+
+    def look_up(prompt: str) -> tuple[Example, ...]:
+        """Finds what is looked at; in the worker's thread, as `CanvasPlan`."""
+        return served.examples.find(
+            prompt,
+            settings.neighbors,
+            references=model.encode_references(references),
+            pinned=body.pinned or (),
+            excluded=body.excluded or (),
+        )
+
     return ImageJob(
         served=served,
         count=body.n or 1,
@@ -81,6 +100,7 @@ def create_job(
             best_of=best_of,
             negative_prompt=model.text_tokenizer.shorten(negative_prompt),
             plan=plan,
+            look_up=look_up,
         ),
         settings=settings,
         best_of=best_of,

@@ -9,9 +9,10 @@ from starlette.responses import Response, StreamingResponse
 
 from tessella.images import encode_picture
 from tessella.model.canvas import fit_images
+from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
-from tessella.serving.bodies import ReadForm, read_form, read_json
+from tessella.serving.bodies import ReadForm, ReadRequest, read_form, read_pictures_json
 from tessella.serving.document import PICTURES, describe_body, describe_file
 from tessella.serving.image_answer import ImageAnswer, encode_base64, write_event
 from tessella.serving.image_job import CanvasPlan, create_job
@@ -21,15 +22,20 @@ from tessella.serving.service import PaintingService
 
 _DEFAULT_STRENGTH = 0.5
 
-_PaintingBody = schemas.GenerationBody | schemas.EditBody | schemas.VariationBody
+_Asked = (
+    ReadRequest[schemas.GenerationBody]
+    | ReadForm[schemas.EditBody]
+    | ReadForm[schemas.VariationBody]
+)
 
 
 def create_images_router(service: PaintingService) -> APIRouter:
     """Serves generations, edits, variations, reconstructions and stored pictures."""
     router = APIRouter(prefix="/v1", tags=["images"])
-    generation_type = schemas.create_body(schemas.GenerationBody, service.settings)
-    edit_type = schemas.create_body(schemas.EditBody, service.settings)
-    variation_type = schemas.create_body(schemas.VariationBody, service.settings)
+    most = max((one.examples.most for one in service.models.values()), default=MAX_NEIGHBORS)
+    generation_type = schemas.create_body(schemas.GenerationBody, service.settings, most)
+    edit_type = schemas.create_body(schemas.EditBody, service.settings, most)
+    variation_type = schemas.create_body(schemas.VariationBody, service.settings, most)
 
     @router.post(
         "/images/generations",
@@ -38,28 +44,28 @@ def create_images_router(service: PaintingService) -> APIRouter:
         responses=PICTURES,
     )
     async def generate(request: Request) -> Response:
-        body = await read_json(request, generation_type)
-        return await _answer(service, request, service.find(body.model), body)
+        read = await read_pictures_json(request, service, generation_type)
+        return await _answer(service, request, read)
 
     @router.post(
         "/images/edits",
         summary="Repaint a part of a picture",
-        openapi_extra=describe_body(edit_type, "image", "mask"),
+        openapi_extra=describe_body(edit_type, "image", "mask", most_references=most),
         responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
         form = await read_form(request, service, edit_type, "image", "image[]", "mask")
-        return await _answer(service, request, form.served, form.body, _plan_change(form))
+        return await _answer(service, request, form, _plan_change(form))
 
     @router.post(
         "/images/variations",
         summary="Paint variations of a picture",
-        openapi_extra=describe_body(variation_type, "image"),
+        openapi_extra=describe_body(variation_type, "image", most_references=most),
         responses=PICTURES,
     )
     async def vary(request: Request) -> Response:
-        form = await read_form(request, service, variation_type, "image")
-        return await _answer(service, request, form.served, form.body, _plan_change(form))
+        form = await read_form(request, service, variation_type, "image", "image[]")
+        return await _answer(service, request, form, _plan_change(form))
 
     _add_reconstructions(router, service)
     return router
@@ -96,8 +102,7 @@ def _add_reconstructions(router: APIRouter, service: PaintingService) -> None:
 async def _answer(
     service: PaintingService,
     request: Request,
-    served: ServedModel,
-    body: _PaintingBody,
+    asked: _Asked,
     plan: CanvasPlan | None = None,
 ) -> Response:
     """Paints pictures and answers with all of them, or with a stream of events.
@@ -105,19 +110,19 @@ async def _answer(
     Args:
         service: paints.
         request: of the client.
-        served: the model.
-        body: the request.
+        asked: what it says.
         plan: makes the canvases of pictures that are changed; None: they are new.
 
     Raises:
         ApiError: as `PaintingService.paint`.
     """
+    served, body = asked.served, asked.body
     prompt = body.prompt or ""
     service.log_prompt(request, prompt)
     read = served.model.text_tokenizer.shorten(prompt)
     event_type = "image_generation" if plan is None else "image_edit"
     answer = ImageAnswer(served, body, read, read != prompt, event_type)
-    job = create_job(served, body, read, plan)
+    job = create_job(served, body, read, plan, asked.references)
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)
         store = functools.partial(service.store, request)

@@ -31,6 +31,7 @@ _OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Without a key: the page and its files, what the page has to know, and addresses that are secrets.
 _OPEN = ("/healthz", "/readyz", "/v1/studio")
 _OPEN_BELOW = ("/v1/pictures/",)
+_PICTURES_IN_JSON = ("/v1/images/generations",)  # its route limits the rest of the body
 
 
 class ApiKeys:
@@ -128,7 +129,8 @@ class Guard:
             return
         headers = Headers(scope=scope)
         is_json = headers.get("content-type", "").lower().startswith("application/json")
-        limit = self.settings.max_json_bytes if is_json else self.settings.max_body_bytes
+        is_text = is_json and scope["path"] not in _PICTURES_IN_JSON
+        limit = self.settings.max_json_bytes if is_text else self.settings.max_body_bytes
         body = _LimitedBody(receive, self.settings, limit)
         is_begun = False
 

@@ -1,6 +1,8 @@
 """The routes about models: their list, cards, codebooks."""
 
 import functools
+import hashlib
+import re
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from tessella.serving.document import describe_file
 from tessella.serving.image_answer import encode_base64
 from tessella.serving.models_served import ServedModel
 from tessella.serving.service import PaintingService
+from tessella.serving.studio import answer_unless_known
 
 _MAX_EXAMPLES = 24
+_INDEX = re.compile(r"[0-9]{1,12}")
 _CODEBOOK_COLUMNS = 32
 _MOSAIC_SIDE = 5  # enough that its middle does not see its edge
 
@@ -52,6 +56,26 @@ def create_models_router(service: PaintingService) -> APIRouter:
             raise ApiError(404, f"The model has no samples: `{name}`.", code="not_found")
         return Response(samples, media_type="image/png")
 
+    @router.get(
+        "/{name}/examples/{index}.png",
+        summary="Fetch an example that the model looks at, as its codes decode",
+        response_class=Response,
+        responses=describe_file("The picture", "image/png"),
+    )
+    async def fetch_example(name: str, index: str, request: Request) -> Response:
+        served = service.find(name)
+        if not _INDEX.fullmatch(index):
+            raise ApiError(404, f"An example has a number, from 0: `{index[:40]}`.", param="index")
+        codes = served.examples.read(int(index)).codes.tobytes()
+        # The same number may be another picture later: the browser asks, and mostly gets a 304.
+        tag = hashlib.sha256(f"{served.created} ".encode() + codes).hexdigest()[:24]
+        headers = {"ETag": f'"{tag}"', "Cache-Control": "private, no-cache"}
+        known = request.headers.get("if-none-match")
+        if headers["ETag"] in (known or ""):
+            return answer_unless_known(b"", "image/png", headers, known)
+        content = await service.call(request, lambda: _draw_example(served, codes))
+        return answer_unless_known(content, "image/png", headers, None)
+
     @router.get("/{name}/codebook", summary="Fetch the codebook as tiles")
     async def read_codebook(name: str, request: Request) -> schemas.CodebookBody:
         served = service.find(name)
@@ -62,6 +86,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
 def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBody:
     config, objective = served.model.config, served.model.objective
+    most = served.examples.most
     return schemas.ModelBody(
         id=served.name,
         object="model",
@@ -75,8 +100,17 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
         generation=config.generation,
         can=schemas.ModelAbilities.model_validate(objective),
         limits=schemas.ModelLimits.model_validate(service.settings),
+        memory=schemas.ModelMemory(examples=len(served.examples), neighbors=most) if most else None,
         examples=served.captions.examples[:_MAX_EXAMPLES] if served.captions else [],
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _draw_example(served: ServedModel, codes: bytes) -> bytes:
+    """Decodes an example's codes (h, w) uint16 into a PNG."""
+    grid = np.frombuffer(codes, np.uint16).reshape(served.model.config.grid)
+    [pixels] = served.model.decode_codes(torch.from_numpy(grid.astype(np.int64))[None])
+    return encode_picture(pixels)
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from tessella.errors import CheckpointError, ConfigError
 from tessella.model import folder as model_folder
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
+from tessella.serving.examples_served import ServedExamples
 from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
@@ -19,10 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A loaded model and its folder's contents: nothing is read there later."""
+    """A loaded model and its folder's contents; only its examples are read there later."""
 
     name: str
     model: TextToImage
+    examples: ServedExamples
     created: int  # seconds since 1970
     captions: CaptionSummary | None  # of its training; None: an older model does not list them
     words: Vocabulary  # of these captions
@@ -35,9 +37,10 @@ class ServedModel:
         """Reads a model's folder, beside the model itself.
 
         Raises:
-            CheckpointError: a file is damaged or missing.
+            CheckpointError: a file is damaged or missing, or the examples are not the model's.
         """
         samples = folder / model_folder.SAMPLES_FILE
+        examples = ServedExamples(folder, model)
         try:
             card = (folder / model_folder.CARD_FILE).read_text("utf-8")
             metrics = (folder / model_folder.METRICS_FILE).read_text("utf-8")
@@ -45,6 +48,7 @@ class ServedModel:
             return cls(
                 name=name,
                 model=model,
+                examples=examples,
                 created=int((folder / model_folder.CONFIG_FILE).stat().st_mtime),
                 captions=captions,
                 words=Vocabulary(model.text_tokenizer, captions),

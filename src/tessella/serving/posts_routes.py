@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from tessella.images import encode_picture
-from tessella.model.request import list_requests
+from tessella.model.request import ImageRequest, list_requests
 from tessella.posts import request as post_request
 from tessella.posts.deadline import Deadline
 from tessella.posts.errors import LanguageModelError
@@ -31,10 +31,10 @@ from tessella.posts.writer import PostWriter
 from tessella.serving.api_errors import ApiError
 from tessella.serving.bodies import read_json
 from tessella.serving.document import describe_body
-from tessella.serving.image_answer import encode_base64
+from tessella.serving.image_answer import encode_base64, list_examples
 from tessella.serving.image_job import ImageJob, PaintedPicture
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import Count, RequestBody, Seed, create_body
+from tessella.serving.schemas import Count, ExampleBody, RequestBody, Seed, create_body
 from tessella.serving.service import PaintingService, wait_for
 from tessella.serving.threads import DaemonThreads
 
@@ -85,6 +85,7 @@ class PostPicture(BaseModel):
 
     b64_json: str
     seed: int
+    examples: list[ExampleBody] | None = None
 
 
 class PostAnswer(BaseModel):
@@ -129,6 +130,7 @@ def create_posts_router(
         "/posts",
         summary="Write social-media posts and paint their pictures",
         openapi_extra=describe_body(body_type),
+        response_model_exclude_none=True,
     )
     async def answer(request: Request) -> PostsAnswer:
         body = await read_json(request, body_type)
@@ -156,12 +158,13 @@ def create_posts_router(
             deadline.call_off()
         job = _create_job(served, posts, business.seed, best_of)
         pictures = await service.paint_all(request, job, lambda one: encode_picture(one.pixels))
-        for number, post in enumerate(posts, start=1):
-            notes += [f"Post {number}: {repair}." for repair in post.repairs]
+        notes += [
+            f"Post {i}: {repair}." for i, post in enumerate(posts, 1) for repair in post.repairs
+        ]
         return PostsAnswer(
             offline=writer.language_model is None,
             model=served.name,
-            posts=[_describe(*pair) for pair in zip(posts, pictures, strict=True)],
+            posts=[_describe(served, *pair) for pair in zip(posts, pictures, strict=True)],
             notes=notes,
         )
 
@@ -170,14 +173,20 @@ def create_posts_router(
 
 def _create_job(served: ServedModel, posts: Sequence[Post], seed: int, best_of: int) -> ImageJob:
     """Makes one picture a post, post i with the seed of picture i."""
+    settings = served.model.config.generation
     prompts = [served.model.text_tokenizer.shorten(post.label) for post in posts]
     unlabelled = list_requests([""], count=len(posts), seed=seed, best_of=best_of)
-    requests = [
-        dataclasses.replace(request, prompt=prompt)
-        for request, prompt in zip(unlabelled, prompts, strict=True)
-    ]
-    settings = served.model.config.generation
-    return ImageJob(served, len(requests), lambda: requests, settings, best_of)
+
+    def list_labelled() -> list[ImageRequest]:
+        """Looks the labels up, in the worker's thread."""
+        return [
+            dataclasses.replace(
+                request, prompt=prompt, examples=served.examples.find(prompt, settings.neighbors)
+            )
+            for request, prompt in zip(unlabelled, prompts, strict=True)
+        ]
+
+    return ImageJob(served, len(unlabelled), list_labelled, settings, best_of)
 
 
 async def _wait_for_posts(request: Request, writing: Awaitable[list[Post]]) -> list[Post]:
@@ -203,7 +212,11 @@ async def _wait_for_posts(request: Request, writing: Awaitable[list[Post]]) -> l
         ) from None
 
 
-def _describe(post: Post, picture: PaintedPicture) -> PostAnswer:
-    encoded = PostPicture(b64_json=encode_base64(picture.content), seed=picture.request.seed)
+def _describe(served: ServedModel, post: Post, picture: PaintedPicture) -> PostAnswer:
+    encoded = PostPicture(
+        b64_json=encode_base64(picture.content),
+        seed=picture.request.seed,
+        examples=list_examples(picture.request) if served.examples.most else None,
+    )
     # Its repairs are left out: they are among the notes.
     return PostAnswer(**vars(post), picture=encoded)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from tessella.generation import GenerationSettings
+from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
 B = TypeVar("B", bound="RequestBody")
@@ -18,6 +19,7 @@ MAX_API_SEED = 2**48 - 1
 """Seeds stay whole numbers in every language's JSON, also with the candidates' added."""
 MAX_PARTIALS = 16
 MAX_TOP_K = 1_000_000
+MAX_INDICES = 1000
 
 # A side of 16 to MAX_SIDE_PX = 2048 pixels.
 _SIDE = "(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
@@ -28,6 +30,7 @@ Seed = Annotated[int | None, Field(ge=0, le=MAX_API_SEED)]
 Count = Annotated[int | None, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
 _Quality = Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"]
+_Index = Annotated[int, Field(ge=0)]
 _Ignored = Annotated[str | None, Field(max_length=1000)]
 
 
@@ -77,6 +80,11 @@ class ImageBody(RequestBody):
     """Candidates a picture; the one that the model finds closest to the prompt is sent."""
     negative_prompt: str | None = None
     """What guidance moves away from; without guidance it has no effect."""
+    pinned: Annotated[list[_Index] | None, Field(max_length=MAX_NEIGHBORS)] = None
+    """Examples of the model that are looked at before what the prompt finds, by `index`: the answer
+    has those of what was looked at."""
+    excluded: Annotated[list[_Index] | None, Field(max_length=MAX_INDICES)] = None
+    """Examples that are not looked at, by `index`."""
     quality: _Quality | None = None
     """Accepted for compatibility; has no effect."""
     background: Literal["auto", "opaque"] | None = None
@@ -103,6 +111,9 @@ class GenerationBody(ImageBody):
 
     prompt: Prompt
     """What to paint, in words like those of the model's captions."""
+    references: Annotated[list[str] | None, Field(max_length=MAX_NEIGHBORS)] = None
+    """Pictures of yours to look at, before any example: files (PNG, JPEG, WebP and the like) as
+    base64, or as `data:` URLs; at most as many as the model learned to look at."""
     style: Literal["vivid", "natural"] | None = None
     """Accepted for compatibility; has no effect."""
     moderation: Literal["auto", "low"] | None = None
@@ -137,12 +148,16 @@ class ReconstructionBody(RequestBody):
     """The fields of `POST /v1/images/reconstructions`."""
 
 
-def create_body(kind: type[B], settings: ServeSettings) -> type[B]:
+def create_body(
+    kind: type[B], settings: ServeSettings, most_examples: int = MAX_NEIGHBORS
+) -> type[B]:
     """Returns a request's class as one server takes it: so that its document has all limits.
 
     Args:
         kind: the request; if it is one for pictures, the fields of `GenerationSettings` are added.
         settings: with limits, which narrow the fields' own.
+        most_examples: that any of the models looks at. Only told: a model that looks at fewer
+            refuses in better words.
     """
     limits: dict[str, Any] = {
         "n": Field(le=settings.max_pictures),
@@ -153,17 +168,27 @@ def create_body(kind: type[B], settings: ServeSettings) -> type[B]:
         "prompt": Field(max_length=settings.max_prompt_characters),
         "negative_prompt": Field(max_length=settings.max_prompt_characters),
     }
+    told: dict[str, Any] = {
+        "neighbors": {"maximum": most_examples},
+        "pinned": {"maxItems": most_examples},
+        "excluded": {"maxItems": MAX_INDICES if most_examples else 0},
+        "references": {"maxItems": most_examples},
+    }
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
-        if name in limits:
-            annotation: Any = Annotated[field.annotation, *field.metadata, limits[name]]
-            fields[name] = annotation, Field(field.default, description=field.description)
+        if name in limits or name in told:
+            annotation: Any = Annotated[field.annotation, *field.metadata, limits.get(name)]
+            fields[name] = annotation, _redefine(field.default, field.description, told.get(name))
     if issubclass(kind, ImageBody):
         for name, field in GenerationSettings.model_fields.items():
             annotation = Annotated[field.annotation, *field.metadata, limits.get(name)]
             description = f"{field.description} The model's own unless given."
-            fields[name] = annotation | None, Field(None, description=description)
+            fields[name] = annotation | None, _redefine(None, description, told.get(name))
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def _redefine(default: Any, description: str | None, told: dict[str, Any] | None) -> Any:
+    return Field(default, description=description, json_schema_extra=told)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -204,6 +229,14 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class ExampleBody(BaseModel):
+    """What a picture was painted beside: an example of the model, or a reference of a request."""
+
+    name: str
+    caption: str
+    index: int | None = None  # among the model's examples; None: it is a reference
+
+
 class PictureBody(BaseModel):
     """One picture: its contents or its address, and what it was painted from."""
 
@@ -211,6 +244,7 @@ class PictureBody(BaseModel):
     url: str | None = None
     seed: int
     revised_prompt: str | None = None
+    examples: list[ExampleBody] | None = None
 
 
 class PicturesBody(BaseModel):
@@ -257,6 +291,13 @@ class ModelLimits(BaseModel, from_attributes=True):
     side_px: int = MAX_SIDE_PX
 
 
+class ModelMemory(BaseModel):
+    """What a model looks things up in."""
+
+    examples: int
+    neighbors: int
+
+
 class ModelBody(BaseModel):
     """A model that requests can name."""
 
@@ -272,6 +313,7 @@ class ModelBody(BaseModel):
     generation: GenerationSettings
     can: ModelAbilities
     limits: ModelLimits
+    memory: ModelMemory | None
     examples: Sequence[str]
 
 

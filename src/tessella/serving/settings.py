@@ -76,7 +76,7 @@ class ServeSettings(Settings):
 
     @property
     def max_json_bytes(self) -> int:
-        """The largest JSON: two prompts of letters that are escaped as pairs, and the rest.
+        """The largest JSON, without pictures: two prompts of escaped letter pairs, and the rest.
 
         Explaining the faults of a hundred times as much takes seconds, and blocks everybody else.
         """

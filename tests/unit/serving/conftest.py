@@ -22,7 +22,7 @@ from tessella.serving.models_served import ServedModel
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.text.vocabulary import CaptionSummary
-from untrained import CAPTIONS, create_untrained, save_untrained
+from untrained import CAPTIONS, create_memory, create_untrained, save_untrained
 
 CARD = "---\nlicense: mit\ntags: [a]\n---\n\n# A card\n\n---\nIt paints stars.\n"
 
@@ -58,6 +58,25 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ServedModel
 @pytest.fixture(scope="session")
 def tiny(models: Mapping[str, ServedModel]) -> ServedModel:
     return models["tiny"]
+
+
+ALBUM = ("a red star", "a green star", "a blue star", "a red moon", "")
+
+
+@pytest.fixture(scope="session")
+def album(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    """A model that looks at two examples, and has the five of `ALBUM`."""
+    model = create_untrained(neighbors=2)
+    model = model.with_parts(memory=create_memory(model, ALBUM))
+    folder = save_untrained(model, tmp_path_factory.mktemp("models") / "album")
+    return ServedModel.load("album", folder, model)
+
+
+@pytest.fixture(scope="session")
+def album_server(album: ServedModel, tiny: ServedModel) -> Iterator["Server"]:
+    """Serves `album`, and `tiny`, which has no examples."""
+    with running(create_app({"album": album, "tiny": tiny}, ServeSettings())) as found:
+        yield found
 
 
 @dataclass

@@ -60,6 +60,7 @@ def test_forms_are_told_with_their_files(document: dict[str, Any]) -> None:
     assert set(edits["properties"]) == {
         *create_body(EditBody, ServeSettings()).model_fields,
         "image",
+        "image[]",
         "mask",
     }
     assert edits["required"] == ["image", "prompt"]

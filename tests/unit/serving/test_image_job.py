@@ -33,7 +33,7 @@ def test_what_is_given_is_taken(models: Models) -> None:
     fields: dict[str, Any] = {
         "steps": 2, "temperature": 0.0, "top_k": 1, "top_p": 0.5, "guidance_scale": 0.0,
         "guidance_schedule": "linear", "order": "halton", "confidence_temperature": 0.0,
-        "step_schedule": "arccos",
+        "neighbors": 0, "step_schedule": "arccos",
     }  # fmt: skip
     body = Body(
         n=3, seed=0, best_of=4, negative_prompt="blue", size="32x16", partial_images=5, stream=True,

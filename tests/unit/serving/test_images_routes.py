@@ -473,8 +473,8 @@ def test_pictures_as_a_list(server: Any, tiny: ServedModel) -> None:
     """OpenAI's client names the parts of a list so."""
     files = [("image[]", ("a.png", encoded(IMAGE))), ("prompt", (None, "star"))]
     assert server.post("/images/edits", files=files).status_code == 200
-    files.insert(0, ("image", ("b.png", encoded(IMAGE))))
-    message, _, _ = fault(server.post("/images/edits", files=files))
+    files += [("image", ("b.png", encoded(IMAGE)))] * 2
+    message, _, _ = fault(server.post("/images/reconstructions", files=files[2:]))
     assert message == "There is more than one `image`. Send one."
 
 

@@ -46,6 +46,7 @@ def test_a_model(server: Any, tiny: ServedModel) -> None:
         "limits": {
             "n": 10, "steps": 64, "best_of": 16, "prompt_characters": 4000, "side_px": 2048,
         },
+        "memory": None,
         "examples": ["a red star", "a green star", "a blue star"],
     }  # fmt: skip
 

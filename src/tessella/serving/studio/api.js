@@ -131,7 +131,7 @@ export function toForm(fields) {
   for (const [name, value] of Object.entries(fields)) {
     if (value === undefined || value === null) continue;
     if (value instanceof Blob) form.append(name, value, value.name ?? `${name}.png`);
-    else form.append(name, String(value));
+    else form.append(name, Array.isArray(value) ? JSON.stringify(value) : String(value));
   }
   return form;
 }

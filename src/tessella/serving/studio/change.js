@@ -11,6 +11,8 @@ function readMade(form, app, source, was) {
   // Settings go on from what is changed, unless another model or none made it.
   const before = [was, source].find((picture) => picture?.model === app.model.id) ?? {};
   const { steps = null, guidanceScale = null, bestOf = null, negativePrompt = "" } = before;
+  // What a picture looked at is chosen for it alone.
+  const { pinned = [], excluded = [] } = was?.model === app.model.id ? was : {};
   return {
     model: app.model.id,
     prompt: form.elements.prompt.value.trim(),
@@ -18,6 +20,8 @@ function readMade(form, app, source, was) {
     guidanceScale,
     bestOf,
     negativePrompt,
+    pinned,
+    excluded,
     // Without its own source: else each picture would keep all that it goes back to.
     source: { blob: source.blob, prompt: source.prompt, model: source.model },
   };

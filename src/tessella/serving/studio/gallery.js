@@ -2,6 +2,7 @@
 
 import * as store from "/studio/gallery_store.js";
 import { drawProblem, makeDialog } from "/studio/forms.js";
+import { nameOf } from "/studio/looked.js";
 import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "/studio/picture.js";
 import { rove } from "/studio/roving.js";
 import { repeat } from "/studio/vendor/directives/repeat.js";
@@ -79,6 +80,7 @@ export function mountGallery(element, app) {
 
 function drawPicture(picture, app, forget) {
   const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
+  if (picture.examples?.length) facts.push(`looked at ${picture.examples.map(nameOf).join("; ")}`);
   return html`
     <form method="dialog" class="close"><button class="quiet">Close</button></form>
     <div class="shown halves">

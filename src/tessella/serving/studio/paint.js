@@ -4,6 +4,7 @@ import { openEdit, openVary } from "/studio/change.js";
 import { drawCountAndSeed, drawField, drawNumber, readNumber } from "/studio/forms.js";
 import { mountGallery } from "/studio/gallery.js";
 import { toFields } from "/studio/picture.js";
+import { makeReferences } from "/studio/references.js";
 import { mountResults } from "/studio/results.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
@@ -27,7 +28,8 @@ export function mount(element, app) {
   let firstExample = 0;
 
   const draw = () =>
-    render(drawView(app, { submit, showOthers, take, onKey }, firstExample), element);
+    render(drawView(app, { submit, showOthers, take, onKey }, firstExample, references), element);
+  const references = makeReferences(app, () => draw());
   const form = () => element.querySelector("form");
 
   function submit(event) {
@@ -36,14 +38,22 @@ export function mount(element, app) {
       app.say("A picture is being painted already. Wait for it, or cancel it.");
       return;
     }
-    const made = readForm(form(), app);
-    results.paint({
-      path: "/v1/images/generations",
-      count: readNumber(form(), "count") ?? 1,
-      seed: readNumber(form(), "seed"),
-      toBody: (fields) => ({ ...toFields(made), ...fields }),
-      made,
-    });
+    const made = { ...readForm(form(), app), references: references.state.urls };
+    generate(made, readNumber(form(), "count") ?? 1, readNumber(form(), "seed"));
+  }
+
+  function generate(made, count, seed) {
+    const own = made.references?.length ? { references: made.references } : {};
+    const toBody = (fields) => ({ ...toFields(made), ...own, ...fields });
+    results.paint({ path: "/v1/images/generations", count, seed, toBody, made });
+  }
+
+  /** Paints a picture again with another choice of what it looks at. */
+  function lookAgain(picture, change) {
+    if (results.busy()) return app.say("A picture is being painted already.");
+    const { id, blob, examples, created, seed, ...made } = { ...picture, ...change };
+    // A changed picture's dialog has its source and mask.
+    return made.how === "painted" ? generate(made, 1, seed) : again({ ...made, seed });
   }
 
   function onKey(event) {
@@ -82,6 +92,7 @@ export function mount(element, app) {
       if (elements[name]) elements[name].value = value;
     }
     elements.count.value = 1;
+    references.set(picture.references ?? []);
     form().scrollIntoView({ block: "nearest" });
     elements.prompt.focus();
     app.say(`Prompt and seed ${picture.seed} are in the form.`);
@@ -92,6 +103,7 @@ export function mount(element, app) {
   const gallery = mountGallery(element.querySelector("#gallery"), app);
   const results = mountResults(element.querySelector("#results"), app, gallery.add);
   app.open.again = again;
+  app.lookAgain = lookAgain;
   app.open.tiles = (picture) => {
     app.lookAt = picture;
     app.go("tiles");
@@ -106,7 +118,7 @@ export function mount(element, app) {
   };
   app.events.addEventListener("model", () => {
     firstExample = 0;
-    draw();
+    references.set(references.state.urls); // as many as this model looks at
   });
   app.events.addEventListener("busy", () => {
     element.querySelector("#paint").setAttribute("aria-disabled", results.busy());
@@ -130,7 +142,7 @@ function drawExamples(examples, first, { take, showOthers }) {
   `;
 }
 
-function drawView(app, actions, firstExample) {
+function drawView(app, actions, firstExample, references) {
   const { can, generation, limits, examples } = app.model;
   return html`
     <div class="bench halves form-first">
@@ -147,7 +159,7 @@ function drawView(app, actions, firstExample) {
             @keydown=${actions.onKey}
           ></textarea>`,
         )}
-        ${drawExamples(examples, firstExample, actions)}
+        ${drawExamples(examples, firstExample, actions)} ${references.draw()}
         ${drawCountAndSeed(app)}
         <details>
           <summary>More</summary>

@@ -2,7 +2,8 @@
 //
 // {how: "painted"|"varied"|"edited"|"opened", model, prompt, seed, blob, created,
 //  negativePrompt, steps, guidanceScale, bestOf: null where the model's own,
-//  source: {blob, prompt, model}, strength, mask: what it was varied or edited from}
+//  source: {blob, prompt, model}, strength, mask: what it was varied or edited from,
+//  references: data URLs, pinned, excluded: indices of examples, examples: what it looked at}
 
 import { html } from "/studio/vendor/lit-html.js";
 
@@ -34,6 +35,8 @@ export function toFields(made) {
     steps: made.steps ?? undefined,
     guidance_scale: made.guidanceScale ?? undefined,
     best_of: made.bestOf ?? undefined,
+    pinned: made.pinned?.length ? made.pinned : undefined,
+    excluded: made.excluded?.length ? made.excluded : undefined,
   };
 }
 

@@ -3,6 +3,7 @@
 import { postForEvents, toBlob } from "/studio/api.js";
 import { showMosaic } from "/studio/codebook.js";
 import { drawProblem } from "/studio/forms.js";
+import { drawLooked, dropLooked, fetchLooked } from "/studio/looked.js";
 import { actionsOf, describe, drawBed, drawSeed, listSettings, urlOf } from "/studio/picture.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
@@ -39,9 +40,11 @@ export function mountResults(element, app, onPicture) {
     state.read = event.revised_prompt ?? "";
     state.unknown = event.unknown_words ?? [];
     const blob = toBlob(event.b64_json);
-    const picture = { ...made, seed: event.seed ?? slot.seed, created: Date.now(), blob };
+    const { examples, seed = slot.seed } = event;
+    const picture = { ...made, seed, created: Date.now(), blob, examples };
     await onPicture(picture);
     Object.assign(slot, { picture, share: 1 });
+    fetchLooked(picture, draw);
     return true;
   }
 
@@ -57,6 +60,7 @@ export function mountResults(element, app, onPicture) {
     const apart = made.bestOf ?? 1;
     const started = performance.now();
     Object.assign(state, { running, problem: "", note: "", read: "", unknown: [] });
+    for (const slot of state.slots) dropLooked(slot.picture);
     state.slots = Array.from({ length: count }, (_, index) => ({ seed: first + index * apart }));
     app.say(`${WORDS[made.how]} ${count === 1 ? "a picture" : `${count} pictures`}.`);
     app.events.dispatchEvent(new Event("busy"));
@@ -106,6 +110,7 @@ function drawSlot(slot, app, index) {
       <figcaption class="stack">
         <span class="seed hint">${facts}</span>
         ${picture ? html`<div class="row">${actionsOf(picture, app)}</div>` : ""}
+        ${picture ? drawLooked(picture, (change) => app.lookAgain(picture, change)) : ""}
       </figcaption>
     </figure>
   `;
