@@ -44,6 +44,7 @@ from tessella.images import Pixels
 from tessella.model.pipeline import GeneratedImages, TextToImage
 from tessella.model.request import ImageRequest, enumerate_requests
 from tessella.retrieval import Example
+from tessella.retrieval.examples import Codes
 
 PLAIN = "without_examples_"
 """Begins the names of what is measured without the memory."""
@@ -109,21 +110,21 @@ def evaluate_generation(
         reason = "No caption is short enough for the model."
         return GenerationEvaluation({"painted": reason}, real.pixels, [])
     lookup = ExampleLookup.create(model)
-    examples = lookup and lookup.find(real.captions, lookup.encode(real.pixels))
+    examples = lookup.find(real.captions, lookup.encode(real.pixels)) if lookup else None
     painted = model.generate_images(_list_requests(real.captions, examples))
     plain = None
     if lookup and (networks.extractor or any(networks.features.values())):
         nothing = [()] * len(real.captions)
         plain = model.generate_images(_list_requests(real.captions, nothing)).pixels
-    comparison = _Comparison(model, networks, checks, real, painted, plain)
+    comparison = _Comparison(model, networks, checks, real, painted, plain, lookup)
     results = comparison.compare_sets() | comparison.rank_prompts()
     results["copy_rate"], pairs = comparison.find_copies()
     if lookup:
         results |= count_in_memory(lookup, images)
         results |= comparison.measure_without_examples()
-        of_examples, more = comparison.find_neighbor_copies(lookup)
+        of_examples, more = comparison.find_neighbor_copies(lookup.encode(real.pixels))
         results, pairs = results | of_examples, [*pairs, *more]
-    results |= comparison.compare_losses(images, lookup)
+    results |= comparison.compare_losses(images)
     return GenerationEvaluation(results, painted.pixels, real.captions, pairs)
 
 
@@ -157,6 +158,7 @@ class _Comparison:
     real: EvalImages
     painted: GeneratedImages
     plain: Pixels | None  # painted without examples; None: there is no memory, or no features
+    lookup: ExampleLookup | None  # None: there is no memory
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -182,7 +184,7 @@ class _Comparison:
                 metrics = dict.fromkeys(_SET_METRICS, reason)
             else:
                 real, generated = self.features[name]
-                protocol = self._describe_sets(extractor)
+                protocol = self._describe_sets(extractor, self._beside)
                 neighbours = f"{protocol}; {NEIGHBOURS} neighbours"
                 metrics = {
                     **measure_set_distances(real, generated, protocol),
@@ -192,11 +194,17 @@ class _Comparison:
             results |= {f"painted_{kind}_{name}": metric for kind, metric in metrics.items()}
         return results
 
-    def _describe_sets(self, extractor: FeatureExtractor) -> str:
+    def _describe_sets(self, extractor: FeatureExtractor, beside: str) -> str:
         return (
             f"{extractor.describe()}, {len(self.real.pixels)} painted pictures against the "
             f"{len(self.real.pixels)} real ones of the same captions, {self.real.description}"
+            f"{beside}"
         )
+
+    @property
+    def _beside(self) -> str:
+        """What the pictures were painted beside, for a protocol."""
+        return f"; {self.lookup.describe()}" if self.lookup else ""
 
     def measure_without_examples(self) -> Results:
         """Measures the pictures that were painted without the memory, where features are there."""
@@ -206,13 +214,13 @@ class _Comparison:
         features = {name: each.extract(self.plain) for name, each in self._extractors.items()}
         for name, extractor in self.networks.features.items():
             if extractor is not None and len(self.plain) >= MIN_PICTURES:
-                protocol = f"{self._describe_sets(extractor)}; {_NOT_LOOKED_UP}"
+                protocol = self._describe_sets(extractor, f"; {_NOT_LOOKED_UP}")
                 distances = measure_set_distances(self.features[name][0], features[name], protocol)
                 results |= {f"{PLAIN}painted_{kind}_{name}": m for kind, m in distances.items()}
         if self.networks.extractor is not None and len(self._prompts) >= 2:
-            ranked = self._rank_by_features(features[self.networks.extractor.name])
-            protocol = f"{ranked.protocol}; {_NOT_LOOKED_UP}"
-            results[f"{PLAIN}retrieval_by_features"] = replace(ranked, protocol=protocol)
+            of_plain = features[self.networks.extractor.name]
+            ranked = self._rank_by_features(of_plain, f"; {_NOT_LOOKED_UP}")
+            results[f"{PLAIN}retrieval_by_features"] = ranked
         return results
 
     @functools.cached_property
@@ -225,13 +233,13 @@ class _Comparison:
         """(B,) of each picture."""
         return torch.tensor([self._prompts.index(caption) for caption in self.real.captions])
 
-    def _rank_by_features(self, generated: Tensor) -> Metric:
+    def _rank_by_features(self, generated: Tensor, beside: str) -> Metric:
         """Measures how often a picture is nearest to the real picture of its own prompt."""
         name = next(n for n, each in self._extractors.items() if each is self.networks.extractor)
         # Of several real pictures with one caption the first stands for it.
         first = [self.real.captions.index(prompt) for prompt in self._prompts]
         scores = -compute_distances(generated, self.features[name][0][first])
-        by = f"the prompt whose real picture is nearest, {name} features"
+        by = f"the prompt whose real picture is nearest, {name} features{beside}"
         return measure_retrieval(scores, self._prompt_of, by)
 
     def rank_prompts(self) -> Results:
@@ -244,7 +252,7 @@ class _Comparison:
         results: Results = {"features": self.networks.missing}
         if self.networks.extractor is not None:
             _, generated = self.features[self.networks.extractor.name]
-            results["features"] = self._rank_by_features(generated)
+            results["features"] = self._rank_by_features(generated, self._beside)
         if clip is not None:
             by = f"cosine of picture and prompt, CLIP {clip.name}"
             scores = clip.score(self.painted.pixels, prompts)
@@ -258,7 +266,7 @@ class _Comparison:
         prompts = self._prompts[:NUM_CHOICES]
         rows = (self._prompt_of < len(prompts)).nonzero().flatten()[:count].tolist()
         by = "pointwise mutual information by the model itself"
-        if self.model.memory is not None:
+        if self.lookup is not None:
             by += f", {_NOT_LOOKED_UP}"
         try:
             pmi = torch.from_numpy(self.model.score(self.painted.pixels[rows], prompts).pmi)
@@ -289,7 +297,7 @@ class _Comparison:
         pairs = copies.list_pairs(self.painted.pixels, self.real.captions)
         return Metric(copies.rate, protocol), pairs
 
-    def find_neighbor_copies(self, lookup: ExampleLookup) -> tuple[Results, Sequence[Pair]]:
+    def find_neighbor_copies(self, real_codes: Codes) -> tuple[Results, Sequence[Pair]]:
         """Measures how many pictures are as good as one of their examples."""
         codes = self.painted.codes
         beside = Beside(
@@ -297,18 +305,18 @@ class _Comparison:
             examples=self.painted.examples,
             pixels=self.painted.pixels,
             codes=None if codes is None else codes.cpu().numpy().astype(np.uint16),
-            real_codes=lookup.encode(self.real.pixels),
+            real_codes=real_codes,
             description=self.real.description,
         )
         checks = self.checks
         return measure_neighbor_copies(self.model, beside, checks.training, checks.missing_training)
 
-    def compare_losses(self, held_out: EvalImages, lookup: ExampleLookup | None) -> Results:
+    def compare_losses(self, held_out: EvalImages) -> Results:
         """Measures the objective's loss on training images and on others."""
         training, reason = self.checks.training, self.checks.missing_training
         if training is not None:
             gap = measure_loss_gap(
-                self.model, held_out, training, max_images=_LOSS_IMAGES, lookup=lookup
+                self.model, held_out, training, max_images=_LOSS_IMAGES, lookup=self.lookup
             )
             if gap is not None:
                 return {**gap}

@@ -42,7 +42,8 @@ class NearCopies:
     def find(self, example: int, others: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Finds which of some examples (R,) are as good as one: (R,) bool. It is, of itself."""
         found = self._compare(self._memory.codes[example], self._read(example), others)
-        return found | (others == example)
+        found |= others == example
+        return found
 
     def find_like(
         self, codes: Codes, captions: Iterable[str], others: npt.NDArray[np.integer]

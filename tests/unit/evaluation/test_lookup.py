@@ -28,9 +28,7 @@ def create(model: TextToImage) -> ExampleLookup:
     return lookup
 
 
-def find(
-    model: TextToImage, caption: str, picture: Pixels, *, learned: bool = False
-) -> list[str]:
+def find(model: TextToImage, caption: str, picture: Pixels, *, learned: bool = False) -> list[str]:
     lookup = create(model)
     [found] = lookup.find([caption], lookup.encode(picture[None]), learned=learned)
     return [one.name for one in found]

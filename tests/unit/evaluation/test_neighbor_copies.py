@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.evaluation.metric import Metric, Results
 from tessella.evaluation.memorisation import Pair
+from tessella.evaluation.metric import Metric, Results
 from tessella.evaluation.neighbor_copies import (
     Beside,
     compute_mse,
