@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,6 +318,23 @@ def test_doctor_tells_json() -> None:
     report = json.loads(succeed("doctor", "data", "--json"))
     assert report["is_usable"]
     assert report["images"] == 6
+    assert report["neighbors"]["tried"] == report["captions"]
+
+
+def test_doctor_tells_for_how_many_captions_there_is_a_useful_neighbour() -> None:
+    draw_data(Path("data"))
+    captions = ("a red cat", "one red cat", "a mill", "the sea", "a kite", "two boats")
+    for number, caption in enumerate(captions):
+        Path(f"data/{number}.txt").write_text(caption, encoding="utf-8")
+    told = succeed("doctor", "data")
+    [line] = [line for line in told.splitlines() if line.startswith("Neighbours ")]
+    assert "useful for 33% of 6 captions: another picture's caption has at least 50%" in line
+    assert line.endswith("; `one red cat` for `a red cat`; none for `a mill`")
+    # A picture is no neighbour of itself, however often it is there.
+    shutil.copy("data/2.png", "data/twin.png")
+    shutil.copy("data/2.txt", "data/twin.txt")
+    assert json.loads(succeed("doctor", "data", "--json"))["neighbors"]["useful"] == 2
+    assert json.loads(run("doctor", "nowhere", "--json").stdout)["neighbors"] is None
 
 
 def test_doctor_names_bad_files_and_ends_with_status_1() -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from remembering import remember
 from tessella.cli import app
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
@@ -261,6 +262,49 @@ def test_painted_pictures_are_measured(model: Path, data: Path, weights: None) -
     assert Path("cache-train/manifest.json").is_file()
     with Image.open("pairs.png") as image:
         assert image.width > 8 * 128
+
+
+@pytest.fixture(scope="module")
+def looks_up(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with nine of the ten pictures in its memory."""
+    paths = [data / f"{index}.png" for index in range(9)]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    captions = [f"picture number {index}" for index in range(9)]
+    model = remember(pixels, captions, names=[path.name for path in paths])
+    return save_untrained(model, tmp_path_factory.mktemp("looks_up") / "model")
+
+
+def test_a_model_that_looks_things_up_is_measured_with_its_memory_and_without(
+    looks_up: Path, data: Path, weights: None
+) -> None:
+    printed = json.loads(succeed(looks_up, data, *PAINT, "--json", "--train-data", data))
+    metrics = printed["metrics"]
+    assert metrics["images_in_memory"]["value"] == 9
+    assert "9 examples, all 10 images of drawn" in metrics["images_in_memory"]["protocol"]
+    assert printed["left_out"] == {}
+    plain = ("painted_kid_squeezenet-fire9", "retrieval_by_features", "loss_held_out")
+    assert {
+        *(f"without_examples_{name}" for name in plain),
+        "neighbor_copy_rate",
+        "neighbor_copy_rate_real",
+        "neighbor_copy_excess",
+        "neighbor_distance",
+        "neighbor_same_codes_rate",
+    } < set(metrics)
+    rows = printed["nearest"]["pairs"]
+    assert {row["example"] is None for row in rows} == {True, False}
+    assert all(row["limit"] is not None for row in rows)
+
+
+def test_of_a_model_that_looks_things_up_there_are_pairs_without_weights(
+    looks_up: Path, model: Path, data: Path
+) -> None:
+    text = succeed(looks_up, data, *PAINT, "--pairs", "pairs.png")
+    assert "neighbor_same_codes_rate" in text
+    assert "Left out: neighbor_copy_rate, neighbor_copy_rate_real, neighbor_copy_excess, " in text
+    assert "Written: pairs.png" in text
+    assert Path("pairs.png").is_file()
+    assert json.loads(succeed(model, data, "--json"))["nearest"] == {"protocol": "", "pairs": []}
 
 
 def test_a_run_brings_its_training_pictures(model: Path, data: Path, weights: None) -> None:

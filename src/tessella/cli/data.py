@@ -9,22 +9,38 @@ from tessella.cli.reporting import FAILED, Result
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tessella.data.decode import Decoded
     from tessella.data.inspect import DataReport
+    from tessella.retrieval.coverage import CoverageReport
 
 
 def doctor(data: Data, config: Config = None, set_: Set = None, preset: Preset = None) -> Result:
     """Check DATA: its contents, its faults, what to do next.
 
-    Decodes every picture and writes nothing. The exit status is 1 if DATA cannot be trained on.
+    Decodes every picture and writes nothing. Also says for how many captions another picture's
+    caption is so near that its picture is worth looking up (retrieval.neighbors). The exit status
+    is 1 if DATA cannot be trained on.
     """
     from tessella.data.inspect import inspect_data
+    from tessella.retrieval.coverage import CoverageMeter
     from tessella.training.recipe import resolve_recipe
 
-    report = inspect_data(data, resolve_recipe(preset, config, set_ or ()).data)
-    return Result(report.to_dict(), _describe(report), 0 if report.is_usable else FAILED)
+    meter = CoverageMeter()
+
+    def collect(picture: "Decoded") -> None:
+        """Pictures that would be on one side of the split are no neighbours."""
+        family = picture.record.group
+        meter.add(picture.captions, picture.digest.hex() if family is None else f"group {family}")
+
+    report = inspect_data(data, resolve_recipe(preset, config, set_ or ()).data, collect)
+    coverage = meter.measure()
+    values = {**report.to_dict(), "neighbors": coverage and coverage.to_dict()}
+    return Result(values, _describe(report, coverage), 0 if report.is_usable else FAILED)
 
 
-def _describe(report: "DataReport") -> Iterator["RenderableType"]:
+def _describe(
+    report: "DataReport", coverage: "CoverageReport | None"
+) -> Iterator["RenderableType"]:
     from rich.table import Table
 
     table = Table("data", "kind", "images", "skipped", box=None, pad_edge=False)
@@ -35,6 +51,8 @@ def _describe(report: "DataReport") -> Iterator["RenderableType"]:
     yield ""
     for name, value in _facts(report):
         yield f"{name:<10} {value}"
+    if coverage is not None:
+        yield f"{'Neighbours':<10} {coverage.describe()}"
     for kind, skipped in report.skipped.items():
         yield f"\nSkipped, {kind}: {skipped.count:,}, for example"
         for example in skipped.examples:

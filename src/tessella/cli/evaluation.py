@@ -64,8 +64,8 @@ class EvaluationRequest:
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
     """Save pictures, and under each what the model keeps of it."""
     pairs: Annotated[Path | None, typer.Option(metavar="FILE.png")] = None
-    """Save painted pictures, and each beside its nearest training picture; the nearest pairs
-    come first."""
+    """Save painted pictures, and each beside its nearest training picture, then beside the nearest
+    of the examples that it looked at; the nearest pairs come first."""
     cache: Annotated[
         Path | None, typer.Option(metavar="FOLDER", show_default="a temporary folder")
     ] = None
@@ -82,19 +82,22 @@ def evaluate(context: typer.Context) -> Result:
     """Measure a model on images.
 
     Each number comes with its protocol: on which images, by which network, with which
-    settings. Only the settings in section `data` are used.
+    settings. A model that looks things up is measured with its memory and without it. Only the
+    settings in section `data` are used.
     """
     request = get_group(context, EvaluationRequest)
     for path, suffix in ((request.out, ".json"), (request.sheet, ".png"), (request.pairs, ".png")):
         check_output_file(path, [suffix], force=request.force)
     images, evaluation = _measure(request, get_console(context))
+    generation = evaluation.generation
     values = {
         "model": request.model,
         "data": request.data or [],
         "images": len(images.pixels),
-        "pictures": len(evaluation.generation.pixels) if evaluation.generation else 0,
+        "pictures": len(generation.pixels) if generation else 0,
         "metrics": {name: asdict(metric) for name, metric in evaluation.metrics.items()},
         "left_out": evaluation.left_out,
+        "nearest": generation.describe_pairs() if generation else {"protocol": "", "pairs": []},
     }
     files = _write(request, values, images, evaluation)
     return Result(values, _describe(values, files))
@@ -107,6 +110,7 @@ def _measure(
     from tessella.cli.measured_images import open_training, read_eval_images
     from tessella.evaluation.features import EvalNetworks
     from tessella.evaluation.generation import GenerationChecks
+    from tessella.evaluation.lookup import ExampleLookup
     from tessella.evaluation.model import evaluate_images
     from tessella.evaluation.retrieval import Clip
     from tessella.model.find import find_tokenizer
@@ -121,6 +125,7 @@ def _measure(
     paints = has_transformer and request.pictures > 0
     if not paints:
         _refuse_unused(request)
+    looks_up = isinstance(model, TextToImage) and ExampleLookup.create(model) is not None
     networks = EvalNetworks.load(request.features or (), model.device)
     settings = resolve_recipe(None, request.config, request.set_ or ()).data.replace(
         image_size=model.config.image_size, validation_fraction=0.0
@@ -137,7 +142,7 @@ def _measure(
             clip=Clip(request.clip, model.device) if request.clip else None,
         )
         no_copies = checks.explain_missing_copies(networks)
-        if request.pairs and no_copies:
+        if request.pairs and no_copies and not looks_up:
             raise ConfigError(f"There will be no pairs for --pairs. {no_copies}")
         with console.status("Looking at the pictures"):
             return images, evaluate_images(model, images, networks, checks if paints else None)

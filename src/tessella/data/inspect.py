@@ -8,7 +8,7 @@ import contextlib
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -95,7 +95,11 @@ class DataReport:
         return asdict(self) | {"is_usable": self.is_usable}
 
 
-def inspect_data(sources: Sequence[str], settings: DataSettings) -> DataReport:
+def inspect_data(
+    sources: Sequence[str],
+    settings: DataSettings,
+    on_picture: Callable[[Decoded], None] | None = None,
+) -> DataReport:
     """Reads all of DATA and reports on it.
 
     A source that cannot be read does not raise: the report says so, and the others are read.
@@ -103,10 +107,13 @@ def inspect_data(sources: Sequence[str], settings: DataSettings) -> DataReport:
     Args:
         sources: paths, or `scenes:N`; see `tessella.data.sources`.
         settings: for preparing it.
+        on_picture: told each usable picture.
     """
     arguments = [sources] if isinstance(sources, str) else [str(source) for source in sources]
     tally = _Tally()
-    reports = tuple(_inspect_source(argument, settings, tally) for argument in arguments)
+    reports = tuple(
+        _inspect_source(argument, settings, tally, on_picture) for argument in arguments
+    )
     return _report(reports, tally, settings)
 
 
@@ -148,7 +155,12 @@ def _columns(table: "array[int]", count: int) -> Any:
     return np.array(table, dtype=np.uint64).reshape(-1, count).T
 
 
-def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> SourceReport:
+def _inspect_source(
+    argument: str,
+    settings: DataSettings,
+    tally: _Tally,
+    on_picture: Callable[[Decoded], None] | None,
+) -> SourceReport:
     """Reads one source to its end, or to where it breaks."""
     report = SourceReport(argument)
     try:
@@ -164,6 +176,8 @@ def _inspect_source(argument: str, settings: DataSettings, tally: _Tally) -> Sou
                 else:
                     tally.add(picture)
                     report.images += 1
+                    if on_picture is not None:
+                        on_picture(picture)
     except DataError as error:
         report.error = str(error)
     return report

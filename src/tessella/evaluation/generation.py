@@ -4,13 +4,18 @@
                                  ─▶ retrieval                       do they show their prompt?
                                  ─▶ copies; loss gap                did it learn by heart?
 
+A model that looks things up is measured as it paints, with its memory; what is cheap to measure
+without it stands beside, as `without_examples_…`. No picture is its own example.
+
 Each number has its protocol; a number that is left out has the reason.
 """
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +29,8 @@ from tessella.evaluation.distributions import (
     measure_set_distances,
 )
 from tessella.evaluation.eval_images import EvalImages
-from tessella.evaluation.features import EvalNetworks
+from tessella.evaluation.features import EvalNetworks, FeatureExtractor
+from tessella.evaluation.lookup import ExampleLookup
 from tessella.evaluation.memorisation import (
     COPY_PERCENTILE,
     Pair,
@@ -32,11 +38,18 @@ from tessella.evaluation.memorisation import (
     measure_loss_gap,
 )
 from tessella.evaluation.metric import Evaluation, Metric, Results
+from tessella.evaluation.neighbor_copies import Beside, measure_neighbor_copies
 from tessella.evaluation.retrieval import NUM_CHOICES, Clip, measure_retrieval
 from tessella.images import Pixels
-from tessella.model.pipeline import TextToImage
-from tessella.model.request import enumerate_requests
+from tessella.model.pipeline import GeneratedImages, TextToImage
+from tessella.model.request import ImageRequest, enumerate_requests
+from tessella.retrieval import Example
+from tessella.retrieval.examples import Codes
 
+PLAIN = "without_examples_"
+"""Begins the names of what is measured without the memory."""
+
+_NOT_LOOKED_UP = "without examples"
 _SET_METRICS = ("fid", "kid", "precision", "recall")
 _LOSS_IMAGES = 256  # of each side
 
@@ -65,7 +78,20 @@ class GenerationEvaluation(Evaluation):
 
     pixels: Pixels  # (B, S, S, 3), B may be 0
     prompts: Sequence[str]  # B
-    pairs: Sequence[Pair] = ()  # those nearest to a training picture, the nearest first
+    pairs: Sequence[
+        Pair
+    ] = ()  # those nearest to a training picture, then those nearest to an example
+
+    def describe_pairs(self) -> dict[str, Any]:
+        """Returns the pairs as plain values with their protocols, the worst of each kind first."""
+        names = ("copy_rate", "neighbor_copy_rate", "neighbor_distance")
+        protocols = [
+            f"{name}: {self.metrics[name].protocol}" for name in names if name in self.metrics
+        ]
+        return {
+            "protocol": "; ".join(protocols),
+            "pairs": [pair.describe() for pair in self.pairs],
+        }
 
 
 def evaluate_generation(
@@ -83,12 +109,43 @@ def evaluate_generation(
     if not len(real.pixels):
         reason = "No caption is short enough for the model."
         return GenerationEvaluation({"painted": reason}, real.pixels, [])
-    pixels = model.generate_images(enumerate_requests(real.captions)).pixels
-    comparison = _Comparison(model, networks, checks, real, pixels)
+    lookup = ExampleLookup.create(model)
+    examples = lookup.find(real.captions, lookup.encode(real.pixels)) if lookup else None
+    painted = model.generate_images(_list_requests(real.captions, examples))
+    plain = None
+    if lookup and (networks.extractor or any(networks.features.values())):
+        nothing = [()] * len(real.captions)
+        plain = model.generate_images(_list_requests(real.captions, nothing)).pixels
+    comparison = _Comparison(model, networks, checks, real, painted, plain, lookup)
     results = comparison.compare_sets() | comparison.rank_prompts()
     results["copy_rate"], pairs = comparison.find_copies()
+    if lookup:
+        results |= count_in_memory(lookup, images)
+        results |= comparison.measure_without_examples()
+        of_examples, more = comparison.find_neighbor_copies(lookup.encode(real.pixels))
+        results, pairs = results | of_examples, [*pairs, *more]
     results |= comparison.compare_losses(images)
-    return GenerationEvaluation(results, pixels, real.captions, pairs)
+    return GenerationEvaluation(results, painted.pixels, real.captions, pairs)
+
+
+def count_in_memory(lookup: ExampleLookup, images: EvalImages) -> Results:
+    """Counts the images that the model itself can look at: `images_in_memory`."""
+    own = lookup.find_own(lookup.encode(images.pixels))
+    protocol = (
+        f"images whose codes are those of one of the {len(lookup.memory):,} examples, "
+        f"{images.description}; they find neither themselves nor near copies"
+    )
+    return {"images_in_memory": Metric(sum(one is not None for one in own), protocol)}
+
+
+def _list_requests(
+    captions: Sequence[str], examples: Sequence[tuple[Example, ...]] | None
+) -> list[ImageRequest]:
+    """Lists one picture a caption, beside its examples; None leaves them to the model."""
+    requests = enumerate_requests(captions)
+    if examples is None:
+        return requests
+    return [replace(one, examples=e) for one, e in zip(requests, examples, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -99,32 +156,35 @@ class _Comparison:
     networks: EvalNetworks
     checks: GenerationChecks
     real: EvalImages
-    pixels: Pixels
+    painted: GeneratedImages
+    plain: Pixels | None  # painted without examples; None: there is no memory, or no features
+    lookup: ExampleLookup | None  # None: there is no memory
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The features of the real and the generated pictures, by extractor: computed once."""
-        extractors = (*self.networks.features.values(), self.networks.extractor)
         return {
-            name: (extractor.extract(self.real.pixels), extractor.extract(self.pixels))
-            for name, extractor in {each.name: each for each in extractors if each}.items()
+            name: (extractor.extract(self.real.pixels), extractor.extract(self.painted.pixels))
+            for name, extractor in self._extractors.items()
         }
+
+    @property
+    def _extractors(self) -> dict[str, FeatureExtractor]:
+        extractors = (*self.networks.features.values(), self.networks.extractor)
+        return {each.name: each for each in extractors if each}
 
     def compare_sets(self) -> Results:
         """Measures how far the generated pictures as a set are from the real ones."""
         results: Results = {}
         for name, extractor in self.networks.features.items():
             metrics: Results
-            if extractor is None or len(self.pixels) < MIN_PICTURES:
+            if extractor is None or len(self.painted.pixels) < MIN_PICTURES:
                 too_few = f"It takes at least {MIN_PICTURES} pictures."
                 reason = too_few if extractor else self.networks.missing
                 metrics = dict.fromkeys(_SET_METRICS, reason)
             else:
                 real, generated = self.features[name]
-                protocol = (
-                    f"{extractor.describe()}, {len(generated)} painted pictures against the "
-                    f"{len(real)} real ones of the same captions, {self.real.description}"
-                )
+                protocol = self._describe_sets(extractor, self._beside)
                 neighbours = f"{protocol}; {NEIGHBOURS} neighbours"
                 metrics = {
                     **measure_set_distances(real, generated, protocol),
@@ -134,37 +194,85 @@ class _Comparison:
             results |= {f"painted_{kind}_{name}": metric for kind, metric in metrics.items()}
         return results
 
+    def _describe_sets(self, extractor: FeatureExtractor, beside: str) -> str:
+        return (
+            f"{extractor.describe()}, {len(self.real.pixels)} painted pictures against the "
+            f"{len(self.real.pixels)} real ones of the same captions, {self.real.description}"
+            f"{beside}"
+        )
+
+    @property
+    def _beside(self) -> str:
+        """What the pictures were painted beside, for a protocol."""
+        return f"; {self.lookup.describe()}" if self.lookup else ""
+
+    def measure_without_examples(self) -> Results:
+        """Measures the pictures that were painted without the memory, where features are there."""
+        if self.plain is None:
+            return {}
+        results: Results = {}
+        features = {name: each.extract(self.plain) for name, each in self._extractors.items()}
+        for name, extractor in self.networks.features.items():
+            if extractor is not None and len(self.plain) >= MIN_PICTURES:
+                protocol = self._describe_sets(extractor, f"; {_NOT_LOOKED_UP}")
+                distances = measure_set_distances(self.features[name][0], features[name], protocol)
+                results |= {f"{PLAIN}painted_{kind}_{name}": m for kind, m in distances.items()}
+        if self.networks.extractor is not None and len(self._prompts) >= 2:
+            of_plain = features[self.networks.extractor.name]
+            ranked = self._rank_by_features(of_plain, f"; {_NOT_LOOKED_UP}")
+            results[f"{PLAIN}retrieval_by_features"] = ranked
+        return results
+
+    @functools.cached_property
+    def _prompts(self) -> list[str]:
+        """The different captions."""
+        return list(dict.fromkeys(self.real.captions))
+
+    @functools.cached_property
+    def _prompt_of(self) -> Tensor:
+        """(B,) of each picture."""
+        return torch.tensor([self._prompts.index(caption) for caption in self.real.captions])
+
+    def _rank_by_features(self, generated: Tensor, beside: str) -> Metric:
+        """Measures how often a picture is nearest to the real picture of its own prompt."""
+        name = next(n for n, each in self._extractors.items() if each is self.networks.extractor)
+        # Of several real pictures with one caption the first stands for it.
+        first = [self.real.captions.index(prompt) for prompt in self._prompts]
+        scores = -compute_distances(generated, self.features[name][0][first])
+        by = f"the prompt whose real picture is nearest, {name} features{beside}"
+        return measure_retrieval(scores, self._prompt_of, by)
+
     def rank_prompts(self) -> Results:
         """Measures how often a picture finds its prompt: by features, by CLIP, by the model."""
-        clip, num_pmi, captions = self.checks.clip, self.checks.pmi_pictures, self.real.captions
-        prompts = list(dict.fromkeys(captions))
-        prompt_of = torch.tensor([prompts.index(caption) for caption in captions])
+        clip, num_pmi, prompts = self.checks.clip, self.checks.pmi_pictures, self._prompts
         if len(prompts) < 2:
             is_asked = {"features": True, "clip": clip is not None, "pmi": num_pmi > 0}
             reason = "It takes at least two different captions."
             return {f"retrieval_by_{name}": reason for name, asked in is_asked.items() if asked}
         results: Results = {"features": self.networks.missing}
         if self.networks.extractor is not None:
-            name = self.networks.extractor.name
-            real, generated = self.features[name]
-            # Of several real pictures with one caption the first stands for it.
-            first = [captions.index(prompt) for prompt in prompts]
-            scores = -compute_distances(generated, real[first])
-            by = f"the prompt whose real picture is nearest, {name} features"
-            results["features"] = measure_retrieval(scores, prompt_of, by)
+            _, generated = self.features[self.networks.extractor.name]
+            results["features"] = self._rank_by_features(generated, self._beside)
         if clip is not None:
             by = f"cosine of picture and prompt, CLIP {clip.name}"
-            results["clip"] = measure_retrieval(clip.score(self.pixels, prompts), prompt_of, by)
+            scores = clip.score(self.painted.pixels, prompts)
+            results["clip"] = measure_retrieval(scores, self._prompt_of, by)
         if num_pmi:
-            prompts = prompts[:NUM_CHOICES]
-            rows = (prompt_of < len(prompts)).nonzero().flatten()[:num_pmi].tolist()
-            by = "pointwise mutual information by the model itself"
-            try:
-                pmi = torch.from_numpy(self.model.score(self.pixels[rows], prompts).pmi)
-                results["pmi"] = measure_retrieval(pmi, prompt_of[rows], by)
-            except GenerationError as error:
-                results["pmi"] = str(error)
+            results["pmi"] = self._rank_by_pmi(num_pmi)
         return {f"retrieval_by_{name}": result for name, result in results.items()}
+
+    def _rank_by_pmi(self, count: int) -> Metric | str:
+        """Measures how often the model itself finds a picture's prompt, without examples."""
+        prompts = self._prompts[:NUM_CHOICES]
+        rows = (self._prompt_of < len(prompts)).nonzero().flatten()[:count].tolist()
+        by = "pointwise mutual information by the model itself"
+        if self.lookup is not None:
+            by += f", {_NOT_LOOKED_UP}"
+        try:
+            pmi = torch.from_numpy(self.model.score(self.painted.pixels[rows], prompts).pmi)
+        except GenerationError as error:
+            return str(error)
+        return measure_retrieval(pmi, self._prompt_of[rows], by)
 
     def find_copies(self) -> tuple[Metric | str, Sequence[Pair]]:
         """Measures the copy rate, if there are an extractor and training pictures."""
@@ -186,13 +294,30 @@ class _Comparison:
             f"{len(real)} real pictures, {extractor.name} features, {copies.num_training:,} of "
             f"the {len(training):,} training pictures"
         )
-        return Metric(copies.rate, protocol), copies.list_pairs(self.pixels, self.real.captions)
+        pairs = copies.list_pairs(self.painted.pixels, self.real.captions)
+        return Metric(copies.rate, protocol), pairs
+
+    def find_neighbor_copies(self, real_codes: Codes) -> tuple[Results, Sequence[Pair]]:
+        """Measures how many pictures are as good as one of their examples."""
+        codes = self.painted.codes
+        beside = Beside(
+            prompts=self.real.captions,
+            examples=self.painted.examples,
+            pixels=self.painted.pixels,
+            codes=None if codes is None else codes.cpu().numpy().astype(np.uint16),
+            real_codes=real_codes,
+            description=self.real.description,
+        )
+        checks = self.checks
+        return measure_neighbor_copies(self.model, beside, checks.training, checks.missing_training)
 
     def compare_losses(self, held_out: EvalImages) -> Results:
         """Measures the objective's loss on training images and on others."""
         training, reason = self.checks.training, self.checks.missing_training
         if training is not None:
-            gap = measure_loss_gap(self.model, held_out, training, max_images=_LOSS_IMAGES)
+            gap = measure_loss_gap(
+                self.model, held_out, training, max_images=_LOSS_IMAGES, lookup=self.lookup
+            )
             if gap is not None:
                 return {**gap}
             reason = "No training caption is short enough for the model."

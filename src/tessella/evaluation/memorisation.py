@@ -11,6 +11,7 @@ one. Twins of a real picture, training pictures with the very same pixels, are l
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,29 +22,46 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.eval_images import EvalImages, draw_indices, read_images
 from tessella.evaluation.features import FeatureExtractor
+from tessella.evaluation.lookup import ExampleLookup
 from tessella.evaluation.metric import Metric
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
+from tessella.retrieval import Example
 from tessella.sheets import make_labelled_sheet
 
 COPY_PERCENTILE = 1
 """Of the distances of real pictures; closer is a copy."""
 
+MAX_PAIRS = 32
+"""That are shown, of each kind."""
+
 _BATCH = 64
 _SHEET_COLUMNS = 8
 _SHOWN_SIZE_PX = 128
-_MAX_PAIRS = 32
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated picture and its nearest training picture."""
+    """A generated picture and the training picture, or the example, that is nearest to it."""
 
     generated: Pixels  # (S, S, 3)
     prompt: str
-    nearest: Pixels  # (S, S, 3)
+    nearest: Pixels  # (S, S, 3); an example as it is decoded
     caption: str  # of the nearest
-    distance: float
+    distance: float  # by features; of an example by pixels
+    example: str | None = None  # its name; None: it is a training picture
+    limit: float | None = None  # nearer is a copy; None: that is not known
+
+    def describe(self) -> dict[str, Any]:
+        """Returns it as plain values, without the pictures."""
+        return {
+            "prompt": self.prompt,
+            "caption": self.caption,
+            "distance": self.distance,
+            "limit": self.limit,
+            "is_copy": None if self.limit is None else self.distance < self.limit,
+            "example": self.example,
+        }
 
 
 @dataclass(frozen=True)
@@ -58,9 +76,16 @@ class Copies:
 
     def list_pairs(self, pixels: Pixels, prompts: Sequence[str]) -> list[Pair]:
         """Lists the generated pictures that are nearest to a training picture, nearest first."""
-        nearest, order = self.nearest, self.distances.argsort(kind="stable")[:_MAX_PAIRS].tolist()
+        nearest, order = self.nearest, self.distances.argsort(kind="stable")[:MAX_PAIRS].tolist()
         return [
-            Pair(pixels[i], prompts[i], nearest.pixels[i], nearest.captions[i], distance)
+            Pair(
+                pixels[i],
+                prompts[i],
+                nearest.pixels[i],
+                nearest.captions[i],
+                distance,
+                limit=self.threshold,
+            )
             for i, distance in zip(order, self.distances[order].tolist(), strict=True)
         ]
 
@@ -114,35 +139,47 @@ def measure_copies(
 
 
 def make_pairs_sheet(pairs: Sequence[Pair]) -> Pixels:
-    """Lays out each generated picture with its nearest training picture on its right.
+    """Lays out each generated picture with what is nearest to it on its right.
 
     Args:
         pairs: at least one.
     """
     pictures = [picture for pair in pairs for picture in (pair.generated, pair.nearest)]
     labels = [
-        text for pair in pairs for text in (pair.prompt, f"{pair.distance:.4g}: {pair.caption}")
+        text
+        for pair in pairs
+        for text in (
+            pair.prompt,
+            f"{'example, ' * (pair.example is not None)}{pair.distance:.4g}: {pair.caption}",
+        )
     ]
     return make_labelled_sheet(pictures, labels, _SHEET_COLUMNS, _SHOWN_SIZE_PX)
 
 
 def measure_loss_gap(
-    model: TextToImage, held_out: EvalImages, training: CaptionedImages, *, max_images: int
+    model: TextToImage,
+    held_out: EvalImages,
+    training: CaptionedImages,
+    *,
+    max_images: int,
+    lookup: ExampleLookup | None = None,
 ) -> dict[str, Metric] | None:
     """Computes the objective's loss on images that a model learned from and on others.
 
     Each image counts with its first caption, none is dropped; captions that are too long for the
-    model are left out. Both sides have equally many images and see the same random numbers.
+    model are left out. Both sides have equally many images and see the same random numbers. A model
+    that looks things up does so as in painting, but no image is its own example.
 
     Args:
         model: trained.
         held_out: images that it did not learn from.
         training: those that it did.
         max_images: of each side; drawn if there are more.
+        lookup: finds examples; None if the model has none.
 
     Returns:
-        `loss_train`, `loss_held_out` and `loss_gap`; None if on one side no caption is short
-        enough.
+        `loss_train`, `loss_held_out` and `loss_gap`, and with examples
+        `without_examples_loss_held_out`; None if on one side no caption is short enough.
     """
     drawn = draw_indices(len(training), max_images).tolist()
     learned = read_images(training, drawn, "training").draw_readable(model, max_images)
@@ -150,20 +187,43 @@ def measure_loss_gap(
     count = min(len(learned.captions), len(others.captions))
     if not count:
         return None
-    train, other = (
-        _compute_loss(model, side.select(draw_indices(len(side.captions), count).tolist()))
-        for side in (learned, others)
+    learned, others = (
+        side.select(draw_indices(len(side.captions), count).tolist()) for side in (learned, others)
     )
     protocol = f"loss of {model.objective.name}, first captions, mean over {count}"
-    return {
-        "loss_train": Metric(train, f"{protocol} training images"),
-        "loss_held_out": Metric(other, f"{protocol} of {held_out.description}"),
+    of_train, of_held_out = (
+        f"{protocol} training images",
+        f"{protocol} of {held_out.description}",
+    )
+    train = _compute_loss(model, learned, _look_up(lookup, learned, learned=True))
+    other = _compute_loss(model, others, _look_up(lookup, others))
+    beside = f"; {lookup.describe()}" if lookup else ""
+    metrics = {
+        "loss_train": Metric(train, f"{of_train}{beside}{' or a near copy' if lookup else ''}"),
+        "loss_held_out": Metric(other, f"{of_held_out}{beside}"),
         "loss_gap": Metric(other - train, "loss_held_out minus loss_train"),
     }
+    if lookup is not None:
+        plain = Metric(_compute_loss(model, others), f"{of_held_out}; without examples")
+        metrics["without_examples_loss_held_out"] = plain
+    return metrics
+
+
+def _look_up(
+    lookup: ExampleLookup | None, images: EvalImages, *, learned: bool = False
+) -> Sequence[tuple[Example, ...]] | None:
+    """Finds the examples of images; None if there is nothing to look them up in."""
+    if lookup is None:
+        return None
+    return lookup.find(images.captions, lookup.encode(images.pixels), learned=learned)
 
 
 @torch.inference_mode()
-def _compute_loss(model: TextToImage, images: EvalImages) -> float:
+def _compute_loss(
+    model: TextToImage,
+    images: EvalImages,
+    examples: Sequence[tuple[Example, ...]] | None = None,
+) -> float:
     """Computes the mean loss over images, with random numbers that are the same at each call."""
     total = 0.0
     devices = [model.device] if model.device.type == "cuda" else []
@@ -173,7 +233,10 @@ def _compute_loss(model: TextToImage, images: EvalImages) -> float:
             rows = slice(start, start + _BATCH)
             text = model.sampler.encode_text(images.captions[rows])
             codes = model.encode_images(images.pixels[rows])
-            total += float(model.objective(text, codes).loss) * len(codes)
+            batch: tuple[Any, ...] = (text, codes)
+            if examples is not None:
+                batch += (model.sampler.encode_examples(examples[rows]),)
+            total += float(model.objective(*batch).loss) * len(codes)
     return total / len(images.captions)
 
 

@@ -51,17 +51,21 @@ class ModelEvaluation:
     generation: GenerationEvaluation  # the sheet's pictures first, if there are any
 
 
-def count_pictures(data: PreparedData) -> int:
+def count_pictures(data: PreparedData, *, looks_up: bool = False) -> int:
     """Returns how long `evaluate_model` takes, for a plan: as long as painting this many pictures.
 
     A picture that SqueezeNet looks at counts as one more; painting one does not take less.
+
+    Args:
+        data: of the run.
+        looks_up: the model has examples: what SqueezeNet looks at is painted without them too.
     """
     held_out = data.validation if len(data.validation) else data.train
     count = min(_GENERATED, len(held_out))
     with contextlib.suppress(ConfigError):
         find_weights(SQUEEZENET)
         searched = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
-        count = 3 * count + searched
+        count = (5 if looks_up else 3) * count + searched
     are_scenes = _parse_scenes(data.train.captions(0)[:1]) is not None
     return count + (2 * _SCENE_PROMPTS if are_scenes else 0)
 

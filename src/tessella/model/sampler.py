@@ -168,7 +168,7 @@ class Sampler:
                 text=text,
                 negative_text=negative_text,
                 prompt_of=prompt_of,
-                examples=self._encode_examples([examples for _, examples in row_of]),
+                examples=self.encode_examples([examples for _, examples in row_of]),
                 negative_of=negative_of,
                 seeds=[derive_seed(seed, number) for seed in seeds],
                 settings=settings,
@@ -265,7 +265,7 @@ class Sampler:
         """
         return self._text_encoder.encode(prompts).to(self.device)
 
-    def _encode_examples(self, looked_at: Sequence[tuple[Example, ...]]) -> Examples | None:
+    def encode_examples(self, looked_at: Sequence[tuple[Example, ...]]) -> Examples | None:
         """Encodes the examples of each prompt; None if no prompt has any."""
         count = max(map(len, looked_at))
         if not count:

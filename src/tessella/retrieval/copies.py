@@ -4,6 +4,8 @@ Otherwise the model learns to copy. The same picture again, another crop of it, 
 of the same drawing: their codes are almost equal, or similar under the very same caption.
 """
 
+from collections.abc import Iterable, Set
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,13 +36,32 @@ class NearCopies:
         self._starts = np.searchsorted(memory.example_of, np.arange(len(memory) + 1)).tolist()
         rng = np.random.default_rng(0)
         first, second = rng.integers(len(memory), size=(2, _SAMPLE))
-        self._scale = max(float(self._distance(first, second).mean()), 1e-12)
+        pairs = self._distance(memory.codes[first], memory.codes[second])
+        self._scale = max(float(pairs.mean()), 1e-12)
 
     def find(self, example: int, others: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
         """Finds which of some examples (R,) are as good as one: (R,) bool. It is, of itself."""
-        similarity = 1 - self._distance(np.array([example]), others) / self._scale
-        found: npt.NDArray[np.bool_] = (similarity >= ALONE) | (others == example)
-        captions = self._read(example)
+        found = self._compare(self._memory.codes[example], self._read(example), others)
+        found |= others == example
+        return found
+
+    def find_like(
+        self, codes: Codes, captions: Iterable[str], others: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.bool_]:
+        """Finds which of some examples (R,) are as good as a picture that need not be one.
+
+        Args:
+            codes: (h, w) of the picture.
+            captions: all of the picture's.
+            others: (R,) examples.
+        """
+        return self._compare(codes, {hash(one.casefold()) for one in captions}, others)
+
+    def _compare(
+        self, codes: Codes, captions: Set[int], others: npt.NDArray[np.integer]
+    ) -> npt.NDArray[np.bool_]:
+        similarity = 1 - self._distance(codes, self._memory.codes[others]) / self._scale
+        found: npt.NDArray[np.bool_] = similarity >= ALONE
         for number in np.flatnonzero(~found & (similarity >= SAME_CAPTION)).tolist():
             found[number] = not captions.isdisjoint(self._read(int(others[number])))
         return found
@@ -49,11 +70,9 @@ class NearCopies:
         start, end = self._starts[example : example + 2]
         return set(self._captions[start:end])
 
-    def _distance(
-        self, first: npt.NDArray[np.integer], second: npt.NDArray[np.integer]
-    ) -> npt.NDArray[np.float64]:
-        """Computes mean squared distances of the code vectors of pairs of examples."""
-        left, right = (self._look_up(self._memory.codes[rows]) for rows in (first, second))
+    def _distance(self, first: Codes, second: Codes) -> npt.NDArray[np.float64]:
+        """Computes mean squared distances (R,) of the vectors of codes (…, h, w)."""
+        left, right = self._look_up(first), self._look_up(second)
         distances: npt.NDArray[np.float64] = np.square(left - right).sum(-1).mean((-1, -2))
         return distances
 

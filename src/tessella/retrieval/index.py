@@ -128,6 +128,11 @@ class CaptionIndex:
             weights = np.where(scores[:, best[0]] > 0, weights * COVERED, weights)
         return found
 
+    def count_captions(self, word: str) -> int:
+        """Counts the captions that have a word, a stem."""
+        number = self._number_of.get(word)
+        return 0 if number is None else int(self.offsets[number + 1] - self.offsets[number])
+
     def _find_candidates(self, prompt: str) -> tuple[Indices, npt.NDArray[np.float32]]:
         """Finds captions (D,) with words of a prompt, and what each word is worth (W, D)."""
         numbers = {self._number_of.get(word) for word in split_stems(prompt)}

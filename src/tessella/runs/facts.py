@@ -84,6 +84,8 @@ def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     yield "Each picture", f"{size}×{size} pixels become {grid}, each one of {_count_codes(run)}"
     for stage in record.stages:
         yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, run))
+    if examples := "; ".join(_describe_examples(record)):
+        yield "Examples", examples
     minutes, seed = run.get("asked.minutes"), run.get("asked.seed")
     length = "as in the settings" if minutes is None else f"chosen to fit {minutes:g} minutes"
     yield "Length", f"{length}; seed {seed}"
@@ -124,6 +126,21 @@ def _describe_recipe(stage: StageRecord, run: Mapping[str, Any]) -> Iterator[str
         yield f"{stage.images_seen:,} of {stage.images:,} images seen"
     if stage.seconds:
         yield f"{format_duration(stage.seconds)} of training, evaluations excluded"
+
+
+def _describe_examples(record: RunRecord) -> Iterator[str]:
+    """Says how many pictures the model looks up, beside a prompt too, and why so many."""
+    choice = record.choice or {}
+    asked = record.run.get("recipe.retrieval.neighbors")
+    neighbors = asked if isinstance(asked, int) else choice.get("neighbors")
+    if record.num_examples is not None:
+        beside = f", {neighbors} at most beside a prompt" if isinstance(neighbors, int) else ""
+        yield f"{record.num_examples:,} pictures to look up{beside}"
+    elif neighbors == 0:
+        yield "none"
+    why = choice.get("why")
+    if isinstance(why, str) and why:
+        yield why
 
 
 def _count_codes(run: Mapping[str, Any]) -> str:
@@ -170,14 +187,19 @@ def list_skipped(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield kind, f"{len(files):,}", "; ".join(map(": ".join, files[:_SKIPPED_EXAMPLES]))
 
 
-def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Lists prompt, caption of the nearest training picture, and distance."""
+def list_pairs(nearest: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Lists prompt, caption of the nearest picture, what this is, distance, and where copies begin.
+
+    It is a training picture, or an example that was looked at.
+    """
     pairs = nearest.get("pairs")
     for pair in pairs if isinstance(pairs, list) else ():
         if isinstance(pair, Mapping):
-            distance = pair.get("distance")
-            number = distance if isinstance(distance, int | float) else None
-            yield str(pair.get("prompt", "")), str(pair.get("caption", "")), format_value(number)
+            values = (pair.get(name) for name in ("distance", "limit"))
+            numbers = (value if isinstance(value, int | float) else None for value in values)
+            kind = "training picture" if pair.get("example") is None else "example"
+            texts = str(pair.get("prompt", "")), str(pair.get("caption", "")), kind
+            yield (*texts, *map(format_value, numbers))
 
 
 def format_name(name: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from tessella.config import flatten, read_config
 from tessella.data.cache import MANIFEST, SIDES, SKIPPED, CaptionedImages, read_manifest
@@ -33,6 +34,12 @@ LOCK_FILE = ".lock"
 DATA_FOLDER = "data"
 CODES_FOLDER = "codes"
 EXAMPLES_FOLDER = "examples"
+MEMORY_FOLDER = "memory"
+"""In the folder of examples."""
+CHOICE_FILE = "choice.json"
+"""In the folder of examples: how many a picture looks at, and why."""
+EXAMPLES_FILE = "examples.safetensors"
+"""In the memory, and in a model that has one."""
 TEXT_FOLDER = "text"
 MODEL_FOLDER = "model"
 TOKENIZER_MODEL_FOLDER = "tokenizer/model"
@@ -164,6 +171,8 @@ class RunRecord:
         self.metrics: dict[str, Any] | None = None  # of the finished model; None: not finished
         self.samples: Path | None = None  # the finished model's picture
         self.nearest: dict[str, Any] | None = None  # the pairs that nearest.png shows
+        self.num_examples: int | None = None  # that the model looks up; None: it has no memory
+        self.choice: dict[str, Any] | None = None  # how many it looks at, and why
         self.nearest_picture: Path | None = None
         self.last_news = 0.0  # when the run last wrote something, in seconds since 1970
         self._unreadable_lines = 0  # of the list of skipped files
@@ -195,6 +204,10 @@ class RunRecord:
         self.samples = _existing(self.folder / MODEL_FOLDER / "samples.png")
         self.nearest = _read_json(self.folder / NEAREST_FILE)
         self.nearest_picture = _existing(self.folder / NEAREST_PICTURE) if self.nearest else None
+        memories = (self.folder / MODEL_FOLDER, self.folder / EXAMPLES_FOLDER / MEMORY_FOLDER)
+        counts = (_count_examples(folder / EXAMPLES_FILE) for folder in memories)
+        self.num_examples = next((count for count in counts if count is not None), None)
+        self.choice = _read_json(self.folder / EXAMPLES_FOLDER / CHOICE_FILE)
         self.last_news = find_last_news(self.folder)
         return self
 
@@ -313,6 +326,15 @@ def _read_grid(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return height, width
+
+
+def _count_examples(path: Path) -> int | None:
+    """Reads how many examples a memory holds, from the header of its file; None without one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(file.get_slice("codes").get_shape()[0])
+    except (OSError, SafetensorError, IndexError):
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

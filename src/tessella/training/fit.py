@@ -298,6 +298,7 @@ class _Run:
                 for name, network in networks.items()
             },
             "seed": self.request.seed,
+            "examples": 0 if model.memory is None else len(model.memory),
         }
         self._save_nearest(evaluation)
         captions = summarize_captions(
@@ -313,17 +314,12 @@ class _Run:
         )
 
     def _save_nearest(self, evaluation: ModelEvaluation) -> None:
-        """Writes the nearest training pictures, if measured: into the run, which stays private."""
+        """Writes the nearest pictures, if measured: into the run, which stays private."""
         pairs, out = evaluation.generation.pairs, self.request.out
         if not pairs:
             return
         save_png(out / record.NEAREST_PICTURE, make_pairs_sheet(pairs))
-        rows = [
-            {"prompt": pair.prompt, "caption": pair.caption, "distance": pair.distance}
-            for pair in pairs
-        ]
-        protocol = evaluation.metrics["copy_rate"].protocol
-        write_json(out / record.NEAREST_FILE, {"protocol": protocol, "pairs": rows})
+        write_json(out / record.NEAREST_FILE, evaluation.generation.describe_pairs())
 
     def _train(self, stage: Stage[N], settings: TrainingSettings, *sections: str) -> N:
         """Trains a stage whose weights depend on these sections of the recipe.

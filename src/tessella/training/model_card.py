@@ -19,7 +19,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         facts: what the recipe does not say: `sources`, as on the command line; `counts` of
             images, captions, train, validation and skipped; `sample_captions`, some of the prompts
             that samples.png shows; `metrics`, as in metrics.json; `parameters` of tokenizer and
-            transformer; `seed`.
+            transformer; `seed`; `examples`, how many pictures the memory holds, 0 if there is none.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -38,9 +38,20 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         side=recipe.data.image_size // recipe.tokenizer.downsampling,
         is_palette=recipe.tokenizer.network == "palette",
         loss=_describe_loss(recipe.tokenizer_training.loss),
+        examples=facts.get("examples", 0),
+        neighbors=recipe.describe_model().neighbors,
+        likeness=_describe_likeness(facts["metrics"]),
         captions=captions,
         example=repr(captions[0] if captions else "a prompt"),
         name_of=lambda path: Path(path).name,
+    )
+
+
+def _describe_likeness(metrics: Mapping[str, Any]) -> str:
+    """Says how like the originals the codes decode; empty if that was not measured."""
+    forms = {"reconstruction_psnr": "PSNR {:.1f} dB", "reconstruction_ssim": "SSIM {:.2f}"}
+    return ", ".join(
+        form.format(metrics[name]["value"]) for name, form in forms.items() if name in metrics
     )
 
 

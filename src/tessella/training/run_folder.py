@@ -9,7 +9,8 @@ RUN/tokenizer/              stage 1: checkpoints, metrics.jsonl, tensorboard, sa
                             after fit-tokenizer a model folder without a transformer
 RUN/codes/                  the codes of every image
 RUN/transformer/            stage 2: checkpoints, metrics.jsonl, tensorboard, samples
-RUN/nearest.png, .json      generated pictures beside the nearest training pictures, if measured
+RUN/nearest.png, .json      generated pictures beside the nearest training pictures, and beside
+                            the examples that they looked at, if measured
 RUN/model/                  the finished model
 RUN/report.html             curves, pictures and numbers on one page
 

@@ -35,6 +35,16 @@ def test_a_healthy_data_set(draw) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+def test_each_usable_picture_is_told(draw) -> None:
+    folder = draw.captioned(3)
+    draw.file("data/empty.png", b"")
+    draw.file("data/empty.txt", "t")
+    told = []
+    inspect_data([str(folder)], SETTINGS, told.append)
+    assert [picture.captions for picture in told] == [(f"picture {i}",) for i in range(3)]
+    assert len({picture.digest for picture in told}) == 3
+
+
 def test_skipped_files_are_counted_by_kind_with_examples(draw) -> None:
     folder = draw.captioned(6)
     for number in range(5):

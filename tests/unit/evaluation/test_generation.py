@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from remembering import draw_noise, remember
 from tessella.errors import GenerationError
 from tessella.evaluation.distributions import compute_fid, compute_fraction_among, compute_kid
 from tessella.evaluation.eval_images import EvalImages, draw_indices
 from tessella.evaluation.features import EvalNetworks
 from tessella.evaluation.generation import (
+    PLAIN,
     GenerationChecks,
     GenerationEvaluation,
     evaluate_generation,
 )
 from tessella.images import Pixels
-from tessella.model.pipeline import GeneratedImages, Scores
+from tessella.model.pipeline import GeneratedImages, Scores, TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import ObjectiveLoss
 
@@ -56,6 +58,7 @@ class Sampler:
     sampler: Any
     text_tokenizer: Any
     name = "brightness"
+    memory = None
 
     def __init__(self, wrong: int = 0) -> None:
         self.objective = self.sampler = self.text_tokenizer = self
@@ -66,7 +69,7 @@ class Sampler:
         self.asked.append(([one.prompt for one in requests], [one.seed for one in requests]))
         shades = [int(one.prompt.split()[1]) for one in requests]
         made = [255 - s if i < self.wrong else s + 1 for i, s in enumerate(shades)]
-        return GeneratedImages(np.stack([draw(shade) for shade in made]), None)
+        return GeneratedImages(np.stack([draw(shade) for shade in made]), None, [()] * len(made))
 
     def count_tokens(self, prompt: str) -> int:
         return 9 if "long" in prompt else 3
@@ -282,3 +285,116 @@ def test_captions_that_are_too_long_are_not_painted() -> None:
     none = evaluate(Sampler(), replace(IMAGES, captions=["long"] * len(SHADES)))
     assert none.left_out == {"painted": "No caption is short enough for the model."}
     assert len(none.pixels) == 0
+
+
+# A model that looks things up.
+
+CAPTIONS = [f"red thing {number}" for number in range(6)]
+
+
+class Memorised:
+    """What a model with a memory learned from."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def pixels(self, indices: Any) -> Pixels:
+        return self._pixels[np.asarray(indices)]
+
+    def captions(self, index: int) -> list[str]:
+        return [CAPTIONS[index]]
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+
+def watch(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> list[list[ImageRequest]]:
+    """Lists what a model is asked to paint."""
+    asked: list[list[ImageRequest]] = []
+    paint = model.generate_images
+
+    def note(requests: Sequence[ImageRequest], **words: Any) -> GeneratedImages:
+        asked.append(list(requests))
+        return paint(requests, **words)
+
+    monkeypatch.setattr(model, "generate_images", note)
+    return asked
+
+
+def test_pictures_of_the_memory_are_painted_beside_others_and_without_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = draw_noise(6)
+    model = remember(pixels, CAPTIONS)
+    asked = watch(model, monkeypatch)
+    # The last two are not in the memory.
+    images = EvalImages(np.concatenate([pixels[:4], draw_noise(2, seed=1)]), CAPTIONS, "mine")
+    made = evaluate(model, images)
+    beside, plain = asked
+    for number, request in enumerate(beside):
+        looked_at = [one.index for one in request.examples or ()]
+        assert len(looked_at) == 2
+        assert (number in looked_at) is (number >= 4)
+    assert [one.examples for one in plain] == [()] * 6
+    assert [(one.prompt, one.seed) for one in plain] == [(o.prompt, o.seed) for o in beside]
+    assert made.metrics["images_in_memory"].value == 4
+    assert made.metrics["images_in_memory"].protocol == (
+        "images whose codes are those of one of the 6 examples, mine; they find neither themselves "
+        "nor near copies"
+    )
+
+
+def test_what_is_measured_without_the_memory_says_so() -> None:
+    pixels = draw_noise(6)
+    model = remember(pixels, CAPTIONS)
+    training: Any = Memorised(pixels)
+    images = EvalImages(draw_noise(6, seed=1), CAPTIONS, "mine")
+    made = evaluate(model, images, training=training, pmi_pictures=2)
+    names = (
+        "painted_fid_colours-mean",
+        "painted_kid_colours-mean",
+        "retrieval_by_features",
+        "loss_held_out",
+    )
+    for name in names:
+        assert "; without examples" in made.metrics[f"{PLAIN}{name}"].protocol
+        assert "beside at most 2 examples" in made.metrics[name].protocol
+        assert "without examples" not in made.metrics[name].protocol
+    kid = made.metrics["painted_kid_colours-mean"].value
+    assert made.metrics[f"{PLAIN}painted_kid_colours-mean"].value != kid
+    assert made.metrics["retrieval_by_pmi"].protocol.endswith("itself, without examples")
+    assert {name for name in made.metrics if name.startswith(PLAIN)} == {PLAIN + n for n in names}
+    # The same model without its memory has the same numbers, by their plain names.
+    forgetful = model.with_parts()
+    forgetful.memory = forgetful.examples.memory = None
+    without = evaluate(forgetful, images, training=training)
+    for name in names:
+        assert without.metrics[name].value == made.metrics[f"{PLAIN}{name}"].value
+    assert not [name for name in without.results if name.startswith((PLAIN, "neighbor"))]
+    assert "images_in_memory" not in without.results
+
+
+def test_copies_of_examples_stand_beside_those_of_training_pictures() -> None:
+    pixels = draw_noise(6)
+    model = remember(pixels, CAPTIONS)
+    training: Any = Memorised(pixels)
+    images = EvalImages(draw_noise(6, seed=1), CAPTIONS, "mine")
+    made = evaluate(model, images, training=training)
+    copies = [pair.example for pair in made.pairs]
+    assert copies[:6] == [None] * 6
+    assert set(copies[6:]) <= {f"{number}.png" for number in range(6)}
+    assert len(copies) == 12
+    told = made.describe_pairs()
+    assert told["protocol"].startswith("copy_rate: share of 6 painted pictures closer to a ")
+    assert "; neighbor_copy_rate: share of 6 painted pictures nearer to one of" in told["protocol"]
+    assert [row["example"] for row in told["pairs"]] == copies
+    assert all(row["is_copy"] == (row["distance"] < row["limit"]) for row in told["pairs"])
+
+    # Without features and training pictures the examples are still there to compare with.
+    alone = evaluate(model, images, EvalNetworks(missing="No weights."))
+    assert alone.left_out["neighbor_copy_rate"] == alone.left_out["loss_gap"]
+    assert [pair.limit for pair in alone.pairs] == [None] * 6
+    assert alone.describe_pairs()["protocol"].startswith("neighbor_distance: median over 6 ")

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from remembering import draw_noise, remember
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation import memorisation
 from tessella.evaluation.eval_images import EvalImages, draw_indices
+from tessella.evaluation.lookup import ExampleLookup
 from tessella.evaluation.memorisation import (
     Pair,
     make_pairs_sheet,
@@ -79,6 +81,15 @@ def test_copies_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert made.distances.tolist() == [1, 2, 5, 1]
     assert np.array_equal(made.nearest.pixels, gray(20, 200, 50, 90))
     assert list(made.nearest.captions) == [f"number {i}" for i in (1, 4, 2, 3)]
+    first = made.list_pairs(gray(21, 198, 55, 91), ["a", "b", "c", "d"])[0]
+    assert first.describe() == {
+        "prompt": "a",
+        "caption": "number 1",
+        "distance": 1.0,
+        "limit": made.threshold,
+        "is_copy": True,
+        "example": None,
+    }
 
 
 def test_a_picture_with_the_same_features_is_no_twin(tmp_path: Path) -> None:
@@ -119,7 +130,10 @@ def test_of_too_many_training_pictures_some_are_drawn(tmp_path: Path) -> None:
 
 def test_the_sheet_has_each_picture_beside_its_nearest() -> None:
     [first, second, third, fourth] = gray(10, 20, 30, 40)
-    pairs = [Pair(first, "one", second, "a", 1.5), Pair(third, "two", fourth, "b", 2.0)]
+    pairs = [
+        Pair(first, "one", second, "a", 1.5),
+        Pair(third, "two", fourth, "b", 2.0, example="b.png"),
+    ]
     sheet = make_pairs_sheet(pairs)
     side, gap = 128, 4
     shown = [sheet[gap + 5, gap + place * (side + gap) + 5, 0] for place in range(4)]
@@ -182,3 +196,51 @@ def test_no_caption_that_can_be_read_gives_no_gap(
     model: Any = Learner()
     held_out = EvalImages(gray(1), ["a long one"], "mine")
     assert measure_loss_gap(model, held_out, scenes["train"], max_images=5) is None
+
+
+def test_losses_are_measured_beside_examples_that_are_not_the_picture_itself() -> None:
+    pixels = draw_noise(6)
+    captions = [f"red thing {number}" for number in range(6)]
+    model = remember(pixels, captions)
+    lookup = ExampleLookup.create(model)
+    assert lookup is not None
+
+    class Training:
+        def __len__(self) -> int:
+            return 6
+
+        def pixels(self, indices: Any) -> Pixels:
+            return pixels[indices]
+
+        def captions(self, index: int) -> list[str]:
+            return [captions[index]]
+
+    training: Any = Training()
+    others = EvalImages(draw_noise(6, seed=1), captions, "mine")
+    asked: list[Any] = []
+    encode = model.sampler.encode_examples
+
+    def note(looked_at: Any) -> Any:
+        asked.append([[one.index for one in examples] for examples in looked_at])
+        return encode(looked_at)
+
+    model.sampler.encode_examples = note  # type: ignore[method-assign]
+    gap = measure_loss_gap(model, others, training, max_images=6, lookup=lookup)
+    assert gap is not None
+    of_train, of_others = asked
+    assert all(own not in indices and len(indices) == 2 for own, indices in enumerate(of_train))
+    # What is not in the memory finds what its caption finds: the picture that has that caption.
+    assert all(indices[0] == own for own, indices in enumerate(of_others))
+    plain = measure_loss_gap(model, others, training, max_images=6)
+    assert plain is not None
+    assert gap["without_examples_loss_held_out"].value == plain["loss_held_out"].value
+    assert gap["loss_held_out"].value != plain["loss_held_out"].value
+    assert gap["loss_train"].value != plain["loss_train"].value
+    assert gap["loss_gap"].value == gap["loss_held_out"].value - gap["loss_train"].value
+    assert gap["loss_train"].protocol.endswith(
+        "6 training images; beside at most 2 examples, none of them the picture itself or a near "
+        "copy"
+    )
+    assert gap["loss_held_out"].protocol.endswith("none of them the picture itself")
+    assert gap["without_examples_loss_held_out"].protocol.endswith("of mine; without examples")
+    assert "examples" not in plain["loss_held_out"].protocol

@@ -51,6 +51,7 @@ class Sampler:
 
     device = torch.device("cpu")
     name = "nothing"
+    memory = None
     max_tokens = 99  # words of a prompt
 
     def __init__(self, wrong: int = 0) -> None:
@@ -66,7 +67,7 @@ class Sampler:
         for place, prompt in enumerate(prompts):
             if prompt.startswith("a ") and place >= self.wrong:
                 pixels[place] = draw_scene(parse_caption(prompt), SIZE)
-        return GeneratedImages(pixels, None)
+        return GeneratedImages(pixels, None, [()] * len(pixels))
 
     def count_tokens(self, prompt: str) -> int:
         return len(prompt.split())
@@ -156,6 +157,8 @@ def test_with_weights_the_plan_counts_what_squeezenet_looks_at(
     painted = sum(len(prompts) for prompts, _ in model.asked)
     assert painted == 5 + 24
     assert count_pictures(scenes32) == painted + looked_at
+    # Five pictures more are painted and looked at.
+    assert count_pictures(scenes32, looks_up=True) == painted + looked_at + 10
     assert made.generation.left_out == {}
     assert made.metrics["copy_rate"].protocol.endswith(
         f"7 of the {len(scenes32.train)} training pictures"

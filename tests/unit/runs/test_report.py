@@ -19,6 +19,8 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import ConfigError, DataError
 from tessella.images import save_png
+from tessella.retrieval import ExampleMemory
+from tessella.retrieval.examples import ExampleRow
 from tessella.runs import report
 from tessella.runs.curves import WIDTH, compute_ticks, draw_curve, shorten
 from tessella.runs.pictures import choose_evenly, embed_picture
@@ -299,13 +301,49 @@ def test_neighbours_are_shown_once_they_are_there(trained: Path) -> None:
     draw(trained / "nearest.png")
     assert "Nearest training pictures" not in make(trained)[0]
     pair = {"prompt": "a cat", "caption": "a kitten <i>", "distance": 0.25}
-    nearest = {"protocol": "features of SqueezeNet", "pairs": [pair, "not a pair"]}
+    looked_at = {**pair, "caption": "a lion", "limit": 0.5, "example": "7.png"}
+    nearest = {"protocol": "features of SqueezeNet", "pairs": [pair, "not a pair", looked_at]}
     write_lines(trained / "nearest.json", nearest)
     text, page = make(trained)
-    row = '<th scope="row">a cat</th><td>a kitten &lt;i&gt;</td><td>0.25</td>'
-    assert row in text
+    kitten, lion = (
+        f'<th scope="row">a cat</th><td>{caption}</td><td>{kind}</td><td>0.25</td><td>{limit}</td>'
+        for caption, kind, limit in (
+            ("a kitten &lt;i&gt;", "training picture", ""),
+            ("a lion", "example", "0.5"),
+        )
+    )
+    assert kitten in text
+    assert lion in text
     assert "features of SqueezeNet" in text
     assert len(page.all("img")) == 6
+
+
+def test_what_it_looks_up_is_told_and_why(trained: Path) -> None:
+    def tell() -> str:
+        found = re.search("<dt>Examples</dt><dd>(.*?)</dd>", make(trained)[0])
+        return html.unescape(found.group(1)) if found else ""
+
+    assert tell() == ""
+    rows = [ExampleRow(f"{number}.png", [f"number {number}"]) for number in range(1200)]
+    memory = ExampleMemory.build(np.zeros((1200, 4, 2), np.uint16), rows, "")
+    (trained / "examples" / "memory").mkdir(parents=True)
+    memory.write(trained / "examples" / "memory")
+    assert tell() == "1,200 pictures to look up"
+    why = f"they lower the loss by 0.3 {HOSTILE}"
+    write_lines(trained / "examples" / "choice.json", {"neighbors": 3, "why": why})
+    assert tell() == f"1,200 pictures to look up, 3 at most beside a prompt; {why}"
+    # The finished model's memory may have been changed since.
+    ExampleMemory.build(np.zeros((7, 4, 2), np.uint16), rows[:7], "").write(trained / "model")
+    assert tell().startswith("7 pictures")
+    write_lines(trained / "examples" / "choice.json", {"neighbors": "many", "why": 5})
+    (trained / "model" / "examples.safetensors").write_bytes(b"damaged")
+    assert tell() == "1,200 pictures to look up"
+
+
+def test_without_examples_it_says_why(run: Path) -> None:
+    choice = {"neighbors": 0, "why": "they did not help"}
+    write_lines(run / "examples" / "choice.json", choice)
+    assert "<dt>Examples</dt><dd>none; they did not help</dd>" in make(run)[0]
 
 
 def test_a_palette_and_a_kept_part_are_not_called_unfinished(run: Path) -> None:
