@@ -14,7 +14,6 @@ from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextSettings, TextTokenizer
 from tessella.text.vocabulary import CaptionSummary
-from tessella.training.codes import hash_weights
 
 CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 

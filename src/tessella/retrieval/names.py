@@ -23,10 +23,18 @@ def shorten_names(names: Iterable[str], sources: Sequence[str]) -> Iterator[str]
     roots = sorted(map(_find_root, sources), key=len, reverse=True)
     for name in names:
         # File names that are not UTF-8 keep their odd bytes as escapes.
-        path = _absolute(name.encode(errors="backslashreplace").decode())
-        own_folder = path.rpartition(os.sep)[0]
-        root = next((root for root in roots if path.startswith(root + os.sep)), own_folder)
-        yield path[len(root.rpartition(os.sep)[0]) :].replace(os.sep, "/").lstrip("/")
+        name = name.encode(errors="backslashreplace").decode()
+        path = _absolute(name)
+        for root in roots:
+            if path.startswith(root + os.sep):
+                yield _join(path[len(root.rpartition(os.sep)[0]) :])
+                break
+        else:
+            yield _join(str(Path(*Path(name).parts[-2:])))
+
+
+def _join(path: str) -> str:
+    return path.replace(os.sep, "/").lstrip("/")
 
 
 def _find_root(source: str) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 
 from tessella.errors import CheckpointError
 from tessella.model.examples import ExampleFinder
+from tessella.model.folder import load_memory
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
 from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE
 from tessella.serving.api_errors import ApiError
-from tessella.training.codes import hash_weights
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +39,7 @@ class ServedExamples:
 
     def __init__(self, folder: Path, model: TextToImage) -> None:
         self.most = model.config.neighbors
-        self._folder, self._grid = folder, model.config.grid
-        self._tokenizer = hash_weights(model.tokenizer) if self.most else ""
+        self._folder, self._model = folder, model
         self._lock = threading.Lock()
         self._stamp = self._read_stamp()
         self._finder = ExampleFinder(self._open(), self.most)
@@ -135,19 +134,9 @@ class ServedExamples:
         Raises:
             CheckpointError: it is damaged, or its codes are not this model's.
         """
-        if not self.most:
-            return None
-        if not self._folder.is_dir():  # for a moment, while it is replaced
+        if self.most and not self._folder.is_dir():  # for a moment, while it is replaced
             raise CheckpointError(f"The model folder is gone: `{self._folder}`.")
-        memory = ExampleMemory.open(self._folder)
-        if memory is not None and (
-            memory.tokenizer != self._tokenizer or memory.codes.shape[1:] != self._grid
-        ):
-            raise CheckpointError(
-                f"The examples are of another image tokenizer than the model's: `{self._folder}`. "
-                "Restart the server if the model has been trained again, or add the pictures again."
-            )
-        return memory
+        return load_memory(self._folder, self._model.config, self._model.tokenizer)
 
 
 def _take(memory: ExampleMemory, index: int, prompt: str) -> Example:

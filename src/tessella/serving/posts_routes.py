@@ -121,10 +121,7 @@ def create_posts_router(
     body_type = create_body(PostsBody, settings)
     # Templates never wait for the language model.
     writing, filling_in = (DaemonThreads("writing", _AT_ONCE, _MAX_WAITING) for _ in range(2))
-    languages = {
-        name: ImageLanguage(served.model.text_tokenizer, served.captions)
-        for name, served in service.models.items()
-    }
+    languages = _create_languages(service)
 
     @router.post(
         "/posts",
@@ -158,9 +155,8 @@ def create_posts_router(
             deadline.call_off()
         job = _create_job(served, posts, business.seed, best_of)
         pictures = await service.paint_all(request, job, lambda one: encode_picture(one.pixels))
-        notes += [
-            f"Post {i}: {repair}." for i, post in enumerate(posts, 1) for repair in post.repairs
-        ]
+        for number, post in enumerate(posts, 1):
+            notes += [f"Post {number}: {repair}." for repair in post.repairs]
         return PostsAnswer(
             offline=writer.language_model is None,
             model=served.name,
@@ -169,6 +165,14 @@ def create_posts_router(
         )
 
     return router
+
+
+def _create_languages(service: PaintingService) -> dict[str, ImageLanguage]:
+    """Creates what is known of the words of each model."""
+    return {
+        name: ImageLanguage(served.model.text_tokenizer, served.captions)
+        for name, served in service.models.items()
+    }
 
 
 def _create_job(served: ServedModel, posts: Sequence[Post], seed: int, best_of: int) -> ImageJob:

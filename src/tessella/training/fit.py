@@ -32,7 +32,6 @@ from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
-from tessella.retrieval.copies import NearCopies
 from tessella.runs import record
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
@@ -50,7 +49,7 @@ from tessella.training.initialize import (
 )
 from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
 from tessella.training.model_card import write_card
-from tessella.training.neighbors import ExampleReader, find_neighbors, prepare_memory
+from tessella.training.neighbors import ExampleReader, prepare_examples
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import lock_run, open_run, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
@@ -226,28 +225,18 @@ class _Run:
         """Finds what every picture looks at, once; None if the model looks at nothing."""
         if not model.config.neighbors:
             return None
-        settings, folder = self.recipe.retrieval, self.request.out / record.EXAMPLES_FOLDER
-        train, tokenizer = self.data.train, model.tokenizer
-        memory = prepare_memory(
-            train, codes["train"], tokenizer, folder / "memory", self.request.sources
-        )
-        neighbors = {}
-        for side, images in self.data.sides.items():
-            copies = None
-            if images is train:
-                copies = NearCopies(memory, tokenizer.codebook.cpu().numpy())
-            with _progress(self.console, f"neighbours of {side}") as progress:
-                neighbors[side] = find_neighbors(
-                    images,
-                    memory,
-                    folder / f"{side}.npy",
-                    count=model.config.neighbors,
-                    candidates=settings.candidates,
-                    copies=copies,
-                    progress=progress,
-                )
-        flips = self.recipe.transformer_training.flips
-        return ExampleReader(memory, neighbors, codes["train"], settings, captions, flips=flips)
+        with _progress(self.console, "neighbours") as progress:
+            return prepare_examples(
+                self.data.sides,
+                codes["train"],
+                model.tokenizer,
+                captions,
+                self.recipe.retrieval.replace(neighbors=model.config.neighbors),
+                self.request.out / record.EXAMPLES_FOLDER,
+                sources=self.request.sources,
+                flips=self.recipe.transformer_training.flips,
+                progress=progress,
+            )
 
     def train_transformer(
         self,

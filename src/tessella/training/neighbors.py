@@ -151,6 +151,51 @@ class ExampleReader:
         return Examples(torch.from_numpy(codes), text.view(*found.shape, *text.shape[1:]))
 
 
+def prepare_examples(
+    data: Mapping[str, CaptionedImages],
+    codes: Codes,
+    tokenizer: ImageTokenizer,
+    captions: CaptionReader,
+    settings: RetrievalSettings,
+    folder: Path,
+    *,
+    sources: Sequence[str],
+    flips: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> ExampleReader:
+    """Makes the memory of a run, and finds what every picture looks at, where it is not there yet.
+
+    Args:
+        data: images of each side.
+        codes: (passes, N, h, w) of the training images.
+        tokenizer: the codes are of.
+        captions: reads captions.
+        settings: `neighbors` is a number.
+        folder: of the run's examples.
+        sources: of the images, as the user wrote them.
+        flips: whether the second half of the passes are mirrored.
+        progress: told the pictures of each side.
+
+    Raises:
+        CheckpointError: a file cannot be written.
+    """
+    memory = prepare_memory(data["train"], codes, tokenizer, folder / "memory", sources)
+    copies = NearCopies(memory, tokenizer.codebook.detach().cpu().numpy())
+    neighbors = {
+        side: find_neighbors(
+            images,
+            memory,
+            folder / f"{side}.npy",
+            count=int(settings.neighbors),
+            candidates=settings.candidates,
+            copies=copies if side == "train" else None,
+            progress=progress,
+        )
+        for side, images in data.items()
+    }
+    return ExampleReader(memory, neighbors, codes, settings, captions, flips=flips)
+
+
 def prepare_memory(
     images: CaptionedImages,
     codes: Codes,
@@ -241,5 +286,5 @@ def _hash_index(memory: ExampleMemory) -> str:
     index = memory.index
     digest = hashlib.sha256("\n".join(index.words).encode())
     for array in (memory.example_of, index.offsets, index.captions, index.scores):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
