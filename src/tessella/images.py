@@ -404,7 +404,7 @@ def read_png_texts(path: Path) -> dict[str, str]:
     try:
         with open_image(path, max_pixels=sys.maxsize) as opened:
             texts = opened.info if opened.format == "PNG" else {}
-            return {name: text for name, text in texts.items() if isinstance(text, str)}
+            return {str(name): text for name, text in texts.items() if isinstance(text, str)}
     except DataError:
         return {}
 
