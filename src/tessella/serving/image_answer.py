@@ -1,7 +1,6 @@
 """Painted pictures as OpenAI answers them: one JSON object, or a stream of events."""
 
 import base64
-import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from tessella.images import encode_picture
 from tessella.model.request import ImageRequest
+from tessella.retrieval.index import split_stems
 from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ExampleBody, ImageBody
@@ -56,7 +56,7 @@ class ImageAnswer:
             "data": data,
             "usage": self._count_usage(pictures),
             **self._describe(pictures[0]),
-            **self._unknown,
+            **self._list_unknown(pictures[0]),
         }
 
     def to_event(self, picture: PaintedPicture) -> bytes:
@@ -75,7 +75,7 @@ class ImageAnswer:
             event["partial_image_index"] = picture.partial_index
         else:
             event |= {"usage": self._count_usage([picture]), **self._list_examples(picture)}
-            event |= self._revised | self._unknown
+            event |= self._revised | self._list_unknown(picture)
         return write_event(name, event)
 
     @property
@@ -92,9 +92,12 @@ class ImageAnswer:
     def _revised(self) -> dict[str, Any]:
         return {"revised_prompt": self.prompt} if self.is_shortened else {}
 
-    @functools.cached_property
-    def _unknown(self) -> dict[str, Any]:
-        words = self.served.words.find_unknown(self.prompt)[:_MAX_UNKNOWN]
+    def _list_unknown(self, picture: PaintedPicture) -> dict[str, Any]:
+        """Lists words that neither training nor anything that was looked at explains."""
+        captions = [one.caption for one in picture.request.examples or ()]
+        seen = {stem for caption in captions for stem in split_stems(caption)}
+        unknown = self.served.words.find_unknown(self.prompt)
+        words = [word for word in unknown if not seen.issuperset(split_stems(word))][:_MAX_UNKNOWN]
         return {"unknown_words": words} if words else {}
 
     def _size(self, picture: PaintedPicture) -> tuple[int, int]:

@@ -155,8 +155,7 @@ def create_posts_router(
             deadline.call_off()
         job = _create_job(served, posts, business.seed, best_of)
         pictures = await service.paint_all(request, job, lambda one: encode_picture(one.pixels))
-        for number, post in enumerate(posts, 1):
-            notes += [f"Post {number}: {repair}." for repair in post.repairs]
+        notes += [f"Post {i}: {one}." for i, post in enumerate(posts, 1) for one in post.repairs]
         return PostsAnswer(
             offline=writer.language_model is None,
             model=served.name,

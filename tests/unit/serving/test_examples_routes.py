@@ -90,6 +90,14 @@ def test_each_picture_says_what_it_was_painted_beside(
     assert looked_at(album_server.generate(prompt="zebra")) == [[]]
 
 
+def test_words_of_an_example_are_known(album_server: Any) -> None:
+    """Added examples bring words that training did not have."""
+    assert "unknown_words" not in album_server.generate(prompt="a red star").json()
+    for said in ({"prompt": "a red star", "neighbors": 0}, {"prompt": "red zebra"}):
+        [*_, last] = album_server.generate(**said).json()["unknown_words"]
+        assert last == ("zebra" if "neighbors" not in said else "red")
+
+
 def test_the_completed_events_of_a_stream_say_it_too(album_server: Any) -> None:
     answer = album_server.generate(n=2, seed=7, stream=True, partial_images=1)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:5] == "data:"]
