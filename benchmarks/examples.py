@@ -16,8 +16,8 @@ Output contract: a line a measurement; the last line of stdout is the record, on
 `index`: for each kind of captions (`zipf`: words by Zipf's law; `labels`: "label, style", as emoji
 have them) at a quarter of N and at N `build_seconds`, `write_seconds`, `peak_mib` (of a fresh
 process; `idle_mib` is what it takes before), `file_mib`, and `lookup_ms`: `warm` over all prompts
-(with `p95`; `warm_cpu` without waiting for other programs) and `cold`, each with the files dropped from the disk's cache and opened anew, which
-`open_ms` counts by itself. Bar: 5 ms a prompt.
+(with `p95`; `warm_cpu` does not count other programs) and `cold`, each with the files dropped from
+the disk's cache and opened anew, which `open` counts by itself. Bar: 5 ms a prompt.
 `step` and `painting`: seconds with k = 3 and k = 0, and their ratio round by round, for `tiny` and
 a transformer of width 192 and depth 4. Bars: 1.4 and 1.2. Painting is 16 pictures, lookup and
 decoder included.
