@@ -15,9 +15,9 @@ projections of k·N rows, 2 of a layer's 12 matrix products a row, and attention
 Output contract: a line a measurement; the last line of stdout is the record, one JSON object.
 `index`: for each kind of captions (`zipf`: words by Zipf's law; `labels`: "label, style", as emoji
 have them) at a quarter of N and at N `build_seconds`, `write_seconds`, `peak_mib` (of a fresh
-process; `idle_mib` is what the imports take), `file_mib`, and `lookup_ms`: `warm` over all prompts
-(with `p95`) and `cold`, each with the files dropped from the disk's cache and opened anew, which
-`open_ms` counts by itself. Bar: 5 ms a prompt.
+process; `idle_mib` is what it takes before), `file_mib`, and `lookup_ms`: `warm` over all prompts
+(with `p95`; `warm_cpu` does not count other programs) and `cold`, each with the files dropped from
+the disk's cache and opened anew, which `open` counts by itself. Bar: 5 ms a prompt.
 `step` and `painting`: seconds with k = 3 and k = 0, and their ratio round by round, for `tiny` and
 a transformer of width 192 and depth 4. Bars: 1.4 and 1.2. Painting is 16 pictures, lookup and
 decoder included.
@@ -187,13 +187,15 @@ def build_once(kind: str, count: int, num_prompts: int, folder: Path) -> dict[st
     rows = Captions(kind, count)
     codes = np.random.default_rng(0).integers(CODEBOOK_SIZE, size=(count, *GRID), dtype=np.uint16)
     idle = read_peak_kib()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     memory = ExampleMemory.build(codes, rows, "0" * 64)
     built, peak = time.perf_counter(), read_peak_kib()
+    cpu_seconds = time.process_time() - cpu_start
     memory.write(folder)
     written = time.perf_counter()
     results = {
         "build_seconds": built - start,
+        "build_cpu_seconds": cpu_seconds,
         "write_seconds": written - built,
         "idle_mib": idle / 1024,
         "peak_mib": peak / 1024,
@@ -219,17 +221,19 @@ def measure_lookup(folder: Path, prompts: Sequence[str]) -> dict[str, Any]:
         opening.append(opened - start)
         cold.append(time.perf_counter() - opened)
         del memory  # pages that are mapped stay in the cache
-    memory, warm = open_memory(folder), []
+    memory, warm, cpu = open_memory(folder), [], []
     for prompt in [*prompts, *prompts]:  # the first time is for warming up
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.thread_time()
         found = memory.find(prompt, NEIGHBORS)
         warm.append(time.perf_counter() - start)
+        cpu.append(time.thread_time() - cpu_start)
         if len(found) < NEIGHBORS:
             raise SystemExit(f"Too few examples for `{prompt}`: {len(found)}.")
     return {
         "open": summarize(opening),
         "cold": summarize(cold),
         "warm": summarize(warm[len(prompts) :]),
+        "warm_cpu": summarize(cpu[len(prompts) :]),
     }
 
 
@@ -371,7 +375,7 @@ def measure_adding(options: argparse.Namespace) -> dict[str, Any] | None:
             (pictures / f"{number:05}.{suffix}").write_bytes(content)
             (pictures / f"{number:05}.txt").write_text(rows[number].captions[0])
         start = time.perf_counter()
-        command = [*tessella, "--json", "examples", "add", str(folder), str(pictures)]
+        command = [*tessella, "examples", "add", str(folder), str(pictures)]
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
