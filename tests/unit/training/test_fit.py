@@ -469,3 +469,25 @@ def test_a_plan_is_made_once_and_kept(
     assert run["asked"]["minutes"] == 2.0
     names = [path.name for path in (tmp_path / "run" / "tokenizer" / "checkpoints").iterdir()]
     assert f"checkpoint-{16:012d}" in names
+
+
+def test_a_finished_model_tells_what_it_looks_up_and_whether_it_copies_that(
+    pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    folder, _ = call(out, pictures, "retrieval.neighbors=2")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    data = json.loads((out / "data" / "manifest.json").read_text())["counts"]
+    assert metrics["images_in_memory"]["value"] == 0
+    assert metrics["images_in_memory"]["protocol"].startswith("images whose codes are those of")
+    assert 0 <= metrics["neighbor_copy_rate"]["value"] <= 1
+    assert "without_examples_loss_held_out" in metrics
+    assert f"{data['train']} of the training pictures are inside" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+    nearest = json.loads((out / "nearest.json").read_text(encoding="utf-8"))
+    assert nearest["protocol"].startswith("neighbor_copy_rate: ")
+    assert {row["example"] is None for row in nearest["pairs"]} == {False}
+    assert (out / "nearest.png").is_file()
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"<dt>Examples</dt><dd>{data['train']} pictures to look up, 2 at most" in report
