@@ -112,14 +112,12 @@ def list_(context: typer.Context, model: Model) -> Result:
     from tessella.model.find import find_model
     from tessella.model.memory import list_examples
 
+    found = list(list_examples(find_model(model), get_group(context, FilterOptions).read()))
     rows = [
-        {"index": number, "name": row.name, "captions": list(row.captions)}
-        for number, row in list_examples(
-            find_model(model), get_group(context, FilterOptions).read()
-        )
+        {"index": number, "name": row.name, "captions": list(row.captions)} for number, row in found
     ]
-    lines = [f"{row['index']}  {row['name']}  {' | '.join(row['captions'])}" for row in rows]
-    return Result({"model": model, "examples": rows}, [*lines, f"{_count(len(rows))}."])
+    lines = [f"{number}  {row.name}  {' | '.join(row.captions)}" for number, row in found]
+    return Result({"model": model, "examples": rows}, [*lines, f"{_count(len(found))}."])
 
 
 @app.command(cls=take(FilterOptions))

@@ -245,7 +245,7 @@ def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint
                 f"Cannot read the captions of the examples: `{folder / name}`; {error}. "
                 f"{_HOW_TO_MEND}"
             ) from error
-        if hashlib.sha256(lines).hexdigest() == metadata.get("captions_sha256"):
+        if hashlib.sha256(lines.data).hexdigest() == metadata.get("captions_sha256"):
             return lines
     return None
 
@@ -256,7 +256,7 @@ def _settle(folder: Path) -> None:
     if not old.exists():
         return
     metadata = map_arrays(examples)[1] if examples.exists() else {}
-    if hashlib.sha256(map_bytes(old)).hexdigest() == metadata.get("captions_sha256"):
+    if hashlib.sha256(map_bytes(old).data).hexdigest() == metadata.get("captions_sha256"):
         old.replace(folder / CAPTIONS_FILE)
     else:
         old.unlink()
