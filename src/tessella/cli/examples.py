@@ -117,7 +117,7 @@ def list_(context: typer.Context, model: Model) -> Result:
         {"index": number, "name": row.name, "captions": list(row.captions)} for number, row in found
     ]
     lines = [f"{number}  {row.name}  {' | '.join(row.captions)}" for number, row in found]
-    return Result({"model": model, "examples": rows}, [*lines, f"{_count(len(rows))}."])
+    return Result({"model": model, "examples": rows}, [*lines, f"{_count(len(found))}."])
 
 
 @app.command(cls=take(FilterOptions))
