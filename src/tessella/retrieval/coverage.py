@@ -25,7 +25,7 @@ NUM_NEIGHBORS = 3
 """That are looked up for a caption."""
 
 _MAX_INDEXED = 100_000  # captions; their index is built in seconds
-_MAX_TRIED = 2_000
+_MAX_TRIED = 1_000
 _NUM_SHOWN = 2
 
 
