@@ -245,6 +245,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_tensors(tensors: Mapping[str, "Tensor"]) -> str:
+    """Computes the SHA-256 of named tensors, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def cached(
     path: Path, made_from: Mapping[str, Any], build: Callable[[Path], object], *, what: str
 ) -> None:

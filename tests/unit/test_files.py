@@ -102,6 +102,16 @@ def test_an_error_that_is_not_of_writing_passes_unchanged(tmp_path: Path) -> Non
     assert names(tmp_path) == set()
 
 
+def test_the_hash_of_tensors_is_that_of_their_names_and_values() -> None:
+    tensors = {"b": torch.arange(6).view(2, 3), "a": torch.tensor([0.5])}
+    digest = files.hash_tensors(tensors)
+    assert len(digest) == 64
+    # In any order, however they lie in memory.
+    assert files.hash_tensors({"a": tensors["a"], "b": tensors["b"].t().contiguous().t()}) == digest
+    assert files.hash_tensors(tensors | {"a": torch.tensor([0.25])}) != digest
+    assert files.hash_tensors({"b": tensors["b"], "c": tensors["a"]}) != digest
+
+
 def test_sha256_is_that_of_the_standard(tmp_path: Path) -> None:
     # FIPS 180-2, appendix B.1.
     (tmp_path / "abc").write_bytes(b"abc")

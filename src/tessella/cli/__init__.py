@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tessella.cli import generate
+from tessella.cli import examples, generate
 from tessella.cli.command import Command, take
 from tessella.cli.data import doctor
 from tessella.cli.evaluation import EvaluationRequest, evaluate
@@ -46,6 +46,8 @@ app.command(cls=PostCommand)(post)
 app.command(cls=take(ReconstructOptions))(reconstruct)
 app.command(cls=take(ProbeRequest))(probe)
 app.command(cls=take(EvaluationRequest))(evaluate)
+app.add_typer(examples.app, name="examples")
+app.command(cls=Command)(examples.export)
 app.command(cls=take(ReportOptions))(report)
 app.command(cls=ServeCommand)(serve)
 app.command(cls=StudioCommand)(studio)

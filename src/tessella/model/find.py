@@ -22,6 +22,11 @@ def list_bundled() -> list[str]:
     return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_MODEL_FILE}"))
 
 
+def is_bundled(folder: Path) -> bool:
+    """Returns whether a folder is a part of the installed package."""
+    return folder.resolve().is_relative_to(_BUNDLED.resolve())
+
+
 def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     """Finds a model folder; whether it is a good one shows when it is loaded.
 

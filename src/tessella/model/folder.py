@@ -24,6 +24,7 @@ from tessella.generation import GenerationSettings
 from tessella.images import fit_square
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
+from tessella.retrieval import ExampleMemory
 from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import CaptionSummary
@@ -236,6 +237,35 @@ def read_captions(folder: Path) -> CaptionSummary | None:
             f"The summary of the captions is damaged: `{path}`. The numbers, words and examples "
             "that `tessella fit` wrote were expected. Copy the whole model folder again."
         ) from None
+
+
+def load_memory(
+    folder: Path, config: ModelConfig, tokenizer: ImageTokenizer
+) -> ExampleMemory | None:
+    """Maps the examples of a model folder; None if it has none.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or another image tokenizer wrote the codes.
+    """
+    memory = ExampleMemory.open(folder) if config.neighbors else None
+    if memory is None:
+        return None
+    size = len(tokenizer.codebook)
+    grid, own_grid = ("×".join(map(str, one)) for one in (memory.codes.shape[1:], config.grid))
+    fault = ""
+    if memory.tokenizer != tokenizer.hash_encoder():
+        fault = "their codes are of another image tokenizer"
+    elif grid != own_grid:
+        fault = f"they have `{grid}` codes each, the model's pictures {own_grid}"
+    elif (largest := int(memory.codes.max(initial=0))) >= size:
+        fault = f"one has the code `{largest}`, the largest of the image tokenizer is {size - 1}"
+    if fault:
+        raise CheckpointError(
+            f"The examples are not this model's: `{folder}`; {fault}. Copy the whole model folder "
+            "again; or leave the examples out (`tessella export --without-examples`), and add the "
+            "pictures again."
+        )
+    return memory
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class TextToImage:
             transformer = config.create_transformer(text_tokenizer)
         model_folder.load_weights(transformer, folder / model_folder.TRANSFORMER_FILE)
         transformer.eval().requires_grad_(False).to(tokenizer.codebook.device)
-        memory = ExampleMemory.open(folder) if config.neighbors else None
+        memory = model_folder.load_memory(folder, config, tokenizer)
         return cls(config, text_tokenizer, tokenizer, transformer, memory)
 
     def save(

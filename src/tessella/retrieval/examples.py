@@ -3,28 +3,35 @@
     examples.safetensors    codes, whose caption is whose, the index of the captions
     examples.jsonl          a line an example: its name, its captions
 
-Both are memory-mapped: a process holds what it looks up. They are written as one, with the hash of
-the image tokenizer that the codes are of.
+Both are memory-mapped: a process holds what it looks up. They belong together: the first holds the
+hash of the second, and that of the image tokenizer that the codes are of. While they are replaced
+the old captions lie in `examples.old.jsonl`, so that at every moment one pair is whole.
 """
 
+import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tessella.errors import CheckpointError
-from tessella.files import write_tensors
+from tessella.files import new_file
 from tessella.retrieval.index import CaptionIndex, FindExcluded
-from tessella.retrieval.mapped import map_tensors
+from tessella.retrieval.mapped import map_arrays, map_bytes, write_arrays
 
 EXAMPLES_FILE = "examples.safetensors"
 CAPTIONS_FILE = "examples.jsonl"
+_OLD_CAPTIONS_FILE = "examples.old.jsonl"
+EXAMPLES_FILES = (EXAMPLES_FILE, CAPTIONS_FILE, _OLD_CAPTIONS_FILE)
 EXAMPLES_FORMAT = "1"
+
+_WHAT = "the examples"
+_HOW_TO_MEND = "Copy the whole model folder again, or add the pictures again."
+_ATTEMPTS = 3  # at reading a memory that is replaced meanwhile
 
 Codes = npt.NDArray[np.uint16]
 
@@ -97,7 +104,24 @@ class ExampleMemory:
         path = folder / EXAMPLES_FILE
         if not path.exists():
             return None
-        tensors, metadata = map_tensors(path)
+        for _ in range(_ATTEMPTS):
+            arrays, metadata = map_arrays(path)
+            lines = _map_captions(folder, metadata)
+            if lines is not None:
+                return cls._map(path, arrays, metadata, lines)
+        raise CheckpointError(
+            f"The captions of the examples are missing, damaged or those of others: "
+            f"`{folder / CAPTIONS_FILE}`. {_HOW_TO_MEND}"
+        )
+
+    @classmethod
+    def _map(
+        cls,
+        path: Path,
+        arrays: dict[str, npt.NDArray[Any]],
+        metadata: dict[str, str],
+        lines: npt.NDArray[np.uint8],
+    ) -> "ExampleMemory":
         try:
             if metadata["format"] != EXAMPLES_FORMAT:
                 raise CheckpointError(
@@ -105,49 +129,71 @@ class ExampleMemory:
                     f"{EXAMPLES_FORMAT}: `{path}`. Install the tessella that wrote them, or add "
                     "the pictures again."
                 )
-            words = tensors["words"].tobytes().decode().split("\n")
+            words = arrays["words"].tobytes().decode().split("\n")
             index = CaptionIndex(
                 words if words != [""] else [],
-                tensors["word_offsets"],
-                tensors["posting_captions"],
-                tensors["posting_scores"],
+                arrays["word_offsets"],
+                arrays["posting_captions"],
+                arrays["posting_scores"],
             )
-            rows = _Rows(folder / CAPTIONS_FILE, tensors["row_ends"])
-            codes, example_of = tensors["codes"], tensors["example_of"]
-            return cls(codes, rows, index, example_of, metadata["tokenizer"])
+            codes, ends = arrays["codes"], arrays["row_ends"]
+            is_whole = (
+                codes.ndim == 3
+                and len(codes) == len(ends)
+                and len(index.offsets) == len(index.words) + 1
+                and len(index.captions) == len(index.scores) == index.offsets[-1]
+            )
+            if is_whole:
+                rows = _Rows(lines, ends)
+                return cls(codes, rows, index, arrays["example_of"], metadata["tokenizer"])
         except (KeyError, UnicodeDecodeError):
-            raise CheckpointError(
-                f"The examples are damaged: `{path}`. Copy the whole model folder again, or add "
-                "the pictures again."
-            ) from None
+            pass  # one of its parts is not there
+        raise CheckpointError(f"The examples are damaged: `{path}`. {_HOW_TO_MEND}")
 
     def write(self, folder: Path) -> None:
-        """Writes both files into a folder that is being built.
+        """Writes both files; who reads them meanwhile finds the old pair or the new one.
 
         Raises:
-            CheckpointError: they cannot be written.
+            CheckpointError: they cannot be written; what was there stays.
         """
-        ends, end = np.zeros(len(self.rows), np.int64), 0
-        with (folder / CAPTIONS_FILE).open("wb") as file:
+        examples, captions = folder / EXAMPLES_FILE, folder / CAPTIONS_FILE
+        _settle(folder)
+        try:
+            with new_file(examples, what=_WHAT) as arrays, new_file(captions, what=_WHAT) as lines:
+                self._write_files(arrays, lines)
+                if captions.exists():
+                    captions.replace(folder / _OLD_CAPTIONS_FILE)
+                # Now the captions take their name, and then the codes theirs.
+        finally:
+            _settle(folder)
+
+    def _write_files(self, arrays: Path, lines: Path) -> None:
+        ends, end, digest = np.zeros(len(self.rows), np.int64), 0, hashlib.sha256()
+        with lines.open("wb") as file:
             for number, row in enumerate(self.rows):
                 values = {"name": row.name, "captions": list(row.captions)}
-                line = json.dumps(values, ensure_ascii=False) + "\n"
-                end += file.write(line.encode(errors="backslashreplace"))
+                text = json.dumps(values, ensure_ascii=False) + "\n"
+                # File names that are not UTF-8 keep their odd bytes as JSON's own escapes.
+                line = text.encode(errors="backslashreplace")
+                digest.update(line)
+                end += file.write(line)
                 ends[number] = end
-        arrays: Mapping[str, npt.NDArray[Any]] = {
-            "codes": self.codes,
-            "example_of": self.example_of,
-            "row_ends": ends,
-            "words": np.frombuffer("\n".join(self.index.words).encode() or b"\n", np.uint8),
-            "word_offsets": self.index.offsets,
-            "posting_captions": self.index.captions,
-            "posting_scores": self.index.scores,
-        }
-        write_tensors(
-            folder / EXAMPLES_FILE,
-            {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
-            {"format": EXAMPLES_FORMAT, "tokenizer": self.tokenizer},
-            what="the examples",
+        write_arrays(
+            arrays,
+            {
+                "codes": self.codes,
+                "example_of": self.example_of,
+                "row_ends": ends,
+                "words": np.frombuffer("\n".join(self.index.words).encode(), np.uint8),
+                "word_offsets": self.index.offsets,
+                "posting_captions": self.index.captions,
+                "posting_scores": self.index.scores,
+            },
+            {
+                "format": EXAMPLES_FORMAT,
+                "tokenizer": self.tokenizer,
+                "captions_sha256": digest.hexdigest(),
+            },
         )
 
     def look_up(
@@ -180,18 +226,47 @@ class ExampleMemory:
         return Example(np.asarray(self.codes[index]), text, row.name, index)
 
 
+def remove_memory(folder: Path) -> None:
+    """Removes a memory from a folder, if there is one."""
+    # Without the first file there is no memory.
+    for name in EXAMPLES_FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint8] | None:
+    """Maps the captions that belong to codes; None if they are not there."""
+    for name in (CAPTIONS_FILE, _OLD_CAPTIONS_FILE):
+        try:
+            lines = map_bytes(folder / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot read the captions of the examples: `{folder / name}`; {error}. "
+                f"{_HOW_TO_MEND}"
+            ) from error
+        if hashlib.sha256(lines).hexdigest() == metadata.get("captions_sha256"):
+            return lines
+    return None
+
+
+def _settle(folder: Path) -> None:
+    """Settles an interrupted replacement: keeps the captions that belong to the codes."""
+    old, examples = folder / _OLD_CAPTIONS_FILE, folder / EXAMPLES_FILE
+    if not old.exists():
+        return
+    metadata = map_arrays(examples)[1] if examples.exists() else {}
+    if hashlib.sha256(map_bytes(old)).hexdigest() == metadata.get("captions_sha256"):
+        old.replace(folder / CAPTIONS_FILE)
+    else:
+        old.unlink()
+
+
 class _Rows(Sequence[ExampleRow]):
     """Reads the lines of a file where they end."""
 
-    def __init__(self, path: Path, ends: npt.NDArray[np.int64]) -> None:
-        size = path.stat().st_size if path.exists() else -1
-        if size != (int(ends[-1]) if len(ends) else 0):
-            raise CheckpointError(
-                f"The captions of the examples are missing or cut off: `{path}`. Copy the whole "
-                "model folder again, or add the pictures again."
-            )
-        self._path, self._ends = path, ends
-        self._bytes = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    def __init__(self, lines: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
+        self._lines, self._ends = lines, ends
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -201,10 +276,9 @@ class _Rows(Sequence[ExampleRow]):
             raise IndexError(index)
         start = int(self._ends[index - 1]) if index else 0
         try:
-            values = json.loads(self._bytes[start : int(self._ends[index])].tobytes())
+            values = json.loads(self._lines[start : int(self._ends[index])].tobytes())
             return ExampleRow(values["name"], values["captions"])
         except (ValueError, KeyError, TypeError):
             raise CheckpointError(
-                f"The captions of the examples are damaged: `{self._path}`, line {index + 1}. Copy "
-                "the whole model folder again, or add the pictures again."
+                f"The examples are damaged: example `{index}` has no captions. {_HOW_TO_MEND}"
             ) from None

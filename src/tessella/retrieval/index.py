@@ -11,6 +11,7 @@ stemmer; the greedy choice is the usual one for coverage, with a factor instead 
 
 import functools
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
@@ -26,9 +27,9 @@ COVERED = 0.3
 _MAX_CANDIDATES = 4_000
 _FIRST = 32  # of these, that are put in order first: mostly it is enough
 _NOTHING = 1e-6  # worth less is worth nothing
-_WORD = re.compile(r"[^\W_]+")
 # Languages that are written without spaces: their pairs of letters stand for words.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u9fff]")
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30fa\u30fc-\u30ff\u3400-\u9fff"
+_IDEOGRAPH = re.compile("[\u3400-\u9fff]")  # a word by itself, too
 
 Indices = npt.NDArray[np.int32]
 FindExcluded = Callable[[Indices], npt.NDArray[np.bool_]]
@@ -116,7 +117,8 @@ class CaptionIndex:
         weights = np.ones(len(scores), np.float32)
         taken: set[int] = set()
         for row in found:
-            worth = weights @ scores
+            # Word after word, not as a product: equal captions are worth the same to the last bit.
+            worth = (weights[:, None] * scores).sum(0)
             in_order = _iterate_best(worth, examples, taken, find_excluded)
             best = list(islice(in_order, alternatives))
             if not best:
@@ -178,22 +180,31 @@ def _iterate_best(
             if (example := int(examples[at])) not in seen:
                 seen.add(example)
                 yield at
-        if size == len(worth):
+        if size == len(worth) or least < _NOTHING:
             return
         size *= 8
 
 
 def split_stems(text: str) -> list[str]:
     """Splits a text into the stems of its words, in lower case."""
-    return [stem for word in _WORD.findall(text.casefold()) for stem in _stem(word)]
+    words = _create_word_pattern().findall(unicodedata.normalize("NFKC", text).casefold())
+    return [stem for word in words for stem in _stem(word)]
+
+
+@functools.cache
+def _create_word_pattern() -> re.Pattern[str]:
+    """Creates the pattern of a word: letters and digits with their marks (Hindi's vowels)."""
+    marks = "".join(c for c in map(chr, range(0x300, 0x1100)) if unicodedata.category(c)[0] == "M")
+    return re.compile(f"[{_UNSPACED}]+|(?:[^\\W_{_UNSPACED}][{marks}]*)+")
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> tuple[str, ...]:
     """Returns a word's stem; of a word written without spaces its pairs of letters."""
-    if _UNSPACED.search(word):
-        return tuple(word[i : i + 2] for i in range(max(1, len(word) - 1)))
-    return (_create_stemmer().stemWord(word),)
+    if not re.match(f"[{_UNSPACED}]", word):
+        return (_create_stemmer().stemWord(word),)
+    pairs = [word[i : i + 2] for i in range(len(word) - 1)]
+    return tuple(dict.fromkeys([*pairs, *_IDEOGRAPH.findall(word)])) or (word,)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.errors import ConfigError, ShapeError
+from tessella.files import hash_tensors
 from tessella.images import Pixels
 from tessella.tokenizer.body import Network
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
@@ -131,6 +132,18 @@ class ImageTokenizer(nn.Module):
     def last_layer(self) -> Tensor:
         """Weight of the decoder's last convolution, where the strengths of losses are compared."""
         return self.decoder.get_parameter("last.weight")
+
+    def hash_encoder(self) -> str:
+        """Computes the SHA-256 of the weights that say which code means what.
+
+        Another decoder on the same encoder and codebook leaves it as it is.
+        """
+        weights = {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith("encoder.") or name == "quantizer.vectors"
+        }
+        return hash_tensors(weights)
 
     def learn_palette(self, pixels: Pixels, seed: int) -> None:
         """Chooses the colours that represent some pictures best: all that a palette learns.

@@ -4,7 +4,6 @@ One memory-mapped file for each side of the split, 2 bytes a position, with a no
 made from. Mirrored images and crops are further passes, after the one of the images as they are.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
-from tessella.files import cached
+from tessella.files import cached, hash_tensors
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer
 
@@ -78,7 +77,7 @@ def prepare_codes(
 
     made_from = {
         "images": images.fingerprint,
-        "tokenizer": hash_weights(tokenizer),
+        "tokenizer": hash_tensors(tokenizer.state_dict()),
         "passes": {"flips": flips, "crops": crops},
     }
     shape = (passes, len(images), side, side)
@@ -116,14 +115,6 @@ def cached_array(
     cached(path, made_from, build, what=what)
     array: npt.NDArray[N] = np.load(path, mmap_mode="r")
     return array
-
-
-def hash_weights(network: nn.Module) -> str:
-    """Computes the SHA-256 of all weights, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:

@@ -26,7 +26,7 @@ from tessella.data.prepare import PreparedData, prepare
 from tessella.errors import ConfigError, TessellaError
 from tessella.evaluation.memorisation import make_pairs_sheet
 from tessella.evaluation.model import ModelEvaluation, evaluate_model
-from tessella.files import remove_leftovers, write_json
+from tessella.files import hash_tensors, remove_leftovers, write_json
 from tessella.images import save_png
 from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
@@ -41,7 +41,7 @@ from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
-from tessella.training.codes import Codes, hash_weights, prepare_codes
+from tessella.training.codes import Codes, prepare_codes
 from tessella.training.initialize import (
     initialize_tokenizer,
     initialize_transformer,
@@ -217,7 +217,9 @@ class _Run:
             return None
         settings, folder = self.recipe.retrieval, self.request.out / record.EXAMPLES_FOLDER
         train, tokenizer = self.data.train, model.tokenizer
-        memory = prepare_memory(train, codes["train"], tokenizer, folder / "memory")
+        memory = prepare_memory(
+            train, codes["train"], tokenizer, folder / "memory", self.request.sources
+        )
         neighbors = {}
         for side, images in self.data.sides.items():
             copies = None
@@ -417,11 +419,11 @@ def _is_saved(model: TextToImage, folder: Path) -> bool:
         saved = TextToImage.load(folder, "cpu")
     except TessellaError:
         return False
-    return (
-        saved.config == model.config
-        and hash_weights(saved.tokenizer) == hash_weights(model.tokenizer)
-        and hash_weights(saved.transformer) == hash_weights(model.transformer)
+    (old, new) = (
+        [hash_tensors(part.state_dict()) for part in (one.tokenizer, one.transformer)]
+        for one in (saved, model)
     )
+    return saved.config == model.config and old == new
 
 
 def _write_report(out: Path, console: Console) -> None:

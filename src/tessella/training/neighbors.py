@@ -22,8 +22,9 @@ from tessella.files import new_folder, write_json
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import ExampleRow
+from tessella.retrieval.names import shorten_names
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.codes import Codes, Progress, cached_array, hash_weights
+from tessella.training.codes import Codes, Progress, cached_array
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Examples
 
@@ -151,7 +152,11 @@ class ExampleReader:
 
 
 def prepare_memory(
-    images: CaptionedImages, codes: Codes, tokenizer: ImageTokenizer, folder: Path
+    images: CaptionedImages,
+    codes: Codes,
+    tokenizer: ImageTokenizer,
+    folder: Path,
+    sources: Sequence[str],
 ) -> ExampleMemory:
     """Makes a memory of the training pictures, unless it is there already.
 
@@ -160,18 +165,23 @@ def prepare_memory(
         codes: (passes, N, h, w), of which the first has the pictures as they are.
         tokenizer: the codes are of.
         folder: of the memory.
+        sources: of the images, as the user wrote them.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    made_from = {"images": images.fingerprint, "tokenizer": hash_weights(tokenizer)}
+    made_from = {"images": images.fingerprint, "tokenizer": tokenizer.hash_encoder()}
     note = folder / _MADE_FROM
     try:
         if json.loads(note.read_bytes()) == made_from and (memory := ExampleMemory.open(folder)):
             return memory
     except (OSError, ValueError, CheckpointError):
         pass  # without a readable note the folder is not to be trusted; what is damaged is remade
-    rows = [ExampleRow(images.name(i), images.captions(i)) for i in range(len(images))]
+    names = (images.name(index) for index in range(len(images)))
+    rows = [
+        ExampleRow(name, images.captions(index))
+        for index, name in enumerate(shorten_names(names, sources))
+    ]
     memory = ExampleMemory.build(codes[0], rows, made_from["tokenizer"])
     with new_folder(folder, what="the examples") as building:
         memory.write(building)

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.eval_images import draw_indices
+from tessella.files import hash_tensors
 from tessella.text import TextEncoder
 from tessella.text.base import CutRows, TrainingTokens
 from tessella.text.frozen import FrozenTextEncoder, pad_features
-from tessella.training.codes import Progress, cached_array, hash_weights
+from tessella.training.codes import Progress, cached_array
 
 _BATCH = 64
 _SAMPLE = 4096  # images: half a second
@@ -78,7 +79,7 @@ def prepare_captions(
     unique = list(dict.fromkeys(["", *captions]))
     cut = encoder.cut(unique)
     tokens = hashlib.sha256(json.dumps(cut.rows).encode()).hexdigest()
-    made_from = {"encoder": hash_weights(encoder.network), "tokens": tokens}
+    made_from = {"encoder": hash_tensors(encoder.network.state_dict()), "tokens": tokens}
 
     lengths = np.array([len(row) for row in cut.rows])
     begins = np.cumsum(lengths) - lengths

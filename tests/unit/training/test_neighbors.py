@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
-from tessella.training.codes import hash_weights
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training.neighbors import (
     ExampleReader,
     Neighbors,
@@ -37,7 +36,7 @@ class Pictures:
         return list(self._captions[index])
 
     def name(self, index: int) -> str:
-        return f"{index}.png"
+        return f"/home/anna/things/{index}.png"
 
 
 CAPTIONS = [
@@ -323,18 +322,23 @@ def test_they_are_found_again_when_something_changed(
 
 
 def prepare(folder: Path, images: Any = TRAIN, seed: int = 0) -> ExampleMemory:
+    codes, sources = draw_codes(3), ["/home/anna/things"]
+    return prepare_memory(images, codes, create_tokenizer(seed), folder, sources)
+
+
+def create_tokenizer(seed: int = 0) -> ImageTokenizer:
     torch.manual_seed(seed)
-    tokenizer: Any = nn.Linear(3, 2)
-    return prepare_memory(images, draw_codes(3), tokenizer, folder)
+    quantizer = {"codebook_size": 32, "code_width": 4}
+    settings = {"patch": 2, "widths": (16,), "quantizer": quantizer}
+    return ImageTokenizer(TokenizerSettings.model_validate(settings))
 
 
 def test_the_memory_has_the_training_pictures_as_they_are(tmp_path: Path) -> None:
     memory = prepare(tmp_path / "memory")
     assert np.array_equal(memory.codes, draw_codes(3)[0])
     rows = [(row.name, list(row.captions)) for row in memory.rows]
-    assert rows == [(f"{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
-    torch.manual_seed(0)
-    assert memory.tokenizer == hash_weights(nn.Linear(3, 2))
+    assert rows == [(f"things/{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
+    assert memory.tokenizer == create_tokenizer().hash_encoder()
     assert memory.example_of.tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
 
 
@@ -359,5 +363,5 @@ def test_a_damaged_memory_is_made_again(name: str, tmp_path: Path) -> None:
     if name != "made_from.json":
         with pytest.raises(CheckpointError):
             ExampleMemory.open(folder)
-    assert prepare(folder).find("green shoes", 1)[0].name == "5.png"
+    assert prepare(folder).find("green shoes", 1)[0].name == "things/5.png"
     json.loads((folder / "made_from.json").read_bytes())

@@ -1,0 +1,219 @@
+"""`tessella examples add|list|remove` and `tessella export`: what a model can look at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tessella.cli.command import Command, get_console, get_group, take
+from tessella.cli.options import Data, Device, DryRun, Force
+from tessella.cli.reporting import Result
+
+if TYPE_CHECKING:
+    from tessella.model.memory import ExampleFilter, MemoryChange
+
+_MAX_SHOWN = 10
+_WEIGHTS = "The weights are as before: what the model has learned stays."
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model folder, a run's folder, or the name of a bundled model.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Write a copy with the change; the model stays as it is."),
+]
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which examples."""
+
+    name: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
+    """Those with this in their name, which is the file below its source. * stands for any
+    characters, ? for one; capital letters do not matter. Of several filters all must fit."""
+    caption: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
+    """Those with this in a caption."""
+    source: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
+    """Those that came from this folder or file: the first part of their name."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no filter."""
+        return self.name is self.caption is self.source is None
+
+    def read(self) -> "ExampleFilter":
+        """Returns the filter."""
+        from tessella.model.memory import ExampleFilter
+
+        return ExampleFilter(self.name, self.caption, self.source)
+
+
+app = typer.Typer(
+    help="Show and change which pictures a model looks at.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+@app.command(cls=Command)
+def add(
+    context: typer.Context,
+    model: Model,
+    data: Data,
+    out: Out = None,
+    device: Device = "auto",
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> Result:
+    """Add captioned pictures that a model can look at.
+
+    It takes seconds, not a training; the model must have been trained with examples. Its weights
+    are not changed: what they have learned stays. Pictures that are there already are not added
+    again.
+    """
+    from rich.progress import Progress
+
+    from tessella.model.find import find_model
+    from tessella.model.memory import add_examples
+
+    console = get_console(context)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pictures", total=None)
+        change = add_examples(
+            find_model(model),
+            data,
+            out=out,
+            device=device,
+            force=force,
+            dry_run=dry_run,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    values = _values(change, dry_run) | {
+        "known": list(change.known),
+        "skipped": [{"name": one.name, "reason": one.reason} for one in change.skipped],
+    }
+    return Result(values, _describe_added(change, dry_run))
+
+
+@app.command("list", cls=take(FilterOptions))
+def list_(context: typer.Context, model: Model) -> Result:
+    """List the pictures that a model can look at.
+
+    Each with its number, name and captions. What the weights have learned is not listed.
+    """
+    from tessella.model.find import find_model
+    from tessella.model.memory import list_examples
+
+    rows = [
+        {"index": number, "name": row.name, "captions": list(row.captions)}
+        for number, row in list_examples(
+            find_model(model), get_group(context, FilterOptions).read()
+        )
+    ]
+    lines = [f"{row['index']}  {row['name']}  {' | '.join(row['captions'])}" for row in rows]
+    return Result({"model": model, "examples": rows}, [*lines, f"{_count(len(rows))}."])
+
+
+@app.command(cls=take(FilterOptions))
+def remove(
+    context: typer.Context,
+    model: Model,
+    all_: Annotated[bool, typer.Option("--all", help="Take all of them away.")] = False,
+    out: Out = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> Result:
+    """Take pictures away that a model can look at.
+
+    Its weights are not changed: what they have learned from these pictures stays.
+    """
+    from tessella.model.find import find_model
+    from tessella.model.memory import remove_examples
+
+    options = get_group(context, FilterOptions)
+    if all_ != options.is_empty:
+        raise typer.BadParameter("Give --name, --caption or --source, or else --all.")
+    which, folder = options.read(), find_model(model)
+    change = remove_examples(folder, which, out=out, force=force, dry_run=dry_run)
+    return Result(_values(change, dry_run), _describe_removed(change, dry_run))
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the copy goes.")],
+    without_examples: Annotated[
+        bool,
+        typer.Option(
+            "--without-examples",
+            help="Leave out the pictures that it can look at; it still paints, from its weights "
+            "and from references.",
+        ),
+    ] = False,
+    force: Force = False,
+) -> Result:
+    """Copy a model to a folder.
+
+    With the pictures that it can look at, or without. The copy needs nothing else. What its
+    weights have learned from the pictures stays in them.
+    """
+    from tessella.model.find import find_model
+    from tessella.model.memory import export_model
+
+    count = export_model(find_model(model), out, without_examples=without_examples, force=force)
+    values = {"model": model, "out": str(out), "count": count}
+    lines = [f"The model is in {out}, with {_count(count)}."]
+    return Result(values, [*lines, _WEIGHTS] if without_examples else lines)
+
+
+def _values(change: "MemoryChange", dry_run: bool) -> dict[str, Any]:
+    rows = [{"name": row.name, "captions": list(row.captions)} for row in change.examples]
+    return {
+        "dry_run": dry_run,
+        "model": str(change.folder),
+        "examples": rows,
+        "count": change.count,
+        "weights_changed": False,
+    }
+
+
+def _describe_added(change: "MemoryChange", dry_run: bool) -> Iterator[str]:
+    added = _count(len(change.examples))
+    yield f"Would add {added}." if dry_run else f"Added {added}."
+    if change.known:
+        yield f"Not added again, since they are there already: {_list(change.known)}"
+    if change.skipped:
+        reasons = [f"{one.name}: {one.reason.rstrip('.')}" for one in change.skipped]
+        yield f"Skipped, since they cannot be used: {_list(reasons)}"
+    yield from _describe_count(change, dry_run)
+
+
+def _describe_removed(change: "MemoryChange", dry_run: bool) -> Iterator[str]:
+    if not change.examples:
+        yield "No example fits. `tessella examples list` shows them all."
+    else:
+        removed = _count(len(change.examples))
+        names = _list([row.name for row in change.examples])
+        yield f"{'Would take away' if dry_run else 'Took away'} {removed}: {names}"
+    yield from _describe_count(change, dry_run)
+
+
+def _describe_count(change: "MemoryChange", dry_run: bool) -> Iterator[str]:
+    has = "would have" if dry_run else "has"
+    yield f"The model in {change.folder} {has} {_count(change.count)}. {_WEIGHTS}"
+
+
+def _list(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _MAX_SHOWN:,} more" if len(texts) > _MAX_SHOWN else ""
+    return f"{', '.join(texts[:_MAX_SHOWN])}{more}."
+
+
+def _count(number: int) -> str:
+    return "1 example" if number == 1 else f"{number:,} examples"
