@@ -147,7 +147,9 @@ def read_examples(
     """Examples of which a part is dropped, and a part of their captions."""
     train, count = data["train"], model.config.neighbors
     with tempfile.TemporaryDirectory() as folder:
-        memory = prepare_memory(train, codes["train"], model.tokenizer, Path(folder) / "memory")
+        memory = prepare_memory(
+            train, codes["train"], model.tokenizer, Path(folder) / "memory", ["scenes:40"]
+        )
         copies = NearCopies(memory, model.tokenizer.codebook.detach().numpy())
         neighbors = {
             side: find_neighbors(

@@ -14,6 +14,10 @@ from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
+<<<<<<< HEAD
+=======
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+>>>>>>> core
 from tessella.training.neighbors import (
     ExampleReader,
     Neighbors,
@@ -35,7 +39,7 @@ class Pictures:
         return list(self._captions[index])
 
     def name(self, index: int) -> str:
-        return f"{index}.png"
+        return f"/home/anna/things/{index}.png"
 
 
 CAPTIONS = [
@@ -321,16 +325,33 @@ def test_they_are_found_again_when_something_changed(
 
 
 def prepare(folder: Path, images: Any = TRAIN, seed: int = 0) -> ExampleMemory:
+<<<<<<< HEAD
     tokenizer: Any = SimpleNamespace(hash_encoder=lambda: f"tokenizer {seed}")
     return prepare_memory(images, draw_codes(3), tokenizer, folder, ["pictures"])
+=======
+    codes, sources = draw_codes(3), ["/home/anna/things"]
+    return prepare_memory(images, codes, create_tokenizer(seed), folder, sources)
+
+
+def create_tokenizer(seed: int = 0) -> ImageTokenizer:
+    torch.manual_seed(seed)
+    quantizer = {"codebook_size": 32, "code_width": 4}
+    settings = {"patch": 2, "widths": (16,), "quantizer": quantizer}
+    return ImageTokenizer(TokenizerSettings.model_validate(settings))
+>>>>>>> core
 
 
 def test_the_memory_has_the_training_pictures_as_they_are(tmp_path: Path) -> None:
     memory = prepare(tmp_path / "memory")
     assert np.array_equal(memory.codes, draw_codes(3)[0])
     rows = [(row.name, list(row.captions)) for row in memory.rows]
+<<<<<<< HEAD
     assert rows == [(f"{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
     assert memory.tokenizer == "tokenizer 0"
+=======
+    assert rows == [(f"things/{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
+    assert memory.tokenizer == create_tokenizer().hash_encoder()
+>>>>>>> core
     assert memory.example_of.tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
 
 
@@ -355,5 +376,5 @@ def test_a_damaged_memory_is_made_again(name: str, tmp_path: Path) -> None:
     if name != "made_from.json":
         with pytest.raises(CheckpointError):
             ExampleMemory.open(folder)
-    assert prepare(folder).find("green shoes", 1)[0].name == "5.png"
+    assert prepare(folder).find("green shoes", 1)[0].name == "things/5.png"
     json.loads((folder / "made_from.json").read_bytes())
