@@ -14,10 +14,7 @@ from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
-<<<<<<< HEAD
-=======
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
->>>>>>> core
 from tessella.training.neighbors import (
     ExampleReader,
     Neighbors,
@@ -325,10 +322,6 @@ def test_they_are_found_again_when_something_changed(
 
 
 def prepare(folder: Path, images: Any = TRAIN, seed: int = 0) -> ExampleMemory:
-<<<<<<< HEAD
-    tokenizer: Any = SimpleNamespace(hash_encoder=lambda: f"tokenizer {seed}")
-    return prepare_memory(images, draw_codes(3), tokenizer, folder, ["pictures"])
-=======
     codes, sources = draw_codes(3), ["/home/anna/things"]
     return prepare_memory(images, codes, create_tokenizer(seed), folder, sources)
 
@@ -338,20 +331,14 @@ def create_tokenizer(seed: int = 0) -> ImageTokenizer:
     quantizer = {"codebook_size": 32, "code_width": 4}
     settings = {"patch": 2, "widths": (16,), "quantizer": quantizer}
     return ImageTokenizer(TokenizerSettings.model_validate(settings))
->>>>>>> core
 
 
 def test_the_memory_has_the_training_pictures_as_they_are(tmp_path: Path) -> None:
     memory = prepare(tmp_path / "memory")
     assert np.array_equal(memory.codes, draw_codes(3)[0])
     rows = [(row.name, list(row.captions)) for row in memory.rows]
-<<<<<<< HEAD
-    assert rows == [(f"{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
-    assert memory.tokenizer == "tokenizer 0"
-=======
     assert rows == [(f"things/{index}.png", captions) for index, captions in enumerate(CAPTIONS)]
     assert memory.tokenizer == create_tokenizer().hash_encoder()
->>>>>>> core
     assert memory.example_of.tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
 
 
