@@ -30,4 +30,4 @@ def remember(
     names = names or [f"{number}.png" for number in range(len(pixels))]
     rows = [ExampleRow(name, [text]) for name, text in zip(names, captions, strict=True)]
     codes = encode(model.tokenizer, pixels)
-    return model.with_parts(memory=ExampleMemory.build(codes, rows, "of this tokenizer"))
+    return model.with_parts(memory=ExampleMemory.build(codes, rows, model.tokenizer.hash_encoder()))

@@ -114,7 +114,8 @@ def compute_budget(
     paces = _measure_stages(recipe, model, data, captions, memory, accelerator)
     num_images = len(data.train) + len(data.validation)
     other = _measure_encoding(model.tokenizer, data.train) * num_images
-    other += _measure_painting(model) * count_pictures(data)
+    looks_up = memory is not None
+    other += _measure_painting(model) * count_pictures(data, looks_up=looks_up)
     if memory is not None:
         # Each picture once for each of its captions; near copies are left out, which takes as long.
         captions_each = len(memory.example_of) / len(memory)

@@ -313,7 +313,7 @@ def test_the_identity_of_a_cache_stays_what_it_was(draw, cache: Path) -> None:
     for path in files:
         status = path.stat()
         digest.update(f"/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    assert manifest["format"] == "tessella-cache/1"
+    assert manifest["format"] == "tessella-cache/2"
     assert manifest["identity"] == {
         "sources": [
             {

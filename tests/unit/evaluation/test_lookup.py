@@ -122,7 +122,7 @@ def test_each_side_finds_what_it_finds_in_training_and_held_out_pictures_are_nob
         side: module.encode(model.tokenizer, images.pixels(range(len(images))))
         for side, images in scenes.items()
     }
-    memory = prepare_memory(train, codes["train"][None], model.tokenizer, tmp_path / "memory")
+    memory = prepare_memory(train, codes["train"][None], model.tokenizer, tmp_path / "memory", [])
     held_out_names = {held_out.name(index) for index in range(len(held_out))}
     assert [row.name for row in memory.rows] == [train.name(i) for i in range(len(train))]
     assert held_out_names.isdisjoint(row.name for row in memory.rows)

@@ -128,7 +128,7 @@ def plan(
     monkeypatch.setattr(budget_module, "measure_pace", pace)
     monkeypatch.setattr(budget_module, "_measure_encoding", lambda *_: 0.25)
     monkeypatch.setattr(budget_module, "_measure_painting", lambda *_: 0.5)
-    monkeypatch.setattr(budget_module, "count_pictures", lambda _: 20)
+    monkeypatch.setattr(budget_module, "count_pictures", lambda *_, **__: 20)
     text = TextTokenizer.train(data.train.all_captions(), TextSettings())
     recipe = resolve_recipe(None, None, [*TINY, *words])
     return compute_budget(recipe, seconds_left, data, text, text, create_accelerator("cpu"))
