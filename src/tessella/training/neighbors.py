@@ -241,5 +241,5 @@ def _hash_index(memory: ExampleMemory) -> str:
     index = memory.index
     digest = hashlib.sha256("\n".join(index.words).encode())
     for array in (memory.example_of, index.offsets, index.captions, index.scores):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
