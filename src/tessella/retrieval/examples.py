@@ -220,9 +220,12 @@ class ExampleMemory:
 
     def by_caption(self, caption: int) -> Example:
         """Returns an example by the number of one of its captions."""
-        index = int(self.example_of[caption])
+        example = self.example_of[caption]
+        # Of the array's own type: for a plain int all of it would be converted, and copied.
+        first = int(np.searchsorted(self.example_of, example))
+        index = int(example)
         row = self.rows[index]
-        text = row.captions[caption - int(np.searchsorted(self.example_of, index))]
+        text = row.captions[caption - first]
         return Example(np.asarray(self.codes[index]), text, row.name, index)
 
 
