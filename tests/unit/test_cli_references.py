@@ -14,7 +14,7 @@ from tessella.cli import app
 from tessella.cli.pictures import name_examples
 from tessella.images import read_png_texts
 from tessella.model.pipeline import TextToImage
-from untrained import create_untrained, create_with_examples, save_untrained
+from untrained import create_memory, create_untrained, create_with_examples, save_untrained
 
 CAPTIONS = ["octopus, flat emoji", "octopus, noto emoji", "squid, 3d emoji", "a red square"]
 PROMPT = "octopus, 3d emoji"
@@ -254,3 +254,16 @@ def test_the_help_says_how_many_and_that_references_repeat() -> None:
     assert "--reference IMAGE" in told
     assert "A picture of your own to look at beside the prompt" in told
     assert "0 paints from the weights alone." in told
+
+
+# Words of an example that was added after the training were called unknown.
+def test_a_word_that_an_example_explains_is_not_unknown(tmp_path: Path) -> None:
+    made = create_with_examples(CAPTIONS)
+    newer = made.with_parts(memory=create_memory(made, [*CAPTIONS, "a xyzzy"]))
+    model = save_untrained(newer, tmp_path / "newer")
+    assert run("generate", "a xyzzy", "--model", model, "--dry-run").stderr == ""
+    hint = run("generate", "a xyzzy", "a plugh", "--model", model, "--dry-run").stderr
+    assert "`plugh`" in hint
+    assert "`xyzzy`" not in hint
+    bare = run("generate", "a xyzzy", "--model", model, "--neighbors", 0, "--dry-run").stderr
+    assert "`xyzzy`" in bare

@@ -136,7 +136,7 @@ def paint(
                 save(images.pixels)
                 progress.advance(task, len(images.pixels))
     seconds = time.monotonic() - started
-    _hint_at_unknown_words(model, folder, prompts)
+    _hint_at_unknown_words(model, folder, requests)
     return _report(options, target, pictures, details, seconds)
 
 
@@ -224,13 +224,22 @@ def _tell_examples(
         yield f"{looked_at}: see `examples` in the sheet's own comment, or run with --json"
 
 
-def _hint_at_unknown_words(model: "TextToImage", folder: Path, prompts: Sequence[str]) -> None:
-    """Names on stderr the words that the model does not know."""
+def _hint_at_unknown_words(
+    model: "TextToImage", folder: Path, requests: Sequence["ImageRequest"]
+) -> None:
+    """Names on stderr the words that the model does not know, and that no example explains."""
     from tessella.model.folder import read_captions
+    from tessella.model.provenance import find_unexplained
     from tessella.text.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(model.text_tokenizer, read_captions(folder))
-    unknown = [f"`{word}`" for word in vocabulary.find_unknown(" ".join(prompts))]
+    examples_of = {one.prompt: one.examples or () for one in requests}
+    words = [
+        word
+        for prompt, examples in examples_of.items()
+        for word in find_unexplained(vocabulary.find_unknown(prompt), examples)
+    ]
+    unknown = [f"`{word}`" for word in dict.fromkeys(words)]
     if unknown:
         more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
         create_console(stderr=True).print(

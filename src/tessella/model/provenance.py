@@ -9,7 +9,7 @@ how NovelAI's pictures carry theirs.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from tessella.images import read_png_texts
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example
+from tessella.retrieval.index import split_stems
 from tessella.text.base import to_utf8
 
 
@@ -32,6 +33,12 @@ def describe_request(request: ImageRequest) -> dict[str, Any]:
         "seed": request.seed,
         "examples": describe_examples(request.examples or ()),
     }
+
+
+def find_unexplained(words: Iterable[str], examples: Sequence[Example]) -> list[str]:
+    """Lists the words of a prompt that no caption of what it was painted beside has."""
+    seen = {stem for one in examples for stem in split_stems(one.caption)}
+    return [word for word in words if not seen.issuperset(split_stems(word))]
 
 
 def create_png_texts(

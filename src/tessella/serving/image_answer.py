@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessella.images import encode_picture
+from tessella.model.provenance import find_unexplained
 from tessella.model.request import ImageRequest
-from tessella.retrieval.index import split_stems
 from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ExampleBody, ImageBody
@@ -94,10 +94,8 @@ class ImageAnswer:
 
     def _list_unknown(self, picture: PaintedPicture) -> dict[str, Any]:
         """Lists words that neither training nor anything that was looked at explains."""
-        captions = [one.caption for one in picture.request.examples or ()]
-        seen = {stem for caption in captions for stem in split_stems(caption)}
         unknown = self.served.words.find_unknown(self.prompt)
-        words = [word for word in unknown if not seen.issuperset(split_stems(word))][:_MAX_UNKNOWN]
+        words = find_unexplained(unknown, picture.request.examples or ())[:_MAX_UNKNOWN]
         return {"unknown_words": words} if words else {}
 
     def _size(self, picture: PaintedPicture) -> tuple[int, int]:
