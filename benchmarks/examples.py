@@ -328,7 +328,8 @@ def create_model(settings: Any, captions: Sequence[ExampleRow]) -> Any:
     codes = rng.integers(size, size=(len(captions), *config.grid), dtype=np.uint16)
     for network in (model.tokenizer, model.transformer):
         network.eval().requires_grad_(False)
-    return model.with_parts(memory=ExampleMemory.build(codes, captions, "0" * 64))
+    memory = ExampleMemory.build(codes, captions, model.tokenizer.hash_encoder())
+    return model.with_parts(memory=memory)
 
 
 def measure_painting(options: argparse.Namespace) -> dict[str, Any]:
