@@ -6,7 +6,7 @@ beside the picture itself.
 
 Theory: building reads every word once; BM25's arithmetic is a few operations a posting, so that
 splitting and stemming bound it: some 5 µs a word. Postings are 8 bytes, codes 2 bytes a position.
-A lookup reads the postings of the prompt's words and compares 4,000 captions at most, however many
+A lookup reads the postings of the prompt's words and compares 2,000 captions at most, however many
 there are: it is bounded by a few binary searches a word in each of them (under a millisecond), cold
 by some tens of reads from the disk. Examples are embedded once and give keys and values to every
 layer, without running through the layers: with k examples beside N positions a step adds the

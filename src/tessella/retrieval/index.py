@@ -24,7 +24,7 @@ COVERED = 0.3
 
 # Captions that are compared for a prompt: all that have its rarest words, then evenly spaced ones
 # of those that have its commoner words.
-_MAX_CANDIDATES = 4_000
+_MAX_CANDIDATES = 2_000
 _FIRST = 32  # of these, that are put in order first: mostly it is enough
 _NOTHING = 1e-6  # worth less is worth nothing
 # Languages that are written without spaces: their pairs of letters stand for words.
