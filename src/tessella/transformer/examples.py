@@ -1,8 +1,8 @@
 """Examples beside the prompt: the codes and captions of other pictures → rows to attend to.
 
 Every layer attends to them as it does to the text, but they do not run through the layers
-themselves: their keys and values are projected straight from the embeddings, so that a picture
-that looks at three others costs little more than one that looks at none.
+themselves: their keys and values are projected straight from the embeddings, once for all layers of
+a half. For each layer anew they would cost a step half as much again (docs/log.md).
 
 Source: retrieved neighbours as a prefix, arXiv:2204.11824 and arXiv:2209.14491.
 """
@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from tessella.transformer.layers import Rotation, rotate
 
 
 class Examples(NamedTuple):
@@ -39,16 +41,19 @@ class ExampleEncoder(nn.Module):
         codebook_size: K.
         grid: (h, w).
         width: D.
+        heads: of the layers.
     """
 
-    def __init__(self, codebook_size: int, grid: tuple[int, int], width: int) -> None:
+    def __init__(self, codebook_size: int, grid: tuple[int, int], width: int, heads: int) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.heads = grid, heads
         self.code_embedding = nn.Embedding(codebook_size, width)
         self.caption = nn.Linear(width, width, bias=False)
         self.mix_in = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.mix_out = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width, bias=False)
+        self.key_value = nn.Linear(width, 4 * width, bias=False)
+        self.key_norms = nn.ModuleList(nn.LayerNorm(width // heads, bias=False) for _ in range(2))
         nn.init.zeros_(self.mix_out.weight)
 
     def forward(self, codes: Tensor, positions: Tensor, captions: Tensor) -> Tensor:
@@ -70,6 +75,24 @@ class ExampleEncoder(nn.Module):
         rows = rows + self.mix_out(mixed).view_as(rows)
         normed: Tensor = self.norm(rows)
         return normed.view(batch, count * codes.shape[2], -1)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Lists the matrices that Muon trains."""
+        return [p for one in (self.caption, self.mix_out, self.key_value) for p in one.parameters()]
+
+    def project_kv(self, normed: Tensor, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
+        """Projects keys and values (B, heads, k · N, D / heads) for the two halves of the layers.
+
+        Args:
+            normed: (B, k · N, D), as `forward` returns them.
+            rotation: of the rows' positions.
+        """
+        split = self.key_value(normed).unflatten(-1, (2, 2, self.heads, -1))
+        halves = split.permute(2, 3, 0, 4, 1, 5)  # (2, 2, B, heads, k · N, D / heads)
+        return [
+            (rotate(norm(keys), rotation), values)
+            for norm, (keys, values) in zip(self.key_norms, halves, strict=True)
+        ]
 
 
 def average_tokens(embedded: Tensor, visible: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.weight, std=_EMBEDDING_STD)
         self.example_encoder: ExampleEncoder | None = None
         if shape.max_examples:  # last: without it the others begin with the same weights
-            self.example_encoder = ExampleEncoder(shape.codebook_size, shape.grid, width)
+            self.example_encoder = ExampleEncoder(shape.codebook_size, shape.grid, *size[:2])
             nn.init.normal_(self.example_encoder.code_embedding.weight, std=_EMBEDDING_STD)
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         layers = [*self.self_decoder, *self.cross_decoder]
         matrices = [p for layer in layers for p in layer.parameters() if p.ndim > 1]
         if self.example_encoder is not None:
-            matrices += [self.example_encoder.caption.weight, self.example_encoder.mix_out.weight]
+            matrices += self.example_encoder.hidden_matrices()
         return matrices
 
     def encode_context(self, text: Tensor, examples: Examples | None = None) -> KVCache:
@@ -233,9 +233,9 @@ class Transformer(nn.Module):
         normed = self.example_encoder(examples.codes, self.position_embedding.weight, captions)
         positions = torch.arange(num_positions, device=normed.device).repeat(count)
         rotation = self._look_up_rotations(positions[None])
-        layers = [*_layers(self.self_decoder), *_layers(self.cross_decoder)]
-        for index, layer in enumerate(layers):
-            cache.insert(index, *layer.project_kv(normed, rotation))
+        halves = self.example_encoder.project_kv(normed, rotation)
+        for index in range(self.settings.depth):
+            cache.insert(index, *halves[index >= len(self.self_decoder)])
         cache.length += normed.shape[1]
         visible = examples.visible[:, :, None].expand(-1, -1, num_positions)
         cache.context_visible = torch.cat([cache.context_visible, visible.flatten(1)], 1)

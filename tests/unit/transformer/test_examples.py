@@ -116,15 +116,20 @@ def turn(rows: Tensor, width: int) -> Tensor:
 
 @BOTH
 def test_keys_and_values_by_hand(shape: TransformerShape) -> None:
-    """Each example by itself, from its embedding, in every layer of both halves."""
+    """Each example by itself, from its embedding; the same in all layers of a half."""
     network = create(shape)
     tokens = draw((3, 3)).text
     examples = Examples(draw((3, 3)).codes, as_input(tokens, shape))
     cache = network.encode_context(as_input(TEXT, shape), examples)
     assert cache.length == TEXT.shape[1] + 3 * N
     assert cache.num_codes == 0
-    for index, layer in enumerate([*network.self_decoder, *network.cross_decoder]):
-        key_weight, value_weight = layer.key_value.weight.chunk(2)
+    encoder = network.example_encoder
+    assert encoder is not None
+    weights = encoder.key_value.weight.chunk(4)  # keys and values of the first half, the second
+    for index in range(network.settings.depth):
+        half = index // (network.settings.depth // 2)
+        key_weight, value_weight = weights[2 * half : 2 * half + 2]
+        norm = encoder.key_norms[half].weight
         for picture in range(2):
             for number in range(3):
                 rows = embed(
@@ -134,7 +139,7 @@ def test_keys_and_values_by_hand(shape: TransformerShape) -> None:
                     (rows @ weight.T).unflatten(-1, (2, 8)).transpose(0, 1)
                     for weight in (key_weight, value_weight)
                 )
-                keys = turn(functional.layer_norm(keys, (8,), layer.key_norm.weight), 2)
+                keys = turn(functional.layer_norm(keys, (8,), norm), 2)
                 start = TEXT.shape[1] + number * N
                 made = (
                     part[index][picture, :, start : start + N]
@@ -359,4 +364,4 @@ def test_muon_trains_the_encoder_s_matrices() -> None:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     hidden = {names[id(parameter)] for parameter in network.hidden_matrices()}
     added = {name for name in hidden if name.startswith("example_encoder")}
-    assert added == {"example_encoder.caption.weight", "example_encoder.mix_out.weight"}
+    assert added == {f"example_encoder.{n}.weight" for n in ("caption", "mix_out", "key_value")}
