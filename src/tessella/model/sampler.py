@@ -154,6 +154,7 @@ class Sampler:
         row_of = {context: row for row, context in enumerate(dict.fromkeys(contexts))}
         text = self.encode_text([prompt for prompt, _ in row_of])
         prompt_of = torch.tensor([row_of[context] for context in contexts]).to(device)
+        examples = self.encode_examples([examples for _, examples in row_of])
         negative_text, negative_of = self._encode_distinct(
             [one.negative_prompt for one in requests]
         )
@@ -168,7 +169,7 @@ class Sampler:
                 text=text,
                 negative_text=negative_text,
                 prompt_of=prompt_of,
-                examples=self.encode_examples([examples for _, examples in row_of]),
+                examples=examples,
                 negative_of=negative_of,
                 seeds=[derive_seed(seed, number) for seed in seeds],
                 settings=settings,
