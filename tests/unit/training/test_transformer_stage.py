@@ -251,7 +251,7 @@ def test_a_batch_with_examples_is_learned_from(scenes: Data) -> None:
     encoder = stage.network.example_encoder
     assert encoder is not None
     assert encoder.mix_out.weight.grad is not None
-    assert len(stage.hidden_matrices) == len(create(scenes).hidden_matrices) + 2
+    assert len(stage.hidden_matrices) == len(create(scenes).hidden_matrices) + 3
 
 
 @pytest.mark.parametrize("side", ["validation", "train"])
