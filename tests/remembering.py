@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tessella.evaluation.lookup import encode
 from tessella.images import Pixels
+from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import ExampleRow
@@ -29,5 +29,5 @@ def remember(
     model = create_untrained(captions=captions, neighbors=neighbors)
     names = names or [f"{number}.png" for number in range(len(pixels))]
     rows = [ExampleRow(name, [text]) for name, text in zip(names, captions, strict=True)]
-    codes = encode(model.tokenizer, pixels)
+    codes = encode_stored(model.tokenizer, pixels)
     return model.with_parts(memory=ExampleMemory.build(codes, rows, model.tokenizer.hash_encoder()))

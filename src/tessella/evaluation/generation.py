@@ -78,9 +78,8 @@ class GenerationEvaluation(Evaluation):
 
     pixels: Pixels  # (B, S, S, 3), B may be 0
     prompts: Sequence[str]  # B
-    pairs: Sequence[
-        Pair
-    ] = ()  # those nearest to a training picture, then those nearest to an example
+    # Those nearest to a training picture, then those nearest to an example.
+    pairs: Sequence[Pair] = ()
 
     def describe_pairs(self) -> dict[str, Any]:
         """Returns the pairs as plain values with their protocols, the worst of each kind first."""
@@ -110,7 +109,8 @@ def evaluate_generation(
         reason = "No caption is short enough for the model."
         return GenerationEvaluation({"painted": reason}, real.pixels, [])
     lookup = ExampleLookup.create(model)
-    examples = lookup.find(real.captions, lookup.encode(real.pixels)) if lookup else None
+    real_codes = lookup.encode(real.pixels) if lookup else None
+    examples = None if real_codes is None or not lookup else lookup.find(real.captions, real_codes)
     painted = model.generate_images(_list_requests(real.captions, examples))
     plain = None
     if lookup and (networks.extractor or any(networks.features.values())):
@@ -119,10 +119,10 @@ def evaluate_generation(
     comparison = _Comparison(model, networks, checks, real, painted, plain, lookup)
     results = comparison.compare_sets() | comparison.rank_prompts()
     results["copy_rate"], pairs = comparison.find_copies()
-    if lookup:
+    if lookup and real_codes is not None:
         results |= count_in_memory(lookup, images)
         results |= comparison.measure_without_examples()
-        of_examples, more = comparison.find_neighbor_copies(lookup.encode(real.pixels))
+        of_examples, more = comparison.find_neighbor_copies(real_codes)
         results, pairs = results | of_examples, [*pairs, *more]
     results |= comparison.compare_losses(images)
     return GenerationEvaluation(results, painted.pixels, real.captions, pairs)

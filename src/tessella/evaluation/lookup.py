@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tessella.images import Pixels
-from tessella.model.codec import encode_pixels
+from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
 from tessella.retrieval.copies import NearCopies
@@ -82,7 +82,7 @@ class ExampleLookup:
 
     def encode(self, pixels: Pixels) -> Codes:
         """Encodes pictures (B, S, S, 3) as the memory holds them: (B, h, w)."""
-        return encode(self._tokenizer, pixels)
+        return encode_stored(self._tokenizer, pixels)
 
     def find_own(self, codes: Codes) -> list[int | None]:
         """Finds which pictures (B, h, w) are in the memory: an example with the same codes."""
@@ -111,12 +111,6 @@ class ExampleLookup:
     @functools.cached_property
     def _copies(self) -> NearCopies:
         return NearCopies(self.memory, self._tokenizer.codebook.cpu().numpy())
-
-
-def encode(tokenizer: ImageTokenizer, pixels: Pixels) -> Codes:
-    """Encodes pictures (B, S, S, 3) as a memory holds them: (B, h, w) uint16."""
-    codes: Codes = encode_pixels(tokenizer, pixels).cpu().numpy().astype(np.uint16)
-    return codes
 
 
 def are_same(first: Codes, second: Codes) -> bool:

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from tessella.data.cache import CaptionedImages
-from tessella.evaluation.lookup import are_same, encode
+from tessella.evaluation.lookup import are_same
 from tessella.evaluation.memorisation import MAX_PAIRS, Pair
 from tessella.evaluation.metric import Metric, Results
 from tessella.images import Pixels
+from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example
 from tessella.retrieval.examples import Codes
@@ -252,7 +253,7 @@ def find_originals(
         return {}
     pixels = training.pixels([number for _, number in candidates])
     found: dict[int | None, Pixels] = {}
-    encoded = encode(model.tokenizer, pixels)
+    encoded = encode_stored(model.tokenizer, pixels)
     for (one, _), codes, image in zip(candidates, encoded, pixels, strict=True):
         if one.index not in found and are_same(one.codes, codes):
             found[one.index] = image

@@ -5,6 +5,7 @@ size, so that a picture's pixels don't depend on the pictures that it is decoded
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +28,11 @@ def encode_pixels(tokenizer: ImageTokenizer, pixels: Pixels) -> Tensor:
             for start in range(0, len(pixels), _ENCODED_TOGETHER)
         ]
     )
+
+
+def encode_stored(tokenizer: ImageTokenizer, pixels: Pixels) -> npt.NDArray[np.uint16]:
+    """Encodes pictures (B, S, S, 3) as a memory holds them: codes (B, h, w)."""
+    return encode_pixels(tokenizer, pixels).cpu().numpy().astype(np.uint16)
 
 
 @torch.inference_mode()

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-import numpy as np
 from PIL import Image
 
 from tessella.errors import GenerationError
 from tessella.model.canvas import fit_images
-from tessella.model.codec import encode_pixels
+from tessella.model.codec import encode_stored
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example, ExampleMemory
 from tessella.tokenizer import ImageTokenizer
@@ -101,5 +100,5 @@ def encode_references(
     """
     if not images:
         return []
-    codes = encode_pixels(tokenizer, fit_images(images, size)).cpu().numpy().astype(np.uint16)
+    codes = encode_stored(tokenizer, fit_images(images, size))
     return [Example(one, "", f"reference {number}") for number, one in enumerate(codes, start=1)]

@@ -23,7 +23,7 @@ from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.files import lock, new_folder, remove_leftovers, write_text
-from tessella.model.codec import encode_pixels
+from tessella.model.codec import encode_stored
 from tessella.model.find import is_bundled
 from tessella.model.folder import CARD_FILE, TrainedTokenizer, load_memory, read_model_config
 from tessella.retrieval import ExampleMemory
@@ -243,7 +243,7 @@ class _Adding:
             return np.zeros((0, *self._loaded.config.grid), np.uint16)
         pixels = np.frombuffer(b"".join(one.pixels for one in pictures), np.uint8)
         pixels = pixels.reshape(-1, size, size, 3).copy()
-        return encode_pixels(self._loaded.tokenizer, pixels).cpu().numpy().astype(np.uint16)
+        return encode_stored(self._loaded.tokenizer, pixels)
 
     def _add(self, row: ExampleRow, codes: Codes) -> None:
         if any(np.mean(codes == other) >= _SAME for other in self._codes_of[row.name]):

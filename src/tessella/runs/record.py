@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from tessella.config import flatten, read_config
 from tessella.data.cache import MANIFEST, SIDES, SKIPPED, CaptionedImages, read_manifest
-from tessella.errors import ConfigError
+from tessella.errors import CheckpointError, ConfigError
 from tessella.files import is_locked
+from tessella.retrieval.examples import EXAMPLES_FILE
+from tessella.retrieval.mapped import map_arrays
 
 Points = Sequence[tuple[int, float]]
 """(images seen, value) pairs in the order of training."""
@@ -38,8 +39,6 @@ MEMORY_FOLDER = "memory"
 """In the folder of examples."""
 CHOICE_FILE = "choice.json"
 """In the folder of examples: how many a picture looks at, and why."""
-EXAMPLES_FILE = "examples.safetensors"
-"""In the memory, and in a model that has one."""
 TEXT_FOLDER = "text"
 MODEL_FOLDER = "model"
 TOKENIZER_MODEL_FOLDER = "tokenizer/model"
@@ -331,9 +330,8 @@ def _read_grid(path: Path) -> tuple[int, int] | None:
 def _count_examples(path: Path) -> int | None:
     """Reads how many examples a memory holds, from the header of its file; None without one."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return int(file.get_slice("codes").get_shape()[0])
-    except (OSError, SafetensorError, IndexError):
+        return len(map_arrays(path)[0]["codes"])
+    except (CheckpointError, KeyError):
         return None
 
 

@@ -60,7 +60,7 @@ class ServedExamples:
         Raises:
             GenerationError: says how many there may be.
         """
-        ExampleFinder(None, self.most).check(num_references)
+        self._finder.check(num_references)
 
     def find(
         self,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessella.images import encode_picture
-from tessella.model.provenance import find_unexplained
+from tessella.model.provenance import describe_examples, find_unexplained
 from tessella.model.request import ImageRequest
 from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
@@ -132,10 +132,7 @@ class ImageAnswer:
 
 def list_examples(request: ImageRequest) -> list[ExampleBody]:
     """Lists what a picture was painted beside, in order."""
-    return [
-        ExampleBody(name=one.name, caption=one.caption, index=one.index)
-        for one in request.examples or ()
-    ]
+    return [ExampleBody(**one) for one in describe_examples(request.examples or ())]
 
 
 def write_event(name: str, event: dict[str, Any]) -> bytes:

@@ -23,7 +23,6 @@ from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import ExampleRow
 from tessella.training.recipe import Recipe
 
-CHOICE_FILE = "choice.json"
 NEIGHBORS = 3
 """Examples beside each prompt where they help."""
 

@@ -38,7 +38,7 @@ from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
-from tessella.training.auto_neighbors import CHOICE_FILE, choose_neighbors
+from tessella.training.auto_neighbors import choose_neighbors
 from tessella.training.budget import choose_preset, compute_budget
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.codes import Codes, prepare_codes
@@ -120,15 +120,15 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         captions: CaptionReader = text_encoder
         if request.stage != "tokenizer":
             captions = _prepare_captions(text_encoder, data, out, console)
+    choice = None
+    if is_new and recipe.retrieval.neighbors == "auto":
+        choice = choose_neighbors(recipe, request.minutes, data)
+        console.print(f"Examples beside each prompt: {choice.neighbors}; {choice.why}.")
+        retrieval = recipe.retrieval.replace(neighbors=choice.neighbors)
+        recipe = recipe.replace(retrieval=retrieval)
     # Before run.json is written: what cannot be built must not claim the folder.
     model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_new:
-        choice = None
-        if recipe.retrieval.neighbors == "auto":
-            choice = choose_neighbors(recipe, request.minutes, data)
-            console.print(f"Examples beside each prompt: {choice.neighbors}; {choice.why}.")
-            retrieval = recipe.retrieval.replace(neighbors=choice.neighbors)
-            recipe = recipe.replace(retrieval=retrieval)
         if request.minutes is not None:
             seconds_left = 60 * request.minutes - (time.monotonic() - began)
             budget = compute_budget(recipe, seconds_left, data, text_encoder, captions, accelerator)
@@ -138,9 +138,8 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
         if is_main:
             write_run_file(out, list(map(str, request.sources)), request.describe(), recipe)
             if choice is not None:
-                write_json(out / record.EXAMPLES_FOLDER / CHOICE_FILE, asdict(choice))
+                write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()
-        model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_main and not (out / TEXT_FILE).exists():
         text_encoder.save(out / TEXT_FILE)
 
@@ -231,7 +230,7 @@ class _Run:
                 codes["train"],
                 model.tokenizer,
                 captions,
-                self.recipe.retrieval.replace(neighbors=model.config.neighbors),
+                self.recipe.retrieval,
                 self.request.out / record.EXAMPLES_FOLDER,
                 sources=self.request.sources,
                 flips=self.recipe.transformer_training.flips,

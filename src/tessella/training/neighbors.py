@@ -23,6 +23,7 @@ from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import ExampleRow
 from tessella.retrieval.names import shorten_names
+from tessella.runs import record
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import Codes, Progress, cached_array
 from tessella.training.text_features import CaptionReader
@@ -179,7 +180,7 @@ def prepare_examples(
     Raises:
         CheckpointError: a file cannot be written.
     """
-    memory = prepare_memory(data["train"], codes, tokenizer, folder / "memory", sources)
+    memory = prepare_memory(data["train"], codes, tokenizer, folder / record.MEMORY_FOLDER, sources)
     copies = NearCopies(memory, tokenizer.codebook.detach().cpu().numpy())
     neighbors = {
         side: find_neighbors(

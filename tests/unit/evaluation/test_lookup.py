@@ -12,6 +12,7 @@ from tessella.evaluation import lookup as module
 from tessella.evaluation.lookup import ExampleLookup, are_same, count_tolerated
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
+from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
 from tessella.retrieval.copies import NearCopies
@@ -119,7 +120,7 @@ def test_each_side_finds_what_it_finds_in_training_and_held_out_pictures_are_nob
     model = create_untrained(neighbors=3)
     train, held_out = scenes["train"], scenes["validation"]
     codes = {
-        side: module.encode(model.tokenizer, images.pixels(range(len(images))))
+        side: encode_stored(model.tokenizer, images.pixels(range(len(images))))
         for side, images in scenes.items()
     }
     memory = prepare_memory(train, codes["train"][None], model.tokenizer, tmp_path / "memory", [])
