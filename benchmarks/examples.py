@@ -44,7 +44,7 @@ import numpy as np
 
 from data_cache import draw, read_peak_kib
 from tessella.retrieval import ExampleMemory
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
 
 NEIGHBORS = 3
 GRID = (8, 8)
@@ -247,7 +247,7 @@ def open_memory(folder: Path) -> ExampleMemory:
 
 def drop_from_cache(folder: Path) -> None:
     """Asks the system to read the files from the disk again."""
-    for name in (EXAMPLES_FILE, CAPTIONS_FILE):
+    for name in (EXAMPLES_FILE, ROWS_FILE):
         descriptor = os.open(folder / name, os.O_RDONLY)
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

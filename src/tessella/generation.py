@@ -9,6 +9,9 @@ from pydantic import Field
 
 from tessella.config import Settings
 
+MAX_NEIGHBORS = 16
+"""Of a prompt, in any model."""
+
 
 class GenerationSettings(Settings):
     """How a picture is sampled from what the transformer predicts.
@@ -39,7 +42,7 @@ class GenerationSettings(Settings):
     `any_order`, confidence for `masked`). Other objectives have a fixed order, or none."""
     confidence_temperature: float = Field(4.5, ge=0.0, le=1000.0, allow_inf_nan=False)
     """Noise in the order `confidence`; it fades to zero by the last step."""
-    neighbors: int | None = Field(None, ge=0, le=16)
+    neighbors: int | None = Field(None, ge=0, le=MAX_NEIGHBORS)
     """Examples to look up beside each prompt, at most as many as the model learned to look at,
     which is what it does if left out; 0 paints from the weights alone."""
     step_schedule: Literal["cosine", "arccos"] = "cosine"

@@ -20,9 +20,9 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from typer.testing import CliRunner
 
 import tessella
+from commands import invoke as run
 from tessella.cli import app, main
 from tessella.cli.reporting import to_toml
 from tessella.config import build, read_config
@@ -56,14 +56,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model folder; untrained, which makes no difference to the command line."""
     model = create_untrained(captions=["a red square", "a blue circle"] * 2)
     return str(save_untrained(model, tmp_path_factory.mktemp("model") / "model"))
-
-
-def run(*arguments: object) -> Any:
-    """Runs a command in this process; what is no exit is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def succeed(*arguments: object) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from tessella.cli import app
+from commands import invoke as run
 from tessella.model.canvas import half_mask
 from tessella.model.pipeline import TextToImage
 from untrained import create_untrained, save_untrained
@@ -36,14 +35,6 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (SIZE, SIZE)).save("black.png")
     Image.new("L", (SIZE, SIZE + 1), 255).save("large.png")
     Path("words.txt").write_text("no picture")
-
-
-def run(*arguments: object) -> Any:
-    """Runs a command in this process; what is no exit is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def succeed(*arguments: object) -> str:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
+from commands import invoke
 from remembering import remember
-from tessella.cli import app
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation import squeezenet
@@ -80,10 +79,7 @@ def run(*arguments: object) -> Any:
     words = ["evaluate", *arguments, "--device", "cpu", "--set", "data.workers=1"]
     if "--pictures" not in words:
         words += ["--pictures", 0]
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke(*words)
 
 
 def succeed(*arguments: object) -> str:

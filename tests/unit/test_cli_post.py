@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from commands import invoke
 from tessella.cli import app
 from tessella.model.pipeline import TextToImage
 from tessella.posts.platforms import PLATFORMS
@@ -43,10 +44,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: object) -> Any:
     """Runs the command in this process; what is no exit is raised."""
-    result = CliRunner().invoke(app, ["post", *WORDS, *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke("post", *WORDS, *arguments)
 
 
 def succeed(*arguments: object) -> str:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from commands import invoke
 from tessella.cli import app
 from tessella.evaluation.probe import draw_noise
 from tessella.files import write_tensors
@@ -45,11 +46,7 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) ->
 
 def run(*arguments: object) -> Any:
     """Runs the command in this process; what is no exit is raised."""
-    words = ["probe", *map(str, arguments), "--size", str(SIZE)]
-    result = CliRunner().invoke(app, words)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke("probe", *arguments, "--size", SIZE)
 
 
 def succeed(*arguments: object) -> str:

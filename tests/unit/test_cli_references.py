@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from commands import invoke as run
 from tessella.cli import app
 from tessella.cli.pictures import name_examples
 from tessella.images import read_png_texts
@@ -39,14 +40,6 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(noise).save("photo.png")
     Path("words.txt").write_text("no picture", encoding="utf-8")
-
-
-def run(*arguments: object) -> Any:
-    """Runs a command in this process; what is no exit is raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def succeed(*arguments: object) -> str:

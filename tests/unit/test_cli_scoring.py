@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from tessella.cli import app
+from commands import invoke
 from tessella.model.pipeline import TextToImage
 from tessella.model.sampler import Scores
 from untrained import create_untrained, save_untrained
@@ -37,10 +36,7 @@ def _picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: object) -> Any:
     """Runs the command in this process; what is no exit is raised."""
-    result = CliRunner().invoke(app, ["score", *map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
+    return invoke("score", *arguments)
 
 
 def succeed(*arguments: object) -> str:

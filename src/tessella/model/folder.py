@@ -20,12 +20,11 @@ from tessella import config
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, read_tensors, write_json, write_tensors
-from tessella.generation import GenerationSettings
+from tessella.generation import MAX_NEIGHBORS, GenerationSettings
 from tessella.images import fit_square
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
 from tessella.retrieval import ExampleMemory
-from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings

@@ -68,12 +68,9 @@ class TextToImage:
         transformer: Transformer,
         memory: ExampleMemory | None = None,
     ) -> None:
-        self.config = config
-        self.memory = memory
+        self.config, self.text_tokenizer, self.tokenizer = config, text_tokenizer, tokenizer
         self.canvases = CanvasMaker(config, tokenizer)
         self.examples = ExampleFinder(memory, config.neighbors)
-        self.text_tokenizer = text_tokenizer
-        self.tokenizer = tokenizer
         self.objective = create_objective(config.objective, transformer, tokenizer.codebook)
         self.sampler = Sampler(text_tokenizer, self.objective)
 
@@ -159,6 +156,11 @@ class TextToImage:
             transformer or self.transformer,
             self.memory if memory is None else memory,  # an empty one counts
         )
+
+    @property
+    def memory(self) -> ExampleMemory | None:
+        """The examples that prompts are looked up in."""
+        return self.examples.memory
 
     @property
     def transformer(self) -> Transformer:

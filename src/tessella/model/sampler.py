@@ -3,9 +3,9 @@
 It knows codes and likelihoods but no pixels; `pipeline.py` turns its codes into pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from tessella.objectives import Generated, GenerationBatch, GenerationStep, Obje
 from tessella.retrieval import Example
 from tessella.text import TextEncoder
 from tessella.transformer import Examples
+
+H = TypeVar("H", bound=Hashable)
 
 # For two cores; an accelerator has more to fill, and its number is not measured.
 _BATCH_SIZES = {"cpu": 16, "accelerator": 64}
@@ -150,11 +152,9 @@ class Sampler:
     ) -> Generated:
         """Samples one picture a request and seed, window by window."""
         grid, device = self._grid, self.device
-        contexts = [(one.prompt, one.examples or ()) for one in requests]
-        row_of = {context: row for row, context in enumerate(dict.fromkeys(contexts))}
-        text = self.encode_text([prompt for prompt, _ in row_of])
-        prompt_of = torch.tensor([row_of[context] for context in contexts]).to(device)
-        examples = self.encode_examples([examples for _, examples in row_of])
+        contexts, prompt_of = _find_distinct([(one.prompt, one.examples or ()) for one in requests])
+        text = self.encode_text([prompt for prompt, _ in contexts])
+        examples = self.encode_examples([examples for _, examples in contexts])
         negative_text, negative_of = self._encode_distinct(
             [one.negative_prompt for one in requests]
         )
@@ -168,7 +168,7 @@ class Sampler:
             batch = GenerationBatch(
                 text=text,
                 negative_text=negative_text,
-                prompt_of=prompt_of,
+                prompt_of=prompt_of.to(device),
                 examples=examples,
                 negative_of=negative_of,
                 seeds=[derive_seed(seed, number) for seed in seeds],
@@ -284,6 +284,11 @@ class Sampler:
 
     def _encode_distinct(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encodes distinct prompts (P, T), and gives each picture (B,) its row of them."""
-        row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        rows = torch.tensor([row_of[prompt] for prompt in prompts])
-        return self.encode_text(list(row_of)), rows.to(self.device)
+        distinct, rows = _find_distinct(prompts)
+        return self.encode_text(distinct), rows.to(self.device)
+
+
+def _find_distinct(items: Sequence[H]) -> tuple[list[H], Tensor]:
+    """Lists distinct items (P), and gives each item (B,) its row of them."""
+    row_of = {item: row for row, item in enumerate(dict.fromkeys(items))}
+    return list(row_of), torch.tensor([row_of[item] for item in items])

@@ -24,9 +24,9 @@ from tessella.retrieval.index import CaptionIndex, FindExcluded
 from tessella.retrieval.mapped import map_arrays, map_bytes, write_arrays
 
 EXAMPLES_FILE = "examples.safetensors"
-CAPTIONS_FILE = "examples.jsonl"
-_OLD_CAPTIONS_FILE = "examples.old.jsonl"
-EXAMPLES_FILES = (EXAMPLES_FILE, CAPTIONS_FILE, _OLD_CAPTIONS_FILE)
+ROWS_FILE = "examples.jsonl"
+_OLD_ROWS_FILE = "examples.old.jsonl"
+EXAMPLES_FILES = (EXAMPLES_FILE, ROWS_FILE, _OLD_ROWS_FILE)
 EXAMPLES_FORMAT = "1"
 
 _WHAT = "the examples"
@@ -111,7 +111,7 @@ class ExampleMemory:
                 return cls._map(path, arrays, metadata, lines)
         raise CheckpointError(
             f"The captions of the examples are missing, damaged or those of others: "
-            f"`{folder / CAPTIONS_FILE}`. {_HOW_TO_MEND}"
+            f"`{folder / ROWS_FILE}`. {_HOW_TO_MEND}"
         )
 
     @classmethod
@@ -156,13 +156,13 @@ class ExampleMemory:
         Raises:
             CheckpointError: they cannot be written; what was there stays.
         """
-        examples, captions = folder / EXAMPLES_FILE, folder / CAPTIONS_FILE
+        examples, captions = folder / EXAMPLES_FILE, folder / ROWS_FILE
         _settle(folder)
         try:
             with new_file(examples, what=_WHAT) as arrays, new_file(captions, what=_WHAT) as lines:
                 self._write_files(arrays, lines)
                 if captions.exists():
-                    captions.replace(folder / _OLD_CAPTIONS_FILE)
+                    captions.replace(folder / _OLD_ROWS_FILE)
                 # Now the captions take their name, and then the codes theirs.
         finally:
             _settle(folder)
@@ -238,7 +238,7 @@ def remove_memory(folder: Path) -> None:
 
 def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint8] | None:
     """Maps the captions that belong to codes; None if they are not there."""
-    for name in (CAPTIONS_FILE, _OLD_CAPTIONS_FILE):
+    for name in (ROWS_FILE, _OLD_ROWS_FILE):
         try:
             lines = map_bytes(folder / name)
         except FileNotFoundError:
@@ -255,12 +255,12 @@ def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint
 
 def _settle(folder: Path) -> None:
     """Settles an interrupted replacement: keeps the captions that belong to the codes."""
-    old, examples = folder / _OLD_CAPTIONS_FILE, folder / EXAMPLES_FILE
+    old, examples = folder / _OLD_ROWS_FILE, folder / EXAMPLES_FILE
     if not old.exists():
         return
     metadata = map_arrays(examples)[1] if examples.exists() else {}
     if hashlib.sha256(map_bytes(old).data).hexdigest() == metadata.get("captions_sha256"):
-        old.replace(folder / CAPTIONS_FILE)
+        old.replace(folder / ROWS_FILE)
     else:
         old.unlink()
 

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tessella.config import Settings
-
-MAX_NEIGHBORS = 16
+from tessella.generation import MAX_NEIGHBORS
 
 
 class RetrievalSettings(Settings):

@@ -23,9 +23,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from tessella.errors import GenerationError
+from tessella.generation import MAX_NEIGHBORS
 from tessella.images import ImageError, read_with_transparency
 from tessella.model.canvas import Mask, fit_images, fit_mask
-from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.serving.api_errors import ApiError, explain_validation
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import MAX_INDICES, B, GenerationBody

@@ -17,7 +17,7 @@ from tessella.model.examples import ExampleFinder
 from tessella.model.folder import load_memory
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE
 from tessella.serving.api_errors import ApiError
 
 _log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class ServedExamples:
             return self._finder
 
     def _read_stamp(self) -> _Stamp:
-        return tuple(_stamp(self._folder / name) for name in (EXAMPLES_FILE, CAPTIONS_FILE))
+        return tuple(_stamp(self._folder / name) for name in (EXAMPLES_FILE, ROWS_FILE))
 
     def _open(self) -> ExampleMemory | None:
         """Maps the memory.

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 from PIL import Image
 from starlette.responses import Response, StreamingResponse
 
+from tessella.generation import MAX_NEIGHBORS
 from tessella.images import encode_picture
 from tessella.model.canvas import fit_images
-from tessella.retrieval.settings import MAX_NEIGHBORS
 from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
 from tessella.serving.bodies import ReadForm, ReadRequest, read_form, read_pictures_json

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from tessella.generation import GenerationSettings
-from tessella.retrieval.settings import MAX_NEIGHBORS
+from tessella.generation import MAX_NEIGHBORS, GenerationSettings
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
 B = TypeVar("B", bound="RequestBody")

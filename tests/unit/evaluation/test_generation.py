@@ -369,7 +369,7 @@ def test_what_is_measured_without_the_memory_says_so() -> None:
     assert {name for name in made.metrics if name.startswith(PLAIN)} == {PLAIN + n for n in names}
     # The same model without its memory has the same numbers, by their plain names.
     forgetful = model.with_parts()
-    forgetful.memory = forgetful.examples.memory = None
+    forgetful.examples.memory = None
     without = evaluate(forgetful, images, training=training)
     for name in names:
         assert without.metrics[name].value == made.metrics[f"{PLAIN}{name}"].value

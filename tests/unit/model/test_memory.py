@@ -23,7 +23,7 @@ from tessella.model.memory import (
 )
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import ExampleMemory
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
 from untrained import create_untrained, save_untrained
 
 CARD = "# A card\n<!-- examples -->\n3 are inside.\n\nThey look so.\n<!-- /examples -->\nThe end.\n"
@@ -75,16 +75,16 @@ def test_pictures_are_added_and_found(folder: Path, pics: Path) -> None:
     assert np.array_equal(star.codes, expected.numpy())
     assert model.generate("a red star")
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert str(pics.parent) not in (folder / CAPTIONS_FILE).read_text()
+    assert str(pics.parent) not in (folder / ROWS_FILE).read_text()
 
 
 def test_what_is_there_is_not_added_again(folder: Path, pics: Path) -> None:
     add_examples(folder, [str(pics)])
-    files = [(folder / name).read_bytes() for name in (EXAMPLES_FILE, CAPTIONS_FILE)]
+    files = [(folder / name).read_bytes() for name in (EXAMPLES_FILE, ROWS_FILE)]
     change = add_examples(folder, [str(pics)])
     assert (change.examples, change.count) == ([], 2)
     assert change.known == ["pics/b.png", "pics/cats/a.png"]
-    assert [(folder / name).read_bytes() for name in (EXAMPLES_FILE, CAPTIONS_FILE)] == files
+    assert [(folder / name).read_bytes() for name in (EXAMPLES_FILE, ROWS_FILE)] == files
     # Another picture under a name that is known, and the same picture under another.
     draw_pictures(pics, {"b": "a blue star"}, seed=9)
     change = add_examples(folder, [str(pics)])
@@ -150,7 +150,7 @@ def test_examples_are_removed_by_any_filter(folder: Path, pics: Path, tmp_path: 
     assert remove_examples(folder, ExampleFilter(name="nothing")).count == 3
     assert remove_examples(folder, ALL_EXAMPLES).count == 0
     assert not (folder / EXAMPLES_FILE).exists()
-    assert not (folder / CAPTIONS_FILE).exists()
+    assert not (folder / ROWS_FILE).exists()
     assert (names_of(folder), remove_examples(folder, ALL_EXAMPLES).count) == ([], 0)
     assert TextToImage.load(folder).generate("a red star")
     # From nothing again.
@@ -298,7 +298,7 @@ def test_an_export_is_the_model_with_its_examples_or_without(
             assert copied.read_bytes() == path.read_bytes()
     assert export_model(folder, tmp_path / "bare", without_examples=True) == 0
     bare = {path.name for path in (tmp_path / "bare").iterdir()}
-    assert bare == {p.name for p in (tmp_path / "whole").iterdir()} - {EXAMPLES_FILE, CAPTIONS_FILE}
+    assert bare == {p.name for p in (tmp_path / "whole").iterdir()} - {EXAMPLES_FILE, ROWS_FILE}
     assert "inside." not in card_of(tmp_path / "bare")
     assert "no picture is inside" in card_of(tmp_path / "bare")
     model = TextToImage.load(tmp_path / "bare")
@@ -315,7 +315,7 @@ def test_an_export_is_the_model_with_its_examples_or_without(
 def test_a_memory_of_another_model_is_refused(folder: Path, pics: Path, tmp_path: Path) -> None:
     add_examples(folder, [str(pics)])
     other = save_untrained(create_untrained(seed=1, neighbors=2), tmp_path / "other")
-    for name in (EXAMPLES_FILE, CAPTIONS_FILE):
+    for name in (EXAMPLES_FILE, ROWS_FILE):
         (other / name).write_bytes((folder / name).read_bytes())
     match = f"not this model's: `{other}`; their codes are of another image tokenizer. Copy"
     for action in (lambda: TextToImage.load(other), lambda: add_examples(other, [str(pics)])):

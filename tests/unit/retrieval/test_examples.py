@@ -12,8 +12,8 @@ from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval import examples as examples_module
 from tessella.retrieval.examples import (
-    CAPTIONS_FILE,
     EXAMPLES_FILE,
+    ROWS_FILE,
     ExampleRow,
     remove_memory,
 )
@@ -55,16 +55,16 @@ def assert_same(first: ExampleMemory, second: ExampleMemory) -> None:
 def test_what_is_written_comes_back_and_is_mapped(tmp_path: Path) -> None:
     memory = create_memory()
     memory.write(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CAPTIONS_FILE, EXAMPLES_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ROWS_FILE, EXAMPLES_FILE]
     again = open_memory(tmp_path)
     assert_same(memory, again)
     assert not again.codes.flags.writeable
     assert not again.codes.flags.owndata
-    assert len((tmp_path / CAPTIONS_FILE).read_bytes().splitlines()) == len(ROWS)
+    assert len((tmp_path / ROWS_FILE).read_bytes().splitlines()) == len(ROWS)
     # The same memory gives the same files, bit for bit.
     (tmp_path / "other").mkdir()
     again.write(tmp_path / "other")
-    for name in (CAPTIONS_FILE, EXAMPLES_FILE):
+    for name in (ROWS_FILE, EXAMPLES_FILE):
         assert (tmp_path / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
@@ -105,9 +105,9 @@ def cut(path: Path, size: int) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / CAPTIONS_FILE).unlink(), "captions .* missing, damaged or those of others"),
-        (lambda f: cut(f / CAPTIONS_FILE, -1), "captions .* missing, damaged or those of others"),
-        (lambda f: cut(f / CAPTIONS_FILE, 0), "captions .* missing, damaged or those of others"),
+        (lambda f: (f / ROWS_FILE).unlink(), "captions .* missing, damaged or those of others"),
+        (lambda f: cut(f / ROWS_FILE, -1), "captions .* missing, damaged or those of others"),
+        (lambda f: cut(f / ROWS_FILE, 0), "captions .* missing, damaged or those of others"),
         (lambda f: cut(f / EXAMPLES_FILE, -1), "Cannot read the tensors: .*cut off"),
         (lambda f: cut(f / EXAMPLES_FILE, 0), "Cannot read the tensors"),
         (lambda f: change(f, metadata={"format": "7"}), "have format `7`; this tessella reads 1"),
@@ -144,7 +144,7 @@ def change(
 def test_the_captions_of_another_memory_are_refused(tmp_path: Path) -> None:
     """As many bytes: only their hash tells."""
     create_memory().write(tmp_path)
-    path = tmp_path / CAPTIONS_FILE
+    path = tmp_path / ROWS_FILE
     path.write_bytes(path.read_bytes().replace(b"red star", b"red ring"))
     with pytest.raises(CheckpointError, match=f"those of others: `{path}`. Copy the whole"):
         ExampleMemory.open(tmp_path)
@@ -161,8 +161,8 @@ def test_a_line_that_ends_elsewhere_is_refused(tmp_path: Path) -> None:
 
 def test_captions_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     create_memory().write(tmp_path)
-    (tmp_path / CAPTIONS_FILE).unlink()
-    (tmp_path / CAPTIONS_FILE).mkdir()
+    (tmp_path / ROWS_FILE).unlink()
+    (tmp_path / ROWS_FILE).mkdir()
     with pytest.raises(CheckpointError, match="Cannot read the captions of the examples: `"):
         ExampleMemory.open(tmp_path)
 
@@ -225,7 +225,7 @@ def test_a_failed_write_leaves_the_old_memory(
         with pytest.raises(CheckpointError, match=r"Cannot write the examples: .*No space left"):
             create_memory([ROWS[0]]).write(tmp_path)
     assert_same(open_memory(tmp_path), old)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CAPTIONS_FILE, EXAMPLES_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ROWS_FILE, EXAMPLES_FILE]
 
 
 def test_a_memory_that_is_replaced_while_it_is_read(

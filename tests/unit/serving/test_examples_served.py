@@ -11,7 +11,7 @@ import pytest
 from tessella.errors import CheckpointError, GenerationError
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
 from tessella.serving.api_errors import ApiError
 from tessella.serving.examples_served import ServedExamples
 from tessella.serving.models_served import ServedModel
@@ -143,7 +143,7 @@ def test_files_that_are_replaced_one_after_the_other(
     """Between the two they do not fit: the ones before stay, and the log says so once."""
     examples = ServedExamples(folder, model)
     newer = put(model, tmp_path / "newer", ["a green sun"])
-    for file, expected in ((CAPTIONS_FILE, 3), (EXAMPLES_FILE, 1)):
+    for file, expected in ((ROWS_FILE, 3), (EXAMPLES_FILE, 1)):
         (newer / file).replace(folder / file)
         for _ in range(3):
             assert len(examples) == expected
@@ -173,7 +173,7 @@ def test_a_memory_that_is_taken_out_or_put_in(
     model: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
     examples = ServedExamples(folder, model)
-    moved = [(folder / name, tmp_path / name) for name in (EXAMPLES_FILE, CAPTIONS_FILE)]
+    moved = [(folder / name, tmp_path / name) for name in (EXAMPLES_FILE, ROWS_FILE)]
     for here, there in moved:
         here.rename(there)
     assert len(examples) == 0
@@ -206,7 +206,7 @@ def test_files_are_opened_only_when_they_change(
     for _ in range(5):
         examples.find("star", None)
     assert len(opened) == 1
-    os.utime(folder / CAPTIONS_FILE, ns=(1, 1))
+    os.utime(folder / ROWS_FILE, ns=(1, 1))
     assert len(examples) == 3
     assert len(opened) == 2
 

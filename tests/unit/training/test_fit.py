@@ -23,7 +23,7 @@ from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import AnyOrder
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE
 from tessella.training import fit as fit_module
 from tessella.training.budget import TrainingBudget
 from tessella.training.fit import FitRequest, fit
@@ -371,7 +371,7 @@ def test_a_run_that_looks_pictures_up_ends_in_the_same_model(
     mine, theirs = (read_tensors(run / "model" / EXAMPLES_FILE) for run in (out, whole))
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
-    mine, theirs = ((run / "model" / CAPTIONS_FILE).read_bytes() for run in (out, whole))
+    mine, theirs = ((run / "model" / ROWS_FILE).read_bytes() for run in (out, whole))
     assert mine == theirs
     memory = TextToImage.load(out / "model", device="cpu").memory
     assert memory is not None

@@ -13,7 +13,7 @@ import torch
 from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
-from tessella.retrieval.examples import CAPTIONS_FILE, EXAMPLES_FILE, ExampleRow
+from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training.neighbors import (
     ExampleReader,
@@ -353,7 +353,7 @@ def test_the_memory_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert prepare(folder, other, seed=1).tokenizer != prepare(folder, other, seed=2).tokenizer
 
 
-@pytest.mark.parametrize("name", [EXAMPLES_FILE, CAPTIONS_FILE, "made_from.json"])
+@pytest.mark.parametrize("name", [EXAMPLES_FILE, ROWS_FILE, "made_from.json"])
 def test_a_damaged_memory_is_made_again(name: str, tmp_path: Path) -> None:
     """A run has all that it takes; only a model's own memory cannot be made again."""
     folder = tmp_path / "memory"
