@@ -32,6 +32,9 @@ class TransformerTrainingSettings(TrainingSettings):
 
     caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
     """Fraction of pictures that are learned with an empty prompt, which guidance needs."""
+    first_caption_fraction: float = Field(0.0, ge=0.0, le=1.0)
+    """Fraction of pictures that are learned with their first caption; the others draw one of all
+    theirs. For titles that are followed by keywords, where prompts will be like the titles."""
     flips: bool = False
     """Whether pictures are also learned mirrored. Not where captions say left and right, or
     pictures show writing."""
@@ -76,6 +79,7 @@ class TransformerStage(Stage[Transformer]):
         self._captions = captions or model.text_tokenizer
         self._examples = examples
         self._caption_dropout = settings.caption_dropout
+        self._first_caption_fraction = settings.first_caption_fraction
         self._data = data
         self._codes = codes
         self._validation_side = "validation" if len(data["validation"]) else "train"
@@ -85,7 +89,8 @@ class TransformerStage(Stage[Transformer]):
         captions, choices = [], []
         for index in indices:
             texts = self._data["train"].captions(int(index))
-            choices.append(int(rng.integers(len(texts))))
+            is_first = rng.random() < self._first_caption_fraction
+            choices.append(0 if is_first else int(rng.integers(len(texts))))
             is_dropped = rng.random() < self._caption_dropout
             captions.append("" if is_dropped else texts[choices[-1]])
         codes = self._codes["train"]

@@ -76,6 +76,16 @@ def test_every_caption_has_its_turn(scenes: Data) -> None:
     assert set(stage._model.text_tokenizer.decode(tokens)) == choices
 
 
+@pytest.mark.parametrize(("fraction", "low", "high"), [(0.5, 201, 320), (1.0, 400, 400)])
+def test_the_first_caption_may_have_more_turns(
+    scenes: Data, fraction: float, low: int, high: int
+) -> None:
+    stage = create(scenes, caption_dropout=0.0, first_caption_fraction=fraction)
+    tokens, _ = stage.load_batch(np.zeros(400, dtype=np.int64), np.random.default_rng(0))
+    first = scenes["train"].captions(0)[0]
+    assert low <= stage._model.text_tokenizer.decode(tokens).count(first) <= high
+
+
 @pytest.mark.parametrize(
     ("fraction", "low", "high"), [(0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)]
 )
