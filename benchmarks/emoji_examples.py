@@ -74,7 +74,7 @@ NEW_SUBJECTS = 12  # one subject in so many is kept out of training, if no held-
 SHEET_PICTURES = 24
 PAINTING = {"temperature": 0.3, "guidance_scale": 3.0}
 
-TOKENIZER = ("tokenizer.quantizer.codebook_size=2048",)
+TOKENIZER = ("tokenizer.quantizer.codebook_size=512",)
 DETAILS = (
     "tokenizer_training.loss.perceptual.layers={conv1=0.05,layer1=0.05,layer2=0.05,layer3=0.05}",
     "tokenizer_training.optimizer.muon_learning_rate=0.01",
@@ -89,6 +89,7 @@ TRANSFORMER = (
     "transformer.heads=6",
     "transformer.dropout=0.1",
     "transformer_training.evaluate_every_images=24000",
+    "transformer_training.first_caption_fraction=0.75",  # prompts are labels, not keywords
 )
 LENGTHS = {
     "codes": "tokenizer_training.images=80000",
@@ -260,7 +261,7 @@ def main() -> None:
         "--images",
         type=int,
         nargs="+",
-        default=[72_000, 100_000],
+        default=[103_000, 147_000],
         help="of stage 2, for each number of neighbors: equally long",
     )
     parser.add_argument("--seed", type=int, default=0)
