@@ -23,7 +23,7 @@ from tessella.tokenizer import ImageTokenizer
 # Codes of one picture that may differ: between two codes that are as near, rounding decides, and
 # that depends on the batch.
 _MAX_DIFFERENT = 3
-_POSITIONS_FOR_ONE = 32
+_CODES_FOR_ONE = 32
 _CHUNK = 1 << 15  # examples whose codes are in memory at once
 
 
@@ -62,7 +62,7 @@ class ExampleLookup:
 
         Args:
             captions: (B) one of each.
-            codes: (B, h, w) of the pictures.
+            codes: (B, M, h, w) of the pictures.
             learned: the model has learned from these pictures: near copies are left out even of
                 those that are not in the memory any more.
 
@@ -81,11 +81,11 @@ class ExampleLookup:
         return found
 
     def encode(self, pixels: Pixels) -> Codes:
-        """Encodes pictures (B, S, S, 3) as the memory holds them: (B, h, w)."""
+        """Encodes pictures (B, S, S, 3) as the memory holds them: (B, M, h, w)."""
         return encode_stored(self._tokenizer, pixels)
 
     def find_own(self, codes: Codes) -> list[int | None]:
-        """Finds which pictures (B, h, w) are in the memory: an example with the same codes."""
+        """Finds which pictures (B, M, h, w) are in the memory: an example with the same codes."""
         own: list[int | None] = [None] * len(codes)
         if not len(codes):
             return own
@@ -114,17 +114,17 @@ class ExampleLookup:
 
 
 def are_same(first: Codes, second: Codes) -> bool:
-    """Whether two codes (h, w) are those of one picture, but for rounding."""
+    """Whether two codes (M, h, w) are those of one picture, but for rounding."""
     return int(np.count_nonzero(first != second)) <= count_tolerated(first.size)
 
 
-def count_tolerated(num_positions: int) -> int:
-    """Counts the positions at which rounding may change the codes of a picture."""
-    return min(_MAX_DIFFERENT, num_positions // _POSITIONS_FOR_ONE)
+def count_tolerated(num_codes: int) -> int:
+    """Counts how many codes of a picture rounding may change."""
+    return min(_MAX_DIFFERENT, num_codes // _CODES_FOR_ONE)
 
 
 def _hash_parts(codes: Codes, num_parts: int) -> list[npt.NDArray[np.uint64]]:
-    """Gives each part of some codes (B, h, w), interleaved, a number (B,)."""
+    """Gives each part of some codes (B, M, h, w), interleaved, a number (B,)."""
     flat = codes.reshape(len(codes), -1).astype(np.uint64)
     factors = np.random.default_rng(0).integers(1, 1 << 63, flat.shape[1], np.uint64)
     products = flat * factors  # the sums overflow, as hashes do

@@ -122,7 +122,7 @@ def evaluate_images(
     report = evaluate_reconstructions(model.tokenizer, images.pixels)
     compared = measure_reconstructions(images.pixels, report.pixels, networks, description=what)
     results: Results = {f"reconstruction_{name}": result for name, result in compared.items()}
-    size = len(model.tokenizer.codebook)
+    size = len(report.health.use)
     results["codes_used"] = Metric(report.health.codes_used, f"of {size}, {what}")
     results["code_perplexity"] = Metric(report.health.perplexity, what)
     scenes = _parse_scenes(images.captions)

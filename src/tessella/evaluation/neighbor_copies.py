@@ -46,8 +46,8 @@ class Beside:
     prompts: Sequence[str]  # B
     examples: Sequence[tuple[Example, ...]]  # B: of the memory
     pixels: Pixels  # (B, S, S, 3) painted
-    codes: Codes | None  # (B, h, w) painted; None: the objective generates none
-    real_codes: Codes  # (B, h, w)
+    codes: Codes | None  # (B, M, h, w) painted; None: the objective generates none
+    real_codes: Codes  # (B, M, h, w)
     description: str  # which real pictures these are
 
 
@@ -184,7 +184,7 @@ class ExampleComparison:
         return sum(copies) / self.num_judged
 
     def compute_same_codes_rate(self, codes: Codes) -> float:
-        """Computes which fraction of codes (B, h, w) are almost those of an example."""
+        """Computes which fraction of codes (B, M, h, w) are almost those of an example."""
         same = [
             any(float(np.mean(one.codes == picture)) >= SAME_CODES for one in row)
             for picture, row in zip(codes, self._examples, strict=True)

@@ -44,7 +44,7 @@ Mask = npt.NDArray[np.bool_]
 class Canvas:
     """One picture before it is generated."""
 
-    codes: Tensor  # (h, w) int64, read where `known`
+    codes: Tensor  # (M, h, w) int64, read where `known`; (1, h, w) where nothing is
     known: Tensor  # (h, w) bool: positions that keep their code
     image: Pixels | None = None  # (H, W, 3) the picture whose pixels stay; None: none do
     repainted: Mask | None = None  # (H, W) True where they don't
@@ -52,12 +52,12 @@ class Canvas:
     @classmethod
     def new(cls, grid: tuple[int, int]) -> "Canvas":
         """Returns an empty canvas of (h, w) positions."""
-        return cls(torch.zeros(grid, dtype=torch.int64), torch.zeros(grid, dtype=torch.bool))
+        return cls(torch.zeros((1, *grid), dtype=torch.int64), torch.zeros(grid, dtype=torch.bool))
 
     @classmethod
     def edit(cls, image: Pixels, codes: Tensor, repainted: Mask) -> "Canvas":
-        """Keeps a picture (S, S, 3) with codes (h, w) but for what the mask (S, S) touches."""
-        height, width = codes.shape
+        """Keeps a picture (S, S, 3) with codes (M, h, w) but for what the mask (S, S) touches."""
+        _, height, width = codes.shape
         tiles = torch.from_numpy(repainted).view(height, len(image) // height, width, -1)
         return cls(codes, ~tiles.any(3).any(1), image, repainted)
 
@@ -65,26 +65,26 @@ class Canvas:
     def outpaint(
         cls, image: Pixels, codes: Tensor, *, left: int, top: int, right: int, bottom: int
     ) -> "Canvas":
-        """Puts a picture (S, S, 3) with codes (h, w) on a larger canvas.
+        """Puts a picture (S, S, 3) with codes (M, h, w) on a larger canvas.
 
         Raises:
             GenerationError: nothing is added, or not by whole positions, or too much.
         """
-        size, side = len(image), len(image) // len(codes)
+        size, side = len(image), len(image) // codes.shape[1]
         check_margins({"left": left, "top": top, "right": right, "bottom": bottom}, side)
         find_grid((left + size + right, top + size + bottom), side, size)
         around = ((top, bottom), (left, right))
         spare = [margin // side for margin in (left, right, top, bottom)]
         return cls(
             functional.pad(codes, spare),
-            functional.pad(torch.ones_like(codes, dtype=torch.bool), spare),
+            functional.pad(torch.ones_like(codes[0], dtype=torch.bool), spare),
             np.pad(image, (*around, (0, 0))),
             np.pad(np.zeros((size, size), np.bool_), around, constant_values=True),
         )
 
     @classmethod
     def variations(cls, codes: Tensor, seeds: Sequence[int], *, strength: float) -> "list[Canvas]":
-        """Keeps some of a picture's codes (h, w); each seed draws its own positions.
+        """Keeps some of a picture's codes (M, h, w); each seed draws its own positions.
 
         Raises:
             GenerationError: the strength is out of range.
@@ -94,9 +94,10 @@ class Canvas:
                 "The strength is the fraction of a picture to repaint, above 0 and at "
                 f"most 1: `{strength}`. Try 0.5."
             )
-        num_open = max(1, round(strength * codes.numel()))
-        ranks = [np.random.default_rng(seed).permutation(codes.numel()) for seed in seeds]
-        is_known = [torch.from_numpy(rank >= num_open).view_as(codes) for rank in ranks]
+        num_positions = codes[0].numel()
+        num_open = max(1, round(strength * num_positions))
+        ranks = [np.random.default_rng(seed).permutation(num_positions) for seed in seeds]
+        is_known = [torch.from_numpy(rank >= num_open).view_as(codes[0]) for rank in ranks]
         return [cls(codes, known) for known in is_known]
 
     def finish(self, generated: Pixels) -> Pixels:

@@ -20,7 +20,7 @@ _DECODED_TOGETHER = {"cpu": 4, "accelerator": 16}
 
 @torch.inference_mode()
 def encode_pixels(tokenizer: ImageTokenizer, pixels: Pixels) -> Tensor:
-    """Encodes pictures (B, S, S, 3) into codes (B, h, w) on the tokenizer's device."""
+    """Encodes pictures (B, S, S, 3) into codes (B, M, h, w) on the tokenizer's device."""
     device = tokenizer.codebook.device
     return torch.cat(
         [
@@ -31,7 +31,7 @@ def encode_pixels(tokenizer: ImageTokenizer, pixels: Pixels) -> Tensor:
 
 
 def encode_stored(tokenizer: ImageTokenizer, pixels: Pixels) -> npt.NDArray[np.uint16]:
-    """Encodes pictures (B, S, S, 3) as a memory holds them: codes (B, h, w)."""
+    """Encodes pictures (B, S, S, 3) as a memory holds them: codes (B, M, h, w)."""
     return encode_pixels(tokenizer, pixels).cpu().numpy().astype(np.uint16)
 
 

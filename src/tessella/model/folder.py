@@ -27,22 +27,26 @@ from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, creat
 from tessella.retrieval import ExampleMemory
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import CaptionSummary
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings, count_latent_channels
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
-MODEL_FORMAT = 4
+MODEL_FORMAT = 5
 """Of the model folder; rises when an older tessella can no longer read it."""
-_READ_FORMATS = (2, 3, MODEL_FORMAT)
+_READ_FORMATS = (2, 3, 4, MODEL_FORMAT)
 _TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part is the same in all
 
-# The transformer's weights were renamed: from format 2 to format 3.
-_RENAMED_IN_FORMAT_3 = {
+# The transformer's weights were renamed from format 2 to format 3, the codebook's from 4 to 5.
+_RENAMED = {
     "reading.": "self_decoder.",
     "asking.": "cross_decoder.",
     "memory_norm.": "kv_norm.",
     "place_embedding.": "position_embedding.",
     "question": "mask_token",
     "writing.": "text_decoder.",
+    **{
+        f"quantizer.{name}": f"quantizer.parts.0.{name}"
+        for name in ("vectors", "idle_images", "started", "cluster_size", "cluster_sum")
+    },
 }
 
 CONFIG_FILE = "config.json"
@@ -105,9 +109,10 @@ class ModelConfig(Settings):
             pad_id=text_tokenizer.pad_id,
             codebook_size=self.tokenizer.quantizer.codebook_size,
             grid=self.grid,
-            code_width=self.tokenizer.quantizer.code_width,
+            code_width=count_latent_channels(self.tokenizer.quantizer),
             text_features=text_tokenizer.num_features,
             max_examples=self.neighbors,
+            codes_per_position=self.tokenizer.quantizer.codes_per_position,
         )
         return create_transformer(self.objective, self.transformer, shape)
 
@@ -249,8 +254,9 @@ def load_memory(
     memory = ExampleMemory.open(folder) if config.neighbors else None
     if memory is None:
         return None
-    size = len(tokenizer.codebook)
-    grid, own_grid = ("×".join(map(str, one)) for one in (memory.codes.shape[1:], config.grid))
+    num_codes, size, _ = tokenizer.codebook.shape
+    shapes = (memory.codes.shape[1:], (num_codes, *config.grid))
+    grid, own_grid = ("×".join(map(str, one)) for one in shapes)
     fault = ""
     if memory.tokenizer != tokenizer.hash_encoder():
         fault = "their codes are of another image tokenizer"
@@ -287,7 +293,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     tensors = read_tensors(path)
     for name in list(tensors):
-        for old, new in _RENAMED_IN_FORMAT_3.items():
+        for old, new in _RENAMED.items():
             if name.startswith(old):
                 tensors[new + name.removeprefix(old)] = tensors.pop(name)
     try:

@@ -42,7 +42,7 @@ class GeneratedImages:
     """Pictures as pixels, with the codes that they are made of."""
 
     pixels: Pixels  # (B, H, W, 3) uint8
-    codes: Tensor | None  # (B, h, w) int64; None where the objective generates no codes
+    codes: Tensor | None  # (B, M, h, w) int64; None where the objective generates no codes
     examples: Sequence[tuple[Example, ...]]  # B: what each picture was painted beside
 
 
@@ -388,15 +388,15 @@ class TextToImage:
         return encode_references(images, self.tokenizer, self.config.image_size)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
-        """Encodes pictures (B, S, S, 3) of the model's size into codes (B, h, w)."""
+        """Encodes pictures (B, S, S, 3) of the model's size into codes (B, M, h, w)."""
         return encode_pixels(self.tokenizer, pixels)
 
     def decode_codes(self, codes: Tensor, is_decoded: Tensor | None = None) -> Pixels:
         """Decodes codes into pictures, those of an unfinished step included.
 
         Args:
-            codes: (B, h, w) int64, or (B, N) of the model's own grid, as a step has them.
-            is_decoded: bool of the same shape: the positions that have a code, all unless given.
+            codes: (B, M, h, w) int64, or (B, M, N) of the model's own grid, as a step has them.
+            is_decoded: (B, h, w) or (B, N) bool: the positions that have codes, all unless given.
                 The others show the mean of the codebook, which is close to gray.
 
         Returns:
@@ -404,7 +404,7 @@ class TextToImage:
         """
         latent = self.objective.look_up(codes.to(self.device)).latent
         if is_decoded is not None:
-            blank = self.objective.codebook.mean(0).view(-1, 1, 1)
+            blank = self.objective.codebook.mean(1).sum(0).view(-1, 1, 1)
             is_decoded = is_decoded.to(self.device).view(-1, 1, *latent.shape[2:])
             latent = latent.where(is_decoded, blank)
         return decode_latent(self.tokenizer, latent, self.config.grid)

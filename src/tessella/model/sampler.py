@@ -22,7 +22,14 @@ from tessella.model.request import (
     check_range,
     check_seeds,
 )
-from tessella.objectives import Generated, GenerationBatch, GenerationStep, Objective, OnStep
+from tessella.objectives import (
+    Generated,
+    GenerationBatch,
+    GenerationStep,
+    Objective,
+    OnStep,
+    flatten_codes,
+)
 from tessella.retrieval import Example
 from tessella.text import TextEncoder
 from tessella.transformer import Examples
@@ -159,12 +166,14 @@ class Sampler:
             [one.negative_prompt for one in requests]
         )
         canvases = [one.canvas_on(grid) for one in requests]
-        codes = torch.stack([canvas.codes for canvas in canvases]).to(device)
+        num_codes = len(self._objective.codebook)
+        # Of an empty canvas there is one for all.
+        codes = torch.stack([one.codes.expand(num_codes, -1, -1) for one in canvases]).to(device)
         is_decoded = torch.stack([canvas.known for canvas in canvases]).to(device)
         is_own_size = is_decoded.shape[1:] == grid
         windows = plan_windows(is_decoded[0], grid)
         for number, window in enumerate(windows):
-            inside = (slice(None), *window)
+            inside = (..., *window)
             batch = GenerationBatch(
                 text=text,
                 negative_text=negative_text,
@@ -173,7 +182,7 @@ class Sampler:
                 negative_of=negative_of,
                 seeds=[derive_seed(seed, number) for seed in seeds],
                 settings=settings,
-                known_codes=codes[inside].flatten(1),
+                known_codes=flatten_codes(codes[inside]),
                 known=is_decoded[inside].flatten(1),
             )
             if is_own_size:
@@ -202,7 +211,7 @@ class Sampler:
     def score_table(
         self, codes: Tensor, prompts: Sequence[str], *, num_orders: int = 4, seed: int = 0
     ) -> Scores:
-        """Scores the codes (I, h, w) of each picture under each of P prompts: (I, P).
+        """Scores the codes (I, M, h, w) of each picture under each of P prompts: (I, P).
 
         Arguments and errors are those of `score_codes`.
         """
@@ -222,7 +231,7 @@ class Sampler:
         """Scores codes, each picture's under its own prompt.
 
         Args:
-            codes: (B, h, w) int64; for a larger picture the scores of its overlapping windows add
+            codes: (B, M, h, w) int64; for a larger picture the scores of its overlapping windows add
                 up.
             prompts: one a picture.
             num_orders: orders to average over.
@@ -239,9 +248,9 @@ class Sampler:
         text_of = torch.cat([prompt_of[1:], torch.zeros_like(rows)])
         pairs = torch.stack([torch.cat([rows, rows]), text_of], 1)
         total = torch.zeros(2 * len(codes), dtype=torch.float64)
-        nothing_known = torch.zeros(codes.shape[1:], dtype=torch.bool)
+        nothing_known = torch.zeros(codes.shape[2:], dtype=torch.bool)
         for window in plan_windows(nothing_known, self._grid):
-            part = codes[:, window[0], window[1]]
+            part = codes[..., window[0], window[1]]
             total += self._score_pairs(part, text, pairs, num_orders, seed)
         conditional, unconditional = total.view(2, -1).numpy()
         return Scores(conditional, conditional - unconditional)
@@ -272,11 +281,13 @@ class Sampler:
         if not count:
             return None
         num_positions = self._grid[0] * self._grid[1]
-        codes = torch.full((len(looked_at), count, num_positions), -1)
+        num_codes = len(self._objective.codebook)
+        codes = torch.full((len(looked_at), count, num_positions, num_codes), -1)
         captions = [["" for _ in range(count)] for _ in looked_at]
         for row, examples in enumerate(looked_at):
             for place, example in enumerate(examples):
-                codes[row, place] = torch.from_numpy(example.codes.astype(np.int64)).flatten()
+                of_example = torch.from_numpy(example.codes.astype(np.int64))
+                codes[row, place] = of_example.flatten(1).mT
                 captions[row][place] = example.caption
         text = self._text_encoder.encode_training([c for row in captions for c in row]).text_tokens
         text = text.view(len(looked_at), count, *text.shape[1:])

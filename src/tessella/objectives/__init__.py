@@ -15,6 +15,7 @@ from tessella.objectives.base import (
     Objective,
     ObjectiveLoss,
     OnStep,
+    flatten_codes,
 )
 from tessella.objectives.latent_mse import LatentMSE
 from tessella.objectives.masked import Masked, MaskedSettings
@@ -46,7 +47,7 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 def create_objective(
     settings: AnyObjectiveSettings, transformer: Transformer, codebook: Tensor
 ) -> Objective:
-    """Binds the objective that its settings name to a transformer and a codebook (K, C).
+    """Binds the objective that its settings name to a transformer and a codebook (M, K, C).
 
     Raises:
         ConfigError: the objective needs another kind of transformer.
@@ -66,7 +67,7 @@ def create_transformer(
         objective: what it learns.
         settings: its size.
         shape: what it must fit.
-        codebook: (K, C) of the codes: similar codes begin with similar embeddings. None is enough
+        codebook: (M, K, C) of the codes: similar codes begin with similar embeddings. None is enough
             for a network whose weights are loaded.
 
     Raises:
@@ -92,4 +93,5 @@ __all__ = [
     "SharedLatentSettings",
     "create_objective",
     "create_transformer",
+    "flatten_codes",
 ]

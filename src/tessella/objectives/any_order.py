@@ -12,8 +12,15 @@ Source: ARPG (arXiv:2503.10568).
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState
+from tessella.objectives.base import (
+    Generated,
+    GenerationBatch,
+    Objective,
+    ObjectiveLoss,
+    OnStep,
+    flatten_codes,
+)
+from tessella.objectives.decoding import DecodingState, gather_positions
 from tessella.objectives.sampling import gather_log_probability, split_positions
 from tessella.transformer import Examples, Transformer
 
@@ -27,9 +34,9 @@ class AnyOrder(Objective):
         self, text: Tensor, codes: Tensor, examples: Examples | None = None
     ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the context and those before it in a random order."""
-        flat = codes.flatten(1)
-        positions = torch.rand(flat.shape, device=flat.device).argsort(1)
-        ordered = flat.gather(1, positions)
+        flat = flatten_codes(codes)
+        positions = torch.rand(flat.shape[:2], device=flat.device).argsort(1)
+        ordered = gather_positions(flat, positions)
         logits = predict_in_order(self.transformer, text, ordered, positions, examples)
         return ObjectiveLoss.of_logits(logits, ordered)
 
@@ -46,7 +53,7 @@ class AnyOrder(Objective):
             _decode_by_confidence(state, sizes)
         elif sizes:
             state.decode_in_order(state.order_open_positions(settings.order).split(sizes, dim=1))
-        return self.look_up(state.codes)
+        return self.look_up(state.codes.mT)
 
     @torch.inference_mode()
     def compute_log_likelihood(
@@ -56,15 +63,15 @@ class AnyOrder(Objective):
 
         By Jensen's inequality it is a lower bound of the likelihood of the mixture over orders.
         """
-        flat = codes.flatten(1)
+        flat = flatten_codes(codes)
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros(len(flat), device=flat.device)
         for _ in range(num_orders):
             order = torch.randperm(flat.shape[1], generator=generator).to(flat.device)
             positions = order.expand(len(flat), -1)
-            ordered = flat.gather(1, positions)
+            ordered = gather_positions(flat, positions)
             logits = predict_in_order(self.transformer, text, ordered, positions)
-            total += gather_log_probability(logits, ordered).sum(1)
+            total += gather_log_probability(logits, ordered).sum((1, 2))
         return total / num_orders
 
 
@@ -75,14 +82,15 @@ def predict_in_order(
     positions: Tensor,
     examples: Examples | None = None,
 ) -> Tensor:
-    """Predicts each code (B, N) at its position (B, N) from the context and the codes before it.
+    """Predicts codes (B, N, M) at positions (B, N) from the context and the codes before them.
 
     Returns:
-        (B, N, K) logits, in the order given.
+        (B, N, M, K) logits, in the order given.
     """
     cache = transformer.encode_context(text, examples)
     transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
-    return transformer.predict(cache, positions, torch.arange(codes.shape[1], device=codes.device))
+    num_before = torch.arange(codes.shape[1], device=codes.device)
+    return transformer.compute_logits(transformer.predict(cache, positions, num_before), codes)
 
 
 def _decode_by_confidence(state: DecodingState, sizes: list[int]) -> None:

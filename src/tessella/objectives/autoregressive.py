@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from tessella.objectives.any_order import predict_in_order
-from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.base import (
+    Generated,
+    GenerationBatch,
+    Objective,
+    ObjectiveLoss,
+    OnStep,
+    flatten_codes,
+)
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability
 from tessella.transformer import Examples
@@ -25,7 +32,7 @@ class Autoregressive(Objective):
         self, text: Tensor, codes: Tensor, examples: Examples | None = None
     ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the text and the codes before it in raster order."""
-        flat = codes.flatten(1)
+        flat = flatten_codes(codes)
         logits = predict_in_order(self.transformer, text, flat, _raster(flat), examples)
         return ObjectiveLoss.of_logits(logits, flat)
 
@@ -37,16 +44,16 @@ class Autoregressive(Objective):
         state = DecodingState(self.transformer, batch, num_positions, on_step)
         state.encode_prompts(capacity=num_positions)
         state.decode_in_order(_raster(state.codes).split(1, dim=1))
-        return self.look_up(state.codes)
+        return self.look_up(state.codes.mT)
 
     @torch.inference_mode()
     def compute_log_likelihood(
         self, text: Tensor, codes: Tensor, *, num_orders: int = 4, seed: int = 0
     ) -> Tensor:
         """Sums the log-probabilities along the one order; exact."""
-        flat = codes.flatten(1)
+        flat = flatten_codes(codes)
         logits = predict_in_order(self.transformer, text, flat, _raster(flat))
-        return gather_log_probability(logits, flat).sum(1)
+        return gather_log_probability(logits, flat).sum((1, 2))
 
 
 def _raster(codes: Tensor) -> Tensor:

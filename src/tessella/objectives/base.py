@@ -16,6 +16,7 @@ from tessella.config import Settings
 from tessella.errors import GenerationError, ShapeError
 from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import compute_accuracy
+from tessella.tokenizer import look_up_codes
 from tessella.transformer import Examples, Transformer
 
 
@@ -24,13 +25,16 @@ class ObjectiveLoss:
     """The loss of a training batch."""
 
     loss: Tensor  # () what is minimised
-    accuracy: Tensor  # () fraction of positions where the likeliest code is the right one
+    accuracy: Tensor  # () fraction of codes where the likeliest is the right one
 
     @classmethod
     def of_logits(cls, logits: Tensor, codes: Tensor) -> "ObjectiveLoss":
-        """Scores logits (B, N, K) by the mean cross-entropy of the right codes (B, N)."""
-        loss = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-        return cls(loss, compute_accuracy(logits, codes))
+        """Scores logits (B, N, M, K) by the cross-entropy of the right codes (B, N, M).
+
+        The loss is that of a position: the sum over its codes, and the mean over positions.
+        """
+        loss = functional.cross_entropy(logits.flatten(0, 2).float(), codes.flatten())
+        return cls(loss * codes.shape[-1], compute_accuracy(logits, codes))
 
     @property
     def metrics(self) -> Mapping[str, Tensor]:
@@ -43,12 +47,12 @@ class GenerationBatch:
     """Pictures that are generated together."""
 
     text: Tensor  # (P, T) tokens or (P, T, F) features: each distinct prompt once
-    negative_text: Tensor  # (M, T') or (M, T', F): what guidance moves away from
+    negative_text: Tensor  # (P', T') or (P', T', F): what guidance moves away from
     prompt_of: Tensor  # (B,) int64, each picture's row of text
     negative_of: Tensor  # (B,) int64, each picture's row of negative_text
     seeds: Sequence[int]  # B seeds; a picture depends on its own alone
     settings: GenerationSettings
-    known_codes: Tensor  # (B, N) int64, read where `known`
+    known_codes: Tensor  # (B, N, M) int64, read where `known`
     known: Tensor  # (B, N) bool: positions that keep their code, equally many a picture
     examples: Examples | None = None  # P rows: what is looked at beside each row of text
 
@@ -57,12 +61,12 @@ class GenerationBatch:
 
         Raises:
             ShapeError: the pictures of the batch know different numbers of positions, or `known`
-                and `known_codes` differ in shape.
+                and `known_codes` differ in pictures or positions.
         """
-        if self.known.shape != self.known_codes.shape:
+        if self.known.shape != self.known_codes.shape[:-1]:
             raise ShapeError(
-                "`known` and `known_codes` must have one shape (B, N): "
-                f"`{tuple(self.known.shape)}` and `{tuple(self.known_codes.shape)}`."
+                "`known` (B, N) and `known_codes` (B, N, M) must have the same pictures and "
+                f"positions: `{tuple(self.known.shape)}` and `{tuple(self.known_codes.shape)}`."
             )
         counts = self.known.sum(1)
         if (counts != counts[0]).any():
@@ -83,8 +87,8 @@ class GenerationStep:
 
     step: int  # from 1
     steps: int
-    codes: Tensor  # (B, N) int64, 0 where not decoded yet; of a larger picture (B, h, w)
-    is_decoded: Tensor  # bool of the same shape
+    codes: Tensor  # (B, M, N) int64, 0 where not decoded yet; of a larger picture (B, M, h, w)
+    is_decoded: Tensor  # (B, N) bool; of a larger picture (B, h, w)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Generated:
     """Generated pictures, ready for the image tokenizer's decoder."""
 
     latent: Tensor  # (B, C, h, w) on the codebook's scale
-    codes: Tensor | None  # (B, h, w) int64; None where the latent is not made of codes
+    codes: Tensor | None  # (B, M, h, w) int64; None where the latent is not made of codes
 
 
 OnStep = Callable[[GenerationStep], None]
@@ -103,7 +107,7 @@ class Objective(nn.Module, abc.ABC):
 
     Args:
         transformer: the network that learns.
-        codebook: (K, C), the image tokenizer's as it is now; it does not learn.
+        codebook: (M, K, C), the image tokenizer's as it is now; it does not learn.
         settings: the objective's own.
     """
 
@@ -138,7 +142,7 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             text: (B, T) int64 tokens padded at the end, or (B, T, F) features.
-            codes: (B, h, w) int64 in [0, K).
+            codes: (B, M, h, w) int64 in [0, K).
             examples: what each picture looks at beside its text; None is nothing.
         """
 
@@ -153,7 +157,7 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             text: (B, T) or (B, T, F), one a picture.
-            codes: (B, h, w) int64.
+            codes: (B, M, h, w) int64.
             num_orders: random orders or maskings to average over; more are steadier.
             seed: of those; every row and every call sees the same ones, so that a difference
                 between two texts comes from the texts.
@@ -170,7 +174,12 @@ class Objective(nn.Module, abc.ABC):
         )
 
     def look_up(self, codes: Tensor) -> Generated:
-        """Looks up codes in the codebook: (B, h, w), or (B, N) of the transformer's own grid."""
-        if codes.ndim == 2:
-            codes = codes.unflatten(1, self.transformer.shape.grid)
-        return Generated(functional.embedding(codes, self.codebook).movedim(-1, 1), codes)
+        """Looks up codes (B, M, h, w), or (B, M, N) of the transformer's own grid."""
+        if codes.ndim == 3:
+            codes = codes.unflatten(2, self.transformer.shape.grid)
+        return Generated(look_up_codes(self.codebook, codes), codes)
+
+
+def flatten_codes(codes: Tensor) -> Tensor:
+    """Lists codes (B, M, h, w) by position, as the transformer reads them: (B, N, M)."""
+    return codes.flatten(2).transpose(1, 2)

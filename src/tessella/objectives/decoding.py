@@ -33,7 +33,7 @@ class DecodingState:
     ) -> None:
         self._transformer, self._batch = transformer, batch
         self.batch_size, self.device = len(batch.seeds), batch.known.device
-        self.codes = batch.known_codes.masked_fill(~batch.known, 0)  # (B, N)
+        self.codes = batch.known_codes.masked_fill(~batch.known[..., None], 0)  # (B, N, M)
         self.is_decoded = batch.known  # (B, N)
         self.settings = batch.settings
         self.is_guided = batch.settings.guidance_scale != 1
@@ -63,46 +63,55 @@ class DecodingState:
         is_open = ~self.is_decoded.gather(1, positions)
         return positions[is_open].view(self.batch_size, -1)
 
-    def sample(self, logits: Tensor) -> Tensor:
-        """Samples codes (B, Q) from logits (B, Q, K), or (2 B, Q, K) with guidance."""
-        return self._sample(self.guide(logits))
+    def sample(self, hidden: Tensor) -> Tensor:
+        """Samples codes (B, Q, M) of hidden rows (B, Q, D), or (2 B, Q, D) with guidance."""
+        return self._transformer.choose_codes(
+            hidden, lambda logits: self._sample(self.guide(logits))
+        )
 
-    def sample_confident(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def sample_confident(self, hidden: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Samples codes as `sample` does, and keeps the surest.
 
         Returns:
-            Their indices (B, count) among the Q, and codes (B, count).
+            Their indices (B, count) among the Q, and codes (B, count, M).
         """
-        logits = self.guide(logits)
-        codes = self._sample(logits)
+        log_probabilities = []
+
+        def choose(logits: Tensor) -> Tensor:
+            logits = self.guide(logits)
+            codes = self._sample(logits)
+            log_probabilities.append(sampling.gather_log_probability(logits, codes))
+            return codes
+
+        codes = self._transformer.choose_codes(hidden, choose)
         fading = 1 - (self._step + 1) / self._steps
         surest = sampling.choose_confident(
-            logits,
-            codes,
-            self._draw(codes.shape[1:]),
+            torch.stack(log_probabilities).sum(0),
+            self._draw(codes.shape[1:2]),
             count,
             self.settings.confidence_temperature * fading,
         )
-        return surest, codes.gather(1, surest)
+        return surest, gather_positions(codes, surest)
 
     def update(self, positions: Tensor, codes: Tensor) -> None:
-        """Puts codes (B, Q) at positions (B, Q) and ends the step."""
-        self.codes = self.codes.scatter(1, positions, codes)
+        """Puts codes (B, Q, M) at positions (B, Q) and ends the step."""
+        rows = positions[..., None].expand_as(codes)
+        self.codes = self.codes.scatter(1, rows, codes)
         self.is_decoded = self.is_decoded.scatter(1, positions, True)
         self._step += 1
         if self._on_step is not None:
-            self._on_step(GenerationStep(self._step, self._steps, self.codes, self.is_decoded))
+            self._on_step(GenerationStep(self._step, self._steps, self.codes.mT, self.is_decoded))
 
     def fill(self, codes: Tensor) -> None:
-        """Decodes all open positions in one step, from codes (B, N)."""
+        """Decodes all open positions in one step, from codes (B, N, M)."""
         positions = self.open_positions()
-        self.update(positions, codes.gather(1, positions))
+        self.update(positions, gather_positions(codes, positions))
 
     def encode_prompts(self, *, capacity: int = 0) -> KVCache:
         """Encodes each distinct prompt once, and with guidance each negative prompt.
 
         Args:
-            capacity: codes that will be appended.
+            capacity: positions that will be appended.
 
         Returns:
             The cache of B pictures; with guidance of 2 B, the negative branch last, in the same
@@ -124,11 +133,11 @@ class DecodingState:
 
     def append(self, positions: Tensor) -> None:
         """Appends the codes at positions (B, Q) to the cache."""
-        codes = self.codes.gather(1, positions)
+        codes = gather_positions(self.codes, positions)
         self._transformer.append_codes(self.cache, self.double(codes), self.double(positions))
 
     def predict(self, positions: Tensor) -> Tensor:
-        """Predicts positions (B, Q), each of which sees the whole cache."""
+        """Predicts positions (B, Q), each of which sees the whole cache, as hidden rows."""
         return predict_all(self._transformer, self.cache, self.double(positions))
 
     def decode_in_order(self, sets: Sequence[Tensor]) -> None:
@@ -137,10 +146,9 @@ class DecodingState:
         Known positions among them keep their codes.
         """
         for index, positions in enumerate(sets):
-            logits = self.predict(positions)
-            is_known = self.is_decoded.gather(1, positions)
-            codes = self.sample(logits).where(~is_known, self.codes.gather(1, positions))
-            self.update(positions, codes)
+            codes = self.sample(self.predict(positions))
+            is_known = self.is_decoded.gather(1, positions)[..., None]
+            self.update(positions, gather_positions(self.codes, positions).where(is_known, codes))
             if index + 1 < len(sets):
                 self.append(positions)
 
@@ -176,7 +184,12 @@ def _pad(text: Tensor, length: int, pad_id: int) -> Tensor:
     return functional.pad(text, (0, missing), value=pad_id)
 
 
+def gather_positions(rows: Tensor, positions: Tensor) -> Tensor:
+    """Takes rows (B, N, X) at positions (B, Q): (B, Q, X)."""
+    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[-1]))
+
+
 def predict_all(transformer: Transformer, cache: KVCache, positions: Tensor) -> Tensor:
-    """Predicts positions (B, Q), each of which sees the whole cache: (B, Q, K) logits."""
+    """Predicts positions (B, Q), each of which sees the whole cache: (B, Q, D) hidden rows."""
     visible = torch.full((positions.shape[1],), cache.num_codes, device=positions.device)
     return transformer.predict(cache, positions, visible)

@@ -12,11 +12,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tessella.config import Settings
-from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
-from tessella.objectives.decoding import DecodingState
+from tessella.objectives.base import (
+    Generated,
+    GenerationBatch,
+    Objective,
+    ObjectiveLoss,
+    OnStep,
+    flatten_codes,
+)
+from tessella.objectives.decoding import DecodingState, gather_positions
 from tessella.objectives.sampling import gather_log_probability, split_positions
 from tessella.transformer import Examples
 
@@ -41,24 +47,24 @@ class Masked(Objective):
         self, text: Tensor, codes: Tensor, examples: Examples | None = None
     ) -> ObjectiveLoss:
         """Cross-entropy of the masked codes; each picture counts alike."""
-        flat = codes.flatten(1)
+        flat = flatten_codes(codes)
         time = torch.rand(len(flat), 1, device=flat.device)
         if self.settings.mask_schedule == "arccos":
             fraction = time.acos() * 2 / torch.pi
         else:
             fraction = (time * torch.pi / 2).cos()
         num_masked = (fraction * flat.shape[1]).ceil().clamp(min=1)
-        rank = torch.rand(flat.shape, device=flat.device).argsort(1).argsort(1)
+        rank = torch.rand(flat.shape[:2], device=flat.device).argsort(1).argsort(1)
         known = rank >= num_masked
         cache = self.transformer.encode_context(text, examples)
-        logits = self.transformer.predict_masked(cache, flat, known)
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1).float(), flat.flatten(), reduction="none"
-        ).view_as(flat)
+        hidden = self.transformer.predict_masked(cache, flat, known)
+        logits = self.transformer.compute_logits(hidden, flat)
+        losses = -gather_log_probability(logits, flat).sum(-1)  # (B, N)
         loss = (losses * ~known).sum(1) / num_masked[:, 0]
         # Not indexed by the mask: on CUDA that waits for the device.
-        is_right = (logits.detach().argmax(-1) == flat) & ~known
-        return ObjectiveLoss(loss.mean(), is_right.sum() / num_masked.sum())
+        is_right = (logits.detach().argmax(-1) == flat) & ~known[..., None]
+        num_codes = num_masked.sum() * flat.shape[-1]
+        return ObjectiveLoss(loss.mean(), is_right.sum() / num_codes)
 
     @torch.inference_mode()
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:
@@ -71,21 +77,20 @@ class Masked(Objective):
         by_confidence = settings.order in ("auto", "confidence")
         order = None if by_confidence else state.order_open_positions(settings.order)
         for size in sizes:
-            logits = self.transformer.predict_masked(
+            hidden = self.transformer.predict_masked(
                 cache, state.double(state.codes), state.double(state.is_decoded)
             )
             if order is None:
                 positions = state.open_positions()
             else:
                 positions, order = order[:, :size], order[:, size:]
-            rows = state.double(positions)[..., None].expand(-1, -1, logits.shape[-1])
-            candidates = logits.gather(1, rows)  # (B, Q, K)
+            candidates = gather_positions(hidden, state.double(positions))
             if order is None:
                 surest, codes = state.sample_confident(candidates, size)
                 state.update(positions.gather(1, surest), codes)
             else:
                 state.update(positions, state.sample(candidates))
-        return self.look_up(state.codes)
+        return self.look_up(state.codes.mT)
 
     @torch.inference_mode()
     def compute_log_likelihood(
@@ -98,7 +103,7 @@ class Masked(Objective):
         Source:
             Theorem 2 of arXiv:2406.03736 (any-order likelihood of masked models).
         """
-        flat = codes.flatten(1)
+        flat = flatten_codes(codes)
         num_positions = flat.shape[1]
         generator = torch.Generator().manual_seed(seed)
         cache = self.transformer.encode_context(text)
@@ -108,7 +113,8 @@ class Masked(Objective):
             num_masked = min(num_positions, 1 + int(num_positions * (index + offset) / num_orders))
             rank = torch.randperm(num_positions, generator=generator).to(flat.device)
             known = (rank >= num_masked).expand(len(flat), -1)
-            logits = self.transformer.predict_masked(cache, flat, known)
-            log_probability = gather_log_probability(logits, flat)
+            hidden = self.transformer.predict_masked(cache, flat, known)
+            logits = self.transformer.compute_logits(hidden, flat)
+            log_probability = gather_log_probability(logits, flat).sum(-1)
             total += (log_probability * ~known).sum(1) * num_positions / num_masked
         return total / num_orders

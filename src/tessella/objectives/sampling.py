@@ -143,13 +143,12 @@ def scale_guidance(settings: GenerationSettings, step: int, steps: int) -> float
 
 
 def choose_confident(
-    logits: Tensor, codes: Tensor, noise: Tensor, count: int, temperature: float
+    log_probability: Tensor, noise: Tensor, count: int, temperature: float
 ) -> Tensor:
     """Chooses the positions whose sampled codes the transformer is surest of.
 
     Args:
-        logits: (B, Q, K).
-        codes: (B, Q) sampled from them.
+        log_probability: (B, Q) of the sampled codes.
         noise: (B, Q) uniform in [0, 1).
         count: how many positions a picture, in [1, Q].
         temperature: of the Gumbel noise that is added to the log-probability; 0 adds none.
@@ -160,5 +159,5 @@ def choose_confident(
     Source:
         MaskGIT (arXiv:2202.04200), section 3.2 and its code's `mask_by_random_topk`.
     """
-    confidence = gather_log_probability(logits, codes) + temperature * to_gumbel(noise)
+    confidence = log_probability + temperature * to_gumbel(noise)
     return confidence.topk(count, dim=1).indices.sort(1).values

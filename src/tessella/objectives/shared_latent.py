@@ -15,8 +15,16 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
+from tessella.objectives.base import (
+    Generated,
+    GenerationBatch,
+    Objective,
+    ObjectiveLoss,
+    OnStep,
+    flatten_codes,
+)
 from tessella.objectives.decoding import DecodingState
+from tessella.tokenizer import look_up_codes
 from tessella.transformer import (
     Examples,
     Layer,
@@ -70,7 +78,7 @@ class SharedLatentTransformer(Transformer):
         num_positions = self.shape.num_positions
         positions = torch.arange(num_positions, device=text.device).expand(len(text), -1)
         visible = torch.zeros(num_positions, dtype=torch.int64, device=text.device)
-        latent: Tensor = self.latent_out(self.decode_hidden(cache, positions, visible))
+        latent: Tensor = self.latent_out(self.predict(cache, positions, visible))
         return latent
 
     def decode_text(self, latent: Tensor, text: Tensor) -> Tensor:
@@ -134,7 +142,7 @@ class SharedLatent(Objective):
         self, text: Tensor, codes: Tensor, examples: Examples | None = None
     ) -> ObjectiveLoss:
         """Squared distance of the latents plus the weighted cross-entropy of the text."""
-        target = functional.embedding(codes.flatten(1), self.codebook)
+        target = look_up_codes(self.codebook, codes).flatten(2).mT
         latent = self._text_autoencoder.encode_latent(text, examples)
         logits = self._text_autoencoder.decode_text(latent, text)
         reconstruction = functional.cross_entropy(
@@ -144,7 +152,7 @@ class SharedLatent(Objective):
         )
         distance = functional.mse_loss(latent.float(), target)
         nearest = self._find_nearest(latent.detach())
-        accuracy = (nearest == codes.flatten(1)).to(torch.float32).mean()
+        accuracy = (nearest == flatten_codes(codes)).to(torch.float32).mean()
         return ObjectiveLoss(distance + self.settings.text_weight * reconstruction, accuracy)
 
     @torch.inference_mode()
@@ -153,11 +161,19 @@ class SharedLatent(Objective):
         state = DecodingState(self.transformer, batch, 1, on_step)
         latent = self._text_autoencoder.encode_latent(batch.text, batch.examples)
         state.fill(self._find_nearest(latent).index_select(0, batch.prompt_of))
-        return self.look_up(state.codes)
+        return self.look_up(state.codes.mT)
 
     def _find_nearest(self, latent: Tensor) -> Tensor:
-        """Finds the code (B, N) whose vector is nearest to each latent (B, N, C), in fp32."""
-        # |l - c|² without |l|², which is the same for every code.
+        """Finds the codes (B, N, M) whose vectors come nearest to each latent (B, N, C), in fp32.
+
+        One codebook after the other, each for what is left over. Where each has channels of its
+        own that is the nearest of all.
+        """
+        codes = []
         with torch.autocast(latent.device.type, enabled=False):
-            product = 2 * latent.float() @ self.codebook.T
-            return (self.codebook.square().sum(1) - product).argmin(-1)
+            rest = latent.float()
+            for book in self.codebook:
+                # |l - c|² without |l|², which is the same for every code.
+                codes.append((book.square().sum(1) - 2 * rest @ book.T).argmin(-1))
+                rest = rest - functional.embedding(codes[-1], book)
+        return torch.stack(codes, -1)

@@ -25,7 +25,7 @@ class NearCopies:
 
     Args:
         memory: has both.
-        codebook: (K, C) vectors of the codes.
+        codebook: (M, K, C) vectors of the codes.
     """
 
     def __init__(self, memory: ExampleMemory, codebook: npt.NDArray[np.float32]) -> None:
@@ -51,7 +51,7 @@ class NearCopies:
         """Finds which of some examples (R,) are as good as a picture that need not be one.
 
         Args:
-            codes: (h, w) of the picture.
+            codes: (M, h, w) of the picture.
             captions: all of the picture's.
             others: (R,) examples.
         """
@@ -71,10 +71,11 @@ class NearCopies:
         return set(self._captions[start:end])
 
     def _distance(self, first: Codes, second: Codes) -> npt.NDArray[np.float64]:
-        """Computes mean squared distances (R,) of the vectors of codes (…, h, w)."""
+        """Computes mean squared distances (R,) of the vectors of codes (…, M, h, w)."""
         left, right = self._look_up(first), self._look_up(second)
         distances: npt.NDArray[np.float64] = np.square(left - right).sum(-1).mean((-1, -2))
         return distances
 
     def _look_up(self, codes: Codes) -> npt.NDArray[np.float32]:
-        return self._codebook[codes]
+        vectors = sum(book[codes[..., m, :, :]] for m, book in enumerate(self._codebook))
+        return np.asarray(vectors, np.float32)

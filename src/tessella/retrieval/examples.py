@@ -40,7 +40,7 @@ Codes = npt.NDArray[np.uint16]
 class Example:
     """A picture that a model looks at while it paints another."""
 
-    codes: Codes  # (h, w)
+    codes: Codes  # (M, h, w)
     caption: str  # the one that was found; "" if it has none
     name: str  # of the picture: its file, as it was given
     index: int | None = None  # in the memory; None: it is not in there
@@ -58,7 +58,7 @@ class ExampleMemory:
     """The examples of a model, found by their captions.
 
     Args:
-        codes: (E, h, w) uint16.
+        codes: (E, M, h, w) uint16.
         rows: name and captions of each.
         index: of all captions, example after example.
         example_of: (C,) int32, the example of each caption; rising.
@@ -85,7 +85,7 @@ class ExampleMemory:
         """Indexes examples.
 
         Args:
-            codes: (E, h, w) uint16.
+            codes: (E, M, h, w) uint16.
             rows: of each.
             tokenizer: hash of the image tokenizer's weights.
         """
@@ -138,7 +138,7 @@ class ExampleMemory:
             )
             codes, ends = arrays["codes"], arrays["row_ends"]
             is_whole = (
-                codes.ndim == 3
+                codes.ndim == 4
                 and len(codes) == len(ends)
                 and len(index.offsets) == len(index.words) + 1
                 and len(index.captions) == len(index.scores) == index.offsets[-1]

@@ -170,4 +170,5 @@ def _reconstruct(served: ServedModel, image: Image.Image) -> schemas.Reconstruct
         codes=codes[0].tolist(),
         grid=list(model.config.grid),
         codebook_size=model.config.tokenizer.quantizer.codebook_size,
+        codes_per_position=model.config.tokenizer.quantizer.codes_per_position,
     )

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from tessella.images import encode_picture
+from tessella.model.codec import decode_latent
 from tessella.serving import schemas
 from tessella.serving.api_errors import ApiError
 from tessella.serving.document import describe_file
@@ -95,6 +96,7 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
         image_size=config.image_size,
         grid=list(config.grid),
         codebook_size=config.tokenizer.quantizer.codebook_size,
+        codes_per_position=config.tokenizer.quantizer.codes_per_position,
         objective=objective.name,
         max_prompt_tokens=served.model.text_tokenizer.max_tokens,
         generation=config.generation,
@@ -107,28 +109,36 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
 
 @functools.lru_cache(maxsize=256)
 def _draw_example(served: ServedModel, codes: bytes) -> bytes:
-    """Decodes an example's codes (h, w) uint16 into a PNG."""
-    grid = np.frombuffer(codes, np.uint16).reshape(served.model.config.grid)
-    [pixels] = served.model.decode_codes(torch.from_numpy(grid.astype(np.int64))[None])
+    """Decodes an example's codes (M, h, w) uint16 into a PNG."""
+    grids = np.frombuffer(codes, np.uint16).reshape(-1, *served.model.config.grid)
+    [pixels] = served.model.decode_codes(torch.from_numpy(grids.astype(np.int64))[None])
     return encode_picture(pixels)
 
 
 @functools.lru_cache(maxsize=16)
 def _draw_codebook(served: ServedModel) -> schemas.CodebookBody:
-    """Decodes a mosaic of each code alone, and takes the tile in its middle."""
-    model, size = served.model, served.model.config.tokenizer.quantizer.codebook_size
+    """Decodes a mosaic of each code alone, and takes the tile in its middle.
+
+    The other codes of a position are the mean of their codebooks.
+    """
+    model, codebook = served.model, served.model.tokenizer.codebook  # (M, K, C)
+    means = codebook.mean(1)
+    latents = (codebook + (means.sum(0) - means)[:, None]).flatten(0, 1)  # (M · K, C)
+    size = len(latents)
     tile = model.config.tokenizer.downsampling
     height, width = (min(side, _MOSAIC_SIDE) for side in model.config.grid)
     top, left = height // 2 * tile, width // 2 * tile
     rows = -(-size // _CODEBOOK_COLUMNS)
     tiles = np.full((rows * _CODEBOOK_COLUMNS, tile, tile, 3), 255, dtype=np.uint8)
     for codes in torch.arange(size).split(_CODEBOOK_COLUMNS):
-        mosaics = codes[:, None, None].expand(-1, height, width)
-        tiles[codes.numpy()] = model.decode_codes(mosaics)[:, top : top + tile, left : left + tile]
+        mosaics = latents[codes, :, None, None].expand(-1, -1, height, width)
+        decoded = decode_latent(model.tokenizer, mosaics, model.config.grid)
+        tiles[codes.numpy()] = decoded[:, top : top + tile, left : left + tile]
     sheet = tiles.reshape(rows, _CODEBOOK_COLUMNS, tile, tile, 3).swapaxes(1, 2)
     picture = sheet.reshape(rows * tile, _CODEBOOK_COLUMNS * tile, 3)
     return schemas.CodebookBody(
-        codebook_size=size,
+        codebook_size=codebook.shape[1],
+        codes_per_position=len(codebook),
         columns=_CODEBOOK_COLUMNS,
         tile_px=tile,
         b64_png=encode_base64(encode_picture(picture)),

@@ -264,9 +264,10 @@ class ReconstructedBody(BaseModel):
     model: str
     original: str
     reconstruction: str
-    codes: list[list[int]]
+    codes: list[list[list[int]]]
     grid: Grid
     codebook_size: int
+    codes_per_position: int
 
 
 class ModelAbilities(BaseModel, from_attributes=True):
@@ -307,6 +308,7 @@ class ModelBody(BaseModel):
     image_size: int
     grid: Grid
     codebook_size: int
+    codes_per_position: int
     objective: str
     max_prompt_tokens: int
     generation: GenerationSettings
@@ -333,9 +335,10 @@ class CardBody(BaseModel):
 
 
 class CodebookBody(BaseModel):
-    """The codebook as a sheet of tiles."""
+    """The codebooks as a sheet of tiles, one codebook after the other."""
 
     codebook_size: int
+    codes_per_position: int
     columns: int
     tile_px: int
     b64_png: str

@@ -6,11 +6,18 @@ discriminator, published weights) is imported from its own file.
 
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from tessella.tokenizer.image_tokenizer import ImageTokenizer, Reconstruction, TokenizerSettings
-from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer import (
+    Codebooks,
+    QuantizerSettings,
+    count_latent_channels,
+    look_up_codes,
+    number_codes,
+)
 from tessella.tokenizer.quantizer_base import Quantized, Quantizer
 from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
 
 __all__ = [
+    "Codebooks",
     "FiniteScalarQuantizer",
     "FiniteScalarSettings",
     "ImageTokenizer",
@@ -21,5 +28,7 @@ __all__ = [
     "TokenizerSettings",
     "VectorQuantizer",
     "VectorQuantizerSettings",
-    "create_quantizer",
+    "count_latent_channels",
+    "look_up_codes",
+    "number_codes",
 ]

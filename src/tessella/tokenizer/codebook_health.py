@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
 
 from tessella.images import Pixels
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
-from tessella.tokenizer.quantizer_base import Quantizer
-from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
+from tessella.tokenizer.quantizer import AnyQuantizerSettings, Codebooks, number_codes
 
 # A codebook has not settled earlier; with fewer positions per code, chance may leave one out.
 _SETTLED_AFTER_IMAGES = 10_000
@@ -28,8 +28,8 @@ _INK, _BLUE, _GRAY, _PALE, _PINK = "#222222", "#1f77b4", "#7f7f7f", "#e4e4e4", "
 class CodebookHealth:
     """How often each code is used, and how long ago it was chosen in training."""
 
-    use: npt.NDArray[np.int64]  # (K,) how often each code occurs in the measured images
-    idle_images: npt.NDArray[np.int64]  # (K,) images trained on since it was chosen or revived
+    use: npt.NDArray[np.int64]  # (M · K,) how often each code occurs in the measured images
+    idle_images: npt.NDArray[np.int64]  # (M · K,) images trained on since it was chosen or revived
 
     @property
     def codes_used(self) -> int:
@@ -38,12 +38,12 @@ class CodebookHealth:
 
     @property
     def fraction_used(self) -> float:
-        """Fraction of the codebook that occurs in the measured images, in [0, 1]."""
+        """Fraction of the codebooks that occurs in the measured images, in [0, 1]."""
         return self.codes_used / len(self.use)
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the entropy of use, in [1, K]: as informative as that many even codes."""
+        """Exponential of the entropy of use, in [1, M · K]: as informative as that many even codes."""
         frequency = self.use[self.use > 0] / self.use.sum()
         return float(np.exp(-(frequency * np.log(frequency)).sum()))
 
@@ -60,22 +60,24 @@ class CodebookHealth:
         }
 
 
-def measure_codebook_health(quantizer: Quantizer, codes: npt.NDArray[np.int64]) -> CodebookHealth:
-    """Counts how a codebook is used.
+def measure_codebook_health(quantizer: Codebooks, codes: npt.NDArray[np.int64]) -> CodebookHealth:
+    """Counts how the codebooks are used.
 
     Args:
         quantizer: has counted in training how long each code has been idle.
-        codes: (B, h, w) in [0, K), B >= 1, of representative images: validation images.
+        codes: (B, M, h, w) in [0, K), B >= 1, of representative images: validation images.
     """
+    idle_images = quantizer.idle_images.flatten().cpu().numpy()
+    numbers = number_codes(torch.from_numpy(codes), quantizer.settings.codebook_size)
     return CodebookHealth(
-        use=np.bincount(codes.ravel(), minlength=len(quantizer.idle_images)),
-        idle_images=quantizer.idle_images.cpu().numpy(),
+        use=np.bincount(numbers.flatten().numpy(), minlength=len(idle_images)),
+        idle_images=idle_images,
     )
 
 
 def describe_codebook_problem(
     health: CodebookHealth,
-    settings: VectorQuantizerSettings | FiniteScalarSettings,
+    settings: AnyQuantizerSettings,
     images_seen: int,
 ) -> str | None:
     """Returns a warning with what to try when less than half of the codebook is in use.
@@ -99,7 +101,7 @@ def describe_codebook_problem(
     )
 
 
-def _remedies(settings: VectorQuantizerSettings | FiniteScalarSettings) -> list[str]:
+def _remedies(settings: AnyQuantizerSettings) -> list[str]:
     """Lists the settings to try, the one most likely to help first."""
     if isinstance(settings, FiniteScalarSettings):
         return ["smaller `tokenizer.quantizer.levels`", "`tokenizer.quantizer=vq`"]

@@ -9,18 +9,17 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from tessella.config import Settings
-from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels
+from tessella.tokenizer.quantizer_base import CodesSettings, Quantized, Quantizer, check_channels
 
 _MOST_CODES = 65536
 # Widens the bound, so that its outermost levels can be reached.
 _MARGIN = 1e-3
 
 
-class FiniteScalarSettings(Settings):
+class FiniteScalarSettings(CodesSettings):
     """A fixed grid (FSQ); a latent is rounded to it, channel by channel."""
 
     name: Literal["fsq"] = "fsq"
@@ -28,6 +27,15 @@ class FiniteScalarSettings(Settings):
     levels: tuple[Annotated[int, Field(ge=3)], ...] = Field((8, 8, 8), min_length=1)
     """Levels of each channel; their product is the number of codes. The paper advises five or
     more: 8 6 5 (240 codes), 8 5 5 5 (1000), 7 5 5 5 5 (4375), 8 8 8 6 5 (15360)."""
+
+    @model_validator(mode="after")
+    def _no_residuals(self) -> "FiniteScalarSettings":
+        if self.codes_per_position > 1 and self.composition == "residual":
+            raise ValueError(
+                "a fixed grid has no residual codebooks. Set "
+                "tokenizer.quantizer.composition=product, or tokenizer.quantizer.name=vq"
+            )
+        return self
 
     @field_validator("levels")
     @classmethod

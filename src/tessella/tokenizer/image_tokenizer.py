@@ -1,4 +1,4 @@
-"""image (B, 3, H, W) ⇄ codes (B, h, w): encoder, quantizer, decoder.
+"""image (B, 3, H, W) ⇄ codes (B, M, h, w): encoder, quantizer, decoder.
 
 On the data's way: images come from `data`; the transformer learns to generate the codes.
 """
@@ -18,7 +18,7 @@ from tessella.images import Pixels
 from tessella.tokenizer.body import Network
 from tessella.tokenizer.finite_scalar import FiniteScalarSettings
 from tessella.tokenizer.palette import fit_palette
-from tessella.tokenizer.quantizer import QuantizerSettings, create_quantizer
+from tessella.tokenizer.quantizer import Codebooks, QuantizerSettings, count_latent_channels
 from tessella.tokenizer.quantizer_base import Quantized
 from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEncoder
 from tessella.tokenizer.residual import ResidualDecoder, ResidualEncoder
@@ -59,13 +59,13 @@ class TokenizerSettings(Settings):
     def _fits_the_network(self) -> Self:
         match self.network:
             case "report2021":
-                if self.quantizer.code_width != self.nhid:
+                if count_latent_channels(self.quantizer) != self.nhid:
                     how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
                     if isinstance(self.quantizer, FiniteScalarSettings):
                         how = "Set tokenizer.quantizer=vq"
                     raise ValueError(
                         f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
-                        f"{self.quantizer.code_width}. {how}"
+                        f"{count_latent_channels(self.quantizer)}. {how}"
                     )
                 factor = DOWNSAMPLING * 2**self.upsampling
                 if self.nhid % factor:
@@ -83,10 +83,11 @@ class TokenizerSettings(Settings):
             case "palette":
                 codes = self.quantizer
                 is_vq = isinstance(codes, VectorQuantizerSettings) and not codes.normalize
-                if not is_vq or codes.code_width != 3:
+                if not is_vq or codes.code_width != 3 or codes.codes_per_position != 1:
                     raise ValueError(
-                        "a palette's codes are colours. Set tokenizer.quantizer.name=vq, "
-                        ".code_width=3 and .normalize=false, as the preset `palette` does"
+                        "a palette's codes are colours, one a pixel. Set tokenizer.quantizer.name=vq, "
+                        ".code_width=3, .normalize=false and .codes_per_position=1, as the preset "
+                        "`palette` does"
                     )
                 if self.upsampling:
                     raise ValueError(
@@ -111,7 +112,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.settings = settings
         self.encoder, self.decoder = _create_networks(settings)
-        self.quantizer = create_quantizer(settings.quantizer)
+        self.quantizer = Codebooks(settings.quantizer)
         # Channels last is faster, but oneDNN of torch 2.13 crashes in the backward pass of a
         # strided 1×1 convolution of four channels then, as small versions of `report2021` have.
         is_report = settings.network == "report2021"
@@ -120,7 +121,7 @@ class ImageTokenizer(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """(K, C)."""
+        """(M, K, C): a position's latent is the sum of a vector of each."""
         return self.quantizer.codebook
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -141,7 +142,7 @@ class ImageTokenizer(nn.Module):
         weights = {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name.startswith("encoder.") or name == "quantizer.vectors"
+            if name.startswith("encoder.") or name.endswith(".vectors")
         }
         return hash_tensors(weights)
 
@@ -152,10 +153,11 @@ class ImageTokenizer(nn.Module):
             pixels: (N, S, S, 3) uint8.
             seed: of the sampled pixels and the first palette.
         """
-        palette = fit_palette(pixels, len(self.codebook), seed)
+        palette = fit_palette(pixels, self.codebook.shape[1], seed)
         learned = {"vectors": palette, "cluster_sum": palette, "started": torch.tensor(True)}
-        state = self.quantizer.state_dict()
-        self.quantizer.load_state_dict({name: learned.get(name, state[name]) for name in state})
+        [quantizer] = self.quantizer.parts
+        state = quantizer.state_dict()
+        quantizer.load_state_dict({name: learned.get(name, state[name]) for name in state})
 
     def set_recompute(self, recompute: bool) -> None:
         """Switches activation checkpointing in training on or off.
@@ -181,7 +183,7 @@ class ImageTokenizer(nn.Module):
         return Reconstruction(self.decoder(quantized.quantized), quantized)
 
     def encode(self, image: Tensor) -> Tensor:
-        """Turns images (B, 3, H, W) in [-1, 1] into codes (B, h, w) int64.
+        """Turns images (B, 3, H, W) in [-1, 1] into codes (B, M, h, w) int64.
 
         Raises:
             ShapeError: a side is not a multiple of the downsampling.
@@ -189,7 +191,7 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.encode(self._encode(image))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Turns codes (B, h, w) into images (B, 3, H, W) in [-1, 1]."""
+        """Turns codes (B, M, h, w) into images (B, 3, H, W) in [-1, 1]."""
         return self.decode_latent(self.quantizer.look_up(codes))
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
@@ -219,7 +221,7 @@ class ImageTokenizer(nn.Module):
 
 def _create_networks(settings: TokenizerSettings) -> tuple[Network, Network]:
     """Creates the encoder and the decoder."""
-    code_width, upsampling = settings.quantizer.code_width, settings.upsampling
+    code_width, upsampling = count_latent_channels(settings.quantizer), settings.upsampling
     if settings.network == "report2021":
         return ReportEncoder(settings.nhid), ReportDecoder(settings.nhid, upsampling)
     if settings.network == "taming":

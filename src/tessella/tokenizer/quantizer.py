@@ -1,12 +1,24 @@
-"""latent (B, C, h, w) → codes (B, h, w): the quantizers to choose from, and their settings."""
+"""latent (B, C, h, w) ⇄ codes (B, M, h, w): M codebooks, and the settings of each.
+
+With `product` the channels are cut into M groups, each with a codebook of its own; with `residual`
+each codebook quantizes what those before it leave over, so that the first codes say what is coarse.
+Either way the latent is the sum of a vector of each codebook (M, K, C): a group's vectors are zero
+outside of its channels.
+
+Source: product quantization, Jégou et al. 2011; residual quantization arXiv:2203.01941; tails
+dropped in training, arXiv:2107.03312.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, Discriminator
+from torch import Tensor, nn
+from torch.nn import functional
 
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
-from tessella.tokenizer.quantizer_base import Quantizer
+from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels
 from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
 
 
@@ -17,15 +29,136 @@ def _with_name(value: Any) -> Any:
     return {"name": "vq", **value} if isinstance(value, Mapping) else value
 
 
+AnyQuantizerSettings = VectorQuantizerSettings | FiniteScalarSettings
 QuantizerSettings = Annotated[
-    VectorQuantizerSettings | FiniteScalarSettings,
-    Discriminator("name"),
-    BeforeValidator(_with_name),
+    AnyQuantizerSettings, Discriminator("name"), BeforeValidator(_with_name)
 ]
 
 
-def create_quantizer(settings: VectorQuantizerSettings | FiniteScalarSettings) -> Quantizer:
-    """Creates the quantizer that its settings name."""
-    if isinstance(settings, FiniteScalarSettings):
-        return FiniteScalarQuantizer(settings)
-    return VectorQuantizer(settings)
+class Codebooks(nn.Module):
+    """One quantizer for each of the M codes of a position."""
+
+    def __init__(self, settings: AnyQuantizerSettings) -> None:
+        """Creates them; a vector quantizer's codebooks are initialized in training."""
+        super().__init__()
+        self.settings = settings
+        self.is_residual = settings.composition == "residual"
+        self.parts = nn.ModuleList(
+            FiniteScalarQuantizer(settings)
+            if isinstance(settings, FiniteScalarSettings)
+            else VectorQuantizer(settings)
+            for _ in range(settings.codes_per_position)
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        """(M, K, C): the latent of a position is the sum of one vector of each codebook."""
+        each = [part.codebook for part in self._quantizers()]
+        if self.is_residual:
+            return torch.stack(each)
+        width, total = each[0].shape[1], count_latent_channels(self.settings)
+        return torch.stack(
+            [
+                functional.pad(vectors, (m * width, total - (m + 1) * width))
+                for m, vectors in enumerate(each)
+            ]
+        )
+
+    @property
+    def idle_images(self) -> Tensor:
+        """(M, K) int64, images of training since each code was last chosen."""
+        return torch.stack([part.idle_images for part in self._quantizers()])
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """Turns latents (B, C, h, w) of any finite scale into codes (B, M, h, w) int64.
+
+        Raises:
+            ShapeError: the latent's channels are not the codebook's.
+        """
+        check_channels(latent, count_latent_channels(self.settings))
+        parts = self._quantizers()
+        if not self.is_residual:
+            groups = latent.chunk(len(parts), 1)
+            return torch.stack(
+                [part.encode(group) for part, group in zip(parts, groups, strict=True)], 1
+            )
+        codes, before = [], torch.zeros_like(latent)
+        for part in parts:
+            codes.append(part.encode(latent - before))
+            before = before + _look_up(part, codes[-1])
+        return torch.stack(codes, 1)
+
+    def forward(self, latent: Tensor) -> Quantized:
+        """Quantizes latents (B, C, h, w); in training the codebooks also learn.
+
+        Raises:
+            ShapeError: the latent's channels are not the codebook's.
+        """
+        check_channels(latent, count_latent_channels(self.settings))
+        parts = self._quantizers()
+        if self.is_residual:
+            return self._quantize_residuals(latent.float())
+        groups = latent.chunk(len(parts), 1)
+        each = [part(group) for part, group in zip(parts, groups, strict=True)]
+        return Quantized(
+            torch.cat([one.quantized for one in each], 1),
+            torch.stack([one.codes for one in each], 1),
+            torch.stack([one.loss for one in each]).mean(),
+        )
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Turns codes (B, M, h, w) into quantized latents (B, C, h, w).
+
+        Of residual codes the first few are enough: (B, m, h, w) gives the coarser latent.
+        """
+        return look_up_codes(self.codebook, codes)
+
+    def _quantize_residuals(self, latent: Tensor) -> Quantized:
+        parts, batch = self._quantizers(), len(latent)
+        kept = torch.full((batch, 1, 1, 1), len(parts), device=latent.device)
+        if self.training and len(parts) > 1:
+            drawn = torch.randint(1, len(parts) + 1, kept.shape, device=latent.device)
+            is_cut = torch.rand(kept.shape, device=latent.device) < self.settings.tail_dropout
+            kept = torch.where(is_cut, drawn, kept)
+        codes, losses = [], []
+        before, decoded = torch.zeros_like(latent), torch.zeros_like(latent)
+        for m, part in enumerate(parts):
+            one = part(latent - before)
+            vectors = _look_up(part, one.codes).detach()
+            before = before + vectors
+            decoded = decoded + vectors * (kept > m)
+            codes.append(one.codes)
+            losses.append(one.loss)
+        # Carries the latent's gradient; the value becomes the quantized one.
+        quantized = latent + (decoded - latent).detach()
+        return Quantized(quantized, torch.stack(codes, 1), torch.stack(losses).mean())
+
+    def _quantizers(self) -> list[Quantizer]:
+        """Tells the type checker what a ModuleList holds."""
+        return [part for part in self.parts if isinstance(part, Quantizer)]
+
+
+def count_latent_channels(settings: AnyQuantizerSettings) -> int:
+    """Counts the channels of the latent that the codes of a position make."""
+    groups = 1 if settings.composition == "residual" else settings.codes_per_position
+    return groups * settings.code_width
+
+
+def look_up_codes(codebook: Tensor, codes: Tensor) -> Tensor:
+    """Adds up the vectors (M, K, C) of codes (B, M, …): (B, C, …)."""
+    vectors = sum(
+        functional.embedding(codes[:, m], book)
+        for m, book in enumerate(codebook[: codes.shape[1]])
+    )
+    assert isinstance(vectors, Tensor)
+    return vectors.movedim(-1, 1)
+
+
+def number_codes(codes: Tensor, codebook_size: int, dim: int = 1) -> Tensor:
+    """Numbers codes [0, K) of M codebooks, which `dim` counts, as [0, M · K)."""
+    books = torch.arange(codes.shape[dim], device=codes.device) * codebook_size
+    return codes + books.view(-1, *[1] * (codes.ndim - dim % codes.ndim - 1))
+
+
+def _look_up(part: Quantizer, codes: Tensor) -> Tensor:
+    return functional.embedding(codes, part.codebook).movedim(-1, 1)

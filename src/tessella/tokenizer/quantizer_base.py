@@ -1,17 +1,33 @@
 """What every quantizer has in common: latent (B, C, h, w) ⇄ codes (B, h, w), one codebook (K, C).
 
-On the data's way it stands between the encoder and the decoder of the image tokenizer.
+On the data's way it stands between the encoder and the decoder of the image tokenizer: one of them,
+or several (`quantizer.py`).
 """
 
 import abc
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed
+from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tessella.config import Settings
 from tessella.errors import ShapeError
+
+
+class CodesSettings(Settings):
+    """How many codes a position has: settings of every quantizer."""
+
+    codes_per_position: int = Field(1, ge=1, le=16)
+    """Codes at a position (M), each of a codebook of its own."""
+    composition: Literal["product", "residual"] = "product"
+    """How several codes make one latent: `product`, side by side, each for channels of its own;
+    `residual`, one upon the other, each for what those before leave over."""
+    tail_dropout: float = Field(0.25, ge=0.0, le=1.0)
+    """Fraction of the training pictures that are decoded from the first codes only, however many
+    are drawn, so that these say what is coarse (composition = `residual` only)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +35,7 @@ class Quantized:
     """A latent, quantized."""
 
     quantized: Tensor  # (B, C, h, w) codebook vectors, with a gradient for the latent
-    codes: Tensor  # (B, h, w) int64 in [0, K)
+    codes: Tensor  # (B, h, w) int64 in [0, K); (B, M, h, w) of several codebooks
     loss: Tensor  # () the quantizer's own loss, weighted; 0 if it has none
 
 
@@ -54,10 +70,6 @@ class Quantizer(nn.Module, abc.ABC):
         Raises:
             ShapeError: the latent's channels are not the codebook's.
         """
-
-    def look_up(self, codes: Tensor) -> Tensor:
-        """Turns codes (B, h, w) into quantized latents (B, C, h, w)."""
-        return functional.embedding(codes, self.codebook).movedim(-1, 1)
 
     @torch.no_grad()
     def _count_use(self, codes: Tensor) -> Tensor:

@@ -15,8 +15,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.config import Settings
-from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels, world_size
+from tessella.tokenizer.quantizer_base import (
+    CodesSettings,
+    Quantized,
+    Quantizer,
+    check_channels,
+    world_size,
+)
 
 _KMEANS_STEPS = 10
 _EPSILON = 1e-5
@@ -27,13 +32,13 @@ _SCORES_AT_ONCE = {"cpu": 2**19}
 _SCORES_AT_ONCE_ELSEWHERE = 2**24
 
 
-class VectorQuantizerSettings(Settings):
+class VectorQuantizerSettings(CodesSettings):
     """A learned codebook; a latent takes the nearest vector."""
 
     name: Literal["vq"] = "vq"
     """The quantizer's name."""
     codebook_size: int = Field(512, ge=2, le=65536)
-    """Number of codes (K)."""
+    """Number of codes (K), of each codebook."""
     code_width: int = Field(8, ge=1)
     """Channels of a code (C). Few channels keep more of the codebook in use."""
     normalize: bool = True

@@ -158,9 +158,11 @@ def _measure_stages(
     """Measures the pace of each stage that trains, on random codes and examples."""
     grid = model.config.grid
     rng = np.random.default_rng(0)
-    one = rng.integers(len(model.tokenizer.codebook), size=(1, 1, *grid)).astype(np.uint16)
+    num_codes, size, _ = model.tokenizer.codebook.shape
+    one = rng.integers(size, size=(1, 1, num_codes, *grid)).astype(np.uint16)
     codes = {
-        side: np.broadcast_to(one, (1, len(images), *grid)) for side, images in data.sides.items()
+        side: np.broadcast_to(one, (1, len(images), num_codes, *grid))
+        for side, images in data.sides.items()
     }
     paces: dict[str, Pace] = {}
 
@@ -184,8 +186,9 @@ def _measure_stages(
 def _create_memory(model: TextToImage, images: CaptionedImages) -> ExampleMemory:
     """Creates a memory of some pictures' captions and random codes: looking up takes as long."""
     rows = [ExampleRow("", images.captions(index)) for index in range(min(len(images), _EXAMPLES))]
-    shape = (len(rows), *model.config.grid)
-    codes = np.random.default_rng(0).integers(len(model.tokenizer.codebook), size=shape)
+    num_codes, size, _ = model.tokenizer.codebook.shape
+    shape = (len(rows), num_codes, *model.config.grid)
+    codes = np.random.default_rng(0).integers(size, size=shape)
     return ExampleMemory.build(codes.astype(np.uint16), rows, "")
 
 

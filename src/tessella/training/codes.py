@@ -25,7 +25,7 @@ _SMALLEST_CROP = 0.8  # of the image's side
 N = TypeVar("N", bound=np.generic)
 
 Codes = npt.NDArray[np.uint16]
-"""(passes, N, h, w); the first pass has the images as they are."""
+"""(passes, N, M, h, w); the first pass has the images as they are."""
 
 
 Progress = Callable[[int, int], object]
@@ -55,7 +55,7 @@ def prepare_codes(
         progress: told the encodings.
 
     Returns:
-        (passes, N, h, w) uint16, memory-mapped, read only.
+        (passes, N, M, h, w) uint16, memory-mapped, read only.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -80,7 +80,8 @@ def prepare_codes(
         "tokenizer": hash_tensors(tokenizer.state_dict()),
         "passes": {"flips": flips, "crops": crops},
     }
-    shape = (passes, len(images), side, side)
+    num_codes = tokenizer.settings.quantizer.codes_per_position
+    shape = (passes, len(images), num_codes, side, side)
     return cached_array(path, made_from, np.uint16, shape, encode, what="the codes of the images")
 
 

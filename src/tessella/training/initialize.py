@@ -52,7 +52,7 @@ def initialize_transformer(
     Args:
         transformer: takes the weights.
         folder: the model's, or its name.
-        codebook: (K, C) that the transformer has to fit, if it will not train; None if it will.
+        codebook: (M, K, C) that the transformer has to fit, if it will not train; None if it will.
 
     Raises:
         ConfigError: the model's transformer has other settings, another shape or codebook, or

@@ -80,7 +80,7 @@ class ExampleReader:
     Args:
         memory: of the training pictures, in their order.
         neighbors: of each side.
-        codes: (passes, N, h, w) of the training pictures.
+        codes: (passes, N, M, h, w) of the training pictures.
         flips: whether the second half of the passes are mirrored.
         settings: how examples are dropped.
         captions: reads captions.
@@ -142,7 +142,8 @@ class ExampleReader:
     ) -> Examples:
         """Reads the codes and captions of examples (B, k), found by caption."""
         examples = self.memory.example_of[np.maximum(found, 0)]
-        codes = self._codes[passes[:, None], examples].reshape(*found.shape, -1).astype(np.int64)
+        codes = self._codes[passes[:, None], examples]  # (B, k, M, h, w)
+        codes = codes.reshape(*codes.shape[:3], -1).swapaxes(2, 3).astype(np.int64)
         codes[found < 0] = -1
         texts = [
             "" if is_hidden or caption < 0 else self.memory.by_caption(caption).caption
@@ -168,7 +169,7 @@ def prepare_examples(
 
     Args:
         data: images of each side.
-        codes: (passes, N, h, w) of the training images.
+        codes: (passes, N, M, h, w) of the training images.
         tokenizer: the codes are of.
         captions: reads captions.
         settings: `neighbors` is a number.
@@ -208,7 +209,7 @@ def prepare_memory(
 
     Args:
         images: the training side.
-        codes: (passes, N, h, w), of which the first has the pictures as they are.
+        codes: (passes, N, M, h, w), of which the first has the pictures as they are.
         tokenizer: the codes are of.
         folder: of the memory.
         sources: of the images, as the user wrote them.

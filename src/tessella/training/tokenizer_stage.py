@@ -14,7 +14,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import Pixels, to_float
 from tessella.sheets import make_sheet
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import ImageTokenizer, number_codes
 from tessella.tokenizer.adversarial import AdversarialLoss
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
@@ -108,8 +108,9 @@ class TokenizerLoss(nn.Module):
             # Pixels are in [-1, 1]: the peak is 2.
             metrics["psnr"] = 10 * torch.log10(4 / functional.mse_loss(reconstruction, image))
             # Not `unique`: on CUDA it waits for the device.
-            used = image.new_zeros(self.tokenizer.settings.quantizer.codebook_size)
-            used.index_fill_(0, output.quantized.codes.flatten(), 1)
+            codes, size = output.quantized.codes, self.tokenizer.settings.quantizer.codebook_size
+            used = image.new_zeros(codes.shape[1] * size)
+            used.index_fill_(0, number_codes(codes, size).flatten(), 1)
             metrics["codes_used"] = used.sum()
         if losses.perceptual is not None:
             metrics["perceptual_loss"] = losses.perceptual

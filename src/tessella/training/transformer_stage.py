@@ -53,7 +53,7 @@ class TransformerStage(Stage[Transformer]):
         model: its transformer learns; its tokenizer is trained.
         settings: of the training.
         data: images of each side; if none are held out, training images are scored.
-        codes: (passes, N, h, w) of each side; a batch draws each image's codes from one pass.
+        codes: (passes, N, M, h, w) of each side; a batch draws each image's codes from one pass.
         captions: reads captions faster than the model's own text encoder.
         examples: reads what each picture looks at; None where the model has no examples.
     """
@@ -85,7 +85,7 @@ class TransformerStage(Stage[Transformer]):
         self._validation_side = "validation" if len(data["validation"]) else "train"
 
     def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        """Reads text (B, T) of one caption each, some dropped, codes (B, h, w) and examples."""
+        """Reads text (B, T) of one caption each, some dropped, codes (B, M, h, w) and examples."""
         captions, choices = [], []
         for index in indices:
             texts = self._data["train"].captions(int(index))

@@ -13,23 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.transformer.head import CodeEmbedding
 from tessella.transformer.layers import Rotation, rotate
 
 
 class Examples(NamedTuple):
     """The pictures that each picture of a batch looks at."""
 
-    codes: Tensor  # (B, k, N) int64; -1 where there is no example
+    codes: Tensor  # (B, k, N, M) int64; -1 where there is no example
     text: Tensor  # (B, k, T) tokens or (B, k, T, F) features of their captions, padded
 
     @property
     def visible(self) -> Tensor:
         """(B, k) bool, False where there is no example."""
-        return self.codes[..., 0] >= 0
+        return self.codes[..., 0, 0] >= 0
 
     def add_empty(self, count: int) -> "Examples":
         """Adds rows without examples at the end of the batch."""
-        none = torch.full_like(self.codes[:1], -1).expand(count, -1, -1)
+        none = torch.full_like(self.codes[:1], -1).expand(count, -1, -1, -1)
         text = torch.zeros_like(self.text[:1]).expand(count, *self.text.shape[1:])
         return Examples(torch.cat([self.codes, none]), torch.cat([self.text, text]))
 
@@ -38,16 +39,18 @@ class ExampleEncoder(nn.Module):
     """Embeds examples: code, position and caption, mixed with the codes around.
 
     Args:
-        codebook_size: K.
+        code_embedding: of its own.
         grid: (h, w).
         width: D.
         heads: of the layers.
     """
 
-    def __init__(self, codebook_size: int, grid: tuple[int, int], width: int, heads: int) -> None:
+    def __init__(
+        self, code_embedding: CodeEmbedding, grid: tuple[int, int], width: int, heads: int
+    ) -> None:
         super().__init__()
         self.grid, self.heads = grid, heads
-        self.code_embedding = nn.Embedding(codebook_size, width)
+        self.code_embedding = code_embedding
         self.caption = nn.Linear(width, width, bias=False)
         self.mix_in = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.mix_out = nn.Linear(width, width, bias=False)
@@ -60,21 +63,21 @@ class ExampleEncoder(nn.Module):
         """Embeds codes.
 
         Args:
-            codes: (B, k, N) int64; what stands where there is no example is masked later.
+            codes: (B, k, N, M) int64; what stands where there is no example is masked later.
             positions: (N, D) embeddings of the positions.
             captions: (B, k, D) embeddings of the captions.
 
         Returns:
             (B, k · N, D).
         """
-        batch, count, _ = codes.shape
+        batch, count, num_positions, _ = codes.shape
         rows = self.code_embedding(codes.clamp(min=0)) + positions
         rows = rows + self.caption(captions)[:, :, None]
         grids = rows.flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)  # (B · k, D, h, w)
         mixed = functional.relu(self.mix_in(grids)).square().flatten(2).transpose(1, 2)
         rows = rows + self.mix_out(mixed).view_as(rows)
         normed: Tensor = self.norm(rows)
-        return normed.view(batch, count * codes.shape[2], -1)
+        return normed.view(batch, count * num_positions, -1)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Lists the matrices that Muon trains."""

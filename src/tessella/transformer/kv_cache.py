@@ -20,13 +20,13 @@ class KVCache:
     """
 
     context_visible: Tensor  # (B, S) bool, False at padding and where an example is missing
-    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, heads, ≥ S + M, D / heads)
+    keys: list[Tensor] = field(default_factory=list)  # a layer: (B, heads, ≥ S + P, D / heads)
     values: list[Tensor] = field(default_factory=list)  # as keys
-    length: int = 0  # rows of every layer: S + M, for M codes
+    length: int = 0  # rows of every layer: S + P, for the codes of P positions
 
     @property
     def num_codes(self) -> int:
-        """Codes whose rows are cached (M)."""
+        """Positions whose codes are cached (P)."""
         return self.length - self.context_visible.shape[1]
 
     def select(self, rows: Tensor, *, capacity: int = 0) -> "KVCache":
@@ -36,7 +36,7 @@ class KVCache:
 
         Args:
             rows: (R,) int64.
-            capacity: codes that will be appended; they are allocated once.
+            capacity: positions that will be appended; they are allocated once.
         """
 
         def copy(layers: list[Tensor]) -> list[Tensor]:
@@ -47,12 +47,12 @@ class KVCache:
         return KVCache(context_visible, copy(self.keys), copy(self.values), self.length)
 
     def insert(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes new rows (B, heads, M, D / heads) behind a layer's.
+        """Writes new rows (B, heads, P, D / heads) behind a layer's.
 
-        `length` does not count them yet: the caller adds M once every layer has its rows.
+        `length` does not count them yet: the caller adds P once every layer has its rows.
 
         Returns:
-            The layer's keys and values (B, heads, length + M, D / heads).
+            The layer's keys and values (B, heads, length + P, D / heads).
         """
         if layer == len(self.keys):
             self.keys.append(keys)
@@ -79,13 +79,13 @@ def build_mask(context_visible: Tensor, num_visible_codes: Tensor, num_codes: in
     Args:
         context_visible: (B, S) bool, False at padding and where an example is missing.
         num_visible_codes: (Q,) int64 in [0, num_codes].
-        num_codes: how many codes there are (M).
+        num_codes: how many positions have codes (P).
 
     Returns:
-        (B, 1, Q, S + M) bool, True where a row may look.
+        (B, 1, Q, S + P) bool, True where a row may look.
     """
     batch, num_rows = len(context_visible), len(num_visible_codes)
     order = torch.arange(num_codes, device=context_visible.device)
-    codes = order < num_visible_codes[:, None]  # (Q, M)
+    codes = order < num_visible_codes[:, None]  # (Q, P)
     context = context_visible[:, None, :].expand(-1, num_rows, -1)
     return torch.cat([context, codes.expand(batch, -1, -1)], dim=-1)[:, None]

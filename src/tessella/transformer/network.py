@@ -1,25 +1,29 @@
-"""text tokens + examples + known codes → logits (B, Q, K) at the queried positions.
+"""text tokens + examples + known codes → logits (B, Q, M, K) at the queried positions.
 
 The first half of the layers is the self-decoder: text tokens attend to text, codes to the context
 (text and examples) and to the codes before them. The second half is the cross-decoder: a mask token
 plus the embedding of the queried position attends to the keys and values that the first half made
 of context and codes. Queried positions do not see each other, so any number is predicted at once;
 encoded rows stay in a `KVCache` and are never encoded again. `predict_masked` uses the same layers
-for one pass in which all positions see each other.
+for one pass in which all positions see each other. Of a position with several codes, each is
+predicted from the ones before it as well (`head.py`).
 
 Source: the two halves are ARPG's (arXiv:2503.10568).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.errors import ShapeError
 from tessella.transformer.examples import ExampleEncoder, Examples, average_tokens
+from tessella.transformer.head import CodeEmbedding, NextCode
 from tessella.transformer.kv_cache import KVCache, build_mask
 from tessella.transformer.layers import Layer, Rotation, compute_rotations
 
@@ -59,11 +63,12 @@ class TransformerShape:
     vocabulary_size: int  # V, text tokens
     max_text_tokens: int  # longest text (T)
     pad_id: int  # the text token that means "nothing here"
-    codebook_size: int  # K
+    codebook_size: int  # K, of each codebook
     grid: tuple[int, int]  # (h, w)
-    code_width: int  # C
+    code_width: int  # C, of the latent
     text_features: int | None = None  # F, width of a frozen text encoder's features; None: tokens
     max_examples: int = 0  # the most examples beside a prompt (k)
+    codes_per_position: int = 1  # M
 
     @property
     def num_positions(self) -> int:
@@ -89,7 +94,7 @@ class Transformer(nn.Module):
         else:
             self.text_embedding = nn.Linear(shape.text_features, width)
         self.text_position = nn.Embedding(shape.max_text_tokens, width)
-        self.code_embedding = nn.Embedding(shape.codebook_size, width)
+        self.code_embedding = CodeEmbedding(shape.codebook_size, shape.codes_per_position, width)
         self.position_embedding = nn.Embedding(shape.num_positions, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
         half = settings.depth // 2
@@ -98,16 +103,18 @@ class Transformer(nn.Module):
         self.cross_decoder = nn.ModuleList(Layer(*size) for _ in range(half))
         self.kv_norm = nn.LayerNorm(width, bias=False)
         self.out_norm = nn.LayerNorm(width, bias=False)
-        self.out = nn.Linear(width, shape.codebook_size)
+        self.out = nn.Linear(width, shape.codes_per_position * shape.codebook_size)
         cosine, sine = compute_rotations(shape.grid, width // settings.heads)
         self.register_buffer("rotation_cosine", cosine, persistent=False)
         self.register_buffer("rotation_sine", sine, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=_EMBEDDING_STD)
+        self.next_code = nn.ModuleList(NextCode(width) for _ in range(shape.codes_per_position - 1))
         self.example_encoder: ExampleEncoder | None = None
         if shape.max_examples:  # last: without it the others begin with the same weights
-            self.example_encoder = ExampleEncoder(shape.codebook_size, shape.grid, *size[:2])
+            embedding = CodeEmbedding(shape.codebook_size, shape.codes_per_position, width)
+            self.example_encoder = ExampleEncoder(embedding, shape.grid, *size[:2])
             nn.init.normal_(self.example_encoder.code_embedding.weight, std=_EMBEDDING_STD)
 
     @torch.no_grad()
@@ -118,19 +125,24 @@ class Transformer(nn.Module):
         are told apart: docs/log.md compares.
 
         Args:
-            codebook: (K, C), of any scale.
+            codebook: (M, K, C), of any scale.
         """
-        vectors = (codebook - codebook.mean(0)) / codebook.std(0).clamp(min=1e-6)
+        spread = codebook.std(1, keepdim=True)
+        # A group of channels that another codebook is for says nothing.
+        vectors = (codebook - codebook.mean(1, keepdim=True)) / spread.clamp(min=1e-6)
+        num_channels = (spread > 0).sum(-1, keepdim=True).clamp(min=1)
         weights = [self.code_embedding.weight, self.out.weight]
         if self.example_encoder is not None:
             weights.append(self.example_encoder.code_embedding.weight)
         for weight in weights:
-            projection = torch.randn(codebook.shape[1], weight.shape[1]) / codebook.shape[1] ** 0.5
-            weight.copy_(vectors @ projection * weight.std())
+            projection = torch.randn(len(codebook), codebook.shape[2], weight.shape[1])
+            projected = vectors @ projection / num_channels**0.5
+            weight.copy_(projected.flatten(0, 1) * weight.std())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Lists the matrices inside the layers: what Muon trains."""
         layers = [*self.self_decoder, *self.cross_decoder]
+        layers += list(self.next_code)
         matrices = [p for layer in layers for p in layer.parameters() if p.ndim > 1]
         if self.example_encoder is not None:
             matrices += self.example_encoder.hidden_matrices()
@@ -157,9 +169,9 @@ class Transformer(nn.Module):
         return cache
 
     def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> None:
-        """Encodes codes (B, M) at positions (B, M) and appends them to the cache.
+        """Encodes codes (B, S, M) at positions (B, S) and appends them to the cache.
 
-        Each code sees the context, the codes in the cache and the new ones up to itself.
+        Each position sees the context, the codes in the cache and the new ones up to itself.
         """
         if not codes.shape[1]:  # a picture of one position, in training
             return
@@ -170,21 +182,16 @@ class Transformer(nn.Module):
         self._append(cache, hidden, mask, self._look_up_rotations(positions))
 
     def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
-        """Predicts which code belongs at each position.
+        """Predicts positions, as hidden rows: `compute_logits` or `choose_codes` read them.
 
         Args:
             cache: context and codes.
             positions: (B, Q) int64 in [0, N).
-            num_visible_codes: (Q,) int64, how many of the cache's codes each query may see.
+            num_visible_codes: (Q,) int64, how many of the cache's positions each query may see.
 
         Returns:
-            (B, Q, K) logits.
+            (B, Q, D), normalised.
         """
-        logits: Tensor = self.out(self.decode_hidden(cache, positions, num_visible_codes))
-        return logits
-
-    def decode_hidden(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
-        """Computes the normalised hidden rows (B, Q, D) that `predict` projects to logits."""
         hidden = self.mask_token + self.position_embedding(positions)
         mask = build_mask(cache.context_visible, num_visible_codes, cache.num_codes)
         rotation, length = self._look_up_rotations(positions), cache.length
@@ -199,13 +206,13 @@ class Transformer(nn.Module):
 
         Args:
             cache: of the context alone.
-            codes: (B, N) int64, read where `known`.
+            codes: (B, N, M) int64, read where `known`.
             known: (B, N) bool; the other positions hold the mask token.
 
         Returns:
-            (B, N, K) logits of every position, known or not.
+            (B, N, D) hidden rows of every position, known or not, as `predict` returns them.
         """
-        positions = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        positions = torch.arange(codes.shape[1], device=codes.device).expand_as(known)
         embedded = self.code_embedding(codes).where(known[..., None], self.mask_token)
         hidden = embedded + self.position_embedding(positions)
         rotation = self._look_up_rotations(positions)
@@ -218,12 +225,57 @@ class Transformer(nn.Module):
             keys = torch.cat([past_keys, keys], dim=2)
             values = torch.cat([past_values, values], dim=2)
             hidden = layer(hidden, normed, keys, values, mask, rotation)
-        logits: Tensor = self.out(self.out_norm(hidden))
-        return logits
+        normalised: Tensor = self.out_norm(hidden)
+        return normalised
+
+    def compute_logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """Computes the logits of each code of a position, given the ones before it.
+
+        Args:
+            hidden: (B, Q, D), of `predict`.
+            codes: (B, Q, M) int64, the right ones; of the last nothing is read.
+
+        Returns:
+            (B, Q, M, K).
+        """
+        before = iter(codes.unbind(-1))
+        return torch.stack(self._run_head(hidden, lambda _: next(before)), 2)
+
+    def choose_codes(self, hidden: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Chooses the codes of positions, one after the other.
+
+        Args:
+            hidden: (R, Q, D), of `predict`.
+            choose: gets the logits (R, Q, K) of each code; returns (B, Q), of which R is a
+                multiple: guidance's branches share their codes.
+
+        Returns:
+            (B, Q, M).
+        """
+        chosen: list[Tensor] = []
+
+        def remember(logits: Tensor) -> Tensor:
+            chosen.append(choose(logits))
+            return torch.cat([chosen[-1]] * (len(hidden) // len(chosen[-1])))
+
+        self._run_head(hidden, remember)
+        return torch.stack(chosen, 2)
+
+    def _run_head(self, hidden: Tensor, choose: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Computes the logits (R, Q, K) of M codes, each after the one before was chosen."""
+        each = []
+        size = self.shape.codebook_size
+        weights, biases = self.out.weight.split(size), self.out.bias.split(size)
+        for m, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            each.append(functional.linear(hidden, weight, bias))
+            codes = choose(each[-1])
+            if m < len(self.next_code):
+                hidden = self.next_code[m](hidden, self.code_embedding.embed_one(codes, m))
+        return each
 
     def _append_examples(self, cache: KVCache, examples: Examples) -> None:
         """Caches keys and values of examples, behind the text's, in every layer."""
-        _, count, num_positions = examples.codes.shape
+        _, count, num_positions, _ = examples.codes.shape
         if count > self.shape.max_examples or self.example_encoder is None:
             raise ShapeError(
                 f"The transformer looks at {self.shape.max_examples} examples at most: `{count}`."
@@ -249,12 +301,12 @@ class Transformer(nn.Module):
     def _append(
         self, cache: KVCache, hidden: Tensor, mask: Tensor, rotation: Rotation | None
     ) -> None:
-        """Sends rows (B, M, D) through the self-decoder and caches every layer's keys and values.
+        """Sends rows (B, S, D) through the self-decoder and caches every layer's keys and values.
 
         Args:
-            cache: lengthened by M.
+            cache: lengthened by S.
             hidden: the rows.
-            mask: (B, 1, M, S) bool.
+            mask: (B, 1, S, S') bool.
             rotation: of the rows' positions.
         """
         num_rows = hidden.shape[1]
@@ -268,7 +320,7 @@ class Transformer(nn.Module):
         cache.length += num_rows
 
     def _look_up_rotations(self, positions: Tensor) -> Rotation:
-        """Looks up the rotations (B, 1, M, D / heads / 2) of positions (B, M)."""
+        """Looks up the rotations (B, 1, S, D / heads / 2) of positions (B, S)."""
         return self.rotation_cosine[positions][:, None], self.rotation_sine[positions][:, None]
 
 
