@@ -59,8 +59,9 @@ def create_with_examples(
 
 def create_memory(model: TextToImage, captions: Sequence[str], seed: int = 0) -> ExampleMemory:
     """Examples of drawn codes with a caption each; example i is `i.png`."""
-    h, w = model.config.grid
-    codes = np.random.default_rng(seed).integers(0, 16, (len(captions), h, w), dtype=np.uint16)
+    num_codes, size, _ = model.tokenizer.codebook.shape
+    shape = (len(captions), num_codes, *model.config.grid)
+    codes = np.random.default_rng(seed).integers(0, size, shape, dtype=np.uint16)
     rows = [ExampleRow(f"{number}.png", [caption]) for number, caption in enumerate(captions)]
     return ExampleMemory.build(codes, rows, model.tokenizer.hash_encoder())
 
@@ -72,11 +73,12 @@ def save_untrained(
     captions: CaptionSummary | None = None,
 ) -> Path:
     """Saves it with one metric and one of its pictures; returns the folder."""
+    num_codes = len(model.tokenizer.codebook)
     model.save(
         folder,
         card=card,
         metrics={"psnr": {"value": 1.5, "protocol": "by hand"}},
-        samples=model.decode_codes(torch.zeros(1, 16, dtype=torch.int64))[0],
+        samples=model.decode_codes(torch.zeros(1, num_codes, 16, dtype=torch.int64))[0],
         captions=captions,
     )
     return folder
