@@ -137,6 +137,8 @@ class ExampleMemory:
                 arrays["posting_scores"],
             )
             codes, ends = arrays["codes"], arrays["row_ends"]
+            if codes.ndim == 3:  # (E, h, w), as they were when a position had only one
+                codes = codes[:, None]
             is_whole = (
                 codes.ndim == 4
                 and len(codes) == len(ends)

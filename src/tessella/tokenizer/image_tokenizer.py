@@ -137,10 +137,11 @@ class ImageTokenizer(nn.Module):
     def hash_encoder(self) -> str:
         """Computes the SHA-256 of the weights that say which code means what.
 
-        Another decoder on the same encoder and codebook leaves it as it is.
+        Another decoder on the same encoder and codebook leaves it as it is. A first codebook is
+        named as it was when it was the only one: examples of older models stay theirs.
         """
         weights = {
-            name: tensor
+            name.replace("quantizer.parts.0.", "quantizer."): tensor
             for name, tensor in self.state_dict().items()
             if name.startswith("encoder.") or name.endswith(".vectors")
         }
