@@ -185,7 +185,9 @@ def measure_index(options: argparse.Namespace) -> dict[str, Any]:
 def build_once(kind: str, count: int, num_prompts: int, folder: Path) -> dict[str, Any]:
     """Builds, writes and reads a memory; measures its time and memory."""
     rows = Captions(kind, count)
-    codes = np.random.default_rng(0).integers(CODEBOOK_SIZE, size=(count, *GRID), dtype=np.uint16)
+    codes = np.random.default_rng(0).integers(
+        CODEBOOK_SIZE, size=(count, 1, *GRID), dtype=np.uint16
+    )
     idle = read_peak_kib()
     start, cpu_start = time.perf_counter(), time.process_time()
     memory = ExampleMemory.build(codes, rows, "0" * 64)
@@ -323,9 +325,10 @@ def create_model(settings: Any, captions: Sequence[ExampleRow]) -> Any:
     text = TextTokenizer.train([row.captions[0] for row in captions], TextSettings())
     config = ModelConfig(transformer=settings, neighbors=NEIGHBORS)
     model = TextToImage.create(config, text)
-    size = model.tokenizer.codebook.shape[0]
+    num_codes, size, _ = model.tokenizer.codebook.shape
     rng = np.random.default_rng(0)
-    codes = rng.integers(size, size=(len(captions), *config.grid), dtype=np.uint16)
+    shape = (len(captions), num_codes, *config.grid)
+    codes = rng.integers(size, size=shape, dtype=np.uint16)
     for network in (model.tokenizer, model.transformer):
         network.eval().requires_grad_(False)
     memory = ExampleMemory.build(codes, captions, model.tokenizer.hash_encoder())

@@ -86,7 +86,8 @@ def measure_passes(
     """Measures a batch's codes in forward passes, in turn; also with the decoder on both sides."""
     text = model.sampler.encode_text(prompts)
     num_positions = model.transformer.shape.num_positions
-    codes = torch.zeros(len(prompts), num_positions, dtype=torch.int64)
+    size = (len(prompts), num_positions, model.transformer.shape.codes_per_position)
+    codes = torch.zeros(size, dtype=torch.int64)
     positions = torch.arange(num_positions).expand(len(prompts), -1)
     batch = GenerationBatch(
         text=text,
@@ -96,7 +97,7 @@ def measure_passes(
         seeds=range(len(prompts)),
         settings=settings,
         known_codes=codes,
-        known=codes.bool(),
+        known=codes[..., 0].bool(),
     )
 
     def generate() -> torch.Tensor:
@@ -106,7 +107,8 @@ def measure_passes(
     def full_pass() -> None:
         cache = model.transformer.encode_context(text)
         model.transformer.append_codes(cache, codes[:, :-1], positions[:, :-1])
-        model.transformer.predict(cache, positions, torch.arange(num_positions))
+        hidden = model.transformer.predict(cache, positions, torch.arange(num_positions))
+        model.transformer.compute_logits(hidden, codes)
 
     @torch.inference_mode()
     def decode(latent: torch.Tensor) -> None:

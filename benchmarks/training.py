@@ -66,10 +66,11 @@ def main() -> None:
         data = prepare([options.data], recipe.data, Path(folder) / "data")
         text = TextTokenizer.train(data.train.all_captions(), recipe.text)
         model = TextToImage.create(recipe.describe_model(), text)
-        grid = model.config.grid
+        grid, quantizer = model.config.grid, recipe.tokenizer.quantizer
+        num_codes = quantizer.codes_per_position
         codes = {
             side: np.random.default_rng(0)
-            .integers(recipe.tokenizer.quantizer.codebook_size, size=(1, len(images), *grid))
+            .integers(quantizer.codebook_size, size=(1, len(images), num_codes, *grid))
             .astype(np.uint16)
             for side, images in data.sides.items()
         }

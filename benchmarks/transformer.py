@@ -41,9 +41,10 @@ from torch import Tensor
 
 from harness import RESULTS, Spread, environment, measure, print_record, write_result
 from tessella.generation import GenerationSettings
-from tessella.objectives import Generated, GenerationBatch, Objective
+from tessella.objectives import Generated, GenerationBatch, Objective, flatten_codes
 from tessella.objectives.any_order import AnyOrder, predict_in_order
 from tessella.objectives.autoregressive import Autoregressive
+from tessella.objectives.decoding import gather_positions
 from tessella.objectives.masked import Masked
 from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
 
@@ -63,23 +64,23 @@ Contestants = Mapping[str, Callable[[], object]]
 
 
 class Recorder:
-    """A transformer that records the positions it predicts and their logits."""
+    """A transformer that records the positions it predicts and their hidden rows."""
 
     def __init__(self, transformer: Transformer) -> None:
         """Wraps a transformer."""
         self._transformer = transformer
         self.positions: list[Tensor] = []
-        self.logits: list[Tensor] = []
+        self.hidden: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transformer, name)
 
     def predict(self, cache: KVCache, positions: Tensor, num_visible_codes: Tensor) -> Tensor:
         """Predicts, and records it."""
-        logits = self._transformer.predict(cache, positions, num_visible_codes)
+        hidden = self._transformer.predict(cache, positions, num_visible_codes)
         self.positions.append(positions)
-        self.logits.append(logits)
-        return logits
+        self.hidden.append(hidden)
+        return hidden
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def create_batch(batch: int, device: torch.device, **settings: Any) -> Generatio
         negative_of=torch.zeros(batch, dtype=torch.int64, device=device),
         seeds=range(batch),
         settings=GenerationSettings(temperature=1.0, **settings),
-        known_codes=torch.zeros(batch, SHAPE.num_positions, dtype=torch.int64, device=device),
+        known_codes=torch.zeros(batch, SHAPE.num_positions, 1, dtype=torch.int64, device=device),
         known=torch.zeros(batch, SHAPE.num_positions, dtype=torch.bool, device=device),
     )
 
@@ -152,7 +153,7 @@ def create_generator(
 ) -> Callable[[], Generated]:
     """Returns a function that generates the pictures of one batch, over and over."""
     device = transformer.mask_token.device
-    codebook = torch.randn(SHAPE.codebook_size, SHAPE.code_width, device=device)
+    codebook = torch.randn(1, SHAPE.codebook_size, SHAPE.code_width, device=device)
     objective, pictures = kind(transformer, codebook), create_batch(batch, device, **settings)
     return lambda: objective.generate(pictures)
 
@@ -163,7 +164,7 @@ def create_plain_pass(
     """Returns a function that sends text and positions through all layers, and predicts."""
     device = transformer.mask_token.device
     text = create_batch(batch, device).text
-    codes = torch.zeros(batch, num_positions, dtype=torch.int64, device=device)
+    codes = torch.zeros(batch, num_positions, 1, dtype=torch.int64, device=device)
     positions = torch.arange(num_positions, device=device)
     ahead = len(text[0])  # text has no position: it is turned by no angle
     cosine, sine = (
@@ -192,7 +193,7 @@ def create_own_pass(transformer: Transformer, batch: int) -> Callable[[], Tensor
     """Returns a function that does at once what any order does in steps."""
     device = transformer.mask_token.device
     text = create_batch(batch, device).text
-    codes = torch.zeros(batch, SHAPE.num_positions, dtype=torch.int64, device=device)
+    codes = torch.zeros(batch, SHAPE.num_positions, 1, dtype=torch.int64, device=device)
     positions = torch.arange(SHAPE.num_positions, device=device).expand(batch, -1)
     return lambda: torch.inference_mode()(predict_in_order)(transformer, text, codes, positions)
 
@@ -278,15 +279,19 @@ def find_difference(
     device = transformer.mask_token.device
     recorder: Any = Recorder(transformer)
     batch = create_batch(1, device, **settings)
-    codebook = torch.zeros(SHAPE.codebook_size, SHAPE.code_width, device=device)
+    codebook = torch.zeros(1, SHAPE.codebook_size, SHAPE.code_width, device=device)
     generated = kind(recorder, codebook).generate(batch)
     branches = len(recorder.positions[0])
     text = torch.cat([batch.text, batch.negative_text])[:branches]
-    codes = generated.codes.flatten(1).expand(branches, -1)
+    codes = flatten_codes(generated.codes).expand(branches, -1, -1)
     difference = largest = 0.0
-    for step, (queries, logits) in enumerate(zip(recorder.positions, recorder.logits, strict=True)):
+    for step, (queries, hidden) in enumerate(zip(recorder.positions, recorder.hidden, strict=True)):
         before = torch.cat([queries[:, :0], *recorder.positions[:step]], dim=1)
-        anew = predict_anew(transformer, text, codes.gather(1, before), before, queries)
+        known = gather_positions(codes, before)
+        anew, logits = (
+            transformer.out(rows)
+            for rows in (predict_anew(transformer, text, known, before, queries), hidden)
+        )
         difference = max(difference, (anew - logits).abs().max().item())
         largest = max(largest, logits.abs().max().item())
     return {"largest_difference": difference, "largest_logit": largest}
@@ -312,7 +317,9 @@ def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> d
 
     def lean(count: int) -> Callable[[], object]:
         before, query = positions[:, :count], positions[:, count : count + 1]
-        return lambda: predict_anew(transformer, text, torch.zeros_like(before), before, query)
+        return lambda: predict_anew(
+            transformer, text, torch.zeros_like(before)[..., None], before, query
+        )
 
     samples = {
         "recomputed_lean": [torch.inference_mode()(lean(count)) for count in known],

@@ -85,7 +85,7 @@ class Step:
         torch.manual_seed(0)
         shape = replace(SHAPE, grid=grid, max_examples=neighbors)
         self.network = Transformer(settings, shape)
-        codebook = torch.zeros(shape.codebook_size, shape.code_width)
+        codebook = torch.zeros(1, shape.codebook_size, shape.code_width)
         self.objective = AnyOrder(self.network, codebook).to(device).train()
         inside = {id(p) for p in self.network.hidden_matrices()}
         groups: list[dict[str, Any]] = [
@@ -95,10 +95,10 @@ class Step:
         ]
         self.optimizer = MuonAdamW(groups, OptimizerSettings())
         self.text = create_batch(batch, device).text
-        self.codes = torch.randint(shape.codebook_size, (batch, *grid), device=device)
+        self.codes = torch.randint(shape.codebook_size, (batch, 1, *grid), device=device)
         self.examples: Examples | None = None
         if neighbors:
-            size = (batch, neighbors, shape.num_positions)
+            size = (batch, neighbors, shape.num_positions, 1)
             codes = torch.randint(shape.codebook_size, size, device=device)
             self.examples = Examples(codes, self.text[:, None].expand(-1, neighbors, -1))
         self.device = device
