@@ -122,9 +122,10 @@ def evaluate_images(
     report = evaluate_reconstructions(model.tokenizer, images.pixels)
     compared = measure_reconstructions(images.pixels, report.pixels, networks, description=what)
     results: Results = {f"reconstruction_{name}": result for name, result in compared.items()}
-    size = len(report.health.use)
-    results["codes_used"] = Metric(report.health.codes_used, f"of {size}, {what}")
-    results["code_perplexity"] = Metric(report.health.perplexity, what)
+    num_codebooks, size, _ = model.tokenizer.codebook.shape
+    of_all = f"of {size}" if num_codebooks == 1 else f"of {num_codebooks}×{size}"
+    results["codes_used"] = Metric(report.health.codes_used, f"{of_all}, {what}")
+    results["code_perplexity"] = Metric(report.health.perplexity, f"{of_all}, {what}")
     scenes = _parse_scenes(images.captions)
     if scenes is not None:
         accuracy = compute_scene_accuracy(report.pixels, scenes)

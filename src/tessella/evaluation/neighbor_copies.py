@@ -30,7 +30,7 @@ from tessella.retrieval import Example
 from tessella.retrieval.examples import Codes
 
 SAME_CODES = 0.9
-"""Fraction of the positions; codes that agree at as many with those of an example are a copy."""
+"""Fraction of the codes; a picture of which as many are those of an example is a copy."""
 
 _MAX_SAME_NAME = 8  # pictures of one file name that are compared with an example
 
@@ -81,8 +81,8 @@ def measure_neighbor_copies(
         results |= _describe_sides(
             _SAME,
             [comparison.compute_same_codes_rate(side) for side in sides],
-            f"share of {len(rows)} {{}} whose codes are those of one of their examples at "
-            f"{SAME_CODES:.0%} of the positions",
+            f"share of {len(rows)} {{}} of whose codes {SAME_CODES:.0%} are those of one of their "
+            "examples",
             beside.description,
         )
     prompts = [beside.prompts[row] for row in rows]

@@ -11,7 +11,7 @@ from tessella.runs.record import RunRecord, StageRecord
 CURVES = {
     "loss": ("Loss", "lower is better"),
     "psnr": ("Reconstructions", "PSNR in dB, higher is better"),
-    "accuracy": ("Codes predicted correctly", "fraction of all positions, higher is better"),
+    "accuracy": ("Codes predicted correctly", "fraction of all codes, higher is better"),
     "codes_used": ("Codes in use", "training: in one batch; validation: in all pictures"),
     "perplexity": ("Evenness of use", "perplexity, higher is more even"),
     "images_per_second": ("Training speed", "images per second"),
@@ -80,8 +80,7 @@ def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     licence = run.get("recipe.data.licence") or "not stated (data.licence)"
     yield "Licence of the data", str(licence)
     size = run.get("recipe.data.image_size")
-    grid = f"{record.grid[0]}×{record.grid[1]} codes" if record.grid else "codes"
-    yield "Each picture", f"{size}×{size} pixels become {grid}, each one of {_count_codes(run)}"
+    yield "Each picture", f"{size}×{size} pixels become {_describe_codes(record)}"
     for stage in record.stages:
         yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, run))
     if examples := "; ".join(_describe_examples(record)):
@@ -141,6 +140,17 @@ def _describe_examples(record: RunRecord) -> Iterator[str]:
     why = choice.get("why")
     if isinstance(why, str) and why:
         yield why
+
+
+def _describe_codes(record: RunRecord) -> str:
+    """Says how many codes a picture becomes, at how many positions, and of how many."""
+    grid = f"{record.grid[0]}×{record.grid[1]}" if record.grid else ""
+    many = record.run.get("recipe.tokenizer.quantizer.codes_per_position", 1)  # not in older runs
+    if many == 1:
+        what = f"{grid} codes".strip()
+    else:
+        what = f"{many} codes at each of {grid} positions" if grid else f"{many} codes a position"
+    return f"{what}, each one of {_count_codes(record.run)}"
 
 
 def _count_codes(run: Mapping[str, Any]) -> str:

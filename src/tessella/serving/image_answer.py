@@ -121,7 +121,8 @@ class ImageAnswer:
         model = self.served.model
         text = model.text_tokenizer.count_tokens(self.prompt)
         side = model.config.tokenizer.downsampling
-        codes = sum(picture.pixels[::side, ::side, 0].size for picture in pictures)
+        positions = sum(picture.pixels[::side, ::side, 0].size for picture in pictures)
+        codes = positions * model.config.tokenizer.quantizer.codes_per_position
         return {
             "input_tokens": text,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": text},

@@ -78,7 +78,7 @@ class Sampler:
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
-        return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.int64))
+        return torch.from_numpy(pixels[:, None, :1, :1, 0].astype(np.int64))
 
     def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         return ObjectiveLoss(codes.double().mean(), torch.zeros(()))

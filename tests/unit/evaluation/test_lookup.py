@@ -56,7 +56,7 @@ def test_of_learned_pictures_near_copies_are_left_out_though_they_are_not_in_the
     model = remember(draw_noise(4), CAPTIONS)
     assert model.memory is not None
     near = np.array(model.memory.codes[:1])
-    near[0, 0, 0] = (near[0, 0, 0] + 1) % 16
+    near[0, 0, 0, 0] = (near[0, 0, 0, 0] + 1) % 16
     lookup = create(model)
     assert lookup.find_own(near) == [None]
     assert [e.index for e in lookup.find(["red cat"], near)[0]] == [0, 1]
@@ -74,26 +74,27 @@ def of_codes(codes: Codes) -> ExampleLookup:
     return ExampleLookup(ExampleMemory.build(codes, rows, ""), create_untrained().tokenizer, 2)
 
 
+@pytest.mark.parametrize(("num_codes", "most"), [(1, 2), (2, 3)])
 @pytest.mark.parametrize("num_changed", range(5))
-def test_codes_are_the_same_but_for_rounding(num_changed: int) -> None:
-    """Of 64 positions two may differ, wherever they are."""
+def test_codes_are_the_same_but_for_rounding(num_changed: int, num_codes: int, most: int) -> None:
+    """Of 64 codes two may differ, of 128 three, wherever they are."""
     rng = np.random.default_rng(num_changed)
-    stored = rng.integers(0, 16, (5, 8, 8)).astype(np.uint16)
+    stored = rng.integers(0, 16, (5, num_codes, 8, 8)).astype(np.uint16)
     codes = stored[[3] * 20].copy()
     for picture in codes:
-        picture.reshape(-1)[rng.permutation(64)[:num_changed]] += 1
-    is_same = num_changed <= 2
+        picture.reshape(-1)[rng.permutation(picture.size)[:num_changed]] += 1
+    is_same = num_changed <= most
     assert of_codes(stored).find_own(codes) == [3 if is_same else None] * 20
     assert are_same(stored[3], codes[0]) is is_same
 
 
-def test_how_many_positions_rounding_may_change() -> None:
+def test_how_many_codes_rounding_may_change() -> None:
     assert [count_tolerated(size) for size in (1, 16, 32, 64, 96, 1024)] == [0, 0, 1, 2, 3, 3]
 
 
 def test_a_memory_of_several_chunks_is_searched_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 2)
-    codes = np.arange(5 * 64).reshape(5, 8, 8).astype(np.uint16)
+    codes = np.arange(5 * 64).reshape(5, 1, 8, 8).astype(np.uint16)
     assert of_codes(codes).find_own(codes[[4, 0, 3]]) == [4, 0, 3]
     assert of_codes(codes).find_own(codes[:0]) == []
 
@@ -102,7 +103,7 @@ def test_a_model_that_looks_nothing_up_has_no_lookup() -> None:
     pixels = draw_noise(4)
     assert ExampleLookup.create(create_untrained()) is None
     assert ExampleLookup.create(create_untrained(neighbors=2)) is None  # without its memory
-    empty = ExampleMemory.build(np.zeros((0, 4, 4), np.uint16), [], "")
+    empty = ExampleMemory.build(np.zeros((0, 1, 4, 4), np.uint16), [], "")
     assert ExampleLookup.create(create_untrained(neighbors=2).with_parts(memory=empty)) is None
     model = remember(pixels, CAPTIONS)
     for neighbors, count in ((None, 2), (1, 1)):

@@ -161,7 +161,7 @@ class Learner:
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> Tensor:
-        return torch.from_numpy(pixels[:, :1, :1, 0].astype(np.int64))
+        return torch.from_numpy(pixels[:, None, :1, :1, 0].astype(np.int64))
 
     def __call__(self, text: Tensor, codes: Tensor) -> ObjectiveLoss:
         assert len(text) == len(codes)

@@ -14,6 +14,7 @@ from tessella.data.settings import DataSettings
 from tessella.evaluation import model as module
 from tessella.evaluation import squeezenet as squeezenet_module
 from tessella.evaluation.features import EvalNetworks, FeatureExtractor
+from tessella.evaluation.metric import Metric
 from tessella.evaluation.model import (
     count_pictures,
     evaluate_images,
@@ -33,15 +34,15 @@ from tessella.tokenizer.codebook_health import measure_codebook_health
 SIZE = 32
 
 
-def create_tokenizer() -> ImageTokenizer:
-    quantizer = {"codebook_size": 8, "code_width": 2}
+def create_tokenizer(codes_per_position: int = 1) -> ImageTokenizer:
+    quantizer = {"codebook_size": 8, "code_width": 2, "codes_per_position": codes_per_position}
     settings = {"patch": 4, "widths": (16,), "quantizer": quantizer}
     return ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
 
 
 def reconstruct_perfectly(tokenizer: ImageTokenizer, pixels: Pixels) -> ReconstructionReport:
-    """Gives pictures back as they are, all with one code."""
-    codes = np.zeros((len(pixels), 1, 1), dtype=np.int64)
+    """Gives pictures back as they are, all with one code of each codebook."""
+    codes = np.zeros((len(pixels), len(tokenizer.codebook), 1, 1), dtype=np.int64)
     health = measure_codebook_health(tokenizer.quantizer, codes)
     return ReconstructionReport(pixels, compute_psnr(pixels, pixels), health)
 
@@ -76,7 +77,7 @@ class Sampler:
         return torch.zeros(len(prompts), 1)
 
     def encode_images(self, pixels: Pixels) -> torch.Tensor:
-        return torch.zeros(len(pixels), 1, 1, dtype=torch.int64)
+        return torch.zeros(len(pixels), 1, 1, 1, dtype=torch.int64)
 
     def __call__(self, text: torch.Tensor, codes: torch.Tensor) -> ObjectiveLoss:
         return ObjectiveLoss(torch.tensor(2.5), torch.zeros(()))
@@ -123,7 +124,7 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
         in made.metrics["reconstruction_psnr"].protocol
     )
     assert made.metrics["codes_used"].value == 1
-    assert made.metrics["codes_used"].protocol.startswith("of 8")
+    assert made.metrics["codes_used"].protocol == f"of 8, the first {count} validation images"
     # The sheet shows captions that were kept out of training.
     assert list(made.prompts) == [scenes32.validation.captions(i)[0] for i in range(count)][:16]
     assert model.asked[-1] == (list(made.prompts), list(range(len(made.prompts))))
@@ -250,3 +251,13 @@ def test_networks_add_their_numbers(scenes32: PreparedData) -> None:
         ), name
     assert np.array_equal(made.reconstructions, images.pixels)
     assert made.generation is None  # nothing was asked for
+
+
+def test_codes_of_several_codebooks_are_counted_apart(scenes32: PreparedData) -> None:
+    """The first code of each of two codebooks, equally often: two codes, as even as two can be."""
+    model: Any = Sampler()
+    model.tokenizer = create_tokenizer(codes_per_position=2)
+    made = evaluate_images(model, read_images(scenes32.train, [1, 3], "two of mine"))
+    assert made.metrics["codes_used"] == Metric(2, "of 2×8, two of mine")
+    assert made.metrics["code_perplexity"].value == pytest.approx(2.0)
+    assert made.metrics["code_perplexity"].protocol == "of 2×8, two of mine"

@@ -12,6 +12,7 @@ from tessella.evaluation.memorisation import Pair
 from tessella.evaluation.metric import Metric, Results
 from tessella.evaluation.neighbor_copies import (
     Beside,
+    ExampleComparison,
     compute_mse,
     find_originals,
     measure_neighbor_copies,
@@ -31,13 +32,13 @@ class Tens:
     """A model and its tokenizer: a picture's only code is its brightness in tens."""
 
     tokenizer: Any
-    codebook = torch.zeros(26, 1)
+    codebook = torch.zeros(1, 26, 1)
 
     def __init__(self) -> None:
         self.tokenizer = self
 
     def encode(self, image: Tensor) -> Tensor:
-        return ((image[:, 0, :1, :1] + 1) * 12.75 + 0.01).long()
+        return ((image[:, :1, :1, :1] + 1) * 12.75 + 0.01).long()
 
     def decode_codes(self, codes: Tensor) -> Pixels:
         return gray(*(10 * codes.flatten()).tolist())
@@ -61,7 +62,7 @@ class Training:
 
 
 def example(index: int, code: int, name: str) -> Example:
-    return Example(np.array([[code]], np.uint16), f"caption of {name}", f"{name}.png", index)
+    return Example(np.array([[[code]]], np.uint16), f"caption of {name}", f"{name}.png", index)
 
 
 CAT, DOG = example(0, 5, "cat"), example(1, 12, "dog")
@@ -69,8 +70,8 @@ BESIDE = Beside(
     prompts=["one", "two", "three", "four"],
     examples=[(CAT,), (DOG, CAT), (), (CAT,)],
     pixels=gray(44, 123, 50, 42),
-    codes=np.array([4, 12, 5, 4], np.uint16).reshape(4, 1, 1),
-    real_codes=np.array([5, 9, 5, 4], np.uint16).reshape(4, 1, 1),
+    codes=np.array([4, 12, 5, 4], np.uint16).reshape(4, 1, 1, 1),
+    real_codes=np.array([5, 9, 5, 4], np.uint16).reshape(4, 1, 1, 1),
     description="all mine",
 )
 
@@ -122,7 +123,9 @@ def test_copies_by_hand() -> None:
     assert "3 real pictures of the same captions, recompressed, all mine," in protocol(
         results, "neighbor_copy_rate_real"
     )
-    assert "at 90% of the positions" in protocol(results, "neighbor_same_codes_rate")
+    assert protocol(results, "neighbor_same_codes_rate").startswith(
+        "share of 3 painted pictures of whose codes 90% are those of one of their examples"
+    )
 
     # The worst first: 6 of 7, 3 of 4, 8 of 7 … squared.
     assert [pair.prompt for pair in pairs] == ["two", "one", "four"]
@@ -166,6 +169,23 @@ def test_an_objective_without_codes_has_no_codes_to_compare() -> None:
     assert results["neighbor_same_codes_rate"] == "The objective generates no codes."
     assert results["neighbor_same_codes_rate_real"] == "The objective generates no codes."
     assert value(results, "neighbor_copy_rate") == pytest.approx(1 / 3)
+
+
+def test_of_several_codes_at_a_position_each_counts() -> None:
+    """Of ten codes nine are the example's: a copy. Eight are not, though the first are."""
+
+    class FirstCodes(Tens):
+        def decode_codes(self, codes: Tensor) -> Pixels:
+            return super().decode_codes(codes[:, :1])
+
+    model: Any = FirstCodes()
+    cat = Example(np.arange(10, dtype=np.uint16).reshape(10, 1, 1), "a cat", "cat.png", 0)
+    comparison = ExampleComparison(model, [(cat,), (cat,)], None)
+    codes = np.stack([cat.codes, cat.codes])
+    codes[:, 9] = 0
+    assert comparison.compute_same_codes_rate(codes) == 1
+    codes[1, 8] = 0
+    assert comparison.compute_same_codes_rate(codes) == 1 / 2
 
 
 def test_prompts_that_find_nothing_leave_all_out() -> None:

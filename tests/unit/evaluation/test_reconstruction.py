@@ -63,19 +63,22 @@ def test_one_wrong_level_counts_less_than_none_at_all() -> None:
 
 
 class Stripes(ImageTokenizer):
-    """A tokenizer that is told, not trained: the code of a patch is its first pixel."""
+    """A tokenizer that is told, not trained: the code of a patch is its first pixel.
 
-    def __init__(self) -> None:
+    Codes of other codebooks are 0.
+    """
+
+    def __init__(self, codes_per_position: int = 1) -> None:
+        quantizer = {"codebook_size": 8, "code_width": 2, "codes_per_position": codes_per_position}
         super().__init__(
-            TokenizerSettings.model_validate(
-                {"patch": 4, "widths": (16,), "quantizer": {"codebook_size": 8, "code_width": 2}}
-            )
+            TokenizerSettings.model_validate({"patch": 4, "widths": (16,), "quantizer": quantizer})
         )
-        self.quantizer.look_up = lambda codes: codes[:, None].float()  # type: ignore[method-assign]
+        self.quantizer.look_up = lambda codes: codes.float()  # type: ignore[method-assign]
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        first = ((image[:, :1, ::4, ::4] + 1) * 127.5).round().long()
-        return first[:, 0] % 8
+        first = ((image[:, :1, ::4, ::4] + 1) * 127.5).round().long() % 8
+        others = torch.zeros_like(first).repeat(1, len(self.codebook) - 1, 1, 1)
+        return torch.cat([first, others], 1)
 
     def decode_latent(self, latent: torch.Tensor) -> torch.Tensor:
         grey = latent[:, :1] / 127.5 - 1
@@ -92,6 +95,16 @@ def test_a_report_by_hand() -> None:
     assert made.health.perplexity == pytest.approx(np.exp(0.50040), abs=1e-4)
     assert made.psnr == pytest.approx(compute_psnr(pixels, pixels))
     assert made.metrics() == {"psnr": made.psnr, **made.health.metrics()}
+
+
+def test_a_report_of_two_codebooks_by_hand() -> None:
+    """Half of the codes are the second codebook's first: ln 2 + 0.50040 / 2 is 0.94335."""
+    pixels = np.empty((5, 4, 4, 3), dtype=np.uint8)
+    pixels[:] = np.array([1, 1, 1, 1, 3])[:, None, None, None]
+    made = evaluate_reconstructions(Stripes(codes_per_position=2).eval(), pixels)
+    assert made.health.use.tolist() == [0, 4, 0, 1, 0, 0, 0, 0, 5, *[0] * 7]
+    assert made.health.codes_used == 3
+    assert made.health.perplexity == pytest.approx(np.exp(0.94335), abs=1e-4)
 
 
 def test_every_code_alike_is_the_whole_codebook() -> None:

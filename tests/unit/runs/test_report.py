@@ -140,7 +140,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for moment in moments:
             draw(run / stage / name / f"{moment:012d}.png")
     (run / "codes").mkdir()
-    np.save(run / "codes" / "train.npy", np.zeros((9, 4, 2), dtype=np.uint16))
+    np.save(run / "codes" / "train.npy", np.zeros((1, 9, 1, 4, 2), dtype=np.uint16))
     draw(run / "model" / "samples.png")
     metrics = {
         "reconstruction_psnr": {"value": 15.51, "protocol": f"dB {HOSTILE}"},
@@ -238,6 +238,18 @@ def test_the_numbers_are_the_run_s(trained: Path) -> None:
     assert "unreadable" not in said
 
 
+def test_several_codes_at_a_position_are_told(trained: Path) -> None:
+    saved = json.loads((trained / "run.json").read_text(encoding="utf-8"))
+    saved["recipe"]["tokenizer"]["quantizer"]["codes_per_position"] = 4
+    write_lines(trained / "run.json", saved)
+    codes = trained / "codes" / "train.npy"
+    np.save(codes, np.zeros((1, 9, 4, 4, 2), dtype=np.uint16))
+    become = "16×16 pixels become 4 codes"
+    assert f"{become} at each of 4×2 positions, each one of 512" in make(trained)[0]
+    codes.unlink()
+    assert f"{become} a position, each one of 512" in make(trained)[0]
+
+
 def test_an_older_run_says_what_it_started_from(trained: Path) -> None:
     path = trained / "run.json"
     path.write_text(path.read_text(encoding="utf-8").replace("init_from", "start_from"), "utf-8")
@@ -325,7 +337,7 @@ def test_what_it_looks_up_is_told_and_why(trained: Path) -> None:
 
     assert tell() == ""
     rows = [ExampleRow(f"{number}.png", [f"number {number}"]) for number in range(1200)]
-    memory = ExampleMemory.build(np.zeros((1200, 4, 2), np.uint16), rows, "")
+    memory = ExampleMemory.build(np.zeros((1200, 1, 4, 2), np.uint16), rows, "")
     (trained / "examples" / "memory").mkdir(parents=True)
     memory.write(trained / "examples" / "memory")
     assert tell() == "1,200 pictures to look up"
@@ -333,7 +345,7 @@ def test_what_it_looks_up_is_told_and_why(trained: Path) -> None:
     write_lines(trained / "examples" / "choice.json", {"neighbors": 3, "why": why})
     assert tell() == f"1,200 pictures to look up, 3 at most beside a prompt; {why}"
     # The finished model's memory may have been changed since.
-    ExampleMemory.build(np.zeros((7, 4, 2), np.uint16), rows[:7], "").write(trained / "model")
+    ExampleMemory.build(np.zeros((7, 1, 4, 2), np.uint16), rows[:7], "").write(trained / "model")
     assert tell().startswith("7 pictures")
     write_lines(trained / "examples" / "choice.json", {"neighbors": "many", "why": 5})
     (trained / "model" / "examples.safetensors").write_bytes(b"damaged")

@@ -60,6 +60,16 @@ def tiny(models: Mapping[str, ServedModel]) -> ServedModel:
     return models["tiny"]
 
 
+PAIRS = {
+    "patch": 2,
+    "widths": (16, 16),
+    "quantizer": {
+        "codebook_size": 16,
+        "code_width": 4,
+        "codes_per_position": 2,
+        "composition": "residual",
+    },
+}
 ALBUM = ("a red star", "a green star", "a blue star", "a red moon", "")
 
 
@@ -70,6 +80,15 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
     model = model.with_parts(memory=create_memory(model, ALBUM))
     folder = save_untrained(model, tmp_path_factory.mktemp("models") / "album")
     return ServedModel.load("album", folder, model)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    """A model with two codes at each position, one upon the other, and the examples of `ALBUM`."""
+    model = create_untrained(neighbors=2, tokenizer=PAIRS)
+    model = model.with_parts(memory=create_memory(model, ALBUM))
+    folder = save_untrained(model, tmp_path_factory.mktemp("models") / "pairs")
+    return ServedModel.load("pairs", folder, model)
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ def test_pinned_ones_come_before_what_is_found_and_excluded_ones_never(
     assert names(examples.find("a red star", 1, pinned=[1])) == ["1.png"]
     assert names(examples.find("a red star", None, excluded=[0])) == ["2.png", "1.png"]
     assert examples.find("a red star", None, excluded=[0, 1, 2]) == ()
-    own = Example(np.zeros((4, 4), np.uint16), "", "reference 1")
+    own = Example(np.zeros((1, 4, 4), np.uint16), "", "reference 1")
     assert names(examples.find("red", None, references=[own], pinned=[1])) == [
         "reference 1",
         "1.png",
@@ -75,7 +75,7 @@ def test_a_pinned_example_has_the_caption_that_it_is_found_by(
     """So that pinning what a picture looked at paints the same picture."""
     rows = [ExampleRow("a.png", ["a star", "a red dot"]), ExampleRow("b.png", [])]
     memory = ExampleMemory.build(
-        np.zeros((2, 4, 4), np.uint16), rows, model.tokenizer.hash_encoder()
+        np.zeros((2, 1, 4, 4), np.uint16), rows, model.tokenizer.hash_encoder()
     )
     folder = save_untrained(model.with_parts(memory=memory), tmp_path / "album")
     examples = ServedExamples(folder, model)

@@ -595,7 +595,9 @@ def test_reconstructions(server: Any, models: Models) -> None:
         shown = opened(base64.b64decode(body["reconstruction"]))
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
         assert body["codes"] == model.encode_images(own)[0].tolist()
+        assert np.shape(body["codes"]) == (1, 4, 4)
         assert (body["model"], body["grid"], body["codebook_size"]) == (name, [4, 4], 16)
+        assert body["codes_per_position"] == 1
     _, param, code = fault(
         send(server, "/images/reconstructions", encoded(wide), model="none"), 404
     )

@@ -39,6 +39,7 @@ def test_a_model(server: Any, tiny: ServedModel) -> None:
         "image_size": 16,
         "grid": [4, 4],
         "codebook_size": 16,
+        "codes_per_position": 1,
         "objective": "any_order",
         "max_prompt_tokens": 64,
         "generation": GenerationSettings(steps=3, temperature=1.0).model_dump(),
@@ -122,7 +123,7 @@ def test_a_card_that_has_none_stays_whole(
 def test_samples(server: Any, tiny: ServedModel) -> None:
     answer = server.get("/v1/models/tiny/samples.png")
     assert answer.headers["content-type"] == "image/png"
-    [own] = tiny.model.decode_codes(torch.zeros(1, 16, dtype=torch.int64))
+    [own] = tiny.model.decode_codes(torch.zeros(1, 1, 16, dtype=torch.int64))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), own)
 
 
@@ -131,10 +132,11 @@ def test_the_codebook_is_a_box_of_tiles(server: Any, models: Models) -> None:
     for name in ("tiny", "twin"):
         body = server.get(f"/v1/models/{name}/codebook").json()
         assert (body["codebook_size"], body["columns"], body["tile_px"]) == (16, 32, 4)
+        assert body["codes_per_position"] == 1
         sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["b64_png"]))))
         assert sheet.shape == (4, 128, 3)
         for code in range(16):
-            mosaic = models[name].model.decode_codes(torch.full((1, 4, 4), code))[0]
+            mosaic = models[name].model.decode_codes(torch.full((1, 1, 4, 4), code))[0]
             assert np.array_equal(sheet[:, 4 * code : 4 * code + 4], mosaic[8:12, 8:12])
         assert (sheet[:, 64:] == 255).all()
         assert server.get(f"/v1/models/{name}/codebook").json() == body
