@@ -1,6 +1,7 @@
 """Untrained models that look things up."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +25,10 @@ def remember(
     captions: Sequence[str],
     names: Sequence[str] | None = None,
     neighbors: int = 2,
+    **changes: Any,
 ) -> TextToImage:
     """A model that has these pictures in its memory; by default their names are `0.png` and on."""
-    model = create_untrained(captions=captions, neighbors=neighbors)
+    model = create_untrained(captions=captions, neighbors=neighbors, **changes)
     names = names or [f"{number}.png" for number in range(len(pixels))]
     rows = [ExampleRow(name, [text]) for name, text in zip(names, captions, strict=True)]
     codes = encode_stored(model.tokenizer, pixels)

@@ -18,6 +18,14 @@ from tessella.text.vocabulary import CaptionSummary
 CAPTIONS = [f"a {colour} star" for colour in ("red", "green", "blue")]
 
 
+def describe_tokenizer(codes_per_position: int = 1, composition: str = "product") -> dict[str, Any]:
+    """The image tokenizer of an untrained model; another one is its setting `tokenizer`."""
+    quantizer: dict[str, Any] = {"codebook_size": 16, "code_width": 4}
+    if codes_per_position > 1:
+        quantizer |= {"codes_per_position": codes_per_position, "composition": composition}
+    return {"patch": 2, "widths": (16, 16), "quantizer": quantizer}
+
+
 def create_untrained(
     objective: str = "any_order",
     seed: int = 0,
@@ -29,11 +37,7 @@ def create_untrained(
     config = ModelConfig.model_validate(
         {
             "image_size": 16,
-            "tokenizer": {
-                "patch": 2,
-                "widths": (16, 16),
-                "quantizer": {"codebook_size": 16, "code_width": 4},
-            },
+            "tokenizer": describe_tokenizer(),
             "transformer": {"width": 16, "depth": 2, "heads": 2},
             "objective": {"name": objective},
             "generation": {"steps": 3, "temperature": 1.0},

@@ -15,15 +15,11 @@ from tessella.images import Pixels
 from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.copies import NearCopies
+from tessella.retrieval.copies import NearCopies, are_same, count_tolerated
 from tessella.retrieval.examples import Codes
 from tessella.retrieval.index import FindExcluded
 from tessella.tokenizer import ImageTokenizer
 
-# Codes of one picture that may differ: between two codes that are as near, rounding decides, and
-# that depends on the batch.
-_MAX_DIFFERENT = 3
-_CODES_FOR_ONE = 32
 _CHUNK = 1 << 15  # examples whose codes are in memory at once
 
 
@@ -111,16 +107,6 @@ class ExampleLookup:
     @functools.cached_property
     def _copies(self) -> NearCopies:
         return NearCopies(self.memory, self._tokenizer.codebook.cpu().numpy())
-
-
-def are_same(first: Codes, second: Codes) -> bool:
-    """Whether two codes (M, h, w) are those of one picture, but for rounding."""
-    return int(np.count_nonzero(first != second)) <= count_tolerated(first.size)
-
-
-def count_tolerated(num_codes: int) -> int:
-    """Counts how many codes of a picture rounding may change."""
-    return min(_MAX_DIFFERENT, num_codes // _CODES_FOR_ONE)
 
 
 def _hash_parts(codes: Codes, num_parts: int) -> list[npt.NDArray[np.uint64]]:

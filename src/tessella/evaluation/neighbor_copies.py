@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from tessella.data.cache import CaptionedImages
-from tessella.evaluation.lookup import are_same
 from tessella.evaluation.memorisation import MAX_PAIRS, Pair
 from tessella.evaluation.metric import Metric, Results
 from tessella.images import Pixels
 from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example
+from tessella.retrieval.copies import are_same
 from tessella.retrieval.examples import Codes
 
 SAME_CODES = 0.9

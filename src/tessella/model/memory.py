@@ -27,13 +27,12 @@ from tessella.model.codec import encode_stored
 from tessella.model.find import is_bundled
 from tessella.model.folder import CARD_FILE, TrainedTokenizer, load_memory, read_model_config
 from tessella.retrieval import ExampleMemory
+from tessella.retrieval.copies import are_same
 from tessella.retrieval.examples import EXAMPLES_FILES, Codes, ExampleRow, remove_memory
 from tessella.retrieval.names import shorten_names
 
 _LOCK_FILE = ".examples.lock"
 _ENCODED_TOGETHER = 64
-# The same picture may get other codes at a position or two: rounding depends on the batch.
-_SAME = 15 / 16
 
 _CARD_PART = re.compile(r"(<!-- examples -->\n)(.*?)(<!-- /examples -->)", re.DOTALL)
 _CARD_NOTE = re.compile(r"^Since the training, .*\n", re.MULTILINE)
@@ -238,15 +237,16 @@ class _Adding:
         return ExampleMemory.build(codes, [*self._old_rows, *self.rows], tokenizer)
 
     def _encode(self, pictures: Sequence[Decoded]) -> Codes:
-        size = self._loaded.config.image_size
+        config = self._loaded.config
+        size, num_codes = config.image_size, config.tokenizer.quantizer.codes_per_position
         if not pictures:
-            return np.zeros((0, *self._loaded.config.grid), np.uint16)
+            return np.zeros((0, num_codes, *config.grid), np.uint16)
         pixels = np.frombuffer(b"".join(one.pixels for one in pictures), np.uint8)
         pixels = pixels.reshape(-1, size, size, 3).copy()
         return encode_stored(self._loaded.tokenizer, pixels)
 
     def _add(self, row: ExampleRow, codes: Codes) -> None:
-        if any(np.mean(codes == other) >= _SAME for other in self._codes_of[row.name]):
+        if any(are_same(codes, other) for other in self._codes_of[row.name]):
             self.known.append(row.name)
         else:
             self._codes_of[row.name].append(codes)

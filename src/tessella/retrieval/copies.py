@@ -17,6 +17,11 @@ from tessella.retrieval.examples import Codes, ExampleMemory
 ALONE = 0.85
 SAME_CAPTION = 0.45
 
+# Codes of one picture that may differ: between two codes that are as near, rounding decides, and
+# that depends on the batch.
+_MAX_DIFFERENT = 3
+_CODES_FOR_ONE = 32
+
 _SAMPLE = 2048
 
 
@@ -79,3 +84,13 @@ class NearCopies:
     def _look_up(self, codes: Codes) -> npt.NDArray[np.float32]:
         vectors = sum(book[codes[..., m, :, :]] for m, book in enumerate(self._codebook))
         return np.asarray(vectors, np.float32)
+
+
+def are_same(first: Codes, second: Codes) -> bool:
+    """Whether two codes (M, h, w) are those of one picture, but for rounding."""
+    return int(np.count_nonzero(first != second)) <= count_tolerated(first.size)
+
+
+def count_tolerated(num_codes: int) -> int:
+    """Counts how many codes of a picture rounding may change."""
+    return min(_MAX_DIFFERENT, num_codes // _CODES_FOR_ONE)

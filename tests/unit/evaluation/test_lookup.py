@@ -9,13 +9,13 @@ import pytest
 from remembering import draw_noise, remember
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation import lookup as module
-from tessella.evaluation.lookup import ExampleLookup, are_same, count_tolerated
+from tessella.evaluation.lookup import ExampleLookup
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
 from tessella.model.codec import encode_stored
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.copies import NearCopies
+from tessella.retrieval.copies import NearCopies, are_same, count_tolerated
 from tessella.retrieval.examples import Codes, ExampleRow
 from tessella.training.neighbors import find_neighbors, prepare_memory
 from untrained import create_untrained

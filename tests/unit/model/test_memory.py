@@ -24,7 +24,7 @@ from tessella.model.memory import (
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
-from untrained import create_untrained, save_untrained
+from untrained import create_untrained, describe_tokenizer, save_untrained
 
 CARD = "# A card\n<!-- examples -->\n3 are inside.\n\nThey look so.\n<!-- /examples -->\nThe end.\n"
 WEIGHTS = ("config.json", "tokenizer.safetensors", "transformer.safetensors", "captions.json")
@@ -92,19 +92,40 @@ def test_what_is_there_is_not_added_again(folder: Path, pics: Path) -> None:
     assert names_of(folder) == ["pics/b.png", "pics/cats/a.png", "pics/b.png"]
 
 
-def test_a_code_that_rounding_has_changed_is_the_same_picture(
-    folder: Path, pics: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_code_that_rounding_has_changed_is_the_same_picture(pics: Path, tmp_path: Path) -> None:
+    model = create_untrained(neighbors=2, tokenizer=describe_tokenizer(2))
+    folder = save_untrained(model, tmp_path / "pairs")
     add_examples(folder, [str(pics)])
     memory = ExampleMemory.open(folder)
     assert memory is not None
     codes = np.array(memory.codes)
-    codes[0, 0, 0] += 1  # one of 16
-    codes[1, 0, :2] += 1  # two
+    assert codes.shape == (2, 2, 4, 4)
+    codes[0, 1, 0, 0] += 1  # one of 32
+    codes[1, 1, 0, :2] += 1  # two
     ExampleMemory.build(codes % 16, list(memory.rows), memory.tokenizer).write(folder)
     change = add_examples(folder, [str(pics)])
     assert change.known == ["pics/b.png"]
     assert [row.name for row in change.examples] == ["pics/cats/a.png"]
+
+
+def test_examples_of_two_codes_a_position_are_found_and_removed(pics: Path, tmp_path: Path) -> None:
+    pairs = describe_tokenizer(2, "residual")
+    untrained = create_untrained(neighbors=2, tokenizer=pairs)
+    folder = save_untrained(untrained, tmp_path / "pairs")
+    assert add_examples(folder, [str(pics)]).count == 2
+    model = TextToImage.load(folder)
+    [star, *_] = model.examples.find("red", 1)
+    with Image.open(pics / "cats/a.png") as image:
+        expected = model.encode_images(np.asarray(image)[None])[0]
+    assert star.codes.shape == (2, 4, 4)
+    assert np.array_equal(star.codes, expected.numpy())
+    beside, without = (
+        model.generate("a red star", neighbors=count)[0].tobytes() for count in (1, 0)
+    )
+    assert beside != without
+    remove_examples(folder, ExampleFilter(name="b.png"))
+    [again] = TextToImage.load(folder).examples.find("red", 2)
+    assert np.array_equal(again.codes, expected.numpy())
 
 
 def test_every_kind_of_data_can_be_added(folder: Path, pics: Path, tmp_path: Path) -> None:
@@ -330,8 +351,18 @@ def test_a_memory_of_another_model_is_refused(folder: Path, pics: Path, tmp_path
 @pytest.mark.parametrize(
     ("codes", "fault"),
     [
-        (np.zeros((1, 4, 5), np.uint16), "they have `4×5` codes each, the model's pictures 4×4"),
-        (np.full((1, 4, 4), 16, np.uint16), "code `16`, the largest of the image tokenizer is 15"),
+        (
+            np.zeros((1, 1, 4, 5), np.uint16),
+            "they have `1×4×5` codes each, the model's pictures 1×4×4",
+        ),
+        (
+            np.zeros((1, 2, 4, 4), np.uint16),
+            "they have `2×4×4` codes each, the model's pictures 1×4×4",
+        ),
+        (
+            np.full((1, 1, 4, 4), 16, np.uint16),
+            "code `16`, the largest of the image tokenizer is 15",
+        ),
     ],
 )
 def test_codes_that_do_not_fit_are_refused(folder: Path, codes: np.ndarray, fault: str) -> None:
@@ -352,9 +383,9 @@ def test_another_decoder_keeps_the_examples(folder: Path) -> None:
     tokenizer = model_folder.TrainedTokenizer.load(folder).tokenizer
     before = tokenizer.hash_encoder()
     tokenizer.decoder.get_parameter("last.weight").add_(1)
-    tokenizer.quantizer.idle_images.add_(1)
+    tokenizer.get_buffer("quantizer.parts.0.idle_images").add_(1)
     assert tokenizer.hash_encoder() == before
-    tokenizer.get_parameter("quantizer.vectors").add_(1)
+    tokenizer.get_parameter("quantizer.parts.0.vectors").add_(1)
     assert tokenizer.hash_encoder() != before
     changed = tokenizer.hash_encoder()
     next(tokenizer.encoder.parameters()).add_(1)
