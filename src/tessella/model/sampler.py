@@ -231,8 +231,8 @@ class Sampler:
         """Scores codes, each picture's under its own prompt.
 
         Args:
-            codes: (B, M, h, w) int64; for a larger picture the scores of its overlapping windows add
-                up.
+            codes: (B, M, h, w) int64; for a larger picture the scores of its overlapping windows
+                add up.
             prompts: one a picture.
             num_orders: orders to average over.
             seed: of the orders.
