@@ -74,6 +74,19 @@ TOKENIZERS: Mapping[str, dict[str, Any]] = {
             "revive_after_images": BATCH,
         },
     },
+    # The tails that are dropped are drawn: a resumed run must draw the same.
+    "residual_pairs": {
+        "patch": 2,
+        "widths": (16, 32),
+        "quantizer": {
+            "codebook_size": 32,
+            "code_width": 4,
+            "codes_per_position": 2,
+            "composition": "residual",
+            "tail_dropout": 0.5,
+            "revive_after_images": BATCH,
+        },
+    },
     # Batch normalization's running statistics are state too.
     "report2021": {
         "network": "report2021",
@@ -114,12 +127,14 @@ def tokenizer_stage(kind: str, data: Data) -> TokenizerStage:
     return TokenizerStage(tokenizer, settings, data, torch.device("cpu"))
 
 
-def transformer_stage(objective: str, data: Data, neighbors: int = 0) -> TransformerStage:
+def transformer_stage(
+    objective: str, data: Data, neighbors: int = 0, tokenizer: str = "gradient"
+) -> TransformerStage:
     torch.manual_seed(0)
     config = ModelConfig.model_validate(
         {
             "image_size": 16,
-            "tokenizer": TOKENIZERS["gradient"],
+            "tokenizer": TOKENIZERS[tokenizer],
             "transformer": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.2},
             "objective": {"name": objective},
             "generation": {"steps": 2},
@@ -127,9 +142,9 @@ def transformer_stage(objective: str, data: Data, neighbors: int = 0) -> Transfo
         }
     )
     text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
-    rng = np.random.default_rng(0)
+    rng, num_codes = np.random.default_rng(0), config.tokenizer.quantizer.codes_per_position
     codes = {
-        side: rng.integers(32, size=(2, len(images), *config.grid)).astype(np.uint16)
+        side: rng.integers(32, size=(2, len(images), num_codes, *config.grid)).astype(np.uint16)
         for side, images in data.items()
     }
     settings = TransformerTrainingSettings(caption_dropout=0.3)
@@ -174,6 +189,7 @@ STAGES: Mapping[str, Callable[[Data], Stage]] = {
         for name in ("any_order", "latent_mse")
     },
     "examples": lambda data: transformer_stage("any_order", data, neighbors=2),
+    "examples_of_pairs": lambda data: transformer_stage("any_order", data, 2, "residual_pairs"),
 }
 
 
@@ -281,7 +297,7 @@ def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:
 def test_codes_were_revived_in_these_runs(scenes: Data, tmp_path: Path) -> None:
     """Else the tests above would not show that revival survives a stop."""
     stage = tokenizer_stage("ema", scenes)
-    quantizer = stage.network.quantizer
+    quantizer: Any = stage.network.quantizer.parts[0]
     moved = []
     revive = quantizer._revive
 

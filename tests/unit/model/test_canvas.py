@@ -80,10 +80,13 @@ def test_each_window_has_random_numbers_of_its_own() -> None:
 def test_an_outpainted_canvas_has_the_codes_in_their_place() -> None:
     """2 × 2 positions of 4 pixels; one more on the left, two above, one below."""
     image = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    codes = torch.tensor([[5, 6], [7, 8]])
+    codes = torch.tensor([[[5, 6], [7, 8]], [[1, 2], [3, 4]]])
     canvas = Canvas.outpaint(image, codes, left=4, top=8, right=0, bottom=4)
-    assert canvas.codes.tolist() == [[0, 0, 0], [0, 0, 0], [0, 5, 6], [0, 7, 8], [0, 0, 0]]
-    assert torch.equal(canvas.known, canvas.codes > 0)
+    assert canvas.codes.tolist() == [
+        [[0, 0, 0], [0, 0, 0], [0, 5, 6], [0, 7, 8], [0, 0, 0]],
+        [[0, 0, 0], [0, 0, 0], [0, 1, 2], [0, 3, 4], [0, 0, 0]],
+    ]
+    assert torch.equal(canvas.known, canvas.codes[0] > 0)
     assert canvas.repainted is not None
     assert (~canvas.repainted).nonzero()[0].tolist() == [
         row for row in range(8, 16) for _ in "8" * 8
@@ -91,9 +94,30 @@ def test_an_outpainted_canvas_has_the_codes_in_their_place() -> None:
     assert np.array_equal(canvas.finish(np.zeros((20, 12, 3), np.uint8))[8:16, 4:], image)
 
 
+def test_an_edited_canvas_keeps_all_codes_of_a_position() -> None:
+    """2 × 2 positions of 2 pixels; one pixel of the second is marked."""
+    repainted = np.zeros((4, 4), dtype=bool)
+    repainted[1, 2] = True
+    codes = torch.arange(12).view(3, 2, 2)
+    canvas = Canvas.edit(np.zeros((4, 4, 3), np.uint8), codes, repainted)
+    assert canvas.known.tolist() == [[True, False], [True, True]]
+    assert torch.equal(canvas.codes, codes)
+
+
+def test_variations_open_positions_not_codes() -> None:
+    """Half of 2 × 3 positions, of which each has two codes."""
+    codes = torch.arange(12).view(2, 2, 3)
+    canvases = Canvas.variations(codes, range(20), strength=0.5)
+    assert {canvas.known.shape for canvas in canvases} == {(2, 3)}
+    assert {int(canvas.known.sum()) for canvas in canvases} == {3}
+    assert all(torch.equal(canvas.codes, codes) for canvas in canvases)
+    [one] = Canvas.variations(codes, [0], strength=1e-9)
+    assert int((~one.known).sum()) == 1
+
+
 def test_a_new_canvas_is_empty() -> None:
     canvas = Canvas.new((2, 3))
-    assert canvas.codes.shape == canvas.known.shape == (2, 3)
+    assert (canvas.codes.shape, canvas.known.shape) == ((1, 2, 3), (2, 3))
     assert not canvas.known.any()
 
 
@@ -265,7 +289,7 @@ def test_what_stays_is_put_back() -> None:
     generated = np.full((2, 2, 3), 9, dtype=np.uint8)
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     repainted = np.array([[True, False], [False, True]])
-    canvas = Canvas.edit(image, torch.zeros(1, 1, dtype=torch.int64), repainted)
+    canvas = Canvas.edit(image, torch.zeros(1, 1, 1, dtype=torch.int64), repainted)
     finished = canvas.finish(generated)
     assert finished.tolist() == [[[9] * 3, [3, 4, 5]], [[6, 7, 8], [9] * 3]]
     assert finished.dtype == np.uint8

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from tessella.images import to_float
 from tessella.model import codec
-from tessella.model.codec import decode_latent, encode_pixels
+from tessella.model.codec import decode_latent, encode_pixels, encode_stored
 from tessella.tokenizer import ImageTokenizer
-from untrained import create_untrained
+from untrained import create_untrained, describe_tokenizer
 
 TOKENIZER: ImageTokenizer = create_untrained().tokenizer
 GRID = (4, 4)
@@ -15,7 +16,7 @@ GRID = (4, 4)
 
 def draw_latent(count: int, grid: tuple[int, int] = GRID) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(len(TOKENIZER.codebook), (count, *grid), generator=generator)
+    codes = torch.randint(16, (count, 1, *grid), generator=generator)
     return TOKENIZER.quantizer.look_up(codes)
 
 
@@ -55,6 +56,19 @@ def test_the_decoder_sees_one_batch_size(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pixels_are_encoded_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     codes = encode_pixels(TOKENIZER, pixels)
-    assert codes.shape == (5, *GRID)
+    assert codes.shape == (5, 1, *GRID)
     monkeypatch.setattr(codec, "_ENCODED_TOGETHER", 2)
     assert torch.equal(encode_pixels(TOKENIZER, pixels), codes)
+
+
+def test_a_memory_holds_all_codes_of_a_position() -> None:
+    """As the tokenizer encodes them, in the order of its codebooks."""
+    tokenizer = create_untrained(tokenizer=describe_tokenizer(3)).tokenizer
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    stored = encode_stored(tokenizer, pixels)
+    assert (stored.dtype, stored.shape) == (np.uint16, (2, 3, *GRID))
+    with torch.no_grad():
+        groups = tokenizer._encode(to_float(torch.from_numpy(pixels))).chunk(3, 1)
+        for m, group in enumerate(groups):
+            assert np.array_equal(stored[:, m], tokenizer.quantizer.parts[m].encode(group))
+    assert len({grid.tobytes() for grid in stored[0]}) == 3

@@ -16,7 +16,12 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example, ExampleMemory
 from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
-from untrained import create_untrained, create_with_examples, save_untrained
+from untrained import (
+    create_untrained,
+    create_with_examples,
+    describe_tokenizer,
+    save_untrained,
+)
 
 CAPTIONS = (
     "octopus, flat emoji",
@@ -42,7 +47,7 @@ def indices(examples: Sequence[Example]) -> list[int | None]:
 
 
 def create_reference(name: str = "photo.png", index: int | None = None) -> Example:
-    return Example(np.full((4, 4), 7, np.uint16), "", name, index)
+    return Example(np.full((1, 4, 4), 7, np.uint16), "", name, index)
 
 
 def paint(model: TextToImage, prompt: str = PROMPT, seed: int = 3, **settings: Any) -> Pixels:
@@ -102,7 +107,7 @@ def test_without_a_memory_references_alone_are_looked_at() -> None:
 
 def test_an_empty_memory_replaces_one_that_is_not() -> None:
     """It counts as false."""
-    empty = ExampleMemory.build(np.zeros((0, 4, 4), np.uint16), list[ExampleRow](), "any")
+    empty = ExampleMemory.build(np.zeros((0, 1, 4, 4), np.uint16), list[ExampleRow](), "any")
     model = MODEL.with_parts(memory=empty)
     assert model.examples.find(PROMPT) == ()
 
@@ -322,3 +327,51 @@ def test_a_step_shows_codes_of_a_picture_that_looks_at_examples() -> None:
     codes: list[torch.Tensor] = []
     painted = paint(MODEL, on_step=lambda step: codes.append(step.codes))
     assert np.array_equal(MODEL.decode_codes(codes[-1])[0], painted)
+
+
+# --- several codes at a position --------------------------------------------------------------
+
+
+def test_examples_are_read_position_by_position() -> None:
+    """Every code has a number of its own: none may stand at another's position or codebook."""
+    model = create_untrained(neighbors=2, tokenizer=describe_tokenizer(2))
+    codes = np.arange(32, dtype=np.uint16).reshape(2, 4, 4)
+    example = Example(codes, "a red star", "a.png")
+    read = model.sampler.encode_examples([(), (example,), (example, Example(codes + 100, "", "b"))])
+    assert read is not None
+    assert read.codes.shape == (3, 2, 16, 2)
+    assert read.visible.tolist() == [[False, False], [True, False], [True, True]]
+    for position in range(16):
+        row, column = divmod(position, 4)
+        pair = [int(codes[m, row, column]) for m in (0, 1)]
+        assert read.codes[1, 0, position].tolist() == pair
+        assert read.codes[2, 1, position].tolist() == [code + 100 for code in pair]
+    assert (read.codes[0] == -1).all()
+
+
+@pytest.mark.parametrize("objective", ["any_order", "masked"])
+def test_every_code_of_an_example_is_looked_at(objective: str) -> None:
+    """Another second code at one position is another picture."""
+    model = create_with_examples(CAPTIONS, objective, tokenizer=describe_tokenizer(2))
+    [found] = model.examples.find("star", 1)
+    assert found.codes.shape == (2, 4, 4)
+    changed = found.codes.copy()
+    changed[1, 2, 3] = (changed[1, 2, 3] + 1) % 16
+    other = Example(changed, found.caption, found.name)
+    [reference] = model.encode_references([PHOTO])
+    assert np.array_equal(reference.codes, model.encode_images(NOISE[None])[0].numpy())
+    # The logits, for the same codes may be sampled from both.
+    hidden = []
+    for examples in ((found,), (other,), (reference,)):
+        read = model.sampler.encode_examples([examples])
+        text = model.sampler.encode_text(["a red star"])
+        cache = model.transformer.encode_context(text, read)
+        hidden.append(
+            model.transformer.predict(cache, torch.zeros(1, 1).long(), torch.zeros(1).long())
+        )
+    assert not torch.equal(hidden[0], hidden[1])
+    assert not torch.equal(hidden[0], hidden[2])
+    requests = [ImageRequest("a red star", 3, examples=(one,)) for one in (found, reference)]
+    first, second = model.generate_images(requests).pixels
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, paint(model, "a red star", neighbors=1))

@@ -1,7 +1,8 @@
-"""The model folder: today's format, the one before, and weights that do not fit."""
+"""The model folder: today's format, those before, and weights that do not fit."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tessella.errors import CheckpointError
+from tessella.files import hash_tensors
 from tessella.model.folder import MODEL_FORMAT, TrainedTokenizer, load_weights
 from tessella.model.pipeline import TextToImage
-from untrained import create_untrained, save_untrained
+from tessella.retrieval.examples import EXAMPLES_FILE
+from tessella.retrieval.mapped import map_arrays, write_arrays
+from untrained import (
+    CAPTIONS,
+    create_untrained,
+    create_with_examples,
+    describe_tokenizer,
+    save_untrained,
+)
 
 # How the transformer's weights were called in format 2, by the names of format 3.
 NAMES_IN_FORMAT_2 = {
@@ -37,9 +47,36 @@ def to_format_2(folder: Path) -> Path:
     return folder
 
 
+def to_format_4(folder: Path) -> Path:
+    """Rewrites a model folder as it was when a position had one code."""
+    config = json.loads((folder / "config.json").read_text())
+    quantizer = config["tokenizer"]["quantizer"]
+    for name in ("codes_per_position", "composition", "tail_dropout"):
+        quantizer.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config | {"format": 4}))
+    path = folder / "tokenizer.safetensors"
+    weights = load_file(path).items()
+    older = {name.replace("quantizer.parts.0.", "quantizer."): tensor for name, tensor in weights}
+    save_file(older, path)
+    return folder
+
+
+def to_older_examples(folder: Path) -> None:
+    """Rewrites the examples of a model folder as they were then."""
+    path = folder / EXAMPLES_FILE
+    arrays, metadata = map_arrays(path)
+    arrays["codes"] = arrays["codes"][:, 0]
+    write_arrays(folder / "older", arrays, metadata)
+    (folder / "older").replace(path)
+
+
+def paint(model: TextToImage) -> bytes:
+    return model.generate("a red star", seed=3)[0].tobytes()
+
+
 def test_a_saved_model_has_todays_format(tmp_path: Path) -> None:
     folder = save_untrained(create_untrained(), tmp_path / "model")
-    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 4
+    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 5
     names = load_file(folder / "transformer.safetensors").keys()
     assert {"mask_token", "kv_norm.weight", "position_embedding.weight"} <= names
     assert not any(name.startswith(tuple(NAMES_IN_FORMAT_2.values())) for name in names)
@@ -48,7 +85,7 @@ def test_a_saved_model_has_todays_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objective", ["any_order", "shared_latent"])
 def test_a_model_of_format_2_loads_and_is_saved_as_today_s(objective: str, tmp_path: Path) -> None:
     model = create_untrained(objective)
-    folder = to_format_2(save_untrained(model, tmp_path / "model"))
+    folder = to_format_2(to_format_4(save_untrained(model, tmp_path / "model")))
     assert "question" in load_file(folder / "transformer.safetensors")
     loaded = TextToImage.load(folder, device="cpu")
     expected, state = model.transformer.state_dict(), loaded.transformer.state_dict()
@@ -59,6 +96,66 @@ def test_a_model_of_format_2_loads_and_is_saved_as_today_s(objective: str, tmp_p
     assert np.array_equal(np.asarray(image), np.asarray(other))
     save_untrained(loaded, tmp_path / "again")
     assert json.loads((tmp_path / "again/config.json").read_text())["format"] == MODEL_FORMAT
+
+
+LEARNING: dict[str, dict[str, Any]] = {
+    "gradient": {"code_width": 4},
+    "ema": {"code_width": 4, "normalize": False, "learning": "ema"},
+    "fsq": {"name": "fsq", "levels": (4, 4)},
+}
+
+
+@pytest.mark.parametrize("learning", LEARNING)
+def test_a_model_of_format_4_loads_and_paints_the_same(learning: str, tmp_path: Path) -> None:
+    """One code a position: the codebook's weights were called otherwise, and examples (E, h, w)."""
+    quantizer = LEARNING[learning]
+    if learning != "fsq":
+        quantizer = quantizer | {"codebook_size": 16}
+    tokenizer = describe_tokenizer() | {"quantizer": quantizer}
+    model = create_with_examples(CAPTIONS, tokenizer=tokenizer)
+    folder = to_format_4(save_untrained(model, tmp_path / "model"))
+    older = load_file(folder / "tokenizer.safetensors")
+    assert "quantizer.idle_images" in older
+    assert ("quantizer.vectors" in older) is (learning != "fsq")
+    assert not any("parts" in name for name in older)
+    # By this its examples are known to be its own.
+    is_hashed = ("encoder.", "quantizer.vectors")
+    hashed = {name: older[name] for name in older if name.startswith(is_hashed)}
+    assert hash_tensors(hashed) == model.tokenizer.hash_encoder()
+    to_older_examples(folder)
+    loaded = TextToImage.load(folder, device="cpu")
+    assert loaded.config == model.config
+    assert torch.equal(loaded.tokenizer.codebook, model.tokenizer.codebook)
+    assert model.memory is not None
+    assert loaded.memory is not None
+    assert np.array_equal(loaded.memory.codes, model.memory.codes)
+    assert paint(loaded) == paint(model)
+    save_untrained(loaded, tmp_path / "again")
+    assert json.loads((tmp_path / "again/config.json").read_text())["format"] == MODEL_FORMAT
+    assert paint(TextToImage.load(tmp_path / "again", device="cpu")) == paint(model)
+
+
+@pytest.mark.parametrize("composition", ["product", "residual"])
+def test_a_model_of_two_codes_a_position_is_saved_and_loaded(
+    composition: str, tmp_path: Path
+) -> None:
+    tokenizer = describe_tokenizer(2, composition)
+    model = create_with_examples(CAPTIONS, tokenizer=tokenizer)
+    folder = save_untrained(model, tmp_path / "model")
+    names = load_file(folder / "tokenizer.safetensors").keys()
+    assert {"quantizer.parts.0.vectors", "quantizer.parts.1.vectors"} <= names
+    loaded = TextToImage.load(folder, device="cpu")
+    assert loaded.config == model.config
+    assert loaded.transformer.shape.codes_per_position == 2
+    assert loaded.transformer.shape.code_width == (8 if composition == "product" else 4)
+    for mine, other in (
+        (loaded.tokenizer, model.tokenizer),
+        (loaded.transformer, model.transformer),
+    ):
+        states = mine.state_dict(), other.state_dict()
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+    assert paint(loaded) == paint(model)
 
 
 def test_damaged_weights_of_the_transformer_are_named(tmp_path: Path) -> None:
@@ -76,12 +173,12 @@ def test_damaged_weights_of_the_transformer_are_named(tmp_path: Path) -> None:
         load_weights(network, path)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_the_image_tokenizer_of_every_format_loads(version: int, tmp_path: Path) -> None:
     model = create_untrained()
     folder = tmp_path / "tokenizer"
     TrainedTokenizer(model.config, model.tokenizer).save(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((to_format_4(folder) / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": version}))
     loaded = TrainedTokenizer.load(folder, device="cpu").tokenizer
     assert torch.equal(loaded.codebook, model.tokenizer.codebook)

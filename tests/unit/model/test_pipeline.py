@@ -99,9 +99,9 @@ def test_a_damaged_file_is_named(name: str, damage: str, tmp_path: Path) -> None
     [
         (
             {"format": 1},
-            r"has format `1`; this tessella reads 2, 3 and 4: `.*train again; the image tok",
+            r"has format `1`; this tessella reads 2, 3, 4 and 5: `.*train again; the image tok",
         ),
-        ({"format": 5}, r"has format `5`; this tessella reads 2, 3 and 4: `"),
+        ({"format": 6}, r"has format `6`; this tessella reads 2, 3, 4 and 5: `"),
         # An invalid setting was once reported as if the user had typed it.
         ({"image_sise": 3}, r"is damaged: `.*config\.json`\. Unknown setting `image_sise`; did"),
         ({"image_size": 18}, r"is damaged: `.*config\.json`\. Image size must be a multiple of 4"),

@@ -1,6 +1,6 @@
 """Larger pictures, edits, variations, scores and the best of several: all from one canvas."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationBatch, GenerationStep, OnStep
 from tessella.objectives.parallel import predict_everywhere
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
-from untrained import create_untrained
+from untrained import create_untrained, describe_tokenizer
 
 GENERATES_CODES = ("any_order", "autoregressive", "masked", "parallel", "shared_latent")
 SCORING = GENERATES_CODES[:4]
@@ -28,11 +28,21 @@ PROMPT = "a red star"
 
 MODELS = {name: create_untrained(name) for name in (*GENERATES_CODES, "latent_mse")}
 MODEL = MODELS["any_order"]
-EVERY = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-HAS_CODES = pytest.mark.parametrize(
-    "model", [MODELS[name] for name in GENERATES_CODES], ids=GENERATES_CODES
-)
-HAS_LIKELIHOOD = pytest.mark.parametrize("model", [MODELS[n] for n in SCORING], ids=SCORING)
+# Of two codes a position.
+PAIRS = {
+    f"{name}_of_pairs": create_untrained(name, tokenizer=describe_tokenizer(2, composition))
+    for name, composition in (("any_order", "residual"), ("masked", "product"))
+}
+OF_PAIRS = PAIRS["any_order_of_pairs"]
+
+
+def with_models(names: Iterable[str]) -> pytest.MarkDecorator:
+    chosen = {name: MODELS[name] for name in names} | PAIRS
+    return pytest.mark.parametrize("model", chosen.values(), ids=chosen.keys())
+
+
+EVERY, HAS_CODES, HAS_LIKELIHOOD = map(with_models, (MODELS, GENERATES_CODES, SCORING))
+ONE_AND_TWO_CODES = pytest.mark.parametrize("model", [MODEL, OF_PAIRS], ids=["one", "two"])
 
 NOISE = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(NOISE)
@@ -79,8 +89,9 @@ def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
     generated = pixels(model.generate(PROMPT, count=2, seed=1, on_step=steps.append))
     tokenizer = model.tokenizer
     for step in steps:
-        latent = functional.embedding(step.codes, tokenizer.codebook)
-        latent[~step.is_decoded] = tokenizer.codebook.mean(0)
+        vectors = [book[step.codes[:, m]] for m, book in enumerate(tokenizer.codebook)]
+        latent = torch.stack(vectors).sum(0)  # (B, N, C)
+        latent[~step.is_decoded] = tokenizer.codebook.mean(1).sum(0)
         with torch.no_grad():
             image = tokenizer.decode_latent(latent.unflatten(1, GRID).movedim(-1, 1))
         expected = ((image.movedim(1, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -91,7 +102,7 @@ def test_steps_are_shown_with_what_is_open_blank(model: TextToImage) -> None:
 
 
 def test_what_is_open_is_not_shown_as_the_first_code() -> None:
-    codes, is_decoded = torch.full((1, 16), 7), torch.arange(16)[None] < 8
+    codes, is_decoded = torch.full((1, 1, 16), 7), torch.arange(16)[None] < 8
     for other in (0, 3):
         shown = MODEL.decode_codes(codes.where(is_decoded, other), is_decoded)
         assert np.array_equal(shown, MODEL.decode_codes(codes, is_decoded))
@@ -99,9 +110,22 @@ def test_what_is_open_is_not_shown_as_the_first_code() -> None:
 
 
 def test_codes_of_any_grid_are_decoded() -> None:
-    codes = torch.randint(16, (3, 4, 6), generator=torch.Generator().manual_seed(0))
+    codes = torch.randint(16, (3, 1, 4, 6), generator=torch.Generator().manual_seed(0))
     assert np.array_equal(MODEL.decode_codes(codes), decode(MODEL, codes))
-    assert MODEL.decode_codes(codes, codes > 7).shape == (3, 16, 24, 3)
+    assert MODEL.decode_codes(codes, codes[:, 0] > 7).shape == (3, 16, 24, 3)
+
+
+def test_codes_are_decoded_in_the_order_of_their_codebooks() -> None:
+    """As a step has them, (B, M, N), and as pictures have them, (B, M, h, w)."""
+    codes = torch.arange(32).view(1, 2, 4, 4) % 16
+    shown = OF_PAIRS.decode_codes(codes)
+    assert np.array_equal(shown, decode(OF_PAIRS, codes))
+    assert np.array_equal(OF_PAIRS.decode_codes(codes.flatten(2)), shown)
+    swapped = codes.clone()
+    swapped[0, 0, 0, 0], swapped[0, 1, 0, 0] = 3, 5
+    other = swapped.clone()
+    other[0, :, 0, 0] = torch.tensor([5, 3])
+    assert not np.array_equal(OF_PAIRS.decode_codes(swapped), OF_PAIRS.decode_codes(other))
 
 
 # Larger pictures.
@@ -121,20 +145,21 @@ def test_every_position_of_a_larger_picture_is_decoded_once(
     recorded = record_batches(model)
     [image] = model.generate(PROMPT, seed=3, size=(36, 24))  # 6 × 9 positions
     assert image.size == (36, 24)
-    canvas, is_decoded = torch.zeros(6, 9, dtype=torch.int64), torch.zeros(6, 9, dtype=torch.int64)
+    canvas = torch.zeros(len(model.tokenizer.codebook), 6, 9, dtype=torch.int64)
+    is_decoded = torch.zeros(6, 9, dtype=torch.int64)
     corners = [(row, column) for row in (0, 2) for column in (0, 2, 4, 5)]
     for (row, column), (batch, codes) in zip(corners, recorded, strict=True):
-        window = (slice(row, row + 4), slice(column, column + 4))
+        window = (..., slice(row, row + 4), slice(column, column + 4))
         known = batch.known.view(GRID)
         assert torch.equal(known, is_decoded[window] == 1)
-        assert torch.equal(codes[0][known], canvas[window][known])
+        assert torch.equal(codes[0][:, known], canvas[window][:, known])
         is_decoded[window] += (~known).long()
         canvas[window] = codes[0]
     assert (is_decoded == 1).all()
     assert np.array_equal(np.asarray(image), decode(model, canvas[None])[0])
     first = model.generate_images([ImageRequest(PROMPT, 3)]).codes
     assert first is not None
-    assert torch.equal(canvas[:4, :4], first[0])
+    assert torch.equal(canvas[:, :4, :4], first[0])
 
 
 @HAS_CODES
@@ -151,7 +176,7 @@ def test_windows_are_not_copies_of_each_other() -> None:
     request = ImageRequest(PROMPT, 0, canvas=Canvas.new((4, 34)))
     codes = MODELS["parallel"].generate_images([request]).codes
     assert codes is not None
-    strips = codes[0][:, 4:].unfold(1, 2, 2).movedim(1, 0).flatten(1)
+    strips = codes[0, 0][:, 4:].unfold(1, 2, 2).movedim(1, 0).flatten(1)
     assert len(strips.unique(dim=0)) == 15
 
 
@@ -180,7 +205,7 @@ def test_every_decoder_takes_any_size(settings: dict[str, Any]) -> None:
     tokenizer = ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
     side = tokenizer.settings.downsampling
     with torch.no_grad():
-        image = tokenizer.decode(torch.zeros(1, 3, 7, dtype=torch.int64))
+        image = tokenizer.decode(torch.zeros(1, 1, 3, 7, dtype=torch.int64))
     assert image.shape == (1, 3, 3 * side, 7 * side)
 
 
@@ -207,7 +232,9 @@ def test_an_edit_generates_the_tiles_that_the_mask_touches(
     [(batch, codes)] = recorded
     known = batch.known.view(GRID)
     assert (~known).nonzero().tolist() == [[0, 0], [0, 1]]
-    assert torch.equal(codes[0][known], image_codes[known])
+    assert image_codes.shape == (len(model.tokenizer.codebook), *GRID)
+    assert torch.equal(codes[0][:, known], image_codes[:, known])
+    assert torch.equal(batch.known_codes[0].mT.reshape(-1, *GRID)[:, known], image_codes[:, known])
     assert np.array_equal(np.asarray(made)[CORNER], decode(model, codes)[0][CORNER])
 
 
@@ -258,13 +285,13 @@ def test_a_variation_keeps_a_fraction_of_the_codes(
     anew: int,
     record_batches: Callable[[TextToImage], list[Any]],
 ) -> None:
-    image_codes = model.encode_images(NOISE[None])[0].flatten()
+    image_codes = model.encode_images(NOISE[None])[0].flatten(1)  # (M, N)
     recorded = record_batches(model)
     made = model.vary(IMAGE, strength=strength, count=3, seed=1)
     [(batch, codes)] = recorded
     assert (~batch.known).sum(1).tolist() == [anew] * 3
-    for known, row in zip(batch.known, codes.flatten(1), strict=True):
-        assert torch.equal(row[known], image_codes[known])
+    for known, row in zip(batch.known, codes.flatten(2), strict=True):
+        assert torch.equal(row[:, known], image_codes[:, known])
     assert np.array_equal(pixels(made), decode(model, codes))
     if anew == 8:
         assert len(batch.known.unique(dim=0)) == 3
@@ -324,11 +351,29 @@ def test_the_score_of_independent_positions_by_hand() -> None:
     codes = model.encode_images(NOISE[None])
     sums = []
     for prompt in (PROMPT, ""):
-        logits = predict_everywhere(model.transformer, model.sampler.encode_text([prompt]))
+        hidden = predict_everywhere(model.transformer, model.sampler.encode_text([prompt]))
+        logits = model.transformer.out(hidden)
         sums.append(-functional.cross_entropy(logits[0], codes.flatten(), reduction="sum").item())
     scores = model.score([IMAGE], PROMPT)
     assert scores.log_likelihood[0, 0] == pytest.approx(sums[0], abs=1e-4)
     assert scores.pmi[0, 0] == pytest.approx(sums[0] - sums[1], abs=1e-4)
+
+
+def test_the_score_of_two_codes_by_hand() -> None:
+    """The second code of a position, too, has a logit of its own: after the first."""
+    model = create_untrained("parallel", tokenizer=describe_tokenizer(2))
+    network, codes = model.transformer, model.encode_images(NOISE[None])[0].flatten(1)
+    hidden = predict_everywhere(network, model.sampler.encode_text([PROMPT]))[0]
+    expected = 0.0
+    for place in range(16):
+        first, second = codes[:, place].tolist()
+        row = hidden[place]
+        logits = network.out(row)[:16]
+        expected += logits.log_softmax(0)[first].item()
+        row = network.next_code[0](row, network.code_embedding.weight[first])
+        expected += network.out(row)[16:].log_softmax(0)[second].item()
+    scores = model.score([IMAGE], PROMPT)
+    assert scores.log_likelihood[0, 0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_rows_of_codes_are_scored_as_their_pictures() -> None:
@@ -340,11 +385,13 @@ def test_rows_of_codes_are_scored_as_their_pictures() -> None:
     assert np.allclose(rows.log_likelihood, table.log_likelihood[[0, 1], [1, 0]], atol=1e-4)
 
 
-def test_a_larger_picture_is_scored_window_by_window() -> None:
-    codes = torch.randint(16, (2, 4, 6), generator=torch.Generator().manual_seed(0))
-    whole = MODEL.sampler.score_codes(codes, [PROMPT, "a blue star"])
+@ONE_AND_TWO_CODES
+def test_a_larger_picture_is_scored_window_by_window(model: TextToImage) -> None:
+    size = (2, len(model.tokenizer.codebook), 4, 6)
+    codes = torch.randint(16, size, generator=torch.Generator().manual_seed(0))
+    whole = model.sampler.score_codes(codes, [PROMPT, "a blue star"])
     parts = [
-        MODEL.sampler.score_codes(codes[:, :, c : c + 4], [PROMPT, "a blue star"]) for c in (0, 2)
+        model.sampler.score_codes(codes[..., c : c + 4], [PROMPT, "a blue star"]) for c in (0, 2)
     ]
     assert np.allclose(whole.pmi, parts[0].pmi + parts[1].pmi, atol=1e-4)
 
@@ -531,31 +578,36 @@ def test_words_that_no_caption_had_are_read_all_the_same() -> None:
 # Canvases and their steps.
 
 
-def test_the_steps_of_a_larger_picture_show_all_of_it() -> None:
+@ONE_AND_TWO_CODES
+def test_the_steps_of_a_larger_picture_show_all_of_it(model: TextToImage) -> None:
     """A step of a window once showed the window alone."""
     steps: list[GenerationStep] = []
-    [generated] = pixels(MODEL.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
+    [generated] = pixels(model.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
     # Three windows of three steps.
     assert [(step.step, step.steps) for step in steps] == [(n, 9) for n in range(1, 10)]
     is_decoded = [step.is_decoded for step in steps]
     for step, before in zip(steps[1:], is_decoded, strict=False):
-        assert step.codes.shape == step.is_decoded.shape == (1, 4, 8)
+        assert step.codes.shape == (1, len(model.tokenizer.codebook), 4, 8)
+        assert step.is_decoded.shape == (1, 4, 8)
         assert step.is_decoded[before].all()  # what is decoded stays decoded
-        assert not step.codes[~step.is_decoded].any()
+        assert not step.codes.movedim(1, -1)[~step.is_decoded].any()
     assert not is_decoded[0][:, :, 4:].any()
     assert bool(is_decoded[-1].all())
-    assert np.array_equal(MODEL.decode_codes(steps[-1].codes)[0], generated)
+    assert np.array_equal(model.decode_codes(steps[-1].codes)[0], generated)
+    shown = model.decode_codes(steps[1].codes, steps[1].is_decoded)
+    assert shown.shape == (1, 16, 32, 3)
     assert is_decoded[2][:, :, :4].all()
     # Each step has tensors of its own: what was shown doesn't change later.
     assert len({step.codes.data_ptr() for step in steps}) == 9
 
 
-def test_steps_show_what_is_known() -> None:
+@ONE_AND_TWO_CODES
+def test_steps_show_what_is_known(model: TextToImage) -> None:
     steps: list[GenerationStep] = []
-    MODEL.outpaint(IMAGE, PROMPT, left=8, seed=2, on_step=steps.append)
-    image_codes = MODEL.encode_images(NOISE[None])
+    model.outpaint(IMAGE, PROMPT, left=8, seed=2, on_step=steps.append)
+    image_codes = model.encode_images(NOISE[None])
     for step in steps:
-        assert torch.equal(step.codes[:, :, 2:], image_codes)
+        assert torch.equal(step.codes[..., 2:], image_codes)
         assert step.is_decoded[:, :, 2:].all()
     progress = [step.step / step.steps for step in steps]
     assert progress == sorted(progress)
@@ -592,7 +644,7 @@ def test_a_planned_outpainting_has_the_picture_in_its_place() -> None:
     assert np.array_equal(finished[4:, :16], NOISE)
     assert not finished[:4].any()
     assert not finished[:, 16:].any()
-    assert torch.equal(canvas.codes[1:, :4], MODEL.encode_images(NOISE[None])[0])
+    assert torch.equal(canvas.codes[:, 1:, :4], MODEL.encode_images(NOISE[None])[0])
     assert int(canvas.known.sum()) == 16
 
 

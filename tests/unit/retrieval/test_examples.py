@@ -28,8 +28,11 @@ ROWS = [
 OLD = "examples.old.jsonl"
 
 
-def create_memory(rows: list[ExampleRow] = ROWS, seed: int = 0) -> ExampleMemory:
-    codes = np.random.default_rng(seed).integers(512, size=(len(rows), 4, 4)).astype(np.uint16)
+def create_memory(
+    rows: list[ExampleRow] = ROWS, seed: int = 0, num_codes: int = 1
+) -> ExampleMemory:
+    size = (len(rows), num_codes, 4, 4)
+    codes = np.random.default_rng(seed).integers(512, size=size).astype(np.uint16)
     return ExampleMemory.build(codes, rows, "the tokenizer's hash")
 
 
@@ -52,12 +55,14 @@ def assert_same(first: ExampleMemory, second: ExampleMemory) -> None:
         assert np.array_equal(a, b)
 
 
-def test_what_is_written_comes_back_and_is_mapped(tmp_path: Path) -> None:
-    memory = create_memory()
+@pytest.mark.parametrize("num_codes", [1, 2])
+def test_what_is_written_comes_back_and_is_mapped(num_codes: int, tmp_path: Path) -> None:
+    memory = create_memory(num_codes=num_codes)
     memory.write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [ROWS_FILE, EXAMPLES_FILE]
     again = open_memory(tmp_path)
     assert_same(memory, again)
+    assert again.codes.shape == (4, num_codes, 4, 4)
     assert not again.codes.flags.writeable
     assert not again.codes.flags.owndata
     assert len((tmp_path / ROWS_FILE).read_bytes().splitlines()) == len(ROWS)
@@ -72,7 +77,7 @@ def test_an_empty_memory(tmp_path: Path) -> None:
     memory = create_memory([])
     memory.write(tmp_path)
     again = open_memory(tmp_path)
-    assert (len(again), list(again.rows), again.codes.shape) == (0, [], (0, 4, 4))
+    assert (len(again), list(again.rows), again.codes.shape) == (0, [], (0, 1, 4, 4))
     assert again.find("a red star", 3) == []
 
 
@@ -87,6 +92,17 @@ def test_examples_are_found_by_one_of_their_captions(tmp_path: Path) -> None:
     assert [one.index for one in memory.find("猫", 2)] == [3]
     assert memory.find("a zebra's", 2, excluded=[0, 1, 3]) == []
     assert memory.find("star", 0) == []
+
+
+def test_examples_of_before_have_one_code_a_position(tmp_path: Path) -> None:
+    """Their codes are (E, h, w)."""
+    memory = create_memory()
+    memory.write(tmp_path)
+    change(tmp_path, codes=memory.codes[:, 0])
+    assert_same(open_memory(tmp_path), memory)
+    open_memory(tmp_path).write(tmp_path)
+    assert map_arrays(tmp_path / EXAMPLES_FILE)[0]["codes"].shape == (4, 1, 4, 4)
+    assert_same(open_memory(tmp_path), memory)
 
 
 def test_a_folder_without_a_memory(tmp_path: Path) -> None:
@@ -113,7 +129,7 @@ def cut(path: Path, size: int) -> None:
         (lambda f: change(f, metadata={"format": "7"}), "have format `7`; this tessella reads 1"),
         (lambda f: change(f, metadata={"format": None}), "The examples are damaged: `.*"),
         (lambda f: change(f, metadata={"tokenizer": None}), "The examples are damaged: `.*"),
-        (lambda f: change(f, codes=np.zeros((3, 4, 4), np.uint16)), "The examples are damaged"),
+        (lambda f: change(f, codes=np.zeros((3, 1, 4, 4), np.uint16)), "The examples are damaged"),
         (lambda f: change(f, codes=np.zeros((4, 16), np.uint16)), "The examples are damaged"),
         (lambda f: change(f, words=np.array([255], np.uint8)), "The examples are damaged"),
         (lambda f: change(f, word_offsets=np.zeros(2, np.int64)), "The examples are damaged"),

@@ -22,8 +22,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def tokenizer() -> ImageTokenizer:
+    return create_tokenizer()
+
+
+def create_tokenizer(num_codes: int = 1) -> ImageTokenizer:
     torch.manual_seed(0)
-    quantizer = {"codebook_size": 300, "code_width": 4}  # more than a byte holds
+    # More codes than a byte holds.
+    quantizer = {"codebook_size": 300, "code_width": 4, "codes_per_position": num_codes}
     settings = {"patch": 2, "widths": (16, 32), "quantizer": quantizer}
     return ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
 
@@ -70,6 +75,25 @@ def test_mirrored_pictures_and_crops_are_passes_of_their_own(
     assert len(prepare_codes(images, tokenizer, tmp_path / "c.npy", device=CPU)) == 1
 
 
+def test_several_codes_a_position_are_cached_as_they_are_encoded(
+    scenes: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(passes, N, M, h, w): of each picture the grids of its codebooks, in portions of 7."""
+    monkeypatch.setattr(codes_module, "_BATCH", 7)
+    pairs, images = create_tokenizer(2), scenes["train"]
+    made = prepare_codes(images, pairs, tmp_path / "c.npy", device=CPU, flips=True)
+    assert made.shape == (2, len(images), 2, 4, 4)
+    pixels = to_float(torch.from_numpy(images.pixels(np.arange(len(images)))))
+    with torch.no_grad():
+        for number, seen in enumerate((pixels, pixels.flip(-1))):
+            for m, group in enumerate(pairs._encode(seen).chunk(2, 1)):
+                assert np.array_equal(made[number, :, m], pairs.quantizer.parts[m].encode(group))
+    assert not np.array_equal(made[:, :, 0], made[:, :, 1])
+    # A file of one code a position is not taken for one of two.
+    one = prepare_codes(images, create_tokenizer(), tmp_path / "c.npy", device=CPU)
+    assert one.shape == (1, len(images), 1, 4, 4)
+
+
 def test_a_crop_is_a_large_part_of_the_picture_enlarged() -> None:
     """A ramp from left to right stays a ramp, of at least four fifths of the way."""
     ramp = torch.linspace(-1, 1, 40).expand(8, 3, 40, 40)
@@ -101,7 +125,8 @@ def test_what_they_were_made_from_is_minded(
     images = scenes["train"]
     if change == "weights":
         with torch.no_grad():
-            tokenizer.quantizer.vectors.copy_(tokenizer.quantizer.vectors.flip(0))
+            vectors = tokenizer.get_parameter("quantizer.parts.0.vectors")
+            vectors.copy_(vectors.flip(0))
     elif change == "images":
         images = scenes["validation"]
     elif change == "no codes":
@@ -145,4 +170,4 @@ def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> N
 
     empty: Any = Empty(image_size=16, fingerprint="none")
     made = prepare_codes(empty, tokenizer, tmp_path / "validation.npy", device=CPU)
-    assert made.shape == (1, 0, 4, 4)
+    assert made.shape == (1, 0, 1, 4, 4)

@@ -94,7 +94,7 @@ def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> No
     transformer = Transformer(CONFIG.transformer, old.transformer.shape)
     initialize_transformer(transformer, model, old.tokenizer.codebook)
     with pytest.raises(ConfigError, match=r"another codebook.*with 0 images it cannot.*decoder"):
-        initialize_transformer(transformer, model, old.tokenizer.codebook.roll(1, 0))
+        initialize_transformer(transformer, model, old.tokenizer.codebook.roll(1, 1))
 
 
 # Its weights have other names, so that loading them ended in a bare error of torch.

@@ -49,12 +49,12 @@ CAPTIONS = [
 ]
 TRAIN: Any = Pictures(CAPTIONS)
 HELD_OUT: Any = Pictures([["a red dress"], ["a green dress"], ["nothing known"]], "held out")
-CODEBOOK = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+CODEBOOK = np.random.default_rng(0).normal(size=(1, 32, 4)).astype(np.float32)
 
 
 def draw_codes(passes: int = 1) -> Any:
     """Codes of the training pictures, the fifth picture's as the first's."""
-    codes = np.random.default_rng(1).integers(32, size=(passes, 6, 2, 2)).astype(np.uint16)
+    codes = np.random.default_rng(1).integers(32, size=(passes, 6, 1, 2, 2)).astype(np.uint16)
     codes[:, 4] = codes[:, 0]
     return codes
 
@@ -145,7 +145,9 @@ class Reader:
         return SimpleNamespace(text_tokens=torch.tensor(tokens))
 
 
-def create(captions: Reader, *, flips: bool = False, **changes: Any) -> ExampleReader:
+def create(
+    captions: Reader, *, flips: bool = False, codes: Any = None, **changes: Any
+) -> ExampleReader:
     """A reader of four passes; the first picture looks at 1 and 2, the second at 5."""
     settings = RetrievalSettings().replace(**{"dropout": 0.0, "caption_dropout": 0.0} | changes)
     # Captions by number: 2 is "a blue dress", 3 "a red shirt", 8 "green shoes".
@@ -153,7 +155,10 @@ def create(captions: Reader, *, flips: bool = False, **changes: Any) -> ExampleR
     held_out = Neighbors(np.array([[[0], [2]]], np.int32), np.array([0]))
     sides = {"train": train, "validation": held_out}
     reader: Any = captions
-    return ExampleReader(remember(), sides, draw_codes(4), settings, reader, flips=flips)
+    codes = draw_codes(4) if codes is None else codes
+    rows = [ExampleRow(f"{number}.png", row) for number, row in enumerate(CAPTIONS)]
+    memory = ExampleMemory.build(codes[0], rows, "t")
+    return ExampleReader(memory, sides, codes, settings, reader, flips=flips)
 
 
 def draw(reader: ExampleReader, passes: Sequence[int], keeps: bool = True) -> Any:
@@ -168,14 +173,37 @@ def test_codes_and_captions_are_those_of_the_examples() -> None:
     captions = Reader()
     examples, codes = draw(create(captions), [0, 1]), draw_codes(4)
     assert examples.codes.dtype == torch.int64
-    assert examples.codes.shape == (2, 2, 4)
-    assert np.array_equal(examples.codes[0, 0], codes[0, 1].ravel())
-    assert np.array_equal(examples.codes[0, 1], codes[0, 2].ravel())
-    assert np.array_equal(examples.codes[1, 0], codes[0, 5].ravel())
+    assert examples.codes.shape == (2, 2, 4, 1)
+    assert np.array_equal(examples.codes[0, 0, :, 0], codes[0, 1].ravel())
+    assert np.array_equal(examples.codes[0, 1, :, 0], codes[0, 2].ravel())
+    assert np.array_equal(examples.codes[1, 0, :, 0], codes[0, 5].ravel())
     assert (examples.codes[1, 1] == -1).all()
     assert examples.visible.tolist() == [[True, True], [True, False]]
     assert captions.read == ["a blue dress", "a red shirt", "green shoes", ""]
     assert examples.text.tolist() == [[[12, 0], [11, 1]], [[11, 2], [0, 3]]]
+
+
+def test_every_code_is_read_at_its_position() -> None:
+    """No two codes of this memory are equal: 4 passes, 6 pictures, 2 codebooks, 2 × 3 positions."""
+    codes = np.arange(4 * 6 * 2 * 2 * 3, dtype=np.uint16).reshape(4, 6, 2, 2, 3)
+    reader = create(Reader(), flips=True, codes=codes)
+    drawn = draw(reader, [0, 3])  # the second mirrored, where half of the passes begin
+    best = reader.read_best("validation", np.array([0]), [0])
+    assert drawn.codes.shape == (2, 2, 6, 2)
+    assert best.codes.shape == (1, 2, 6, 2)
+    assert (drawn.codes[1, 1] == -1).all()
+    read = (
+        (drawn.codes[0, 0], 0, 1),
+        (drawn.codes[0, 1], 0, 2),
+        (drawn.codes[1, 0], 2, 5),
+        (best.codes[0, 0], 0, 0),
+        (best.codes[0, 1], 0, 1),
+    )
+    for row, number, picture in read:
+        for position in range(6):
+            h, w = divmod(position, 3)
+            pair = [int(codes[number, picture, m, h, w]) for m in (0, 1)]
+            assert row[position].tolist() == pair
 
 
 def test_a_mirrored_picture_looks_at_mirrored_examples() -> None:
@@ -185,7 +213,7 @@ def test_a_mirrored_picture_looks_at_mirrored_examples() -> None:
         examples = draw(create(Reader(), flips=flips), [0, 1, 2, 3])
         for row, number in enumerate(expected):
             theirs = codes[number, 5 if row % 2 else 1].ravel()
-            assert np.array_equal(examples.codes[row, 0], theirs)
+            assert np.array_equal(examples.codes[row, 0, :, 0], theirs)
 
 
 def count_without(reader: ExampleReader, keeps: bool = True) -> float:
@@ -225,7 +253,7 @@ def test_the_best_are_read_whole() -> None:
     reader = create(captions, flips=True, dropout=1.0, caption_dropout=1.0)
     examples, codes = reader.read_best("validation", np.array([0, 0]), [0, 0]), draw_codes(4)
     for row in examples.codes:
-        assert np.array_equal(row, codes[0, [0, 1]].reshape(2, 4))
+        assert np.array_equal(row, codes[0, [0, 1]].reshape(2, 4, 1))
     assert captions.read == ["a red dress", "a blue dress"] * 2
     assert not reader.read_best("train", np.array([1]), [0]).visible[0, 1]
 

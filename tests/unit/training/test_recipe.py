@@ -11,7 +11,7 @@ from tessella.errors import ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import MaskedSettings, PlainObjectiveSettings, SharedLatentSettings
 from tessella.text import TextSettings, TextTokenizer
-from tessella.tokenizer import FiniteScalarSettings
+from tessella.tokenizer import FiniteScalarSettings, count_latent_channels
 from tessella.training.recipe import (
     DEFAULT_PRESET,
     PRESETS,
@@ -30,7 +30,7 @@ def test_every_preset_builds_its_networks(name: str) -> None:
         latent = model.tokenizer.encoder(torch.empty(2, 3, size, size))
         image = model.tokenizer.decoder(latent)
     height, width = model.config.grid
-    assert latent.shape == (2, recipe.tokenizer.quantizer.code_width, height, width)
+    assert latent.shape == (2, count_latent_channels(recipe.tokenizer.quantizer), height, width)
     assert image.shape == (2, 3, size, size)
     assert model.transformer.shape.num_positions == height * width
     assert model.transformer.shape.codebook_size == recipe.tokenizer.quantizer.codebook_size

@@ -75,6 +75,20 @@ def test_a_tokenizer_step_tells_both_losses(scenes: Data) -> None:
     assert result.metrics["codes_used"] == made.quantized.codes.unique().numel()
 
 
+@pytest.mark.parametrize("composition", ["product", "residual"])
+def test_the_used_codes_of_every_codebook_are_counted(composition: str, scenes: Data) -> None:
+    """The same number in two codebooks is two codes."""
+    changes = {"codes_per_position": 2, "composition": composition}
+    tokenizer = TOKENIZER.replace(quantizer=TOKENIZER.quantizer.replace(**changes))
+    torch.manual_seed(0)
+    stage = TokenizerStage(ImageTokenizer(tokenizer), TokenizerTrainingSettings(), scenes, CPU)
+    pixels = torch.from_numpy(scenes["train"].pixels(np.arange(8)))
+    result = stage.loss_module.train()(pixels)
+    codes = stage.network.eval()(to_float(pixels)).quantized.codes
+    each = [codes[:, m].unique().numel() for m in (0, 1)]
+    assert result.metrics["codes_used"] == sum(each) > codes.unique().numel()
+
+
 @pytest.mark.parametrize("held_out", [True, False])
 def test_reconstructions_are_measured(scenes: Data, held_out: bool) -> None:
     """On what was kept out of training; on training images if nothing was."""

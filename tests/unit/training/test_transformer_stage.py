@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 INDICES = np.array([3, 0, 7, 3])
 
 
-def create(data: Data, objective: str = "any_order", **changes: object) -> TransformerStage:
+def create(
+    data: Data, objective: str = "any_order", num_codes: int = 1, **changes: object
+) -> TransformerStage:
     torch.manual_seed(0)
     config = ModelConfig.model_validate(
         {
@@ -30,7 +32,11 @@ def create(data: Data, objective: str = "any_order", **changes: object) -> Trans
             "tokenizer": {
                 "patch": 2,
                 "widths": (16, 32),
-                "quantizer": {"codebook_size": 16, "code_width": 4},
+                "quantizer": {
+                    "codebook_size": 16,
+                    "code_width": 4,
+                    "codes_per_position": num_codes,
+                },
             },
             "transformer": {"width": 16, "depth": 2, "heads": 2},
             "objective": {"name": objective},
@@ -40,7 +46,7 @@ def create(data: Data, objective: str = "any_order", **changes: object) -> Trans
     text = TextTokenizer.train(data["train"].all_captions(), TextSettings())
     rng = np.random.default_rng(0)
     codes = {
-        side: rng.integers(16, size=(3, len(images), *config.grid)).astype(np.uint16)
+        side: rng.integers(16, size=(3, len(images), num_codes, *config.grid)).astype(np.uint16)
         for side, images in data.items()
     }
     settings = TransformerTrainingSettings().replace(**changes)
@@ -55,12 +61,16 @@ def without_validation(data: Data) -> Data:
     return {"train": data["train"], "validation": Nothing()}  # type: ignore[dict-item]
 
 
-def test_a_transformer_batch_is_a_caption_and_the_codes_of_each_image(scenes: Data) -> None:
-    stage = create(scenes, caption_dropout=0.0)
+@pytest.mark.parametrize("num_codes", [1, 2])
+def test_a_transformer_batch_is_a_caption_and_the_codes_of_each_image(
+    num_codes: int, scenes: Data
+) -> None:
+    stage = create(scenes, num_codes=num_codes, caption_dropout=0.0)
     tokens, codes = stage.load_batch(INDICES, np.random.default_rng(0))
     assert codes.dtype == torch.int64
-    every = stage._codes["train"][:, INDICES]  # (passes, B, h, w)
-    from_pass = (every == codes.numpy()).all((2, 3))
+    assert codes.shape == (4, num_codes, 4, 4)
+    every = stage._codes["train"][:, INDICES]  # (passes, B, M, h, w)
+    from_pass = (every == codes.numpy()).all((2, 3, 4))
     assert from_pass.any(0).all()
     text = stage._model.text_tokenizer
     for caption, index in zip(text.decode(tokens), INDICES, strict=True):
@@ -192,14 +202,14 @@ def test_what_is_compiled(scenes: Data) -> None:
 class Examined:
     """Reads examples whose codes say what was asked; each call is noted."""
 
-    def __init__(self, text: TextTokenizer) -> None:
-        self._text = text
+    def __init__(self, text: TextTokenizer, num_codes: int) -> None:
+        self._text, self._num_codes = text, num_codes
         self.calls: list[tuple[Any, ...]] = []
 
     def _read(self, indices: np.ndarray, choices: Sequence[int]) -> Examples:
         codes = np.stack([(indices + choices) % 16, np.full_like(indices, -1)], 1)
         text = self._text.encode_training(["a star"] * 2 * len(indices)).text_tokens
-        grid = torch.from_numpy(codes)[..., None].expand(-1, -1, 16)
+        grid = torch.from_numpy(codes)[..., None, None].expand(-1, -1, 16, self._num_codes)
         return Examples(grid, text.view(len(indices), 2, -1))
 
     def draw(
@@ -219,14 +229,14 @@ class Examined:
 
 
 def create_looking(
-    data: Data, objective: str = "any_order", **changes: object
+    data: Data, objective: str = "any_order", num_codes: int = 1, **changes: object
 ) -> tuple[TransformerStage, Examined]:
     """A stage whose model looks at two examples."""
-    plain = create(data, objective, **changes)
+    plain = create(data, objective, num_codes, **changes)
     config = plain._model.config.replace(neighbors=2)
     text: Any = plain._model.text_tokenizer
     torch.manual_seed(0)
-    model, examined = TextToImage.create(config, text), Examined(text)
+    model, examined = TextToImage.create(config, text), Examined(text, num_codes)
     assert model.transformer.example_encoder is not None
     settings = TransformerTrainingSettings().replace(**changes)
     reader: Any = examined
@@ -254,14 +264,16 @@ def test_the_examples_are_those_of_the_batch(scenes: Data) -> None:
     assert torch.equal(same_codes, codes)
 
 
-def test_a_batch_with_examples_is_learned_from(scenes: Data) -> None:
-    stage, _ = create_looking(scenes)
+@pytest.mark.parametrize("num_codes", [1, 2])
+def test_a_batch_with_examples_is_learned_from(num_codes: int, scenes: Data) -> None:
+    stage, _ = create_looking(scenes, num_codes=num_codes)
     result = stage.loss_module.train()(*stage.load_batch(INDICES, np.random.default_rng(0)))
     result.loss.backward()
     encoder = stage.network.example_encoder
     assert encoder is not None
     assert encoder.mix_out.weight.grad is not None
-    assert len(stage.hidden_matrices) == len(create(scenes).hidden_matrices) + 3
+    without = create(scenes, num_codes=num_codes)
+    assert len(stage.hidden_matrices) == len(without.hidden_matrices) + 3
 
 
 @pytest.mark.parametrize("side", ["validation", "train"])
@@ -292,10 +304,11 @@ def test_it_is_scored_with_the_best_examples(
     assert scored != pytest.approx(objective(text, codes).loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("looks", [False, True])
-def test_it_learns_in_mixed_precision(looks: bool, scenes: Data) -> None:
+@pytest.mark.parametrize(("looks", "num_codes"), [(False, 1), (True, 1), (True, 2)])
+def test_it_learns_in_mixed_precision(looks: bool, num_codes: int, scenes: Data) -> None:
     """As on CUDA: what autocast hands from layer to layer in bfloat16 must fit together."""
-    stage = create_looking(scenes)[0] if looks else create(scenes)
+    kind: dict[str, Any] = {"num_codes": num_codes}
+    stage = create_looking(scenes, **kind)[0] if looks else create(scenes, **kind)
     loss_module = stage.loss_module.train()
     batch = stage.load_batch(INDICES, np.random.default_rng(0))
     torch.manual_seed(0)
