@@ -45,6 +45,7 @@ export function drawSelect(label, options, value, choose, className = "") {
   return html`<select
     class=${className}
     aria-label=${label}
+    .value=${value}
     @change=${(event) => choose(event.target.value)}
   >
     ${options.map(

@@ -118,6 +118,7 @@ function drawSlot(slot, app, index) {
 
 function drawResults(state, app, cancel) {
   const { slots, running, problem, note, read, unknown } = state;
+  const many = app.model.codes_per_position;
   const anything = "These words were in no caption, so the model may paint anything for them:";
   const hints = [
     unknown.length && `${anything} ${unknown.join(", ")}.`,
@@ -142,7 +143,9 @@ function drawResults(state, app, cancel) {
       ? ""
       : html`<div class="bed is-empty"><canvas class="mosaic" aria-hidden="true"></canvas></div>
           <p class="hint">
-            The tiles of ${app.model.id}. Ask for a picture and watch it come together.
+            The tiles of
+            ${app.model.id}${many > 1 ? `, those of the first of its ${many} codebooks` : ""}. Ask
+            for a picture and watch it come together.
           </p>`}
   `;
 }

@@ -1,18 +1,24 @@
 // The view of codes: what the model keeps of a picture, the grid of its codes, the box of tiles.
 //
 // Pointing at a place of the grid shows its tile and lights up the other places of that code;
-// pointing at a tile in the box shows where it lies in the picture.
+// pointing at a tile in the box shows where it lies in the picture. Where a position has several
+// codes, the grid and the box show one of them, with the tiles of its codebook.
 
 import { postJson, toBlob, toForm } from "/studio/api.js";
-import { drawTile, loadCodebook } from "/studio/codebook.js";
-import { drawChoice, drawProblem } from "/studio/forms.js";
+import { drawTile, loadCodebook, nameCodes } from "/studio/codebook.js";
+import { drawChoice, drawProblem, drawSelect } from "/studio/forms.js";
 import { drawBed, urlOf } from "/studio/picture.js";
 import { drawCells, rove } from "/studio/roving.js";
 import { html, render } from "/studio/vendor/lit-html.js";
 
+const ORDINALS = ["first", "second", "third", "fourth"];
+
 /** Shows the view. */
 export function mount(element, app) {
-  const state = { box: null, seen: null, order: "colour", problem: "", waiting: "", code: null };
+  const state = {
+    ...{ box: null, seen: null, book: 0, order: "colour" },
+    ...{ problem: "", waiting: "", code: null },
+  };
   let reading = null;
 
   const open = ([file]) => file && read(file);
@@ -29,6 +35,11 @@ export function mount(element, app) {
       state.order = order;
       draw();
     },
+    /** Shows another code of each position. */
+    turn(book) {
+      Object.assign(state, { book: Number(book), code: null });
+      draw();
+    },
     point: showCode,
     follow,
   };
@@ -36,7 +47,7 @@ export function mount(element, app) {
   function draw() {
     render(drawView(state, app, actions), element);
     for (const canvas of element.querySelectorAll(".tile canvas")) {
-      drawTile(canvas, state.box, canvas.parentElement.dataset.cell);
+      drawTile(canvas, state.box, state.book, Number(canvas.parentElement.dataset.cell));
     }
     showCode(state.code);
   }
@@ -45,7 +56,7 @@ export function mount(element, app) {
    * Marks a code wherever it is on the page, and shows it enlarged, alone and at a place of the
    * picture: the first one that has it unless given. null marks none.
    */
-  function showCode(code, place = state.seen?.codes.flat().indexOf(code) ?? -1) {
+  function showCode(code, place = listCodes(state).indexOf(code)) {
     state.code = code;
     for (const cell of element.querySelectorAll(".is-pointed")) cell.classList.remove("is-pointed");
     element.querySelector(".lens").hidden = code === null;
@@ -54,12 +65,12 @@ export function mount(element, app) {
       cell.classList.add("is-pointed");
     }
     const [alone, placed] = element.querySelectorAll(".lens canvas");
-    if (state.box) drawTile(alone, state.box, code);
+    if (state.box) drawTile(alone, state.box, state.book, code);
     placed.parentElement.hidden = place < 0;
     const image = element.querySelector("#painted img");
     if (place >= 0) drawPlace(placed, image, state.seen.grid, place);
     element.querySelector(".lens strong").textContent = `Tile ${code}`;
-    element.querySelector(".lens span").textContent = countPlaces(state.seen, code);
+    element.querySelector(".lens span").textContent = countPlaces(state, code);
   }
 
   /** Points at what lies under a finger that slides: the browser tells only where it began. */
@@ -86,7 +97,7 @@ export function mount(element, app) {
       .catch((error) => ({ problem: error.message }));
     if (signal.aborted) return;
     Object.assign(state, change, { waiting: "" });
-    if (change.seen) app.say(`Read as ${change.seen.grid.join(" rows of ")} codes.`);
+    if (change.seen) app.say(sayRead(change.seen));
     draw();
   }
 
@@ -114,7 +125,7 @@ export function mount(element, app) {
   app.events.addEventListener("look", look);
   app.events.addEventListener("model", () => {
     reading?.abort();
-    Object.assign(state, { seen: null, code: null, problem: "", waiting: "" });
+    Object.assign(state, { seen: null, book: 0, code: null, problem: "", waiting: "" });
     loadBox();
   });
   look();
@@ -129,17 +140,31 @@ function drawPlace(canvas, image, [rows, columns], place) {
   if (width) canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);
 }
 
-function countPlaces(seen, code) {
-  if (!seen) return "";
-  const many = seen.codes.flat().filter((other) => other === code).length;
+/** The codes of the picture that are shown, row after row. */
+function listCodes({ seen, book }) {
+  return seen?.codes[book].flat() ?? [];
+}
+
+function sayRead({ grid, codes_per_position: many }) {
+  const what = many > 1 ? `positions with ${many} codes each` : "codes";
+  return `Read as ${grid.join(" rows of ")} ${what}.`;
+}
+
+function nameBook(book) {
+  return `the ${ORDINALS[book] ?? `${book + 1}th`}`;
+}
+
+function countPlaces(state, code) {
+  if (!state.seen) return "";
+  const many = listCodes(state).filter((other) => other === code).length;
   if (!many) return "not in this picture";
   return many === 1 ? "at 1 place of this picture" : `at ${many} places of this picture`;
 }
 
-function drawSeen(seen, { point }) {
-  const codes = seen.codes.flat();
+function drawSeen({ seen, book }, { point }) {
+  const different = seen.codes.reduce((sum, grid) => sum + new Set(grid.flat()).size, 0);
   const cells = drawCells(seen.grid, "Codes of the picture: arrow keys move", {
-    codes: seen.codes,
+    codes: seen.codes[book],
     point,
   });
   return html`
@@ -151,23 +176,38 @@ function drawSeen(seen, { point }) {
       <figure id="painted">
         ${drawBed(urlOf(seen.reconstruction), "Painted from its codes", cells)}
         <figcaption class="hint">
-          From its ${codes.length} codes, ${new Set(codes).size} different
+          From its ${seen.codes.flat(2).length} codes, ${different} different
         </figcaption>
       </figure>
     </div>
   `;
 }
 
-function drawBox(box, order, { point, sort }) {
-  const codes = order === "colour" ? box.byColour : [...box.byColour].sort((a, b) => a - b);
+/** Says how many codes a position has, where it has several, and chooses which are shown. */
+function drawBooks({ grid: [rows, columns], codes_per_position: many }, book, turn) {
+  if (many === 1) return "";
+  const books = Array.from({ length: many }, (_, other) => [other, nameBook(other)]);
+  return html`<p class="row">
+    ${many} codes at each of ${rows * columns} positions; shown:
+    ${drawSelect("Which code of each position", books, book, turn)}
+  </p>`;
+}
+
+function drawBox({ box, order, book }, { point, sort }) {
+  const many = box.byColour.length;
+  const byColour = box.byColour[book];
+  const codes = order === "colour" ? byColour : [...byColour].sort((a, b) => a - b);
   return html`
     <div class="row head">
-      <h2 id="box-title">The box of ${box.size} tiles</h2>
+      <h2 id="box-title">
+        The box of ${box.size} tiles${many > 1 ? `, ${nameBook(book)} of ${many}` : ""}
+      </h2>
       ${drawChoice("Sorted by", "order", ["colour", "number"], order, sort)}
     </div>
     <p class="hint">
-      Each as the decoder paints it among copies of itself. In a picture its neighbours, and the
-      picture as a whole, change it.
+      Each as the decoder paints it among copies of
+      itself${many > 1 ? ", with the other codes at their mean" : ""}. In a picture its neighbours,
+      and the picture as a whole, change it.
     </p>
     <div class="tiles" role="group" aria-labelledby="box-title">
       ${codes.map(
@@ -188,7 +228,7 @@ function drawBox(box, order, { point, sort }) {
 }
 
 function drawView(state, app, actions) {
-  const { box, seen, order, problem, waiting } = state;
+  const { box, seen, book, problem, waiting } = state;
   const change = (name) => html`<button
     type="button"
     class="act"
@@ -199,9 +239,10 @@ function drawView(state, app, actions) {
   return html`
     <h1 tabindex="-1">Tiles</h1>
     <p class="lead">
-      A picture is ${app.model.grid.join("×")} codes out of ${app.model.codebook_size}. Open one of
-      your own, and see what the model keeps of it.
+      A picture is ${nameCodes(app.model)}. Open one of your own, and see what the model keeps of
+      it.
     </p>
+    ${drawBooks(app.model, book, actions.turn)}
     <div class="bench halves" @pointermove=${actions.follow}>
       <div class="stack">
         <div
@@ -217,7 +258,7 @@ function drawView(state, app, actions) {
         </div>
         <p class="hint" role="status">${waiting}</p>
         ${drawProblem(problem)}
-        <div class="codes-of-picture">${seen ? drawSeen(seen, actions) : ""}</div>
+        <div class="codes-of-picture">${seen ? drawSeen(state, actions) : ""}</div>
         <div class="row lens" aria-live="polite" hidden>
           ${["alone", "here"].map(
             (words) => html`<figure aria-hidden="true">
@@ -232,7 +273,7 @@ function drawView(state, app, actions) {
           : ""}
       </div>
       <section class="box" aria-label="Codebook">
-        ${box ? drawBox(box, order, actions) : html`<p class="hint">Fetching the tiles…</p>`}
+        ${box ? drawBox(state, actions) : html`<p class="hint">Fetching the tiles…</p>`}
       </section>
     </div>
   `;
