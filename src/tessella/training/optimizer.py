@@ -44,6 +44,9 @@ class OptimizerSettings(Settings):
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Brings the singular values of each matrix near 1 by a quintic Newton-Schulz iteration.
 
+    Where one side is at least twice the other it runs on the small side's Gram matrix alone: the
+    steps are polynomials of it, and only their product is multiplied by the matrix at the end.
+
     Args:
         matrices: (..., rows, columns) floating; iterated in its own precision.
 
@@ -53,15 +56,35 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     Source:
         Keller Jordan, "Muon" (2024).
     """
-    a, b, c = _NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     update = matrices.mT if tall else matrices
     update = update / (update.norm(dim=(-2, -1), keepdim=True) + _EPSILON)
+    # In fp32 only: the Gram matrix squares what is small, and bfloat16 would lose it.
+    is_wide = update.shape[-1] >= 2 * update.shape[-2] and update.dtype == torch.float32
+    orthogonal = _iterate_gram(update) if is_wide else _iterate(update)
+    return orthogonal.mT if tall else orthogonal
+
+
+def _iterate(update: Tensor) -> Tensor:
+    a, b, c = _NEWTON_SCHULZ
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = update @ update.mT
         update = a * update + (b * gram + c * gram @ gram) @ update
-    orthogonal: Tensor = update.mT if tall else update
-    return orthogonal
+    return update
+
+
+def _iterate_gram(update: Tensor) -> Tensor:
+    """Does the same: the factors a + b G + c G² of all steps commute with G and each other."""
+    a, b, c = _NEWTON_SCHULZ
+    gram = update @ update.mT
+    product: Tensor | None = None
+    for step in range(_NEWTON_SCHULZ_STEPS):
+        factor = b * gram + c * gram @ gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if step + 1 < _NEWTON_SCHULZ_STEPS:
+            gram = factor @ gram @ factor
+    return update if product is None else product @ update
 
 
 def group_parameters(

@@ -55,6 +55,15 @@ def test_a_stack_is_orthogonalized_one_by_one() -> None:
     torch.testing.assert_close(orthogonalize(matrices), each)
 
 
+@pytest.mark.parametrize("shape", [(8, 16), (16, 8), (3, 24, 64), (2, 96, 12)])
+def test_a_wide_matrix_is_iterated_on_its_gram_matrix(shape: tuple[int, ...]) -> None:
+    """As the plain iteration, which float64 takes, but for fp32's rounding."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape) * torch.logspace(-3, 0, shape[-1])
+    expected = orthogonalize(matrices.double()).float()
+    torch.testing.assert_close(orthogonalize(matrices), expected, atol=3e-5, rtol=0)
+
+
 def test_no_gradient_is_no_update() -> None:
     assert torch.equal(orthogonalize(torch.zeros(4, 3)), torch.zeros(4, 3))
 
