@@ -19,25 +19,38 @@ N, K = 8, 5
 class RecordingTransformer(Transformer):
     """A transformer that records what is known and predicts by position."""
 
-    def __init__(self) -> None:
-        shape = TransformerShape(4, 4, 0, codebook_size=K, grid=(2, 4), code_width=1)
+    def __init__(self, books: int) -> None:
+        shape = TransformerShape(
+            4, 4, 0, codebook_size=K, grid=(2, 4), code_width=1, codes_per_position=books
+        )
         super().__init__(TransformerSettings(width=16, depth=2, heads=2), shape)
+        self.requires_grad_(False)
         self.logits = torch.randn(N, K, generator=torch.Generator().manual_seed(1))
+        # The first code's logits: each position is a row of the identity.
+        self.out.weight[:K].zero_()[:, :N] = self.logits.T
+        self.out.bias.zero_()
         self.known: list[Tensor] = []
 
     def predict_masked(self, cache: KVCache, codes: Tensor, known: Tensor) -> Tensor:
         self.known.append(known)
-        return self.logits.expand(len(codes), -1, -1)
+        return torch.eye(N, 16).expand(len(codes), -1, -1)
 
 
-def compute(batch: int, schedule: Literal["cosine", "arccos"] = "cosine") -> tuple[Any, Any, Any]:
-    transformer = RecordingTransformer()
+def compute(
+    batch: int, schedule: Literal["cosine", "arccos"] = "cosine", books: int = 1
+) -> tuple[Any, Any, Any]:
+    """The loss, what is hidden (B, N), and the logits and codes of every position."""
+    transformer = RecordingTransformer(books)
     torch.manual_seed(0)
-    codes = torch.randint(K, (batch, 2, 4))
+    codes = torch.randint(K, (batch, books, 2, 4))
     settings = MaskedSettings(mask_schedule=schedule)
-    objective = Masked(transformer, torch.zeros(K, 1), settings)
+    objective = Masked(transformer, torch.zeros(books, K, 1), settings)
     scored = objective(torch.ones(batch, 2).long(), codes)
-    return scored, ~transformer.known[0], (transformer.logits, codes.flatten(1))
+    flat = codes.flatten(2).mT
+    if books == 1:
+        return scored, ~transformer.known[0], (transformer.logits, flat[..., 0])
+    logits = transformer.compute_logits(torch.eye(N, 16).expand(batch, -1, -1), flat)
+    return scored, ~transformer.known[0], (logits, flat)
 
 
 def test_the_loss_is_of_what_is_hidden_and_each_picture_counts_alike() -> None:
@@ -57,6 +70,21 @@ def test_the_loss_is_of_what_is_hidden_and_each_picture_counts_alike() -> None:
     assert scored.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     right = (logits.argmax(-1) == codes)[hidden]
     assert scored.accuracy.item() == pytest.approx(right.float().mean().item())
+
+
+def test_all_codes_of_a_hidden_position_are_hidden_and_count() -> None:
+    """Each position's loss is the sum over its codes; the accuracy is of single codes."""
+    scored, hidden, (logits, codes) = compute(9, books=3)
+    losses, right = [], []
+    for picture in range(9):
+        of_positions = []
+        for position in hidden[picture].nonzero()[:, 0].tolist():
+            own, target = logits[picture, position], codes[picture, position]
+            of_positions.append(sum(functional.cross_entropy(own[m], target[m]) for m in range(3)))
+            right += (own.argmax(-1) == target).tolist()
+        losses.append(torch.stack(of_positions).mean())
+    assert scored.loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert scored.accuracy.item() == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
