@@ -57,6 +57,6 @@ class CanvasMaker:
         return Canvas.variations(self._encode_square(image)[1], seeds, strength=strength)
 
     def _encode_square(self, image: Image.Image) -> tuple[Pixels, Tensor]:
-        """Crops and encodes a picture: pixels (S, S, 3) and codes (h, w)."""
+        """Crops and encodes a picture: pixels (S, S, 3) and codes (M, h, w)."""
         pixels = fit_images([image], self._config.image_size)
         return pixels[0], encode_pixels(self._tokenizer, pixels)[0].cpu()
