@@ -1,5 +1,6 @@
 """Generation worked out by itself: which positions come when, and what their codes are made of."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -17,33 +18,67 @@ from tessella.transformer import Transformer, TransformerSettings, TransformerSh
 K, GRID = 7, (3, 4)
 N = GRID[0] * GRID[1]
 SHAPE = TransformerShape(11, 6, 0, codebook_size=K, grid=GRID, code_width=2)
-NOTHING_KNOWN = {
-    "known_codes": torch.zeros(2, N, dtype=torch.int64),
-    "known": torch.zeros(2, N, dtype=torch.bool),
-}
 TEXT, NEGATIVE = torch.tensor([[1, 6, 7, 8, 2]]), torch.tensor([[1, 4, 2]])
 
 
-def create() -> Transformer:
+def create(books: int) -> Transformer:
     torch.manual_seed(0)
-    transformer = Transformer(TransformerSettings(width=16, depth=2, heads=2), SHAPE).eval()
+    shape = dataclasses.replace(SHAPE, codes_per_position=books)
+    transformer = Transformer(TransformerSettings(width=16, depth=2, heads=2), shape).eval()
     for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
     return transformer.requires_grad_(False)
 
 
-TRANSFORMER = create()
-CODEBOOK = torch.zeros(K, 2)
-ANY_ORDER, MASKED = AnyOrder(TRANSFORMER, CODEBOOK), Masked(TRANSFORMER, CODEBOOK)
-ORDERED = pytest.mark.parametrize("objective", [ANY_ORDER, MASKED], ids=["any_order", "masked"])
+TRANSFORMERS = {books: create(books) for books in (1, 2)}
+BOTH = pytest.mark.parametrize("books", TRANSFORMERS)
+
+
+def bind(kind: type[Objective], books: int) -> Objective:
+    return kind(TRANSFORMERS[books], torch.zeros(books, K, 2))
+
+
+ORDERED = pytest.mark.parametrize(
+    "objective",
+    [bind(kind, books) for kind in (AnyOrder, Masked) for books in TRANSFORMERS],
+    ids=["any_order-1", "any_order-2", "masked-1", "masked-2"],
+)
+
+
+def take_likeliest(
+    hidden: tuple[Tensor, ...], scale: float = 1.0, books: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Takes code after code the likeliest, given those before it, by both prompts' hidden rows.
+
+    Args:
+        hidden: (B, Q, D) of the prompt, and with guidance of the negative one.
+        scale: of the guidance.
+        books: codes a position.
+
+    Returns:
+        Codes (B, Q, M) and the product of their probabilities (B, Q).
+    """
+    net = TRANSFORMERS[books]
+    codes = torch.zeros(*hidden[0].shape[:2], books, dtype=torch.int64)
+    sure = torch.ones(codes.shape[:2])
+    for m in range(books):
+        logits = net.compute_logits(hidden[0], codes)[:, :, m]
+        if scale != 1:
+            logits = guide(logits, net.compute_logits(hidden[1], codes)[:, :, m], scale)
+        share, codes[:, :, m] = logits.softmax(-1).max(-1)
+        sure = sure * share
+    return codes, sure
 
 
 def watch_steps(objective: Objective, **changes: Any) -> list[GenerationStep]:
     """Generates two pictures of one prompt; only the order is random."""
     rows, seen = torch.zeros(2, dtype=torch.int64), list[GenerationStep]()
     settings = GenerationSettings(temperature=0.0, confidence_temperature=0.0).replace(**changes)
-    batch = GenerationBatch(TEXT, NEGATIVE, rows, rows, [1, 2], settings, **NOTHING_KNOWN)
+    nothing = torch.zeros(2, N, len(objective.codebook), dtype=torch.int64)
+    batch = GenerationBatch(
+        TEXT, NEGATIVE, rows, rows, [1, 2], settings, nothing, nothing[..., 0].bool()
+    )
     objective.generate(batch, seen.append)
     return seen
 
@@ -58,31 +93,35 @@ def test_halton_decodes_its_first_positions_first(objective: Objective) -> None:
         assert torch.equal(step.is_decoded, expected.expand(2, -1))
 
 
+@BOTH
 @pytest.mark.parametrize(
-    ("objective", "order"),
-    [
-        (ANY_ORDER, halton_order(*GRID).tolist()),
-        (Autoregressive(TRANSFORMER, CODEBOOK), list(range(N))),
-    ],
+    ("kind", "order"),
+    [(AnyOrder, halton_order(*GRID).tolist()), (Autoregressive, list(range(N)))],
     ids=["any_order", "autoregressive"],
 )
-def test_later_codes_know_the_earlier_ones(objective: Objective, order: list[int]) -> None:
+def test_later_codes_know_the_earlier_ones(
+    kind: type[Objective], order: list[int], books: int
+) -> None:
     """One position a step is the chain of likeliest codes."""
-    generated = watch_steps(objective, order="halton", steps=N)[-1].codes
-    cache, expected = TRANSFORMER.encode_context(TEXT), {}
+    generated = watch_steps(bind(kind, books), order="halton", steps=N)[-1].codes
+    net = TRANSFORMERS[books]
+    cache, expected = net.encode_context(TEXT), torch.zeros(1, N, books, dtype=torch.int64)
     for index, position in enumerate(order):
         here = torch.tensor([[position]])
-        code = TRANSFORMER.predict(cache, here, torch.tensor([index])).argmax(-1)
-        expected[position] = code.item()
-        TRANSFORMER.append_codes(cache, code, here)
-    assert generated.tolist() == [[expected[position] for position in range(N)]] * 2
+        row = net.predict(cache, here, torch.tensor([index]))
+        code, _ = take_likeliest((row,), books=books)
+        if books == 1:
+            assert torch.equal(code[..., 0], (row @ net.out.weight.T + net.out.bias).argmax(-1))
+        expected[:, position] = code[:, 0]
+        net.append_codes(cache, code, here)
+    assert torch.equal(generated, expected.mT.expand(2, -1, -1))
 
 
 @ORDERED
 @pytest.mark.parametrize("schedule", ["cosine", "arccos"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_surest_are_decoded_first(objective: Objective, schedule: str, scale: float) -> None:
-    """Each step decodes the likeliest codes at the positions that are surest of them.
+    """Each step decodes the likeliest codes at the positions that are surest of all of theirs.
 
     `masked` predicts all positions in one pass, `any_order` appends the known codes first.
     """
@@ -94,40 +133,41 @@ def test_the_surest_are_decoded_first(objective: Objective, schedule: str, scale
         guidance_scale=scale,
         guidance_schedule="linear",
     )
-    codes, known = torch.zeros(1, N, dtype=torch.int64), torch.zeros(1, N, dtype=torch.bool)
+    books = len(objective.codebook)
+    net, known = TRANSFORMERS[books], torch.zeros(1, N, dtype=torch.bool)
+    codes = torch.zeros(1, N, books, dtype=torch.int64)
     decoded: list[int] = []
 
     def predict(text: Tensor) -> Tensor:
-        cache = TRANSFORMER.encode_context(text)
+        cache = net.encode_context(text)
         if objective.name == "masked":
-            return TRANSFORMER.predict_masked(cache, codes, known)[0]
+            return net.predict_masked(cache, codes, known)
         order = torch.tensor([decoded], dtype=torch.int64)
-        TRANSFORMER.append_codes(cache, codes.gather(1, order), order)
-        visible = torch.full((N,), len(decoded))
-        return TRANSFORMER.predict(cache, torch.arange(N)[None], visible)[0]
+        net.append_codes(cache, codes[:, decoded], order)
+        return net.predict(cache, torch.arange(N)[None], torch.full((N,), len(decoded)))
 
     for index, size in enumerate(split_positions(N, 4, schedule)):
         ramped = 1 + (scale - 1) * (index + 1) / 4
-        logits = guide(predict(TEXT), predict(NEGATIVE), ramped)
-        sure, likeliest = logits.softmax(-1).max(-1)
-        surest = sure.masked_fill(known[0], -1).topk(size).indices.sort().values
-        codes[0, surest], known[0, surest] = likeliest[surest], True
+        likeliest, sure = take_likeliest((predict(TEXT), predict(NEGATIVE)), ramped, books)
+        surest = sure[0].masked_fill(known[0], -1).topk(size).indices.sort().values
+        codes[0, surest], known[0, surest] = likeliest[0, surest], True
         decoded.extend(surest.tolist())
         assert torch.equal(seen[index].is_decoded, known.expand(2, -1))
-        assert torch.equal(seen[index].codes, codes.expand(2, -1))
+        assert torch.equal(seen[index].codes, codes.mT.expand(2, -1, -1))
 
 
+@BOTH
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_each_masked_step_is_one_pass(scale: float) -> None:
+def test_each_masked_step_is_one_pass(scale: float, books: int) -> None:
     """In Halton's order: the likeliest codes, given all that were decoded before."""
-    seen = watch_steps(MASKED, order="halton", steps=5, guidance_scale=scale)
-    codes, known = torch.zeros(1, N, dtype=torch.int64), torch.zeros(1, N, dtype=torch.bool)
+    seen = watch_steps(bind(Masked, books), order="halton", steps=5, guidance_scale=scale)
+    net, known = TRANSFORMERS[books], torch.zeros(1, N, dtype=torch.bool)
+    codes = torch.zeros(1, N, books, dtype=torch.int64)
     sets = halton_order(*GRID).split(split_positions(N, 5))
     for step, positions in zip(seen, sets, strict=True):
-        filled, without = (
-            TRANSFORMER.predict_masked(TRANSFORMER.encode_context(text), codes, known)
-            for text in (TEXT, NEGATIVE)
+        both = tuple(
+            net.predict_masked(net.encode_context(text), codes, known) for text in (TEXT, NEGATIVE)
         )
-        likeliest = guide(filled, without, scale).argmax(-1)
+        likeliest, _ = take_likeliest(both, scale, books)
         codes[0, positions], known[0, positions] = likeliest[0, positions], True
-        assert torch.equal(step.codes, codes.expand(2, -1))
+        assert torch.equal(step.codes, codes.mT.expand(2, -1, -1))

@@ -1,6 +1,7 @@
 """`shared_latent`: what the text decoder sees, what is learned and what is generated."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ PAD, K, N, V = 0, 7, 6, 11
 SHAPE = TransformerShape(V, 6, PAD, codebook_size=K, grid=(2, 3), code_width=2)
 SIZE = TransformerSettings(width=16, depth=4, heads=2)
 TEXT = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2]])
-CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
+CODEBOOK = torch.randn(1, K, 2, generator=torch.Generator().manual_seed(5))
 
 
 def create() -> SharedLatentTransformer:
@@ -69,11 +70,11 @@ def test_the_latent_is_of_the_text_and_not_of_its_padding() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.1, 2.0])
 def test_the_loss_by_hand(weight: float) -> None:
     """Squared distance to the image's latent; cross-entropy of each next word, not of padding."""
-    codes = torch.tensor([[[0, 1, 2], [3, 4, 5]], [[6, 5, 4], [3, 2, 1]]])
+    codes = torch.tensor([[[[0, 1, 2], [3, 4, 5]]], [[[6, 5, 4], [3, 2, 1]]]])
     objective = SharedLatent(TRANSFORMER, CODEBOOK, SharedLatentSettings(text_weight=weight))
     scored = objective(TEXT, codes)
     latent = TRANSFORMER.encode_latent(TEXT)
-    distance = ((latent - CODEBOOK[codes.flatten(1)]) ** 2).mean()
+    distance = ((latent - CODEBOOK[0, codes.flatten(1)]) ** 2).mean()
     logits = TRANSFORMER.decode_text(latent, TEXT)
     words = [
         functional.cross_entropy(logits[row, index], TEXT[row, index + 1])
@@ -82,7 +83,7 @@ def test_the_loss_by_hand(weight: float) -> None:
     ]
     expected = distance + weight * torch.stack(words).mean()
     assert scored.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    nearest = torch.cdist(latent, CODEBOOK.expand(2, -1, -1)).argmin(-1)
+    nearest = torch.cdist(latent, CODEBOOK).argmin(-1)
     right = nearest == codes.flatten(1)
     assert scored.accuracy.item() == pytest.approx(right.float().mean().item())
 
@@ -101,22 +102,60 @@ def test_the_words_teach_the_text_encoder_through_the_latent() -> None:
 
 def test_the_nearest_codes_are_generated() -> None:
     rows = torch.tensor([1, 0, 1])
-    codes = torch.zeros(3, N, dtype=torch.int64)
+    codes = torch.zeros(3, N, 1, dtype=torch.int64)
     known = torch.zeros(3, N, dtype=torch.bool)
     batch = GenerationBatch(TEXT, TEXT, rows, rows, [1, 2, 3], GenerationSettings(), codes, known)
     generated = SharedLatent(TRANSFORMER, CODEBOOK).generate(batch)
     latent = TRANSFORMER.encode_latent(TEXT)[rows]
-    nearest = torch.cdist(latent, CODEBOOK.expand(3, -1, -1)).argmin(-1)
+    nearest = torch.cdist(latent, CODEBOOK).argmin(-1)
     assert generated.codes is not None
     assert torch.equal(generated.codes.flatten(1), nearest)
 
 
 def test_autocast_does_not_coarsen_the_choice() -> None:
     """In bfloat16 257 is 256, which once made the wrong code the nearest."""
-    objective = SharedLatent(TRANSFORMER, torch.tensor([[0.0], [255.0], [257.0]]))
+    objective = SharedLatent(TRANSFORMER, torch.tensor([[[0.0], [255.0], [257.0]]]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         nearest = objective._find_nearest(torch.tensor([[[257.0], [128.5]]]))
-    assert nearest.tolist() == [[2, 1]]
+    assert nearest.tolist() == [[[2], [1]]]
+
+
+@pytest.mark.parametrize("is_product", [True, False])
+def test_the_nearest_of_several_codes(is_product: bool) -> None:
+    """With channels of its own each codebook's is the nearest, and so is the sum of all.
+
+    Of residual codes the first is the nearest by itself and the next the nearest to what is left.
+    """
+    generator = torch.Generator().manual_seed(1)
+    books = torch.randn(3, K, 2, generator=generator)
+    if is_product:
+        codebook = torch.stack(
+            [functional.pad(book, (2 * m, 4 - 2 * m)) for m, book in enumerate(books)]
+        )
+    else:
+        codebook = books / torch.tensor([1.0, 3.0, 9.0])[:, None, None]
+    shape = dataclasses.replace(SHAPE, code_width=codebook.shape[2], codes_per_position=3)
+    objective = SharedLatent(SharedLatentTransformer(SIZE, shape), codebook)
+    latent = torch.randn(2, N, codebook.shape[2], generator=generator)
+    made = objective._find_nearest(latent)
+    assert made.shape == (2, N, 3)
+    for picture, position in itertools.product(range(2), range(N)):
+        rest = latent[picture, position]
+        if is_product:
+            sums = [(a + b + c - rest).square().sum() for a, b, c in itertools.product(*codebook)]
+            nearest = int(torch.stack(sums).argmin())
+            expected = [nearest // K**2, nearest // K % K, nearest % K]
+        else:
+            expected = []
+            for book in codebook:
+                expected.append(int((book - rest).norm(dim=1).argmin()))
+                rest = rest - book[expected[-1]]
+        assert made[picture, position].tolist() == expected
+    # A picture's own latent gives its own codes where each codebook has its channels.
+    if is_product:
+        codes = torch.randint(K, (2, N, 3), generator=generator)
+        own = sum(codebook[m][codes[..., m]] for m in range(3))
+        assert torch.equal(objective._find_nearest(own), codes)
 
 
 def test_muon_trains_the_text_decoder_too() -> None:
