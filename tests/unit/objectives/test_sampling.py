@@ -13,6 +13,7 @@ from torch import Tensor
 from tessella.generation import GenerationSettings
 from tessella.objectives.sampling import (
     choose_confident,
+    gather_log_probability,
     guide,
     halton_order,
     random_orders,
@@ -225,19 +226,18 @@ def test_confidence_by_hand() -> None:
     shares = torch.tensor([[[0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.5, 0.5]]])
     codes, any_noise = torch.tensor([[0, 0, 1, 1]]), noise(1, 4)
     for scale in (0.0, 3.0):  # logits are what they are but for a constant
-        logits = shares.log() + scale
+        log_probability = gather_log_probability(shares.log() + scale, codes)
         for count, kept in ((1, [2]), (2, [0, 2]), (3, [0, 2, 3]), (4, [0, 1, 2, 3])):
-            made = choose_confident(logits, codes, any_noise, count, 0.0)
+            made = choose_confident(log_probability, any_noise, count, 0.0)
             assert made.tolist() == [kept]
 
 
 def test_noise_changes_what_is_sure() -> None:
     """.6 and .3 with noise of temperature 1 are taken as often as 2 to 1: Gumbel's rule again."""
     count = 40_000
-    logits = torch.tensor([[0.6, 0.4], [0.3, 0.7]]).log().expand(count, -1, -1)
-    codes = torch.zeros(count, 2, dtype=torch.int64)
+    log_probability = torch.tensor([0.6, 0.3]).log().expand(count, -1)
     for temperature, share in ((1.0, 2 / 3), (0.5, 4 / 5), (0.0, 1.0)):
-        made = choose_confident(logits, codes, noise(count, 2), 1, temperature)
+        made = choose_confident(log_probability, noise(count, 2), 1, temperature)
         assert (made == 0).float().mean().item() == pytest.approx(share, abs=0.01)
 
 
@@ -245,9 +245,8 @@ def test_noise_changes_what_is_sure() -> None:
 def test_confident_positions_come_in_rising_order(
     seed: int, count: int, temperature: float
 ) -> None:
-    logits = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(seed))
-    codes = logits.argmin(-1)
-    made = choose_confident(logits, codes, noise(3, 9, seed=seed), count, temperature)
+    log_probability = -torch.rand(3, 9, generator=torch.Generator().manual_seed(seed)).exp()
+    made = choose_confident(log_probability, noise(3, 9, seed=seed), count, temperature)
     assert made.shape == (3, count)
     assert (made.diff(dim=1) > 0).all()
     assert 0 <= made.min() <= made.max() < 9
