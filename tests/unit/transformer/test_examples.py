@@ -1,6 +1,7 @@
 """Examples beside the prompt: what they add to the cache, and what must not depend on them."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -30,9 +31,12 @@ SHAPE = TransformerShape(
     max_examples=MOST,
 )
 FEATURES = dataclasses.replace(SHAPE, text_features=5)
+PAIRS = dataclasses.replace(SHAPE, codes_per_position=2)
 SIZE = TransformerSettings(width=16, depth=4, heads=2)
 CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
-BOTH = pytest.mark.parametrize("shape", [SHAPE, FEATURES], ids=["tokens", "features"])
+EVERY = pytest.mark.parametrize(
+    "shape", [SHAPE, FEATURES, PAIRS], ids=["tokens", "features", "pairs"]
+)
 TEXT = torch.tensor([[1, 5, 3, 2, PAD], [1, 2, PAD, PAD, PAD]])
 FEATURE_ROWS = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
 EVERYWHERE = torch.arange(N).expand(2, -1)
@@ -56,16 +60,16 @@ def as_input(tokens: Tensor, shape: TransformerShape) -> Tensor:
     return FEATURE_ROWS[tokens] * (tokens != PAD)[..., None]
 
 
-def draw(counts: tuple[int, ...], shape: TransformerShape = SHAPE, seed: int = 0) -> Examples:
+def draw(counts: tuple[int, ...], shape: TransformerShape = SHAPE) -> Examples:
     """Draws a row of examples a picture, the missing ones last."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     size = (len(counts), max(counts))
-    codes = torch.randint(K, (*size, N), generator=generator)
+    codes = torch.randint(K, (*size, N, shape.codes_per_position), generator=generator)
     tokens = torch.randint(1, 11, (*size, 4), generator=generator)
     tokens[:, :, 3] = PAD
     tokens[:, ::2, 2] = PAD
     missing = torch.arange(size[1]) >= torch.tensor(counts)[:, None]
-    return Examples(codes.masked_fill(missing[..., None], -1), as_input(tokens, shape))
+    return Examples(codes.masked_fill(missing[..., None, None], -1), as_input(tokens, shape))
 
 
 def pick(examples: Examples, *key: Any) -> Examples:
@@ -73,9 +77,10 @@ def pick(examples: Examples, *key: Any) -> Examples:
 
 
 def predict(network: Transformer, text: Tensor, examples: Examples | None) -> Tensor:
-    """Logits of every position after three codes."""
+    """Hidden rows of every position after three codes."""
     cache = network.encode_context(text, examples)
-    codes = torch.tensor([[4, 1, 6]]).expand(len(text), -1)
+    codes = torch.tensor([4, 1, 6])[None, :, None]
+    codes = codes.expand(len(text), -1, network.shape.codes_per_position)
     network.append_codes(cache, codes, torch.tensor([[5, 0, 3]]).expand(len(text), -1))
     return network.predict(cache, EVERYWHERE[: len(text)], torch.full((N,), 3))
 
@@ -88,7 +93,9 @@ def embed(network: Transformer, codes: Tensor, tokens: Tensor, shape: Transforme
     encoder = network.example_encoder
     assert encoder is not None
     words = network.text_embedding(as_input(tokens[tokens != PAD], shape))
-    rows = encoder.code_embedding.weight[codes] + network.position_embedding.weight
+    tables = encoder.code_embedding.weight.split(K)
+    rows = sum(table[one] for table, one in zip(tables, codes.unbind(1), strict=True))
+    rows = rows / len(tables) ** 0.5 + network.position_embedding.weight
     rows = rows + encoder.caption.weight @ words.mean(0)
     height, width = shape.grid
     mixed = []
@@ -114,12 +121,12 @@ def turn(rows: Tensor, width: int) -> Tensor:
     return torch.cat([pairs.real, pairs.imag], -1)
 
 
-@BOTH
+@EVERY
 def test_keys_and_values_by_hand(shape: TransformerShape) -> None:
     """Each example by itself, from its embedding; the same in all layers of a half."""
     network = create(shape)
     tokens = draw((3, 3)).text
-    examples = Examples(draw((3, 3)).codes, as_input(tokens, shape))
+    examples = Examples(draw((3, 3), shape).codes, as_input(tokens, shape))
     cache = network.encode_context(as_input(TEXT, shape), examples)
     assert cache.length == TEXT.shape[1] + 3 * N
     assert cache.num_codes == 0
@@ -158,7 +165,7 @@ def test_captions_are_averaged_without_padding() -> None:
 # What an example changes, and what it must not.
 
 
-@BOTH
+@EVERY
 def test_the_text_s_rows_stay_as_they_are(shape: TransformerShape) -> None:
     network, text = create(shape), as_input(TEXT, shape)
     alone, beside = network.encode_context(text), network.encode_context(text, draw((2, 3), shape))
@@ -167,7 +174,7 @@ def test_the_text_s_rows_stay_as_they_are(shape: TransformerShape) -> None:
     assert torch.equal(beside.context_visible[:, : TEXT.shape[1]], alone.context_visible)
 
 
-@BOTH
+@EVERY
 def test_any_number_of_examples(shape: TransformerShape) -> None:
     """One beside three in a batch: each picture as alone with its own."""
     network, text = create(shape), as_input(TEXT, shape)
@@ -198,7 +205,7 @@ def test_what_is_missing_is_not_read() -> None:
     torch.testing.assert_close(network.predict(cache, EVERYWHERE, none), expected, **CLOSE)
 
 
-@BOTH
+@EVERY
 def test_the_order_of_examples_does_not_matter(shape: TransformerShape) -> None:
     network, text, examples = create(shape), as_input(TEXT, shape), draw((3, 3), shape)
     before = predict(network, text, examples)
@@ -221,7 +228,7 @@ def test_without_examples_it_is_the_text_alone_bit_for_bit() -> None:
     assert torch.equal(predict(plain, TEXT, nothing), expected)
 
 
-@BOTH
+@EVERY
 def test_everything_of_an_example_matters(shape: TransformerShape) -> None:
     """Each of its codes, where they lie, and its caption: to every position, in both passes."""
     network, text, examples = create(shape), as_input(TEXT, shape), draw((2, 2), shape)
@@ -229,14 +236,15 @@ def test_everything_of_an_example_matters(shape: TransformerShape) -> None:
     def masked(now: Examples) -> Tensor:
         known = EVERYWHERE < 2
         cache = network.encode_context(text, now)
-        return network.predict_masked(cache, EVERYWHERE, known)
+        codes = EVERYWHERE[..., None].expand(-1, -1, shape.codes_per_position)
+        return network.predict_masked(cache, codes, known)
 
     changed = []
-    for place in range(N):
+    for place, m in itertools.product(range(N), range(shape.codes_per_position)):
         codes = examples.codes.clone()
-        codes[:, 1, place] = (codes[:, 1, place] + 3) % K
+        codes[:, 1, place, m] = (codes[:, 1, place, m] + 3) % K
         changed.append(Examples(codes, examples.text))
-    changed.append(Examples(examples.codes.flip(-1), examples.text))
+    changed.append(Examples(examples.codes.flip(2), examples.text))
     changed.append(Examples(examples.codes, examples.text.flip(1)))
     for look in (masked, lambda now: predict(network, text, now)):
         before = look(examples)
@@ -246,7 +254,7 @@ def test_everything_of_an_example_matters(shape: TransformerShape) -> None:
 
 def test_one_encoding_of_examples_serves_many_pictures() -> None:
     network, examples, rows = create(), draw((1, 3)), torch.tensor([1, 0, 1])
-    codes, positions = torch.randint(K, (3, N)), torch.arange(N).expand(3, -1)
+    codes, positions = torch.randint(K, (3, N, 1)), torch.arange(N).expand(3, -1)
     everything = torch.arange(N)
     once = network.encode_context(TEXT, examples).select(rows, capacity=N)
     each = network.encode_context(TEXT[rows], pick(examples, rows))
@@ -262,7 +270,7 @@ def test_one_encoding_of_examples_serves_many_pictures() -> None:
 def test_empty_rows_are_added() -> None:
     examples = draw((1, 3))
     longer = examples.add_empty(2)
-    assert longer.codes.shape == (4, 3, N)
+    assert longer.codes.shape == (4, 3, N, 1)
     assert longer.text.shape == (4, 3, 4)
     assert longer.visible.tolist() == [[True, False, False], [True] * 3, *[[False] * 3] * 2]
     assert torch.equal(longer.codes[:2], examples.codes)
@@ -279,7 +287,7 @@ def test_more_examples_than_it_was_made_for(most: int) -> None:
 # Learning.
 
 
-@BOTH
+@EVERY
 def test_gradients_reach_the_encoder(shape: TransformerShape) -> None:
     network = create(shape).requires_grad_(True)
     examples = draw((3, 1), shape)
@@ -288,8 +296,9 @@ def test_gradients_reach_the_encoder(shape: TransformerShape) -> None:
     for name, parameter in network.example_encoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
-    # Of codes that stand in an example alone.
-    is_seen = torch.bincount(examples.codes[examples.codes >= 0], minlength=K) > 0
+    # Of codes that stand in an example alone, in the table of their codebook.
+    seen = [one[one >= 0] for one in examples.codes.unbind(-1)]
+    is_seen = torch.cat([torch.bincount(one, minlength=K) for one in seen]) > 0
     learned = network.example_encoder.code_embedding.weight.grad.abs().sum(1) > 0  # type: ignore[union-attr]
     assert torch.equal(learned, is_seen)
 
@@ -348,7 +357,7 @@ def test_similar_codes_begin_with_similar_embeddings() -> None:
     }
     before = {name: float(table.weight.detach().std()) for name, table in tables.items()}
     angles = torch.arange(count) * (2 * math.pi / count)
-    network.embed_codebook(5 + 100 * torch.stack([angles.cos(), 0.01 * angles.sin()], 1))
+    network.embed_codebook(5 + 100 * torch.stack([angles.cos(), 0.01 * angles.sin()], 1)[None])
     for name, table in tables.items():
         rows = table.weight.detach()
         assert float(rows.std()) == pytest.approx(before[name], rel=0.4)

@@ -42,27 +42,42 @@ def create(
 
 
 TRANSFORMER = create()
+TRANSFORMERS = {1: TRANSFORMER, 2: create(shape=dataclasses.replace(SHAPE, codes_per_position=2))}
+BOTH = pytest.mark.parametrize("books", TRANSFORMERS)
 TEXT = torch.tensor([[1, 5, 3, 2, PAD], [1, 2, PAD, PAD, PAD]])
 
 
-def draw(batch: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Codes of all positions, in a random order of positions."""
+def draw(batch: int = 2, seed: int = 0, books: int = 1) -> tuple[Tensor, Tensor]:
+    """Codes (B, N, M) of all positions, in a random order of positions (B, N)."""
     generator = torch.Generator().manual_seed(seed)
     positions = torch.stack([torch.randperm(9, generator=generator) for _ in range(batch)])
-    return torch.randint(7, (batch, 9), generator=generator), positions
+    return torch.randint(7, (batch, 9, books), generator=generator), positions
 
 
 def encode(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> KVCache:
     """Text, then codes."""
-    cache = TRANSFORMER.encode_context(text)
-    TRANSFORMER.append_codes(cache, codes, positions)
+    net = TRANSFORMERS[codes.shape[2]]
+    cache = net.encode_context(text)
+    net.append_codes(cache, codes, positions)
     return cache
 
 
-def logits_of_all(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
-    """Predicts every position from the codes before it in the order, as in training."""
+def predict_in_order(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
+    """Predicts every position from the codes before it in the order: hidden rows."""
     cache = encode(codes[:, :-1], positions[:, :-1], text)
-    return TRANSFORMER.predict(cache, positions, torch.arange(9))
+    return TRANSFORMERS[codes.shape[2]].predict(cache, positions, torch.arange(9))
+
+
+def logits_of_all(codes: Tensor, positions: Tensor, text: Tensor = TEXT) -> Tensor:
+    """Logits (B, N, K) of every position's first code, given those before, as in training."""
+    hidden = predict_in_order(codes, positions, text)
+    return TRANSFORMERS[codes.shape[2]].compute_logits(hidden, codes)[:, :, 0]
+
+
+def score(net: Transformer, hidden: Tensor) -> Tensor:
+    """Logits (B, N, K) of the only code of hidden rows."""
+    unread = torch.zeros(*hidden.shape[:2], 1, dtype=torch.int64)
+    return net.compute_logits(hidden, unread)[:, :, 0]
 
 
 # Written out plainly: rows and what they see, complex numbers for rotations, no cache.
@@ -109,20 +124,31 @@ def look(
     return hidden + inside.clamp(min=0) ** 2 @ layer.mlp_out.weight.T
 
 
-def embed_text() -> Tensor:
-    return (
-        TRANSFORMER.text_embedding.weight[TEXT] + TRANSFORMER.text_position.weight[: TEXT.shape[1]]
-    )
+def embed_text(net: Transformer) -> Tensor:
+    return net.text_embedding.weight[TEXT] + net.text_position.weight[: TEXT.shape[1]]
 
 
-def test_against_one_pass_over_everything() -> None:
+def embed_codes(net: Transformer, codes: Tensor) -> Tensor:
+    """Rows (B, N, D) of codes (B, N, M): the sum of M tables' rows, kept at one's size."""
+    if codes.shape[2] == 1:
+        return net.code_embedding.weight[codes[:, :, 0]]
+    first, second = net.code_embedding.weight[:7], net.code_embedding.weight[7:]
+    return (first[codes[:, :, 0]] + second[codes[:, :, 1]]) / 2**0.5
+
+
+def norm_out(net: Transformer, hidden: Tensor) -> Tensor:
+    return functional.layer_norm(hidden, (16,), net.out_norm.weight)
+
+
+@BOTH
+def test_against_one_pass_over_everything(books: int) -> None:
     """Text and codes as one sequence under one mask, no cache: the same logits."""
-    codes, positions = draw()
-    net, length = TRANSFORMER, TEXT.shape[1]
+    codes, positions = draw(books=books)
+    net, length = TRANSFORMERS[books], TEXT.shape[1]
     in_text = torch.full((2, length), -1)
     everywhere = torch.cat([in_text, positions], 1)
     hidden = torch.cat(
-        [embed_text(), net.code_embedding.weight[codes] + net.position_embedding.weight[positions]],
+        [embed_text(net), embed_codes(net, codes) + net.position_embedding.weight[positions]],
         dim=1,
     )
     text = (TEXT != PAD)[:, None, :].expand(-1, 9, -1)  # who sees which word
@@ -138,26 +164,30 @@ def test_against_one_pass_over_everything() -> None:
     queries = net.mask_token + net.position_embedding.weight[positions]
     for layer in net.cross_decoder:
         queries = look(layer, queries, positions, made, everywhere, asks)
-    expected = net.out_norm(queries) @ net.out.weight.T + net.out.bias
+    expected = norm_out(net, queries)
+    made = predict_in_order(codes, positions)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    expected = expected @ net.out.weight[:7].T + net.out.bias[:7]
     torch.testing.assert_close(logits_of_all(codes, positions), expected, atol=1e-4, rtol=1e-4)
 
 
+@BOTH
 @pytest.mark.parametrize("num_known", [0, 4, 9])
-def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> None:
+def test_masked_prediction_against_one_pass_over_everything(num_known: int, books: int) -> None:
     """Text and positions as one sequence: words see words, positions see everything, in all layers.
 
     In the cross-decoder the words are the self-decoder's output.
     """
-    codes, order = draw()
+    codes, order = draw(books=books)
     known = order < num_known
-    net, length = TRANSFORMER, TEXT.shape[1]
+    net, length = TRANSFORMERS[books], TEXT.shape[1]
     positions = torch.arange(9).expand(2, -1)
     in_text = torch.full((2, length), -1)
     everywhere = torch.cat([in_text, positions], 1)
     words = (TEXT != PAD)[:, None, :].expand(-1, length, -1)
     everything = torch.cat([TEXT != PAD, torch.ones(2, 9).bool()], 1)[:, None].expand(-1, 9, -1)
-    text = embed_text()
-    hidden = net.code_embedding.weight[codes]
+    text = embed_text(net)
+    hidden = embed_codes(net, codes)
     hidden[~known] = net.mask_token
     hidden = hidden + net.position_embedding.weight
     for layer in net.self_decoder:
@@ -168,10 +198,14 @@ def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> N
     for layer in net.cross_decoder:
         both = torch.cat([net.kv_norm(text), layer.attention_norm(hidden)], 1)
         hidden = look(layer, hidden, positions, both, everywhere, everything)
-    expected = net.out_norm(hidden) @ net.out.weight.T + net.out.bias
+    expected = norm_out(net, hidden)
     made = net.predict_masked(net.encode_context(TEXT), codes, known)
-    assert made.shape == (2, 9, 7)
+    assert made.shape == (2, 9, 16)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    logits = net.compute_logits(made, codes)
+    assert logits.shape == (2, 9, books, 7)
+    expected = expected @ net.out.weight[:7].T + net.out.bias[:7]
+    torch.testing.assert_close(logits[:, :, 0], expected, atol=1e-4, rtol=1e-4)
 
 
 # Masked prediction.
@@ -182,21 +216,23 @@ def test_masked_prediction_against_one_pass_over_everything(num_known: int) -> N
 def test_unknown_codes_are_not_read(num_known: int, seed: int) -> None:
     codes, order = draw(seed=seed)
     known, cache = order < num_known, TRANSFORMER.encode_context(TEXT)
-    others = codes.where(known, (codes + 1 + order % 5) % 7)
+    others = codes.where(known[..., None], (codes + 1 + order[..., None] % 5) % 7)
     made = TRANSFORMER.predict_masked(cache, codes, known)
     assert torch.equal(TRANSFORMER.predict_masked(cache, others, known), made)
 
 
-def test_every_position_sees_the_known_codes() -> None:
-    """Those before it as well as those after it, itself too."""
-    codes, _ = draw()
-    cache, known = TRANSFORMER.encode_context(TEXT), torch.ones(2, 9).bool()
-    before = TRANSFORMER.predict_masked(cache, codes, known)
-    for position in range(9):
+@BOTH
+def test_every_position_sees_the_known_codes(books: int) -> None:
+    """Those before it as well as those after it, itself too; of several codes each."""
+    codes, _ = draw(books=books)
+    net = TRANSFORMERS[books]
+    cache, known = net.encode_context(TEXT), torch.ones(2, 9).bool()
+    before = net.predict_masked(cache, codes, known)
+    for position, m in itertools.product(range(9), range(books)):
         others, less = codes.clone(), known.clone()
-        others[:, position], less[:, position] = (codes[:, position] + 3) % 7, False
+        others[:, position, m], less[:, position] = (codes[:, position, m] + 3) % 7, False
         for now in ((others, known), (codes, less)):
-            after = TRANSFORMER.predict_masked(cache, *now)
+            after = net.predict_masked(cache, *now)
             assert ((after - before).abs().amax((0, 2)) > 1e-4).all()
 
 
@@ -238,11 +274,14 @@ def test_appending_in_pieces_is_appending_at_once(cuts: list[int], seed: int) ->
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 7), st.integers(0, 99))
-def test_a_code_changes_only_what_comes_after_it(changed: int, seed: int) -> None:
-    codes, positions = draw(seed=seed)
+@given(st.integers(0, 7), st.sampled_from([(1, 0), (2, 0), (2, 1)]), st.integers(0, 99))
+def test_a_code_changes_only_what_comes_after_it(
+    changed: int, one_of: tuple[int, int], seed: int
+) -> None:
+    books, m = one_of
+    codes, positions = draw(seed=seed, books=books)
     others = codes.clone()
-    others[:, changed] = (others[:, changed] + 3) % 7
+    others[:, changed, m] = (others[:, changed, m] + 3) % 7
     before, after = logits_of_all(codes, positions), logits_of_all(others, positions)
     # The query at index i sees the codes 0 to i - 1.
     torch.testing.assert_close(after[:, : changed + 1], before[:, : changed + 1], **CLOSE)
@@ -273,7 +312,7 @@ def test_padding_changes_nothing() -> None:
         layer[:, :, 2:] = 1e3  # keys and values of the padding
     TRANSFORMER.append_codes(cache, codes[1:, :-1], positions[1:, :-1])
     made = TRANSFORMER.predict(cache, positions[1:], torch.arange(9))
-    torch.testing.assert_close(made, expected, **CLOSE)
+    torch.testing.assert_close(score(TRANSFORMER, made), expected, **CLOSE)
 
 
 def test_every_word_matters_to_every_position() -> None:
@@ -347,8 +386,8 @@ def test_capacity_changes_nothing(cuts: list[int], missing: int, seed: int) -> N
 def test_appending_no_codes_changes_nothing() -> None:
     """A picture of a single position trains so: no code comes before it."""
     cache = TRANSFORMER.encode_context(TEXT)
-    nothing = torch.empty(2, 0, dtype=torch.int64)
-    longer = encode(nothing, nothing)
+    nothing = torch.empty(2, 0, 1, dtype=torch.int64)
+    longer = encode(nothing, nothing[..., 0])
     assert longer.num_codes == 0
     positions = torch.tensor([[3], [4]])
     torch.testing.assert_close(
@@ -361,10 +400,11 @@ def test_a_picture_of_one_position_is_learned() -> None:
     """No code comes before the only one; appending none once crashed training."""
     shape = dataclasses.replace(SHAPE, grid=(1, 1))
     network = create(shape=shape).train().requires_grad_(True)
-    nowhere = torch.zeros(2, 0, dtype=torch.int64)
+    nothing = torch.zeros(2, 0, 1, dtype=torch.int64)
     cache = network.encode_context(TEXT)
-    network.append_codes(cache, nowhere, nowhere)
-    logits = network.predict(cache, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
+    network.append_codes(cache, nothing, nothing[..., 0])
+    hidden = network.predict(cache, torch.zeros(2, 1, dtype=torch.int64), torch.zeros(1).long())
+    logits = score(network, hidden)
     logits.sum().backward()
     assert logits.shape == (2, 1, 7)
     assert network.mask_token.grad is not None
@@ -372,13 +412,11 @@ def test_a_picture_of_one_position_is_learned() -> None:
 
 def test_predictions_are_the_projected_hidden_rows() -> None:
     codes, positions = draw()
-    cache = encode(codes, positions)
-    hidden = TRANSFORMER.decode_hidden(cache, positions, torch.arange(9))
+    hidden = predict_in_order(codes, positions)
     assert hidden.shape == (2, 9, 16)
     expected = hidden @ TRANSFORMER.out.weight.T + TRANSFORMER.out.bias
-    torch.testing.assert_close(
-        TRANSFORMER.predict(cache, positions, torch.arange(9)), expected, **CLOSE
-    )
+    torch.testing.assert_close(score(TRANSFORMER, hidden), expected, **CLOSE)
+    torch.testing.assert_close(logits_of_all(codes, positions), expected, **CLOSE)
 
 
 def test_features_of_a_frozen_encoder_are_encoded_as_tokens_are() -> None:
@@ -426,16 +464,20 @@ def test_half_the_layers_encode_and_half_predict() -> None:
     assert cache.keys[0].shape == (2, 2, 5, 8)
 
 
-def test_muon_gets_the_matrices_inside_the_layers() -> None:
-    names = {id(p): name for name, p in TRANSFORMER.named_parameters()}
-    hidden = {names[id(p)] for p in TRANSFORMER.hidden_matrices()}
+@BOTH
+def test_muon_gets_the_matrices_inside_the_layers(books: int) -> None:
+    """And those of the step from a code to the next."""
+    net = TRANSFORMERS[books]
+    names = {id(p): name for name, p in net.named_parameters()}
+    hidden = {names[id(p)] for p in net.hidden_matrices()}
+    steps = {f"next_code.0.{matrix}.weight" for matrix in ("mlp_in", "mlp_out")}
     matrices = ("query", "key_value", "attention_out", "mlp_in", "mlp_out")
     assert hidden == {
         f"{half}.{index}.{matrix}.weight"
         for half in ("self_decoder", "cross_decoder")
         for index in range(2)
         for matrix in matrices
-    }
+    } | (steps if books == 2 else set())
 
 
 @pytest.mark.parametrize(
