@@ -79,7 +79,7 @@ def test_a_tokenizer_step_tells_both_losses(scenes: Data) -> None:
 def test_the_used_codes_of_every_codebook_are_counted(composition: str, scenes: Data) -> None:
     """The same number in two codebooks is two codes."""
     changes = {"codes_per_position": 2, "composition": composition}
-    tokenizer = TOKENIZER.replace(quantizer=TOKENIZER.quantizer.replace(**changes))
+    tokenizer = TOKENIZER.replace(quantizer=TOKENIZER.quantizer.model_dump() | changes)
     torch.manual_seed(0)
     stage = TokenizerStage(ImageTokenizer(tokenizer), TokenizerTrainingSettings(), scenes, CPU)
     pixels = torch.from_numpy(scenes["train"].pixels(np.arange(8)))
