@@ -1,6 +1,10 @@
-"""Toy objectives: every one with a transformer of 12 positions and 7 codes, and what they paint."""
+"""Toy objectives, and what they paint.
 
-from collections.abc import Sequence
+Each has a transformer of 12 positions and 7 codes, with one code at a position and with two.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from tessella.objectives import (
     SharedLatentSettings,
     create_objective,
     create_transformer,
+    flatten_codes,
 )
 from tessella.transformer import Examples, TransformerSettings, TransformerShape
 
@@ -44,34 +49,59 @@ TEXT = torch.tensor([[1, 5, 2, PAD, PAD], [1, 6, 7, 8, 2], [1, 9, 2, PAD, PAD]])
 # What guidance moves away from: nothing, and something longer than any prompt.
 NEGATIVE = torch.tensor([[1, 2, PAD, PAD, PAD, PAD], [1, 4, 10, 3, 4, 2]])
 EMPTY = NEGATIVE[:1, :2]
-CODEBOOK = torch.randn(K, 2, generator=torch.Generator().manual_seed(5))
+CODEBOOKS = {
+    books: torch.randn(books, K, 2, generator=torch.Generator().manual_seed(5)) for books in (1, 2)
+}
 
 
-def create(name: str, codebook: Tensor = CODEBOOK) -> Objective:
-    """An objective with a transformer whose every weight matters."""
+def create(name: str, books: int = 1, codebook: Tensor | None = None) -> Objective:
+    """An objective of some codes at a position, with a transformer whose every weight matters."""
     torch.manual_seed(0)
     size = TransformerSettings(width=16, depth=2, heads=2)
-    transformer = create_transformer(SETTINGS[name], size, SHAPE).eval()
+    shape = dataclasses.replace(SHAPE, codes_per_position=books)
+    transformer = create_transformer(SETTINGS[name], size, shape).eval()
     torch.manual_seed(9)  # argmaxes that tell prompts apart: not every seed has them
     for parameter in transformer.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
+    codebook = CODEBOOKS[books] if codebook is None else codebook
     return create_objective(SETTINGS[name], transformer, codebook)
 
 
-OBJECTIVES = {name: create(name).requires_grad_(False) for name in SETTINGS}
-EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+OBJECTIVES = {
+    (name, books): create(name, books).requires_grad_(False)
+    for books in CODEBOOKS
+    for name in SETTINGS
+}
+
+
+def parametrize(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Runs a test with `objective`: each of those named, of one code at a position and of two."""
+    keys = [(name, books) for name in names for books in CODEBOOKS]
+    objectives = [OBJECTIVES[key] for key in keys]
+    return pytest.mark.parametrize("objective", objectives, ids=[f"{n}-{m}" for n, m in keys])
+
+
+EVERY = parametrize(SETTINGS)
 SAMPLING = ["any_order", "autoregressive", "masked", "parallel"]
 """Those that draw codes; the others generate the same whatever the seed."""
-SAMPLES = pytest.mark.parametrize("objective", [OBJECTIVES[n] for n in SAMPLING], ids=SAMPLING)
+SAMPLES = parametrize(SAMPLING)
 ORDERED = ["any_order", "masked"]
 """Those that may go in any order, in any number of steps."""
 ORDERS = [
-    (name, order) for name in ORDERED for order in ("auto", "random", "halton", "confidence")
-] + [(name, "auto") for name in OBJECTIVES if name not in ORDERED]
+    (objective, order)
+    for (name, _), objective in OBJECTIVES.items()
+    for order in (("auto", "random", "halton", "confidence") if name in ORDERED else ("auto",))
+]
+EVERY_ORDER = pytest.mark.parametrize(
+    ("objective", "order"),
+    ORDERS,
+    ids=[f"{o.name}-{len(o.codebook)}-{order}" for o, order in ORDERS],
+)
 
 
 def create_batch(
+    objective: Objective,
     prompt_of: Sequence[int],
     seeds: Sequence[int],
     *,
@@ -82,6 +112,7 @@ def create_batch(
 ) -> GenerationBatch:
     """Makes a batch of one picture a seed; `known` is which positions and their codes."""
     negative_of = [0] * len(prompt_of) if negative_of is None else negative_of
+    nothing = torch.zeros(len(seeds), N, len(objective.codebook), dtype=torch.int64)
     return GenerationBatch(
         text=TEXT,
         negative_text=NEGATIVE,
@@ -89,35 +120,37 @@ def create_batch(
         negative_of=torch.tensor(negative_of),
         seeds=seeds,
         settings=GenerationSettings().replace(**{"temperature": 1.0, "steps": 4, **changes}),
-        known=torch.zeros(len(seeds), N).bool() if known is None else known[0],
-        known_codes=torch.zeros(len(seeds), N).long() if known is None else known[1],
+        known=nothing[..., 0].bool() if known is None else known[0],
+        known_codes=nothing if known is None else known[1],
         examples=examples,
     )
 
 
 def generate_codes(objective: Objective, batch: GenerationBatch) -> Tensor:
-    """Codes (B, N)."""
+    """Codes (B, N, M)."""
     codes = objective.generate(batch).codes
     assert codes is not None
-    return codes.flatten(1)
+    return flatten_codes(codes)
 
 
-def draw_codes(batch: int) -> Tensor:
-    return torch.randint(K, (batch, *GRID), generator=torch.Generator().manual_seed(2))
+def draw_codes(batch: int, books: int = 1) -> Tensor:
+    """Codes (B, M, h, w)."""
+    return torch.randint(K, (batch, books, *GRID), generator=torch.Generator().manual_seed(2))
 
 
-def draw_known(batch: int, count: int) -> tuple[Tensor, Tensor]:
+def draw_known(batch: int, count: int, books: int = 1) -> tuple[Tensor, Tensor]:
     """Known positions, drawn for each picture, and their codes; -1 where nothing may look."""
     generator = torch.Generator().manual_seed(6)
     rank = torch.stack([torch.randperm(N, generator=generator) for _ in range(batch)])
     known = rank < count
-    return known, draw_codes(batch).flatten(1).masked_fill(~known, -1)
+    codes = flatten_codes(draw_codes(batch, books))
+    return known, codes.masked_fill(~known[..., None], -1)
 
 
-def draw_examples(seed: int = 0) -> Examples:
+def draw_examples(books: int = 1) -> Examples:
     """Draws examples of the three prompts: three, one, two."""
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(K, (3, 3, N), generator=generator)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(K, (3, 3, N, books), generator=generator)
     tokens = torch.randint(1, 11, (3, 3, 4), generator=generator)
     codes[1, 1:] = -1
     codes[2, 2:] = -1
