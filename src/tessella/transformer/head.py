@@ -29,7 +29,8 @@ class CodeEmbedding(nn.Embedding):
     def forward(self, codes: Tensor) -> Tensor:
         """Embeds codes (..., M): (..., D)."""
         rows = super().forward(number_codes(codes, self.codebook_size, -1))
-        return rows.sum(-2) * self.scale
+        embedded: Tensor = rows.sum(-2) * self.scale
+        return embedded
 
     def embed_one(self, codes: Tensor, number: int) -> Tensor:
         """Embeds codes (...) of one of the codebooks: (..., D)."""

@@ -49,7 +49,7 @@ def test_canvases_are_planned_once_for_all_prompts() -> None:
 
     requests = list_requests(["a", "b"], count=2, seed=3, negative_prompt="c", plan=plan)
     assert calls == [[3, 4]]
-    assert [one.canvas_on((9, 9)).codes.shape[1] for one in requests] == [3, 4, 3, 4]
+    assert [one.canvas_on((9, 9)).codes.shape[2] for one in requests] == [3, 4, 3, 4]
     assert {one.negative_prompt for one in requests} == {"c"}
 
 
