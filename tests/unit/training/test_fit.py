@@ -182,7 +182,7 @@ def test_a_palette_is_chosen_not_trained(pictures: Path, tmp_path: Path) -> None
     )
     fit(request, Console(quiet=True))
     model = TextToImage.load(tmp_path / "run" / "model", "cpu")
-    palette = to_uint8(model.tokenizer.codebook[None, :, :, None].movedim(1, 2)).reshape(-1, 3)
+    palette = to_uint8(model.tokenizer.codebook.mT[..., None]).reshape(-1, 3)
     [picture] = model.generate("picture 3", seed=1)
     painted = np.asarray(picture).reshape(-1, 3)
     assert {tuple(colour) for colour in painted} <= {tuple(colour) for colour in palette}
