@@ -43,7 +43,7 @@ class CodebookHealth:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the entropy of use, in [1, M · K]: as informative as that many even codes."""
+        """Exponential of the entropy of use, in [1, M · K]: as good as so many even codes."""
         frequency = self.use[self.use > 0] / self.use.sum()
         return float(np.exp(-(frequency * np.log(frequency)).sum()))
 

@@ -59,13 +59,14 @@ class TokenizerSettings(Settings):
     def _fits_the_network(self) -> Self:
         match self.network:
             case "report2021":
-                if count_latent_channels(self.quantizer) != self.nhid:
-                    how = f"Set tokenizer.quantizer.code_width={self.nhid} too"
+                if (channels := count_latent_channels(self.quantizer)) != self.nhid:
+                    width = self.nhid * self.quantizer.code_width // channels
+                    how = f"Set tokenizer.quantizer.code_width={width} too"
                     if isinstance(self.quantizer, FiniteScalarSettings):
                         how = "Set tokenizer.quantizer=vq"
                     raise ValueError(
                         f"the report's network has codes as wide as `nhid`: {self.nhid}, not "
-                        f"{count_latent_channels(self.quantizer)}. {how}"
+                        f"{channels}. {how}"
                     )
                 factor = DOWNSAMPLING * 2**self.upsampling
                 if self.nhid % factor:
@@ -85,9 +86,9 @@ class TokenizerSettings(Settings):
                 is_vq = isinstance(codes, VectorQuantizerSettings) and not codes.normalize
                 if not is_vq or codes.code_width != 3 or codes.codes_per_position != 1:
                     raise ValueError(
-                        "a palette's codes are colours, one a pixel. Set tokenizer.quantizer.name=vq, "
-                        ".code_width=3, .normalize=false and .codes_per_position=1, as the preset "
-                        "`palette` does"
+                        "a palette's codes are colours, one a pixel. Set "
+                        "tokenizer.quantizer.name=vq, .code_width=3, .normalize=false and "
+                        ".codes_per_position=1, as the preset `palette` does"
                     )
                 if self.upsampling:
                     raise ValueError(

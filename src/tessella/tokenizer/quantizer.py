@@ -17,9 +17,14 @@ from pydantic import BeforeValidator, Discriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.errors import ShapeError
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels
-from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
+from tessella.tokenizer.vector_quantizer import (
+    VectorQuantizer,
+    VectorQuantizerSettings,
+    attach_gradient,
+)
 
 
 def _with_name(value: Any) -> Any:
@@ -42,7 +47,13 @@ class Codebooks(nn.Module):
         """Creates them; a vector quantizer's codebooks are initialized in training."""
         super().__init__()
         self.settings = settings
-        self.is_residual = settings.composition == "residual"
+        # One code leaves nothing over that another could take.
+        is_residual = settings.composition == "residual" and settings.codes_per_position > 1
+        self._residual: VectorQuantizerSettings | None = None
+        if is_residual and isinstance(settings, VectorQuantizerSettings):
+            self._residual = settings
+            # What these are for is done once, for all codebooks together.
+            settings = settings.replace(normalize=False, gradient="straight_through")
         self.parts = nn.ModuleList(
             FiniteScalarQuantizer(settings)
             if isinstance(settings, FiniteScalarSettings)
@@ -54,7 +65,7 @@ class Codebooks(nn.Module):
     def codebook(self) -> Tensor:
         """(M, K, C): the latent of a position is the sum of one vector of each codebook."""
         each = [part.codebook for part in self._quantizers()]
-        if self.is_residual:
+        if self._residual:
             return torch.stack(each)
         width, total = each[0].shape[1], count_latent_channels(self.settings)
         return torch.stack(
@@ -77,15 +88,16 @@ class Codebooks(nn.Module):
         """
         check_channels(latent, count_latent_channels(self.settings))
         parts = self._quantizers()
-        if not self.is_residual:
+        if not self._residual:
             groups = latent.chunk(len(parts), 1)
             return torch.stack(
                 [part.encode(group) for part, group in zip(parts, groups, strict=True)], 1
             )
-        codes, before = [], torch.zeros_like(latent)
+        latent, codes = _prepare(latent, self._residual), []
+        before = torch.zeros_like(latent)
         for part in parts:
             codes.append(part.encode(latent - before))
-            before = before + _look_up(part, codes[-1])
+            before = before + functional.embedding(codes[-1], part.codebook).movedim(-1, 1)
         return torch.stack(codes, 1)
 
     def forward(self, latent: Tensor) -> Quantized:
@@ -96,8 +108,8 @@ class Codebooks(nn.Module):
         """
         check_channels(latent, count_latent_channels(self.settings))
         parts = self._quantizers()
-        if self.is_residual:
-            return self._quantize_residuals(latent.float())
+        if self._residual:
+            return self._quantize_residuals(_prepare(latent, self._residual), self._residual)
         groups = latent.chunk(len(parts), 1)
         each = [part(group) for part, group in zip(parts, groups, strict=True)]
         return Quantized(
@@ -110,27 +122,30 @@ class Codebooks(nn.Module):
         """Turns codes (B, M, h, w) into quantized latents (B, C, h, w).
 
         Of residual codes the first few are enough: (B, m, h, w) gives the coarser latent.
+
+        Raises:
+            ShapeError: there are more codes at a position than codebooks, or none.
         """
         return look_up_codes(self.codebook, codes)
 
-    def _quantize_residuals(self, latent: Tensor) -> Quantized:
-        parts, batch = self._quantizers(), len(latent)
-        kept = torch.full((batch, 1, 1, 1), len(parts), device=latent.device)
-        if self.training and len(parts) > 1:
-            drawn = torch.randint(1, len(parts) + 1, kept.shape, device=latent.device)
-            is_cut = torch.rand(kept.shape, device=latent.device) < self.settings.tail_dropout
-            kept = torch.where(is_cut, drawn, kept)
+    def _quantize_residuals(self, latent: Tensor, settings: VectorQuantizerSettings) -> Quantized:
+        parts = self._quantizers()
+        kept = torch.full((len(latent), 1, 1, 1), len(parts), device=latent.device)
+        if self.training:
+            fewer = torch.randint(1, len(parts), kept.shape, device=latent.device)
+            is_cut = torch.rand(kept.shape, device=latent.device) < settings.tail_dropout
+            kept = torch.where(is_cut, fewer, kept)
         codes, losses = [], []
         before, decoded = torch.zeros_like(latent), torch.zeros_like(latent)
         for m, part in enumerate(parts):
             one = part(latent - before)
-            vectors = _look_up(part, one.codes).detach()
+            vectors = one.quantized.detach()
             before = before + vectors
             decoded = decoded + vectors * (kept > m)
             codes.append(one.codes)
             losses.append(one.loss)
-        # Carries the latent's gradient; the value becomes the quantized one.
-        quantized = latent + (decoded - latent).detach()
+        vectors, decoded = latent.movedim(1, -1), decoded.movedim(1, -1)
+        quantized = attach_gradient(vectors, decoded, settings.gradient).movedim(-1, 1)
         return Quantized(quantized, torch.stack(codes, 1), torch.stack(losses).mean())
 
     def _quantizers(self) -> list[Quantizer]:
@@ -145,12 +160,19 @@ def count_latent_channels(settings: AnyQuantizerSettings) -> int:
 
 
 def look_up_codes(codebook: Tensor, codes: Tensor) -> Tensor:
-    """Adds up the vectors (M, K, C) of codes (B, M, …): (B, C, …)."""
-    vectors = sum(
-        functional.embedding(codes[:, m], book)
-        for m, book in enumerate(codebook[: codes.shape[1]])
-    )
-    assert isinstance(vectors, Tensor)
+    """Adds up the vectors (M, K, C) of codes (B, M, …), or of the first few: (B, C, …).
+
+    Raises:
+        ShapeError: there are more codes at a position than codebooks, or none.
+    """
+    if not 1 <= codes.shape[1] <= len(codebook):
+        raise ShapeError(
+            f"Codes must be (B, M, …), with M from 1 to the number of codebooks, {len(codebook)}: "
+            f"`{tuple(codes.shape)}`. Did you leave out an axis? codes[:, None] adds it."
+        )
+    vectors = functional.embedding(codes[:, 0], codebook[0])
+    for m in range(1, codes.shape[1]):
+        vectors = vectors + functional.embedding(codes[:, m], codebook[m])
     return vectors.movedim(-1, 1)
 
 
@@ -160,5 +182,7 @@ def number_codes(codes: Tensor, codebook_size: int, dim: int = 1) -> Tensor:
     return codes + books.view(-1, *[1] * (codes.ndim - dim % codes.ndim - 1))
 
 
-def _look_up(part: Quantizer, codes: Tensor) -> Tensor:
-    return functional.embedding(codes, part.codebook).movedim(-1, 1)
+def _prepare(latent: Tensor, settings: VectorQuantizerSettings) -> Tensor:
+    """Puts latents (B, C, h, w) on the unit sphere, if so set, before any residual is taken."""
+    latent = latent.float()
+    return functional.normalize(latent, dim=1) if settings.normalize else latent

@@ -26,8 +26,9 @@ class CodesSettings(Settings):
     """How several codes make one latent: `product`, side by side, each for channels of its own;
     `residual`, one upon the other, each for what those before leave over."""
     tail_dropout: float = Field(0.25, ge=0.0, le=1.0)
-    """Fraction of the training pictures that are decoded from the first codes only, however many
-    are drawn, so that these say what is coarse (composition = `residual` only)."""
+    """Fraction of the training pictures that are decoded without their last codes, of which a
+    random number is left out, so that the first ones say what is coarse (composition = `residual`
+    only)."""
 
 
 @dataclass(frozen=True)

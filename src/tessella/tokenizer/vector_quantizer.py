@@ -26,6 +26,7 @@ from tessella.tokenizer.quantizer_base import (
 _KMEANS_STEPS = 10
 _EPSILON = 1e-5
 _TINY = 1e-6
+GradientRule = Literal["straight_through", "rotation"]
 # Scores that are computed at once: few enough on a CPU to stay in a core's cache (2 MiB), enough
 # elsewhere to keep a device busy (64 MiB).
 _SCORES_AT_ONCE = {"cpu": 2**19}
@@ -43,11 +44,12 @@ class VectorQuantizerSettings(CodesSettings):
     """Channels of a code (C). Few channels keep more of the codebook in use."""
     normalize: bool = True
     """Puts latents and codebook on the unit sphere, so that the nearest code is the one with the
-    highest cosine similarity."""
+    highest cosine similarity. Of residual codes only the latents: what is left over has a length
+    that matters."""
     learning: Literal["gradient", "ema"] = "gradient"
     """How the codebook follows the latents: `gradient` of the codebook loss, or `ema` (moving
     averages of the latents that chose each code)."""
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    gradient: GradientRule = "straight_through"
     """How the decoder's gradient reaches a latent: `straight_through` as it is, or turned and
     scaled back by the `rotation` that took the latent to its code."""
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
@@ -164,12 +166,8 @@ class VectorQuantizer(Quantizer):
             counts = self._count_use(codes)
             if self.settings.learning == "ema":
                 self._update_averages(rows, codes.flatten(), counts)
-        quantized = quantized.detach()
-        # Carries the latent's gradient; the value becomes the quantized one.
-        carrier = vectors
-        if self.settings.gradient == "rotation":
-            carrier = _rotate(vectors, quantized)
-        return Quantized((carrier + (quantized - carrier).detach()).movedim(-1, 1), codes, loss)
+        quantized = attach_gradient(vectors, quantized, self.settings.gradient)
+        return Quantized(quantized.movedim(-1, 1), codes, loss)
 
     @torch.no_grad()
     def _start(self, rows: Tensor) -> None:
@@ -226,6 +224,16 @@ class VectorQuantizer(Quantizer):
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         super()._load_from_state_dict(*arguments, **named)
         self._is_known_started = False
+
+
+def attach_gradient(vectors: Tensor, quantized: Tensor, gradient: GradientRule) -> Tensor:
+    """Gives quantized vectors (…, C) a gradient for the vectors (…, C) that they stand for.
+
+    Their values stay as they are, to the last bit; their own gradient is cut off.
+    """
+    quantized = quantized.detach()
+    carrier = _rotate(vectors, quantized) if gradient == "rotation" else vectors
+    return quantized + (carrier - carrier.detach())
 
 
 def _rotate(vectors: Tensor, quantized: Tensor) -> Tensor:

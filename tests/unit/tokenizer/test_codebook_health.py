@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tessella.tokenizer import (
-    FiniteScalarSettings,
-    VectorQuantizer,
-    VectorQuantizerSettings,
-    create_quantizer,
-)
+from tessella.tokenizer import Codebooks, FiniteScalarSettings, VectorQuantizerSettings
 from tessella.tokenizer.codebook_health import (
     CodebookHealth,
     describe_codebook_problem,
@@ -22,6 +17,23 @@ from tessella.tokenizer.codebook_health import (
 
 def create_health(*use: int) -> CodebookHealth:
     return CodebookHealth(np.array(use), np.zeros(len(use), dtype=np.int64))
+
+
+def create_codebooks(*books: list[float], composition: str = "product") -> Codebooks:
+    """Codebooks of one channel each, in training."""
+    settings = VectorQuantizerSettings(
+        codebook_size=len(books[0]),
+        code_width=1,
+        normalize=False,
+        codes_per_position=len(books),
+        composition=composition,
+        tail_dropout=0.0,
+    )
+    quantizer = Codebooks(settings).train()
+    for part, book in zip(quantizer.parts, books, strict=True):
+        vectors = torch.tensor(book)[:, None]
+        part.load_state_dict({**part.state_dict(), "vectors": vectors, "started": torch.ones(())})
+    return quantizer
 
 
 def test_numbers_by_hand() -> None:
@@ -44,20 +56,32 @@ def test_perplexity_of_even_use_is_the_number_of_codes_used(size: int) -> None:
 
 def test_it_is_measured_from_a_quantizer_and_codes() -> None:
     """Code 0 was chosen in the last step of two images, code 1 never, code 2 before it."""
-    settings = VectorQuantizerSettings(codebook_size=4, code_width=1, normalize=False)
-    quantizer = VectorQuantizer(settings).train()
-    with torch.no_grad():
-        quantizer.vectors.copy_(torch.tensor([[0.0], [100.0], [5.0], [-100.0]]))
-        quantizer.started.fill_(True)
+    quantizer = create_codebooks([0.0, 100.0, 5.0, -100.0])
     quantizer(torch.full((2, 1, 2, 2), 5.0))
     quantizer(torch.zeros(2, 1, 2, 2))
-    health = measure_codebook_health(quantizer, np.array([[[0, 2], [2, 2]]]))
+    health = measure_codebook_health(quantizer, np.array([[[[0, 2], [2, 2]]]]))
     assert health.use.tolist() == [1, 0, 3, 0]
     assert health.idle_images.tolist() == [0, 4, 2, 4]
 
 
+@pytest.mark.parametrize("composition", ["product", "residual"])
+def test_of_several_codebooks_it_counts_the_codes_of_all(composition: str) -> None:
+    """Two codebooks of three, one after the other: code 1 of the second is the fifth."""
+    quantizer = create_codebooks([0.0, 5.0, 9.0], [0.0, 1.0, 99.0], composition=composition)
+    # Code 1 of both, by groups or as 5 + 1, then code 0 of both.
+    first = [[5.0], [1.0]] if composition == "product" else [[6.0]]
+    latent = torch.tensor(first)[None, :, :, None]
+    assert quantizer(latent.repeat(2, 1, 1, 1)).codes.flatten().tolist() == [1, 1, 1, 1]
+    assert quantizer(torch.zeros_like(latent)).codes.flatten().tolist() == [0, 0]
+    codes = np.array([[[[0, 2, 0, 0]], [[1, 1, 1, 2]]]])  # (1, 2, 1, 4)
+    health = measure_codebook_health(quantizer, codes)
+    assert health.use.tolist() == [3, 0, 1, 0, 3, 1]
+    assert health.idle_images.tolist() == [0, 1, 3, 0, 1, 3]
+    assert (health.codes_used, health.fraction_used) == (4, 4 / 6)
+
+
 def test_a_fixed_grid_has_health_too() -> None:
-    quantizer = create_quantizer(FiniteScalarSettings(levels=(3, 3))).train()
+    quantizer = Codebooks(FiniteScalarSettings(levels=(3, 3))).train()
     codes = quantizer(torch.zeros(5, 2, 2, 2)).codes
     health = measure_codebook_health(quantizer, codes.numpy())
     assert health.use.tolist() == [0, 0, 0, 0, 20, 0, 0, 0, 0]

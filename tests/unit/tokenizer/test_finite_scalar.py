@@ -11,13 +11,18 @@ from vector_quantize_pytorch import FSQ
 
 from tessella.config import build
 from tessella.errors import ConfigError
-from tessella.tokenizer import FiniteScalarQuantizer, FiniteScalarSettings
+from tessella.tokenizer import FiniteScalarQuantizer, FiniteScalarSettings, look_up_codes
 
 LEVELS = st.lists(st.integers(3, 9), min_size=1, max_size=3).map(tuple)
 
 
 def create(*levels: int) -> FiniteScalarQuantizer:
     return FiniteScalarQuantizer(FiniteScalarSettings(levels=levels)).train()
+
+
+def look_up(quantizer: FiniteScalarQuantizer, codes: Tensor) -> Tensor:
+    """Vectors (B, C, h, w) of codes (B, h, w)."""
+    return look_up_codes(quantizer.codebook[None], codes[:, None])
 
 
 def as_latent(*rows: list[float]) -> Tensor:
@@ -62,7 +67,7 @@ def test_codes_and_vectors_are_one_to_one(levels: tuple[int, ...]) -> None:
     quantizer = create(*levels)
     size = math.prod(levels)
     codes = torch.arange(size)[None, None]
-    vectors = quantizer.look_up(codes)
+    vectors = look_up(quantizer, codes)
     assert len({tuple(vector) for vector in vectors[0, :, 0].T.tolist()}) == size
     latent = torch.empty_like(vectors)
     for channel, count in enumerate(levels):
@@ -85,7 +90,7 @@ def test_the_same_as_the_peer(levels: tuple[int, ...]) -> None:
     assert torch.equal(made.codes, codes.long())
     torch.testing.assert_close(made.quantized, quantized)
     torch.testing.assert_close(ours.codebook, theirs.implicit_codebook)
-    torch.testing.assert_close(ours.look_up(made.codes), theirs.indices_to_codes(codes))
+    torch.testing.assert_close(look_up(ours, made.codes), theirs.indices_to_codes(codes))
     (made.quantized * weight).sum().backward()
     (quantized * weight).sum().backward()
     torch.testing.assert_close(mine.grad, other.grad)
@@ -141,3 +146,15 @@ def test_sizes_follow_from_the_levels() -> None:
 def test_levels_that_cannot_be(levels: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(FiniteScalarSettings, {"levels": levels})
+
+
+def test_a_grid_has_no_residuals() -> None:
+    values = {"codes_per_position": 2, "composition": "residual"}
+    with pytest.raises(
+        ConfigError,
+        match=r"a fixed grid has no residual codebooks\. Set tokenizer\.quantizer\.composition="
+        r"product, or tokenizer\.quantizer\.name=vq",
+    ):
+        build(FiniteScalarSettings, values)
+    for allowed in ({**values, "composition": "product"}, {**values, "codes_per_position": 1}):
+        assert build(FiniteScalarSettings, allowed)

@@ -1,5 +1,7 @@
 """Encoder, quantizer and decoder together; a tiny one learns eight pictures by heart."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,8 @@ PALETTE = TokenizerSettings(
     ),
 )
 ROUNDED = TINY.replace(quantizer={"name": "fsq", "levels": (5, 4, 3)})
+GROUPS = TINY.replace(quantizer=TINY.quantizer.replace(codes_per_position=3))
+RESIDUALS = GROUPS.replace(quantizer=GROUPS.quantizer.replace(composition="residual"))
 LARGER = TINY.replace(upsampling=2)
 LARGER_REPORT = REPORT.replace(upsampling=1)
 LARGER_TAMING = TAMING.replace(upsampling=1)
@@ -39,6 +43,8 @@ ALL = {
     "taming": TAMING,
     "palette": PALETTE,
     "fsq": ROUNDED,
+    "product": GROUPS,
+    "residual codes": RESIDUALS,
     "larger": LARGER,
     "larger report2021": LARGER_REPORT,
     "larger taming": LARGER_TAMING,
@@ -52,9 +58,11 @@ def test_pixels_to_codes_to_pixels(settings: TokenizerSettings) -> None:
     factor = settings.downsampling
     image = torch.rand(2, 3, 2 * factor, 3 * factor) * 2 - 1
     codes = tokenizer.encode(image)
-    assert codes.shape == (2, 2, 3)
+    num_codes, size, _ = tokenizer.codebook.shape
+    assert num_codes == settings.quantizer.codes_per_position
+    assert codes.shape == (2, num_codes, 2, 3)
     assert codes.dtype == torch.int64
-    assert 0 <= codes.min() <= codes.max() < len(tokenizer.codebook)
+    assert 0 <= codes.min() <= codes.max() < size
     made = tokenizer.decode(codes)
     assert made.shape == image.shape
     assert -1 <= made.min() <= made.max() <= 1
@@ -90,9 +98,43 @@ def test_sides_that_do_not_divide(height: int, width: int, said: str) -> None:
             use(torch.zeros(1, 3, height, width))
 
 
+def test_the_codes_meaning_has_a_hash_that_older_examples_know() -> None:
+    """Examples are bound to it: of one codebook it is the hash of when there was no other."""
+    tokenizer = ImageTokenizer(TINY)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.encoder.state_dict(prefix="encoder.").items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    [quantizer] = tokenizer.quantizer.parts
+    vectors = quantizer.vectors.detach().numpy()
+    assert vectors.shape == (64, 4)
+    digest.update(b"quantizer.vectors" + vectors.tobytes())
+    assert tokenizer.hash_encoder() == digest.hexdigest()
+
+
+@pytest.mark.parametrize("settings", [GROUPS, RESIDUALS])
+def test_every_codebook_counts_for_the_hash(settings: TokenizerSettings) -> None:
+    tokenizer = ImageTokenizer(settings)
+    found = [tokenizer.hash_encoder()]
+    for part in tokenizer.quantizer.parts:
+        with torch.no_grad():
+            part.vectors[0, 0] += 1
+        found.append(tokenizer.hash_encoder())
+    assert len(set(found)) == 4
+    with torch.no_grad():
+        tokenizer.decoder.last.weight.add_(1)
+    assert tokenizer.hash_encoder() == found[-1]
+
+
 def test_the_report_s_codes_are_as_wide_as_its_encoder() -> None:
     with pytest.raises(ConfigError, match=r"as wide as `nhid`: 32, not 16\. Set tokenizer\.quant"):
         REPORT.replace(nhid=32)
+    codes = REPORT.quantizer.replace(code_width=8, codes_per_position=2)
+    assert REPORT.replace(quantizer=codes)
+    for composition, width in (("product", 4), ("residual", 8)):
+        narrow = codes.replace(composition=composition, code_width=width)
+        right = 2 * width
+        with pytest.raises(ConfigError, match=rf"`nhid`: 16, not 8\. Set .*code_width={right} too"):
+            REPORT.replace(quantizer=narrow)
 
 
 def test_a_larger_picture_has_the_codes_of_the_mean_of_its_blocks() -> None:
@@ -117,6 +159,10 @@ def test_a_report_that_cannot_halve_is_refused() -> None:
         ({"quantizer": {"name": "fsq", "levels": (8, 8, 8)}}, r"codes are colours"),
         ({"quantizer": {"code_width": 8, "normalize": False}}, r"codes are colours.*code_width=3"),
         ({"quantizer": {"code_width": 3}}, r"codes are colours.*normalize=false"),
+        (
+            {"quantizer": {"code_width": 3, "normalize": False, "codes_per_position": 2}},
+            r"codes are colours, one a pixel.*codes_per_position=1",
+        ),
         ({"upsampling": 1}, r"no decoder that could upsample.*upsampling=0"),
     ],
 )
@@ -134,7 +180,7 @@ def test_a_palette_of_all_colours_loses_nothing() -> None:
     assert np.array_equal(made, pixels)
 
 
-@pytest.mark.parametrize("settings", [TINY, TAMING, ROUNDED, LARGER, LARGER_TAMING])
+@pytest.mark.parametrize("settings", [TINY, TAMING, ROUNDED, RESIDUALS, LARGER, LARGER_TAMING])
 def test_memory_can_be_saved(settings: TokenizerSettings) -> None:
     """Computing again what was not kept changes no gradient, whatever the network."""
     factor = settings.downsampling

@@ -1,13 +1,15 @@
-"""What every quantizer keeps to, and how settings name one."""
+"""What every quantizer keeps to, alone and as one of several, and how settings name one."""
 
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tessella.config import build
 from tessella.errors import ConfigError, ShapeError
 from tessella.tokenizer import (
+    Codebooks,
     FiniteScalarQuantizer,
     FiniteScalarSettings,
     ImageTokenizer,
@@ -15,47 +17,62 @@ from tessella.tokenizer import (
     TokenizerSettings,
     VectorQuantizer,
     VectorQuantizerSettings,
-    create_quantizer,
+    count_latent_channels,
 )
 
-QUANTIZERS: dict[str, VectorQuantizerSettings | FiniteScalarSettings] = {
-    "vq": VectorQuantizerSettings(codebook_size=12, code_width=3, normalize=False),
-    "vq normalised": VectorQuantizerSettings(codebook_size=12, code_width=3),
-    "vq ema": VectorQuantizerSettings(
-        codebook_size=12, code_width=3, normalize=False, learning="ema", revive_after_images=1
-    ),
-    "vq ema normalised": VectorQuantizerSettings(codebook_size=12, code_width=3, learning="ema"),
-    "vq rotation": VectorQuantizerSettings(
-        codebook_size=12, code_width=3, normalize=False, gradient="rotation"
-    ),
-    "fsq": FiniteScalarSettings(levels=(3, 4, 5)),
+AnySettings = VectorQuantizerSettings | FiniteScalarSettings
+PLAIN = VectorQuantizerSettings(codebook_size=12, code_width=3, normalize=False)
+ON_SPHERE = PLAIN.replace(normalize=True)
+GRID = FiniteScalarSettings(levels=(3, 4, 5))
+RESIDUAL = PLAIN.replace(codes_per_position=3, composition="residual")
+QUANTIZERS: dict[str, AnySettings] = {
+    "vq": PLAIN,
+    "vq normalised": ON_SPHERE,
+    "vq ema": PLAIN.replace(learning="ema", revive_after_images=1),
+    "vq ema normalised": ON_SPHERE.replace(learning="ema"),
+    "vq rotation": PLAIN.replace(gradient="rotation"),
+    "fsq": GRID,
+    "product": PLAIN.replace(codes_per_position=2),
+    "product ema normalised": ON_SPHERE.replace(codes_per_position=3, learning="ema"),
+    "product fsq": GRID.replace(codes_per_position=2),
+    "residual": RESIDUAL,
+    "residual ema": RESIDUAL.replace(learning="ema", revive_after_images=1),
+    "residual normalised": RESIDUAL.replace(normalize=True),
+    "residual rotation": RESIDUAL.replace(gradient="rotation"),
 }
 
 
+def draw_latent(settings: AnySettings, batch: int, height: int, width: int) -> Tensor:
+    """A random latent (B, C, h, w) of as many channels as these codes make."""
+    return torch.randn(batch, count_latent_channels(settings), height, width)
+
+
 @pytest.fixture(params=QUANTIZERS)
-def quantizer(request: pytest.FixtureRequest) -> Quantizer:
+def quantizer(request: pytest.FixtureRequest) -> Codebooks:
     torch.manual_seed(0)
-    made = create_quantizer(QUANTIZERS[request.param]).train()
-    made(torch.randn(2, 3, 8, 8))  # k-means starts from it
+    settings = QUANTIZERS[request.param]
+    made = Codebooks(settings).train()
+    made(draw_latent(settings, 2, 8, 8))  # k-means starts from it
     return made
 
 
-def test_shapes(quantizer: Quantizer) -> None:
-    latent = torch.randn(2, 3, 4, 5)
+def test_shapes(quantizer: Codebooks) -> None:
+    latent = draw_latent(quantizer.settings, 2, 4, 5)
     made = quantizer(latent)
-    size = len(quantizer.idle_images)
-    assert quantizer.codebook.shape == (size, 3)
+    num_codes, size = quantizer.settings.codes_per_position, quantizer.settings.codebook_size
+    assert quantizer.idle_images.shape == (num_codes, size)
+    assert quantizer.codebook.shape == (num_codes, size, latent.shape[1])
     assert made.quantized.shape == latent.shape
-    assert made.codes.shape == (2, 4, 5)
+    assert made.codes.shape == (2, num_codes, 4, 5)
     assert made.codes.dtype == quantizer.encode(latent).dtype == torch.int64
     assert 0 <= made.codes.min() <= made.codes.max() < size
     assert made.loss.shape == ()
 
 
-def test_looking_changes_nothing(quantizer: Quantizer) -> None:
+def test_looking_changes_nothing(quantizer: Codebooks) -> None:
     quantizer.eval()
     before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
-    latent = torch.randn(2, 3, 3, 3)
+    latent = draw_latent(quantizer.settings, 2, 3, 3)
     for _ in range(3):
         made = quantizer(latent)
     assert torch.equal(made.codes, quantizer.encode(latent))
@@ -64,8 +81,8 @@ def test_looking_changes_nothing(quantizer: Quantizer) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_gradient_reaches_the_latent(quantizer: Quantizer) -> None:
-    latent = torch.randn(2, 3, 3, 3, requires_grad=True)
+def test_a_gradient_reaches_the_latent(quantizer: Codebooks) -> None:
+    latent = draw_latent(quantizer.settings, 2, 3, 3).requires_grad_()
     made = quantizer(latent)
     (made.quantized.sum() + made.loss).backward()
     assert latent.grad is not None
@@ -73,32 +90,43 @@ def test_a_gradient_reaches_the_latent(quantizer: Quantizer) -> None:
     assert (latent.grad != 0).any(1).all()  # at every place
 
 
-def test_it_counts_how_long_codes_are_idle(quantizer: Quantizer) -> None:
-    quantizer.idle_images.zero_()
-    codes = quantizer(torch.randn(2, 3, 1, 1)).codes
-    used = torch.zeros(len(quantizer.idle_images), dtype=torch.bool)
-    used[codes.flatten()] = True
-    assert quantizer.idle_images.tolist() == [0 if is_used else 2 for is_used in used]
+def test_it_counts_how_long_codes_are_idle(quantizer: Codebooks) -> None:
+    for part in quantizer.parts:
+        part.idle_images.zero_()
+    codes = quantizer(draw_latent(quantizer.settings, 2, 1, 1)).codes
+    for m, idle_images in enumerate(quantizer.idle_images):
+        used = set(codes[:, m].flatten().tolist())
+        assert idle_images.tolist() == [0 if k in used else 2 for k in range(len(idle_images))]
 
 
-def test_its_state_is_all_there_is(quantizer: Quantizer) -> None:
-    copy = create_quantizer(quantizer.settings).eval()
+def test_its_state_is_all_there_is(quantizer: Codebooks) -> None:
+    copy = Codebooks(quantizer.settings).eval()
     copy.load_state_dict(quantizer.state_dict())
-    latent = torch.randn(2, 3, 4, 4)
+    latent = draw_latent(quantizer.settings, 2, 4, 4)
     expected = quantizer.eval()(latent)
     assert torch.equal(copy(latent).codes, expected.codes)
     assert torch.equal(copy(latent).quantized, expected.quantized)
     assert torch.equal(copy.idle_images, quantizer.idle_images)
 
 
-def test_it_refuses_another_latent(quantizer: Quantizer) -> None:
+def test_it_refuses_another_latent(quantizer: Codebooks) -> None:
+    width = count_latent_channels(quantizer.settings)
     for use in (quantizer, quantizer.encode):
-        with pytest.raises(ShapeError, match="has 5 channels, the codebook 3: they must be equal"):
+        with pytest.raises(ShapeError, match=f"has 5 channels, the codebook {width}: they must be"):
             use(torch.zeros(1, 5, 2, 2))
 
 
-@pytest.mark.parametrize("value", ["vq", "fsq"])
-def test_an_image_tokenizer_is_made_with_it(value: str) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        "vq",
+        "fsq",
+        {"codes_per_position": 2},
+        {"codes_per_position": 2, "composition": "residual"},
+        {"name": "fsq", "codes_per_position": 2},
+    ],
+)
+def test_an_image_tokenizer_is_made_with_it(value: Any) -> None:
     values = {"patch": 4, "widths": [16], "quantizer": value}
     tokenizer = ImageTokenizer(build(TokenizerSettings, values)).train()
     image = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -111,16 +139,23 @@ def test_an_image_tokenizer_is_made_with_it(value: str) -> None:
 # Names in files.
 
 
+def name_state(settings: AnySettings) -> set[str]:
+    """Names of what is saved of a position's only code; the model folder puts it in its place."""
+    names = Codebooks(settings).state_dict().keys()
+    assert all(name.startswith("parts.0.") for name in names)
+    return {name.removeprefix("parts.0.") for name in names}
+
+
 def test_files_from_before_there_was_a_choice_still_load() -> None:
     """Models were saved without a name: theirs is `vq`, and its weights keep their names."""
     old = {"codebook_size": 16, "code_width": 4, "normalize": True, "learning": "gradient"}
     tokenizer = build(TokenizerSettings, {"quantizer": old})
     assert tokenizer.quantizer == VectorQuantizerSettings(codebook_size=16, code_width=4)
     names = {"vectors", "idle_images", "started"}
-    assert create_quantizer(tokenizer.quantizer).state_dict().keys() == names
-    averaged = create_quantizer(VectorQuantizerSettings(learning="ema"))
-    assert averaged.state_dict().keys() == names | {"cluster_size", "cluster_sum"}
-    assert create_quantizer(FiniteScalarSettings()).state_dict().keys() == {"idle_images"}
+    assert name_state(tokenizer.quantizer) == names
+    averages = {"cluster_size", "cluster_sum"}
+    assert name_state(VectorQuantizerSettings(learning="ema")) == names | averages
+    assert name_state(FiniteScalarSettings()) == {"idle_images"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +171,8 @@ def test_files_from_before_there_was_a_choice_still_load() -> None:
 )
 def test_settings_name_the_quantizer(value: Any, kind: type[Quantizer]) -> None:
     tokenizer = build(TokenizerSettings, {"quantizer": value})
-    assert type(create_quantizer(tokenizer.quantizer)) is kind
+    [quantizer] = Codebooks(tokenizer.quantizer).parts
+    assert type(quantizer) is kind
     assert build(TokenizerSettings, tokenizer.model_dump()) == tokenizer
     assert TokenizerSettings.model_validate_json(tokenizer.model_dump_json()) == tokenizer
 
