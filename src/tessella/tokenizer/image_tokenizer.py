@@ -182,7 +182,7 @@ class ImageTokenizer(nn.Module):
             ShapeError: a side is not a multiple of the downsampling.
         """
         quantized = self.quantizer(self._encode(image))
-        return Reconstruction(self.decoder(quantized.quantized), quantized)
+        return Reconstruction(self.decoder(self._to_layout(quantized.quantized)), quantized)
 
     def encode(self, image: Tensor) -> Tensor:
         """Turns images (B, 3, H, W) in [-1, 1] into codes (B, M, h, w) int64.
@@ -207,7 +207,13 @@ class ImageTokenizer(nn.Module):
         if self.settings.upsampling:
             image = functional.avg_pool2d(image, 2**self.settings.upsampling)
         latent: Tensor = self.encoder(image)
+        if latent.requires_grad:
+            # However it was quantized, its gradient comes back in the layout of the network.
+            latent.register_hook(self._to_layout)
         return latent
+
+    def _to_layout(self, latent: Tensor) -> Tensor:
+        return latent.contiguous(memory_format=self._memory_format)
 
     def _check_size(self, image: Tensor) -> Tensor:
         factor = self.settings.downsampling
