@@ -67,8 +67,8 @@ def create_transformer(
         objective: what it learns.
         settings: its size.
         shape: what it must fit.
-        codebook: (M, K, C) of the codes: similar codes begin with similar embeddings. None is enough
-            for a network whose weights are loaded.
+        codebook: (M, K, C) of the codes: similar codes begin with similar embeddings. None is
+            enough for a network whose weights are loaded.
 
     Raises:
         ConfigError: the objective cannot learn from such texts.
