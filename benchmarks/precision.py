@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.rounds, options.data = 64, 1, "scenes:200"
+        options.images, options.rounds, options.data = 32, 1, "scenes:200"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = create_accelerator(options.device).device
@@ -154,7 +154,7 @@ def time_stage(
     """Times rounds of training in each precision in turn; a first, short round warms up."""
     settings = settings.replace(images=options.images, evaluate_every_images=10 * options.images)
     seconds: dict[Precision, list[float]] = {precision: [] for precision in PRECISIONS}
-    short = settings.replace(images=2 * settings.batch_size)
+    short = settings.replace(images=settings.batch_size)
     for precision in PRECISIONS:
         time_loop(make(), short, folder / f"{precision}-warm", precision, options)
     for number in range(options.rounds):

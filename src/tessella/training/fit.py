@@ -90,8 +90,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     # Before any process may write run.json: all of them must find the run new, or none.
     resolved = resolve_run(request, accelerator)
     console.print(f"Precision: {resolved.precision}.")
-    recipe = resolved.recipe.replace(precision=resolved.precision.name)
-    is_new = resolved.is_new
+    recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
         if is_new:
             _require_named_files(recipe)
@@ -104,8 +103,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     if is_new and recipe.retrieval.neighbors == "auto":
         choice = choose_neighbors(recipe, request.minutes, data)
         console.print(f"Examples beside each prompt: {choice.neighbors}; {choice.why}.")
-        retrieval = recipe.retrieval.replace(neighbors=choice.neighbors)
-        recipe = recipe.replace(retrieval=retrieval)
+        recipe = recipe.replace(retrieval=recipe.retrieval.replace(neighbors=choice.neighbors))
     # Before run.json is written: what cannot be built must not claim the folder.
     model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_new:
@@ -116,8 +114,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
             recipe = budget.recipe
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
-            reasons = {"precision": resolved.precision.why}
-            write_run_file(out, request.sources, request.describe(), recipe, reasons)
+            write_run_file(out, request.sources, request.describe(), recipe, resolved.reasons)
             if choice is not None:
                 write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()

@@ -46,6 +46,11 @@ class ResolvedRun:
     is_new: bool
     precision: PrecisionChoice
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Setting → why it was chosen, for run.json."""
+        return {"precision": self.precision.why}
+
 
 def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
     """Finds the recipe and the precision that a run follows, and whether the run is new.
