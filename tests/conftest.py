@@ -15,6 +15,7 @@ import torch
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
+from tessella.training import precision
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -23,6 +24,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def _two_threads() -> None:
     """The smallest machine has two; results may depend on the number."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fp32() -> Iterator[None]:
+    """Tests train alike on a processor that is faster in bf16, and measure nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "measure_bf16_speedup", lambda: 0.5)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ from tessella.training.loop import (
     train,
 )
 from tessella.training.neighbors import ExampleReader, find_neighbors, prepare_memory
+from tessella.training.precision import PrecisionSetting
 from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
 from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 
@@ -200,6 +201,7 @@ def run(
     steps: int = 4,
     fingerprint: str = "recipe",
     save_every_seconds: float = 3600.0,
+    precision: PrecisionSetting = "auto",
     **changes: Any,
 ) -> nn.Module:
     settings = TrainingSettings(
@@ -218,6 +220,7 @@ def run(
         accelerator=create_accelerator("cpu"),
         console=Console(file=io.StringIO()),
         fingerprint=fingerprint,
+        precision=precision,
     )
 
 
@@ -281,6 +284,20 @@ def test_two_steps_and_two_are_four(
 
     run(STAGES[kind](scenes), tmp_path / "parts")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["discriminator", "any_order"])
+def test_two_steps_and_two_are_four_in_bf16(kind: str, scenes: Data, tmp_path: Path) -> None:
+    run(STAGES[kind](scenes), tmp_path / "whole", precision="bf16")
+    stage = on_step(STAGES[kind](scenes), 2, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run(stage, tmp_path / "parts", precision="bf16")
+    run(STAGES[kind](scenes), tmp_path / "parts", precision="bf16")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+    run(STAGES[kind](scenes), tmp_path / "fp32", precision="fp32")
+    weights = [saved(tmp_path / name).tensors for name in ("whole", "fp32")]
+    assert any(not torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:

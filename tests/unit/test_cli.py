@@ -30,6 +30,7 @@ from tessella.generation import GenerationSettings
 from tessella.model.folder import MODEL_FORMAT
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import MAX_BEST_OF, MAX_COUNT, MAX_ORDERS, MAX_SEED
+from tessella.training import precision as precision_module
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 from untrained import create_untrained, save_untrained
 
@@ -376,10 +377,15 @@ def test_a_recipe_as_toml_is_read_back(preset: str) -> None:
     assert build(Recipe, read_config(Path("recipe.toml"))) == recipe
 
 
-def test_a_dry_run_of_fit_writes_nothing_and_prints_its_config() -> None:
+def test_a_dry_run_of_fit_writes_nothing_and_prints_its_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision_module, "measure_bf16_speedup", lambda: 0.5)
     told = succeed("fit", "scenes:40", "--out", "run", "--dry-run", *TINY)
     assert not files()
-    assert told.startswith("# Would start the run run\n# on scenes:40 (scenes, 40 images)\n")
+    assert told.startswith(
+        "# Would start the run run\n# on scenes:40 (scenes, 40 images)\n# in fp32: bf16 takes"
+    )
     Path("recipe.toml").write_text(told, encoding="utf-8")
     assert resolve_recipe(None, Path("recipe.toml")) == resolve_recipe(None, None, TINY[1::2])
 
@@ -390,6 +396,7 @@ def test_a_dry_run_of_fit_tells_json() -> None:
     assert told["is_new"] is True
     assert told["sources"] == [{"given": "scenes:40", "kind": "scenes", "images": 40}]
     assert build(Recipe, told["recipe"]) == Recipe()
+    assert told["precision"]["name"] in ("fp32", "bf16")
     assert not files()
 
 

@@ -15,7 +15,7 @@ from tessella.cli.reporting import Result, to_toml
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tessella.training.fit import FitRequest
+    from tessella.training.request import FitRequest
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _fit(
 ) -> Result:
     """Trains a stage or both, or says what would be trained."""
     from tessella.model.folder import choose_device
-    from tessella.training.fit import FitRequest
+    from tessella.training.request import FitRequest
 
     run, options = get_group(context, RunOptions), get_group(context, TrainingOptions)
     request = FitRequest(
@@ -136,21 +136,22 @@ def _train(request: "FitRequest", console: "Console") -> Result:
 def _plan(request: "FitRequest") -> Result:
     """Says what would be trained; as text it is a file that `--config` reads."""
     from tessella.data.sources import recognise_all
-    from tessella.training.fit import resolve_run
     from tessella.training.loop import create_accelerator
+    from tessella.training.request import resolve_run
 
     sources = [
         {"given": source.argument, "kind": source.kind, "images": source.count}
         for source in recognise_all(request.sources)
     ]
-    recipe, is_new = resolve_run(request, create_accelerator(request.device))
+    run = resolve_run(request, create_accelerator(request.device))
     values = {
         "dry_run": True,
         "run": str(request.out),
-        "is_new": is_new,
+        "is_new": run.is_new,
         "sources": sources,
-        "lengths_are_measured": request.minutes is not None and is_new,
-        "recipe": recipe.model_dump(mode="json"),
+        "lengths_are_measured": request.minutes is not None and run.is_new,
+        "precision": {"name": run.precision.name, "why": run.precision.why},
+        "recipe": run.recipe.model_dump(mode="json"),
     }
     return Result(values, _describe(values, request.minutes))
 
@@ -160,6 +161,7 @@ def _describe(plan: Mapping[str, Any], minutes: float | None) -> Iterator[str]:
     for source in plan["sources"]:
         images = "" if source["images"] is None else f", {source['images']:,} images"
         yield f"# on {source['given']} ({source['kind']}{images})"
+    yield f"# in {plan['precision']['name']}: {plan['precision']['why']}"
     if plan["lengths_are_measured"]:
         yield (
             f"# for {minutes:g} minutes: tokenizer_training.images and "

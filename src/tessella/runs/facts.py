@@ -85,6 +85,9 @@ def list_facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield STAGE_TITLES[stage.name], "; ".join(_describe_recipe(stage, run))
     if examples := "; ".join(_describe_examples(record)):
         yield "Examples", examples
+    if precision := run.get("recipe.precision"):  # not in older runs
+        why = run.get("reasons.precision")
+        yield "Precision", f"{precision}; {why}" if why else str(precision)
     minutes, seed = run.get("asked.minutes"), run.get("asked.seed")
     length = "as in the settings" if minutes is None else f"chosen to fit {minutes:g} minutes"
     yield "Length", f"{length}; seed {seed}"

@@ -259,7 +259,7 @@ def stamp_file(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:
-    """Reads run.json by dotted names; its recipe must be a table of tables."""
+    """Reads run.json by dotted names; its recipe must be of tables, but for the precision."""
     if not path.is_file():
         raise ConfigError(
             f"Not the folder of a run: `{path.parent}`. It has no {RUN_FILE}. Name the --out of a "
@@ -267,7 +267,8 @@ def _read_run_file(path: Path) -> dict[str, Any]:
         )
     run = read_config(path)
     recipe = run.get("recipe")
-    if not isinstance(recipe, dict) or not all(isinstance(v, dict) for v in recipe.values()):
+    sections = {**recipe, "precision": {}} if isinstance(recipe, dict) else {"recipe": recipe}
+    if not all(isinstance(section, dict) for section in sections.values()):
         raise ConfigError(
             f"The run's file holds no recipe: `{path}`. It was edited by hand, or another program "
             "wrote it."

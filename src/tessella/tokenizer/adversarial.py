@@ -128,6 +128,7 @@ class AdversarialLoss:
         self._best_error = math.inf
         self._images_seen = 0
         self._batch: tuple[Tensor, Tensor] | None = None
+        self._in_bf16 = False
 
     def before_step(self, images_seen: int) -> None:
         """Takes the progress of training."""
@@ -141,7 +142,9 @@ class AdversarialLoss:
         The loss is the negative mean of the logits × adaptive weight × weight × scale; the
         adaptive weight is |∇ reconstruction loss| / (|∇ adversarial loss| + 1e-4) in the last
         layer. Back-propagates through the discriminator once, here: the returned loss carries
-        the gradient of the reconstruction and reaches no parameter of the discriminator.
+        the gradient of the reconstruction and reaches no parameter of the discriminator. Under
+        the autocast in which the tokenizer trains; the discriminator's own step follows in the
+        same precision.
 
         Args:
             reconstruction: (B, 3, H, W) unclamped, with its graph.
@@ -156,6 +159,7 @@ class AdversarialLoss:
         Source:
             Equation 7 of arXiv:2012.09841.
         """
+        self._in_bf16 = torch.is_autocast_enabled(self._device.type)
         if self._images_seen >= self.settings.start_images:  # the same in all processes
             self._batch = reconstruction.detach(), image
         if self._images_seen < self.settings.counts_from_images or self.scale == 0:
@@ -262,7 +266,7 @@ class AdversarialLoss:
         self.scale = float(state["scale"])
 
     def _compute_logits(self, image: Tensor) -> Tensor:
-        """Computes the logits of images (B, 3, H, W): in bf16 on CUDA, as the tokenizer trains."""
+        """Computes the logits of images (B, 3, H, W), in the precision of the tokenizer."""
         if self.settings.augment:
             with torch.autocast(self._device.type, enabled=False):
                 image = augment(image)
@@ -270,7 +274,7 @@ class AdversarialLoss:
         with torch.autocast(
             self._device.type,
             dtype=torch.bfloat16,
-            enabled=self._device.type == "cuda",
+            enabled=self._in_bf16,
             cache_enabled=False,
         ):
             logits: Tensor = self.network(image)

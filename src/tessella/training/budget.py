@@ -22,6 +22,7 @@ from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
 from tessella.training.neighbors import ExampleReader, Neighbors
+from tessella.training.precision import Precision, autocast
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from tessella.training.text_features import CaptionReader
 from tessella.training.tokenizer_stage import TokenizerStage
@@ -65,18 +66,19 @@ class TrainingBudget:
         return f"{line} Pictures will be blurry at best; allow about {minutes} minutes."
 
 
-def choose_preset(minutes: float, accelerator: Accelerator) -> str:
+def choose_preset(minutes: float, accelerator: Accelerator, precision: Precision) -> str:
     """Chooses the largest preset that fits the device and is worth it.
 
     Args:
         minutes: how long the run may take.
         accelerator: from `create_accelerator`.
+        precision: that the run will train in.
     """
     preset = DEFAULT_PRESET
     for name in _SIZES[_SIZES.index(preset) + 1 :]:
         recipe = Recipe.model_validate(PRESETS[name])
         try:
-            seconds = _measure_tokenizer(recipe, accelerator)
+            seconds = _measure_tokenizer(recipe, accelerator, precision)
         except torch.OutOfMemoryError:
             break
         batch = recipe.tokenizer_training.batch_size
@@ -97,7 +99,7 @@ def compute_budget(
     """Sets the length of both stages so that the rest of the run fits into the time left.
 
     Args:
-        recipe: everything but the two lengths is kept.
+        recipe: everything but the two lengths is kept; its precision is decided.
         seconds_left: until the model should be finished.
         data: of the run.
         text_encoder: of the run.
@@ -167,7 +169,9 @@ def _measure_stages(
     paces: dict[str, Pace] = {}
 
     def measure(stage: Stage[N], settings: TrainingSettings) -> None:
-        paces[stage.name] = measure_pace(stage, settings, accelerator, _MEASURE_SECONDS)
+        paces[stage.name] = measure_pace(
+            stage, settings, accelerator, _MEASURE_SECONDS, recipe.precision
+        )
 
     # Stage 2 first: measuring stage 1 spoils the tokenizer, whose codebook stage 2 reads.
     transformer, tokenizer = recipe.transformer_training, recipe.tokenizer_training
@@ -216,7 +220,7 @@ def _measure_lookup(memory: ExampleMemory, count: int) -> float:
     return _time_second_call(look_up, torch.device("cpu")) / len(prompts)
 
 
-def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
+def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator, precision: Precision) -> float:
     """Returns the seconds of an image tokenizer's training step.
 
     Raises:
@@ -229,7 +233,7 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator) -> float:
     image = torch.zeros(batch, 3, size, size, device=accelerator.device)
 
     def step() -> None:
-        with accelerator.autocast():
+        with autocast(accelerator.device, precision):
             reconstruction = tokenizer(image)
         reconstruction.image.float().square().mean().backward()
 

@@ -10,10 +10,9 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.auto_neighbors import choose_neighbors
-from tessella.training.budget import choose_preset, compute_budget
+from tessella.training.budget import compute_budget
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.initialize import (
@@ -50,38 +49,16 @@ from tessella.training.initialize import (
 from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
 from tessella.training.model_card import write_card
 from tessella.training.neighbors import ExampleReader, prepare_examples
-from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.run_folder import lock_run, open_run, write_run_file
+from tessella.training.recipe import Recipe
+from tessella.training.request import FitRequest as FitRequest  # what `fit` takes
+from tessella.training.request import resolve_run
+from tessella.training.run_folder import lock_run, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
 
 _CARD_CAPTIONS = 8
 _PALETTE_IMAGES = 2_000
-
-
-@dataclass(frozen=True)
-class FitRequest:
-    """What a call of `fit` asks for."""
-
-    sources: Sequence[str]  # DATA
-    out: Path  # the run's folder
-    preset: str | None = None  # None: the default, or with `minutes` the largest that is worth it
-    config_file: Path | None = None
-    assignments: Sequence[str] = ()  # section.key=value
-    minutes: float | None = None  # how long the run may take; None keeps the recipe's lengths
-    seed: int = 0
-    device: str = "auto"
-    stage: Literal["all", "tokenizer", "transformer"] = "all"
-
-    def describe(self) -> dict[str, Any]:
-        """Returns, as plain values, what has to stay the same for a run to be resumed."""
-        recipe = resolve_recipe(self.preset, self.config_file, self.assignments)
-        return {
-            "minutes": self.minutes,
-            "seed": self.seed,
-            "recipe": recipe.model_dump(mode="json"),
-        }
 
 
 def fit(request: FitRequest, console: Console) -> Path:
@@ -111,7 +88,9 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     if is_main:
         remove_leftovers(out)
     # Before any process may write run.json: all of them must find the run new, or none.
-    recipe, is_new = resolve_run(request, accelerator)
+    resolved = resolve_run(request, accelerator)
+    console.print(f"Precision: {resolved.precision}.")
+    recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
         if is_new:
             _require_named_files(recipe)
@@ -124,8 +103,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
     if is_new and recipe.retrieval.neighbors == "auto":
         choice = choose_neighbors(recipe, request.minutes, data)
         console.print(f"Examples beside each prompt: {choice.neighbors}; {choice.why}.")
-        retrieval = recipe.retrieval.replace(neighbors=choice.neighbors)
-        recipe = recipe.replace(retrieval=retrieval)
+        recipe = recipe.replace(retrieval=recipe.retrieval.replace(neighbors=choice.neighbors))
     # Before run.json is written: what cannot be built must not claim the folder.
     model = TextToImage.create(recipe.describe_model(), text_encoder)
     if is_new:
@@ -136,7 +114,7 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
             recipe = budget.recipe
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
-            write_run_file(out, list(map(str, request.sources)), request.describe(), recipe)
+            write_run_file(out, request.sources, request.describe(), recipe, resolved.reasons)
             if choice is not None:
                 write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()
@@ -312,7 +290,7 @@ class _Run:
     def _train(self, stage: Stage[N], settings: TrainingSettings, *sections: str) -> N:
         """Trains a stage whose weights depend on these sections of the recipe.
 
-        And on its training settings, which `open_run` keeps the same.
+        And on its training settings and the precision, which `open_run` keeps the same.
         """
         values = self.recipe.model_dump(mode="json", include=set(sections))
         parts = [values, self.data.train.fingerprint, self.request.seed]
@@ -324,6 +302,7 @@ class _Run:
             accelerator=self.accelerator,
             console=self.console,
             fingerprint=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+            precision=self.recipe.precision,
         )
 
     def _read_images_seen(self, stage: str) -> int | None:
@@ -339,23 +318,6 @@ class _Run:
                 f"seen {images_seen or 0:,} of {images:,} images. Run `tessella fit-tokenizer` "
                 "with the same --out first."
             )
-
-
-def resolve_run(request: FitRequest, accelerator: Accelerator) -> tuple[Recipe, bool]:
-    """Finds the recipe that a run follows, and whether the run is new.
-
-    Raises:
-        CheckpointError: the run has another format.
-        ConfigError: the run began with other settings, or the folder holds something else.
-    """
-    recipe = open_run(request.out, request.describe())
-    if recipe is not None:
-        return recipe, False
-    preset = request.preset
-    if request.minutes is not None and preset is None and request.config_file is None:
-        # Each process has measured; one decides.
-        preset = broadcast_object_list([choose_preset(request.minutes, accelerator)])[0]
-    return resolve_recipe(preset, request.config_file, request.assignments), True
 
 
 def _require_named_files(recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ from tessella.training import checkpoint, processes
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
+from tessella.training.precision import PrecisionSetting, autocast, settle_precision
 from tessella.training.reporting import Meter, Reporter
 from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
 
@@ -130,7 +131,7 @@ class Stage(abc.ABC, Generic[N]):
 
 
 def create_accelerator(device: str) -> Accelerator:
-    """Sets up where training runs: bf16 on CUDA, fp32 elsewhere, several processes if launched so.
+    """Sets up where training runs, in several processes if launched so.
 
     Args:
         device: auto, cpu, cuda or mps.
@@ -141,9 +142,13 @@ def create_accelerator(device: str) -> Accelerator:
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     kind = choose_device(device).type
+    if kind == "cpu":
+        # Keeps MKL from choosing fewer, as measuring the precision does: a resumed run, which
+        # doesn't measure, has to compute alike.
+        torch.set_num_threads(torch.get_num_threads())
     return Accelerator(
         cpu=kind == "cpu",
-        mixed_precision="bf16" if kind == "cuda" else "no",
+        mixed_precision="no",  # accelerate's is one for the whole process; `train` has its own
         kwargs_handlers=[
             # An objective need not use every part of the transformer.
             DistributedDataParallelKwargs(find_unused_parameters=True),
@@ -162,6 +167,7 @@ def train(
     accelerator: Accelerator,
     console: Console,
     fingerprint: str,
+    precision: PrecisionSetting = "auto",
 ) -> N:
     """Trains a stage, from its last good checkpoint if there is one; returns the average.
 
@@ -173,6 +179,7 @@ def train(
         accelerator: from `create_accelerator`.
         console: where progress is shown.
         fingerprint: of recipe and data; a checkpoint with another one is refused.
+        precision: `auto` is bf16 on CUDA and fp32 elsewhere; nothing is measured here.
 
     Raises:
         Interrupted: a signal asked it to stop; the state is saved.
@@ -180,7 +187,12 @@ def train(
         TessellaError: the loss is not a number.
     """
     state = _TrainingState(
-        stage, settings, folder / checkpoint.CHECKPOINTS_FOLDER, accelerator, fingerprint
+        stage,
+        settings,
+        folder / checkpoint.CHECKPOINTS_FOLDER,
+        accelerator,
+        fingerprint,
+        precision,
     )
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
@@ -217,7 +229,11 @@ class Pace:
 
 
 def measure_pace(
-    stage: Stage[N], settings: TrainingSettings, accelerator: Accelerator, seconds: float
+    stage: Stage[N],
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    seconds: float,
+    precision: PrecisionSetting = "auto",
 ) -> Pace:
     """Trains a stage for some seconds, to time it; its network is spoilt afterwards.
 
@@ -226,8 +242,9 @@ def measure_pace(
         settings: batch size and optimizer.
         accelerator: from `create_accelerator`.
         seconds: how long to measure, after two steps to warm up.
+        precision: as for `train`.
     """
-    state = _TrainingState(stage, settings, Path(), accelerator, fingerprint="")
+    state = _TrainingState(stage, settings, Path(), accelerator, "", precision)
     state.images_seen = stage.steady_from_images
     times: list[float] = []
     with contextlib.closing(state.load_batches(seed=0)) as batches:
@@ -252,6 +269,7 @@ class _TrainingState(Generic[N]):
     folder: Path  # of the checkpoints
     accelerator: Accelerator
     fingerprint: str
+    precision: PrecisionSetting
 
     def __post_init__(self) -> None:
         stage, accelerator = self.stage, self.accelerator
@@ -268,7 +286,10 @@ class _TrainingState(Generic[N]):
         for module in stage.compiled:  # not the average: it is evaluated in other shapes
             module.compile()
         groups = group_parameters(stage.network, stage.hidden_matrices)
-        self._optimizer = MuonAdamW(groups, self.settings.optimizer)
+        self._precision = settle_precision(self.precision, accelerator.device)
+        self._optimizer = MuonAdamW(
+            groups, self.settings.optimizer, in_fp32=self._precision == "fp32"
+        )
         self._compute_loss = accelerator.prepare(stage.loss_module)
         self._saved_at = time.monotonic()
 
@@ -308,7 +329,8 @@ class _TrainingState(Generic[N]):
         )
         self._optimizer.set_learning_rate(lr_multiplier)
         self.stage.before_step(self.images_seen)
-        result = self._compute_loss(*batch)
+        with autocast(self.accelerator.device, self._precision):
+            result = self._compute_loss(*batch)
         self.accelerator.backward(result.loss)
         norm = self.accelerator.clip_grad_norm_(
             self._network.parameters(), settings.optimizer.max_gradient_norm

@@ -1,8 +1,8 @@
 """Muon for the matrices inside a network, AdamW for everything else, in one optimizer.
 
 Muon replaces a matrix's momentum by the nearest orthogonal matrix, so that every direction of a
-layer learns at the same pace. It iterates in fp32 on a CPU (bfloat16 is slow on most) and in
-bfloat16 on an accelerator.
+layer learns at the same pace. It iterates in fp32 on a CPU (bfloat16 is slow on most), and in
+bfloat16 on an accelerator unless the run trains in fp32.
 
 Source: Keller Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024);
 arXiv:1711.05101 (AdamW).
@@ -102,8 +102,20 @@ def group_parameters(
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on the parameter groups that say `muon`, AdamW on the others."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> None:
-        """Takes groups of `params` with `muon` (bool); learning rates start at their peak."""
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        settings: OptimizerSettings,
+        *,
+        in_fp32: bool = False,
+    ) -> None:
+        """Takes the parameters; learning rates start at their peak.
+
+        Args:
+            groups: of `params`, with `muon` (bool).
+            settings: learning rates and momentum.
+            in_fp32: Muon iterates in fp32 on every device, not on a CPU alone.
+        """
         groups = list(groups)
         for group in groups:
             muon = group["muon"]
@@ -111,6 +123,7 @@ class MuonAdamW(torch.optim.Optimizer):
             group["weight_decay"] = settings.weight_decay if muon else 0.0
         super().__init__(groups, {"lr": 0.0})
         self.settings = settings
+        self._in_fp32 = in_fp32
         self.set_learning_rate(1.0)
 
     def set_learning_rate(self, lr_multiplier: float) -> None:
@@ -139,7 +152,8 @@ class MuonAdamW(torch.optim.Optimizer):
             updates = torch.stack(
                 [self._momentum(p, gradients[p]).reshape(rows, columns) for p in same_shape]
             )
-            work = torch.float32 if updates.device.type == "cpu" else torch.bfloat16
+            in_fp32 = self._in_fp32 or updates.device.type == "cpu"
+            work = torch.float32 if in_fp32 else torch.bfloat16
             updates = orthogonalize(updates.to(work)).to(updates.dtype)
             scale = max(1.0, rows / columns) ** 0.5
             for param, update in zip(same_shape, updates, strict=True):

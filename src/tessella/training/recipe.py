@@ -15,6 +15,7 @@ from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings
 from tessella.retrieval import RetrievalSettings
 from tessella.text import TextSettings
 from tessella.tokenizer import TokenizerSettings
+from tessella.training.precision import PrecisionSetting
 from tessella.training.tokenizer_stage import TokenizerTrainingSettings
 from tessella.training.transformer_stage import TransformerTrainingSettings
 from tessella.transformer import TransformerSettings
@@ -23,6 +24,11 @@ from tessella.transformer import TransformerSettings
 class Recipe(Settings):
     """All settings of a run."""
 
+    precision: PrecisionSetting = "auto"
+    """What both stages train in: `fp32`, or `bf16`, which rounds matrix products and convolutions
+    and keeps weights in fp32. `auto` is bf16 on CUDA; on a CPU whichever a new run measures to be
+    faster, bf16 if it is at least 1.2 times as fast; fp32 elsewhere. A run keeps what it began
+    with."""
     data: DataSettings = DataSettings()
     """How captioned images are read, cached and split."""
     text: TextSettings = TextSettings()

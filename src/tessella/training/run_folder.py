@@ -108,7 +108,11 @@ def _defaults() -> dict[str, Any]:
 
 
 def write_run_file(
-    out: Path, sources: Sequence[str], asked: Mapping[str, Any], recipe: Recipe
+    out: Path,
+    sources: Sequence[str],
+    asked: Mapping[str, Any],
+    recipe: Recipe,
+    reasons: Mapping[str, str] | None = None,
 ) -> None:
     """Writes run.json, which makes a folder a run.
 
@@ -117,6 +121,7 @@ def write_run_file(
         sources: DATA, as on the command line.
         asked: what `open_run` compares when the run is resumed.
         recipe: what the run follows; its lengths may come from `minutes`.
+        reasons: setting → why it was chosen, for people.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -124,9 +129,10 @@ def write_run_file(
     run = {
         "format": RUN_FORMAT,
         "version": metadata.version("tessella"),
-        "sources": list(sources),
+        "sources": list(map(str, sources)),
         "asked": dict(asked),
         "recipe": recipe.model_dump(mode="json"),
+        "reasons": dict(reasons or {}),
     }
     write_json(out / record.RUN_FILE, run, what="the run's recipe")
 

@@ -223,20 +223,27 @@ def test_the_discriminator_may_step_before_the_tokenizer_s_backward_pass() -> No
     assert torch.equal(network[0].weight.grad, expected)
 
 
-def test_it_judges_in_fp32_under_the_tokenizer_s_autocast() -> None:
-    """On a CPU; a reconstruction in bfloat16 is taken as well."""
+@pytest.mark.parametrize("in_bf16", [False, True])
+def test_it_judges_and_learns_in_the_tokenizer_s_precision(in_bf16: bool) -> None:
+    """The tokenizer's autocast is left before the discriminator takes its own step."""
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
+    computed = []
     loss, network = create(), decoder()
     features, image = torch.randn(2, 4, SIZE, SIZE), batch(0, 2)[1]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
         reconstruction = network(features)
         error = (reconstruction.float() - image).square().mean()
         given = loss.judge(reconstruction, image, error, network[2].weight)
-    assert reconstruction.dtype == torch.bfloat16
-    expected = -loss.network(reconstruction.detach().float()).mean()
+    assert reconstruction.dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=in_bf16):
+        expected = -loss.network(reconstruction.detach().float()).float().mean()
     torch.testing.assert_close(given["adversarial_loss"], 0.8 * given["adaptive_weight"] * expected)
     given["adversarial_loss"].backward()
     assert network[0].weight.grad.abs().sum() > 0
+    loss.network.register_forward_hook(lambda *hooked: computed.append(hooked[-1].dtype))
     assert loss.step(reconstruction, image)["logits_fake"].dtype == torch.float32
+    assert computed == [dtype]
+    assert {parameter.dtype for parameter in loss.network.parameters()} == {torch.float32}
 
 
 # The discriminator's side.

@@ -89,7 +89,7 @@ def test_the_largest_size_that_is_worth_it(
         "ImageTokenizer",
         Tokenizers(clock, {"small": 0.1, "base": 1.0, "large": 10.0}),
     )
-    assert choose_preset(minutes, create_accelerator("cpu")) == expected
+    assert choose_preset(minutes, create_accelerator("cpu"), "fp32") == expected
 
 
 # The `large` preset was tried on any machine with enough time, and ended it where it does not fit.
@@ -104,7 +104,27 @@ def test_a_size_that_does_not_fit_into_memory_is_not_chosen(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(budget_module, "ImageTokenizer", create)
-    assert choose_preset(1e6, create_accelerator("cpu")) == "small"
+    assert choose_preset(1e6, create_accelerator("cpu"), "fp32") == "small"
+
+
+def test_sizes_are_tried_in_the_run_s_precision(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizers, tried = Tokenizers(clock, {"small": 1e9}), []
+
+    def create(settings: Any) -> Any:
+        def step(image: torch.Tensor) -> Any:
+            tried.append(torch.is_autocast_enabled("cpu"))
+            return network(image)
+
+        network = tokenizers(settings).to(None)
+        step.quantizer = network.quantizer  # type: ignore[attr-defined]
+        return SimpleNamespace(to=lambda _: step)
+
+    monkeypatch.setattr(budget_module, "ImageTokenizer", create)
+    for precision in ("fp32", "bf16"):
+        choose_preset(1, create_accelerator("cpu"), precision)
+    assert tried == [False, False, True, True]
 
 
 # How long.
@@ -179,11 +199,13 @@ def test_all_but_the_lengths_is_kept(
 ) -> None:
     asked = resolve_recipe(None, None, TINY)
     made = plan(data, clock, monkeypatch, 1054.0).recipe
-    kept = {"images", "evaluate_every_images"}
+    lengths = {"images", "evaluate_every_images"}
     for name in Recipe.model_fields:
         before, after = getattr(asked, name), getattr(made, name)
-        exclude = kept if name.endswith("_training") else set()
-        assert after.model_dump(exclude=exclude) == before.model_dump(exclude=exclude), name
+        if name.endswith("_training"):
+            same = dict.fromkeys(lengths)
+            before, after = (settings.model_dump() | same for settings in (before, after))
+        assert after == before, name
 
 
 def test_looking_up_takes_time(

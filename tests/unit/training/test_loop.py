@@ -27,6 +27,7 @@ from tessella.training.loop import (
     train,
 )
 from tessella.training.optimizer import OptimizerSettings
+from tessella.training.precision import PrecisionSetting
 
 
 class ToyNetwork(nn.Module):
@@ -405,6 +406,34 @@ def test_a_device_that_is_not_there() -> None:
     """Training once went on quietly, and slowly, on the CPU."""
     with pytest.raises(ConfigError, match=r"no such device here: `cuda`\. Choose auto, cpu"):
         create_accelerator("cuda")
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_steps_and_their_pace_are_in_the_precision_asked_for(
+    precision: PrecisionSetting, tmp_path: Path
+) -> None:
+    accelerator, seen = create_accelerator("cpu"), []
+    for pace in (False, True):
+        stage = Toy()
+        stage.network.register_forward_pre_hook(
+            lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+        settings = TrainingSettings(images=8, batch_size=4)
+        if pace:
+            measure_pace(stage, settings, accelerator, 0.0, precision)
+        else:
+            train(
+                stage,
+                settings,
+                tmp_path,
+                seed=0,
+                accelerator=accelerator,
+                console=Console(quiet=True),
+                fingerprint="",
+                precision=precision,
+            )
+    assert len(seen) == 2 + 5
+    assert set(seen) == {precision == "bf16"}
 
 
 def test_the_pace_is_that_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

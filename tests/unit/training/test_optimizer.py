@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tessella.training import optimizer as optimizer_module
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings, orthogonalize
 
 Array = npt.NDArray[np.float64]
@@ -159,6 +160,31 @@ def test_muon_against_torch_s() -> None:
     moved = (ours - start).norm()
     assert (ours - theirs).norm() < 0.02 * moved
     assert moved > 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "in_fp32", "dtype"),
+    [
+        ("cpu", False, torch.float32),
+        ("meta", False, torch.bfloat16),  # stands for an accelerator
+        ("meta", True, torch.float32),
+    ],
+)
+def test_what_muon_iterates_in(
+    device: str, in_fp32: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterated = []
+
+    def note(matrices: torch.Tensor) -> torch.Tensor:
+        iterated.append(matrices.dtype)
+        return matrices
+
+    monkeypatch.setattr(optimizer_module, "orthogonalize", note)
+    param = nn.Parameter(torch.ones(4, 4, device=device))
+    param.grad = torch.ones(4, 4, device=device)
+    groups = [{"params": [param], "muon": True}]
+    MuonAdamW(groups, OptimizerSettings(), in_fp32=in_fp32).step()
+    assert iterated == [dtype]
 
 
 # AdamW.

@@ -10,6 +10,7 @@ import pytest
 
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import lock
+from tessella.runs.facts import list_facts
 from tessella.runs.record import read_run
 from tessella.runs.report import write_report
 from tessella.training.recipe import resolve_recipe
@@ -103,6 +104,33 @@ def test_a_run_from_before_examples_goes_on_without(run: Path) -> None:
     assert recipe.retrieval.neighbors == 0
     with pytest.raises(ConfigError, match=r"has retrieval\.neighbors = `auto`, now it is `2`"):
         open_run(run, asked("retrieval.neighbors=2"))
+
+
+def test_a_run_tells_what_was_chosen_and_why(run: Path) -> None:
+    recipe = resolve_recipe("small", None, ["precision=bf16"])
+    reasons = {"precision": "1.8 times as fast as fp32 here"}
+    write_run_file(run, ["pictures"], asked(), recipe, reasons)
+    assert open_run(run, asked()) == recipe
+    told = read_run(run).run
+    assert told["asked.recipe.precision"] == "auto"
+    assert told["recipe.precision"] == "bf16"
+    assert told["reasons.precision"] == reasons["precision"]
+    assert ("Precision", f"bf16; {reasons['precision']}") in list_facts(read_run(run))
+
+
+def test_a_run_from_before_there_was_a_precision(run: Path) -> None:
+    file = run / "run.json"
+    values = json.loads(file.read_text())
+    for recipe in (values["recipe"], values["asked"]["recipe"]):
+        del recipe["precision"]
+    del values["reasons"]
+    file.write_text(json.dumps(values))
+    recipe = open_run(run, asked())
+    assert recipe is not None
+    assert recipe.precision == "auto"  # not measured: test_fit.py
+    assert "Precision" not in dict(list_facts(read_run(run)))
+    with pytest.raises(ConfigError, match="has precision = `auto`, now it is `bf16`"):
+        open_run(run, asked("precision=bf16"))
 
 
 def test_a_new_run_may_begin_where_nothing_else_is(tmp_path: Path) -> None:

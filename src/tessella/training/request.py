@@ -1,0 +1,77 @@
+"""What a call of `fit` asks for, and the recipe and precision that its run therefore follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from tessella.training.budget import choose_preset
+from tessella.training.precision import PrecisionChoice, choose_precision, settle_precision
+from tessella.training.recipe import Recipe, resolve_recipe
+from tessella.training.run_folder import open_run
+
+
+@dataclass(frozen=True)
+class FitRequest:
+    """What a call of `fit` asks for."""
+
+    sources: Sequence[str]  # DATA
+    out: Path  # the run's folder
+    preset: str | None = None  # None: the default, or with `minutes` the largest that is worth it
+    config_file: Path | None = None
+    assignments: Sequence[str] = ()  # section.key=value
+    minutes: float | None = None  # how long the run may take; None keeps the recipe's lengths
+    seed: int = 0
+    device: str = "auto"
+    stage: Literal["all", "tokenizer", "transformer"] = "all"
+
+    def describe(self) -> dict[str, Any]:
+        """Returns, as plain values, what has to stay the same for a run to be resumed."""
+        recipe = resolve_recipe(self.preset, self.config_file, self.assignments)
+        return {
+            "minutes": self.minutes,
+            "seed": self.seed,
+            "recipe": recipe.model_dump(mode="json"),
+        }
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """What a run follows."""
+
+    recipe: Recipe  # of a new run as it was asked for: not all is decided yet
+    is_new: bool
+    precision: PrecisionChoice
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Setting → why it was chosen, for run.json."""
+        return {"precision": self.precision.why}
+
+
+def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
+    """Finds the recipe and the precision that a run follows, and whether the run is new.
+
+    Only a new run is measured: a resumed one has to end as if it had never stopped.
+
+    Raises:
+        CheckpointError: the run has another format.
+        ConfigError: the run began with other settings, or the folder holds something else.
+    """
+    recipe = open_run(request.out, request.describe())
+    if recipe is not None:
+        name = settle_precision(recipe.precision, accelerator.device)
+        choice = PrecisionChoice(name, "as the run began")
+        return ResolvedRun(recipe.replace(precision=name), False, choice)
+    preset = request.preset
+    recipe = resolve_recipe(preset, request.config_file, request.assignments)
+    # Each process has measured; one decides.
+    choice = broadcast_object_list([choose_precision(recipe.precision, accelerator.device)])[0]
+    if request.minutes is not None and preset is None and request.config_file is None:
+        preset = choose_preset(request.minutes, accelerator, choice.name)
+        preset = broadcast_object_list([preset])[0]
+        recipe = resolve_recipe(preset, request.config_file, request.assignments)
+    return ResolvedRun(recipe, True, choice)
