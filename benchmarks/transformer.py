@@ -41,12 +41,18 @@ from torch import Tensor
 
 from harness import RESULTS, Spread, environment, measure, print_record, write_result
 from tessella.generation import GenerationSettings
-from tessella.objectives import Generated, GenerationBatch, Objective, flatten_codes
+from tessella.objectives import Generated, GenerationBatch, Objective
 from tessella.objectives.any_order import AnyOrder, predict_in_order
 from tessella.objectives.autoregressive import Autoregressive
 from tessella.objectives.decoding import gather_positions
 from tessella.objectives.masked import Masked
-from tessella.transformer import KVCache, Transformer, TransformerSettings, TransformerShape
+from tessella.transformer import (
+    KVCache,
+    Transformer,
+    TransformerSettings,
+    TransformerShape,
+    flatten_codes,
+)
 
 SETTINGS = TransformerSettings(width=512, depth=8, heads=8)
 QUICK_SETTINGS = TransformerSettings(width=64, depth=2, heads=2)

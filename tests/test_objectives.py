@@ -18,13 +18,12 @@ from tessella.objectives import (
     SharedLatentSettings,
     create_objective,
     create_transformer,
-    flatten_codes,
 )
 from tessella.objectives.decoding import gather_positions
 from tessella.objectives.sampling import split_positions
 from tessella.objectives.shared_latent import SharedLatentTransformer
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
-from tessella.transformer import Examples, KVCache, Transformer, TransformerSettings
+from tessella.transformer import Examples, KVCache, Transformer, TransformerSettings, flatten_codes
 from toy_objectives import (
     CODEBOOKS,
     EMPTY,

@@ -20,9 +20,8 @@ from tessella.objectives import (
     SharedLatentSettings,
     create_objective,
     create_transformer,
-    flatten_codes,
 )
-from tessella.transformer import Examples, TransformerSettings, TransformerShape
+from tessella.transformer import Examples, TransformerSettings, TransformerShape, flatten_codes
 
 SETTINGS = {
     "any_order": PlainObjectiveSettings(name="any_order"),

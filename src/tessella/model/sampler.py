@@ -22,17 +22,10 @@ from tessella.model.request import (
     check_range,
     check_seeds,
 )
-from tessella.objectives import (
-    Generated,
-    GenerationBatch,
-    GenerationStep,
-    Objective,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives import Generated, GenerationBatch, GenerationStep, Objective, OnStep
 from tessella.retrieval import Example
 from tessella.text import TextEncoder
-from tessella.transformer import Examples
+from tessella.transformer import Examples, flatten_codes
 
 H = TypeVar("H", bound=Hashable)
 

@@ -15,7 +15,6 @@ from tessella.objectives.base import (
     Objective,
     ObjectiveLoss,
     OnStep,
-    flatten_codes,
 )
 from tessella.objectives.latent_mse import LatentMSE
 from tessella.objectives.masked import Masked, MaskedSettings
@@ -93,5 +92,4 @@ __all__ = [
     "SharedLatentSettings",
     "create_objective",
     "create_transformer",
-    "flatten_codes",
 ]

@@ -12,17 +12,10 @@ Source: ARPG (arXiv:2503.10568).
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, gather_positions
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import Examples, Transformer
+from tessella.transformer import Examples, Transformer, flatten_codes
 
 
 class AnyOrder(Objective):

@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from tessella.objectives.any_order import predict_in_order
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.sampling import gather_log_probability
-from tessella.transformer import Examples
+from tessella.transformer import Examples, flatten_codes
 
 
 class Autoregressive(Objective):

@@ -178,8 +178,3 @@ class Objective(nn.Module, abc.ABC):
         if codes.ndim == 3:
             codes = codes.unflatten(2, self.transformer.shape.grid)
         return Generated(look_up_codes(self.codebook, codes), codes)
-
-
-def flatten_codes(codes: Tensor) -> Tensor:
-    """Lists codes (B, M, h, w) by position, as the transformer reads them: (B, N, M)."""
-    return codes.flatten(2).transpose(1, 2)

@@ -10,19 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.objectives.parallel import predict_everywhere
 from tessella.objectives.sampling import compute_accuracy
 from tessella.tokenizer import look_up_codes
-from tessella.transformer import Examples
+from tessella.transformer import Examples, flatten_codes
 
 
 class LatentMSE(Objective):

@@ -14,17 +14,10 @@ import torch
 from torch import Tensor
 
 from tessella.config import Settings
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, gather_positions
 from tessella.objectives.sampling import gather_log_probability, split_positions
-from tessella.transformer import Examples
+from tessella.transformer import Examples, flatten_codes
 
 
 class MaskedSettings(Settings):

@@ -7,17 +7,10 @@ given the text and none of the other codes. To generate: one pass, each position
 import torch
 from torch import Tensor
 
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, predict_all
 from tessella.objectives.sampling import gather_log_probability
-from tessella.transformer import Examples, Transformer
+from tessella.transformer import Examples, Transformer, flatten_codes
 
 
 class Parallel(Objective):

@@ -15,14 +15,7 @@ from torch.nn import functional
 
 from tessella.config import Settings
 from tessella.errors import ConfigError
-from tessella.objectives.base import (
-    Generated,
-    GenerationBatch,
-    Objective,
-    ObjectiveLoss,
-    OnStep,
-    flatten_codes,
-)
+from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState
 from tessella.tokenizer import look_up_codes
 from tessella.transformer import (
@@ -31,6 +24,7 @@ from tessella.transformer import (
     Transformer,
     TransformerSettings,
     TransformerShape,
+    flatten_codes,
 )
 
 

@@ -1,6 +1,7 @@
 """Stage 2's network: text tokens, examples and known codes → logits at the queried positions."""
 
 from tessella.transformer.examples import Examples
+from tessella.transformer.head import flatten_codes
 from tessella.transformer.kv_cache import KVCache
 from tessella.transformer.layers import Layer
 from tessella.transformer.network import Transformer, TransformerSettings, TransformerShape
@@ -12,4 +13,5 @@ __all__ = [
     "Transformer",
     "TransformerSettings",
     "TransformerShape",
+    "flatten_codes",
 ]

@@ -55,3 +55,8 @@ class NextCode(nn.Module):
         update = self.mlp_out(functional.relu(self.mlp_in(self.norm(hidden))).square())
         normalised: Tensor = self.out_norm(hidden + update)
         return normalised
+
+
+def flatten_codes(codes: Tensor) -> Tensor:
+    """Lists codes (B, M, h, w) by position, a row for each: (B, N, M)."""
+    return codes.flatten(2).transpose(1, 2)

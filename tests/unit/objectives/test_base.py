@@ -17,12 +17,11 @@ from tessella.objectives import (
     SharedLatentSettings,
     create_objective,
     create_transformer,
-    flatten_codes,
 )
 from tessella.objectives.latent_mse import LatentMSE
 from tessella.objectives.parallel import Parallel
 from tessella.objectives.sampling import compute_accuracy, gather_log_probability
-from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+from tessella.transformer import Transformer, TransformerSettings, TransformerShape, flatten_codes
 
 
 @pytest.mark.parametrize(
