@@ -23,22 +23,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
 
 from harness import RESULTS, Spread, environment, measure_ratio, print_record, write_result
-from tessella.data.prepare import prepare
-from tessella.model.pipeline import TextToImage
-from tessella.objectives import create_transformer
-from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train
 from tessella.training.precision import Precision, autocast, choose_precision
-from tessella.training.recipe import Recipe, resolve_recipe
-from tessella.training.tokenizer_stage import TokenizerStage
-from tessella.training.transformer_stage import TransformerStage
+from tessella.training.recipe import resolve_recipe
+from training import create_stages
 
 PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 CLEARLY = 1.2
@@ -66,7 +59,8 @@ def main() -> None:
     results: dict[str, object] = {"bound": measure_bound(device, options.quick)}
     seconds = dict.fromkeys(PRECISIONS, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        for name, (make, settings) in create_stages(recipe, options, Path(folder)).items():
+        stages = create_stages(recipe, options.data, Path(folder), device)
+        for name, (make, settings) in stages.items():
             stage_seconds = time_stage(make, settings, Path(folder) / name, options)
             paces = {p: [options.images / s for s in stage_seconds[p]] for p in PRECISIONS}
             speedups = [b / a for a, b in zip(paces["fp32"], paces["bf16"], strict=True)]
@@ -110,38 +104,6 @@ def measure_bound(device: torch.device, quick: bool) -> dict[str, Spread]:
             device=device,
         ).ratio
         for name, work in works.items()
-    }
-
-
-def create_stages(
-    recipe: Recipe, options: argparse.Namespace, folder: Path
-) -> dict[str, tuple[Callable[[], Stage[nn.Module]], TrainingSettings]]:
-    """Creates what makes a fresh stage, and its settings; the transformer's codes are random."""
-    data = prepare([options.data], recipe.data, folder / "data")
-    text = TextTokenizer.train(data.train.all_captions(), recipe.text)
-    model = TextToImage.create(recipe.describe_model(), text)
-    num_codes, size, _ = model.tokenizer.codebook.shape
-    codes = {
-        side: np.random.default_rng(0)
-        .integers(size, size=(1, len(images), num_codes, *model.config.grid))
-        .astype(np.uint16)
-        for side, images in data.sides.items()
-    }
-    device = create_accelerator(options.device).device
-
-    def tokenizer_stage() -> Stage[nn.Module]:
-        tokenizer = ImageTokenizer(recipe.tokenizer)
-        return TokenizerStage(tokenizer, recipe.tokenizer_training, data.sides, device)
-
-    def transformer_stage() -> Stage[nn.Module]:
-        fresh = create_transformer(recipe.objective, recipe.transformer, model.transformer.shape)
-        return TransformerStage(
-            model.with_parts(transformer=fresh), recipe.transformer_training, data.sides, codes
-        )
-
-    return {
-        "tokenizer": (tokenizer_stage, recipe.tokenizer_training),
-        "transformer": (transformer_stage, recipe.transformer_training),
     }
 
 

@@ -43,7 +43,7 @@ from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train
 from tessella.training.optimizer import MuonAdamW, group_parameters
-from tessella.training.recipe import resolve_recipe
+from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
 
@@ -63,38 +63,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     recipe = resolve_recipe(options.preset)
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare([options.data], recipe.data, Path(folder) / "data")
-        text = TextTokenizer.train(data.train.all_captions(), recipe.text)
-        model = TextToImage.create(recipe.describe_model(), text)
-        grid, quantizer = model.config.grid, recipe.tokenizer.quantizer
-        num_codes = quantizer.codes_per_position
-        codes = {
-            side: np.random.default_rng(0)
-            .integers(quantizer.codebook_size, size=(1, len(images), num_codes, *grid))
-            .astype(np.uint16)
-            for side, images in data.sides.items()
-        }
-
-        def tokenizer_stage() -> Stage[nn.Module]:
-            settings = recipe.tokenizer_training
-            tokenizer = ImageTokenizer(recipe.tokenizer)
-            return TokenizerStage(tokenizer, settings, data.sides, torch.device("cpu"))
-
-        def transformer_stage() -> Stage[nn.Module]:
-            fresh = create_transformer(
-                recipe.objective, recipe.transformer, model.transformer.shape
-            )
-            settings = recipe.transformer_training
-            return TransformerStage(
-                model.with_parts(transformer=fresh), settings, data.sides, codes
-            )
-
+        stages = create_stages(recipe, options.data, Path(folder), torch.device("cpu"))
         bounds = {"tokenizer": convolution_bound(), "transformer": matmul_bound()}
         results: dict[str, object] = {"bound_gflops": bounds}
-        for name, make, settings in (
-            ("tokenizer", tokenizer_stage, recipe.tokenizer_training),
-            ("transformer", transformer_stage, recipe.transformer_training),
-        ):
+        for name, (make, settings) in stages.items():
             stage_results = measure_stage(make, settings, Path(folder) / name, options)
             rate = stage_results["gflops_per_second"]
             stage_results["share_of_bound"] = rate / bounds[name].median
@@ -108,6 +80,37 @@ def main() -> None:
         folder=None if options.quick else RESULTS,
     )
     print_record(record)
+
+
+def create_stages(
+    recipe: Recipe, source: str, folder: Path, device: torch.device
+) -> dict[str, tuple[Callable[[], Stage[nn.Module]], TrainingSettings]]:
+    """Creates what makes a fresh stage, and its settings; the transformer's codes are random."""
+    data = prepare([source], recipe.data, folder / "data")
+    text = TextTokenizer.train(data.train.all_captions(), recipe.text)
+    model = TextToImage.create(recipe.describe_model(), text)
+    num_codes, size, _ = model.tokenizer.codebook.shape
+    codes = {
+        side: np.random.default_rng(0)
+        .integers(size, size=(1, len(images), num_codes, *model.config.grid))
+        .astype(np.uint16)
+        for side, images in data.sides.items()
+    }
+
+    def tokenizer_stage() -> Stage[nn.Module]:
+        tokenizer = ImageTokenizer(recipe.tokenizer)
+        return TokenizerStage(tokenizer, recipe.tokenizer_training, data.sides, device)
+
+    def transformer_stage() -> Stage[nn.Module]:
+        fresh = create_transformer(recipe.objective, recipe.transformer, model.transformer.shape)
+        return TransformerStage(
+            model.with_parts(transformer=fresh), recipe.transformer_training, data.sides, codes
+        )
+
+    return {
+        "tokenizer": (tokenizer_stage, recipe.tokenizer_training),
+        "transformer": (transformer_stage, recipe.transformer_training),
+    }
 
 
 def measure_stage(
