@@ -32,6 +32,7 @@ _READERS: dict[ContainerKind, Callable[[LocalFile, str | None], Iterator[Record 
     "arrow": embedded_records,
     "zip": zip_records,
 }
+_MAGIC: dict[bytes, ContainerKind] = {b"PK\3\4": "zip", b"PAR1": "parquet", b"ARROW1": "arrow"}
 _COMPRESSED_TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|zstd))?|tgz|tbz2?|txz|tzst)$")
 
 # What other packages write that is not read, and how it becomes something that is.
@@ -59,6 +60,8 @@ _FOREIGN = {
 
 def kind_of_file(name: str) -> ContainerKind | None:
     """Returns what a file is by its name or address; None if it is no container."""
+    if name.startswith("pipe:"):
+        return None
     name = file_name_of(name).lower()
     if _COMPRESSED_TAR.search(name):
         return "shards"
@@ -130,11 +133,20 @@ def container_records(
     """
     for name, side in zip(names, _sides(names), strict=True):
         # A temporary copy is deleted with the last record that needs it.
-        for record in _READERS[kind](open_locally(name), split_by):
+        local = open_locally(name)
+        read = _READERS[kind if kind_of_file(name) else _kind_of_contents(local)]
+        for record in read(local, split_by):
             if side is None or isinstance(record, Skipped) or record.side is not None:
                 yield record
             else:
                 yield replace(record, side=side)
+
+
+def _kind_of_contents(local: LocalFile) -> ContainerKind:
+    """Returns what a file is whose name does not say it; a tar, if nothing else."""
+    with local.path.open("rb") as file:
+        start = file.read(8)
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "shards")
 
 
 def _sides(names: Sequence[str]) -> list[Side | None]:

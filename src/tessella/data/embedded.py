@@ -146,7 +146,8 @@ def _open(local: LocalFile) -> Iterator[_Table]:
 def _open_parquet(local: LocalFile) -> Iterator[_Table]:
     import pyarrow.parquet as parquet
 
-    # Buffered, a column is read piece by piece; otherwise all of a row group at once.
+    # Buffered, a column is read page by page; otherwise all of a row group at once, which may be
+    # the whole file. (Of pictures, pyarrow puts up to 1024 into a page.)
     with parquet.ParquetFile(local.path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
         yield _Table(
             file.schema_arrow, lambda names: file.iter_batches(batch_size=_ROWS, columns=names)

@@ -91,6 +91,11 @@ class Grouping:
                 pairs.images += same
         return pairs
 
+    def has_sample(self, group: Iterable[Member]) -> bool:
+        """Says whether any picture of a key has a text."""
+        pairs = self.pair(group)
+        return bool(pairs.samples or pairs.same_name)
+
 
 def key_of(name: str) -> str:
     """Returns webdataset's key: the path up to the first dot of the file's name."""

@@ -8,11 +8,11 @@ files do not follow each other are put together at the end.
 Source: https://github.com/webdataset/webdataset, "WebDataset format".
 """
 
+import contextlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from typing import BinaryIO
 
 from tessella.data import records
@@ -26,6 +26,7 @@ from tessella.errors import DataError
 
 _TEXTS = (".txt", ".caption", ".cap")  # the first that a sample has is read
 _CAPTIONS = (*_TEXTS, ".json", ".cls")
+_NO_CAPTION = f"no {', '.join(_CAPTIONS[:-1])} or {_CAPTIONS[-1]} with the same key has a caption"
 _MAX_TABLE_BYTES = 1 << 30
 
 
@@ -79,11 +80,7 @@ def shard_records(local: LocalFile, split_by: str | None = None) -> Iterator[Rec
                 pairs = shard.grouping.pair(run)
                 shard.waiting += [*pairs.images, *pairs.texts]
                 yield from _samples(shard, pairs, may_wait=True)
-            images = [member for member in shard.waiting if is_image(member.name)]
-            rest = _put_together_rest(shard)
-            if not shard.num_paired:
-                rest = _read_as_folder(shard, images) or rest
-            yield from rest
+            yield from _read_rest(shard)
             for name in shard.links:
                 yield Skipped(name, "a link in a tar is not followed; pack the file itself", "link")
     except OSError as error:
@@ -93,11 +90,17 @@ def shard_records(local: LocalFile, split_by: str | None = None) -> Iterator[Rec
 def _names_beside(local: LocalFile) -> ClassNames | None:
     """Reads the class names in the shard's folder."""
     found = read_beside(local.name, CLASS_FILES)
+    return _read_names(*found) if found else None
+
+
+def _read_names(file: str, content: bytes) -> ClassNames:
     try:
-        return read_class_names(*found) if found else None
+        return read_class_names(file, content)
     except records.CaptionError as error:
-        file = found[0] if found else ""
-        raise DataError(f"The names of the classes cannot be read: `{file}`, {error}.") from None
+        raise DataError(
+            f"The names of the classes cannot be read: `{file}`, {error}. One name a line is "
+            "expected; mend the file or take it away."
+        ) from None
 
 
 def _members(shard: _Shard) -> Iterator[Member]:
@@ -160,58 +163,50 @@ def _is_hidden(name: str) -> bool:
 def _samples(shard: _Shard, pairs: Pairs, *, may_wait: bool) -> Iterator[Record | Skipped]:
     """Reads the captions of the files that were put together."""
     for image, texts in pairs.samples:
-        shard.num_paired += 1
         record = _sample(shard, image, texts)
-        if record is None and may_wait:
-            shard.waiting += [image, *texts]
-            shard.num_paired -= 1
+        if may_wait and isinstance(record, Skipped) and record.kind == "captionless":
+            shard.waiting += [image, *texts]  # its caption may come later
         else:
-            reason = f"its .cls holds a number, and there is no {CLASS_FILES[0]} beside the shard"
-            yield record or Skipped(shard.name(image), reason, "captionless")
+            shard.num_paired += 1
+            yield record
     for images in pairs.same_name:
         reason = f"{len(images)} pictures have the same key"
         yield Skipped(shard.name(images[0]), reason, "ambiguous")
 
 
-def _sample(shard: _Shard, image: Member, texts: list[Member]) -> Record | Skipped | None:
-    """Makes the record of one sample; None if it needs names of classes that are not known yet."""
+def _sample(shard: _Shard, image: Member, texts: list[Member]) -> Record | Skipped:
+    """Makes the record of one sample."""
     name = shard.name(image)
     by_suffix = {suffix_of(text.name): text for text in sorted(texts, key=lambda t: -len(t.name))}
+    suffixes = [suffix for suffix in _CAPTIONS if suffix in by_suffix]  # the best first
+    contents = {suffix: shard.content(by_suffix[suffix]) for suffix in suffixes}
     try:
-        table = by_suffix.get(".json")
-        fields = records.fields_from_json(shard.content(table)) if table else {}
-        captions: tuple[str, ...] = ()
-        origin = ""
-        for suffix in filter(by_suffix.__contains__, _CAPTIONS):
-            origin = suffix
+        fields = records.fields_from_json(contents[".json"]) if ".json" in contents else {}
+        for suffix in suffixes:
             if suffix == ".json":
                 captions = records.captions_from_fields(fields)
             elif suffix == ".cls":
-                caption = _class_caption(shard, shard.content(by_suffix[suffix]))
-                if caption is None:
-                    return None
-                captions = records.clean_captions([caption])
+                captions = _class_captions(shard, contents[suffix])
             else:
-                captions = records.captions_from_text(shard.content(by_suffix[suffix]))
+                captions = records.captions_from_text(contents[suffix])
             if captions:
-                break
+                group = records.group_from_fields(fields, shard.split_by)
+                origin = _origin(shard, suffix)
+                return Record(name, shard.location(image), captions, group, origin=origin)
     except records.CaptionError as error:
         return Skipped(name, f"its caption file cannot be used: {error}", "bad_caption")
-    if not captions:
-        return Skipped(name, f"no {_LIST} with the same key has a caption", "captionless")
-    group = records.group_from_fields(fields, shard.split_by)
-    return Record(name, shard.location(image), captions, group, origin=_origin(shard, origin))
+    if suffixes == [".cls"]:
+        reason = f"its .cls holds a number, and there is no {CLASS_FILES[0]} beside the shard"
+        return Skipped(name, reason, "captionless")
+    return Skipped(name, _NO_CAPTION, "captionless")
 
 
-_LIST = f"{', '.join(_CAPTIONS[:-1])} or {_CAPTIONS[-1]}"
-
-
-def _class_caption(shard: _Shard, content: bytes) -> str | None:
-    """Reads a class: its name, or its number among the names; None if these are not known."""
+def _class_captions(shard: _Shard, content: bytes) -> tuple[str, ...]:
+    """Reads a class: its name, or its number among the names; none if these are not known."""
     text = records.decode_caption(content).strip()
     if not text.isdecimal():
-        return text.replace("_", " ")
-    return None if shard.class_names is None else shard.class_names.caption(int(text))
+        return records.clean_captions([text.replace("_", " ")])
+    return (shard.class_names.caption(int(text)),) if shard.class_names is not None else ()
 
 
 def _origin(shard: _Shard, suffix: str) -> str:
@@ -227,42 +222,48 @@ def _origin(shard: _Shard, suffix: str) -> str:
     return origin
 
 
-def _put_together_rest(shard: _Shard) -> list[Record | Skipped]:
+def _read_rest(shard: _Shard) -> Iterator[Record | Skipped]:
     """Makes the samples of files that did not follow each other."""
     groups: dict[str, list[Member]] = {}
     for member in shard.waiting:
         if member.name.rpartition("/")[2] in CLASS_FILES:
-            content = shard.content(member)
-            shard.class_names = shard.class_names or read_class_names(shard.name(member), content)
-        else:
-            groups.setdefault(key_of(member.name), []).append(member)
-    shard.waiting = []
-    return list(chain.from_iterable(_rest_of_key(shard, group) for group in groups.values()))
+            names = _read_names(shard.name(member), shard.content(member))
+            shard.class_names = shard.class_names or names
+        groups.setdefault(key_of(member.name), []).append(member)
+    if not shard.num_paired and not any(map(shard.grouping.has_sample, groups.values())):
+        packed = _read_as_folder(shard)
+        if first := next(packed, None):
+            yield first
+            yield from packed
+            return
+    for group in groups.values():
+        yield from _rest_of_key(shard, group)
 
 
 def _rest_of_key(shard: _Shard, group: list[Member]) -> Iterator[Record | Skipped]:
     """Makes what can be made of the last files with the same key."""
     pairs = shard.grouping.pair(group)
     yield from _samples(shard, pairs, may_wait=False)
-    texts = [text for text in pairs.texts if suffix_of(text.name) in _TEXTS]
+    texts = [text.name for text in pairs.texts if suffix_of(text.name) in _TEXTS]
+    texts = [name for name in texts if name.rpartition("/")[2] not in CLASS_FILES]
     if len(pairs.images) > 1 and pairs.texts and not shard.grouping.is_dotted:
         # One file may name both, such as 0001.before.jpg, 0001.after.jpg and 0001.txt.
         name, number = shard.name(pairs.images[0]), len(pairs.images)
         yield Skipped(name, f"{number} pictures have the same key", "ambiguous")
         return
     for image in pairs.images:
-        name = shard.name(image)
-        yield Skipped(name, f"no {_LIST} with the same key has a caption", "captionless")
+        yield Skipped(shard.name(image), _NO_CAPTION, "captionless")
     for text in texts:
-        yield Skipped(shard.name(text), "no picture has the same key", "imageless")
+        yield Skipped(f"{shard.local.name}/{text}", "no picture has the same key", "imageless")
 
 
-def _read_as_folder(shard: _Shard, images: list[Member]) -> list[Record | Skipped] | None:
+def _read_as_folder(shard: _Shard) -> Iterator[Record | Skipped]:
     """Reads a tar whose pictures have no caption files as the folder that it was, if it can be."""
-    packed = [Packed(image.name, shard.location(image)) for image in images]
-    for table in shard.tables:
-        packed.append(Packed(table.name, read=partial(shard.content, table, _MAX_TABLE_BYTES)))
-    try:
-        return list(packed_records(shard.local.name, packed, shard.split_by))
-    except DataError:
-        return None
+    packed = [
+        Packed(member.name, shard.location(member))
+        if is_image(member.name)
+        else Packed(member.name, read=partial(shard.content, member, _MAX_TABLE_BYTES))
+        for member in (*shard.waiting, *shard.tables)
+    ]
+    with contextlib.suppress(DataError):  # there is nothing that could be captions
+        yield from packed_records(shard.local.name, packed, shard.split_by)

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.data import decode
+from tessella.data.records import Record, Skipped
+from tessella.data.sources import recognise
+
 
 class Draw:
     """Draws pictures, and data sets of them, into a folder of the test's own."""
@@ -65,3 +69,30 @@ class Draw:
 @pytest.fixture
 def draw(tmp_path: Path) -> Draw:
     return Draw(tmp_path)
+
+
+class Reading:
+    """What a source gives: its records, what it skips, and each picture's file by its captions."""
+
+    def __init__(self, argument: object, split_by: str | None = None) -> None:
+        self.source = recognise(str(argument))
+        self.records: list[Record] = []
+        self.skipped: list[Skipped] = []
+        self.pictures: dict[tuple[str, ...], bytes] = {}
+        for item in self.source.records(split_by=split_by):
+            if isinstance(item, Skipped):
+                self.skipped.append(item)
+                continue
+            self.records.append(item)
+            content = decode._read(item.location)
+            content = content.read_bytes() if isinstance(content, Path) else content
+            self.pictures[item.captions] = content
+
+    @property
+    def captions(self) -> list[tuple[str, ...]]:
+        return [record.captions for record in self.records]
+
+
+@pytest.fixture
+def reading() -> type[Reading]:
+    return Reading
