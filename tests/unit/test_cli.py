@@ -394,7 +394,15 @@ def test_a_dry_run_of_fit_tells_json() -> None:
     told = json.loads(succeed("fit", "scenes:40", "--out", "run", "--dry-run", "--json"))
     assert told["dry_run"] is True
     assert told["is_new"] is True
-    assert told["sources"] == [{"given": "scenes:40", "kind": "scenes", "images": 40}]
+    assert told["sources"] == [
+        {
+            "given": "scenes:40",
+            "kind": "scenes",
+            "images": 40,
+            "readings": [],
+            "notes": [],
+        }
+    ]
     assert build(Recipe, told["recipe"]) == Recipe()
     assert told["precision"]["name"] in ("fp32", "bf16")
     assert not files()

@@ -3,42 +3,36 @@
 The contents decide, never a flag:
 
     scenes:N                                     drawn pictures
-    a folder with metadata.jsonl/.csv/.parquet   table       (also the table itself)
     .tar, or a folder of them                    shards
-    pictures with same-path .txt                 captions
-    pictures in folders, no .txt                 classes
+    a table of pictures                          table
+    a folder of pictures                         table, captions or classes: see pairing.py
 
-A folder that fits no kind, or more than one, is refused; the message says what it contains.
+What fits no kind, or more than one, is refused; the message says what it contains.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from tessella.data.folders import (
-    caption_folder_records,
-    class_folder_records,
-    is_caption,
-    is_image,
-    stem_of,
-    suffix_of,
-    walk,
-)
+from tessella.data.folders import suffix_of, walk
+from tessella.data.pairing import FolderReading
 from tessella.data.records import Record, SceneLocation, Skipped
 from tessella.data.shards import shard_records
-from tessella.data.tables import TABLE_NAMES, table_records
+from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
 from tessella.errors import DataError
 
 Kind = Literal["table", "captions", "shards", "classes", "scenes"]
 
 WHAT_DATA_MAY_BE = (
-    "DATA may be: a folder with metadata.jsonl, .csv or .parquet (file_name and text); a folder "
-    "of pictures with a .txt of the same name beside each; .tar shards of the same; a folder of "
-    "class folders, whose names are the captions; or scenes:N."
+    "DATA may be: a folder of pictures with their captions in a table (metadata.jsonl, .csv, "
+    ".parquet, or any other that names the files), in COCO's or Flickr's annotations, or in texts "
+    "of the same names, beside the pictures or in a folder next to theirs; a folder of class "
+    "folders, whose names are the captions; such a table itself; .tar shards; or scenes:N."
 )
 
 
@@ -59,8 +53,9 @@ class Source:
     kind: Kind
     fingerprint: Fingerprint
     root: Path | None = None  # the folder or file; None for scenes
-    paths: tuple[Path, ...] = ()  # the tables or shards, or the folder of pictures
+    paths: tuple[Path, ...] = ()  # the shards
     count: int | None = None  # pictures, if known before reading
+    reading: FolderReading | None = None  # of a folder or table
 
     def identity(self) -> dict[str, str | int]:
         """Returns what the manifest keeps, to be compared next time."""
@@ -70,12 +65,27 @@ class Source:
             **asdict(self.fingerprint),
         }
 
-    def records(self, seed: int = 0, split_by: str | None = None) -> Iterator[Record | Skipped]:
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Says where the captions are read, as in "captions from train.csv, column caption"."""
+        if self.reading is not None:
+            return self.reading.origins
+        return ("captions from the texts in the tars",) if self.kind == "shards" else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says what else people should know of how it is read."""
+        return self.reading.notes if self.reading is not None else ()
+
+    def records(
+        self, seed: int = 0, split_by: str | None = None, notes: Counter[str] | None = None
+    ) -> Iterator[Record | Skipped]:
         """Reads the records, in an order that depends only on their names.
 
         Args:
             seed: of the scenes.
             split_by: the field that becomes a record's group.
+            notes: counts what is done to rows of tables.
 
         Raises:
             DataError: a table or shard cannot be read.
@@ -83,17 +93,10 @@ class Source:
         if self.kind == "scenes":
             for index in range(self.count or 0):
                 yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
+        if self.reading is not None:
+            yield from self.reading.records(split_by, notes)
         for path in self.paths:
-            yield from _READERS[self.kind](path, split_by)
-
-
-# By kind: reads a table, a shard or a folder of pictures. Folders have no fields to split by.
-_READERS: dict[Kind, Callable[[Path, str | None], Iterator[Record | Skipped]]] = {
-    "table": table_records,
-    "shards": shard_records,
-    "captions": lambda path, _: caption_folder_records(path),
-    "classes": lambda path, _: class_folder_records(path),
-}
+            yield from shard_records(path, split_by)
 
 
 class _Scan:
@@ -104,12 +107,9 @@ class _Scan:
         self._hash = hashlib.blake2b(digest_size=16)
         self._num_files = 0
         self._num_bytes = 0
-        self.tables: list[Path] = []
+        self.survey = FolderSurvey(root)
         self.shards: list[Path] = []
         self.compressed: list[Path] = []
-        self.top_images = 0  # directly in the root
-        self.deep_images = 0  # in folders under it
-        self.pairs = 0  # pictures with a .txt beside them
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -118,21 +118,14 @@ class _Scan:
     def walk(self) -> None:
         """Scans all files under the root."""
         for listing in walk(self._root):
-            texts = {stem_of(name) for name in listing.files if is_caption(name)}
-            is_top = listing.folder == self._root
+            self.survey.add(listing)
             for name in listing.files:
                 path = listing.path(name)
                 try:
                     self.add(path)
                 except OSError:  # a link to nowhere: it is reported when it is read
                     self._hash.update(f"{name}\0missing\n".encode(errors="surrogateescape"))
-                if is_image(name):
-                    self.top_images += is_top
-                    self.deep_images += not is_top
-                    self.pairs += stem_of(name) in texts
-                elif name in TABLE_NAMES:
-                    self.tables.append(Path(path))
-                elif suffix_of(name) == ".tar":
+                if suffix_of(name) == ".tar":
                     self.shards.append(Path(path))
                 elif _is_compressed_tar(name):
                     self.compressed.append(Path(path))
@@ -164,16 +157,17 @@ def recognise(argument: str) -> Source:
     if not path.exists():
         hint = " Braces are not expanded: name the folder." if "{" in argument else ""
         raise DataError(f"There is no such data: `{argument}`.{hint} {WHAT_DATA_MAY_BE}")
-    is_table = path.name in TABLE_NAMES
-    if not is_table and suffix_of(path.name) != ".tar":
-        if _is_compressed_tar(path.name):
-            raise _compressed(path)
-        raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
     scan = _Scan(path.parent)
     scan.add(path)
-    if is_table:  # changed pictures beside a table change the data too
-        scan.walk()
-    return Source(argument, "table" if is_table else "shards", scan.fingerprint, path, (path,))
+    if suffix_of(path.name) == ".tar":
+        return Source(argument, "shards", scan.fingerprint, path, (path,))
+    if _is_compressed_tar(path.name):
+        raise _compressed(path)
+    reading = read_table_alone(path, path.parent) if is_table(path) else None
+    if reading is None:
+        raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
+    scan.walk()  # changed pictures beside a table change the data too
+    return Source(argument, "table", scan.fingerprint, path, reading=reading)
 
 
 def recognise_all(arguments: Sequence[str]) -> list[Source]:
@@ -194,6 +188,11 @@ def recognise_all(arguments: Sequence[str]) -> list[Source]:
     return sources
 
 
+def describe_notes(notes: Counter[str]) -> list[str]:
+    """Puts counts of what was done to rows into words."""
+    return [f"{count:,} {note}" if count else note for note, count in notes.items()]
+
+
 def _recognise_scenes(argument: str) -> Source:
     number = re.fullmatch(r"scenes:(\d+)", argument)
     if number is None or int(number[1]) < 1:
@@ -205,42 +204,50 @@ def _recognise_folder(argument: str, root: Path) -> Source:
     """Scans a folder once and decides its kind."""
     scan = _Scan(root)
     scan.walk()
-    images = scan.top_images + scan.deep_images
-    contents = f"`{argument}` holds {images} pictures, {scan.pairs} of them with a .txt beside them"
-    if scan.tables:
+    survey, images = scan.survey, scan.survey.images
+    contents = (
+        f"`{argument}` holds {images} pictures, {survey.pairs} of them with a .txt beside them"
+    )
+    if survey.metadata:
         _check_tables(argument, scan)
-        return Source(argument, "table", scan.fingerprint, root, tuple(scan.tables))
-    if scan.shards and images:
+    elif scan.shards and images:
         raise DataError(
             f"Cannot tell what the data is: {contents}, and {len(scan.shards)} .tar shards. "
             "Name the shards, or the folder of pictures, alone."
         )
-    if scan.shards:
+    elif scan.shards:
         return Source(argument, "shards", scan.fingerprint, root, tuple(scan.shards))
-    if scan.pairs:
-        return Source(argument, "captions", scan.fingerprint, root, (root,), images)
-    if not images:
+    elif not images:
         if scan.compressed:
             raise _compressed(scan.compressed[0])
         raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
-    if scan.top_images:
-        raise DataError(
-            f"The pictures have no captions: {contents}; {scan.top_images} lie directly in it, so "
-            f"that folder names cannot be the captions. {WHAT_DATA_MAY_BE}"
-        )
-    return Source(argument, "classes", scan.fingerprint, root, (root,), images)
+    reading = read_folder(survey, scan.add)
+    if reading is None:
+        raise _captionless(survey, contents)
+    count = None if survey.metadata else images
+    return Source(argument, reading.kind, scan.fingerprint, root, count=count, reading=reading)
+
+
+def _captionless(survey: FolderSurvey, contents: str) -> DataError:
+    """Says why folder names cannot be the captions either."""
+    if survey.top_images:
+        why = f"{survey.top_images} lie directly in it, so that folder names cannot be the captions"
+    else:
+        names = ", ".join(sorted(survey.folders)[:3])
+        why = f"the names of their folders say nothing of what they show ({names})"
+    return DataError(f"The pictures have no captions: {contents}; {why}. {WHAT_DATA_MAY_BE}")
 
 
 def _check_tables(argument: str, scan: _Scan) -> None:
     """Refuses tables beside shards, and several tables in one folder."""
     if scan.shards:
         raise DataError(
-            f"Cannot tell what the data is: `{argument}` holds {scan.tables[0].name} and "
+            f"Cannot tell what the data is: `{argument}` holds {scan.survey.metadata[0].name} and "
             f"{len(scan.shards)} .tar shards. Name the table or the shards alone."
         )
-    folders = [table.parent for table in scan.tables]
+    folders = [table.parent for table in scan.survey.metadata]
     if len(set(folders)) < len(folders):
-        names = ", ".join(table.name for table in scan.tables)
+        names = ", ".join(table.name for table in scan.survey.metadata)
         raise DataError(
             f"Cannot tell what the data is: `{argument}` holds several tables in one folder: "
             f"{names}. Keep one, or name it."
