@@ -217,13 +217,14 @@ def _fill(
     """Decodes everything into the files of a cache; returns its counts and fingerprints."""
     sizes = [source.count for source in sources]
     total = None if None in sizes else sum(filter(None, sizes))
-    columns, notes, number = _Columns(), Counter[str](), 0
+    columns, notes, done = _Columns(), Counter[str](), 0
     with CacheWriter(building) as writer:
         for index, source in enumerate(sources):
             records = source.records(settings.seed, settings.split_by, notes)
             # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
             with contextlib.closing(decode_records(records, settings)) as pictures:
-                for number, picture in enumerate(pictures, start=number + 1):
+                for picture in pictures:
+                    done += 1
                     if isinstance(picture, Skipped):
                         writer.skip(picture)
                     else:
@@ -231,7 +232,7 @@ def _fill(
                         columns.add(picture, index)
                     if progress is not None:
                         # Captions without a picture are skipped too, but are not in the total.
-                        progress(number if total is None else min(number, total), total)
+                        progress(done if total is None else min(done, total), total)
 
     if settings.split_by is not None and columns.pixel_keys and not columns.num_grouped:
         raise DataError(

@@ -81,7 +81,7 @@ def assign_sides(
     _, family = np.unique(families, return_inverse=True)
     side = np.full(family.max() + 1, -1, dtype=np.int8)
     np.maximum.at(side, family, named)
-    validation = side[family] == 1
+    validation: npt.NDArray[np.bool_] = side[family] == 1
     is_free = side[family] == -1
     validation[is_free] = _assign_by_key(_mix(families[is_free]), fraction)
     return validation

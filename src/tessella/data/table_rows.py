@@ -26,7 +26,6 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".to
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # Lists without a header: "0001.jpg a red dog", "0001.jpg: a red dog".
 _LIST_DELIMITERS = {":": "colons", " ": "spaces"}
-_USUAL = {".csv": ",", ".tsv": "\t"}
 _SAMPLE = 200
 
 
@@ -71,7 +70,7 @@ class Layout:
     def describe(self) -> str:
         """Says what is not usual about it, for people: "CP1252, semicolons"; else ""."""
         words = [describe_encoding(self.encoding)]
-        if self.delimiter is not None and _USUAL.get(suffix_of(self.path.name)) != self.delimiter:
+        if self.delimiter is not None and _usual(self.path) != self.delimiter:
             words.append((_DELIMITERS | _LIST_DELIMITERS)[self.delimiter])
         if not self.has_header:
             words.append("no header")
@@ -84,17 +83,17 @@ class Layout:
             reader = csv.reader(file, delimiter=delimiter)
             if self.has_header:
                 next(reader, None)
-            cells = (list(map(str.strip, cells)) for cells in reader)
-            for number, row in enumerate(filter(any, cells), start=1):
+            rows = (cells for cells in reader if any(map(str.strip, cells)))
+            for number, row in enumerate(rows, start=1):
                 yield self._row(number, row)
 
     def _row(self, number: int, cells: list[str]) -> Row:
         count = len(self.columns)
         excess = tuple(cells[count:])
         # Excel ends rows with empty cells.
-        while excess and not excess[-1]:
+        while excess and not excess[-1].strip():
             excess = excess[:-1]
-        return Row(number, dict(zip(self.columns, cells, strict=False)), excess)
+        return Row(number, dict(zip(self.columns, map(str.strip, cells), strict=False)), excess)
 
 
 def list_layouts(path: Path) -> list[Layout]:
@@ -126,17 +125,20 @@ def without_header(layout: Layout) -> Layout:
     return replace(headless, columns=tuple(map(str, range(1, count + 1))))
 
 
+def _usual(path: Path) -> str:
+    return "\t" if suffix_of(path.name) in (".tsv", ".token") else ","
+
+
 def _delimited_layouts(plain: Layout, file: TextIO) -> Iterator[Layout]:
-    suffix = suffix_of(plain.path.name)
     start = file.tell()
     first = file.readline()
     # Excel's own way to name the delimiter.
-    named = first.strip().strip('"')[4:5] if first.lower().lstrip('"').startswith("sep=") else ""
+    named = first.lstrip('"')[4:5] if first.lower().lstrip('"').startswith("sep=") else ""
     if named:
         plain = replace(plain, skips=1)
         start = file.tell()
-    delimiters = dict.fromkeys([*named, _USUAL.get(suffix, ","), *_DELIMITERS])
-    if suffix not in _USUAL:
+    delimiters = dict.fromkeys([*named, _usual(plain.path), *_DELIMITERS])
+    if suffix_of(plain.path.name) == ".txt":
         delimiters |= dict.fromkeys(_LIST_DELIMITERS)
     for delimiter in delimiters:
         file.seek(start)

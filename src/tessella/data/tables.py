@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tessella.data import records
-from tessella.data.folders import stem_of
+from tessella.data.folders import stem_of, suffix_of
 from tessella.data.names import side_of_file, side_of_value
 from tessella.data.picture_index import PictureIndex, is_absolute, split_name
 from tessella.data.records import Side, Skipped
@@ -37,6 +37,7 @@ _NO_CAPTIONS |= {"date", "created_at", "width", "height", *_SIDE_NAMES, *_FILE_N
 _NUMBERED_CAPTION = re.compile(r"(captions?|text|comment|sentence|description)_?\d+")
 _SAMPLE = 300
 _ENOUGH = 0.5  # of the rows name pictures that are there: then their column does
+_STEM = 0.75  # of a name without a suffix, which may be any other number or word
 _NAMED = 0.25  # counts for a column with a usual name
 
 
@@ -135,7 +136,8 @@ def _layouts(path: Path, index: PictureIndex) -> Iterator[Layout]:
     """Lists the layouts of a file; without a header where the first line names a picture."""
     for layout in list_layouts(path):
         if layout.delimiter is not None and any(
-            index.find(cell, path.parent) for cell in layout.columns
+            index.find(cell, path.parent, side_of_file(stem_of(path.name)))
+            for cell in layout.columns
         ):
             yield without_header(layout)
         elif layout.delimiter not in (" ", ":"):
@@ -179,12 +181,13 @@ def _find_file_column(
     path: Path, rows: Sequence[Row], columns: Sequence[str], index: PictureIndex, is_beside: bool
 ) -> tuple[float, str]:
     """Finds the column that names pictures which are there, and how surely it does."""
-    best = 0.0, 0, ""
+    best, side = (0.0, 0, ""), side_of_file(stem_of(path.name))
     for column in columns:
         values = [
             value for row in rows if isinstance(value := row.fields.get(column), str) and value
         ]
-        hits = sum(index.find(value, path.parent) is not None for value in values)
+        found = (value for value in values if index.find(value, path.parent, side))
+        hits = sum(1.0 if suffix_of(split_name(value)[-1]) else _STEM for value in found)
         if hits:
             name = _simple(column)
             rank = _FILE_NAMES.index(name) if name in _FILE_NAMES else len(_FILE_NAMES)
@@ -210,7 +213,7 @@ def _find_caption_columns(
         column: _mean_letters(row.fields.get(column) for row in rows)
         for column in others
         if _simple(column) not in _NO_CAPTIONS
-        and _find_file_column(path, rows, [column], index, True)[0] < _ENOUGH
+        and _find_file_column(path, rows, [column], index, True)[0] <= _STEM
     }
     longest = max(lengths, key=lambda column: lengths[column], default=None)
     return (longest,) if longest is not None and lengths[longest] else ()
