@@ -115,7 +115,9 @@ class _Pairing:
                 [listing.path(name) for name in names], "beside each picture", self._split_by
             ) or self._read_sibling(folders, image)
         except records.CaptionError as error:
-            return Skipped(path, f"its caption file cannot be used: {error}", "bad_caption")
+            if listed is None:
+                return Skipped(path, f"its caption file cannot be used: {error}", "bad_caption")
+            found = None
         if found is None and listed is not None:
             return self.of_listed(path, listed, folders)
         found = found or self._read_folder_name(folders)

@@ -15,13 +15,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tessella.data.folders import suffix_of, walk
+from tessella.data.folders import stem_of, suffix_of, walk
+from tessella.data.names import side_of_file, side_of_folders
 from tessella.data.pairing import FolderReading
-from tessella.data.records import Record, SceneLocation, Skipped
+from tessella.data.records import Record, SceneLocation, Side, Skipped
 from tessella.data.shards import shard_records
 from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
 from tessella.errors import DataError
@@ -96,7 +97,15 @@ class Source:
         if self.reading is not None:
             yield from self.reading.records(split_by, notes)
         for path in self.paths:
-            yield from shard_records(path, split_by)
+            side = self._side_of_shard(path)
+            for record in shard_records(path, split_by):
+                yield replace(record, side=side) if side and isinstance(record, Record) else record
+
+    def _side_of_shard(self, path: Path) -> Side | None:
+        """Returns the side of the split that a shard's name or folder says: train-0000.tar."""
+        is_inside = self.root is not None and path.is_relative_to(self.root)
+        folders = path.relative_to(self.root).parts[:-1] if is_inside and self.root else ()
+        return side_of_folders(folders) or side_of_file(stem_of(path.name))
 
 
 class _Scan:

@@ -29,7 +29,8 @@ from tessella.data.tables import METADATA_NAMES, Table, recognise_table
 from tessella.errors import DataError
 
 _MAX_TRIED = 200  # files that may be tables
-_SAMPLE = 5  # .json sidecars, of which one must have a caption
+_SAMPLE = 5  # sidecars, of which one must have a caption: boxes of objects have none
+_MAX_BYTES_BESIDE = 1 << 29  # of a file outside of the data that is looked into
 
 
 @dataclass
@@ -46,8 +47,11 @@ class FolderSurvey:
     orphans: list[Path] = field(default_factory=list)  # texts without a picture beside them
     suffixes: set[str] = field(default_factory=set)  # of the texts beside pictures
     folders: set[str] = field(default_factory=set)  # names of those that hold pictures
-    json_pairs: list[tuple[str, ...]] = field(default_factory=list)  # a few of those with a .json
     num_json_pairs: int = 0  # pictures with a .json beside them, and no text
+    samples: dict[bool, list[tuple[str, ...]]] = field(
+        default_factory=lambda: {True: [], False: []}
+    )
+    """A few pictures' sidecars: of those with a text, and of those without."""
 
     @property
     def images(self) -> int:
@@ -66,12 +70,12 @@ class FolderSurvey:
             self.named += count if class_caption(folders) else 0
         for image in sidecars.images:
             suffixes = {suffix_of(name) for name in sidecars.of(image)}
-            self.pairs += bool(suffixes - {".json"})
+            has_text = bool(suffixes - {".json"})
+            self.pairs += has_text
             self.suffixes |= suffixes - {".json"}
-            if suffixes == {".json"}:
-                self.num_json_pairs += 1
-                if len(self.json_pairs) < _SAMPLE:
-                    self.json_pairs.append(tuple(map(listing.path, sidecars.of(image))))
+            self.num_json_pairs += suffixes == {".json"}
+            if suffixes and len(self.samples[has_text]) < _SAMPLE:
+                self.samples[has_text].append(tuple(map(listing.path, sidecars.of(image))))
         orphans = set(sidecars.orphans)
         for name in listing.files:
             if name in METADATA_NAMES:
@@ -131,26 +135,26 @@ class _Decision:
         tables = (recognise_table(path, self._index) for path in survey.metadata)
         self._tables = [table for table in tables if table is not None]
         self._origins = [table.describe(self._root) for table in self._tables]
-        num_json = survey.num_json_pairs if _have_captions(survey.json_pairs) else 0
-        if survey.pairs or num_json:
+        num_json = survey.num_json_pairs if _have_captions(survey.samples[False]) else 0
+        num_pairs = num_json + (survey.pairs if _have_captions(survey.samples[True]) else 0)
+        if num_pairs:
             suffixes = [one for one in SIDECAR_SUFFIXES if one in survey.suffixes]
             suffixes += [".json"] if num_json else []
             self._origins.append(f"captions from the {', '.join(suffixes)} beside each picture")
         if self._tables:
             return self._reading("table")
-        has_pairs = bool(survey.pairs or num_json)
-        if survey.pairs + num_json < survey.images:
+        if num_pairs < survey.images:
             self._look_inside()
-        if not (has_pairs or self._siblings or self._tables) and survey.images:
+        if not (num_pairs or self._siblings or self._tables) and survey.images:
             self._look_beside()
-        if has_pairs or self._siblings:
+        if num_pairs or self._siblings:
             return self._reading("captions")
         if self._tables:
             return self._reading("table")
         if survey.named and not survey.top_images:
             self._origins = ["captions from the folders' names"]
             return self._reading("classes")
-        return None
+        return self._reading("captions") if survey.pairs else None  # which says why they are bad
 
     def _reading(self, kind: FolderKind) -> FolderReading:
         return FolderReading(
@@ -187,7 +191,7 @@ class _Decision:
         tables, texts = [], []
         for folder in [parent, *_text_folders(parent, besides=name)]:
             for path in _files(folder):
-                if suffix_of(path.name) in TABLE_SUFFIXES or suffix_of(path.name) == ".txt":
+                if is_table(path) and path.stat().st_size < _MAX_BYTES_BESIDE:
                     tables.append(path)
         for folder in _text_folders(parent, besides=name):
             texts += [

@@ -114,7 +114,7 @@ def recognise_table(path: Path, index: PictureIndex, *, is_beside: bool = False)
         named = list(dict.fromkeys(name for row in rows for name in row.fields))
         columns = columns or [*layout.columns] or named
         score, file_column = _find_file_column(path, rows, named or columns, index, is_beside)
-        if is_metadata and "file_name" in (named or columns):
+        if is_metadata and not is_beside and "file_name" in (named or columns):
             score, file_column = max(score, _ENOUGH), "file_name"
         captions = _find_caption_columns(path, rows, named or columns, file_column, index)
         if score < _ENOUGH or not captions or (best is not None and score <= best[0]):
@@ -127,7 +127,7 @@ def recognise_table(path: Path, index: PictureIndex, *, is_beside: bool = False)
         )
     if best is not None:
         return best[1]
-    if is_metadata:
+    if is_metadata and not is_beside:
         return _metadata_without_rows(path, columns)
     return None
 

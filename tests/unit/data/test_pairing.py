@@ -111,6 +111,15 @@ def test_boxes_of_objects_are_no_captions(draw) -> None:
     assert "boxes" in skipped.reason
 
 
+def test_boxes_beside_pictures_hide_no_captions_elsewhere(draw) -> None:
+    expected = numbered(draw, *FOUR)
+    for name in FOUR:
+        draw.file(f"data/{name.replace('.png', '.txt')}", "0 0.5 0.5 0.1 0.25")
+    rows = [f"{name},{text}" for name, [text] in expected.items()]
+    draw.file("data/captions.csv", "\n".join(["image,caption", *rows]))
+    assert pairs(draw.folder / "data") == expected
+
+
 def test_names_that_differ_in_case_or_composition_pair(draw) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
     numbered(draw, "IMG_1.JPG", f"{decomposed}.png", "a.png", "A.png")
@@ -375,6 +384,16 @@ def test_rows_of_one_picture_may_be_far_apart(draw) -> None:
     assert pairs(draw.folder / "data") == {"a.png": ("1", "3"), "b.png": ("2",)}
 
 
+def test_a_table_beside_the_folder_must_fit_most_of_it(draw) -> None:
+    numbered(draw, *FOUR)
+    rows = [{"file_name": f"{n}.png", "text": "of another set"} for n in range(4, 40)]
+    for name in ("metadata.csv", "metadata.jsonl", "other.csv"):
+        path = write(draw, name, rows)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="have no captions"):
+            recognise(str(draw.folder / "data" / "images"))
+        path.unlink()
+
+
 def test_the_first_table_that_lists_a_picture_counts(draw) -> None:
     expected = numbered(draw, *FOUR)
     rows = [{"file": Path(n).name, "text": t} for n, [t] in expected.items()]
@@ -627,6 +646,14 @@ def test_tables_and_columns_name_the_side(draw) -> None:
     write(draw, "all.csv", rows)  # type: ignore[arg-type]
     found = [r.side for r in read(draw.folder / "data")[0]]
     assert found == ["validation", "train", "validation", "train"]
+
+
+def test_shards_name_the_side(draw) -> None:
+    draw.shard("data/train-00000-of-00002.tar", range(2))
+    draw.shard("data/test-00000-of-00001.tar", range(2, 4))
+    draw.shard("data/val/0.tar", range(4, 5))
+    sides = {r.captions[0]: r.side for r in read(draw.folder / "data")[0]}
+    assert sides == {f"picture {n}": "train" if n < 2 else "validation" for n in range(5)}
 
 
 def test_of_two_pictures_of_a_name_the_one_of_the_tables_side_is_meant(draw) -> None:
