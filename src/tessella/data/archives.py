@@ -10,18 +10,19 @@ a temporary folder; the decoding threads read the pictures out of the archive.
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tessella.data.addresses import LocalFile
-from tessella.data.folders import is_image, suffix_of
+from tessella.data.folders import SIDECAR_SUFFIXES, is_image, suffix_of
 from tessella.data.records import ImageLocation, Location, Record, Skipped
+from tessella.data.table_rows import TABLE_SUFFIXES
 from tessella.errors import DataError, first_line
 from tessella.images import ImageError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
-_TEXT_SUFFIXES = (*TABLE_SUFFIXES, ".caption", ".cap", ".tags")
+_TEXT_SUFFIXES = {*TABLE_SUFFIXES, *SIDECAR_SUFFIXES}
 _MAX_IMAGE_BYTES = 1 << 30  # of one picture, unpacked
 
 
@@ -60,12 +61,15 @@ class ZipLocation:
             raise ImageError(f"Cannot read it out of the zip: {first_line(error)}.") from None
 
 
-def zip_records(local: LocalFile, split_by: str | None = None) -> Iterator[Record | Skipped]:
+def zip_records(
+    local: LocalFile, split_by: str | None, notes: Counter[str]
+) -> Iterator[Record | Skipped]:
     """Reads a zip as the folder that was packed.
 
     Args:
         local: a zip.
         split_by: the column that becomes a record's group.
+        notes: counts what is done to records.
 
     Raises:
         DataError: it cannot be read, is encrypted, or holds nothing that DATA may be.
@@ -89,7 +93,7 @@ def zip_records(local: LocalFile, split_by: str | None = None) -> Iterator[Recor
         else Packed(member.filename, read=_reader(local, archive, member))
         for member in members
     )
-    yield from packed_records(local.name, packed, split_by)
+    yield from packed_records(local.name, packed, split_by, notes)
 
 
 def _reader(
@@ -109,7 +113,7 @@ def _reader(
 
 
 def packed_records(
-    archive: str, files: Iterable[Packed], split_by: str | None
+    archive: str, files: Iterable[Packed], split_by: str | None, notes: Counter[str]
 ) -> Iterator[Record | Skipped]:
     """Reads the files of an archive as the folder that they were.
 
@@ -117,6 +121,7 @@ def packed_records(
         archive: its name.
         files: of it.
         split_by: the column that becomes a record's group.
+        notes: counts what is done to records.
 
     Raises:
         DataError: the folder holds nothing that DATA may be.
@@ -128,8 +133,11 @@ def packed_records(
         root.mkdir()
         locations = _lay_out(root, archive, files)
         try:
-            for record in recognise(str(root)).records(split_by=split_by):
+            source, inner = recognise(str(root)), Counter[str]()
+            for record in source.records(split_by=split_by, notes=inner):
                 yield _in_archive(record, root, archive, locations)
+            for note, count in (*dict.fromkeys(source.notes, 0).items(), *inner.items()):
+                notes[note.replace(str(root), archive)] += count
         except DataError as error:
             raise DataError(str(error).replace(str(root), archive)) from None
 

@@ -32,7 +32,12 @@ class Columns:
 
     @property
     def origin(self) -> str:
-        """Where captions are read, in words."""
+        """Where captions are read, for people."""
+        return f"captions from {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The columns of captions."""
         many = "s" if len(self.captions) > 1 else ""
         return f"column{many} {', '.join(self.captions)}" + (" (class names)" * bool(self.classes))
 
@@ -86,13 +91,12 @@ def _is_binary(kind: Any) -> bool:
     )
 
 
-def find_columns(file: str, schema: Any, caption_column: str | None = None) -> Columns:
+def find_columns(file: str, schema: Any) -> Columns:
     """Finds the columns of pictures and captions.
 
     Args:
         file: its name, for messages.
         schema: a `pyarrow.Schema`.
-        caption_column: the captions' column; None looks for one.
 
     Raises:
         DataError: there is no such column, or it cannot be told which of several it is.
@@ -103,15 +107,7 @@ def find_columns(file: str, schema: Any, caption_column: str | None = None) -> C
     if image is None and len(images) != 1:
         raise _no_pictures(file, schema, images)
     image = image or images[0]
-    if caption_column is not None:
-        if caption_column not in schema.names:
-            raise DataError(
-                f"The table has no column `{caption_column}`: `{file}`. It has: "
-                f"{', '.join(schema.names)}."
-            )
-        captions: tuple[str, ...] = (caption_column,)
-    else:
-        captions = _find_captions(schema, image)
+    captions = _find_captions(schema, image)
     if not captions:
         raise DataError(
             f"It cannot be told which column holds the captions: `{file}`. Expected one of "

@@ -10,14 +10,21 @@ They may be elsewhere (`addresses.py`). Where their names say splits, as in
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tessella.data.addresses import LocalFile, file_name_of, open_locally
+from tessella.data.addresses import LocalFile, file_name_of, is_address, open_locally
 from tessella.data.archives import zip_records
-from tessella.data.embedded import ARROW_SUFFIXES, embedded_records, find_saved_files, has_pictures
+from tessella.data.embedded import (
+    ARROW_SUFFIXES,
+    embedded_records,
+    find_saved_files,
+    has_pictures,
+    read_columns,
+)
 from tessella.data.folders import stem_of, suffix_of
 from tessella.data.names import side_of_file, side_of_folders
 from tessella.data.records import Record, Side, Skipped
@@ -26,7 +33,8 @@ from tessella.errors import DataError
 
 ContainerKind: TypeAlias = Literal["shards", "parquet", "arrow", "zip"]
 
-_READERS: dict[ContainerKind, Callable[[LocalFile, str | None], Iterator[Record | Skipped]]] = {
+_Reader: TypeAlias = Callable[[LocalFile, str | None, Counter[str]], Iterator[Record | Skipped]]
+_READERS: dict[ContainerKind, _Reader] = {
     "shards": shard_records,
     "parquet": embedded_records,
     "arrow": embedded_records,
@@ -88,7 +96,58 @@ def refuse_foreign(argument: str, path: str | Path) -> DataError:
     return DataError(f"Not data that can be read: `{argument}`. `{path}` is {what}.")
 
 
-def find_containers(root: Path, files: Sequence[Path]) -> tuple[ContainerKind, list[Path]] | None:
+@dataclass(frozen=True)
+class Containers:
+    """Files of one kind that are read one after another."""
+
+    kind: ContainerKind
+    names: tuple[str, ...]  # paths, addresses or `pipe:COMMAND`
+    origins: tuple[str, ...] = ()  # where captions are read, for people
+    notes: tuple[str, ...] = ()  # what else people should know
+
+    def records(
+        self, split_by: str | None = None, notes: Counter[str] | None = None
+    ) -> Iterator[Record | Skipped]:
+        """Reads the records of all files.
+
+        Args:
+            split_by: the field or column that becomes a record's group.
+            notes: counts what is done to records.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        notes = Counter() if notes is None else notes
+        for name, side in zip(self.names, _sides(self.names), strict=True):
+            local = open_locally(name)
+            read = _READERS[self.kind if kind_of_file(name) else _kind_of_contents(local)]
+            # A temporary copy is deleted with the last record that needs it.
+            for record in read(local, split_by, notes):
+                if side is None or isinstance(record, Skipped) or record.side is not None:
+                    yield record
+                else:
+                    yield replace(record, side=side)
+
+
+def name_containers(
+    kind: ContainerKind, names: Sequence[str], notes: Sequence[str] = ()
+) -> Containers:
+    """Says of files of one kind how they are read.
+
+    Raises:
+        DataError: the first one is a table that cannot be read so.
+    """
+    origin = "captions from the texts in the tars"
+    if kind == "zip":
+        origin = "captions as in the folder that was packed"
+    elif kind != "shards":
+        origin = "captions from a column"
+        if not is_address(names[0]):
+            origin = read_columns(Path(names[0])).origin
+    return Containers(kind, tuple(names), (origin,), tuple(notes))
+
+
+def choose_containers(root: Path, files: Sequence[Path]) -> Containers | None:
     """Chooses which files of a folder are read, if it is a folder of containers.
 
     Args:
@@ -96,50 +155,36 @@ def find_containers(root: Path, files: Sequence[Path]) -> tuple[ContainerKind, l
         files: under it, those that `kind_of_file` knows.
 
     Returns:
-        Their kind and the files; None if there are none, or only tables without pictures.
+        How they are read; None if there are none.
 
     Raises:
         DataError: there are several kinds, or a file cannot be read.
     """
     if saved := find_saved_files(root):
-        return "arrow", saved
+        return name_containers("arrow", [str(file) for file in saved])
     by_kind: dict[ContainerKind, list[Path]] = {}
     for file in files:
         if kind := kind_of_file(file.name):
             by_kind.setdefault(kind, []).append(file)
-    # Beside tars, img2dataset writes a table of the same name.
-    if "shards" in by_kind or not any(map(has_pictures, by_kind.get("parquet", [])[:1])):
-        by_kind.pop("parquet", None)
+    notes = []
+    if tables := by_kind.get("parquet"):
+        # Beside tars, img2dataset writes a table of the same name.
+        without = tables if "shards" in by_kind else [t for t in tables if not has_pictures(t)]
+        if len(without) < len(tables):
+            by_kind["parquet"] = [table for table in tables if table not in set(without)]
+            notes += [
+                f"{table.relative_to(root)} has no pictures, and is not read" for table in without
+            ]
+        elif len(by_kind) > 1:
+            del by_kind["parquet"]
     if len(by_kind) > 1:
         names = ", ".join(found[0].name for found in by_kind.values())
         raise DataError(
             f"Cannot tell what the data is: `{root}` holds {names}. Name those that you want."
         )
-    return next(iter(by_kind.items()), None)
-
-
-def container_records(
-    kind: ContainerKind, names: Sequence[str], split_by: str | None = None
-) -> Iterator[Record | Skipped]:
-    """Reads files of many pictures, one after another.
-
-    Args:
-        kind: of all of them.
-        names: paths, addresses or `pipe:COMMAND`.
-        split_by: the field or column that becomes a record's group.
-
-    Raises:
-        DataError: one of them cannot be read.
-    """
-    for name, side in zip(names, _sides(names), strict=True):
-        # A temporary copy is deleted with the last record that needs it.
-        local = open_locally(name)
-        read = _READERS[kind if kind_of_file(name) else _kind_of_contents(local)]
-        for record in read(local, split_by):
-            if side is None or isinstance(record, Skipped) or record.side is not None:
-                yield record
-            else:
-                yield replace(record, side=side)
+    for kind, found in by_kind.items():
+        return name_containers(kind, [str(file) for file in found], notes)
+    return None
 
 
 def _kind_of_contents(local: LocalFile) -> ContainerKind:
@@ -150,20 +195,14 @@ def _kind_of_contents(local: LocalFile) -> ContainerKind:
 
 
 def _sides(names: Sequence[str]) -> list[Side | None]:
-    """Returns the side of the split that each file's name says, if they name both sides.
-
-    Where they do, a file that says nothing is trained on.
-    """
+    """Returns the side of the split that each file's name or folder says: train-0000.tar."""
     folders = [re.split(r"[/\\]", name)[:-1] for name in names]
-    common = 0  # folders above all of them say nothing
+    common = len(folders[0]) if len(folders) == 1 else 0  # folders above all of them say nothing
     for parts in zip(*folders, strict=False):
         if len(set(parts)) > 1:
             break
-        common += 1
-    sides = [
-        side_of_file(stem_of(file_name_of(name))) or side_of_folders(parts[common:])
+        common += len(folders) > 1
+    return [
+        side_of_folders(parts[common:]) or side_of_file(stem_of(file_name_of(name)))
         for name, parts in zip(names, folders, strict=True)
     ]
-    if len(set(sides) - {None}) < 2:
-        return [None] * len(sides)
-    return [side or "train" for side in sides]

@@ -11,6 +11,7 @@ Source: Hugging Face datasets, `datasets.Image` and `Dataset.save_to_disk`.
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -62,6 +63,16 @@ def has_pictures(path: Path) -> bool:
         return bool(image_columns(table.schema))
 
 
+def read_columns(path: Path) -> Columns:
+    """Finds out which columns of a table are read.
+
+    Raises:
+        DataError: it cannot be read, or has no column of pictures or none of captions.
+    """
+    with _open(LocalFile(path, str(path))) as table:
+        return find_columns(str(path), table.schema)
+
+
 def find_saved_files(folder: Path) -> list[Path] | None:
     """Lists the files of a folder that `save_to_disk` wrote; None if it is none.
 
@@ -93,14 +104,14 @@ def find_saved_files(folder: Path) -> list[Path] | None:
 
 
 def embedded_records(
-    local: LocalFile, split_by: str | None = None, caption_column: str | None = None
+    local: LocalFile, split_by: str | None, notes: Counter[str]
 ) -> Iterator[Record | Skipped]:
     """Reads the rows of a table with pictures.
 
     Args:
         local: a Parquet file, or an Arrow file or stream.
         split_by: the column that becomes a record's group.
-        caption_column: the captions' column; None looks for one.
+        notes: counts what is done to rows; nothing is.
 
     Yields:
         A record per row; a skip for a row without picture or caption.
@@ -109,7 +120,7 @@ def embedded_records(
         DataError: the file cannot be read, or has no column of pictures or none of captions.
     """
     with _open(local) as table:
-        columns = find_columns(local.name, table.schema, caption_column)
+        columns = find_columns(local.name, table.schema)
         names = [columns.image, *columns.captions]
         if split_by in table.schema.names and split_by not in names:
             names.append(str(split_by))
@@ -208,7 +219,7 @@ def _record(
     except records.CaptionError as error:
         return Skipped(name, f"its row cannot be used: {error}", "bad_caption")
     if not captions:
-        return Skipped(name, f"its {columns.origin} is blank", "captionless")
+        return Skipped(name, f"its {columns.words} is blank", "captionless")
     group = records.group_from_fields(fields, split_by)
     return Record(name, location, captions, group, origin=columns.origin)
 

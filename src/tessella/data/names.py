@@ -18,10 +18,11 @@ _TRAIN = {"train", "training", "trainval", "restval"}
 _HELD_OUT = {"val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation"}
 _HELD_OUT |= {"minival", "testdev", "holdout"}
 
-PICTURE_WORDS = frozenset(
-    "data dataset datasets files file image images img imgs picture pictures pic pics photo "
-    "photos jpg jpeg jpgs png pngs webp input inputs raw all media".split()
-)
+PICTURE_WORDS = frozenset({
+    "data", "dataset", "datasets", "file", "files", "image", "images", "img", "imgs", "picture",
+    "pictures", "pic", "pics", "photo", "photos", "jpg", "jpgs", "jpeg", "png", "pngs", "webp",
+    "input", "inputs", "raw", "all", "media",
+})  # fmt: skip
 # The best word first: where a picture has a text in several folders, the first is read.
 _TEXT_WORDS = (
     "captions", "caption", "texts", "text", "txt", "prompts", "prompt", "descriptions",
@@ -31,7 +32,7 @@ _TEXT_WORDS = (
 _SAYS_NOTHING = PICTURE_WORDS | set(_TEXT_WORDS) | {"split", "splits", "folder", "untitled", "misc"}
 
 _REPEATS = re.compile(r"([1-9]\d*)_(.*\S.*)")
-_NUMBERED = re.compile(r"\d+[ ._-]+(?=\D*[^\W\d_])")
+_NUMBER = re.compile(r"(\d+[._]|0\d*[ -])(?=.*[^\W\d_])")  # 10_dog, 001.Albatross, 01-cats
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -93,7 +94,8 @@ def class_caption(folders: Sequence[str]) -> str:
             something counts: `cats/images` is "cats".
     """
     for folder in reversed(folders):
-        words = _NUMBERED.sub("", folder, count=1)
+        number = _NUMBER.match(folder)
+        words = folder[number.end() :] if number else folder
         words = " ".join(re.sub(r"[_-]", " ", words).split())
         if words and not _says_nothing(words):
             return words

@@ -10,6 +10,7 @@ Source: https://github.com/webdataset/webdataset, "WebDataset format".
 
 import contextlib
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,16 +18,21 @@ from typing import BinaryIO
 
 from tessella.data import records
 from tessella.data.addresses import LocalFile, read_beside
-from tessella.data.archives import TABLE_SUFFIXES, Packed, packed_records
+from tessella.data.archives import Packed, packed_records
 from tessella.data.class_names import CLASS_FILES, ClassNames, read_class_names
-from tessella.data.folders import is_image, suffix_of
+from tessella.data.folders import is_image, stem_of, suffix_of
 from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.data.samples import Grouping, Member, Pairs, key_of
+from tessella.data.table_rows import TABLE_SUFFIXES
 from tessella.errors import DataError
 
 _TEXTS = (".txt", ".caption", ".cap")  # the first that a sample has is read
 _CAPTIONS = (*_TEXTS, ".json", ".cls")
 _NO_CAPTION = f"no {', '.join(_CAPTIONS[:-1])} or {_CAPTIONS[-1]} with the same key has a caption"
+_WHOLE_NAMES = (
+    "pictures in tars are paired with their captions by their whole names: up to the first dot, "
+    "where webdataset's key ends, many are called the same"
+)
 _MAX_TABLE_BYTES = 1 << 30
 
 
@@ -37,6 +43,7 @@ class _Shard:
     local: LocalFile
     stream: BinaryIO
     split_by: str | None
+    notes: Counter[str]
     class_names: ClassNames | None
     grouping: Grouping = field(default_factory=Grouping)
     waiting: list[Member] = field(default_factory=list)  # of samples that are not complete yet
@@ -56,7 +63,9 @@ class _Shard:
         return ImageLocation(str(self.local.path), image.offset, image.size, self.local.owner)
 
 
-def shard_records(local: LocalFile, split_by: str | None = None) -> Iterator[Record | Skipped]:
+def shard_records(
+    local: LocalFile, split_by: str | None, notes: Counter[str]
+) -> Iterator[Record | Skipped]:
     """Reads the samples of a shard.
 
     A tar in which no picture has a caption file is read as the folder that was packed: with a
@@ -65,6 +74,7 @@ def shard_records(local: LocalFile, split_by: str | None = None) -> Iterator[Rec
     Args:
         local: a tar.
         split_by: the JSON field that becomes the record's group.
+        notes: counts what is done to samples.
 
     Yields:
         A record per sample; a skip for a sample without a picture or without captions.
@@ -75,7 +85,7 @@ def shard_records(local: LocalFile, split_by: str | None = None) -> Iterator[Rec
     """
     try:
         with local.path.open("rb") as stream:
-            shard = _Shard(local, stream, split_by, _names_beside(local))
+            shard = _Shard(local, stream, split_by, notes, _names_beside(local))
             for run in shard.grouping.runs(_members(shard)):
                 pairs = shard.grouping.pair(run)
                 shard.waiting += [*pairs.images, *pairs.texts]
@@ -190,6 +200,8 @@ def _sample(shard: _Shard, image: Member, texts: list[Member]) -> Record | Skipp
             else:
                 captions = records.captions_from_text(contents[suffix])
             if captions:
+                if shard.grouping.is_dotted and stem_of(image.name) != key_of(image.name):
+                    shard.notes[_WHOLE_NAMES] += 1
                 group = records.group_from_fields(fields, shard.split_by)
                 origin = _origin(shard, suffix)
                 return Record(name, shard.location(image), captions, group, origin=origin)
@@ -211,14 +223,9 @@ def _class_captions(shard: _Shard, content: bytes) -> tuple[str, ...]:
 
 def _origin(shard: _Shard, suffix: str) -> str:
     """Says where captions were read."""
-    origin = f"{suffix} files in tars"
+    origin = f"captions from the {suffix} files in the tars"
     if suffix == ".cls" and shard.class_names is not None:
         origin += f", named by {shard.class_names.file}"
-    if shard.grouping.is_dotted:
-        origin += (
-            ", paired by whole names (the key up to the first dot, as webdataset has it, would "
-            "make many pictures one)"
-        )
     return origin
 
 
@@ -231,8 +238,10 @@ def _read_rest(shard: _Shard) -> Iterator[Record | Skipped]:
             shard.class_names = shard.class_names or names
         groups.setdefault(key_of(member.name), []).append(member)
     if not shard.num_paired and not any(map(shard.grouping.has_sample, groups.values())):
-        packed = _read_as_folder(shard)
-        if first := next(packed, None):
+        packed, first = _read_as_folder(shard), None
+        with contextlib.suppress(DataError):  # there is nothing that could be captions
+            first = next(packed, None)
+        if first is not None:
             yield first
             yield from packed
             return
@@ -258,12 +267,11 @@ def _rest_of_key(shard: _Shard, group: list[Member]) -> Iterator[Record | Skippe
 
 
 def _read_as_folder(shard: _Shard) -> Iterator[Record | Skipped]:
-    """Reads a tar whose pictures have no caption files as the folder that it was, if it can be."""
+    """Reads a tar whose pictures have no caption files as the folder that it was."""
     packed = [
         Packed(member.name, shard.location(member))
         if is_image(member.name)
         else Packed(member.name, read=partial(shard.content, member, _MAX_TABLE_BYTES))
         for member in (*shard.waiting, *shard.tables)
     ]
-    with contextlib.suppress(DataError):  # there is nothing that could be captions
-        yield from packed_records(shard.local.name, packed, shard.split_by)
+    return packed_records(shard.local.name, packed, shard.split_by, shard.notes)

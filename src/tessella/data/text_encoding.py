@@ -49,7 +49,8 @@ def decode_text(content: bytes) -> tuple[str, str]:
         text = content.decode("cp1252")
     except UnicodeDecodeError:
         text = "\0"
-    if _FOREIGN.search(text) or _CONTROL.search(text):
+    is_western = re.search(r"[A-Za-z]", text) and not _FOREIGN.search(text)
+    if not is_western or _CONTROL.search(text):
         raise TextError(f"not UTF-8 (byte {position}), and not CP1252 either; save it as UTF-8")
     return text, "cp1252"
 

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,8 @@ class Reading:
         self.records: list[Record] = []
         self.skipped: list[Skipped] = []
         self.pictures: dict[tuple[str, ...], bytes] = {}
-        for item in self.source.records(split_by=split_by):
+        self.notes = Counter[str]()
+        for item in self.source.records(split_by=split_by, notes=self.notes):
             if isinstance(item, Skipped):
                 self.skipped.append(item)
                 continue

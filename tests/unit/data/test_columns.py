@@ -41,22 +41,13 @@ def test_columns_are_found(columns: dict, image: str, captions: list[str]) -> No
     assert find_columns("x.parquet", schema(columns)) == Columns(image, tuple(captions))
 
 
-def test_a_column_may_be_named() -> None:
-    columns = schema({"image": STRUCT, "text": TEXT, "notes": TEXT})
-    assert find_columns("x.parquet", columns, "notes").captions == ("notes",)
-    with pytest.raises(
-        DataError, match=r"no column `note`: `x\.parquet`\. It has: image, text, no"
-    ):
-        find_columns("x.parquet", columns, "note")
-
-
 def test_class_labels_are_captions() -> None:
     features = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": ["red_fox", "hare"]},
     }
     columns = find_columns("x", schema({"image": STRUCT, "label": INT}, features))
-    assert columns.origin == "column label (class names)"
+    assert columns.origin == "captions from column label (class names)"
     assert columns.read({"label": 0}) == ("red fox",)
     assert columns.read({"label": -1}) == columns.read({"label": None}) == ()
     with pytest.raises(CaptionError, match="there is no class of the number 2"):
@@ -67,7 +58,7 @@ def test_captions_of_numbered_columns_are_all_read() -> None:
     columns = Columns("image", ("c0", "c1", "c2"))
     assert columns.read({"c0": "one", "c1": None, "c2": "one"}) == ("one",)
     assert columns.read({"c0": "one", "c1": "two"}) == ("one", "two")
-    assert columns.origin == "columns c0, c1, c2"
+    assert columns.origin == "captions from columns c0, c1, c2"
 
 
 @pytest.mark.parametrize(

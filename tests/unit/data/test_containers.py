@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from tessella.data.containers import _sides, kind_of_file
+from tessella.data.prepare import prepare
+from tessella.data.settings import DataSettings
 from tessella.data.sources import recognise
 from tessella.errors import DataError
 
@@ -32,16 +34,29 @@ def test_kinds(name: str, kind: str | None) -> None:
     [
         (["d/train-00000-of-00002.parquet", "d/test-00000-of-00001.parquet"], "tv"),
         (["x/train/0.tar", "x/train/1.tar", "x/val/0.tar"], "ttv"),
-        (["s3://b/train/0.tar", "s3://b/validation/0.tar", "s3://b/more/0.tar"], "tvt"),
-        # One side alone is no split, nor is a folder above all of them.
-        (["d/test-00000-of-00002.parquet", "d/test-00001-of-00002.parquet"], "--"),
-        (["test/a/0.tar", "test/train/0.tar"], "--"),
-        (["x.tar"], "-"),
+        (["s3://b/train/0.tar", "s3://b/validation/0.tar", "s3://b/more/0.tar"], "tv-"),
+        # A folder above all of them says nothing.
+        (["test/a/0.tar", "test/train/0.tar"], "-t"),
+        (["test/x.tar"], "-"),
     ],
 )
 def test_names_say_the_split(names: list[str], sides: str) -> None:
     words = {"t": "train", "v": "validation", "-": None}
     assert _sides(names) == [words[side] for side in sides]
+
+
+def test_what_is_held_out_is_never_trained_on(draw, tmp_path) -> None:
+    draw.shard("data/train/0.tar", range(20))
+    draw.shard("data/test/0.tar", range(20, 24))
+    data = prepare([str(draw.folder / "data")], DataSettings(image_size=16), tmp_path / "cache")
+    assert set(data.validation.all_captions()) == {f"picture {n}" for n in range(20, 24)}
+    assert len(data.train) == 20
+
+
+def test_the_plan_says_where_captions_are_read(draw) -> None:
+    draw.shard("x.tar", range(2))
+    source = recognise(str(draw.folder / "x.tar"))
+    assert source.origins == ("captions from the texts in the tars",)
 
 
 def test_shards_keep_their_split(draw, reading) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,10 @@ def test_parquet_of_datasets(draw, reading, datasets) -> None:
     assert read.source.kind == "parquet"
     check_pictures(draw, read, range(9))
     assert [record.group for record in read.records] == [str(n % 2) for n in range(9)]
-    assert read.records[3].name == f"{path}:3" and read.records[3].origin == "column text"
+    assert (
+        read.records[3].name == f"{path}:3"
+        and read.records[3].origin == "captions from column text"
+    )
 
 
 def test_shards_of_the_hub_keep_their_splits(draw, reading, datasets) -> None:
@@ -90,6 +94,7 @@ def test_shards_of_the_hub_keep_their_splits(draw, reading, datasets) -> None:
             name = f"{split}-{shard:05}-of-00002.parquet"
             part.shard(2, shard, contiguous=True).to_parquet(str(folder / "data" / name))
     read = reading(folder)
+    assert read.source.origins == ("captions from column text",)
     sides = {record.captions[0]: record.side for record in read.records}
     assert sides == {f"picture {n}": "train" if n < 12 else "validation" for n in range(20)}
 
@@ -228,7 +233,7 @@ def test_memory_stays_flat_whatever_the_size_of_a_row_group(draw) -> None:
     path = write(draw, "x.parquet", content, write_batch_size=32)
     del images, content
     before, most, count = arrow.total_allocated_bytes(), 0, 0
-    for record in embedded_records(open_locally(str(path))):
+    for record in embedded_records(open_locally(str(path)), None, Counter()):
         most = max(most, arrow.total_allocated_bytes() - before)
         count += len(record.location.read()) == 1 << 16
     assert count == 1024 and most < 16 << 20
