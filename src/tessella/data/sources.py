@@ -231,8 +231,8 @@ def _recognise_folder(argument: str, root: Path) -> Source:
             raise _compressed(scan.compressed[0])
         raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
     reading = read_folder(survey, scan.add)
-    if reading is None:
-        raise _captionless(survey, contents)
+    if isinstance(reading, tuple):
+        raise _captionless(survey, "; ".join((contents, *reading)))
     count = None if survey.metadata else images
     return Source(argument, reading.kind, scan.fingerprint, root, count=count, reading=reading)
 
