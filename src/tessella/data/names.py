@@ -24,12 +24,12 @@ PICTURE_WORDS = frozenset({
     "input", "inputs", "raw", "all", "media",
 })  # fmt: skip
 # The best word first: where a picture has a text in several folders, the first is read.
-_TEXT_WORDS = (
+TEXT_WORDS = (
     "captions", "caption", "texts", "text", "txt", "prompts", "prompt", "descriptions",
     "description", "desc", "tags", "tag", "annotations", "annotation", "anns", "metadata", "meta",
     "json", "labels", "label", "class", "classes",
 )  # fmt: skip
-_SAYS_NOTHING = PICTURE_WORDS | set(_TEXT_WORDS) | {"split", "splits", "folder", "untitled", "misc"}
+_SAYS_NOTHING = PICTURE_WORDS | set(TEXT_WORDS) | {"split", "splits", "folder", "untitled", "misc"}
 
 _REPEATS = re.compile(r"([1-9]\d*)_(.*\S.*)")
 _NUMBER = re.compile(r"(\d+[._]|0\d*[ -])(?=.*[^\W\d_])")  # 10_dog, 001.Albatross, 01-cats
@@ -111,24 +111,3 @@ def _says_nothing(words: str) -> bool:
     if len(parts) == 1 and parts[0].isdigit():
         return len(parts[0]) > 2 or (len(parts[0]) > 1 and parts[0].startswith("0"))
     return side_of_name(words) is not None or _WORDNET_ID.fullmatch(words.lower()) is not None
-
-
-def key_of_sibling(folders: Sequence[str], stem: str) -> tuple[str, ...]:
-    """Returns what a picture and its text in a sibling folder have in common.
-
-    `images/train/0001` and `captions/train/0001` have: the same path once the words that only say
-    what kind of file lies in a folder are left out.
-    """
-    kept = []
-    for folder in folders:
-        words = re.split(r"[\s_-]+", normalise(folder))
-        if rest := "_".join(w for w in words if w not in PICTURE_WORDS and w not in _TEXT_WORDS):
-            kept.append(rest)
-    return (*kept, normalise(stem))
-
-
-def rank_of_text_folder(folders: Sequence[str]) -> int:
-    """Ranks folders of texts by their names, the likeliest captions first."""
-    words = {word for folder in folders for word in re.split(r"[\s_-]+", normalise(folder))}
-    ranks = (rank for rank, word in enumerate(_TEXT_WORDS) if word in words)
-    return min(ranks, default=len(_TEXT_WORDS))

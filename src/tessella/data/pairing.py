@@ -12,21 +12,21 @@ skipped, and so is what a table says of pictures that are not there.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tessella.data import records
-from tessella.data.folders import Listing, is_image, stem_of, suffix_of, walk
-from tessella.data.names import class_caption, key_of_sibling, side_of_folders, split_repeats
+from tessella.data.folders import Listing, suffix_of, walk
+from tessella.data.names import class_caption, side_of_folders, split_repeats
 from tessella.data.picture_index import PictureIndex
 from tessella.data.records import ImageLocation, Record, Skipped
+from tessella.data.siblings import Siblings
 from tessella.data.sidecars import FoundCaptions, Sidecars, read_sidecars
 from tessella.data.tables import Listed, Table, TableContents, read_table
 
 FolderKind: TypeAlias = Literal["table", "captions", "classes"]
-SiblingKey: TypeAlias = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class FolderReading:
     index: PictureIndex
     origins: tuple[str, ...]  # what is read, for people
     tables: tuple[Table, ...] = ()  # the first that lists a picture counts
-    siblings: Mapping[SiblingKey, tuple[str, ...]] = field(default_factory=dict)
-    base: Path | None = None  # what the siblings' keys are relative to; None for the root
+    siblings: Siblings = field(default_factory=Siblings)
     has_repeats: bool = False  # the numbers before folders' names are kohya's repeats
     notes: tuple[str, ...] = ()  # what else people should know
     is_whole: bool = True  # all pictures of the folder are meant, not only the listed ones
@@ -83,7 +82,7 @@ class _Pairing:
     ) -> None:
         self._reading, self._contents, self._split_by = reading, contents, split_by
         self._tables = {str(table.path) for table in reading.tables}
-        self._used: set[SiblingKey] = set()
+        self._used: set[str] = set()  # of the siblings
         self._orphans: list[str] = []
 
     def pair(self, listing: Listing) -> Iterator[Record | Skipped]:
@@ -98,9 +97,8 @@ class _Pairing:
 
     def list_unused(self) -> Iterator[Skipped]:
         """Lists the captions that no picture has."""
-        used = {path for key in self._used for path in self._reading.siblings[key]}
         for path in self._orphans:
-            if path not in used:
+            if path not in self._used:
                 yield Skipped(path, "no picture of the same name lies beside it", "imageless")
 
     def _pair_one(
@@ -157,15 +155,12 @@ class _Pairing:
         )
 
     def _read_sibling(self, folders: tuple[str, ...], image: str) -> FoundCaptions | None:
-        siblings = self._reading.siblings
-        if not siblings:
+        paths = self._reading.siblings.find(folders, image)
+        if not paths:
             return None
-        key = sibling_key(self._reading.root, self._reading.base, folders, image)
-        if key not in siblings:
-            return None
-        self._used.add(key)
-        place = f"of the same name in {Path(siblings[key][0]).parent.name}"
-        return read_sidecars(siblings[key], place, self._split_by)
+        self._used.update(paths)
+        place = f"of the same name in {Path(paths[0]).parent.name}"
+        return read_sidecars(paths, place, self._split_by)
 
     def _read_folder_name(self, folders: tuple[str, ...]) -> FoundCaptions | None:
         if not folders:
@@ -189,12 +184,3 @@ class _Pairing:
         if self._reading.tables:
             return f"no row of {self._reading.tables[0].path.name} names it"
         return "no .txt of the same name lies beside it"
-
-
-def sibling_key(root: Path, base: Path | None, folders: tuple[str, ...], name: str) -> SiblingKey:
-    """Returns the key of a picture, or of a text with its picture's name."""
-    stem = stem_of(name)
-    if not is_image(name) and is_image(stem):  # photo.jpg.txt
-        stem = stem_of(stem)
-    above = () if base is None else (root.name,)
-    return key_of_sibling((*above, *folders), stem)

@@ -272,8 +272,8 @@ def _recognise_folder(argument: str, root: Path) -> Source:
     else:
         raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
     reading = read_folder(survey, scan.add)
-    if reading is None:
-        raise _captionless(survey, contents)
+    if isinstance(reading, tuple):
+        raise _captionless(survey, "; ".join((contents, *reading)))
     count = None if survey.metadata else images
     return Source(argument, reading.kind, scan.fingerprint, root, count=count, reading=reading)
 

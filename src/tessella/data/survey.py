@@ -13,21 +13,22 @@ from pathlib import Path
 from tessella.data.folders import (
     SIDECAR_SUFFIXES,
     Listing,
-    is_image,
     is_sidecar,
     stem_of,
     suffix_of,
     walk,
 )
-from tessella.data.names import class_caption, has_repeats, normalise, rank_of_text_folder
-from tessella.data.pairing import FolderKind, FolderReading, SiblingKey, sibling_key
+from tessella.data.names import class_caption, has_repeats, normalise
+from tessella.data.pairing import FolderKind, FolderReading
 from tessella.data.picture_index import PictureIndex
 from tessella.data.records import CAPTION_FIELDS, CaptionError
+from tessella.data.siblings import Siblings, find_siblings, rank_of_text_folder
 from tessella.data.sidecars import Sidecars, read_sidecars
 from tessella.data.table_rows import TABLE_SUFFIXES
 from tessella.data.tables import METADATA_NAMES, Table, recognise_table
 from tessella.errors import DataError
 
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _MAX_TRIED = 200  # files that may be tables
 _SAMPLE = 5  # sidecars, of which one must have a caption: boxes of objects have none
 _MAX_BYTES_BESIDE = 1 << 29  # of a file outside of the data that is looked into
@@ -44,6 +45,7 @@ class FolderSurvey:
     named: int = 0  # pictures in folders whose names say something
     metadata: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)  # files that may be tables
+    spreadsheets: list[Path] = field(default_factory=list)
     orphans: list[Path] = field(default_factory=list)  # texts without a picture beside them
     suffixes: set[str] = field(default_factory=set)  # of the texts beside pictures
     folders: set[str] = field(default_factory=set)  # names of those that hold pictures
@@ -84,9 +86,13 @@ class FolderSurvey:
                 self.orphans.append(Path(listing.path(name)))
             elif suffix_of(name) in TABLE_SUFFIXES and not is_sidecar(name):
                 self.tables.append(Path(listing.path(name)))
+            elif suffix_of(name) in _SPREADSHEETS:
+                self.spreadsheets.append(Path(listing.path(name)))
 
 
-def read_folder(survey: FolderSurvey, watch: Callable[[Path], object]) -> FolderReading | None:
+def read_folder(
+    survey: FolderSurvey, watch: Callable[[Path], object]
+) -> FolderReading | tuple[str, ...]:
     """Decides how the pictures of a folder get their captions.
 
     Args:
@@ -94,7 +100,7 @@ def read_folder(survey: FolderSurvey, watch: Callable[[Path], object]) -> Folder
         watch: told each file outside of the folder that is read, because it is part of the data.
 
     Returns:
-        The reading; None if the pictures have no captions.
+        The reading; if the pictures have no captions, what was looked at in vain.
 
     Raises:
         DataError: `metadata.*` cannot be read or lacks a column.
@@ -126,11 +132,10 @@ class _Decision:
         self._origins: list[str] = []
         self._notes: list[str] = []
         self._tables: list[Table] = []
-        self._siblings: dict[SiblingKey, tuple[str, ...]] = {}
-        self._base: Path | None = None
+        self._siblings = Siblings()
         self._has_repeats = has_repeats(sorted(survey.folders))
 
-    def decide(self) -> FolderReading | None:
+    def decide(self) -> FolderReading | tuple[str, ...]:
         survey = self._survey
         tables = (recognise_table(path, self._index) for path in survey.metadata)
         self._tables = [table for table in tables if table is not None]
@@ -145,16 +150,19 @@ class _Decision:
             return self._reading("table")
         if num_pairs < survey.images:
             self._look_inside()
-        if not (num_pairs or self._siblings or self._tables) and survey.images:
+        if not (num_pairs or self._siblings.texts or self._tables) and survey.images:
             self._look_beside()
-        if num_pairs or self._siblings:
+        if num_pairs or self._siblings.texts:
             return self._reading("captions")
         if self._tables:
             return self._reading("table")
         if survey.named and not survey.top_images:
             self._origins = ["captions from the folders' names"]
             return self._reading("classes")
-        return self._reading("captions") if survey.pairs else None  # which says why they are bad
+        if survey.pairs:  # and none of them usable: reading them says why
+            return self._reading("captions")
+        sheets = (f"{path.name} is not read: save it as a CSV" for path in survey.spreadsheets)
+        return (*self._notes, *islice(sheets, 1))
 
     def _reading(self, kind: FolderKind) -> FolderReading:
         return FolderReading(
@@ -164,7 +172,6 @@ class _Decision:
             tuple(self._origins),
             tuple(self._tables),
             self._siblings,
-            self._base,
             self._has_repeats,
             (*self._notes, *self._note_numbers()),
         )
@@ -179,8 +186,8 @@ class _Decision:
 
     def _look_inside(self) -> None:
         orphans = self._survey.orphans
-        self._siblings = self._find_siblings(orphans, self._root)
-        used = {path for paths in self._siblings.values() for path in paths}
+        self._add_siblings(orphans, self._root)
+        used = self._siblings.paths()
         self._add_tables([*self._survey.tables, *(p for p in orphans if str(p) not in used)])
 
     def _look_beside(self) -> None:
@@ -200,45 +207,26 @@ class _Decision:
                 for file in one.files
                 if is_sidecar(file)
             ]
-        self._base = parent
-        self._siblings = self._find_siblings(texts, parent)
-        used = {path for paths in self._siblings.values() for path in paths}
+        self._add_siblings(texts, parent)
+        used = self._siblings.paths()
         self._add_tables([path for path in tables if str(path) not in used], are_beside=True)
         for path in [*map(Path, sorted(used)), *(table.path for table in self._tables)]:
             self._watch(path)
 
-    def _find_siblings(
-        self, texts: Iterable[Path], base: Path
-    ) -> dict[SiblingKey, tuple[str, ...]]:
-        """Finds which texts are named like pictures of another folder."""
-        found: dict[SiblingKey, list[str]] = {}
-        for path in texts:
-            key = sibling_key(base, None, path.parent.relative_to(base).parts, path.name)
-            found.setdefault(key, []).append(str(path))
-        folders: dict[SiblingKey, set[Path]] = {}
-        for listing in walk(self._root) if found else ():
-            inner = listing.folder.relative_to(self._root).parts
-            for image in filter(is_image, listing.files):
-                key = sibling_key(self._root, self._base, inner, image)
-                if key in found:
-                    folders.setdefault(key, set()).add(listing.folder)
-        # A text that two folders' pictures may mean is neither's.
-        siblings = {
-            key: tuple(
-                sorted(found[key], key=lambda path: (rank_of_text_folder(Path(path).parts), path))
-            )
-            for key, holders in folders.items()
-            if len(holders) == 1
-        }
-        if len(siblings) < len(folders):
-            count = len(folders) - len(siblings)
+    def _add_siblings(self, texts: Iterable[Path], base: Path) -> None:
+        """Adds the texts that are named like pictures of another folder, if they are captions."""
+        siblings = find_siblings(self._root, texts, base)
+        names = sorted({Path(paths[0]).parent.name for paths in siblings.texts.values()})
+        if siblings.num_ambiguous:
             self._notes.append(
-                f"{count} texts may be of several pictures, so that they are of none"
+                f"{siblings.num_ambiguous} texts of another folder may be of several pictures, so "
+                "that they are of none"
             )
-        names = sorted({Path(paths[0]).parent.name for paths in siblings.values()})
-        if names:
+        if names and not _have_captions(islice(siblings.texts.values(), _SAMPLE)):
+            self._notes.append(f"the texts of the same name in {', '.join(names)} are no captions")
+        elif names:
+            self._siblings = siblings
             self._origins.append(f"captions from the texts of the same name in {', '.join(names)}")
-        return siblings
 
     def _add_tables(self, paths: list[Path], *, are_beside: bool = False) -> None:
         """Adds the files that turn out to be tables of the pictures."""

@@ -5,7 +5,6 @@ import pytest
 from tessella.data.names import (
     class_caption,
     has_repeats,
-    key_of_sibling,
     side_of_file,
     side_of_name,
     side_of_value,
@@ -103,9 +102,3 @@ def test_repeats() -> None:
     assert not has_repeats(["0_a", "10_b"])
     assert not has_repeats(["001_a"])
     assert not has_repeats(["cats", "2024"])
-
-
-def test_what_a_picture_and_its_text_have_in_common() -> None:
-    assert key_of_sibling(("images", "train"), "A") == ("train", "a")
-    assert key_of_sibling(("train_captions",), "a") == ("train", "a")
-    assert key_of_sibling(("one",), "a") != key_of_sibling(("two",), "a")

@@ -157,6 +157,7 @@ def test_a_name_that_is_right_is_not_lent_to_another(draw) -> None:
         ("train_images/{}.png", "train_captions/{}.txt"),
         ("img/{}.png", "json/{}.json"),
         ("Photos/{}.png", "Texts/{}.png.txt"),
+        ("images/001.Crow/{}.png", "text_c10/001.Crow/{}.txt"),
     ],
 )
 def test_texts_in_a_sibling_folder(draw, image: str, text: str) -> None:
@@ -184,7 +185,27 @@ def test_a_text_that_two_pictures_may_mean_is_neithers(draw) -> None:
     records, skipped = read(draw.folder / "data")
     assert [record.captions for record in records] == [("two",)]
     assert Counter(one.kind for one in skipped) == {"captionless": 2, "imageless": 1}
-    assert "may be of several pictures" in recognise(str(draw.folder / "data")).notes[0]
+    assert (
+        "1 texts of another folder may be of several pictures"
+        in recognise(str(draw.folder / "data")).notes[0]
+    )
+
+
+def test_texts_of_boxes_in_a_sibling_folder_are_told(draw) -> None:
+    numbered(draw, "cats/images/1.png", "dogs/images/1.png")
+    draw.file("data/cats/labels/1.txt", "0 0.5 0.5 0.1 0.25")
+    draw.file("data/dogs/labels/1.txt", "1 0.5 0.5 0.1 0.25")
+    assert set(pairs(draw.folder / "data").values()) == {("cats",), ("dogs",)}
+    assert recognise(str(draw.folder / "data")).notes == (
+        "the texts of the same name in labels are no captions",
+    )
+
+
+def test_a_spreadsheet_is_to_be_saved_as_a_csv(draw) -> None:
+    numbered(draw, "1.png")
+    draw.file("data/captions.xlsx", b"PK")
+    with pytest.raises(DataError, match=r"captions\.xlsx is not read: save it as a CSV; 1 lie dir"):
+        recognise(str(draw.folder / "data"))
 
 
 def test_the_folder_of_captions_goes_before_that_of_labels(draw) -> None:
