@@ -27,7 +27,8 @@ class _Picture:
 @dataclass(frozen=True, slots=True)
 class _Folder:
     path: Path
-    parts: tuple[str, ...]  # relative to the root
+    parts: tuple[str, ...]  # relative to the root, normalised
+    side: Side | None  # of the split, that its name says
 
 
 class PictureIndex:
@@ -38,6 +39,7 @@ class PictureIndex:
         self._folders: list[_Folder] = []
         self._pictures: dict[str, list[_Picture]] | None = None
         self._names: dict[Path, frozenset[str]] = {}  # of the files of a folder
+        self._compared: dict[tuple[Path, Path], bool] = {}
         self._known: set[tuple[str, ...]] = set()  # the folders, relative to the root
         self._above = tuple(normalise(part) for part in root.absolute().parts)
 
@@ -71,9 +73,9 @@ class PictureIndex:
 
     def _find_exact(self, given: str, parts: list[str], table_folder: Path) -> str | None:
         """Finds the file of that very name, whatever its suffix."""
-        if is_absolute(given) or ".." in parts or not table_folder.is_relative_to(self.root):
+        if is_absolute(given) or ".." in parts or not self._is_under(table_folder, self.root):
             return None
-        folder = table_folder.joinpath(*parts[:-1])
+        folder = table_folder.joinpath(*parts[:-1]) if len(parts) > 1 else table_folder
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(folder))  # noqa: PTH208
@@ -83,17 +85,26 @@ class PictureIndex:
 
     def _leads_out(self, parts: list[str], table_folder: Path) -> bool:
         """Says whether a name climbs out of the root."""
-        if not table_folder.is_relative_to(self.root):
+        if ".." not in parts or not self._is_under(table_folder, self.root):
             return False
         return parts.count("..") > len(table_folder.relative_to(self.root).parts)
+
+    def _is_under(self, folder: Path, other: Path) -> bool:
+        """Says whether a folder lies in another; each pair is compared once, for that is slow."""
+        if (folder, other) not in self._compared:
+            self._compared[folder, other] = folder.is_relative_to(other)
+        return self._compared[folder, other]
 
     def _lookup(self, last: str) -> list[_Picture]:
         if self._pictures is None:
             self._pictures = {}
             for listing in walk(self.root):
                 parts = listing.folder.relative_to(self.root).parts
-                self._folders.append(_Folder(listing.folder, parts))
-                self._known.add(tuple(map(normalise, parts)))
+                folder = _Folder(
+                    listing.folder, tuple(map(normalise, parts)), side_of_folders(parts)
+                )
+                self._folders.append(folder)
+                self._known.add(folder.parts)
                 for name in filter(is_image, listing.files):
                     picture = _Picture(len(self._folders) - 1, name)
                     self._pictures.setdefault(normalise(stem_of(name)), []).append(picture)
@@ -105,7 +116,7 @@ class PictureIndex:
     ) -> tuple[int, ...] | None:
         """Ranks how well a picture of the right name fits; None if its folders contradict."""
         folder = self._folders[picture.folder]
-        inner = tuple(map(normalise, folder.parts))
+        inner = folder.parts
         wanted = tuple(normalise(part) for part in parts[:-1] if part != "..")
         whole = (*self._above, *inner)
         # A longer path may end in what is here, unless the folder that it names is here too.
@@ -117,9 +128,9 @@ class PictureIndex:
             common += 1
         return (
             common,
-            int(side is not None and side_of_folders(folder.parts) == side),
+            int(side is not None and folder.side == side),
             int(folder.path == table_folder),
-            int(folder.path.is_relative_to(table_folder)),
+            int(self._is_under(folder.path, table_folder)),
             int(picture.name == parts[-1]),
         )
 

@@ -17,7 +17,7 @@ Side: TypeAlias = Literal["train", "validation"]
 # The caption fields of a metadata row or a JSON sidecar; the first one with a text wins.
 CAPTION_FIELDS = (
     "text", "caption", "captions", "sentence", "sentences", "description", "prompt", "title",
-    "comment", "tags", "keywords",
+    "comment", "conversations", "tags", "keywords",
 )  # fmt: skip
 # Their lists are the words of one caption; a list elsewhere is several captions.
 _WORD_LISTS = ("tags", "keywords")
@@ -150,6 +150,9 @@ def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
         except json.JSONDecodeError as error:
             raise CaptionError(f"`{name}` is not a JSON list: {error}") from None
     values = value if isinstance(value, list) else [value]
+    if field == "conversations":  # LLaVA's: what is asked says nothing of the picture
+        answers = [one for one in values if isinstance(one, dict) and one.get("from") == "gpt"]
+        values = [one.get("value") for one in answers]
     # Karpathy's lists of captions: {"raw": "A dog runs.", "tokens": […]}.
     values = [one.get("raw") if isinstance(one, dict) else one for one in values]
     if not all(isinstance(text, str) for text in values):

@@ -60,8 +60,9 @@ def find_siblings(root: Path, texts: Iterable[Path], base: Path) -> Siblings:
     for listing in walk(root) if found else ():
         folders = (*above, *listing.folder.relative_to(root).parts)
         for image in filter(is_image, listing.files):
-            if key := next((key for key in _list_keys(folders, image) if key in found), None):
-                holders.setdefault(key, set()).add(listing.folder)
+            keys = [key for key in _list_keys(folders, image) if key in found]
+            if keys:
+                holders.setdefault(keys[0], set()).add(listing.folder)
     clear = [key for key, of in holders.items() if len(of) == 1]
     siblings = {key: tuple(sorted(found[key], key=_rank)) for key in clear}
     return Siblings(siblings, above, len(holders) - len(siblings))

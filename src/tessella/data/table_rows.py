@@ -25,7 +25,7 @@ from tessella.errors import DataError, needs_extra
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".token")
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # Lists without a header: "0001.jpg a red dog", "0001.jpg: a red dog".
-_LIST_DELIMITERS = {":": "colons", " ": "spaces"}
+LIST_DELIMITERS = {":": "colons", " ": "spaces"}
 _SAMPLE = 200
 
 
@@ -71,7 +71,7 @@ class Layout:
         """Says what is not usual about it, for people: "CP1252, semicolons"; else ""."""
         words = [describe_encoding(self.encoding)]
         if self.delimiter is not None and _usual(self.path) != self.delimiter:
-            words.append((_DELIMITERS | _LIST_DELIMITERS)[self.delimiter])
+            words.append((_DELIMITERS | LIST_DELIMITERS)[self.delimiter])
         if not self.has_header:
             words.append("no header")
         return ", ".join(filter(None, words))
@@ -139,7 +139,7 @@ def _delimited_layouts(plain: Layout, file: TextIO) -> Iterator[Layout]:
         start = file.tell()
     delimiters = dict.fromkeys([*named, _usual(plain.path), *_DELIMITERS])
     if suffix_of(plain.path.name) == ".txt":
-        delimiters |= dict.fromkeys(_LIST_DELIMITERS)
+        delimiters |= dict.fromkeys(LIST_DELIMITERS)
     for delimiter in delimiters:
         file.seek(start)
         header = [cell.strip() for cell in next(csv.reader(file, delimiter=delimiter), [])]

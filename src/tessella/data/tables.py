@@ -20,7 +20,7 @@ from tessella.data.folders import stem_of, suffix_of
 from tessella.data.names import side_of_file, side_of_value
 from tessella.data.picture_index import PictureIndex, is_absolute, split_name
 from tessella.data.records import Side, Skipped
-from tessella.data.table_rows import Layout, Row, list_layouts, without_header
+from tessella.data.table_rows import LIST_DELIMITERS, Layout, Row, list_layouts, without_header
 from tessella.errors import DataError
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -133,14 +133,23 @@ def recognise_table(path: Path, index: PictureIndex, *, is_beside: bool = False)
 
 
 def _layouts(path: Path, index: PictureIndex) -> Iterator[Layout]:
-    """Lists the layouts of a file; without a header where the first line names a picture."""
+    """Lists the layouts of a file; without a header where the first line names a picture.
+
+    A line of plain text may end in what could be a picture's number: only a name with a suffix
+    counts between words, and a number only in the first place.
+    """
+    side = side_of_file(stem_of(path.name))
     for layout in list_layouts(path):
-        if layout.delimiter is not None and any(
-            index.find(cell, path.parent, side_of_file(stem_of(path.name)))
-            for cell in layout.columns
-        ):
+        is_list = layout.delimiter in LIST_DELIMITERS
+        named = (
+            column
+            for column, cell in enumerate(layout.columns)
+            if (suffix_of(cell) or (column == 0 and not is_list))
+            and index.find(cell, path.parent, side)
+        )
+        if layout.delimiter is not None and next(named, None) is not None:
             yield without_header(layout)
-        elif layout.delimiter not in (" ", ":"):
+        elif not is_list:
             yield layout
 
 
@@ -186,10 +195,11 @@ def _find_file_column(
         values = [
             value for row in rows if isinstance(value := row.fields.get(column), str) and value
         ]
+        name = _simple(column)
+        stem = _STEM if name in _FILE_NAMES or column == columns[0] else 0.0
         found = (value for value in values if index.find(value, path.parent, side))
-        hits = sum(1.0 if suffix_of(split_name(value)[-1]) else _STEM for value in found)
+        hits = sum(1.0 if suffix_of(split_name(value)[-1]) else stem for value in found)
         if hits:
-            name = _simple(column)
             rank = _FILE_NAMES.index(name) if name in _FILE_NAMES else len(_FILE_NAMES)
             # Under such a name one picture is enough: most of them may be elsewhere.
             is_named = name in _FILE_NAMES and name not in _VAGUE_NAMES and not is_beside

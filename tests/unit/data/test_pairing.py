@@ -307,6 +307,27 @@ def test_lists_without_a_header(draw, line: str) -> None:
     }
 
 
+def test_captions_in_the_order_of_the_pictures_are_not_guessed(draw) -> None:
+    numbered(draw, "images/1.png", "images/2.png")
+    for text in ("caption 1\ncaption 2", "a dog, 1\na dog, 2", "a dog\na cat"):
+        draw.file("data/captions.txt", text)
+        with pytest.raises(DataError, match="have no captions"):
+            recognise(str(draw.folder / "data"))
+
+
+def test_llavas_conversations(draw) -> None:
+    expected = numbered(draw, *FOUR)
+    rows = [
+        {
+            "image": n,
+            "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": t}],
+        }
+        for n, [t] in expected.items()
+    ]
+    draw.file("data/llava.json", json.dumps(rows))
+    assert pairs(draw.folder / "data") == expected
+
+
 def test_several_columns_of_captions(draw) -> None:
     numbered(draw, *FOUR)
     names = [Path(name).name for name in FOUR]
