@@ -306,6 +306,22 @@ def test_doctor_tells_what_is_in_the_data_and_what_next() -> None:
     assert files() == ["data", *sorted(f"data/{i}.{s}" for i in range(6) for s in ("png", "txt"))]
 
 
+def test_doctor_tells_how_it_read_the_data() -> None:
+    draw_data(Path("data/test"))
+    draw_data(Path("data/train"))
+    for path in Path("data").rglob("*.txt"):
+        path.unlink()
+    rows = [f"{side}/{n}.png;a dog; of {side}" for side in ("train", "test") for n in range(6)]
+    table = Path("data/captions.csv")
+    table.write_text("\n".join(["file;caption", *rows]), encoding="utf-8")
+    told = succeed("doctor", "data").splitlines()
+    origin = "captions from captions.csv, column caption (semicolons)"
+    assert f"Read       data: {origin} (12 images)" in told
+    assert "Note       data: 12 rows of captions.csv with unquoted text joined" in told
+    assert any(line.startswith("Split      data: as the data names it: ") for line in told)
+    assert f"#   {origin}" in succeed("fit", "data", "--out", "run", "--dry-run")
+
+
 def test_doctor_tells_json() -> None:
     draw_data(Path("data"))
     report = json.loads(succeed("doctor", "data", "--json"))
@@ -394,7 +410,15 @@ def test_a_dry_run_of_fit_tells_json() -> None:
     told = json.loads(succeed("fit", "scenes:40", "--out", "run", "--dry-run", "--json"))
     assert told["dry_run"] is True
     assert told["is_new"] is True
-    assert told["sources"] == [{"given": "scenes:40", "kind": "scenes", "images": 40}]
+    assert told["sources"] == [
+        {
+            "given": "scenes:40",
+            "kind": "scenes",
+            "images": 40,
+            "readings": [],
+            "notes": [],
+        }
+    ]
     assert build(Recipe, told["recipe"]) == Recipe()
     assert told["precision"]["name"] in ("fp32", "bf16")
     assert not files()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tessella.data.decode import Decoded
-    from tessella.data.inspect import DataReport
+    from tessella.data.inspect import DataReport, SourceReport
     from tessella.retrieval.coverage import CoverageReport
 
 
@@ -49,6 +49,8 @@ def _describe(
         table.add_row(source.given, source.kind or "not readable", *counts)
     yield table
     yield ""
+    for source in report.sources:
+        yield from _describe_reading(source)
     for name, value in _facts(report):
         yield f"{name:<10} {value}"
     if coverage is not None:
@@ -61,6 +63,18 @@ def _describe(
     for title, lines in sections.items():
         if lines:
             yield "\n".join(["", f"{title}:", *(f"- {line}" for line in lines)])
+
+
+def _describe_reading(source: "SourceReport") -> Iterator[str]:
+    """Says how a source was read, so that a wrong reading is seen before the training."""
+    for origin, count in source.readings.items():
+        yield f"{'Read':<10} {source.given}: {origin} ({count:,} images)"
+    if source.split:
+        train, held_out = source.split["train"], source.split["validation"]
+        sides = f"{train:,} images for training, {held_out:,} held out"
+        yield f"{'Split':<10} {source.given}: as the data names it: {sides}"
+    for note in source.notes:
+        yield f"{'Note':<10} {source.given}: {note}"
 
 
 def _facts(report: "DataReport") -> list[tuple[str, str]]:

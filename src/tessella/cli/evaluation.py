@@ -128,7 +128,7 @@ def _measure(
     looks_up = isinstance(model, TextToImage) and ExampleLookup.create(model) is not None
     networks = EvalNetworks.load(request.features or (), model.device)
     settings = resolve_recipe(None, request.config, request.set_ or ()).data.replace(
-        image_size=model.config.image_size, validation_fraction=0.0
+        image_size=model.config.image_size, validation_fraction=0.0, named_splits=False
     )
     images = read_eval_images(request, settings)
     console.print(f"Measuring on {images.description}.")

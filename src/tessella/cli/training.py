@@ -140,7 +140,13 @@ def _plan(request: "FitRequest") -> Result:
     from tessella.training.request import resolve_run
 
     sources = [
-        {"given": source.argument, "kind": source.kind, "images": source.count}
+        {
+            "given": source.argument,
+            "kind": source.kind,
+            "images": source.count,
+            "readings": source.origins,
+            "notes": source.notes,
+        }
         for source in recognise_all(request.sources)
     ]
     run = resolve_run(request, create_accelerator(request.device))
@@ -161,6 +167,7 @@ def _describe(plan: Mapping[str, Any], minutes: float | None) -> Iterator[str]:
     for source in plan["sources"]:
         images = "" if source["images"] is None else f", {source['images']:,} images"
         yield f"# on {source['given']} ({source['kind']}{images})"
+        yield from (f"#   {line}" for line in (*source["readings"], *source["notes"]))
     yield f"# in {plan['precision']['name']}: {plan['precision']['why']}"
     if plan["lengths_are_measured"]:
         yield (

@@ -193,7 +193,10 @@ class CacheWriter(contextlib.ExitStack):
 
 
 def write_sides(
-    folder: Path, validation: npt.NDArray[np.bool_], digests: bytes | bytearray
+    folder: Path,
+    validation: npt.NDArray[np.bool_],
+    digests: bytes | bytearray,
+    repeats: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, str]:
     """Writes the rows of each side.
 
@@ -201,6 +204,7 @@ def write_sides(
         folder: a cache whose pixels and captions are written.
         validation: (N,) true for the validation side.
         digests: the N hashes of the pixels, one after another.
+        repeats: (N,) how often an image of the training side is there; None for once.
 
     Returns:
         The fingerprint of each side: a hash of its pixels and captions in their order.
@@ -209,6 +213,8 @@ def write_sides(
     fingerprints = {}
     for side, is_on_side in zip(SIDES, (~validation, validation), strict=True):
         rows = np.flatnonzero(is_on_side)
+        if repeats is not None and side == "train":
+            rows = np.repeat(rows, repeats[rows])
         (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
         digest = hashlib.blake2b(digest_size=16)
         for row in rows.tolist():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tessella.data.records import ImageLocation, Record, SceneLocation, Skipped
+from tessella.data.records import ImageLocation, Record, SceneLocation, Skipped, StoredImage
 from tessella.data.scenes import canonical_caption, draw_scene, paraphrases, sample_scene
 from tessella.data.settings import DataSettings
 from tessella.images import ImageError, Pixels, decode_image, fit_square, open_image
@@ -104,8 +104,10 @@ def _hash(pixels: bytes) -> bytes:
     return hashlib.blake2b(pixels, digest_size=DIGEST_BYTES).digest()
 
 
-def _read(location: ImageLocation) -> Path | bytes:
-    """Reads a picture out of its tar; a picture of its own stays a path."""
+def _read(location: ImageLocation | StoredImage) -> Path | bytes:
+    """Reads a picture out of the file that holds it; a picture of its own stays a path."""
+    if not isinstance(location, ImageLocation):
+        return location.read()
     if location.size is None:
         return Path(location.path)
     try:

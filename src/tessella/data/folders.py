@@ -1,8 +1,4 @@
-"""Folders of pictures: walks them, pairs pictures with caption files, reads class folders.
-
-A picture and its caption file belong together if they have the same relative path without the
-suffix; the same stem in another folder is another picture.
-"""
+"""Folders: walks them in the same order on every machine, and says what a file's name means."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tessella.data import records
-from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.errors import DataError
 from tessella.images import IMAGE_SUFFIXES
+
+# Files with captions that are named after their picture; the first one with a caption is read.
+SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".json", ".tags")
 
 # Texts that often lie beside pictures and are not captions.
 _NOT_CAPTIONS = {"readme", "license", "licence", "notice", "credits", "attribution", "changelog"}
@@ -27,8 +24,9 @@ class Listing:
     files: list[str]
 
     def path(self, name: str) -> str:
-        """Returns the path of a file."""
-        return os.path.join(self.folder, name)  # noqa: PTH118 - Path is ten times slower
+        """Returns the path of a file, as `folder / name` writes it."""
+        folder = str(self.folder)
+        return name if folder == "." else os.path.join(folder, name)  # noqa: PTH118 - see below
 
 
 def walk(root: Path) -> Iterator[Listing]:
@@ -66,9 +64,9 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
-def is_caption(name: str) -> bool:
-    """Says by its name whether a file should hold captions."""
-    return suffix_of(name) == ".txt" and stem_of(name).lower() not in _NOT_CAPTIONS
+def is_sidecar(name: str) -> bool:
+    """Says by its name whether a file may hold the captions of the picture it is named after."""
+    return suffix_of(name) in SIDECAR_SUFFIXES and stem_of(name).lower() not in _NOT_CAPTIONS
 
 
 # The next two avoid Path, which is ten times slower for a million files.
@@ -82,54 +80,3 @@ def suffix_of(name: str) -> str:
 def stem_of(name: str) -> str:
     """Returns a file name without its last suffix."""
     return os.path.splitext(name)[0]  # noqa: PTH122
-
-
-def caption_folder_records(root: Path) -> Iterator[Record | Skipped]:
-    """Pairs the pictures under a folder with their caption files.
-
-    Yields:
-        A record per picture, or a skip: for pictures without captions and captions without picture.
-    """
-    for listing in walk(root):
-        texts = {stem_of(name): listing.path(name) for name in listing.files if is_caption(name)}
-        used: set[str] = set()
-        for image in filter(is_image, listing.files):
-            stem = stem_of(image)
-            used.add(stem)
-            yield _pair(listing.path(image), texts.get(stem))
-        for stem, path in texts.items():
-            if stem not in used:
-                yield Skipped(path, "no picture of the same name lies beside it", "imageless")
-
-
-def _pair(image: str, text: str | None) -> Record | Skipped:
-    """Makes the record of a picture and its caption file."""
-    if text is None:
-        return Skipped(image, "no .txt of the same name lies beside it", "captionless")
-    try:
-        with Path(text).open("rb") as file:
-            captions = records.captions_from_text(file.read(records.MAX_CAPTION_BYTES + 1))
-    except (OSError, records.CaptionError) as error:
-        return Skipped(image, f"its caption file cannot be used: {error}", "bad_caption")
-    if not captions:
-        return Skipped(image, "its caption file is blank", "captionless")
-    return Record(image, ImageLocation(image), captions)
-
-
-def class_folder_records(root: Path) -> Iterator[Record | Skipped]:
-    """Captions each picture with the name of its folder; dashes become spaces.
-
-    Yields:
-        A record per picture; a skip if the folder's name cannot be a caption.
-    """
-    for listing in walk(root):
-        words = listing.folder.name.replace("_", " ").replace("-", " ")
-        try:
-            captions = records.clean_captions([words])
-        except records.CaptionError:
-            captions = ()
-        for path in map(listing.path, filter(is_image, listing.files)):
-            if captions:
-                yield Record(path, ImageLocation(path), captions)
-            else:
-                yield Skipped(path, "the folder's name cannot be a caption", "captionless")

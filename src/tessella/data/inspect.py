@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from tessella.data.decode import Decoded, decode_records
-from tessella.data.records import Skipped
+from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
-from tessella.data.sources import recognise
+from tessella.data.sources import describe_notes, recognise
 from tessella.data.split import split_key
 from tessella.errors import DataError
 
@@ -39,6 +39,9 @@ class SourceReport:
     bytes: int = 0  # their total size
     images: int = 0  # usable
     skipped: int = 0
+    readings: dict[str, int] = field(default_factory=dict)  # images by where their captions are
+    split: dict[str, int] = field(default_factory=dict)  # images by side, if the data names both
+    notes: list[str] = field(default_factory=list)  # what else was done to it
     error: str | None = None  # why it cannot be read, or not to its end
 
 
@@ -167,7 +170,8 @@ def _inspect_source(
         source = recognise(argument)
         report.kind = source.kind
         report.files, report.bytes = source.fingerprint.files, source.fingerprint.bytes
-        records = source.records(settings.seed, settings.split_by)
+        notes = Counter[str]()
+        records = source.records(settings.seed, settings.split_by, notes)
         with contextlib.closing(decode_records(records, settings)) as pictures:
             for picture in pictures:
                 if isinstance(picture, Skipped):
@@ -175,12 +179,24 @@ def _inspect_source(
                     report.skipped += 1
                 else:
                     tally.add(picture)
-                    report.images += 1
+                    _count(report, picture.record)
                     if on_picture is not None:
                         on_picture(picture)
+        report.notes = [*source.notes, *describe_notes(notes)]
     except DataError as error:
         report.error = str(error)
+    if "validation" not in report.split or len(report.split) < 2 or not settings.named_splits:
+        report.split = {}
     return report
+
+
+def _count(report: SourceReport, record: Record) -> None:
+    """Counts one usable image."""
+    report.images += 1
+    if record.origin:
+        report.readings[record.origin] = report.readings.get(record.origin, 0) + 1
+    side = record.side or "train"
+    report.split[side] = report.split.get(side, 0) + 1
 
 
 def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSettings) -> DataReport:

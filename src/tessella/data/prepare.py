@@ -8,22 +8,24 @@ leaves nothing that would be used.
 """
 
 import contextlib
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tessella.data import cache
 from tessella.data.cache import CacheWriter, CaptionedImages
-from tessella.data.decode import NUM_PARAPHRASES, decode_records
+from tessella.data.decode import NUM_PARAPHRASES, Decoded, decode_records
 from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
-from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
-from tessella.data.split import assign_sides, split_key
+from tessella.data.sources import WHAT_DATA_MAY_BE, Source, describe_notes, recognise_all
+from tessella.data.split import NAMED_SIDES, assign_sides, settle_named_sides, split_key
 from tessella.errors import CheckpointError, DataError
 from tessella.files import lock, new_folder, write_json
 
@@ -43,6 +45,16 @@ class PreparedData:
     def sides(self) -> dict[str, CaptionedImages]:
         """Both sides of the split by name."""
         return {"train": self.train, "validation": self.validation}
+
+    @property
+    def readings(self) -> dict[str, int]:
+        """How many pictures have their captions from where: "captions from train.csv, …"."""
+        return dict(self.manifest.get("readings", {}))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else was done to the data, in words."""
+        return tuple(self.manifest.get("notes", ()))
 
 
 def prepare(
@@ -93,6 +105,8 @@ def prepare(
 def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, Any]:
     """Gathers everything that determines the contents of a cache."""
     names = {"image_size", "validation_fraction", "split_by", "max_image_pixels"}
+    # Since a setting was added, its default must not make an older cache another one.
+    names |= set() if settings.named_splits else {"named_splits"}
     values = settings.model_dump(include=names)
     if any(source.kind == "scenes" for source in sources):
         values |= {"seed": settings.seed, "num_paraphrases": NUM_PARAPHRASES}
@@ -137,6 +151,63 @@ def _build(
     return manifest
 
 
+@dataclass
+class _Columns:
+    """What is kept of each image besides the cache's files: some 45 bytes."""
+
+    pixel_keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    group_keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    named: "array[int]" = field(default_factory=lambda: array("b"))  # sides, see NAMED_SIDES
+    sources: "array[int]" = field(default_factory=lambda: array("i"))
+    repeats: "array[int]" = field(default_factory=lambda: array("q"))
+    digests: bytearray = field(default_factory=bytearray)
+    num_grouped: int = 0
+    origins: Counter[str] = field(default_factory=Counter)
+
+    def add(self, picture: Decoded, source: int) -> None:
+        record = picture.record
+        key = split_key(picture.digest.hex())
+        self.pixel_keys.append(key)
+        self.group_keys.append(key if record.group is None else split_key(record.group))
+        self.num_grouped += record.group is not None
+        self.named.append(NAMED_SIDES[record.side])
+        self.sources.append(source)
+        self.repeats.append(record.repeats)
+        self.digests += picture.digest
+        if record.origin:
+            self.origins[record.origin] += 1
+
+    def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
+        """Decides which images are for validation.
+
+        Raises:
+            DataError: the data's own split leaves none for training.
+        """
+        named = settle_named_sides(np.array(self.named, np.int8), np.array(self.sources, np.int32))
+        is_validation = assign_sides(
+            np.array(self.pixel_keys),
+            np.array(self.group_keys),
+            settings.validation_fraction,
+            named if settings.named_splits else None,
+        )
+        if len(is_validation) and is_validation.all():
+            raise DataError(
+                "No image is left to train on: every one is held out, or is the same as one that "
+                "is, by folders or tables called test or validation. Name other data, or set "
+                "data.named_splits=false."
+            )
+        return is_validation
+
+    def compute_repeats(self, is_validation: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64] | None:
+        """Computes how often each training image is there; None if each is once.
+
+        Only the ratios count, because no run is as long as its passes: 20 and 30 are 2 and 3.
+        """
+        repeats = np.array(self.repeats, np.int64)
+        divisor = math.gcd(*set(repeats[~is_validation].tolist()))
+        return repeats // divisor if divisor and (repeats[~is_validation] > divisor).any() else None
+
+
 def _fill(
     building: Path,
     sources: Sequence[Source],
@@ -146,39 +217,34 @@ def _fill(
     """Decodes everything into the files of a cache; returns its counts and fingerprints."""
     sizes = [source.count for source in sources]
     total = None if None in sizes else sum(filter(None, sizes))
-    records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
-    # Some 32 bytes for each image.
-    pixel_keys, group_keys, digests = array("Q"), array("Q"), bytearray()
-    num_grouped = 0
-    # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
-    with (
-        CacheWriter(building) as writer,
-        contextlib.closing(decode_records(records, settings)) as pictures,
-    ):
-        for number, picture in enumerate(pictures, start=1):
-            if isinstance(picture, Skipped):
-                writer.skip(picture)
-            else:
-                writer.add(picture.pixels, picture.captions, picture.record.name)
-                key, group = split_key(picture.digest.hex()), picture.record.group
-                pixel_keys.append(key)
-                group_keys.append(key if group is None else split_key(group))
-                num_grouped += group is not None
-                digests += picture.digest
-            if progress is not None:
-                # Captions without a picture are skipped too, but are not in the total.
-                progress(number if total is None else min(number, total), total)
+    columns, notes, done = _Columns(), Counter[str](), 0
+    with CacheWriter(building) as writer:
+        for index, source in enumerate(sources):
+            records = source.records(settings.seed, settings.split_by, notes)
+            # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
+            with contextlib.closing(decode_records(records, settings)) as pictures:
+                for picture in pictures:
+                    done += 1
+                    if isinstance(picture, Skipped):
+                        writer.skip(picture)
+                    else:
+                        writer.add(picture.pixels, picture.captions, picture.record.name)
+                        columns.add(picture, index)
+                    if progress is not None:
+                        # Captions without a picture are skipped too, but are not in the total.
+                        progress(done if total is None else min(done, total), total)
 
-    if settings.split_by is not None and pixel_keys and not num_grouped:
+    if settings.split_by is not None and columns.pixel_keys and not columns.num_grouped:
         raise DataError(
             f"No image has the field to split by: `{settings.split_by}`. Expected it in metadata "
-            "columns or in the .json files of tars; leave data.split_by out to split by pixels "
+            "columns or in .json files of pictures; leave data.split_by out to split by pixels "
             "alone."
         )
-    is_validation = assign_sides(
-        np.array(pixel_keys), np.array(group_keys), settings.validation_fraction
-    )
+    is_validation = columns.assign_sides(settings)
+    repeats = columns.compute_repeats(is_validation)
     num_validation = int(is_validation.sum())
+    words = [note for source in sources for note in source.notes]
+    words += describe_notes(notes)
     return {
         "counts": {
             "images": writer.num_images,
@@ -187,7 +253,9 @@ def _fill(
             "validation": num_validation,
             "skipped": dict(writer.num_skipped),
         },
-        "fingerprints": cache.write_sides(building, is_validation, digests),
+        "readings": dict(columns.origins),
+        "notes": words,
+        "fingerprints": cache.write_sides(building, is_validation, columns.digests, repeats),
     }
 
 

@@ -6,12 +6,21 @@ A record has the location of a picture, not its pixels.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
-# The caption fields of a metadata row or a JSON sidecar; the first one present wins.
-CAPTION_FIELDS = ("text", "caption", "captions")
+from tessella.data.text_encoding import TextError, decode_text
+
+Side: TypeAlias = Literal["train", "validation"]
+
+# The caption fields of a metadata row or a JSON sidecar; the first one with a text wins.
+CAPTION_FIELDS = (
+    "text", "caption", "captions", "sentence", "sentences", "description", "prompt", "title",
+    "comment", "conversations", "tags", "keywords",
+)  # fmt: skip
+# Their lists are the words of one caption; a list elsewhere is several captions.
+_WORD_LISTS = ("tags", "keywords")
 
 # Larger files are not captions; reading them would only fill the memory.
 MAX_CAPTION_BYTES = 1_000_000
@@ -24,6 +33,7 @@ class ImageLocation:
     path: str  # of the picture, or of the tar
     offset: int = 0  # first byte
     size: int | None = None  # bytes; None for the whole file
+    owner: object = None  # keeps a temporary file as long as it is needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,14 @@ class SceneLocation:
     index: int
 
 
-Location: TypeAlias = ImageLocation | SceneLocation
+class StoredImage(Protocol):
+    """A picture inside of another file, read by what knows that file."""
+
+    def read(self) -> bytes:
+        """Reads the picture's file; raises an `ImageError` if it cannot be read."""
+
+
+Location: TypeAlias = ImageLocation | SceneLocation | StoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,9 @@ class Record:
     location: Location
     captions: tuple[str, ...]  # empty for scenes, which get theirs when they are drawn
     group: str | None = None  # value of the `split_by` field
+    side: Side | None = None  # of the split, where the data itself names it
+    repeats: int = 1  # how often it is seen in a pass, for one that is seen once
+    origin: str = ""  # where its captions were read: "train.csv, column caption"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +96,22 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
 
 
 def captions_from_text(content: bytes) -> tuple[str, ...]:
-    """Reads a caption file: UTF-8, one caption per line.
+    """Reads a caption file: one caption per line.
 
     Raises:
-        CaptionError: the text is not UTF-8 or far too long.
+        CaptionError: the text cannot be decoded or is far too long.
     """
-    return clean_captions(_decode(content).splitlines())
+    return clean_captions(decode_caption(content).splitlines())
 
 
 def fields_from_json(content: bytes) -> dict[str, Any]:
     """Reads a JSON sidecar or a line of `metadata.jsonl`.
 
     Raises:
-        CaptionError: not a JSON object in UTF-8, or far too long.
+        CaptionError: not a JSON object, or far too long.
     """
     try:
-        fields = json.loads(_decode(content))
+        fields = json.loads(decode_caption(content))
     except (json.JSONDecodeError, RecursionError) as error:
         raise CaptionError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -99,41 +119,62 @@ def fields_from_json(content: bytes) -> dict[str, Any]:
     return fields
 
 
-def captions_from_fields(fields: dict[str, Any]) -> tuple[str, ...]:
+def captions_from_fields(
+    fields: Mapping[str, Any], names: Iterable[str] = CAPTION_FIELDS
+) -> tuple[str, ...]:
     """Reads the captions out of a metadata row or a JSON sidecar.
 
-    `text` or `caption` is usually one caption, `captions` a list (in a CSV file: a JSON list);
-    each may be either.
+    Most fields are usually one caption, `captions` and `sentences` a list (in a CSV file: a JSON
+    list); each may be either. A list of tags or keywords is one caption.
+
+    Args:
+        fields: by name.
+        names: of the fields that may hold captions, the best first.
 
     Raises:
         CaptionError: a caption field holds something other than text.
     """
-    for field in CAPTION_FIELDS:
-        value = fields.get(field)
-        if value is None:
-            continue
-        if isinstance(value, str) and field == "captions" and value.lstrip().startswith("["):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise CaptionError(f"`captions` is not a JSON list: {error}") from None
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(text, str) for text in values):
-            raise CaptionError(f"`{field}` holds something other than text")
-        return clean_captions(values)
+    for name in names:
+        if captions := _captions_from_value(name, fields.get(name)):
+            return captions
     return ()
 
 
-def group_from_fields(fields: dict[str, Any], split_by: str | None) -> str | None:
+def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    field = name.strip().lower()
+    if isinstance(value, str) and field in ("captions", "sentences") and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise CaptionError(f"`{name}` is not a JSON list: {error}") from None
+    values = value if isinstance(value, list) else [value]
+    if field == "conversations":  # LLaVA's: what is asked says nothing of the picture
+        answers = [one for one in values if isinstance(one, dict) and one.get("from") == "gpt"]
+        values = [one.get("value") for one in answers]
+    # Karpathy's lists of captions: {"raw": "A dog runs.", "tokens": […]}.
+    values = [one.get("raw") if isinstance(one, dict) else one for one in values]
+    if not all(isinstance(text, str) for text in values):
+        raise CaptionError(f"`{name}` holds something other than text")
+    return clean_captions([", ".join(values)] if field in _WORD_LISTS else values)
+
+
+def group_from_fields(fields: Mapping[str, Any], split_by: str | None) -> str | None:
     """Reads the value that keeps images on one side of the split."""
     value = fields.get(split_by) if split_by is not None else None
     return None if value is None or value == "" else str(value)
 
 
-def _decode(content: bytes) -> str:
+def decode_caption(content: bytes) -> str:
+    """Decodes a caption file.
+
+    Raises:
+        CaptionError: the text cannot be decoded or is far too long.
+    """
     if len(content) > MAX_CAPTION_BYTES:
         raise CaptionError(f"{len(content):,} bytes are too many for captions")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionError(f"not UTF-8 (byte {error.start})") from None
+        return decode_text(content)[0]
+    except TextError as error:
+        raise CaptionError(str(error)) from None

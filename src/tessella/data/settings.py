@@ -17,6 +17,11 @@ class DataSettings(Settings):
     validation_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
     """Fraction of the images that is held out for validation; 0 holds none out."""
 
+    named_splits: bool = True
+    """Whether pictures that the data itself holds out, in folders, tables or columns called test,
+    val or validation, are held out; of such data no others are. Off, they are split as all others
+    are."""
+
     split_by: str | None = Field(default=None, min_length=1)
     """Name of a JSON field or metadata column; images with the same value stay on one side of the
     split. Left out, only identical images stay together."""

@@ -3,42 +3,50 @@
 The contents decide, never a flag:
 
     scenes:N                                     drawn pictures
-    a folder with metadata.jsonl/.csv/.parquet   table       (also the table itself)
-    .tar, or a folder of them                    shards
-    pictures with same-path .txt                 captions
-    pictures in folders, no .txt                 classes
+    .tar, .parquet, .arrow, .zip, or several     shards, parquet, arrow, zip: see containers.py
+    a table of pictures                          table
+    a folder of pictures                         table, captions or classes: see pairing.py
 
-A folder that fits no kind, or more than one, is refused; the message says what it contains.
+What fits no kind, or more than one, is refused; the message says what it contains.
 """
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from tessella.data.folders import (
-    caption_folder_records,
-    class_folder_records,
-    is_caption,
-    is_image,
-    stem_of,
-    suffix_of,
-    walk,
+from tessella.data.addresses import expand, fingerprint_addresses, is_address, is_pattern
+from tessella.data.class_names import CLASS_FILES
+from tessella.data.containers import (
+    ContainerKind,
+    Containers,
+    choose_containers,
+    is_foreign,
+    kind_of_file,
+    name_containers,
+    refuse_foreign,
 )
+from tessella.data.embedded import has_pictures
+from tessella.data.folders import suffix_of, walk
+from tessella.data.pairing import FolderReading
 from tessella.data.records import Record, SceneLocation, Skipped
-from tessella.data.shards import shard_records
-from tessella.data.tables import TABLE_NAMES, table_records
+from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
+from tessella.data.tables import METADATA_NAMES
 from tessella.errors import DataError
 
-Kind = Literal["table", "captions", "shards", "classes", "scenes"]
+Kind = Literal["table", "captions", "classes", "scenes"] | ContainerKind
 
 WHAT_DATA_MAY_BE = (
-    "DATA may be: a folder with metadata.jsonl, .csv or .parquet (file_name and text); a folder "
-    "of pictures with a .txt of the same name beside each; .tar shards of the same; a folder of "
-    "class folders, whose names are the captions; or scenes:N."
+    "DATA may be: a folder of pictures with their captions in a table (metadata.jsonl, .csv, "
+    ".parquet, or any other that names the files), in COCO's or Flickr's annotations, or in texts "
+    "of the same names, beside the pictures or in a folder next to theirs; a folder of class "
+    "folders, whose names are the captions; such a table itself; .tar shards or a .zip of any of "
+    "these; Parquet or Arrow files that hold the pictures; or scenes:N."
 )
 
 
@@ -59,8 +67,8 @@ class Source:
     kind: Kind
     fingerprint: Fingerprint
     root: Path | None = None  # the folder or file; None for scenes
-    paths: tuple[Path, ...] = ()  # the tables or shards, or the folder of pictures
     count: int | None = None  # pictures, if known before reading
+    reading: FolderReading | Containers | None = None  # of all but scenes
 
     def identity(self) -> dict[str, str | int]:
         """Returns what the manifest keeps, to be compared next time."""
@@ -70,12 +78,25 @@ class Source:
             **asdict(self.fingerprint),
         }
 
-    def records(self, seed: int = 0, split_by: str | None = None) -> Iterator[Record | Skipped]:
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Says where the captions are read, as in "captions from train.csv, column caption"."""
+        return self.reading.origins if self.reading is not None else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says what else people should know of how it is read."""
+        return self.reading.notes if self.reading is not None else ()
+
+    def records(
+        self, seed: int = 0, split_by: str | None = None, notes: Counter[str] | None = None
+    ) -> Iterator[Record | Skipped]:
         """Reads the records, in an order that depends only on their names.
 
         Args:
             seed: of the scenes.
             split_by: the field that becomes a record's group.
+            notes: counts what is done to rows of tables.
 
         Raises:
             DataError: a table or shard cannot be read.
@@ -83,17 +104,8 @@ class Source:
         if self.kind == "scenes":
             for index in range(self.count or 0):
                 yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
-        for path in self.paths:
-            yield from _READERS[self.kind](path, split_by)
-
-
-# By kind: reads a table, a shard or a folder of pictures. Folders have no fields to split by.
-_READERS: dict[Kind, Callable[[Path, str | None], Iterator[Record | Skipped]]] = {
-    "table": table_records,
-    "shards": shard_records,
-    "captions": lambda path, _: caption_folder_records(path),
-    "classes": lambda path, _: class_folder_records(path),
-}
+        if self.reading is not None:
+            yield from self.reading.records(split_by, notes)
 
 
 class _Scan:
@@ -104,12 +116,9 @@ class _Scan:
         self._hash = hashlib.blake2b(digest_size=16)
         self._num_files = 0
         self._num_bytes = 0
-        self.tables: list[Path] = []
-        self.shards: list[Path] = []
-        self.compressed: list[Path] = []
-        self.top_images = 0  # directly in the root
-        self.deep_images = 0  # in folders under it
-        self.pairs = 0  # pictures with a .txt beside them
+        self.survey = FolderSurvey(root)
+        self.containers: list[Path] = []
+        self.foreign: list[Path] = []
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -118,24 +127,19 @@ class _Scan:
     def walk(self) -> None:
         """Scans all files under the root."""
         for listing in walk(self._root):
-            texts = {stem_of(name) for name in listing.files if is_caption(name)}
-            is_top = listing.folder == self._root
+            self.survey.add(listing)
+            if is_foreign(listing.folder.name):
+                self.foreign.append(listing.folder)
             for name in listing.files:
                 path = listing.path(name)
                 try:
                     self.add(path)
                 except OSError:  # a link to nowhere: it is reported when it is read
                     self._hash.update(f"{name}\0missing\n".encode(errors="surrogateescape"))
-                if is_image(name):
-                    self.top_images += is_top
-                    self.deep_images += not is_top
-                    self.pairs += stem_of(name) in texts
-                elif name in TABLE_NAMES:
-                    self.tables.append(Path(path))
-                elif suffix_of(name) == ".tar":
-                    self.shards.append(Path(path))
-                elif _is_compressed_tar(name):
-                    self.compressed.append(Path(path))
+                if kind_of_file(name) is not None and name not in METADATA_NAMES:
+                    self.containers.append(Path(path))
+                elif is_foreign(name):
+                    self.foreign.append(Path(path))
 
     def add(self, path: str | Path) -> None:
         """Adds one file to the fingerprint."""
@@ -145,6 +149,12 @@ class _Scan:
         self._hash.update(line.encode(errors="surrogateescape"))
         self._num_files += 1
         self._num_bytes += status.st_size
+
+    def add_facts(self, facts: Sequence[str]) -> None:
+        """Adds what is known of files elsewhere to the fingerprint."""
+        for line in facts:
+            self._hash.update(f"{line}\n".encode(errors="surrogateescape"))
+        self._num_files += len(facts)
 
 
 def recognise(argument: str) -> Source:
@@ -158,22 +168,58 @@ def recognise(argument: str) -> Source:
     """
     if argument.startswith("scenes:"):
         return _recognise_scenes(argument)
+    if is_address(argument) or is_pattern(argument):
+        return _recognise_files(argument)
     path = Path(argument).expanduser()
+    if not path.exists():
+        raise DataError(f"There is no such data: `{argument}`. {WHAT_DATA_MAY_BE}")
+    if is_foreign(path.name):
+        raise refuse_foreign(argument, path)
     if path.is_dir():
         return _recognise_folder(argument, path)
-    if not path.exists():
-        hint = " Braces are not expanded: name the folder." if "{" in argument else ""
-        raise DataError(f"There is no such data: `{argument}`.{hint} {WHAT_DATA_MAY_BE}")
-    is_table = path.name in TABLE_NAMES
-    if not is_table and suffix_of(path.name) != ".tar":
-        if _is_compressed_tar(path.name):
-            raise _compressed(path)
-        raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
     scan = _Scan(path.parent)
-    scan.add(path)
-    if is_table:  # changed pictures beside a table change the data too
-        scan.walk()
-    return Source(argument, "table" if is_table else "shards", scan.fingerprint, path, (path,))
+    kind = kind_of_file(path.name)
+    if kind is None or (kind == "parquet" and not has_pictures(path)):
+        scan.add(path)
+        reading = read_table_alone(path, path.parent) if is_table(path) else None
+        if reading is not None:
+            scan.walk()  # changed pictures beside a table change the data too
+            return Source(argument, "table", scan.fingerprint, path, reading=reading)
+        if kind is None:
+            raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
+    _add_files(scan, [path])
+    containers = name_containers(kind, [str(path)])
+    return Source(argument, kind, scan.fingerprint, path, reading=containers)
+
+
+def _recognise_files(argument: str) -> Source:
+    """Recognises files elsewhere, or several files that a pattern names."""
+    names = expand(argument)
+    known = {name: kind for name in names if (kind := kind_of_file(name))}
+    # Others may lie in a remote folder. What a command or an odd address gives is seen later.
+    names = list(known) or names
+    kinds: set[ContainerKind] = set(known.values()) or {"shards"}
+    if len(kinds) > 1:
+        raise DataError(
+            f"Cannot tell what the data is: `{argument}` names {', '.join(sorted(kinds))}. Name "
+            "one kind alone."
+        )
+    if missing := next((n for n in names if not is_address(n) and not Path(n).is_file()), None):
+        raise DataError(f"There is no such data: `{missing}`, of `{argument}`. {WHAT_DATA_MAY_BE}")
+    scan = _Scan(Path())
+    _add_files(scan, [Path(name) for name in names if not is_address(name)])
+    scan.add_facts(fingerprint_addresses([name for name in names if is_address(name)]))
+    containers = name_containers(kinds.pop(), names)
+    return Source(argument, containers.kind, scan.fingerprint, reading=containers)
+
+
+def _add_files(scan: _Scan, files: Sequence[Path]) -> None:
+    """Adds files of many pictures to the fingerprint, and the names of classes beside them."""
+    for file in files:
+        scan.add(file)
+    for folder in dict.fromkeys(file.parent for file in files):
+        for name in filter(lambda name: (folder / name).is_file(), CLASS_FILES):
+            scan.add(folder / name)
 
 
 def recognise_all(arguments: Sequence[str]) -> list[Source]:
@@ -194,6 +240,11 @@ def recognise_all(arguments: Sequence[str]) -> list[Source]:
     return sources
 
 
+def describe_notes(notes: Counter[str]) -> list[str]:
+    """Puts counts of what was done to rows into words."""
+    return [f"{count:,} {note}" if count else note for note, count in notes.items()]
+
+
 def _recognise_scenes(argument: str) -> Source:
     number = re.fullmatch(r"scenes:(\d+)", argument)
     if number is None or int(number[1]) < 1:
@@ -205,54 +256,69 @@ def _recognise_folder(argument: str, root: Path) -> Source:
     """Scans a folder once and decides its kind."""
     scan = _Scan(root)
     scan.walk()
-    images = scan.top_images + scan.deep_images
-    contents = f"`{argument}` holds {images} pictures, {scan.pairs} of them with a .txt beside them"
-    if scan.tables:
+    survey, images = scan.survey, scan.survey.images
+    contents = (
+        f"`{argument}` holds {images} pictures, {survey.pairs} of them with a .txt beside them"
+    )
+    pictured = [table for table in survey.metadata if _holds_pictures(table)]
+    if survey.metadata and not pictured:
         _check_tables(argument, scan)
-        return Source(argument, "table", scan.fingerprint, root, tuple(scan.tables))
-    if scan.shards and images:
-        raise DataError(
-            f"Cannot tell what the data is: {contents}, and {len(scan.shards)} .tar shards. "
-            "Name the shards, or the folder of pictures, alone."
-        )
-    if scan.shards:
-        return Source(argument, "shards", scan.fingerprint, root, tuple(scan.shards))
-    if scan.pairs:
-        return Source(argument, "captions", scan.fingerprint, root, (root,), images)
-    if not images:
-        if scan.compressed:
-            raise _compressed(scan.compressed[0])
+    elif images:
+        _check_containers(contents, [*pictured, *scan.containers])
+    elif found := choose_containers(root, [*pictured, *scan.containers]):
+        return Source(argument, found.kind, scan.fingerprint, root, reading=found)
+    elif scan.foreign:
+        raise refuse_foreign(argument, scan.foreign[0])
+    else:
         raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
-    if scan.top_images:
+    reading = read_folder(survey, scan.add)
+    if isinstance(reading, tuple):
+        raise _captionless(survey, "; ".join((contents, *reading)))
+    count = None if survey.metadata else images
+    return Source(argument, reading.kind, scan.fingerprint, root, count=count, reading=reading)
+
+
+def _captionless(survey: FolderSurvey, contents: str) -> DataError:
+    """Says why folder names cannot be the captions either."""
+    if survey.top_images:
+        why = f"{survey.top_images} lie directly in it, so that folder names cannot be the captions"
+    else:
+        names = ", ".join(sorted(survey.folders)[:3])
+        why = f"the names of their folders say nothing of what they show ({names})"
+    return DataError(f"The pictures have no captions: {contents}; {why}. {WHAT_DATA_MAY_BE}")
+
+
+def _holds_pictures(table: Path) -> bool:
+    """Says whether a metadata table holds the pictures themselves."""
+    return suffix_of(table.name) == ".parquet" and has_pictures(table)
+
+
+def _check_containers(contents: str, containers: Sequence[Path]) -> None:
+    """Refuses shards, or tables that hold pictures, beside pictures."""
+    shards = [path for path in containers if suffix_of(path.name) == ".tar"]
+    tables = [path for path in containers if suffix_of(path.name) == ".parquet"]
+    with contextlib.suppress(DataError):  # pyarrow may not be there, and need not be
+        shards += filter(has_pictures, tables[:1])
+    if shards:
         raise DataError(
-            f"The pictures have no captions: {contents}; {scan.top_images} lie directly in it, so "
-            f"that folder names cannot be the captions. {WHAT_DATA_MAY_BE}"
+            f"Cannot tell what the data is: {contents}, and {len(shards)} "
+            f"{suffix_of(shards[0].name)} shards. Name the shards, or the folder of pictures, "
+            "alone."
         )
-    return Source(argument, "classes", scan.fingerprint, root, (root,), images)
 
 
 def _check_tables(argument: str, scan: _Scan) -> None:
     """Refuses tables beside shards, and several tables in one folder."""
-    if scan.shards:
+    shards = [path for path in scan.containers if suffix_of(path.name) == ".tar"]
+    if shards:
         raise DataError(
-            f"Cannot tell what the data is: `{argument}` holds {scan.tables[0].name} and "
-            f"{len(scan.shards)} .tar shards. Name the table or the shards alone."
+            f"Cannot tell what the data is: `{argument}` holds {scan.survey.metadata[0].name} and "
+            f"{len(shards)} .tar shards. Name the table or the shards alone."
         )
-    folders = [table.parent for table in scan.tables]
+    folders = [table.parent for table in scan.survey.metadata]
     if len(set(folders)) < len(folders):
-        names = ", ".join(table.name for table in scan.tables)
+        names = ", ".join(table.name for table in scan.survey.metadata)
         raise DataError(
             f"Cannot tell what the data is: `{argument}` holds several tables in one folder: "
             f"{names}. Keep one, or name it."
         )
-
-
-def _is_compressed_tar(name: str) -> bool:
-    return re.search(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", name.lower()) is not None
-
-
-def _compressed(path: Path) -> DataError:
-    return DataError(
-        f"Compressed tars are not read: `{path}`. Unpack it to a .tar first, for example with "
-        "gunzip; compression makes pictures no smaller anyway."
-    )

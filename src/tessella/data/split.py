@@ -1,7 +1,8 @@
 """Split: decides by content which images are held out for validation.
 
-Nothing is drawn at random: an image's side follows from its pixels (or from the value of the
-`split_by` field), so it does not change when files are renamed, reordered or added.
+Nothing is drawn at random: an image's side is the one that the data itself names, or follows from
+its pixels (or from the value of the `split_by` field), so it does not change when files are
+renamed, reordered or added.
 """
 
 import hashlib
@@ -11,6 +12,9 @@ import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
 
+NAMED_SIDES = {None: -1, "train": 0, "validation": 1}
+"""How the side that the data names is written in an array."""
+
 
 def split_key(value: str) -> int:
     """Hashes a digest or field value to a 64-bit key."""
@@ -18,7 +22,37 @@ def split_key(value: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def assign_sides(pixel_keys: Keys, group_keys: Keys, fraction: float) -> npt.NDArray[np.bool_]:
+def settle_named_sides(
+    named: npt.NDArray[np.int8], sources: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int8]:
+    """Settles which images' sides the data names.
+
+    A source that names pictures of both sides is split so: what it does not name is for training.
+    A source with one side only is not split by its names: a folder called `train` alone says
+    nothing about validation.
+
+    Args:
+        named: (N,) as in `NAMED_SIDES`, what folders, tables and columns say.
+        sources: (N,) which source each image is from.
+
+    Returns:
+        (N,) as in `NAMED_SIDES`.
+    """
+    settled = np.full(len(named), -1, dtype=np.int8)
+    for source in np.unique(sources):
+        of_source = sources == source
+        held_out = of_source & (named == 1)
+        if held_out.any() and not np.array_equal(held_out, of_source):
+            settled[of_source] = held_out[of_source]
+    return settled
+
+
+def assign_sides(
+    pixel_keys: Keys,
+    group_keys: Keys,
+    fraction: float,
+    named: npt.NDArray[np.int8] | None = None,
+) -> npt.NDArray[np.bool_]:
     """Decides for each image whether it is for validation.
 
     Images that share their pixels or their group, directly or through others, form a family. A
@@ -26,17 +60,37 @@ def assign_sides(pixel_keys: Keys, group_keys: Keys, fraction: float) -> npt.NDA
     leaves a side empty and there are two families, the family with the lowest key goes to
     validation, or the one with the highest to training.
 
+    Where the data names sides, they count instead: a family with an image that is held out is held
+    out as a whole, another one with a named image is for training.
+
     Args:
         pixel_keys: (N,) key of each image's square pixels.
         group_keys: (N,) key of each image's field value; its pixel key if it has none.
-        fraction: of the images for validation, in [0, 1); 0 sends all to training.
+        fraction: of the images for validation, in [0, 1); 0 sends all to training that are not
+            named.
+        named: (N,) as in `NAMED_SIDES`, from `settle_named_sides`; None if no image's side is.
 
     Returns:
         (N,) bool, true for validation.
     """
-    if fraction == 0 or not len(pixel_keys):
-        return np.zeros(len(pixel_keys), dtype=np.bool_)
-    keys = _mix(_families(pixel_keys, group_keys))
+    if not len(pixel_keys):
+        return np.zeros(0, dtype=np.bool_)
+    if named is None or not (named >= 0).any():
+        return _assign_by_key(_mix(_families(pixel_keys, group_keys)), fraction)
+    families = _families(pixel_keys, group_keys)
+    _, family = np.unique(families, return_inverse=True)
+    side = np.full(family.max() + 1, -1, dtype=np.int8)
+    np.maximum.at(side, family, named)
+    validation: npt.NDArray[np.bool_] = side[family] == 1
+    is_free = side[family] == -1
+    validation[is_free] = _assign_by_key(_mix(families[is_free]), fraction)
+    return validation
+
+
+def _assign_by_key(keys: Keys, fraction: float) -> npt.NDArray[np.bool_]:
+    """Decides by each image's family's key, a uniform number."""
+    if fraction == 0 or not len(keys):
+        return np.zeros(len(keys), dtype=np.bool_)
     # Compared in float64: 2**64 times the fraction need not fit 64 bits exactly.
     validation: npt.NDArray[np.bool_] = keys.astype(np.float64) < fraction * 2.0**64
     lowest, highest = keys.min(), keys.max()

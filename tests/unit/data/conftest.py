@@ -3,11 +3,16 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tessella.data import decode
+from tessella.data.records import Record, Skipped
+from tessella.data.sources import recognise
 
 
 class Draw:
@@ -65,3 +70,31 @@ class Draw:
 @pytest.fixture
 def draw(tmp_path: Path) -> Draw:
     return Draw(tmp_path)
+
+
+class Reading:
+    """What a source gives: its records, what it skips, and each picture's file by its captions."""
+
+    def __init__(self, argument: object, split_by: str | None = None) -> None:
+        self.source = recognise(str(argument))
+        self.records: list[Record] = []
+        self.skipped: list[Skipped] = []
+        self.pictures: dict[tuple[str, ...], bytes] = {}
+        self.notes = Counter[str]()
+        for item in self.source.records(split_by=split_by, notes=self.notes):
+            if isinstance(item, Skipped):
+                self.skipped.append(item)
+                continue
+            self.records.append(item)
+            content = decode._read(item.location)
+            content = content.read_bytes() if isinstance(content, Path) else content
+            self.pictures[item.captions] = content
+
+    @property
+    def captions(self) -> list[tuple[str, ...]]:
+        return [record.captions for record in self.records]
+
+
+@pytest.fixture
+def reading() -> type[Reading]:
+    return Reading

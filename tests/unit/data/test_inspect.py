@@ -94,6 +94,22 @@ def test_long_pictures_are_said(draw) -> None:
     assert report.modes == {"RGB": 3, "L": 1}
 
 
+def test_how_each_source_was_read_is_said(draw) -> None:
+    for number, side in enumerate(("train", "train", "test")):
+        draw.image(f"data/{side}/{number}.png", number)
+    rows = ["file,caption", *(f"{number}.png,a dog, number {number}" for number in range(3))]
+    draw.file("data/all.csv", "\n".join(rows))
+    told, scenes = inspect_data([str(draw.folder / "data"), "scenes:2"], SETTINGS).sources
+    assert told.readings == {"captions from all.csv, column caption": 3}
+    assert told.split == {"train": 2, "validation": 1}
+    assert told.notes == ["3 rows of all.csv with unquoted text joined"]
+    assert (scenes.readings, scenes.split, scenes.notes) == ({}, {}, [])
+    [together] = inspect_data(
+        [str(draw.folder / "data")], SETTINGS.replace(named_splits=False)
+    ).sources
+    assert together.split == {}
+
+
 def test_a_source_that_cannot_be_read_does_not_hide_the_others(draw) -> None:
     shard = draw.shard("x.tar", range(9))
     shard.write_bytes(shard.read_bytes()[:12_000])

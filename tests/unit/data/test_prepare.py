@@ -206,6 +206,84 @@ def test_split_by_a_field_that_is_nowhere_is_refused(draw, cache: Path) -> None:
     assert not cache.exists()
 
 
+def split_folders(draw, **counts: int) -> Path:
+    """A folder for each side, with texts beside the pictures."""
+    start = 0
+    for side, count in counts.items():
+        draw.captioned(count, f"data/{side}", start)
+        start += count
+    return draw.folder / "data"
+
+
+def numbers(images: CaptionedImages) -> list[int]:
+    return sorted(int(caption.split()[1]) for caption in images.all_captions())
+
+
+def test_what_the_data_holds_out_is_never_trained_on(draw, cache: Path) -> None:
+    folder = split_folders(draw, train=20, test=3, val=2)
+    data = prepare([str(folder)], SETTINGS, cache)
+    assert numbers(data.train) == list(range(20))
+    assert numbers(data.validation) == list(range(20, 25))
+    data = prepare([str(folder)], SETTINGS.replace(validation_fraction=0.0), cache)
+    assert numbers(data.validation) == list(range(20, 25))
+    data = prepare([str(folder)], SETTINGS.replace(named_splits=False), cache)
+    assert numbers(data.validation) != list(range(20, 25))
+
+
+def test_a_folder_called_train_alone_is_split_as_ever(draw, cache: Path) -> None:
+    data = prepare([str(split_folders(draw, train=30))], SETTINGS, cache)
+    assert 0 < len(data.validation) < 30
+
+
+def test_a_training_picture_that_is_held_out_too_is_not_trained_on(draw, cache: Path) -> None:
+    folder = split_folders(draw, train=10, test=2)
+    draw.image("data/train/copy.png", 11)
+    draw.file("data/train/copy.txt", "picture 100")
+    data = prepare([str(folder)], SETTINGS, cache)
+    assert numbers(data.train) == list(range(10)) and numbers(data.validation) == [10, 11, 100]
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(draw, cache: Path) -> None:
+    for side in ("train", "test"):
+        draw.captioned(3, f"data/{side}")
+    with pytest.raises(
+        DataError, match=r"No image is left to train on: .*data\.named_splits=false"
+    ):
+        prepare([str(draw.folder / "data")], SETTINGS, cache)
+
+
+def test_repeats_are_rows_of_the_training_side(draw, cache: Path) -> None:
+    draw.captioned(2, "data/20_sks dog")
+    draw.captioned(3, "data/30_dog", 2)
+    draw.captioned(2, "data/test", 5)
+    data = prepare([str(draw.folder / "data")], SETTINGS, cache)
+    assert numbers(data.train) == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert numbers(data.validation) == [5, 6]
+    assert data.manifest["counts"]["train"] == 5
+    assert any("are repeats" in note for note in data.notes)
+
+
+def test_repeats_of_one_folder_change_nothing(draw, cache: Path) -> None:
+    settings = SETTINGS.replace(validation_fraction=0.0)
+    draw.captioned(4, "data/10_sks dog")
+    assert numbers(prepare([str(draw.folder / "data")], settings, cache).train) == [0, 1, 2, 3]
+
+
+def test_the_manifest_says_where_captions_were_read(draw, cache: Path) -> None:
+    draw.captioned(4)
+    rows = [f"{number:04}.png,a dog, number {number}" for number in range(4, 7)]
+    for number in range(4, 7):
+        draw.image(f"data/{number:04}.png", number)
+    draw.file("data/more.csv", "\n".join(["image,caption", *rows]))
+    data = prepare([str(draw.folder / "data")], SETTINGS, cache)
+    assert data.readings == {
+        "captions from the .txt beside each picture": 4,
+        "captions from more.csv, column caption": 3,
+    }
+    assert data.notes == ("3 rows of more.csv with unquoted text joined",)
+    assert not data.skipped
+
+
 # --- bad files -----------------------------------------------------------------------------
 
 

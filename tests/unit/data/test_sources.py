@@ -75,7 +75,7 @@ def test_a_caption_elsewhere_is_no_caption_here(draw) -> None:
     [
         (b" \n\n", "captionless", "its caption file is blank"),
         (b"", "captionless", "its caption file is blank"),
-        (b"caf\xe9", "bad_caption", "not UTF-8 (byte 3)"),
+        (b"\xcf\xf0\xe8\xe2\xe5\xf2", "bad_caption", "not UTF-8 (byte 0)"),
         (b"a" * 1_000_001, "bad_caption", "1,000,001 bytes are too many for captions"),
     ],
 )
@@ -120,10 +120,11 @@ def test_class_folders(draw) -> None:
 
 def test_a_class_without_a_name_is_skipped(draw) -> None:
     draw.image("data/__/1.png", 1)
+    draw.image("data/cats/1.png", 1)
     [skipped] = read(draw.folder / "data")[1]
     assert (skipped.kind, skipped.reason) == (
         "captionless",
-        "the folder's name cannot be a caption",
+        "the folder's name says nothing about it: __",
     )
 
 
@@ -192,8 +193,12 @@ def test_the_field_to_split_by(draw) -> None:
         ("{broken", "bad_row", "not JSON"),
         ("[1, 2]", "bad_row", "not a JSON object but a list"),
         ('{"text": "no name"}', "bad_row", "the row has no file_name"),
-        ('{"file_name": "a.png"}', "captionless", "row 2 has no caption"),
-        ('{"file_name": "a.png", "text": " "}', "captionless", "row 2 has no caption"),
+        ('{"file_name": "a.png"}', "captionless", "row 2 of metadata.jsonl has no caption"),
+        (
+            '{"file_name": "a.png", "text": " "}',
+            "captionless",
+            "row 2 of metadata.jsonl has no caption",
+        ),
         ('{"file_name": "a.png", "text": 5}', "bad_caption", "`text` holds something other"),
         ('{"file_name": "a.png", "text": "\\ud800"}', "bad_caption", "lone surrogate"),
         ('{"file_name": "a.png", "captions": "[1"}', "bad_caption", "is not a JSON list"),
@@ -224,7 +229,7 @@ def test_a_table_without_the_columns_is_refused(draw, suffix: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("metadata.csv", b"file_name,text\n\xff\xfe,x"), ("metadata.parquet", b"no parquet")],
+    [("metadata.csv", b"file_name,text\n\x81\xfe,x"), ("metadata.parquet", b"no parquet")],
 )
 def test_a_table_that_cannot_be_read_is_refused(draw, name: str, content: bytes) -> None:
     draw.file(f"data/{name}", content)
@@ -272,11 +277,11 @@ def test_a_shard(draw) -> None:
 @pytest.mark.parametrize(
     ("members", "kind", "reason"),
     [
-        ({"a.png": "x"}, "captionless", "no .txt or .json with the same key has a caption"),
+        ({"a.png": "x"}, "captionless", "no .txt, .caption, .cap, .json or .cls with the same key"),
         ({"a.png": "x", "a.json": '{"label": 3}'}, "captionless", "has a caption"),
         ({"a.txt": "x"}, "imageless", "no picture has the same key"),
         ({"a.png": "x", "a.jpg": "x", "a.txt": "t"}, "ambiguous", "2 pictures have the same key"),
-        ({"a.png": "x", "a.txt": b"\xff"}, "bad_caption", "not UTF-8"),
+        ({"a.png": "x", "a.txt": b"\xff\x81"}, "bad_caption", "not UTF-8"),
         ({"a.png": "x", "a.json": "{"}, "bad_caption", "not JSON"),
     ],
 )
@@ -340,16 +345,8 @@ def test_a_tar_that_is_cut_off_between_two_files_is_refused(draw) -> None:
 def test_a_tar_that_vanishes_is_an_error(draw) -> None:
     source = recognise(str(draw.shard("x.tar", range(2))))
     (draw.folder / "x.tar").unlink()
-    with pytest.raises(DataError, match=r"Cannot read the tar: .*No such file"):
+    with pytest.raises(DataError, match=r"Cannot read the file: .*No such file"):
         list(source.records())
-
-
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.zst"])
-def test_compressed_tars_are_refused(draw, name: str) -> None:
-    path = draw.file(f"data/{name}", b"x")
-    for given in (path, path.parent):
-        with pytest.raises(DataError, match="Compressed tars are not read"):
-            recognise(str(given))
 
 
 # --- scenes --------------------------------------------------------------------------------
@@ -384,8 +381,6 @@ def test_the_same_data_twice_is_refused(draw) -> None:
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no such data: `.*nothing`\. DATA may be: "):
         recognise(str(tmp_path / "nothing"))
-    with pytest.raises(DataError, match="Braces are not expanded"):
-        recognise(str(tmp_path / "x-{000..009}.tar"))
 
 
 def test_a_file_of_another_kind_is_refused(draw) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.data.split import assign_sides, split_key
+from tessella.data.split import assign_sides, settle_named_sides, split_key
 
 keys = st.lists(st.integers(0, 2**64 - 1), min_size=0, max_size=60)
 fractions = st.floats(0.0, 0.99)
@@ -76,3 +76,35 @@ def test_nothing_is_kept_out_with_a_fraction_of_zero() -> None:
 def test_adding_images_moves_none() -> None:
     pixels = [split_key(str(number)) for number in range(2000)]
     assert sides(pixels, None, 0.05)[:1000] == sides(pixels[:1000], None, 0.05)
+
+
+def named_sides(named: list[int], sources: list[int]) -> list[int]:
+    return settle_named_sides(np.array(named, np.int8), np.array(sources, np.int32)).tolist()
+
+
+def test_only_a_source_that_names_both_sides_is_split_by_names() -> None:
+    assert named_sides([0, 1, -1], [0, 0, 0]) == [0, 1, 0]
+    assert named_sides([0, 0, -1], [0, 0, 0]) == [-1, -1, -1]
+    assert named_sides([1, 1], [0, 0]) == [-1, -1]
+    assert named_sides([1, 0, 1, -1], [0, 0, 1, 2]) == [1, 0, -1, -1]
+    assert named_sides([], []) == []
+
+
+def test_what_the_data_holds_out_is_held_out_with_its_family() -> None:
+    pixels = [split_key(str(number)) for number in (1, 2, 3, 1, 4, 5)]
+    groups = [*pixels[:4], pixels[1], pixels[5]]
+    named = np.array([0, 0, 0, 1, 1, 0], np.int8)
+    sides = assign_sides(np.array(pixels), np.array(groups), 0.5, named)
+    # The fourth has the first one's pixels, the fifth is of the second one's group.
+    assert sides.tolist() == [True, True, False, True, True, False]
+
+
+def test_images_without_a_named_side_are_split_as_ever() -> None:
+    keys = np.array([split_key(str(number)) for number in range(3000)])
+    named = np.full(3000, -1, np.int8)
+    named[:1000] = 0
+    named[1000:1500] = 1
+    sides = assign_sides(keys, keys, 0.2, named)
+    assert not sides[:1000].any() and sides[1000:1500].all()
+    assert sides[1500:].tolist() == assign_sides(keys[1500:], keys[1500:], 0.2).tolist()
+    assert not assign_sides(keys, keys, 0.0, named)[1500:].any()
