@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from tessella.model.find import DEFAULT_MODEL as DEFAULT_MODEL  # of every `--model`
-
 from tessella.precision import PaintingPrecision
 
 # A picture's seed is the given one plus its number, and torch takes 64 bits.
