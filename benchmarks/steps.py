@@ -41,7 +41,7 @@ from tessella.data.scenes import canonical_caption
 from tessella.data.settings import DataSettings
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.features import DEFAULT_FEATURES
-from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
+from tessella.evaluation.scenes import classify_scenes, sample_prompts
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
@@ -151,9 +151,7 @@ def judge_scenes(count: int, held_out: bool) -> Judge:
     scenes = sample_prompts(count, seed=1, held_out=held_out)
 
     def judge(pixels: Pixels) -> dict[str, Right]:
-        each = [
-            compute_scene_accuracy(pixels[i : i + 1], scenes[i : i + 1]) for i in range(len(pixels))
-        ]
+        each = [scene.all_correct for scene in classify_scenes(pixels, scenes)]
         return {"held_out" if held_out else "seen": np.array(each, dtype=bool)}
 
     return Judge([canonical_caption(scene) for scene in scenes], judge)

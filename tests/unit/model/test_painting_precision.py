@@ -154,7 +154,7 @@ def test_only_a_cpu_paints_in_less() -> None:
 def test_the_measurement_itself() -> None:
     model = create_untrained()
     lowered = lower_precision(model.transformer, "int8")
-    assert measure_layer_speedup(model.transformer, lowered, 4, 2) > 0
+    assert measure_layer_speedup(model.transformer, lowered, 2, 4) > 0
     assert set(measure_roundings(model)) == {"bf16", "int8"}
 
 
