@@ -21,6 +21,7 @@ ORDER = (
     "images",
     "sheets",
     "generation",
+    "precision",
     "data",
     "text",
     "tokenizer",

@@ -24,6 +24,7 @@ from tessella.model.find import DEFAULT_MODEL as _DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tessella.model.pipeline import TextToImage
+    from tessella.precision import PaintingPrecision
 
 __version__ = "0.1.0"
 
@@ -40,21 +41,28 @@ __all__ = [
 ]
 
 
-def load(folder_or_name: str | Path = _DEFAULT_MODEL, device: str = "auto") -> "TextToImage":
+def load(
+    folder_or_name: str | Path = _DEFAULT_MODEL,
+    device: str = "auto",
+    precision: "PaintingPrecision" = "auto",
+) -> "TextToImage":
     """Loads a model, ready to paint.
 
     Args:
         folder_or_name: a model folder, a run's folder, or the name of a bundled model.
         device: auto, cpu, cuda or mps.
+        precision: what the transformer computes in: fp32, as it was trained; on a CPU also bf16 or
+            int8. `auto` measures a large model once, and takes what is clearly faster here if its
+            predictions are as good as the same, else fp32. `model.precision` says which.
 
     Raises:
         CheckpointError: the model does not exist, or its folder is damaged or foreign.
-        ConfigError: the device is not available.
+        ConfigError: the device is not available, or does not paint in this precision.
     """
     from tessella.model.find import find_model
     from tessella.model.pipeline import TextToImage
 
-    return TextToImage.load(find_model(folder_or_name), device)
+    return TextToImage.load(find_model(folder_or_name), device, precision)
 
 
 def __getattr__(name: str) -> Any:

@@ -253,6 +253,11 @@ def hash_tensors(tensors: Mapping[str, "Tensor"]) -> str:
     return digest.hexdigest()
 
 
+def find_cache() -> Path:
+    """Finds the user's cache: `tessella` in `XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tessella"
+
+
 def cached(
     path: Path, made_from: Mapping[str, Any], build: Callable[[Path], object], *, what: str
 ) -> None:

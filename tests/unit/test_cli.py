@@ -495,6 +495,30 @@ def test_several_pictures_a_prompt_make_a_row_each(model: str) -> None:
     assert height > 5 * 192
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "why"),
+    [
+        ([], "fp32", "layers under 256 wide gain nothing"),
+        (["--precision", "bf16"], "bf16", "as asked for"),
+    ],
+)
+def test_a_picture_says_what_it_was_computed_in(
+    model: str, words: list[str], name: str, why: str
+) -> None:
+    told = succeed(
+        *("generate", PROMPT, "--model", model, "--device", "cpu", *words),
+        *("--out", "out/pictures", "--json"),
+    )
+    [line] = Path("out/pictures/prompts.jsonl").read_text().splitlines()
+    assert json.loads(told)["precision"] == {"name": name, "why": why}
+    assert json.loads(line)["precision"] == {"name": name, "why": why}
+    with Image.open("out/pictures/0000.png") as picture:
+        assert json.loads(picture.info["Comment"])["precision"] == name
+    refused = run("generate", PROMPT, "--model", model, "--precision", "fp16")
+    assert refused.exit_code == 2
+    assert "fp16" in refused.stderr
+
+
 def test_a_folder_gets_every_picture_and_its_prompt(model: str) -> None:
     Path("prompts.txt").write_bytes("\N{BOM}one\r\n\r\n  \nzwei ü\n".encode())
     told = succeed(

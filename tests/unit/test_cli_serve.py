@@ -55,6 +55,7 @@ def test_without_options(served: list[dict[str, Any]]) -> None:
     assert asked["settings"] == ServeSettings()
     assert list(asked["keys"]) == []
     assert asked["device"] == "auto"
+    assert asked["precision"] == "auto"
 
 
 def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -65,6 +66,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
         "--allow-origin", "https://a.example", "--allow-origin", "https://b.example",
         "--allowed-host", "a.example", "--public-url", "https://a.example/x", "--log-prompts",
         "--set", "serve.max_queue=70", "--set", "serve.batch_size=3", "--device", "cpu",
+        "--precision", "int8",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     [asked] = served
@@ -76,6 +78,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
     )  # fmt: skip
     assert list(asked["keys"]) == [KEY]
     assert asked["device"] == "cpu"
+    assert asked["precision"] == "int8"
     assert KEY not in result.stdout + result.stderr
 
 

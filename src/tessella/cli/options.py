@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tessella.model.find import DEFAULT_MODEL as DEFAULT_MODEL  # of every `--model`
+from tessella.precision import PaintingPrecision
 
 # A picture's seed is the given one plus its number, and torch takes 64 bits.
 _MAX_SEED = 2**63 - 1
@@ -42,6 +43,14 @@ Preset = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="Where to run: auto, cpu, cuda or mps.")]
+Precision = Annotated[
+    PaintingPrecision,
+    typer.Option(
+        metavar="NAME",
+        help="What to compute in on a CPU: fp32, bf16, int8; or auto, the fastest here that paints "
+        "as well, measured once for a large model.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +60,7 @@ class PaintingOptions:
     config: shared.Config = None
     set_: shared.Set = None
     device: shared.Device = "auto"
+    precision: shared.Precision = "auto"
     force: shared.Force = False
     dry_run: shared.DryRun = False
 
@@ -105,7 +106,7 @@ def paint(
     options = get_group(context, PaintingOptions)
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
     folder = find_model(options.model)
-    model = TextToImage.load(folder, options.device)
+    model = TextToImage.load(folder, options.device, options.precision)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
     requests = _list_requests(options, model, prompts, plan, settings.neighbors)
@@ -114,8 +115,9 @@ def paint(
         "negative_prompt": options.negative_prompt,
         "best_of": options.best_of,
         "settings": settings.model_dump(mode="json"),
+        "precision": model.precision.name,
     }
-    details = {**inputs, **chosen}
+    details = {**inputs, **chosen, "precision": asdict(model.precision)}
     made_with = {"command": context.info_name, "model": options.model, **chosen}
     generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
     started = time.monotonic()

@@ -16,6 +16,7 @@ from tessella.cli.options import (
     Device,
     DryRun,
     Model,
+    Precision,
     References,
     Seed,
 )
@@ -52,6 +53,7 @@ class PostOptions:
     offline: Annotated[bool, typer.Option("--offline")] = False
     """Write from templates, without a language model."""
     device: Device = "auto"
+    precision: Precision = "auto"
     dry_run: DryRun = False
 
 
@@ -87,7 +89,7 @@ def post(context: typer.Context) -> Result:
     )
     language_model = None if options.offline else get_group(context, LlmOptions).open()
     folder = find_model(options.model)
-    painter = TextToImage.load(folder, options.device)
+    painter = TextToImage.load(folder, options.device, options.precision)
     references = read_references(options.references, painter)
     best_of, notes = options.best_of, []
     if best_of > 1 and not painter.objective.has_likelihood:
@@ -130,6 +132,7 @@ def _paint(
         "model": job.model,
         "best_of": job.best_of,
         "settings": settings.model_dump(mode="json"),
+        "precision": painter.precision.name,
     }
     texts = create_png_texts([describe_request(request)], made_with)
     return PaintedPicture(images.pixels[0], texts)

@@ -12,7 +12,7 @@ import typer
 
 from tessella.cli.command import Command, DebugOptions, get_group
 from tessella.cli.llm_options import LlmOptions
-from tessella.cli.options import DEFAULT_MODEL, Config, Device, Set
+from tessella.cli.options import DEFAULT_MODEL, Config, Device, Precision, Set
 from tessella.cli.settings_options import create_settings_group
 from tessella.errors import CheckpointError, needs_extra
 
@@ -45,6 +45,7 @@ class ServeOptions:
     config: Config = None
     set_: Set = None
     device: Device = "auto"
+    precision: Precision = "auto"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def serve(context: typer.Context) -> None:
         keys=keys,
         language_model=llm.open() if llm.llm else None,
         device=options.device,
+        precision=options.precision,
         tell=lambda address: typer.echo(
             f"Serving at {address} (the page) and {address}/v1 (the API). Ctrl-C stops it."
         ),

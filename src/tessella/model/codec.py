@@ -52,3 +52,18 @@ def decode_latent(tokenizer: ImageTokenizer, latent: Tensor, grid: tuple[int, in
         padded = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
         pixels.append(to_uint8(tokenizer.decode_latent(padded))[: len(part)])
     return np.concatenate(pixels)
+
+
+def blank_out(latent: Tensor, is_decoded: Tensor, codebook: Tensor) -> Tensor:
+    """Shows the mean of the codebook, which is close to gray, where there is no code yet.
+
+    Args:
+        latent: (B, C, h, w).
+        is_decoded: (B, h, w) or (B, N) bool.
+        codebook: (M, K, C).
+
+    Returns:
+        (B, C, h, w).
+    """
+    blank = codebook.mean(1).sum(0).view(-1, 1, 1)
+    return latent.where(is_decoded.to(latent.device).view(-1, 1, *latent.shape[2:]), blank)

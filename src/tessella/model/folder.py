@@ -6,9 +6,10 @@ tokenizer. After `fit-tokenizer` the folder holds the image tokenizer alone.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,13 @@ from torch import nn
 from tessella import config
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_folder, read_tensors, write_json, write_tensors
+from tessella.files import new_folder, read_tensors, write_json, write_tensors, write_text
 from tessella.generation import MAX_NEIGHBORS, GenerationSettings
-from tessella.images import fit_square
+from tessella.images import Pixels, fit_square, save_png
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
 from tessella.retrieval import ExampleMemory
-from tessella.text import TextEncoder
+from tessella.text import TEXT_FILE, TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings, count_latent_channels
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
@@ -241,6 +242,39 @@ def read_captions(folder: Path) -> CaptionSummary | None:
             f"The summary of the captions is damaged: `{path}`. The numbers, words and examples "
             "that `tessella fit` wrote were expected. Copy the whole model folder again."
         ) from None
+
+
+def write_transformer(folder: Path, text_tokenizer: TextEncoder, transformer: Transformer) -> None:
+    """Writes the parts of stage 2 into a model folder that is being built."""
+    write_tensors(folder / TRANSFORMER_FILE, transformer.state_dict())
+    text_tokenizer.save(folder / TEXT_FILE)
+
+
+def write_notes(
+    folder: Path,
+    card: str,
+    metrics: Mapping[str, Any],
+    samples: Pixels,
+    captions: CaptionSummary | None,
+) -> None:
+    """Writes what people read into a model folder that is being built: see `TextToImage.save`."""
+    write_text(folder / CARD_FILE, card)
+    write_json(folder / METRICS_FILE, metrics)
+    save_png(folder / SAMPLES_FILE, samples)
+    if captions is not None:
+        write_json(folder / CAPTIONS_FILE, asdict(captions))
+
+
+def load_transformer(folder: Path, config: ModelConfig, text_tokenizer: TextEncoder) -> Transformer:
+    """Loads the transformer of a model folder, onto the CPU.
+
+    Raises:
+        CheckpointError: its file is missing, damaged, or of another network.
+    """
+    with damaged_config(folder):
+        transformer = config.create_transformer(text_tokenizer)
+    load_weights(transformer, folder / TRANSFORMER_FILE)
+    return transformer.eval().requires_grad_(False)
 
 
 def load_memory(

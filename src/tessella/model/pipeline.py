@@ -9,7 +9,7 @@ codes. The pixels that a canvas keeps are put back exactly.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,20 +18,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.files import new_folder, write_json, write_tensors, write_text
+from tessella.files import new_folder
 from tessella.generation import GenerationSettings
-from tessella.images import Pixels, save_png
+from tessella.images import Pixels
 from tessella.model import folder as model_folder
 from tessella.model.canvas import Canvas, Mask, fit_images
 from tessella.model.canvas_maker import CanvasMaker
-from tessella.model.codec import decode_latent, encode_pixels
+from tessella.model.codec import blank_out, decode_latent, encode_pixels
 from tessella.model.examples import ExampleFinder, encode_references
 from tessella.model.folder import ModelConfig, TrainedTokenizer
+from tessella.model.painting_precision import AS_TRAINED, check_painting_precision, paint_in
 from tessella.model.request import GenerationOptions, ImageRequest, check_prompts, list_requests
 from tessella.model.sampler import Sampler, Scores
 from tessella.objectives import OnStep, create_objective
+from tessella.precision import PaintingPrecision
 from tessella.retrieval import Example, ExampleMemory
-from tessella.text import TEXT_FILE, TextEncoder, load_text
+from tessella.text import TextEncoder, load_text
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
@@ -73,6 +75,7 @@ class TextToImage:
         self.examples = ExampleFinder(memory, config.neighbors)
         self.objective = create_objective(config.objective, transformer, tokenizer.codebook)
         self.sampler = Sampler(text_tokenizer, self.objective)
+        self.precision = AS_TRAINED  # what the transformer computes in, and why
 
     @classmethod
     def create(cls, config: ModelConfig, text_tokenizer: TextEncoder) -> "TextToImage":
@@ -86,27 +89,28 @@ class TextToImage:
         return cls(config, text_tokenizer, tokenizer, config.create_transformer(text_tokenizer))
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> "TextToImage":
+    def load(
+        cls, folder: Path | str, device: str = "auto", precision: PaintingPrecision = "fp32"
+    ) -> "TextToImage":
         """Loads a model folder.
 
         Args:
             folder: as `fit` writes it.
             device: auto, cpu, cuda or mps.
+            precision: see `tessella.load`; models are measured, and train on, in fp32.
 
         Raises:
             CheckpointError: a file is missing, damaged, foreign or of another format.
-            ConfigError: the device is not there.
+            ConfigError: the device is not there, or does not paint in this precision.
         """
         folder = Path(folder)
         config = model_folder.read_model_config(folder)
         text_tokenizer = load_text(folder)
         tokenizer = TrainedTokenizer.load(folder, device).tokenizer
-        with model_folder.damaged_config(folder):
-            transformer = config.create_transformer(text_tokenizer)
-        model_folder.load_weights(transformer, folder / model_folder.TRANSFORMER_FILE)
-        transformer.eval().requires_grad_(False).to(tokenizer.codebook.device)
+        transformer = model_folder.load_transformer(folder, config, text_tokenizer)
+        transformer.to(tokenizer.codebook.device)
         memory = model_folder.load_memory(folder, config, tokenizer)
-        return cls(config, text_tokenizer, tokenizer, transformer, memory)
+        return paint_in(precision, cls(config, text_tokenizer, tokenizer, transformer, memory))
 
     def save(
         self,
@@ -131,15 +135,10 @@ class TextToImage:
         """
         with new_folder(folder, what="the model") as building:
             TrainedTokenizer(self.config, self.tokenizer).write(building)
-            write_tensors(building / model_folder.TRANSFORMER_FILE, self.transformer.state_dict())
-            self.text_tokenizer.save(building / TEXT_FILE)
-            write_text(building / model_folder.CARD_FILE, card)
-            write_json(building / model_folder.METRICS_FILE, metrics)
-            save_png(building / model_folder.SAMPLES_FILE, samples)
+            model_folder.write_transformer(building, self.text_tokenizer, self.transformer)
+            model_folder.write_notes(building, card, metrics, samples, captions)
             if self.memory is not None:
                 self.memory.write(building)
-            if captions is not None:
-                write_json(building / model_folder.CAPTIONS_FILE, asdict(captions))
 
     def with_parts(
         self,
@@ -149,13 +148,15 @@ class TextToImage:
         memory: ExampleMemory | None = None,
     ) -> "TextToImage":
         """Returns a model with other parts; what is not given is shared."""
-        return TextToImage(
+        model = TextToImage(
             self.config,
             self.text_tokenizer,
             tokenizer or self.tokenizer,
             transformer or self.transformer,
             self.memory if memory is None else memory,  # an empty one counts
         )
+        model.precision = AS_TRAINED if transformer else self.precision
+        return model
 
     @property
     def memory(self) -> ExampleMemory | None:
@@ -173,7 +174,8 @@ class TextToImage:
         return self.sampler.device
 
     def to(self, device: torch.device) -> "TextToImage":
-        """Moves the model and returns it."""
+        """Moves the model and returns it, unless it paints in what only a CPU does."""
+        check_painting_precision(self.precision.name, device.type)
         self.tokenizer.to(device)
         self.objective.to(device)
         return self
@@ -404,9 +406,7 @@ class TextToImage:
         """
         latent = self.objective.look_up(codes.to(self.device)).latent
         if is_decoded is not None:
-            blank = self.objective.codebook.mean(1).sum(0).view(-1, 1, 1)
-            is_decoded = is_decoded.to(self.device).view(-1, 1, *latent.shape[2:])
-            latent = latent.where(is_decoded, blank)
+            latent = blank_out(latent, is_decoded, self.objective.codebook)
         return decode_latent(self.tokenizer, latent, self.config.grid)
 
     def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:

@@ -98,6 +98,7 @@ def _describe(served: ServedModel, service: PaintingService) -> schemas.ModelBod
         codebook_size=config.tokenizer.quantizer.codebook_size,
         codes_per_position=config.tokenizer.quantizer.codes_per_position,
         objective=objective.name,
+        precision=served.model.precision.name,
         max_prompt_tokens=served.model.text_tokenizer.max_tokens,
         generation=config.generation,
         can=schemas.ModelAbilities.model_validate(objective),

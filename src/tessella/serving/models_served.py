@@ -11,6 +11,7 @@ from tessella.errors import CheckpointError, ConfigError
 from tessella.model import folder as model_folder
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
+from tessella.precision import PaintingPrecision
 from tessella.serving.examples_served import ServedExamples
 from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
@@ -64,16 +65,20 @@ class ServedModel:
             ) from None
 
 
-def load_models(models: Sequence[str], device: str = "auto") -> Mapping[str, ServedModel]:
+def load_models(
+    models: Sequence[str], device: str = "auto", precision: PaintingPrecision = "auto"
+) -> Mapping[str, ServedModel]:
     """Loads models for serving, each folder once.
 
     Args:
         models: each as `find_model` takes it, named after its folder (a run's model after the
             run), or NAME=MODEL.
         device: auto, cpu, cuda or mps.
+        precision: as for `tessella.load`.
 
     Raises:
-        ConfigError: two have one name, or a name does not fit into an address.
+        ConfigError: two have one name, a name does not fit into an address, or the device does not
+            paint in the precision.
         CheckpointError: a model is missing or damaged.
     """
     folders: dict[str, Path] = {}
@@ -89,7 +94,9 @@ def load_models(models: Sequence[str], device: str = "auto") -> Mapping[str, Ser
                 "NAME=MODEL."
             )
         folders[name] = folder
-    loaded = {path: TextToImage.load(path, device) for path in dict.fromkeys(folders.values())}
+    loaded = {
+        path: TextToImage.load(path, device, precision) for path in dict.fromkeys(folders.values())
+    }
     return {name: ServedModel.load(name, path, loaded[path]) for name, path in folders.items()}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from tessella.generation import MAX_NEIGHBORS, GenerationSettings
+from tessella.precision import Precision
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
 B = TypeVar("B", bound="RequestBody")
@@ -310,6 +311,7 @@ class ModelBody(BaseModel):
     codebook_size: int
     codes_per_position: int
     objective: str
+    precision: Precision
     max_prompt_tokens: int
     generation: GenerationSettings
     can: ModelAbilities

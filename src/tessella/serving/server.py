@@ -13,6 +13,7 @@ import uvicorn
 
 from tessella.errors import ConfigError
 from tessella.posts.language_model import LanguageModel
+from tessella.precision import PaintingPrecision
 from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.models_served import load_models
@@ -52,6 +53,7 @@ def serve(
     language_model: LanguageModel | None = None,
     run: Path | None = None,
     device: str = "auto",
+    precision: PaintingPrecision = "auto",
     tell: Callable[[str], None] = print,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then finishes what has begun and refuses the rest.
@@ -63,10 +65,12 @@ def serve(
         language_model: writes posts; None: templates do.
         run: a training run for the page to show.
         device: auto, cpu, cuda or mps.
+        precision: as for `tessella.load`.
         tell: called with the address, once the server takes requests.
 
     Raises:
-        ConfigError: the address cannot be listened on, or two models have one name.
+        ConfigError: the address cannot be listened on, two models have one name, or the device
+            does not paint in the precision.
         CheckpointError: a model is missing or damaged.
     """
     # Before the models are loaded: an address in use is reported at once.
@@ -74,7 +78,7 @@ def serve(
         worker.start()
         app = create_app(
             # In the worker's thread, which alone may use PyTorch.
-            worker.call(lambda: load_models(models, device)).result(),
+            worker.call(lambda: load_models(models, device, precision)).result(),
             settings,
             keys=keys,
             language_model=language_model,

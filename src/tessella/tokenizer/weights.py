@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import read_tensors, write_bytes
+from tessella.files import find_cache, read_tensors, write_bytes
 
 _TIMEOUT_SECONDS = 30.0  # without a single byte
 _log = logging.getLogger("tessella")
@@ -64,8 +64,7 @@ def find_weights(published: PublishedWeights, local: Path | None = None) -> Path
         return path
     if published.url is None:
         raise ConfigError(f"The weights of {published.name} are missing. {_how_to_get(published)}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    path = cache / "tessella" / "weights" / published.url.rpartition("/")[2]
+    path = find_cache() / "weights" / published.url.rpartition("/")[2]
     if not path.is_file():
         _download(published, published.url, path)
     return path

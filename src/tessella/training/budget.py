@@ -16,13 +16,14 @@ from tessella.evaluation.model import count_pictures
 from tessella.model.codec import encode_pixels
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
+from tessella.precision import Precision
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
 from tessella.training.neighbors import ExampleReader, Neighbors
-from tessella.training.precision import Precision, autocast
+from tessella.training.precision import autocast
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
 from tessella.training.text_features import CaptionReader
 from tessella.training.tokenizer_stage import TokenizerStage

@@ -4,38 +4,15 @@ In bf16 matrix products and convolutions alone are rounded. Weights, their avera
 state and the losses stay in fp32, and codes are chosen in fp32.
 """
 
-import os
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
-Precision = Literal["fp32", "bf16"]
+from tessella.precision import CLEARLY, Precision, PrecisionChoice, Work, measure_speedup
+
 PrecisionSetting = Literal["auto", "fp32", "bf16"]
-
-_CLEARLY = 1.2  # times as fast: less isn't worth the rounding
-_HOPELESS = 1 / 3
-_PAIRS = 9
-_SECONDS = 0.3  # after which no other pair is measured
-
-# A thread's own time doesn't pass while other programs have the processor. Windows counts it in
-# steps of 16 ms, too coarse here.
-_clock = time.perf_counter if os.name == "nt" else time.thread_time
-
-
-@dataclass(frozen=True)
-class PrecisionChoice:
-    """What a run trains in."""
-
-    name: Precision
-    why: str  # for people
-
-    def __str__(self) -> str:
-        return f"{self.name}; {self.why}"
 
 
 def choose_precision(setting: PrecisionSetting, device: torch.device) -> PrecisionChoice:
@@ -52,7 +29,7 @@ def choose_precision(setting: PrecisionSetting, device: torch.device) -> Precisi
             settle_precision("auto", device), f"as on every {device.type} device"
         )
     speedup = measure_bf16_speedup()
-    if speedup >= _CLEARLY:
+    if speedup >= CLEARLY:
         return PrecisionChoice("bf16", f"{speedup:.1f} times as fast as fp32 here")
     if speedup >= 1:
         return PrecisionChoice("fp32", f"bf16 is only {speedup:.2f} times as fast here")
@@ -82,39 +59,23 @@ def autocast(
 
 
 def measure_bf16_speedup() -> float:
-    """Measures how many times as fast as in fp32 this CPU trains in bf16: below 1 it is slower.
-
-    One thread computes, by its own clock, so that a busy machine looks like a quiet one. Both are
-    timed in turn, and the median pair counts. A small product comes first: without instructions
-    for bf16 it may take a hundred times as long, and then nothing else is measured.
-    """
-    deadline = time.monotonic() + _SECONDS
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        speedup = _compare(_create_product(), deadline)
-        if speedup >= _HOPELESS:
-            speedup = _compare(_create_step(), deadline)
-    finally:
-        torch.set_num_threads(threads)
-    return speedup
+    """Measures how many times as fast as in fp32 this CPU trains in bf16: below 1 it is slower."""
+    return measure_speedup(_list_works())
 
 
-def _compare(work: Callable[[], object], deadline: float) -> float:
-    """Returns the median, over pairs of calls, of fp32's time over bf16's."""
-    _time(work, "fp32"), _time(work, "bf16")  # to warm up
-    ratios: list[float] = []
-    while len(ratios) < _PAIRS and (not ratios or time.monotonic() < deadline):
-        fp32, bf16 = _time(work, "fp32"), _time(work, "bf16")
-        ratios.append(fp32 / max(bf16, 1e-9))
-    return statistics.median(ratios)
+def _list_works() -> Iterator[tuple[Work, Work]]:
+    """Lists the work that is timed, in both precisions: a small product, then a step."""
+    for create in (_create_product, _create_step):
+        work = create()
+        yield _work_in("fp32", work), _work_in("bf16", work)
 
 
-def _time(work: Callable[[], object], precision: Precision) -> float:
-    began = _clock()
-    with autocast(torch.device("cpu"), precision):
-        work()
-    return _clock() - began
+def _work_in(precision: Precision, work: Work) -> Work:
+    def run() -> None:
+        with autocast(torch.device("cpu"), precision):
+            work()
+
+    return run
 
 
 def _create_product() -> Callable[[], object]:

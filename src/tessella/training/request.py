@@ -8,8 +8,9 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from tessella.precision import PrecisionChoice
 from tessella.training.budget import choose_preset
-from tessella.training.precision import PrecisionChoice, choose_precision, settle_precision
+from tessella.training.precision import choose_precision, settle_precision
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import open_run
 

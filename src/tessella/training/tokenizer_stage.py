@@ -82,9 +82,11 @@ class TokenizerLoss(nn.Module):
         self.tokenizer = tokenizer
         self._reconstruction_loss = ReconstructionLoss(settings.loss)
         self._adversarial = adversarial
-        self._frozen = (
-            [tokenizer.encoder, tokenizer.quantizer] if settings.learn == "decoder" else []
-        )
+        self._frozen: list[nn.Module] = []
+        if settings.learn == "decoder":
+            # Not the quantizer around its parts, which drops the tails of residual codes: the
+            # decoder has to paint from the first ones alone, too.
+            self._frozen = [tokenizer.encoder, tokenizer.quantizer.parts]
         for part in self._frozen:
             part.requires_grad_(False)
 

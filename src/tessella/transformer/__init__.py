@@ -4,6 +4,7 @@ from tessella.transformer.examples import Examples
 from tessella.transformer.head import flatten_codes
 from tessella.transformer.kv_cache import KVCache
 from tessella.transformer.layers import Layer
+from tessella.transformer.low_precision import has_int8, lower_precision
 from tessella.transformer.network import Transformer, TransformerSettings, TransformerShape
 
 __all__ = [
@@ -14,4 +15,6 @@ __all__ = [
     "TransformerSettings",
     "TransformerShape",
     "flatten_codes",
+    "has_int8",
+    "lower_precision",
 ]

@@ -41,6 +41,7 @@ def test_a_model(server: Any, tiny: ServedModel) -> None:
         "codebook_size": 16,
         "codes_per_position": 1,
         "objective": "any_order",
+        "precision": "fp32",
         "max_prompt_tokens": 64,
         "generation": GenerationSettings(steps=3, temperature=1.0).model_dump(),
         "can": {"guidance": True, "best_of": True, "partial_images": True, "edit": True},

@@ -1,16 +1,15 @@
-"""The precision of training: what `auto` chooses, and what its measurement can be fooled by."""
+"""The precision of training: what `auto` chooses, and by what."""
 
-import os
-import time
-from collections.abc import Callable
+import itertools
 
 import pytest
 import torch
 
+from tessella import precision as shared
 from tessella.errors import ConfigError
+from tessella.precision import PrecisionChoice
 from tessella.training import precision as precision_module
 from tessella.training.precision import (
-    PrecisionChoice,
     PrecisionSetting,
     autocast,
     choose_precision,
@@ -80,61 +79,21 @@ def test_products_and_convolutions_are_rounded_and_weights_are_not() -> None:
     assert layer.weight.dtype == torch.float32
 
 
-# The measurement.
-
-
-def times(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> list[str]:
-    """Replaces the clock; returns what is timed."""
-    timed: list[str] = []
-
-    def take(_: object, precision: str) -> float:
-        timed.append(precision)
-        return seconds(precision)
-
-    monkeypatch.setattr(precision_module, "_time", take)
-    return timed
-
-
-def test_the_middle_pair_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something else had the processor in a third of the calls."""
-    calls = {"fp32": 0, "bf16": 1}  # so that it never meets both of a pair
-
-    def seconds(precision: str) -> float:
-        calls[precision] += 1
-        disturbed = calls[precision] % 3 == 0
-        return {"fp32": 1.8, "bf16": 1.0}[precision] * (50 if disturbed else 1)
-
-    timed = times(monkeypatch, seconds)
-    assert measure_bf16_speedup() == pytest.approx(1.8)
-    assert timed == ["fp32", "bf16"] * 20  # nine pairs and one to warm up, of both pieces of work
-
-
 def test_a_processor_without_bf16_is_found_out_by_the_small_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(precision_module, "_create_step", lambda: pytest.fail("it would take long"))
-    times(monkeypatch, lambda precision: {"fp32": 0.01, "bf16": 1.0}[precision])
+    seconds = itertools.cycle([0.01, 1.0])  # fp32, bf16
+    monkeypatch.setattr(shared, "_time", lambda _: next(seconds))
     assert measure_bf16_speedup() == pytest.approx(0.01)
 
 
-def test_a_slow_machine_measures_one_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "_SECONDS", 0.0)
-    timed = times(monkeypatch, lambda _: 1.0)
-    assert measure_bf16_speedup() == 1.0
-    assert timed == ["fp32", "bf16"] * 4
-
-
-@pytest.mark.skipif(os.name == "nt", reason="its clock is too coarse")
-def test_the_time_of_other_programs_does_not_count() -> None:
-    assert precision_module._time(lambda: time.sleep(0.1), "fp32") < 0.05
-
-
-def test_a_measurement_leaves_no_trace() -> None:
-    """Neither in the number of threads, nor in what is drawn afterwards."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+def test_a_product_and_a_step_are_timed_in_both_precisions() -> None:
+    generator = torch.get_rng_state()
+    works = list(precision_module._list_works())
+    assert len(works) == 2
+    for pair in works:
+        for work in pair:
+            work()
     assert measure_bf16_speedup() > 0
-    step = precision_module._create_step()
-    for precision in ("fp32", "bf16"):
-        assert precision_module._time(step, precision) > 0
-    assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), generator)

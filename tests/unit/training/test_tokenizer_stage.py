@@ -208,6 +208,34 @@ def test_a_decoder_learns_alone(scenes: Data, tmp_path: Path) -> None:
     assert changed == {"decoder"}
 
 
+def test_a_decoder_alone_learns_to_paint_from_the_first_codes_too(scenes: Data) -> None:
+    """It saw whole pictures only, and forgot what the first of its residual codes look like."""
+    torch.manual_seed(0)
+    quantizer = TOKENIZER.quantizer.replace(
+        codes_per_position=3, composition="residual", tail_dropout=1.0
+    )
+    tokenizer = ImageTokenizer(TOKENIZER.replace(quantizer=quantizer)).train()
+    (pixels,) = create(scenes).load_batch(np.arange(8), np.random.default_rng(0))
+    tokenizer(to_float(pixels))  # its codebooks begin
+    settings = TokenizerTrainingSettings(learn="decoder", init_from="model")
+    stage = TokenizerStage(tokenizer, settings, scenes, CPU)
+    before = {n: t.clone() for n, t in tokenizer.quantizer.state_dict().items()}
+    decoded: list[torch.Tensor] = []
+    tokenizer.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
+    step(stage, 8)
+    with torch.no_grad():
+        stage.loss_module.eval()(pixels)
+    codes = tokenizer.encode(to_float(pixels))
+    prefixes = [tokenizer.quantizer.look_up(codes[:, :m]) for m in (1, 2, 3)]
+    one, two, three = ((decoded[0] == prefix).flatten(1).all(1) for prefix in prefixes)
+    assert (one | two).all()
+    assert one.any()
+    assert two.any()
+    assert not three.any()
+    assert torch.equal(decoded[1], prefixes[2])
+    assert all(torch.equal(t, before[n]) for n, t in tokenizer.quantizer.state_dict().items())
+
+
 def test_a_discriminator_that_would_never_count_is_refused() -> None:
     settings = TokenizerTrainingSettings(loss={"adversarial": {"weight": 0.5}})
     with pytest.raises(
