@@ -149,7 +149,7 @@ def _fill(
     records = (r for s in sources for r in s.records(settings.seed, settings.split_by))
     # Some 32 bytes for each image.
     pixel_keys, group_keys, digests = array("Q"), array("Q"), bytearray()
-    num_grouped = 0
+    num_grouped = num_ignored = 0
     # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
     with (
         CacheWriter(building) as writer,
@@ -164,6 +164,7 @@ def _fill(
                 pixel_keys.append(key)
                 group_keys.append(key if group is None else split_key(group))
                 num_grouped += group is not None
+                num_ignored += picture.ignores_profile
                 digests += picture.digest
             if progress is not None:
                 # Captions without a picture are skipped too, but are not in the total.
@@ -186,6 +187,7 @@ def _fill(
             "train": writer.num_images - num_validation,
             "validation": num_validation,
             "skipped": dict(writer.num_skipped),
+            "ignored_profiles": num_ignored,
         },
         "fingerprints": cache.write_sides(building, is_validation, digests),
     }

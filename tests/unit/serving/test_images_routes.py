@@ -500,8 +500,8 @@ def test_masks_that_are_none(mask: bytes, said: str, server: Any) -> None:
     [
         (b"", "`image`: The file is empty."),
         (b"\x00" * 99, "`image`: Not a picture of a known format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "`image`: Not a picture of a known"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "`image`: Not a picture of a known format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "`image`: This is SVG, which is not read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "`image`: This is PostScript, which is not read"),
         (encoded(IMAGE)[:-30], "`image`: The picture is broken or cut off"),
         (encoded(IMAGE)[:20], "`image`: The picture's header is broken"),
         (b"\x89PNG\r\n\x1a\n" + b"\xff" * 99, "`image`: The picture's header is broken"),
@@ -522,7 +522,10 @@ def test_pictures_with_too_many_pixels(serve: Callable[..., Any]) -> None:
     large += b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     for path in ("/images/variations", "/images/reconstructions"):
         message, param, code = fault(send(server, path, large))
-        assert message == "`image`: The picture has too many pixels: at most 400 are read."
+        assert message == (
+            "`image`: The picture is too large: 30000x30000 = 900,000,000 pixels, at most 400 are "
+            "decoded. Make it smaller, or raise serve.max_upload_pixels."
+        )
         assert (param, code) == ("image", "invalid_image")
     mask = encoded(Image.new("L", (20, 21)))
     message, param, _ = fault(edit(server, encoded(Image.new("L", (20, 20))), mask=mask))
