@@ -101,7 +101,7 @@ def _read_profile(content: bytes, mode: str) -> _Profile:
     """Reads a profile; most pictures of a data set share one."""
     from PIL import ImageCms
 
-    if not isinstance(content, bytes) or len(content) > _MAX_PROFILE_BYTES:
+    if len(content) > _MAX_PROFILE_BYTES:
         return _Profile(None, is_broken=True)
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(content))

@@ -517,6 +517,9 @@ def test_pictures_that_are_none(path: str, content: bytes, said: str, server: An
 def test_pictures_with_too_many_pixels(serve: Callable[..., Any]) -> None:
     server = serve(max_upload_pixels=400)
     assert send(server, "/images/variations", encoded(Image.new("L", (20, 20)))).status_code == 200
+    # Of a JPEG less is decoded.
+    photo = encoded(Image.new("L", (80, 60)), "JPEG")
+    assert send(server, "/images/variations", photo).status_code == 200
     header = struct.pack(">4sIIBBBBB", b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0)
     large = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
     large += b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
@@ -737,14 +740,14 @@ def test_pictures_that_wait_are_small(
 def test_few_pictures_are_decoded_at_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, most, lock = 0, 0, threading.Lock()
 
-    def count(content: bytes, *, max_pixels: int) -> Any:
+    def count(content: bytes, **limits: Any) -> Any:
         nonlocal busy, most
         with lock:
             busy, most = busy + 1, max(most, busy + 1)
         time.sleep(0.02)
         with lock:
             busy -= 1
-        return read_with_transparency(content, max_pixels=max_pixels)
+        return read_with_transparency(content, **limits)
 
     monkeypatch.setattr(bodies, "read_with_transparency", count)
     with ThreadPoolExecutor(12) as pool:
