@@ -149,7 +149,7 @@ def decode_bound(contents: list[tuple[str, bytes]], size: int) -> float:
     read_image(contents[0][1], max_pixels=10**6)
     start = time.process_time()
     for _, content in contents:
-        fit_square(read_image(content, max_pixels=10**6, at_least=2 * size), size)
+        fit_square(read_image(content, max_pixels=10**6, fit_size=size), size)
     return len(contents) / (time.process_time() - start)
 
 

@@ -304,12 +304,12 @@ def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
     return FileLock(path, timeout=timeout, fallback_to_soft=False)
 
 
-def is_locked(path: Path) -> bool | None:
+def is_locked(path: Path, *, wait_seconds: float = 0) -> bool | None:
     """Returns whether a process holds the lock; None where only someone else may open it."""
     if not path.exists():
         return False
     try:
-        with lock(path, wait_seconds=0):
+        with lock(path, wait_seconds=wait_seconds):
             return False
     except TimeoutError:
         return True

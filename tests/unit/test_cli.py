@@ -424,6 +424,27 @@ def test_a_dry_run_of_fit_tells_json() -> None:
     assert not files()
 
 
+@pytest.mark.parametrize("minutes", ["nan", "0", "-1", "inf"])
+def test_minutes_in_which_nothing_can_be_done_are_wrong_usage(minutes: str) -> None:
+    """Nan was an error in the code after a minute of reading data; -1, seconds that were left."""
+    result = run("fit", "nowhere", "--out", "run", "--minutes", minutes)
+    assert result.exit_code == 2
+    assert f"'--minutes': Expected a number above 0: `{minutes}`. Leave it out" in " ".join(
+        result.stderr.replace("│", " ").split()
+    )
+    assert not files()
+
+
+def test_a_dry_run_of_fit_refuses_what_fit_would() -> None:
+    draw_data(Path("pictures"))
+    words = ["fit", "pictures", "--out", "pictures/run", "--dry-run"]
+    assert "inside the data: `pictures/run/data`" in fail(*words)
+    words = ["fit", "pictures", "--out", "run", "--set", "data.image_size=66", "--dry-run"]
+    assert "must be a multiple of" in fail(*words)
+    words = ["fit-transformer", "pictures", "--out", "run", "--dry-run"]
+    assert "image tokenizer is not trained yet" in fail(*words)
+
+
 def test_fit_refuses_what_cannot_be_done() -> None:
     assert "no such data: `nowhere`" in fail("fit", "nowhere", "--out", "run", "--dry-run")
     assert "no such device here: `tpu`" in fail(

@@ -199,13 +199,13 @@ def _lay_out(pictures: Sequence["Pixels"], labels: Sequence[str]) -> "Pixels":
     return make_labelled_sheet(pictures, labels, min(columns, _SHEET_COLUMNS))
 
 
-def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Image.Image":
+def read_picture(path: Path, verb: str, *, fit_size: int | None = None) -> "Image.Image":
     """Reads a picture, upright and in RGB.
 
     Args:
         path: the file.
         verb: what it is read for, for the error.
-        at_least: as for `read_image`.
+        fit_size: as for `read_image`.
 
     Raises:
         DataError: it cannot be read; names the verb.
@@ -214,7 +214,7 @@ def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Imag
     from tessella.images import read_image
 
     try:
-        return read_image(path, max_pixels=DataSettings().max_image_pixels, at_least=at_least)
+        return read_image(path, max_pixels=DataSettings().max_image_pixels, fit_size=fit_size)
     except DataError as error:
         raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
 
@@ -251,7 +251,7 @@ def read_square(path: Path, size: int, verb: str) -> "Pixels":
     """
     from tessella.images import fit_square
 
-    return fit_square(read_picture(path, verb, at_least=2 * size), size)
+    return fit_square(read_picture(path, verb, fit_size=size), size)
 
 
 def name_examples(examples: Sequence[Mapping[str, Any]]) -> str:

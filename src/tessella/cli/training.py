@@ -1,5 +1,6 @@
 """`tessella fit`, `fit-tokenizer`, `fit-transformer`: captioned images in, a model out."""
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     from tessella.training.request import FitRequest
 
 
+def _check_minutes(minutes: float | None) -> float | None:
+    """Refuses minutes in which nothing can be done, before anything is imported.
+
+    Raises:
+        typer.BadParameter: they are not a number above 0.
+    """
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise typer.BadParameter(
+            f"Expected a number above 0: `{minutes:g}`. Leave it out to train as long as the "
+            "settings say."
+        )
+    return minutes
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What to train on, and where."""
@@ -32,7 +47,8 @@ class LengthOptions:
     """How long to train."""
 
     minutes: Annotated[
-        float | None, typer.Option(metavar="NUMBER", show_default="as the settings say")
+        float | None,
+        typer.Option(metavar="NUMBER", show_default="as the settings say", callback=_check_minutes),
     ] = None
     """Finish within this time: chooses how long both parts train and, unless --preset or --config
     does, their size."""
@@ -135,7 +151,7 @@ def _train(request: "FitRequest", console: "Console") -> Result:
 
 def _plan(request: "FitRequest") -> Result:
     """Says what would be trained; as text it is a file that `--config` reads."""
-    from tessella.data.sources import recognise_all
+    from tessella.training.checks import check_request, check_run
     from tessella.training.loop import create_accelerator
     from tessella.training.request import resolve_run
 
@@ -147,9 +163,10 @@ def _plan(request: "FitRequest") -> Result:
             "readings": source.origins,
             "notes": source.notes,
         }
-        for source in recognise_all(request.sources)
+        for source in check_request(request)
     ]
     run = resolve_run(request, create_accelerator(request.device))
+    check_run(request, run)
     values = {
         "dry_run": True,
         "run": str(request.out),

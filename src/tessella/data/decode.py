@@ -18,7 +18,14 @@ import numpy as np
 from tessella.data.records import ImageLocation, Record, SceneLocation, Skipped, StoredImage
 from tessella.data.scenes import canonical_caption, draw_scene, paraphrases, sample_scene
 from tessella.data.settings import DataSettings
-from tessella.images import ImageError, Pixels, decode_image, fit_square, open_image
+from tessella.images import (
+    ImageError,
+    Pixels,
+    decode_image,
+    fit_square,
+    ignores_profile,
+    open_image,
+)
 
 DIGEST_BYTES = 16
 NUM_PARAPHRASES = 4
@@ -39,6 +46,7 @@ class Decoded:
     height: int
     mode: str  # Pillow's, as stored
     format: str
+    ignores_profile: bool = False  # its colour profile is broken: it counts as sRGB
 
 
 def decode_records(
@@ -79,15 +87,21 @@ def _decode(record: Record | Skipped, settings: DataSettings) -> Decoded | Skipp
     size = settings.image_size
     try:
         content = _read(record.location)
-        with open_image(content, max_pixels=settings.max_image_pixels) as opened:
-            width, height = opened.size
-            mode, name = opened.mode, opened.format or ""
-            # Twice the size leaves Lanczos enough to work with.
-            square = fit_square(decode_image(opened, at_least=2 * size), size)
+        with open_image(
+            content,
+            max_pixels=settings.max_image_pixels,
+            setting="data.max_image_pixels",
+            fit_size=size,
+        ) as opened:
+            (width, height), mode, name = opened.size, opened.file.mode, opened.format
+            square = fit_square(decode_image(opened), size)
+            is_ignored = ignores_profile(opened.file)
     except ImageError as error:
         return Skipped(record.name, str(error), error.kind)
     pixels = square.tobytes()
-    return Decoded(record, record.captions, pixels, _hash(pixels), width, height, mode, name)
+    return Decoded(
+        record, record.captions, pixels, _hash(pixels), width, height, mode, name, is_ignored
+    )
 
 
 def _draw(record: Record, location: SceneLocation, size: int) -> Decoded:

@@ -133,6 +133,7 @@ class _Tally:
     vocabulary: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, SkippedReport] = field(default_factory=dict)
     num_grouped: int = 0
+    ignored_profiles: int = 0
 
     def add(self, picture: Decoded) -> None:
         key = split_key(picture.digest.hex())
@@ -140,6 +141,7 @@ class _Tally:
         self.modes[picture.mode] += 1
         self.formats[picture.format] += 1
         self.num_grouped += picture.record.group is not None
+        self.ignored_profiles += picture.ignores_profile
         for caption in picture.captions:
             stripped = (word.strip(".,;:!?\"'()[]{}") for word in caption.lower().split())
             words = list(filter(None, stripped))
@@ -300,6 +302,11 @@ def _list_warnings(
             f"{wide} of {images} images are more than twice as long as wide (or the other way "
             "round): the middle square loses at least half of them."
         ] = ""
+    if tally.ignored_profiles:
+        warnings[
+            f"{tally.ignored_profiles} images have a broken colour profile: it is ignored, and "
+            "their colours are read as sRGB."
+        ] = "Save these pictures anew, as sRGB, if their colours look wrong."
     if images < _FEW_IMAGES:
         warnings[f"Only {images} images: the model will learn them by heart."] = ""
     if settings.split_by is not None and 0 < tally.num_grouped < images:

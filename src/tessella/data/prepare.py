@@ -58,11 +58,12 @@ class PreparedData:
 
 
 def prepare(
-    sources: Sequence[str],
+    sources: Sequence[str | Source],
     settings: DataSettings,
     folder: Path,
     *,
     progress: Progress | None = None,
+    expected: Mapping[str, Any] | None = None,
 ) -> PreparedData:
     """Reads captioned images from DATA into a cache, or uses the cache that is there.
 
@@ -70,18 +71,18 @@ def prepare(
     hash; with a validation fraction above 0 and two different images, neither side is empty.
 
     Args:
-        sources: paths, or `scenes:N`; see `tessella.data.sources`.
+        sources: paths, or `scenes:N`; see `tessella.data.sources`. Or recognised already.
         settings: image size, split and limits.
         folder: of the cache; replaced if the data or the settings changed.
         progress: called with the number of images done and of all, None if that is not known.
+        expected: from `describe_data`: other pictures are refused, and the cache stays as it is.
 
     Raises:
-        DataError: the data is not recognised, too much of it is bad, the cache cannot be written,
-            or the folder holds something else.
+        DataError: the data is not recognised, is not what is expected, too much of it is bad, the
+            cache cannot be written, or the folder holds something else.
     """
-    paths = [sources] if isinstance(sources, str) else [str(source) for source in sources]
-    recognised = recognise_all(paths)
-    _check_folder(folder, recognised)
+    recognised = _recognise(sources)
+    check_place(folder, [source.argument for source in recognised])
     identity = _identify(recognised, settings)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,8 @@ def prepare(
         with lock(folder.with_name(f".{folder.name}.lock")):
             manifest = cache.read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
-                manifest = _build(folder, recognised, settings, identity, progress)
+                manifest = _build(folder, recognised, settings, identity, progress, expected)
+            _check_expected(manifest, expected)
     except CheckpointError as error:  # a full disk, or a folder that cannot be written
         raise DataError(str(error)) from error
     except OSError as error:
@@ -113,20 +115,55 @@ def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, An
     return {"sources": [source.identity() for source in sources], "settings": values}
 
 
-def _check_folder(folder: Path, sources: Sequence[Source]) -> None:
-    """Refuses to replace anything but a cache, and to write into the data."""
+def _recognise(sources: Sequence[str | Source]) -> list[Source]:
+    """Recognises what is not recognised yet."""
+    given = [sources] if isinstance(sources, str) else list(sources)
+    known = [source for source in given if isinstance(source, Source)]
+    return known if known else recognise_all([str(source) for source in given])
+
+
+def describe_data(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns, as plain values, what tells whether the pictures of a cache are still the same."""
+    counts = {name: manifest["counts"][name] for name in ("images", *cache.SIDES)}
+    return {"fingerprints": dict(manifest["fingerprints"]), **counts}
+
+
+def _check_expected(manifest: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
+    """Raises if a cache does not hold the pictures that are expected."""
+    if expected is None or manifest["fingerprints"] == expected["fingerprints"]:
+        return
+    now = describe_data(manifest)
+    before, after = (
+        f"{one['images']:,} images ({one['validation']:,} held out)" for one in (expected, now)
+    )
+    raise DataError(
+        f"The data is not what the run began with: it had {before}, now there are {after}"
+        f"{'' if before != after else ', of which some have changed'}. Nothing was changed. Use "
+        "the data that the run began with, or choose a new --out to train on what is there now."
+    )
+
+
+def check_place(folder: Path, arguments: Sequence[str]) -> None:
+    """Refuses to replace anything but a cache, and to write into the data.
+
+    Args:
+        folder: of the cache.
+        arguments: DATA. They need not be there, and are not read.
+
+    Raises:
+        DataError: says what is in the way.
+    """
     is_taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if is_taken and not cache.is_cache(folder):
         raise DataError(
             f"The cache's folder holds something else: `{folder}`. "
             "Name another one, or empty it yourself."
         )
-    for source in sources:
-        if source.root is None or not source.root.is_dir():
-            continue
-        if folder.resolve().is_relative_to(source.root.resolve()):
+    for argument in arguments:
+        root = Path(argument).expanduser()
+        if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
             raise DataError(
-                f"The cache would lie inside the data: `{folder}` in `{source.argument}`. "
+                f"The cache would lie inside the data: `{folder}` in `{argument}`. "
                 "Nothing is ever written there; name a folder outside it."
             )
 
@@ -137,6 +174,7 @@ def _build(
     settings: DataSettings,
     identity: dict[str, Any],
     progress: Progress | None,
+    expected: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Builds a cache under a temporary name, then renames it; returns its manifest."""
     what, unchanged = "the cache of the data", "a cache that was there before is unchanged"
@@ -147,6 +185,7 @@ def _build(
             **_fill(building, sources, settings, progress),
             "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
         }
+        _check_expected(manifest, expected)
         write_json(building / cache.MANIFEST, manifest)
     return manifest
 
@@ -162,6 +201,7 @@ class _Columns:
     repeats: "array[int]" = field(default_factory=lambda: array("q"))
     digests: bytearray = field(default_factory=bytearray)
     num_grouped: int = 0
+    num_ignored: int = 0  # broken colour profiles
     origins: Counter[str] = field(default_factory=Counter)
 
     def add(self, picture: Decoded, source: int) -> None:
@@ -170,6 +210,7 @@ class _Columns:
         self.pixel_keys.append(key)
         self.group_keys.append(key if record.group is None else split_key(record.group))
         self.num_grouped += record.group is not None
+        self.num_ignored += picture.ignores_profile
         self.named.append(NAMED_SIDES[record.side])
         self.sources.append(source)
         self.repeats.append(record.repeats)
@@ -252,6 +293,7 @@ def _fill(
             "train": writer.num_images - num_validation,
             "validation": num_validation,
             "skipped": dict(writer.num_skipped),
+            "ignored_profiles": columns.num_ignored,
         },
         "readings": dict(columns.origins),
         "notes": words,

@@ -30,7 +30,8 @@ class DataSettings(Settings):
     """Highest fraction of bad files (broken, empty, without caption, …) to train with."""
 
     max_image_pixels: int = Field(default=100_000_000, ge=1)
-    """Pictures with more pixels (width times height) are skipped without being decoded."""
+    """Most pixels (width times height) of a picture that are decoded. A larger JPEG is decoded
+    smaller; other pictures are skipped without being decoded."""
 
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads that decode pictures; `auto` means one per core, at most 16. The result does not

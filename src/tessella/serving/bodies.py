@@ -342,10 +342,9 @@ def _decode_base64(text: str, name: str) -> bytes:
 def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Mask | None]:
     """Decodes an uploaded picture, and where it is fully transparent."""
     try:
-        return read_with_transparency(content, max_pixels=max_pixels)
+        return read_with_transparency(
+            content, max_pixels=max_pixels, setting="serve.max_upload_pixels"
+        )
     except ImageError as error:
-        message = str(error)
-        if error.kind == "too_large":
-            message = f"The picture has too many pixels: at most {max_pixels:,} are read."
         param = name.partition("[")[0]
-        raise ApiError(400, f"`{name}`: {message}", param=param, code="invalid_image") from None
+        raise ApiError(400, f"`{name}`: {error}", param=param, code="invalid_image") from None

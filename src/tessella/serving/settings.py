@@ -37,7 +37,8 @@ class ServeSettings(Settings):
     max_body_bytes: int = Field(20_000_000, ge=1000)
     """The largest body of a request, pictures included."""
     max_upload_pixels: int = Field(16_777_216, ge=1)
-    """The largest uploaded picture, in pixels; a larger one is refused before it is decoded."""
+    """Most pixels of an uploaded picture that are decoded. A larger JPEG is decoded smaller; other
+    pictures are refused before they are decoded."""
     max_uploads_bytes: int = Field(200_000_000, ge=1000)
     """Bytes of all uploads at one time; a request beyond that gets a 429."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)

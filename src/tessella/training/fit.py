@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import Progress
 
-from tessella.data.prepare import PreparedData, prepare
+from tessella.data.prepare import PreparedData, describe_data, prepare
+from tessella.data.sources import Source
 from tessella.errors import ConfigError, TessellaError
 from tessella.evaluation.memorisation import make_pairs_sheet
 from tessella.evaluation.model import ModelEvaluation, evaluate_model
 from tessella.files import hash_tensors, remove_leftovers, write_json
 from tessella.images import save_png
-from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
@@ -36,23 +36,24 @@ from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
 from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
-from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.auto_neighbors import choose_neighbors
 from tessella.training.budget import compute_budget
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
-from tessella.training.codes import Codes, prepare_codes
-from tessella.training.initialize import (
-    initialize_tokenizer,
-    initialize_transformer,
-    load_text_encoder,
+from tessella.training.checks import (
+    check_request,
+    check_run,
+    find_text_encoder,
+    start_tokenizer,
 )
+from tessella.training.codes import Codes, prepare_codes
+from tessella.training.initialize import initialize_transformer
 from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
 from tessella.training.model_card import write_card
 from tessella.training.neighbors import ExampleReader, prepare_examples
 from tessella.training.recipe import Recipe
 from tessella.training.request import FitRequest as FitRequest  # what `fit` takes
-from tessella.training.request import resolve_run
-from tessella.training.run_folder import lock_run, write_run_file
+from tessella.training.request import ResolvedRun, resolve_run
+from tessella.training.run_folder import lock_run, read_data_facts, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
@@ -77,25 +78,51 @@ def fit(request: FitRequest, console: Console) -> Path:
         CheckpointError: a saved file is damaged or cannot be written.
         Interrupted: a signal came; the state is saved.
     """
-    accelerator = create_accelerator(request.device)
-    with lock_run(request.out) if accelerator.is_main_process else contextlib.nullcontext():
-        return _fit(request, accelerator, console)
-
-
-def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Path:
     began = time.monotonic()
-    out, is_main = request.out, accelerator.is_main_process
-    if is_main:
-        remove_leftovers(out)
+    accelerator = create_accelerator(request.device)
+    # All that may be refused without reading the data is, before the run's folder is touched.
+    sources = check_request(request, is_main=accelerator.is_main_process)
     # Before any process may write run.json: all of them must find the run new, or none.
     resolved = resolve_run(request, accelerator)
+    text_encoder = check_run(request, resolved)
+    call = _Call(request, sources, resolved, text_encoder, began)
+    with _enter_run(call) if accelerator.is_main_process else contextlib.nullcontext():
+        return _fit(call, accelerator, console)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `fit` that was checked."""
+
+    request: FitRequest
+    sources: Sequence[Source]
+    resolved: ResolvedRun
+    text_encoder: TextEncoder | None  # of a new run, if it does not depend on the captions
+    began: float  # by the monotonic clock
+
+
+@contextlib.contextmanager
+def _enter_run(call: _Call) -> Iterator[None]:
+    """Locks the run's folder, and tidies up what a killed process left there."""
+    out = call.request.out
+    with lock_run(out):
+        if call.resolved.is_new and (out / record.RUN_FILE).exists():
+            raise ConfigError(
+                f"Another process has begun a run in this folder meanwhile: `{out}`. Run the same "
+                "command again to resume it, or choose another --out."
+            )
+        remove_leftovers(out)
+        yield
+
+
+def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
+    request, resolved, began = call.request, call.resolved, call.began
+    out, is_main = request.out, accelerator.is_main_process
     console.print(f"Precision: {resolved.precision}.")
     recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
-        if is_new:
-            _require_named_files(recipe)
-        data = _prepare_data(request, recipe, console)
-        text_encoder = _create_text_encoder(recipe, data, out, is_new)
+        data = _prepare_data(call, recipe, console)
+        text_encoder = _create_text_encoder(call, recipe, data)
         captions: CaptionReader = text_encoder
         if request.stage != "tokenizer":
             captions = _prepare_captions(text_encoder, data, out, console)
@@ -114,7 +141,10 @@ def _fit(request: FitRequest, accelerator: Accelerator, console: Console) -> Pat
             recipe = budget.recipe
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
-            write_run_file(out, request.sources, request.describe(), recipe, resolved.reasons)
+            facts = describe_data(data.manifest)
+            write_run_file(
+                out, request.sources, request.describe(), recipe, resolved.reasons, facts
+            )
             if choice is not None:
                 write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()
@@ -164,14 +194,8 @@ class _Run:
         torch.manual_seed(seed)
         tokenizer = ImageTokenizer(self.recipe.tokenizer)
         if settings.init_from is not None and self._read_images_seen("tokenizer") is None:
-            has_decoder = initialize_tokenizer(tokenizer, settings.init_from)
-            if not has_decoder and not settings.images:
-                raise ConfigError(
-                    "A new decoder has to learn: `0` images. Set tokenizer_training.images."
-                )
+            start_tokenizer(tokenizer, self.recipe)
         if self.recipe.tokenizer.network != "palette":
-            if self.request.stage == "transformer":
-                self._require_trained_tokenizer()
             stage = TokenizerStage(tokenizer, settings, self.data.sides, device, seed)
             tokenizer = self._train(stage, settings, "tokenizer")
         elif settings.init_from is None:
@@ -309,35 +333,18 @@ class _Run:
         """Reads how far a stage is; None if it has no checkpoint to resume from."""
         return read_images_seen(self.request.out / stage / CHECKPOINTS_FOLDER)
 
-    def _require_trained_tokenizer(self) -> None:
-        images = self.recipe.tokenizer_training.images
-        images_seen = self._read_images_seen("tokenizer")
-        if images_seen is None or images_seen < images:
-            raise ConfigError(
-                f"The image tokenizer is not trained yet: `{self.request.out / 'tokenizer'}` has "
-                f"seen {images_seen or 0:,} of {images:,} images. Run `tessella fit-tokenizer` "
-                "with the same --out first."
-            )
 
-
-def _require_named_files(recipe: Recipe) -> None:
-    """Finds the models and weights that a recipe names, before data is read.
-
-    Raises:
-        ConfigError: weights of a loss are missing.
-        CheckpointError: a model to start from is missing.
-    """
-    ReconstructionLoss(recipe.tokenizer_training.loss)
-    if recipe.tokenizer_training.init_from is not None:
-        find_tokenizer(recipe.tokenizer_training.init_from)
-    if recipe.transformer_training.init_from is not None:
-        find_model(recipe.transformer_training.init_from)
-
-
-def _prepare_data(request: FitRequest, recipe: Recipe, console: Console) -> PreparedData:
+def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData:
+    """Reads the data, or finds it read; a run's data must be what it began with."""
+    out = call.request.out
+    expected = None if call.resolved.is_new else read_data_facts(out)
     with _progress(console, "data") as progress:
         data = prepare(
-            request.sources, recipe.data, request.out / record.DATA_FOLDER, progress=progress
+            call.sources,
+            recipe.data,
+            out / record.DATA_FOLDER,
+            progress=progress,
+            expected=expected,
         )
     counts = data.manifest["counts"]
     console.print(
@@ -345,19 +352,24 @@ def _prepare_data(request: FitRequest, recipe: Recipe, console: Console) -> Prep
         f"{counts['train']:,} for training, {counts['validation']:,} held out, "
         f"{len(data.skipped):,} skipped."
     )
+    if ignored := counts.get("ignored_profiles"):
+        console.print(f"Of {ignored:,} images the colour profile is broken; it is ignored.")
+    if not counts["validation"]:
+        console.print("No image is held out: all numbers will be of training pictures.")
     return data
 
 
-def _create_text_encoder(
-    recipe: Recipe, data: PreparedData, out: Path, is_new: bool
-) -> TextEncoder:
+def _create_text_encoder(call: _Call, recipe: Recipe, data: PreparedData) -> TextEncoder:
     """Takes the run's text encoder or that of `init_from`; else learns or reads a new one."""
-    if not is_new and (out / TEXT_FILE).exists():
+    out = call.request.out
+    if not call.resolved.is_new and (out / TEXT_FILE).exists():
         return load_text(out)
-    init_from = recipe.transformer_training.init_from
-    if init_from is not None:
-        return load_text_encoder(init_from, recipe.text.encoder)
-    return create_text_encoder(recipe.text, data.train.all_captions())
+    encoder = call.text_encoder
+    if encoder is None:
+        encoder = find_text_encoder(recipe)
+    if encoder is None:
+        encoder = create_text_encoder(recipe.text, data.train.all_captions())
+    return encoder
 
 
 def _prepare_captions(

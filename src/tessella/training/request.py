@@ -1,5 +1,6 @@
 """What a call of `fit` asks for, and the recipe and precision that its run therefore follows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from tessella.errors import ConfigError
 from tessella.precision import PrecisionChoice
 from tessella.training.budget import choose_preset
 from tessella.training.precision import choose_precision, settle_precision
@@ -28,6 +30,18 @@ class FitRequest:
     seed: int = 0
     device: str = "auto"
     stage: Literal["all", "tokenizer", "transformer"] = "all"
+
+    def __post_init__(self) -> None:
+        """Refuses minutes in which nothing can be done.
+
+        Raises:
+            ConfigError: they are not a number above 0.
+        """
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ConfigError(
+                f"Minutes must be a number above 0: `{self.minutes:g}`. Leave them out to train as "
+                "long as the settings say."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Returns, as plain values, what has to stay the same for a run to be resumed."""

@@ -17,6 +17,7 @@ RUN/report.html             curves, pictures and numbers on one page
 `runs/record.py`, which reads runs, has the names.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -24,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import build, changed_settings, merge, read_config
+from tessella.data.cache import read_manifest
+from tessella.data.prepare import describe_data
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import lock, write_json
+from tessella.files import is_locked, lock, write_json
 from tessella.runs import record
 from tessella.training.recipe import Recipe
 
@@ -48,14 +51,29 @@ def lock_run(out: Path) -> AbstractContextManager[object]:
         out.mkdir(parents=True, exist_ok=True)
         return lock(out / record.LOCK_FILE, wait_seconds=_LOCK_SECONDS).acquire()
     except TimeoutError:
-        raise ConfigError(
-            f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
-            "choose another --out."
-        ) from None
+        raise _is_taken(out) from None
     except OSError as error:
         raise ConfigError(
             f"Cannot use the run's folder: `{out}`; {error.strerror}. Choose another --out."
         ) from None
+
+
+def require_free(out: Path) -> None:
+    """Refuses a folder in which another process trains, without making or locking it.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+    with contextlib.suppress(OSError):  # `lock_run` says what is wrong
+        if is_locked(out / record.LOCK_FILE, wait_seconds=_LOCK_SECONDS):
+            raise _is_taken(out)
+
+
+def _is_taken(out: Path) -> ConfigError:
+    return ConfigError(
+        f"Another process is training in this folder: `{out}`. Wait for it, stop it, or "
+        "choose another --out."
+    )
 
 
 def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
@@ -74,6 +92,8 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
         ConfigError: the run began with other settings, or the folder holds something else.
     """
     if not (out / record.RUN_FILE).exists():
+        if out.exists() and not out.is_dir():
+            raise ConfigError(f"The run's folder is a file: `{out}`. Choose another --out.")
         names = {path.name for path in out.iterdir()} if out.exists() else set()
         if any(not name.startswith(".") for name in names - _BEFORE_RUN_FILE):
             raise ConfigError(
@@ -103,6 +123,19 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
     return build(Recipe, {"retrieval": {"neighbors": 0}} | run["recipe"])
 
 
+def read_data_facts(out: Path) -> Mapping[str, Any] | None:
+    """Reads what a run trains on: from run.json, or of an older run from its cache, if it is there.
+
+    Returns:
+        As `tessella.data.prepare.describe_data`; None if it is not known.
+    """
+    facts = read_config(out / record.RUN_FILE).get("data")
+    if facts:
+        return dict(facts)
+    manifest = read_manifest(out / record.DATA_FOLDER)
+    return None if manifest is None else describe_data(manifest)
+
+
 def _defaults() -> dict[str, Any]:
     return Recipe().model_dump(mode="json")
 
@@ -113,6 +146,7 @@ def write_run_file(
     asked: Mapping[str, Any],
     recipe: Recipe,
     reasons: Mapping[str, str] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes run.json, which makes a folder a run.
 
@@ -122,6 +156,7 @@ def write_run_file(
         asked: what `open_run` compares when the run is resumed.
         recipe: what the run follows; its lengths may come from `minutes`.
         reasons: setting → why it was chosen, for people.
+        data: fingerprints and counts of what it trains on, from `describe_data`.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -133,6 +168,7 @@ def write_run_file(
         "asked": dict(asked),
         "recipe": recipe.model_dump(mode="json"),
         "reasons": dict(reasons or {}),
+        "data": dict(data or {}),
     }
     write_json(out / record.RUN_FILE, run, what="the run's recipe")
 

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from PIL import Image
 
+from drawn import encoded
 from tessella.data.inspect import Spread, inspect_data
 from tessella.data.settings import DataSettings
 
@@ -140,3 +142,13 @@ def test_nothing_to_report_on(draw) -> None:
     assert empty.width_px == Spread(0, 0, 0, 0)
     twice = inspect_data(["scenes:2", "scenes:2"], SETTINGS)
     assert twice.errors == ("The same data is named twice: `scenes:2`.",)
+
+
+def test_broken_colour_profiles_are_counted(draw) -> None:
+    folder = draw.captioned(2)
+    for number in range(3):
+        image = Image.new("RGB", (16, 16), (number, 0, 0))
+        draw.file(f"data/x{number}.png", encoded(image, icc_profile=b"none"))
+        draw.file(f"data/x{number}.txt", f"x {number}")
+    [warning] = [w for w in inspect_data([str(folder)], SETTINGS).warnings if "profile" in w]
+    assert warning.startswith("3 images have a broken colour profile: it is ignored")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from drawn import display_p3_profile, encoded
 from tessella.data import cache as cache_module
 from tessella.data import decode
 from tessella.data import prepare as prepare_module
@@ -76,6 +78,7 @@ def test_pixels_and_captions_are_those_of_the_files(draw, cache: Path) -> None:
         "train": len(data.train),
         "validation": len(data.validation),
         "skipped": {},
+        "ignored_profiles": 0,
     }
     assert len(data.validation) >= 1 and data.train.image_size == 16
 
@@ -323,6 +326,32 @@ def test_bad_files_are_left_out_counted_and_named(draw, cache: Path) -> None:
     # Used again, a stricter limit holds all the same.
     with pytest.raises(DataError, match=f"All are listed in `{cache}/skipped.jsonl`"):
         prepare([str(draw.folder / "data")], settings.replace(max_skipped_fraction=0.05), cache)
+
+
+def test_what_is_no_readable_picture_is_named(draw, cache: Path) -> None:
+    """Beside JPEGs, the raw files and HEIC of a camera were left out without a word."""
+    folder = draw.captioned(50)
+    (folder / "0049.png").rename(folder / "0049.jxl")
+    draw.file("data/0049.jxl", b"\xff\x0a" + bytes(20))
+    [skipped] = prepare(
+        [str(draw.folder / "data")], SETTINGS.replace(max_skipped_fraction=0.1), cache
+    ).skipped[:1]
+    assert (Path(skipped.name).name, skipped.kind) == ("0049.jxl", "unsupported")
+    assert skipped.reason.startswith("This is JPEG XL, which is not read.")
+
+
+def test_a_photo_of_any_size_is_read_and_its_profile_counted(draw, cache: Path) -> None:
+    folder = draw.captioned(2)
+    for number, profile in enumerate((display_p3_profile(), b"no profile")):
+        image = Image.new("RGB", (900, 600), (200, 120, 60))
+        content = encoded(image, "JPEG", quality=95, icc_profile=profile)
+        draw.file(f"data/photo{number}.jpg", content)
+        draw.file(f"data/photo{number}.txt", f"photo {number}")
+    data = prepare([str(folder)], SETTINGS.replace(max_image_pixels=50_000), cache)
+    found = by_caption(data)
+    assert np.abs(found["photo 0"].astype(int) - (213, 115, 42)).max() <= 3
+    assert np.abs(found["photo 1"].astype(int) - (200, 120, 60)).max() <= 3
+    assert data.manifest["counts"]["ignored_profiles"] == 1
 
 
 def test_a_missing_picture_of_a_table_is_skipped(draw, cache: Path) -> None:

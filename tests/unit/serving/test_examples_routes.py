@@ -265,7 +265,7 @@ def test_references_have_the_limits_of_uploads(
     settings = ServeSettings(max_upload_pixels=255, max_body_bytes=3000, max_uploads_bytes=1500)
     with run_app(create_app({"album": album}, settings)) as server:
         message, param, _ = fault(server.generate(references=[text(A)]))
-        assert message.startswith("`references[0]`: The picture has too many pixels: at most 255")
+        assert message.startswith("`references[0]`: The picture is too large: 16x16")
         assert param == "references"
         assert server.generate(references=["A" * 3000]).status_code == 413
         message, _, code = fault(server.generate(references=["A" * 2000]), 429)

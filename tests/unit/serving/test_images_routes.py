@@ -500,8 +500,8 @@ def test_masks_that_are_none(mask: bytes, said: str, server: Any) -> None:
     [
         (b"", "`image`: The file is empty."),
         (b"\x00" * 99, "`image`: Not a picture of a known format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "`image`: Not a picture of a known"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "`image`: Not a picture of a known format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "`image`: This is SVG, which is not read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "`image`: This is PostScript, which is not read"),
         (encoded(IMAGE)[:-30], "`image`: The picture is broken or cut off"),
         (encoded(IMAGE)[:20], "`image`: The picture's header is broken"),
         (b"\x89PNG\r\n\x1a\n" + b"\xff" * 99, "`image`: The picture's header is broken"),
@@ -517,12 +517,18 @@ def test_pictures_that_are_none(path: str, content: bytes, said: str, server: An
 def test_pictures_with_too_many_pixels(serve: Callable[..., Any]) -> None:
     server = serve(max_upload_pixels=400)
     assert send(server, "/images/variations", encoded(Image.new("L", (20, 20)))).status_code == 200
+    # Of a JPEG less is decoded.
+    photo = encoded(Image.new("L", (80, 60)), "JPEG")
+    assert send(server, "/images/variations", photo).status_code == 200
     header = struct.pack(">4sIIBBBBB", b"IHDR", 30_000, 30_000, 8, 2, 0, 0, 0)
     large = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
     large += b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     for path in ("/images/variations", "/images/reconstructions"):
         message, param, code = fault(send(server, path, large))
-        assert message == "`image`: The picture has too many pixels: at most 400 are read."
+        assert message == (
+            "`image`: The picture is too large: 30000x30000 = 900,000,000 pixels, at most 400 are "
+            "decoded. Make it smaller, or raise serve.max_upload_pixels."
+        )
         assert (param, code) == ("image", "invalid_image")
     mask = encoded(Image.new("L", (20, 21)))
     message, param, _ = fault(edit(server, encoded(Image.new("L", (20, 20))), mask=mask))
@@ -734,14 +740,14 @@ def test_pictures_that_wait_are_small(
 def test_few_pictures_are_decoded_at_once(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, most, lock = 0, 0, threading.Lock()
 
-    def count(content: bytes, *, max_pixels: int) -> Any:
+    def count(content: bytes, **limits: Any) -> Any:
         nonlocal busy, most
         with lock:
             busy, most = busy + 1, max(most, busy + 1)
         time.sleep(0.02)
         with lock:
             busy -= 1
-        return read_with_transparency(content, max_pixels=max_pixels)
+        return read_with_transparency(content, **limits)
 
     monkeypatch.setattr(bodies, "read_with_transparency", count)
     with ThreadPoolExecutor(12) as pool:

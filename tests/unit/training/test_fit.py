@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.evaluation import squeezenet as squeezenet_module
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.files import read_tensors
@@ -30,6 +30,7 @@ from tessella.training import request as request_module
 from tessella.training.budget import TrainingBudget
 from tessella.training.fit import FitRequest, fit
 from tessella.training.interrupt import Interrupted
+from tessella.training.run_folder import lock_run
 from tessella.training.tokenizer_stage import TokenizerLoss
 
 TINY = (
@@ -82,6 +83,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     assert "20 images, 20 captions" in said
     assert "The model is in" in said
     return out
+
+
+def read_all(folder: Path) -> dict[Path, bytes]:
+    """The contents of all files under a folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
 
 
 def assert_same_model(out: Path, other: Path) -> None:
@@ -222,7 +229,7 @@ def test_what_is_not_there_claims_no_folder(word: str, pictures: Path, tmp_path:
     """The corrected command used to be refused: the folder had become a run of the wrong one."""
     with pytest.raises((CheckpointError, ConfigError), match="nowhere"):
         call(tmp_path / "run", pictures, word)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_go_together_are_refused(
@@ -253,7 +260,7 @@ def test_what_cannot_be_built_claims_no_folder(pictures: Path, tmp_path: Path) -
     out = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"must be a multiple of 4 .*: `18`. Try 16 or 20"):
         call(out, pictures, "data.image_size=18")
-    assert not (out / "run.json").exists()
+    assert not out.exists()
     call(out, pictures, stage="tokenizer")
 
 
@@ -432,9 +439,107 @@ def test_other_data(whole: Path, pictures: Path, tmp_path: Path) -> None:
         (more / path.name).write_bytes(path.read_bytes())
     Image.new("RGB", (16, 16), "red").save(more / "red.png")
     (more / "red.txt").write_text("red\n")
-    with pytest.raises(CheckpointError, match=r"of other data or another recipe: `.*tokenizer"):
+    before = read_all(whole)
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            call(whole, more)
+        assert str(caught.value) == (
+            "The data is not what the run began with: it had 20 images (2 held out), now there "
+            "are 21 images (2 held out). Nothing was changed. Use the data that the run began "
+            "with, or choose a new --out to train on what is there now."
+        )
+        assert read_all(whole) == before
+    # Of a run from before run.json named its data, the cache tells what it was.
+    run = json.loads((whole / "run.json").read_text())
+    (whole / "run.json").write_text(json.dumps({k: v for k, v in run.items() if k != "data"}))
+    with pytest.raises(DataError, match="not what the run began with"):
         call(whole, more)
+    (whole / "run.json").write_bytes(before[Path("run.json")])
     call(whole, pictures)
+
+
+def test_other_data_is_refused_also_where_the_cache_is_lost(
+    whole: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "data")
+    other = tmp_path / "other"
+    shutil.copytree(pictures, other)
+    Image.new("RGB", (16, 16), "red").save(other / "03.png")
+    with pytest.raises(DataError, match=r"now there are 20 images \(2 held out\), of which some"):
+        call(run, other)
+    assert not (run / "data").exists()
+    # Files that were only copied are the same data.
+    again = tmp_path / "again"
+    again.mkdir()
+    for path in pictures.iterdir():
+        (again / path.name).write_bytes(path.read_bytes())
+    call(run, again)
+    assert (run / "data" / "manifest.json").exists()
+
+
+def test_what_is_refused_is_refused_first_and_changes_nothing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of it was found out after hours of reading data, and left folders and locks."""
+    monkeypatch.setattr(fit_module, "prepare", lambda *_, **__: pytest.fail("data was read"))
+    before = read_all(pictures)
+    out = tmp_path / "new" / "run"
+    with pytest.raises(DataError, match=r"inside the data: `.*run/data` in `"):
+        call(pictures / "run", pictures)
+    with pytest.raises(DataError, match="no such data: `nowhere`"):
+        call(out, pictures, sources=["nowhere"])
+    with pytest.raises(ConfigError, match=r"multiple of 4 .*: `18`"):
+        call(out, pictures, "data.image_size=18", minutes=5.0, preset="tiny")
+    with pytest.raises(ConfigError, match="image tokenizer is not trained yet: `"):
+        call(out, pictures, stage="transformer")
+    with pytest.raises(ConfigError, match="Unknown setting"):
+        call(out, pictures, "data.image_sizes=16")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"The run's folder is a file: `.*file`\. Choose"):
+        call(tmp_path / "file", pictures)
+    assert read_all(pictures) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_in_use_is_refused_first(whole: Path, pictures: Path) -> None:
+    with lock_run(whole), pytest.raises(ConfigError, match="Another process is training in this"):
+        call(whole, pictures)
+
+
+def test_who_comes_second_does_not_begin_the_run_again(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found the folder new; the other one was quicker."""
+    out = tmp_path / "run"
+    choose = request_module.choose_precision
+
+    def dawdle(*arguments: Any) -> Any:
+        out.mkdir()
+        (out / "run.json").write_text("{}")
+        return choose(*arguments)
+
+    monkeypatch.setattr(request_module, "choose_precision", dawdle)
+    with pytest.raises(ConfigError, match="has begun a run in this folder meanwhile: `"):
+        call(out, pictures)
+    assert (out / "run.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), 0.0, -1.0, float("inf")])
+def test_minutes_are_above_zero(minutes: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"Minutes must be a number above 0: `{minutes:g}`"):
+        FitRequest(["nowhere"], tmp_path, minutes=minutes)
+
+
+def test_one_picture_is_measured_on_itself_and_the_card_says_so(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("red")
+    folder, said = call(tmp_path.parent / f"{tmp_path.name}-run", tmp_path)
+    assert "No image is held out: all numbers will be of training pictures." in said
+    lines = (folder / "README.md").read_text().split("# A tessella model\n", 1)[1].split("\n")
+    assert lines[1].startswith("**Its numbers and samples are of training pictures: none were ")
+    assert "![Samples: training captions" in "\n".join(lines)
 
 
 def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path) -> None:

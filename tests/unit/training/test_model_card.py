@@ -69,6 +69,15 @@ def test_the_facts_are_there() -> None:
         assert fact in text, fact
 
 
+def test_numbers_of_training_pictures_are_called_so_in_the_first_line() -> None:
+    counts = {"images": 1, "captions": 1, "train": 1, "validation": 0, "skipped": {}}
+    title, _, first, *_ = card(counts=counts).partition("# A tessella")[2].split("\n")
+    assert title == " model"
+    assert first.startswith("**Its numbers and samples are of training pictures: none were held")
+    assert "training pictures: none" not in card()
+    assert "![Samples: held-out captions" in card()
+
+
 def test_how_the_tokenizer_came_to_what_it_knows() -> None:
     loss = "tokenizer_training.loss"
     text = card(
