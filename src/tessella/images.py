@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin
 
 from tessella.errors import CheckpointError, DataError, ShapeError, first_line
 from tessella.files import new_file
@@ -157,30 +157,35 @@ def decode_image(opened: ImageFile.ImageFile, *, at_least: int | None = None) ->
 
 
 def read_with_transparency(
-    source: bytes, *, max_pixels: int
-) -> tuple[Image.Image, "npt.NDArray[np.bool_] | None"]:
-    """Reads an uploaded picture, and where it is fully transparent.
+    source: Path | bytes, *, max_pixels: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """Reads a picture that somebody sent, and how opaque it is.
 
     Args:
-        source: a file's contents; a JPEG with so many scans that it takes minutes is refused.
+        source: a file, or its contents; a JPEG with so many scans that it takes minutes is refused.
         max_pixels: as for `read_image`.
 
     Returns:
-        The picture as from `read_image`, and (H, W), True where it is fully transparent; None if
-        it is nowhere.
+        The picture as from `read_image`, and its opacity as from `find_alpha`.
 
     Raises:
         DataError: as for `read_image`.
     """
-    with open_image(source, max_pixels=max_pixels) as opened:
-        if opened.format in ("JPEG", "MPO") and source.count(_SCAN) > _MAX_SCANS:
+    content = source if isinstance(source, bytes) else _stream(source).read()
+    with open_image(content, max_pixels=max_pixels) as opened:
+        if opened.format in ("JPEG", "MPO") and content.count(_SCAN) > _MAX_SCANS:
             raise ImageError(f"The picture has too many scans: at most {_MAX_SCANS:,} are read.")
         image = decode_image(opened)
-        if "A" not in opened.getbands() and "transparency" not in opened.info:
-            return image, None
-        alpha = opened.convert("RGBA").getchannel("A")
-        hidden = np.asarray(_turn_upright(alpha, opened)) == 0
-        return image, hidden if hidden.any() else None
+        alpha = find_alpha(opened)
+        return image, None if alpha is None else _turn_upright(alpha, opened)
+
+
+def find_alpha(image: Image.Image) -> Image.Image | None:
+    """Returns how opaque a picture is (mode L), 255 wholly; None: it has no transparency."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return None
+    premultiplied = image.mode == "La"
+    return (image.convert("LA") if premultiplied else image).convert("RGBA").getchannel("A")
 
 
 def _identify(stream: BinaryIO) -> ImageFile.ImageFile:
@@ -421,7 +426,6 @@ def _create_png_info(texts: Mapping[str, str] | None) -> PngImagePlugin.PngInfo 
 
 def encode_picture(
     pixels: Pixels,
-    size: tuple[int, int] | None = None,
     kind: str = "png",
     quality: int = 100,
     texts: Mapping[str, str] | None = None,
@@ -430,14 +434,11 @@ def encode_picture(
 
     Args:
         pixels: (H, W, 3) uint8.
-        size: (width, height) to resize to; for another shape, the middle is cropped.
         kind: png, jpeg or webp.
         quality: of jpeg and webp, 0 to 100.
         texts: what a png says of the picture, by keyword.
     """
     image = Image.fromarray(pixels)
-    if size is not None and size != image.size:
-        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     # PNG is lossless at any level; level 1 is a quarter larger than 6 and twice as fast.
     options: dict[str, Any] = {"quality": quality}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from commands import invoke as run
-from tessella.model.canvas import half_mask
+from tessella.model.mask import half_mask
 from tessella.model.pipeline import TextToImage
 from untrained import create_untrained, save_untrained
 

@@ -219,6 +219,21 @@ def read_picture(path: Path, verb: str, *, at_least: int | None = None) -> "Imag
         raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
 
 
+def read_transparent(path: Path, verb: str) -> "tuple[Image.Image, Image.Image | None]":
+    """Reads a picture as `read_picture`, and how opaque it is; None is wholly.
+
+    Raises:
+        DataError: it cannot be read; names the verb.
+    """
+    from tessella.data.settings import DataSettings
+    from tessella.images import read_with_transparency
+
+    try:
+        return read_with_transparency(path, max_pixels=DataSettings().max_image_pixels)
+    except DataError as error:
+        raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
+
+
 def read_references(
     paths: Sequence[Path] | None, model: "TextToImage", num_neighbors: int | None = None
 ) -> list["Example"]:

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError, GenerationError
 from tessella.model import sampler
-from tessella.model.canvas import Canvas, half_mask
+from tessella.model.canvas import Canvas
+from tessella.model.mask import half_mask
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationBatch, GenerationStep, OnStep
