@@ -171,7 +171,8 @@ def read_with_transparency(
     Raises:
         DataError: as for `read_image`.
     """
-    content = source if isinstance(source, bytes) else _stream(source).read()
+    with _stream(source) as stream:
+        content = stream.read()
     with open_image(content, max_pixels=max_pixels) as opened:
         if opened.format in ("JPEG", "MPO") and content.count(_SCAN) > _MAX_SCANS:
             raise ImageError(f"The picture has too many scans: at most {_MAX_SCANS:,} are read.")

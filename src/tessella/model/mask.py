@@ -28,7 +28,7 @@ HALF = 128
 
 _OPAQUE = 250  # of 255: compression leaves less than full opacity where all of it was meant
 _BLACK, _WHITE = 63, 192  # of 255: an opaque mask should have little in between
-_MAX_BETWEEN = 0.05  # of its pixels
+_MAX_BETWEEN = 0.25  # of its pixels; wide soft edges have a tenth
 
 _WORDS = {
     "transparency": "by the mask's transparency",
