@@ -345,7 +345,8 @@ def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
     page.unroute_all()
     paint(page, prompt=f"{PROMPT} and {'so on ' * 200}")
     expect(alert).to_have_count(0)
-    expect(page.get_by_text("The model reads no more of this prompt than")).to_contain_text(PROMPT)
+    told = page.get_by_text("The prompt is longer than the model reads. It was cut to:")
+    expect(told).to_contain_text(PROMPT)
 
 
 # --- change ---------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from tessella.model.pipeline import TextToImage
 
 _Half = Literal["upper", "lower", "left", "right"]
-_OPPOSITE: dict[str, _Half] = dict(upper="lower", lower="upper", left="right", right="left")
+_OPPOSITE: dict[str, _Half] = dict(
+    upper="lower", top="lower", lower="upper", bottom="upper", left="right", right="left"
+)
 
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")]
 
@@ -54,8 +56,8 @@ class EditOptions:
     """What the whole picture should show."""
     mask: Annotated[str | None, typer.Option(metavar="MASK")] = None
     """What to repaint: a picture the size of IMAGE, transparent there or, if it has no
-    transparency, white; or a half: upper, lower, left or right. Left out, it is what IMAGE itself
-    has transparent."""
+    transparency, white; or a half: upper (or top), lower (or bottom), left or right. Left out, it
+    is what IMAGE itself has transparent."""
     outpaint: Annotated[str | None, typer.Option(metavar="L,T,R,B")] = None
     """Instead of --mask: pixels to add at the left, top, right and bottom."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessella.cli import options as shared
-from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.command import Command, JsonOptions, get_console, get_group
 from tessella.cli.pictures import (
     PROMPTS_FILE,
     OutputTarget,
@@ -48,8 +48,9 @@ class PaintingOptions:
     out: Annotated[
         Path | None, typer.Option(metavar="PATH", show_default="a free name, after the prompt")
     ] = None
-    """Where to write. NAME.png: the picture, or one sheet of all of them. Anything else: a folder
-    of 0000.png, 0001.png, … and prompts.jsonl."""
+    """Where to write. NAME.png, .jpg, .webp or .avif: the picture, or one sheet of all of them; -
+    is a PNG on the standard output. Anything else: a folder of 0000.png, 0001.png, … and
+    prompts.jsonl."""
     count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10000)] = 1
     """Pictures per prompt."""
     seed: shared.Seed = 0
@@ -112,6 +113,9 @@ def paint(
     from tessella.model.provenance import describe_request
 
     options = get_group(context, PaintingOptions)
+    is_json = get_group(context, JsonOptions).as_json
+    if is_json and str(options.out) == "-" and not options.dry_run:
+        raise typer.BadParameter("Both go to the standard output.", param_hint="--out -, --json")
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
     folder = find_model(options.model)
     model = TextToImage.load(folder, options.device)
@@ -234,6 +238,11 @@ def _report(
         "seconds": None if options.dry_run else round(seconds, 3),
     }
     lines += [f"{plan.marking}."] if plan.marking else []
+    if target.is_stdout and not options.dry_run:
+        console = create_console(stderr=True)
+        for line in lines:
+            console.print(line)
+        return Result(values, [])
     return Result(values, [*lines, *_tell_examples(pictures, target, is_plan=options.dry_run)])
 
 
