@@ -140,7 +140,10 @@ def _find_words(text: str) -> Iterator[re.Match[str]]:
 
 
 def _is_sign(word: str) -> bool:
-    return word.endswith("\u20e3") or unicodedata.category(word[0]) in _SIGNS
+    """Says whether it is an emoji or a symbol; `<`, `|` and the like are punctuation."""
+    if word.endswith("\u20e3"):
+        return True
+    return unicodedata.category(word[0]) in _SIGNS and (word[0] > "\x7f" or word[0] == "$")
 
 
 def replace_words(text: str, new_words: Mapping[str, str]) -> str:

@@ -618,7 +618,9 @@ def test_steps_show_what_is_known(model: TextToImage) -> None:
 
 def test_requests_of_different_users_may_share_a_batch() -> None:
     """A server joins them; each gets what it would get alone."""
-    edit = ImageRequest(PROMPT, 3, canvas=MODEL.canvases.edit(IMAGE, CORNER))
+    edit = ImageRequest(
+        PROMPT, 3, canvas=MODEL.canvases.edit(IMAGE, MODEL.canvases.mark(IMAGE, CORNER))
+    )
     [varied] = MODEL.canvases.variations(IMAGE, [9], strength=2 / 16)
     variation = ImageRequest("a blue star", 4, canvas=varied)
     together = MODEL.generate_images([edit, variation])

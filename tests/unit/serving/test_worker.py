@@ -116,7 +116,7 @@ def submit(
 
 
 def edit(mask: np.ndarray) -> Plan:
-    return lambda model: [model.canvases.edit(IMAGE, mask)]
+    return lambda model: [model.canvases.edit(IMAGE, model.canvases.mark(IMAGE, mask))]
 
 
 def vary(strength: float, seeds: Sequence[int] = (0,)) -> Plan:

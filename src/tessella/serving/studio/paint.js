@@ -97,6 +97,7 @@ export function mount(element, app) {
     for (const [name, value] of Object.entries(values)) {
       if (elements[name]) elements[name].value = value;
     }
+    elements.canvas.checked = picture.canvas === "wide";
     elements.count.value = 1;
     references.set(picture.references ?? []);
     form().scrollIntoView({ block: "nearest" });
