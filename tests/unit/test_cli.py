@@ -565,7 +565,19 @@ def test_a_picture_on_the_standard_output(model: str) -> None:
     with Image.open(io.BytesIO(result.stdout_bytes)) as image:
         assert np.array_equal(np.asarray(image), read_pixels("x.png"))
     assert run(*words, "--out", "-", "--json").exit_code == 2
+    assert "A sheet is written to a file: `-`" in fail("reconstruct", "x.png", "--out", "-")
     assert "Would paint 1 picture: -\n" in succeed(*words, "--out", "-", "--dry-run")
+
+
+def test_a_terminal_is_no_place_for_a_picture(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(typer, "get_binary_stream", lambda name: Terminal())
+    result = run("generate", PROMPT, "--model", model, "--out", "-")
+    assert result.exit_code == 2
+    assert "The picture would go to the terminal." in result.stderr
 
 
 def test_more_than_a_sheet_holds_needs_a_folder(model: str) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tessella.model.canvas import Canvas
     from tessella.model.mask import Marking
     from tessella.model.pipeline import TextToImage
-    from tessella.model.request import ImageRequest
+    from tessella.model.request import GeneratedImages, ImageRequest
     from tessella.model.size import Fit, PictureSize
     from tessella.objectives import GenerationStep
 
@@ -113,12 +113,8 @@ def paint(
     from tessella.model.provenance import describe_request
 
     options = get_group(context, PaintingOptions)
-    is_json = get_group(context, JsonOptions).as_json
-    if is_json and str(options.out) == "-" and not options.dry_run:
-        raise typer.BadParameter("Both go to the standard output.", param_hint="--out -, --json")
-    target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
-    folder = find_model(options.model)
-    model = TextToImage.load(folder, options.device)
+    target = _choose_target(context, options, name, len(prompts) * options.count)
+    model = TextToImage.load(find_model(options.model), options.device)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
     plan = make_plan(model)
@@ -138,21 +134,55 @@ def paint(
         with contextlib.suppress(_FirstStepError):
             generate(requests[:1], on_step=_stop_after_first_step)
     else:
-        progress = _create_progress(get_console(context))
-        with target.open(pictures, made_with, details) as save, progress:
-            task = progress.add_task("", total=len(requests), step="")
-
-            def show(step: "GenerationStep") -> None:
-                progress.update(task, step=f"step {step.step} of {step.steps}")
-
-            num_together = max(1, model.sampler.batch_size // options.best_of)
-            for start in range(0, len(requests), num_together):
-                images = generate(requests[start : start + num_together], on_step=show)
-                save(_fit(images.pixels, plan.size, fits))
-                progress.advance(task, len(images.pixels))
+        together = max(1, model.sampler.batch_size // options.best_of)
+        batches = [
+            requests[start : start + together] for start in range(0, len(requests), together)
+        ]
+        with target.open(pictures, made_with, details) as save:
+            for painted in _paint_batches(batches, generate, get_console(context)):
+                save(_fit(painted, plan.size, fits))
     seconds = time.monotonic() - started
     warnings = _list_warnings(model, requests, settings, changes, plan, fits)
     return _report(options, target, pictures, details, seconds, plan, warnings)
+
+
+def _choose_target(
+    context: typer.Context, options: PaintingOptions, name: str, num_pictures: int
+) -> OutputTarget:
+    """Decides where pictures go.
+
+    Raises:
+        typer.BadParameter: what is said as JSON would go there too, or it is a terminal.
+        ConfigError: as `choose_output`.
+    """
+    target = choose_output(options.out, name, num_pictures, force=options.force)
+    if target.is_stdout and not options.dry_run:
+        if get_group(context, JsonOptions).as_json:
+            both = "--out -, --json"
+            raise typer.BadParameter("Both go to the standard output.", param_hint=both)
+        if typer.get_binary_stream("stdout").isatty():
+            raise typer.BadParameter(
+                "The picture would go to the terminal. Send it on: > NAME.png", param_hint="--out -"
+            )
+    return target
+
+
+def _paint_batches(
+    batches: Sequence[Sequence["ImageRequest"]],
+    generate: "Callable[..., GeneratedImages]",
+    console: "Console",
+) -> "Iterator[Pixels]":
+    """Yields the pictures of each batch, and shows on a terminal how far it is."""
+    progress = _create_progress(console)
+    with progress:
+        task = progress.add_task("", total=sum(map(len, batches)), step="")
+
+        def show(step: "GenerationStep") -> None:
+            progress.update(task, step=f"step {step.step} of {step.steps}")
+
+        for batch in batches:
+            yield generate(batch, on_step=show).pixels
+            progress.advance(task, len(batch))
 
 
 def _list_requests(

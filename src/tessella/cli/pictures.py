@@ -150,12 +150,7 @@ def choose_output(out: Path | None, name: str, num_pictures: int, *, force: bool
             f"Too many pictures for one sheet: `{num_pictures}`, at most {MAX_ON_SHEET} fit. Give "
             "--out a folder."
         )
-    elif target.is_stdout:
-        if typer.get_binary_stream("stdout").isatty():
-            raise ConfigError(
-                "A picture would be written to the terminal: `--out -`. Send it on: > NAME.png"
-            )
-    else:
+    elif not target.is_stdout:
         _check_kind(target.path)
         check_output_file(target.path, list(FILE_KINDS), force=force)
     return target
