@@ -63,8 +63,8 @@ from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.files import write_json
 from tessella.images import Pixels, save_png
-from tessella.model.pipeline import GeneratedImages, TextToImage
-from tessella.model.request import ImageRequest
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import GeneratedImages, ImageRequest
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval.examples import ExampleRow
 from tessella.sheets import make_sheet

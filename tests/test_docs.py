@@ -364,11 +364,13 @@ def test_the_readme_runs_in_an_empty_folder(
         run_python(python.text.replace("tessella.load()", model))
         assert size_of(Path("picture.png")) == (64, 64)
 
-    # The other page that loads this run, and watches it paint.
+    # The other page that loads this run, and watches it paint; and asks for a size.
     paint = blocks((DOCS / "how-to" / "paint.md").read_text(encoding="utf-8"))
-    [python] = [b for b in paint if b.language == "python"]
-    run_python(python.text)
+    watched, sized = (b.text for b in paint if b.language == "python")
+    run_python(watched)
     assert size_of(Path("step-16-of-16.png")) == (64, 64)
+    run_python(sized)
+    assert size_of(Path("star.png")) == (1792, 1024)
 
 
 def run_python(text: str) -> None:

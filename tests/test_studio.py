@@ -289,6 +289,8 @@ def test_every_setting_reaches_the_server(open_page: Opened) -> None:
     for name, value in {"Steps": "4", "Best of": "2", "Guidance": "2.5"}.items():
         page.get_by_label(name, exact=True).fill(value)
     page.get_by_label("Negative prompt").fill("a small ring")
+    page.get_by_label("Size", exact=True).select_option("512x512")
+    page.get_by_label("Paint a canvas of this shape").check()
     with page.expect_request("**/v1/images/generations") as sent:
         paint(page, count=2, seed="40")
     assert json.loads(sent.value.post_data or "") == {
@@ -298,6 +300,8 @@ def test_every_setting_reaches_the_server(open_page: Opened) -> None:
         "steps": 4,
         "guidance_scale": 2.5,
         "best_of": 2,
+        "size": "512x512",
+        "canvas": "wide",
         "n": 2,
         "seed": 40,
         "stream": True,
@@ -305,9 +309,12 @@ def test_every_setting_reaches_the_server(open_page: Opened) -> None:
     }
     # Picture i has the seed of its first candidate.
     assert page.locator(".is-done .seed").all_inner_texts() == [
-        f"seed {seed} · steps 4 · guidance 2.5 · best of 2 · without a small ring"
+        f"seed {seed} · steps 4 · guidance 2.5 · best of 2 · size 512x512 · canvas wide · "
+        "without a small ring"
         for seed in (40, 42)
     ]
+    told = page.get_by_text("No effect: canvas. A canvas of this shape is the model's own picture.")
+    expect(told).to_have_count(1)
 
 
 def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
@@ -345,7 +352,8 @@ def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
     page.unroute_all()
     paint(page, prompt=f"{PROMPT} and {'so on ' * 200}")
     expect(alert).to_have_count(0)
-    expect(page.get_by_text("The model reads no more of this prompt than")).to_contain_text(PROMPT)
+    told = page.get_by_text("The prompt is longer than the model reads. It was cut to:")
+    expect(told).to_contain_text(PROMPT)
 
 
 # --- change ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, what it refuses, how it ends."""
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from PIL import Image
+from PIL import Image, features
 
 import tessella
 from commands import invoke as run
@@ -584,7 +585,7 @@ def test_pictures_that_are_there_are_kept_unless_forced(model: str) -> None:
         ("data/0.txt/x", "Cannot write the pictures"),
         (".", "The current folder"),
         ("empty/.", "The current folder"),
-        ("x.jpg", "Pictures are written as PNG: `x.jpg`. Name it x.png"),
+        ("x.gif", "Pictures are written as PNG, JPEG, WebP or AVIF: `x.gif`. Name it x.png"),
         ("folder.png", "A folder has the name of the file"),
     ],
 )
@@ -600,6 +601,53 @@ def test_an_out_that_does_not_suit_is_refused(
         out, before = ".", []
     assert message in fail("generate", PROMPT, "--model", model, "--out", out, "--force")
     assert files() == before
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp", ".avif"])
+def test_the_suffix_says_the_kind(model: str, suffix: str) -> None:
+    kind = {".jpg": "JPEG", ".JPEG": "JPEG"}.get(suffix, suffix[1:].upper())
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    words = ["generate", PROMPT, "--model", model]
+    succeed(*words, "--out", f"x{suffix}")
+    succeed(*words, "--out", "x.png")
+    with Image.open(f"x{suffix}") as image:
+        assert (image.format, image.size) == (kind, (16, 16))
+        shown = np.asarray(image.convert("L")).astype(int)
+    with Image.open("x.png") as image:
+        assert np.abs(shown - np.asarray(image.convert("L"))).mean() < 20
+    assert "--force" in fail(*words, "--out", f"x{suffix}")
+
+
+def test_a_kind_that_this_pillow_lacks(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    said = fail("generate", PROMPT, "--model", model, "--out", "x.avif")
+    assert "The Pillow that is installed cannot write AVIF: `x.avif`. Name it x.png, or" in said
+
+
+def test_a_picture_on_the_standard_output(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model]
+    result = run(*words, "--out", "-")
+    assert result.exit_code == 0
+    assert "Painted 1 picture" in result.stderr
+    assert not files()
+    succeed(*words, "--out", "x.png")
+    with Image.open(io.BytesIO(result.stdout_bytes)) as image:
+        assert np.array_equal(np.asarray(image), read_pixels("x.png"))
+    assert run(*words, "--out", "-", "--json").exit_code == 2
+    assert "A sheet is written to a file: `-`" in fail("reconstruct", "x.png", "--out", "-")
+    assert "Would paint 1 picture: -\n" in succeed(*words, "--out", "-", "--dry-run")
+
+
+def test_a_terminal_is_no_place_for_a_picture(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(typer, "get_binary_stream", lambda name: Terminal())
+    result = run("generate", PROMPT, "--model", model, "--out", "-")
+    assert result.exit_code == 2
+    assert "The picture would go to the terminal." in result.stderr
 
 
 def test_more_than_a_sheet_holds_needs_a_folder(model: str) -> None:
@@ -641,9 +689,10 @@ def test_settings_come_from_the_model_a_file_words_and_options(model: str) -> No
         (["--steps", "1000000"], "`steps`: got: `1000000`"),
         (["--guidance-schedule", "bent"], "`guidance_schedule`: got: `bent`"),
         (["--step-schedule", "bent"], "`step_schedule`: got: `bent`"),
-        (["--size", "33x32"], "multiple of"),
-        (["--size", "8x16"], "at least 16 pixels a side"),
-        (["--size", "16x999999"], "at most 4096: `16x999999`"),
+        (["--size", "8x16"], "16 to 4096 pixels a side: `8x16`. Try 16x16."),
+        (["--size", "16x999999"], "`16x999999`. Try 16x4096."),
+        (["--canvas", "big"], "A canvas is `wide`, the shape of the size, or WIDTHxHEIGHT"),
+        (["--canvas", "1x999"], "at most 4096"),
         (["--negative-prompt", "blue"], "A negative prompt works by guidance, which is off"),
         (["--negative-prompt", "word " * 100, "--guidance-scale", "2"], "at most 64 can be read"),
         (["--seed", str(2**63 - 1), "--count", "2"], "A seed must be between 0 and"),
@@ -702,10 +751,38 @@ def test_the_best_of_several_has_the_seed_that_paints_it_again(model: str) -> No
     assert any(np.array_equal(kept, np.asarray(candidate)) for candidate in candidates)
 
 
-def test_a_larger_picture_has_the_size_that_is_asked_for(model: str) -> None:
-    told = json.loads(succeed("generate", PROMPT, "--model", model, "--size", "32X16", "--json"))
-    assert told["size"] == [32, 16]
+def test_a_size_is_that_of_the_picture(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model]
+    result = run(*words, "--size", "100X50", "--json")
+    told = json.loads(result.stdout)
+    assert (told["size"], told["painted_size"], told["canvas"]) == ([100, 50], [16, 16], None)
+    [image] = TextToImage.load(model, "cpu").generate(PROMPT, size=(100, 50))
+    assert np.array_equal(read_pixels("a-red-square.png"), np.asarray(image))
+    [said] = [one for one in told["warnings"] if "painted at 16x16" in one]
+    assert f"Hint: {said}\n" in result.stderr
+    told = succeed(*words, "--size", "32x32", "--out", "x.png")
+    assert re.match(r"Painted 1 picture in [0-9.]+ s at 16x16, made 32x32: x\.png\n", told)
+    told = succeed(*words, "--size", "32x32", "--dry-run")
+    assert told.startswith("Would paint 1 picture at 16x16, made 32x32: a-red-square-2.png\n")
+
+
+def test_a_larger_canvas_is_asked_for_by_name(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model]
+    told = json.loads(succeed(*words, "--canvas", "2x1", "--json"))
+    assert (told["size"], told["painted_size"], told["canvas"]) == (None, [32, 16], "2x1")
     assert read_pixels("a-red-square.png").shape == (16, 32, 3)
+    succeed(*words, "--canvas", "wide", "--size", "32x16", "--out", "wide.png")
+    assert np.array_equal(read_pixels("wide.png"), read_pixels("a-red-square.png"))
+
+
+def test_what_had_no_effect_is_told(model: str) -> None:
+    words = ["generate", PROMPT, "--model", model, "--dry-run", "--json", "--canvas", "1x1"]
+    words += ["--guidance-schedule", "linear", "--top-k", "3", "--temperature", "0"]
+    result = run(*words)
+    warnings = json.loads(result.stdout)["warnings"]
+    names = [one.partition(". ")[0] for one in warnings]
+    assert names == ["No effect: `guidance_schedule`", "No effect: `top_k`", "No effect: `canvas`"]
+    assert result.stderr == "".join(f"Hint: {one}\n" for one in warnings)
 
 
 def test_guidance_moves_away_from_a_negative_prompt(model: str) -> None:
@@ -763,11 +840,11 @@ def test_unknown_words_are_painted_with_a_hint(model: str) -> None:
     result = run("generate", "a red Xyzzy, (plugh)!", "xyzzy", "3d \N{OCTOPUS} don't!", *words)
     assert result.exit_code == 0
     assert result.stderr == (
-        "Hint: not in the model's vocabulary: `xyzzy`, `plugh`. Its captions rarely or never had "
-        "these words, so results for them are unpredictable.\n"
+        "Hint: Not in the model's vocabulary: `xyzzy`, `plugh`, `\N{OCTOPUS}`. Its captions rarely "
+        "or never had these words, so results for them are unpredictable.\n"
     )
-    many = run("generate", "uu vv ww xx yy zz qq", *words).stderr
-    assert "`uu`, `vv`, `ww`, `xx`, `yy` and 2 more. Its" in many
+    many = run("generate", *(f"{chr(97 + n)}z" for n in range(22)), *words).stderr
+    assert "`sz`, `tz` and 2 more. Its" in many
     assert run("generate", "A  red circle.", *words).stderr == ""
 
 
@@ -834,7 +911,7 @@ def test_a_dry_run_of_reconstruct_writes_nothing(model: str) -> None:
         (["data/0.txt"], "Cannot reconstruct: `data/0.txt`. Not a picture of a known format"),
         (["data"], "Cannot reconstruct: `data`."),
         (["nowhere.png"], "There is no such picture: `nowhere.png`"),
-        (["data/0.png", "--out", "x"], "A sheet is written, as PNG: `x`"),
+        (["data/0.png", "--out", "x"], "A sheet is written to a file: `x`"),
         (["data/0.png", "--out", "data/0.png"], "The file already exists: `data/0.png`"),
         (["data/0.png"] * 600, "Too many pictures for one sheet: `600`, at most 512"),
     ],

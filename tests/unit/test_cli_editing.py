@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from commands import invoke as run
-from tessella.model.canvas import half_mask
+from masks import HOLE, KINDS, draw_hole
+from tessella.model.canvas import fit_images
+from tessella.model.mask import half_mask
 from tessella.model.pipeline import TextToImage
 from untrained import create_untrained, save_untrained
 
@@ -70,6 +72,8 @@ def read_pixels(path: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     [
         ("upper", slice(0, 8), slice(None)),
         ("lower", slice(8, 16), slice(None)),
+        ("top", slice(0, 8), slice(None)),
+        ("bottom", slice(8, 16), slice(None)),
         ("left", slice(None), slice(0, 8)),
         ("right", slice(None), slice(8, 16)),
     ],
@@ -95,6 +99,31 @@ def test_a_mask_is_a_picture_whose_white_is_painted_anew(model: str) -> None:
     assert np.array_equal(read_pixels("a-red-square.png"), np.asarray(image))
     succeed(*words, "--mask", "right", "--out", "word.png")
     assert Path("word.png").read_bytes() == Path("a-red-square.png").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_mask_keeps_what_it_does_not_touch(model: str, kind: str) -> None:
+    """OpenAI's kind of mask and every soft one once repainted the whole picture."""
+    noise = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("large.png")
+    Path("mask").write_bytes(KINDS[kind].save())
+    words = ["edit", "large.png", PROMPT, "--model", model, "--out", "x.png", "--force"]
+    told = json.loads(succeed(*words, "--mask", "mask", "--json"))
+    assert told["mask_read"]["read_by"] == KINDS[kind].read_by
+    changed = (read_pixels("x.png") != fit_images([Image.fromarray(noise)], SIZE)[0]).any(-1)
+    touched = (HOLE | ~KINDS[kind].is_certain).reshape(SIZE, 2, SIZE, 2).any((1, 3))
+    assert not changed[~touched].any()
+    assert changed.any()
+
+
+def test_a_picture_with_a_hole_needs_no_mask(model: str) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    draw_hole(Image.fromarray(noise)).save("hole.png")
+    told = succeed("edit", "hole.png", PROMPT, "--model", model, "--out", "x.png")
+    assert "\nRepainted, by the picture's own transparency: 12% of the picture.\n" in told
+    kept = ~HOLE.reshape(SIZE, 2, SIZE, 2).any((1, 3))
+    expected = fit_images([draw_hole(Image.fromarray(noise))], SIZE)[0]
+    assert np.array_equal(read_pixels("x.png")[kept], expected[kept])
 
 
 def test_what_an_edit_was_asked_is_written_down(model: str) -> None:
@@ -125,8 +154,8 @@ def test_a_picture_is_painted_on_around_its_edges(model: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--mask, --outpaint: Give exactly one of the two."),
-        (["--mask", "upper", "--outpaint", "8,0,0,0"], "Give exactly one of the two."),
+        ([], "--mask, --outpaint: Give one of the two: IMAGE has no transparency"),
+        (["--mask", "upper", "--outpaint", "8,0,0,0"], "Give one of the two."),
         (["--outpaint", "8,0,0"], "Write LEFT,TOP,RIGHT,BOTTOM in pixels"),
         (["--outpaint", "-8,0,0,0"], "such as 0,0,64,0: `-8,0,0,0`."),
         (["--outpaint", "a,b,c,d"], "`a,b,c,d`"),

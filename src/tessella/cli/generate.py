@@ -1,7 +1,7 @@
 """`tessella generate`, `edit` and `vary`: prompts or a picture in, pictures out."""
 
+import functools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,18 +10,20 @@ import typer
 
 from tessella.cli.command import get_group
 from tessella.cli.options import MODELS_OWN, PromptsFile
-from tessella.cli.painting import collect_prompts, paint
-from tessella.cli.pictures import read_picture
+from tessella.cli.painting import PaintingPlan, collect_prompts, paint
+from tessella.cli.pictures import read_picture, read_transparent
 from tessella.cli.reporting import Result
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tessella.model.canvas import Canvas
+    from tessella.model.mask import Marking
     from tessella.model.pipeline import TextToImage
 
 _Half = Literal["upper", "lower", "left", "right"]
-_OPPOSITE: dict[str, _Half] = dict(upper="lower", lower="upper", left="right", right="left")
+_OPPOSITE: dict[str, _Half] = dict(
+    upper="lower", top="lower", lower="upper", bottom="upper", left="right", right="left"
+)
 
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of any size.")]
 
@@ -36,7 +38,13 @@ class GenerateOptions:
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", show_default=MODELS_OWN)] = (
         None
     )
-    """In pixels. A larger picture than the model learned is painted window by window."""
+    """Of each picture, in pixels. It is painted at the model's own size and resized; for another
+    shape it is padded where its edges are of one colour, else cropped."""
+    canvas: Annotated[
+        str | None, typer.Option(metavar="WxH", show_default="the model's own picture")
+    ] = None
+    """Paint on a larger canvas, window by window: 2x1 is two of the model's own pictures wide,
+    wide has the shape of --size. Suits scenery and textures better than one object."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ class EditOptions:
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")]
     """What the whole picture should show."""
     mask: Annotated[str | None, typer.Option(metavar="MASK")] = None
-    """What to repaint: the white area of a mask the size of IMAGE, or a half: upper, lower, left or
-    right."""
+    """What to repaint: a picture the size of IMAGE, transparent there or, if it has no
+    transparency, white; or a half: upper (or top), lower (or bottom), left or right. Left out, it
+    is what IMAGE itself has transparent."""
     outpaint: Annotated[str | None, typer.Option(metavar="L,T,R,B")] = None
     """Instead of --mask: pixels to add at the left, top, right and bottom."""
 
@@ -73,13 +82,14 @@ def generate(context: typer.Context) -> Result:
     options = get_group(context, GenerateOptions)
     size_px = None if options.size is None else _parse_size(options.size)
     prompts = collect_prompts(options.prompts, options.prompts_file)
-    return paint(
-        context,
-        prompts,
-        lambda model, seeds: [model.canvases.new(size_px)] * len(seeds),
-        name=prompts[0],
-        inputs={"size": size_px},
-    )
+
+    def plan(model: "TextToImage") -> PaintingPlan:
+        size = model.canvases.plan_size(size_px, options.canvas)
+        empty = model.canvases.new(size.painted)
+        return PaintingPlan(lambda seeds: [empty] * len(seeds), size)
+
+    inputs = {"size": size_px, "canvas": options.canvas}
+    return paint(context, prompts, plan, name=prompts[0], inputs=inputs)
 
 
 def edit(context: typer.Context) -> Result:
@@ -89,21 +99,22 @@ def edit(context: typer.Context) -> Result:
     outside the mask then stays as it is, pixel for pixel.
     """
     options = get_group(context, EditOptions)
-    if (options.mask is None) == (options.outpaint is None):
-        raise typer.BadParameter("Give exactly one of the two.", param_hint="--mask, --outpaint")
+    if options.mask is not None and options.outpaint is not None:
+        raise typer.BadParameter("Give one of the two.", param_hint="--mask, --outpaint")
     margins = {} if options.outpaint is None else _parse_margins(options.outpaint)
     from tessella.model.request import check_prompts
 
     [prompt] = check_prompts(options.prompt)
-    picture = read_picture(options.image, "edit")
-    mask = None if options.mask is None else _read_mask(options.mask, picture)
+    picture, alpha = read_transparent(options.image, "edit")
+    marking = None if margins else _read_marking(options.mask, picture, alpha)
 
-    def plan(model: "TextToImage", seeds: Sequence[int]) -> "list[Canvas]":
-        if mask is None:
+    def plan(model: "TextToImage") -> PaintingPlan:
+        if marking is None:
             canvas = model.canvases.outpaint(picture, **margins)
-        else:
-            canvas = model.canvases.edit(picture, mask)
-        return [canvas] * len(seeds)
+            return PaintingPlan(lambda seeds: [canvas] * len(seeds))
+        fitted = marking.fit(picture.size, model.config.image_size)
+        canvas = model.canvases.edit(picture, fitted)
+        return PaintingPlan(lambda seeds: [canvas] * len(seeds), marking=fitted)
 
     inputs = {"image": str(options.image), "mask": options.mask, "outpaint": options.outpaint}
     return paint(context, [prompt], plan, name=prompt, inputs=inputs)
@@ -117,10 +128,15 @@ def vary(context: typer.Context) -> Result:
     """
     options = get_group(context, VaryOptions)
     picture = read_picture(options.image, "vary")
+
+    def plan(model: "TextToImage") -> PaintingPlan:
+        vary_picture = functools.partial(model.canvases.variations, picture)
+        return PaintingPlan(functools.partial(vary_picture, strength=options.strength))
+
     return paint(
         context,
         [options.prompt],
-        lambda model, seeds: model.canvases.variations(picture, seeds, strength=options.strength),
+        plan,
         name=options.prompt or options.image.stem,
         inputs={"image": str(options.image), "strength": options.strength},
     )
@@ -152,14 +168,25 @@ def _parse_pixels(text: str, form: str, example: str, option: str) -> list[int]:
     return [int(number) for number in match.groups()]
 
 
-def _read_mask(mask: str, picture: "Image.Image") -> "Image.Image":
-    """Reads what to repaint, or makes the half that a word names.
+def _read_marking(
+    mask: str | None, picture: "Image.Image", alpha: "Image.Image | None"
+) -> "Marking":
+    """Reads what to repaint: a mask, the half that a word names, or the picture's own hole.
 
     Raises:
+        typer.BadParameter: there is no mask, and the picture has no hole.
         DataError: it is neither such a word nor a readable picture.
     """
-    from tessella.model.canvas import half_mask
+    from tessella.model.mask import half_mask, read_channels, read_hole, read_mask
 
     if mask in _OPPOSITE:
-        return half_mask(picture.size, keep=_OPPOSITE[mask])
-    return read_picture(Path(mask), "use the mask")
+        return read_mask(half_mask(picture.size, keep=_OPPOSITE[mask]))
+    if mask is not None:
+        return read_channels(*read_transparent(Path(mask), "use the mask"))
+    hole = read_hole(alpha)
+    if hole is None:
+        raise typer.BadParameter(
+            "Give one of the two: IMAGE has no transparency that says what to repaint.",
+            param_hint="--mask, --outpaint",
+        )
+    return hole

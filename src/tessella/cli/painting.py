@@ -6,7 +6,7 @@ options, prompts ─ requests ─▶ `model.generate_images` ─▶ one sheet, o
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessella.cli import options as shared
-from tessella.cli.command import Command, get_console, get_group
+from tessella.cli.command import Command, JsonOptions, get_console, get_group
 from tessella.cli.pictures import (
     PROMPTS_FILE,
     OutputTarget,
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from tessella.generation import GenerationSettings
+    from tessella.images import Pixels
     from tessella.model.canvas import Canvas
+    from tessella.model.mask import Marking
     from tessella.model.pipeline import TextToImage
-    from tessella.model.request import ImageRequest
+    from tessella.model.request import GeneratedImages, ImageRequest
+    from tessella.model.size import Fit, PictureSize
     from tessella.objectives import GenerationStep
-
-    Plan = Callable[[TextToImage, Sequence[int]], Sequence[Canvas]]
-
-_MAX_NAMED = 5  # unknown words
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class PaintingOptions:
     out: Annotated[
         Path | None, typer.Option(metavar="PATH", show_default="a free name, after the prompt")
     ] = None
-    """Where to write. NAME.png: the picture, or one sheet of all of them. Anything else: a folder
-    of 0000.png, 0001.png, … and prompts.jsonl."""
+    """Where to write. NAME.png, .jpg, .webp or .avif: the picture, or one sheet of all of them; -
+    is a PNG on the standard output. Anything else: a folder of 0000.png, 0001.png, … and
+    prompts.jsonl."""
     count: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=10000)] = 1
     """Pictures per prompt."""
     seed: shared.Seed = 0
@@ -79,10 +80,19 @@ class PaintingCommand(Command):
     groups = (PaintingOptions, generation_options, *Command.groups)
 
 
+@dataclass(frozen=True)
+class PaintingPlan:
+    """What a model is to paint on."""
+
+    canvases: "Callable[[Sequence[int]], Sequence[Canvas]]"  # one for each seed
+    size: "PictureSize | None" = None  # None: as it is painted
+    marking: "Marking | None" = None  # what of a picture is repainted, to be told
+
+
 def paint(
     context: typer.Context,
     prompts: Sequence[str],
-    plan: "Plan",
+    make_plan: "Callable[[TextToImage], PaintingPlan]",
     *,
     name: str,
     inputs: Mapping[str, Any],
@@ -92,7 +102,7 @@ def paint(
     Args:
         context: of a `PaintingCommand`.
         prompts: each gets `--count` pictures.
-        plan: takes the model and seeds, and returns one canvas for each seed.
+        make_plan: takes the model.
         name: a free file name is derived from it.
         inputs: what the command takes besides the shared options, to be written down.
 
@@ -104,11 +114,12 @@ def paint(
     from tessella.model.provenance import describe_request
 
     options = get_group(context, PaintingOptions)
-    target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
+    target = _choose_target(context, options, name, len(prompts) * options.count)
     folder = find_model(options.model)
     model = TextToImage.load(folder, options.device, options.precision)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
+    plan = make_plan(model)
     requests = _list_requests(options, model, prompts, plan, settings.neighbors)
     pictures = [describe_request(request) for request in requests]
     chosen = {
@@ -120,33 +131,68 @@ def paint(
     details = {**inputs, **chosen, "precision": asdict(model.precision)}
     made_with = {"command": context.info_name, "model": options.model, **chosen}
     generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
+    fits: list[Fit] = []
     started = time.monotonic()
     if options.dry_run:
         with contextlib.suppress(_FirstStepError):
             generate(requests[:1], on_step=_stop_after_first_step)
     else:
-        progress = _create_progress(get_console(context))
-        with target.open(pictures, made_with, details) as save, progress:
-            task = progress.add_task("", total=len(requests), step="")
-
-            def show(step: "GenerationStep") -> None:
-                progress.update(task, step=f"step {step.step} of {step.steps}")
-
-            num_together = max(1, model.sampler.batch_size // options.best_of)
-            for start in range(0, len(requests), num_together):
-                images = generate(requests[start : start + num_together], on_step=show)
-                save(images.pixels)
-                progress.advance(task, len(images.pixels))
+        together = max(1, model.sampler.batch_size // options.best_of)
+        batches = [
+            requests[start : start + together] for start in range(0, len(requests), together)
+        ]
+        with target.open(pictures, made_with, details) as save:
+            for painted in _paint_batches(batches, generate, get_console(context)):
+                save(_fit(painted, plan.size, fits))
     seconds = time.monotonic() - started
-    _hint_at_unknown_words(model, folder, requests)
-    return _report(options, target, pictures, details, seconds)
+    warnings = _list_warnings(model, requests, settings, changes, plan, fits)
+    return _report(options, target, pictures, details, seconds, plan, warnings)
+
+
+def _choose_target(
+    context: typer.Context, options: PaintingOptions, name: str, num_pictures: int
+) -> OutputTarget:
+    """Decides where pictures go.
+
+    Raises:
+        typer.BadParameter: what is said as JSON would go there too, or it is a terminal.
+        ConfigError: as `choose_output`.
+    """
+    target = choose_output(options.out, name, num_pictures, force=options.force)
+    if target.is_stdout and not options.dry_run:
+        if get_group(context, JsonOptions).as_json:
+            both = "--out -, --json"
+            raise typer.BadParameter("Both go to the standard output.", param_hint=both)
+        if typer.get_binary_stream("stdout").isatty():
+            raise typer.BadParameter(
+                "The picture would go to the terminal. Send it on: > NAME.png", param_hint="--out -"
+            )
+    return target
+
+
+def _paint_batches(
+    batches: Sequence[Sequence["ImageRequest"]],
+    generate: "Callable[..., GeneratedImages]",
+    console: "Console",
+) -> "Iterator[Pixels]":
+    """Yields the pictures of each batch, and shows on a terminal how far it is."""
+    progress = _create_progress(console)
+    with progress:
+        task = progress.add_task("", total=sum(map(len, batches)), step="")
+
+        def show(step: "GenerationStep") -> None:
+            progress.update(task, step=f"step {step.step} of {step.steps}")
+
+        for batch in batches:
+            yield generate(batch, on_step=show).pixels
+            progress.advance(task, len(batch))
 
 
 def _list_requests(
     options: PaintingOptions,
     model: "TextToImage",
     prompts: Sequence[str],
-    plan: "Plan",
+    plan: PaintingPlan,
     num_neighbors: int | None,
 ) -> list["ImageRequest"]:
     from tessella.model.request import list_requests
@@ -160,9 +206,19 @@ def _list_requests(
         seed=options.seed,
         best_of=options.best_of,
         negative_prompt=options.negative_prompt,
-        plan=lambda seeds: plan(model, seeds),
+        plan=plan.canvases,
         look_up=functools.partial(model.examples.find, count=num_neighbors, references=references),
     )
+
+
+def _fit(
+    painted: "Iterable[Pixels]", size: "PictureSize | None", fits: list["Fit"]
+) -> "Iterator[Pixels]":
+    """Gives pictures the size that was asked for, and notes how."""
+    for pixels in painted:
+        if size is not None:
+            fits.append(size.choose_fit(pixels))
+        yield pixels if size is None else size.fit(pixels)
 
 
 class _FirstStepError(Exception):
@@ -186,24 +242,40 @@ def _report(
     pictures: Sequence[Mapping[str, Any]],
     details: Mapping[str, Any],
     seconds: float,
+    plan: PaintingPlan,
+    warnings: Sequence[str],
 ) -> Result:
     """Says what was painted, or would be."""
     files = target.list_files(len(pictures))
     pictures = [{"file": str(file), **one} for file, one in zip(files, pictures, strict=True)]
     counted = "1 picture" if len(pictures) == 1 else f"{len(pictures):,} pictures"
-    lines = [f"Painted {counted} in {seconds:.1f} s: {target}"]
+    size = plan.size
+    at = ""
+    if size is not None and size.painted != size.asked:
+        painted, asked = ("x".join(map(str, one)) for one in (size.painted, size.asked))
+        at = f" at {painted}, made {asked}"
+    lines = [f"Painted {counted} in {seconds:.1f} s{at}: {target}"]
     if options.dry_run:
         settings = (f"{name} {value}" for name, value in details["settings"].items())
-        lines = [f"Would paint {counted}: {target}", ", ".join(settings)]
+        lines = [f"Would paint {counted}{at}: {target}", ", ".join(settings)]
         lines += ["{file}  seed {seed}  {prompt}".format(**picture) for picture in pictures]
     values = {
         "dry_run": options.dry_run,
         "model": options.model,
         "out": str(target.path),
         **details,
+        "painted_size": None if size is None else list(size.painted),
+        "mask_read": None if plan.marking is None else plan.marking.describe(),
         "pictures": pictures,
+        "warnings": list(warnings),
         "seconds": None if options.dry_run else round(seconds, 3),
     }
+    lines += [f"{plan.marking}."] if plan.marking else []
+    if target.is_stdout and not options.dry_run:
+        console = create_console(stderr=True)
+        for line in lines:
+            console.print(line)
+        return Result(values, [])
     return Result(values, [*lines, *_tell_examples(pictures, target, is_plan=options.dry_run)])
 
 
@@ -226,28 +298,25 @@ def _tell_examples(
         yield f"{looked_at}: see `examples` in the sheet's own comment, or run with --json"
 
 
-def _hint_at_unknown_words(
-    model: "TextToImage", folder: Path, requests: Sequence["ImageRequest"]
-) -> None:
-    """Names on stderr the words that the model does not know, and that no example explains."""
-    from tessella.model.folder import read_captions
-    from tessella.model.provenance import find_unexplained
-    from tessella.text.vocabulary import Vocabulary
+def _list_warnings(
+    model: "TextToImage",
+    requests: Sequence["ImageRequest"],
+    settings: "GenerationSettings",
+    changes: Collection[str],
+    plan: PaintingPlan,
+    fits: Sequence["Fit"],
+) -> list[str]:
+    """Lists what had no effect, and names it on stderr."""
+    from tessella.model.notices import list_unknown, warn_settings, warn_unknown
 
-    vocabulary = Vocabulary(model.text_tokenizer, read_captions(folder))
-    examples_of = {one.prompt: one.examples or () for one in requests}
-    words = [
-        word
-        for prompt, examples in examples_of.items()
-        for word in find_unexplained(vocabulary.find_unknown(prompt), examples)
-    ]
-    unknown = [f"`{word}`" for word in dict.fromkeys(words)]
-    if unknown:
-        more = f" and {len(unknown) - _MAX_NAMED:,} more" if len(unknown) > _MAX_NAMED else ""
-        create_console(stderr=True).print(
-            f"Hint: not in the model's vocabulary: {', '.join(unknown[:_MAX_NAMED])}{more}. Its "
-            "captions rarely or never had these words, so results for them are unpredictable."
-        )
+    warnings = warn_unknown(list_unknown(model.words, requests))
+    warnings += warn_settings(model.objective, settings, changes)
+    warnings += plan.marking.warnings if plan.marking else []
+    warnings += plan.size.list_warnings(fits) if plan.size else []
+    console = create_console(stderr=True)
+    for warning in warnings:
+        console.print(f"Hint: {warning}")
+    return warnings
 
 
 def collect_prompts(prompts: Sequence[str] | None, file: Path | None) -> list[str]:

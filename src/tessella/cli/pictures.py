@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tessella.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ PROMPTS_FILE = "prompts.jsonl"
 MAX_ON_SHEET = 1024
 """Pictures; a larger sheet is too large for many viewers."""
 
+FILE_KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".avif": "avif"}
+"""Kinds of picture files that are written, by suffix."""
+
+_QUALITY = 95  # of the kinds that lose something
 _MAX_ON_DEFAULT_SHEET = 100
 _SHEET_COLUMNS = 8
 _MAX_CAPTION = 60  # letters of it, on a line that names several
@@ -32,15 +38,39 @@ _MAX_CAPTION = 60  # letters of it, on a line that names several
 class OutputTarget:
     """Where the pictures of a command go: one sheet, or a folder."""
 
-    path: Path  # a .png, or a folder
+    path: Path  # a file of `FILE_KINDS`, - (the standard output), or a folder
 
     def __str__(self) -> str:
         return f"{self.path}/" if self.is_folder else str(self.path)
 
     @property
+    def is_stdout(self) -> bool:
+        """Whether the sheet goes to the standard output, as PNG."""
+        return str(self.path) == "-"
+
+    @property
     def is_folder(self) -> bool:
         """Whether each picture is a file of its own."""
-        return self.path.suffix.lower() != ".png"
+        return not self.is_stdout and self.path.suffix.lower() not in FILE_KINDS
+
+    def write(self, sheet: "Pixels", texts: Mapping[str, str] | None = None) -> None:
+        """Writes one sheet (H, W, 3); a PNG says of itself what the texts say.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        from tessella.files import write_bytes
+        from tessella.images import encode_picture, save_png
+
+        kind = FILE_KINDS.get(self.path.suffix.lower(), "png")
+        if self.is_stdout:
+            stdout = typer.get_binary_stream("stdout")
+            stdout.write(encode_picture(sheet, texts=texts))
+            stdout.flush()
+        elif kind == "png":
+            save_png(self.path, sheet, texts)
+        else:
+            write_bytes(self.path, encode_picture(sheet, kind, _QUALITY), what="the picture")
 
     def list_files(self, num_pictures: int) -> list[Path]:
         """Names the file of each picture; on a sheet they share one."""
@@ -76,7 +106,7 @@ class OutputTarget:
             painted: list[Pixels] = []
             yield painted.extend
             sheet = _lay_out(painted, [one["prompt"] for one in pictures])
-            save_png(self.path, sheet, create_png_texts(pictures, made_with))
+            self.write(sheet, create_png_texts(pictures, made_with))
             return
         names = [file.name for file in self.list_files(len(pictures))]
         following = zip(names, pictures, strict=True)
@@ -120,9 +150,22 @@ def choose_output(out: Path | None, name: str, num_pictures: int, *, force: bool
             f"Too many pictures for one sheet: `{num_pictures}`, at most {MAX_ON_SHEET} fit. Give "
             "--out a folder."
         )
-    else:
-        check_output_file(target.path, [".png"], force=force)
+    elif not target.is_stdout:
+        _check_kind(target.path)
+        check_output_file(target.path, list(FILE_KINDS), force=force)
     return target
+
+
+def _check_kind(path: Path) -> None:
+    """Refuses what this Pillow cannot write, before anything is painted."""
+    from PIL import features
+
+    kind = FILE_KINDS[path.suffix.lower()]
+    if kind in ("webp", "avif") and not features.check(kind):
+        raise ConfigError(
+            f"The Pillow that is installed cannot write {kind.upper()}: `{path}`. Name it "
+            f"{path.with_suffix('.png')}, or upgrade Pillow: pip install --upgrade pillow"
+        )
 
 
 def check_output_file(path: Path | None, suffixes: Sequence[str], *, force: bool) -> None:
@@ -165,8 +208,8 @@ def _check_folder(path: Path, force: bool) -> None:
 
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(
-            f"Pictures are written as PNG: `{path}`. Name it {path.with_suffix('.png')}, or give "
-            "a folder."
+            f"Pictures are written as PNG, JPEG, WebP or AVIF: `{path}`. Name it "
+            f"{path.with_suffix('.png')}, or give a folder."
         )
     if not path.exists():
         return
@@ -215,6 +258,21 @@ def read_picture(path: Path, verb: str, *, fit_size: int | None = None) -> "Imag
 
     try:
         return read_image(path, max_pixels=DataSettings().max_image_pixels, fit_size=fit_size)
+    except DataError as error:
+        raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
+
+
+def read_transparent(path: Path, verb: str) -> "tuple[Image.Image, Image.Image | None]":
+    """Reads a picture as `read_picture`, and how opaque it is; None is wholly.
+
+    Raises:
+        DataError: it cannot be read; names the verb.
+    """
+    from tessella.data.settings import DataSettings
+    from tessella.images import read_with_transparency
+
+    try:
+        return read_with_transparency(path, max_pixels=DataSettings().max_image_pixels)
     except DataError as error:
         raise DataError(f"Cannot {verb}: `{path}`. {error}") from None
 

@@ -42,7 +42,6 @@ def reconstruct(context: typer.Context) -> Result:
     import numpy as np
 
     from tessella.evaluation.reconstruction import compute_psnr, evaluate_reconstructions
-    from tessella.images import save_png
     from tessella.model.find import find_tokenizer
     from tessella.model.folder import TrainedTokenizer
     from tessella.sheets import make_labelled_sheet
@@ -54,8 +53,8 @@ def reconstruct(context: typer.Context) -> Result:
             f"Too many pictures for one sheet: `{len(images)}`, at most {MAX_ON_SHEET // 2}."
         )
     target = choose_output(options.out, "reconstruction", 2, force=options.force)
-    if target.is_folder:
-        raise ConfigError(f"A sheet is written, as PNG: `{options.out}`. Give --out NAME.png.")
+    if target.is_folder or target.is_stdout:
+        raise ConfigError(f"A sheet is written to a file: `{options.out}`. Give --out NAME.png.")
     loaded = TrainedTokenizer.load(find_tokenizer(options.model), options.device)
     squares = [read_square(path, loaded.config.image_size, "reconstruct") for path in images]
     psnr: list[float] = []
@@ -67,7 +66,7 @@ def reconstruct(context: typer.Context) -> Result:
             pictures += [square, reconstruction]
             labels += [path.name, f"{psnr[-1]:.1f} dB"]
         columns = 2 * min(_PAIRS_IN_A_ROW, len(images))
-        save_png(target.path, make_labelled_sheet(pictures, labels, columns))
+        target.write(make_labelled_sheet(pictures, labels, columns))
     values = {
         "dry_run": dry_run,
         "model": options.model,

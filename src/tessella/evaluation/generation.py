@@ -41,8 +41,8 @@ from tessella.evaluation.metric import Evaluation, Metric, Results
 from tessella.evaluation.neighbor_copies import Beside, measure_neighbor_copies
 from tessella.evaluation.retrieval import NUM_CHOICES, Clip, measure_retrieval
 from tessella.images import Pixels
-from tessella.model.pipeline import GeneratedImages, TextToImage
-from tessella.model.request import ImageRequest, enumerate_requests
+from tessella.model.pipeline import TextToImage
+from tessella.model.request import GeneratedImages, ImageRequest, enumerate_requests
 from tessella.retrieval import Example
 from tessella.retrieval.examples import Codes
 

@@ -14,6 +14,7 @@ from tessella.images.formats import IMAGE_SUFFIXES, ImageError
 from tessella.images.opening import (
     OpenedImage,
     decode_image,
+    find_alpha,
     open_image,
     read_image,
     read_with_transparency,
@@ -28,6 +29,7 @@ __all__ = [
     "Pixels",
     "decode_image",
     "encode_picture",
+    "find_alpha",
     "fit_square",
     "ignores_profile",
     "open_image",

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from tessella.errors import DataError, first_line
@@ -215,33 +213,39 @@ def decode_image(opened: OpenedImage) -> Image.Image:
 
 
 def read_with_transparency(
-    source: bytes, *, max_pixels: int, setting: str | None = None
-) -> tuple[Image.Image, "npt.NDArray[np.bool_] | None"]:
-    """Reads an uploaded picture, and where it is fully transparent.
+    source: Path | bytes, *, max_pixels: int, setting: str | None = None
+) -> tuple[Image.Image, Image.Image | None]:
+    """Reads a picture that somebody sent, and how opaque it is.
 
     Args:
-        source: a file's contents; a JPEG with so many scans that it takes minutes is refused.
+        source: a file, or its contents; a JPEG with so many scans that it takes minutes is refused.
         max_pixels: as for `read_image`.
         setting: as for `read_image`.
 
     Returns:
-        The picture as from `read_image`, and (H, W), True where it is fully transparent; None if
-        it is nowhere.
+        The picture as from `read_image`, and its opacity as from `find_alpha`.
 
     Raises:
         DataError: as for `read_image`.
     """
-    with open_image(source, max_pixels=max_pixels, setting=setting) as opened:
+    with _stream(source) as stream:
+        content = stream.read()
+    with open_image(content, max_pixels=max_pixels, setting=setting) as opened:
         if _is_jpeg(opened.file):
             most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // (opened.size[0] * opened.size[1]))
-            if source.count(_SCAN) > most:
+            if content.count(_SCAN) > most:
                 raise ImageError(f"The picture has too many scans: at most {most:,} are read.")
         image = decode_image(opened)
-        if "A" not in opened.file.getbands() and "transparency" not in opened.file.info:
-            return image, None
-        alpha = opened.file.convert("RGBA").getchannel("A")
-        hidden = np.asarray(_turn_upright(alpha, opened.file)) == 0
-        return image, hidden if hidden.any() else None
+        alpha = find_alpha(opened.file)
+        return image, None if alpha is None else _turn_upright(alpha, opened.file)
+
+
+def find_alpha(image: Image.Image) -> Image.Image | None:
+    """Returns how opaque a picture is (mode L), 255 wholly; None: it has no transparency."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return None
+    premultiplied = image.mode == "La"
+    return (image.convert("LA") if premultiplied else image).convert("RGBA").getchannel("A")
 
 
 def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from tessella.errors import DataError, ShapeError
 from tessella.files import new_file
@@ -58,7 +58,6 @@ def _create_png_info(texts: Mapping[str, str] | None) -> PngImagePlugin.PngInfo 
 
 def encode_picture(
     pixels: Pixels,
-    size: tuple[int, int] | None = None,
     kind: str = "png",
     quality: int = 100,
     texts: Mapping[str, str] | None = None,
@@ -67,14 +66,11 @@ def encode_picture(
 
     Args:
         pixels: (H, W, 3) uint8.
-        size: (width, height) to resize to; for another shape, the middle is cropped.
         kind: png, jpeg or webp.
         quality: of jpeg and webp, 0 to 100.
         texts: what a png says of the picture, by keyword.
     """
     image = Image.fromarray(pixels)
-    if size is not None and size != image.size:
-        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     # PNG is lossless at any level; level 1 is a quarter larger than 6 and twice as fast.
     options: dict[str, Any] = {"quality": quality}

@@ -17,10 +17,8 @@ by one code where this moves by half a window.
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -28,16 +26,13 @@ from torch.nn import functional
 
 from tessella.errors import GenerationError
 from tessella.images import Pixels, fit_square, to_rgb
+from tessella.model.mask import Mask
 
 MAX_SIDE = 4096
-"""Pixels a side of the largest picture."""
-
-_BLACK = 31  # the brightest that still counts as black in a mask: compression leaves no pure 0
+"""Pixels a side of the largest picture and canvas."""
 
 Window = tuple[slice, slice]
 """Rows and columns of a canvas."""
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +157,7 @@ def derive_seed(seed: int, window: int) -> int:
 
 
 def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tuple[int, int]:
-    """Finds the positions (h, w) of a picture of the requested size.
+    """Finds the positions (h, w) of a canvas.
 
     Args:
         size: (width, height) in pixels.
@@ -180,14 +175,14 @@ def find_grid(size: tuple[int, int], downsampling: int, trained_size: int) -> tu
         multiples = [side // downsampling * downsampling for side in size]
         nearest = "x".join(str(min(max(side, low), high)) for side in multiples)
         raise GenerationError(
-            f"A picture must be at least {low} pixels a side (the size that the model learned) and "
+            f"A canvas must be at least {low} pixels a side (the size that the model learned) and "
             f"at most {high}: {value}. Try {nearest}."
         )
     if width % downsampling or height % downsampling:
         below = [side // downsampling * downsampling for side in size]
         above = [-(-side // downsampling) * downsampling for side in size]
         raise GenerationError(
-            f"A picture's size must be a multiple of {downsampling} (the tokenizer's "
+            f"A canvas must be a multiple of {downsampling} (the tokenizer's "
             f"downsampling): {value}. Try {below[0]}x{below[1]} or {above[0]}x{above[1]}."
         )
     return height // downsampling, width // downsampling
@@ -217,37 +212,6 @@ def check_margins(margins: Mapping[str, int], downsampling: int) -> None:
         )
 
 
-def half_mask(
-    size: tuple[int, int], keep: Literal["upper", "lower", "left", "right"] = "upper"
-) -> Image.Image:
-    """Makes the mask that keeps one half of a picture and repaints the other.
-
-    Args:
-        size: (width, height) of the picture in pixels.
-        keep: the half that stays.
-
-    Returns:
-        A mask for `TextToImage.edit`: white where it is repainted.
-
-    Raises:
-        GenerationError: there is no such half.
-    """
-    width, height = size
-    halves = {
-        "upper": (0, 0, width, height // 2),
-        "lower": (0, height // 2, width, height),
-        "left": (0, 0, width // 2, height),
-        "right": (width // 2, 0, width, height),
-    }
-    if keep not in halves:
-        raise GenerationError(
-            f"There is no such half of a picture: `{keep}`. Choose {', '.join(halves)}."
-        )
-    mask = Image.new("L", size, 255)
-    mask.paste(0, halves[keep])
-    return mask
-
-
 def fit_images(images: Sequence[Image.Image] | Pixels, size: int) -> Pixels:
     """Crops pictures to the square in the middle and resizes them.
 
@@ -273,46 +237,3 @@ def fit_images(images: Sequence[Image.Image] | Pixels, size: int) -> Pixels:
             )
         squares.append(fit_square(to_rgb(opened), size))
     return np.stack(squares)
-
-
-def fit_mask(mask: Image.Image | Mask, image: Image.Image, size: int) -> Mask:
-    """Crops and resizes a mask as `fit_images` does its picture.
-
-    Args:
-        mask: of the picture's size; white, or anything but black, is repainted: where one of
-            red, green and blue is above 31, which compressed black rarely is. Or (H, W) bool,
-            True where it is.
-        image: its picture.
-        size: side of the square in pixels.
-
-    Returns:
-        (size, size) bool; a pixel is marked if the mask touches it.
-
-    Raises:
-        GenerationError: the mask has another size or type, or marks nothing.
-    """
-    marked = np.asarray(mask)
-    if isinstance(mask, Image.Image):
-        marked = np.asarray(to_rgb(mask)).max(-1) > _BLACK
-    if marked.ndim != 2 or marked.dtype != np.bool_:
-        raise GenerationError(
-            f"A mask must be a picture or a bool array (H, W): `{marked.shape} {marked.dtype}`."
-        )
-    height, width = marked.shape
-    if (width, height) != image.size:
-        raise GenerationError(
-            f"The mask must have the picture's size, {image.width}x{image.height}: "
-            f"`{width}x{height}`. Draw it over the picture."
-        )
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    cropped = marked[top : top + side, left : left + side].astype(np.float32)
-    # A box filter gives the fraction of each pixel that is marked.
-    fraction = Image.fromarray(cropped).resize((size, size), Image.Resampling.BOX)
-    fitted: Mask = np.asarray(fraction) > 0
-    if not fitted.any():
-        raise GenerationError(
-            "The mask marks nothing in the picture's middle square, which is what the model sees. "
-            "Make white what should be repainted."
-        )
-    return fitted

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from tessella.images import Pixels
-from tessella.model.canvas import Canvas, Mask, find_grid, fit_images, fit_mask
+from tessella.errors import GenerationError
+from tessella.images import Pixels, find_alpha
+from tessella.model.canvas import Canvas, find_grid, fit_images
 from tessella.model.codec import encode_pixels
 from tessella.model.folder import ModelConfig
+from tessella.model.mask import Marking, Mask, read_hole, read_mask
+from tessella.model.size import CanvasShape, PictureSize, plan_size
 from tessella.tokenizer import ImageTokenizer
 
 
@@ -24,7 +27,7 @@ class CanvasMaker:
         self._config, self._tokenizer = config, tokenizer
 
     def new(self, size: tuple[int, int] | None = None) -> Canvas:
-        """Returns an empty canvas, of the model's size unless another (width, height) is given.
+        """Returns an empty canvas, the model's picture unless (width, height) in pixels is given.
 
         Raises:
             GenerationError: the size is wrong.
@@ -34,10 +37,36 @@ class CanvasMaker:
             grid = find_grid(size, config.tokenizer.downsampling, config.image_size)
         return Canvas.new(grid)
 
-    def edit(self, image: Image.Image, mask: Image.Image | Mask) -> Canvas:
-        """Returns the canvas of `TextToImage.edit`."""
+    def plan_size(
+        self, size: tuple[int, int] | None = None, canvas: CanvasShape | None = None
+    ) -> PictureSize:
+        """Plans how large a picture of the asked size is painted; `plan_size` has the rule.
+
+        Raises:
+            GenerationError: the size or the canvas is wrong.
+        """
+        config = self._config
+        side, factor = config.image_size, config.tokenizer.downsampling
+        return plan_size(size, canvas, image_size=side, downsampling=factor)
+
+    def mark(self, image: Image.Image, mask: Image.Image | Mask | None) -> Marking:
+        """Reads what of a picture to repaint: its mask, or without one its own hole.
+
+        Raises:
+            GenerationError: the mask is none, or marks nothing, or there is neither.
+        """
+        marking = read_hole(find_alpha(image)) if mask is None else read_mask(mask)
+        if marking is None:
+            raise GenerationError(
+                "There is no mask, and the picture has no transparency: nothing says what to "
+                "repaint. Give a mask, or make transparent what should be repainted."
+            )
+        return marking.fit(image.size, self._config.image_size)
+
+    def edit(self, image: Image.Image, marking: Marking) -> Canvas:
+        """Returns the canvas of `TextToImage.edit`, by a marking of the model's size."""
         pixels, codes = self._encode_square(image)
-        return Canvas.edit(pixels, codes, fit_mask(mask, image, self._config.image_size))
+        return Canvas.edit(pixels, codes, marking.marked)
 
     def outpaint(
         self, image: Image.Image, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0

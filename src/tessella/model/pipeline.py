@@ -8,8 +8,7 @@ codes. The pixels that a canvas keeps are put back exactly.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,30 +21,29 @@ from tessella.files import new_folder
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
 from tessella.model import folder as model_folder
-from tessella.model.canvas import Canvas, Mask, fit_images
+from tessella.model.canvas import fit_images
 from tessella.model.canvas_maker import CanvasMaker
 from tessella.model.codec import blank_out, decode_latent, encode_pixels
 from tessella.model.examples import ExampleFinder, encode_references
 from tessella.model.folder import ModelConfig, TrainedTokenizer
+from tessella.model.mask import Mask
 from tessella.model.painting_precision import AS_TRAINED, check_painting_precision, paint_in
-from tessella.model.request import GenerationOptions, ImageRequest, check_prompts, list_requests
+from tessella.model.pictures import Pictures, paint_pictures
+from tessella.model.request import (
+    GeneratedImages,
+    GenerationOptions,
+    ImageRequest,
+    check_prompts,
+)
 from tessella.model.sampler import Sampler, Scores
+from tessella.model.size import CanvasShape
 from tessella.objectives import OnStep, create_objective
 from tessella.precision import PaintingPrecision
 from tessella.retrieval import Example, ExampleMemory
 from tessella.text import TextEncoder, load_text
-from tessella.text.vocabulary import CaptionSummary
+from tessella.text.vocabulary import CaptionSummary, Vocabulary
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
-
-
-@dataclass(frozen=True)
-class GeneratedImages:
-    """Pictures as pixels, with the codes that they are made of."""
-
-    pixels: Pixels  # (B, H, W, 3) uint8
-    codes: Tensor | None  # (B, M, h, w) int64; None where the objective generates no codes
-    examples: Sequence[tuple[Example, ...]]  # B: what each picture was painted beside
 
 
 class TextToImage:
@@ -57,6 +55,7 @@ class TextToImage:
         tokenizer: the image tokenizer.
         transformer: trained on the image tokenizer's codes.
         memory: the examples that prompts are looked up in; None if it has none.
+        captions: summary of the training captions, which says which words it knows.
 
     It takes the image tokenizer's codebook when it is built: after a change of the weights, take
     `with_parts()`.
@@ -69,7 +68,9 @@ class TextToImage:
         tokenizer: ImageTokenizer,
         transformer: Transformer,
         memory: ExampleMemory | None = None,
+        captions: CaptionSummary | None = None,
     ) -> None:
+        self.captions = captions
         self.config, self.text_tokenizer, self.tokenizer = config, text_tokenizer, tokenizer
         self.canvases = CanvasMaker(config, tokenizer)
         self.examples = ExampleFinder(memory, config.neighbors)
@@ -110,7 +111,9 @@ class TextToImage:
         transformer = model_folder.load_transformer(folder, config, text_tokenizer)
         transformer.to(tokenizer.codebook.device)
         memory = model_folder.load_memory(folder, config, tokenizer)
-        return paint_in(precision, cls(config, text_tokenizer, tokenizer, transformer, memory))
+        captions = model_folder.read_captions(folder)
+        model = cls(config, text_tokenizer, tokenizer, transformer, memory, captions)
+        return paint_in(precision, model)
 
     def save(
         self,
@@ -154,9 +157,15 @@ class TextToImage:
             tokenizer or self.tokenizer,
             transformer or self.transformer,
             self.memory if memory is None else memory,  # an empty one counts
+            self.captions,
         )
         model.precision = AS_TRAINED if transformer else self.precision
         return model
+
+    @functools.cached_property
+    def words(self) -> Vocabulary:
+        """The words that it knows."""
+        return Vocabulary(self.text_tokenizer, self.captions)
 
     @property
     def memory(self) -> ExampleMemory | None:
@@ -185,38 +194,41 @@ class TextToImage:
         prompts: str | Sequence[str],
         *,
         size: tuple[int, int] | None = None,
+        canvas: CanvasShape | None = None,
         **options: Unpack[GenerationOptions],
-    ) -> list[Image.Image]:
+    ) -> Pictures:
         """Generates pictures from prompts.
-
-        A picture larger than the model learned is sampled window by window and decoded as a whole.
-        Each window continues its neighbours and reads the prompt anew, which suits textures and
-        scenery better than one large object. The decoder normalises over the whole picture, which
-        it learned at the trained size alone.
 
         Args:
             prompts: one, or several.
-            size: (width, height) in pixels: multiples of the tokenizer's downsampling, at least
-                the size that the model learned (the default), at most 4096.
+            size: (width, height) in pixels, each 16 to 4096; the model's own unless given. The
+                picture is painted at the model's own size and resized. One of another shape is
+                padded where its edges are mostly of one colour, and cropped elsewhere.
+            canvas: paints a larger picture, window by window: `wide` has the shape of the size,
+                `2x1` is two of the model's own pictures wide. Each window continues its neighbours
+                and reads the prompt anew, which suits textures and scenery better than one large
+                object.
             **options: see `GenerationOptions`.
 
         Returns:
-            The pictures, prompt after prompt.
+            A list of pictures, prompt after prompt. Its `warnings` say what had no effect.
 
         Raises:
-            GenerationError: see `GenerationOptions`; or the size is wrong, or is larger and the
-                objective generates no codes.
+            GenerationError: see `GenerationOptions`; or the size or canvas is wrong, or the canvas
+                is larger than the model's own and the objective generates no codes.
             ConfigError: a setting is unknown or out of range.
         """
-        return self._generate(check_prompts(prompts), self.canvases.new(size), options)
+        planned = self.canvases.plan_size(size, canvas)
+        empty = self.canvases.new(planned.painted)
+        return paint_pictures(self, check_prompts(prompts), empty, options, size=planned)
 
     def edit(
         self,
         image: Image.Image,
         prompt: str,
-        mask: Image.Image | Mask,
+        mask: Image.Image | Mask | None = None,
         **options: Unpack[GenerationOptions],
-    ) -> list[Image.Image]:
+    ) -> Pictures:
         """Repaints a part of a picture (inpainting).
 
         Every code that the mask touches is sampled anew. Pixels outside the mask stay exactly as
@@ -226,20 +238,23 @@ class TextToImage:
             image: of any size; it and the mask are cropped to the square in the middle and resized
                 to the model's size.
             prompt: what the whole picture shows.
-            mask: of the picture's size, white (or anything but black, which is at most 31 of 255)
-                where it is repainted; or (H, W) bool. `half_mask` makes one that completes half a
-                picture.
+            mask: of the picture's size. One with transparency is repainted where it is less than
+                half opaque, an opaque one from half of white on; or (H, W) bool, or `half_mask`.
+                None takes the picture's own transparency.
             **options: see `GenerationOptions`.
 
         Returns:
-            `count` pictures of the model's size.
+            `count` pictures of the model's size. `mask` says how it was read, `warnings` what had
+            no effect.
 
         Raises:
             GenerationError: see `GenerationOptions`; or the mask has another size than the picture,
                 or marks nothing.
             ConfigError: a setting is unknown or out of range.
         """
-        return self._generate(check_prompts(prompt), self.canvases.edit(image, mask), options)
+        marking = self.canvases.mark(image, mask)
+        canvas = self.canvases.edit(image, marking)
+        return paint_pictures(self, check_prompts(prompt), canvas, options, marking=marking)
 
     def outpaint(
         self,
@@ -251,7 +266,7 @@ class TextToImage:
         right: int = 0,
         bottom: int = 0,
         **options: Unpack[GenerationOptions],
-    ) -> list[Image.Image]:
+    ) -> Pictures:
         """Continues a picture beyond its edges, from its middle outwards.
 
         The picture's own pixels stay exactly. `generate` describes how larger pictures are sampled.
@@ -276,7 +291,7 @@ class TextToImage:
         """
         prompts = check_prompts(prompt)
         canvas = self.canvases.outpaint(image, left=left, top=top, right=right, bottom=bottom)
-        return self._generate(prompts, canvas, options)
+        return paint_pictures(self, prompts, canvas, options)
 
     def vary(
         self,
@@ -285,7 +300,7 @@ class TextToImage:
         *,
         strength: float = 0.5,
         **options: Unpack[GenerationOptions],
-    ) -> list[Image.Image]:
+    ) -> Pictures:
         """Generates variations of a picture: some of its codes stay, at positions drawn by seed.
 
         Args:
@@ -303,7 +318,7 @@ class TextToImage:
             ConfigError: a setting is unknown or out of range.
         """
         plan = functools.partial(self.canvases.variations, image, strength=strength)
-        return self._generate([prompt], plan, options)
+        return paint_pictures(self, [prompt], plan, options)
 
     def generate_images(
         self,
@@ -347,33 +362,6 @@ class TextToImage:
             torch.cat(codes) if codes else None,
             [one.examples or () for one in requests],
         )
-
-    def _generate(
-        self,
-        prompts: Sequence[str],
-        canvas: Canvas | Callable[[Sequence[int]], Sequence[Canvas]],
-        options: GenerationOptions,
-    ) -> list[Image.Image]:
-        """Generates each prompt on one canvas, or on those that are planned for its seeds."""
-        changes: dict[str, Any] = dict(options)
-        best_of, on_step = changes.pop("best_of", 1), changes.pop("on_step", None)
-        count, seed = changes.pop("count", 1), changes.pop("seed", 0)
-        negative_prompt = changes.pop("negative_prompt", "")
-        references = self.encode_references(changes.pop("references", None) or ())
-        settings = self.generation_settings(**changes)
-        requests = list_requests(
-            prompts,
-            count=count,
-            seed=seed,
-            best_of=best_of,
-            negative_prompt=negative_prompt,
-            plan=canvas if callable(canvas) else lambda seeds: [canvas] * len(seeds),
-            look_up=functools.partial(
-                self.examples.find, count=settings.neighbors, references=references
-            ),
-        )
-        generated = self.generate_images(requests, settings, best_of=best_of, on_step=on_step)
-        return [Image.fromarray(image) for image in generated.pixels]
 
     def generation_settings(self, **changes: Any) -> GenerationSettings:
         """Returns the model's settings with some changed; None leaves one as it is.

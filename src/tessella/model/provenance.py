@@ -19,6 +19,7 @@ from tessella.model.request import ImageRequest
 from tessella.retrieval import Example
 from tessella.retrieval.index import split_stems
 from tessella.text.base import to_utf8
+from tessella.text.vocabulary import strip_marks
 
 
 def describe_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -37,8 +38,15 @@ def describe_request(request: ImageRequest) -> dict[str, Any]:
 
 def find_unexplained(words: Iterable[str], examples: Sequence[Example]) -> list[str]:
     """Lists the words of a prompt that no caption of what it was painted beside has."""
-    seen = {stem for one in examples for stem in split_stems(one.caption)}
-    return [word for word in words if not seen.issuperset(split_stems(word))]
+    captions = [one.caption for one in examples]
+    seen = {stem for caption in captions for stem in split_stems(caption)}
+
+    def is_seen(word: str) -> bool:
+        stems = split_stems(word)
+        # A sign has no stem.
+        return seen.issuperset(stems) if stems else any(word in strip_marks(c) for c in captions)
+
+    return [word for word in words if not is_seen(word)]
 
 
 def create_png_texts(

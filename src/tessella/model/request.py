@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from PIL import Image
+from torch import Tensor
 
 from tessella.errors import GenerationError
 from tessella.images import Pixels
@@ -67,6 +68,15 @@ class ImageRequest:
     def finish(self, image: Pixels) -> Pixels:
         """Puts the pixels that the canvas keeps back into the generated picture (H, W, 3)."""
         return image if self.canvas is None else self.canvas.finish(image)
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Pictures as pixels, with the codes that they are made of."""
+
+    pixels: Pixels  # (B, H, W, 3) uint8
+    codes: Tensor | None  # (B, M, h, w) int64; None where the objective generates no codes
+    examples: Sequence[tuple[Example, ...]]  # B: what each picture was painted beside
 
 
 def list_requests(

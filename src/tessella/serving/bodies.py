@@ -25,7 +25,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from tessella.errors import GenerationError
 from tessella.generation import MAX_NEIGHBORS
 from tessella.images import ImageError, read_with_transparency
-from tessella.model.canvas import Mask, fit_images, fit_mask
+from tessella.model.canvas import fit_images
+from tessella.model.mask import Marking, read_channels, read_hole
 from tessella.serving.api_errors import ApiError, explain_validation
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import MAX_INDICES, B, GenerationBody
@@ -63,7 +64,7 @@ class ReadForm(ReadRequest[B]):
     """A form with a picture."""
 
     image: Image.Image
-    mask: Mask | None  # what to repaint: the form's mask, or the picture's own transparency
+    marking: Marking | None  # what to repaint: the form's mask, or the picture's own transparency
 
 
 def check_type(request: Request, expected: str) -> None:
@@ -217,7 +218,7 @@ async def read_form(
         served.examples.check(len(others))
         size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
 
-        def read() -> tuple[list[Image.Image], Image.Image, Mask | None]:
+        def read() -> tuple[list[Image.Image], Image.Image, Marking | None]:
             fitted = _read_pictures(contents, size, max_pixels, "mask" in files)
             names = [f"image[{number}]" for number in range(1, len(others) + 1)]
             references = [
@@ -297,20 +298,18 @@ async def _sort_parts(
 
 def _read_pictures(
     contents: Mapping[str, Sequence[bytes]], size: int, max_pixels: int, is_masked: bool
-) -> tuple[Image.Image, Mask | None]:
+) -> tuple[Image.Image, Marking | None]:
     """Decodes a picture and what of it to repaint, both fitted to a model's size."""
-    picture, transparent = _decode(contents["image"][0], "image", max_pixels)
-    anew: Mask | Image.Image | None = transparent
+    picture, alpha = _decode(contents["image"][0], "image", max_pixels)
+    marking = read_hole(alpha) if is_masked else None
     if "mask" in contents:
-        drawn, transparent = _decode(contents["mask"][0], "mask", max_pixels)
-        anew = drawn if transparent is None else transparent
-    fitted = None
-    if is_masked and anew is not None:
+        marking = read_channels(*_decode(contents["mask"][0], "mask", max_pixels))
+    if marking is not None:
         try:
-            fitted = fit_mask(anew, picture, size)
+            marking = marking.fit(picture.size, size)
         except GenerationError as error:
             raise ApiError(400, str(error), param="mask", code="invalid_mask") from None
-    return Image.fromarray(fit_images([picture], size)[0]), fitted
+    return Image.fromarray(fit_images([picture], size)[0]), marking
 
 
 def _read_reference(content: bytes, name: str, size: int, max_pixels: int) -> Image.Image:
@@ -339,8 +338,8 @@ def _decode_base64(text: str, name: str) -> bytes:
         ) from None
 
 
-def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Mask | None]:
-    """Decodes an uploaded picture, and where it is fully transparent."""
+def _decode(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, Image.Image | None]:
+    """Decodes an uploaded picture, and how opaque it is."""
     try:
         return read_with_transparency(
             content, max_pixels=max_pixels, setting="serve.max_upload_pixels"

@@ -8,13 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessella.images import encode_picture
-from tessella.model.provenance import describe_examples, find_unexplained
+from tessella.model.mask import Marking
+from tessella.model.notices import (
+    list_unknown,
+    warn_cut,
+    warn_idle,
+    warn_negative_prompt,
+    warn_settings,
+    warn_unknown,
+)
+from tessella.model.provenance import describe_examples
 from tessella.model.request import ImageRequest
+from tessella.model.size import PictureSize
 from tessella.serving.image_job import PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ExampleBody, ImageBody
 
 _MAX_UNKNOWN = 20  # words that an answer lists
+_COMPATIBLE = "It is accepted so that programs need no change."
+_HONOURED = {"quality": "auto", "moderation": "auto", "input_fidelity": "high"}
+"""What is accepted only for compatibility, and the value that says what is done in any case."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +36,19 @@ class ImageAnswer:
 
     served: ServedModel
     body: ImageBody
+    asked_prompt: str
     prompt: str  # as the model reads it
-    is_shortened: bool  # the request's was longer
     event_type: str  # image_generation or image_edit
+    size: PictureSize
+    marking: Marking | None = None  # what of a picture is repainted
 
     def encode(self, picture: PaintedPicture) -> bytes:
         """Writes a picture's file."""
         quality = self.body.output_compression
-        return encode_picture(
-            picture.pixels, self._size(picture), self._format, 100 if quality is None else quality
-        )
+        # A partial one comes as it is painted: sixteen of the largest size would be 200 MB.
+        is_partial = picture.partial_index is not None
+        pixels = picture.pixels if is_partial else self.size.fit(picture.pixels)
+        return encode_picture(pixels, self._format, 100 if quality is None else quality)
 
     def to_json(
         self, pictures: Sequence[PaintedPicture], store: Callable[[bytes, str], str]
@@ -56,7 +72,7 @@ class ImageAnswer:
             "data": data,
             "usage": self._count_usage(pictures),
             **self._describe(pictures[0]),
-            **self._list_unknown(pictures[0]),
+            **self._tell(pictures),
         }
 
     def to_event(self, picture: PaintedPicture) -> bytes:
@@ -75,7 +91,7 @@ class ImageAnswer:
             event["partial_image_index"] = picture.partial_index
         else:
             event |= {"usage": self._count_usage([picture]), **self._list_examples(picture)}
-            event |= self._revised | self._list_unknown(picture)
+            event |= self._revised | self._tell([picture])
         return write_event(name, event)
 
     @property
@@ -90,30 +106,63 @@ class ImageAnswer:
 
     @property
     def _revised(self) -> dict[str, Any]:
-        return {"revised_prompt": self.prompt} if self.is_shortened else {}
+        return {"revised_prompt": self.prompt} if self.prompt != self.asked_prompt else {}
 
-    def _list_unknown(self, picture: PaintedPicture) -> dict[str, Any]:
-        """Lists words that neither training nor anything that was looked at explains."""
-        unknown = self.served.words.find_unknown(self.prompt)
-        words = find_unexplained(unknown, picture.request.examples or ())[:_MAX_UNKNOWN]
-        return {"unknown_words": words} if words else {}
+    def _tell(self, pictures: Sequence[PaintedPicture]) -> dict[str, Any]:
+        """Tells what had no effect, how a mask was read, and which words are unknown."""
+        unknown = list_unknown(self.served.words, [pictures[0].request])
+        fits = [self.size.choose_fit(picture.pixels) for picture in pictures]
+        warnings = [*warn_unknown(unknown), *self._warnings, *self.size.list_warnings(fits)]
+        told: dict[str, Any] = {"warnings": warnings}
+        if unknown:
+            told["unknown_words"] = unknown[:_MAX_UNKNOWN]
+        if self.marking is not None:
+            told["mask"] = self.marking.describe()
+        return told
 
-    def _size(self, picture: PaintedPicture) -> tuple[int, int]:
-        """Finds (width, height) in pixels of a picture as it is sent.
+    @property
+    def _warnings(self) -> list[str]:
+        """What of the request had no effect, whatever was painted."""
+        body, model = self.body, self.served.model
+        settings = model.generation_settings(**body.sampling())
+        said = warn_cut("prompt", self.asked_prompt, self.prompt)
+        if negative := (body.negative_prompt or "").strip():
+            idle = warn_negative_prompt(model.objective, settings)
+            read = model.text_tokenizer.shorten(negative)
+            said += idle or warn_cut("negative prompt", negative, read)
+        said += warn_settings(model.objective, settings, body.sampling())
+        for name, reason in self._find_idle().items():
+            said += warn_idle([name], reason)
+        return said + (self.marking.warnings if self.marking else [])
 
-        A partial one comes as it is painted: sixteen of the largest size would be 200 MB.
-        """
-        if picture.partial_index is not None:
-            return picture.pixels.shape[1], picture.pixels.shape[0]
-        side = self.served.model.config.image_size
-        return self.body.pixel_size() or (side, side)
+    def _find_idle(self) -> dict[str, str]:
+        """Finds fields that have no effect beside the others, each with its reason."""
+        body, idle = self.body, dict[str, str]()
+        for name in ("quality", "style", "moderation", "input_fidelity"):
+            if getattr(body, name, None) not in (None, _HONOURED.get(name)):
+                idle[name] = _COMPATIBLE
+        if (body.best_of or 1) > 1 and not self.prompt.strip():
+            idle["best_of"] = "Candidates are chosen by the prompt, and there is none."
+        if body.partial_images and not body.stream:
+            idle["partial_images"] = "Only a stream has partial pictures."
+        elif body.partial_images and not self.served.model.objective.has_steps:
+            idle["partial_images"] = "The model paints a picture in one step."
+        if body.output_compression is not None and self._format == "png":
+            idle["output_compression"] = "A png loses nothing, whatever its quality."
+        if body.response_format == "url" and body.stream:
+            idle["response_format"] = "A stream sends pictures as base64."
+        if self.marking is not None and getattr(body, "strength", None) is not None:
+            idle["strength"] = "The mask says what is repainted."
+        return idle
 
     def _describe(self, picture: PaintedPicture) -> dict[str, Any]:
-        width, height = self._size(picture)
+        painted = "x".join(map(str, self.size.painted))
+        asked = "x".join(map(str, self.size.asked))
         return {
             "background": "opaque",
             "output_format": self._format,
-            "size": f"{width}x{height}",
+            "size": asked if picture.partial_index is None else painted,
+            "painted_size": painted,
         }
 
     def _count_usage(self, pictures: Sequence[PaintedPicture]) -> dict[str, Any]:

@@ -10,16 +10,16 @@ from PIL import Image
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
 from tessella.model.canvas import Canvas
-from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, list_requests
+from tessella.model.size import PictureSize
 from tessella.retrieval import Example
+from tessella.serving.api_errors import ApiError
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import ImageBody
+from tessella.serving.settings import MAX_SIDE_PX
 
 CanvasPlan = Callable[[Sequence[int]], Sequence[Canvas]]
 """Makes one canvas a seed. Runs in the worker's thread: it may use the network."""
-
-_MAX_ASPECT = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def create_job(
         served: the model that paints.
         body: the request.
         prompt: as the model reads it; "" is no prompt.
-        plan: makes the canvases; empty ones of the shape of the size unless given.
+        plan: makes the canvases; empty ones of the model's own size unless given.
         references: pictures to look at.
 
     Raises:
@@ -74,10 +74,6 @@ def create_job(
     negative_prompt = (body.negative_prompt or "") if is_guided else ""
     # Without a prompt candidates cannot be ranked.
     best_of = (body.best_of or 1) if prompt.strip() else 1
-    if plan is None and (size := body.pixel_size()):
-        # In the worker's thread, which alone uses torch.
-        canvas_size = find_canvas_size(model, size)
-        plan = lambda seeds: [model.canvases.new(canvas_size)] * len(seeds)  # noqa: E731
 
     def look_up(prompt: str) -> tuple[Example, ...]:
         """Finds what is looked at; in the worker's thread, as `CanvasPlan`."""
@@ -108,12 +104,29 @@ def create_job(
     )
 
 
-def find_canvas_size(model: TextToImage, size: tuple[int, int]) -> tuple[int, int]:
-    """Finds the smallest canvas (width, height) that has about a picture's shape.
+def plan_size(served: ServedModel, body: ImageBody) -> PictureSize:
+    """Plans how large a request's pictures are painted.
 
-    At most four times as long as the model's own size: of a longer picture the middle is used.
+    Raises:
+        ApiError: 400, the canvas is larger than pictures that are sent.
+        GenerationError: the canvas is larger than any.
     """
-    side, factor = model.config.image_size, model.config.tokenizer.downsampling
-    aspect = min(_MAX_ASPECT, max(size) / min(size))
-    longest = max(side, round(side * aspect / factor) * factor)
-    return (longest, side) if size[0] >= size[1] else (side, longest)
+    size = served.model.canvases.plan_size(body.pixel_size(), body.canvas_shape())
+    if max(size.asked) > MAX_SIDE_PX:
+        width, height = size.asked
+        raise ApiError(
+            400,
+            f"A picture has at most {MAX_SIDE_PX} pixels a side: `{width}x{height}`, the size of "
+            "the canvas. Give a size, or a smaller canvas.",
+            param="canvas",
+        )
+    return size
+
+
+def plan_canvas(served: ServedModel, size: PictureSize) -> CanvasPlan | None:
+    """Plans empty canvases; None: those of the model's own size."""
+    side = served.model.config.image_size
+    if size.painted == (side, side):
+        return None
+    # Made in the worker's thread, which alone uses torch.
+    return lambda seeds: [served.model.canvases.new(size.painted)] * len(seeds)

@@ -15,7 +15,7 @@ from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
 from tessella.serving.bodies import ReadForm, ReadRequest, read_form, read_pictures_json
 from tessella.serving.document import PICTURES, describe_body, describe_file
 from tessella.serving.image_answer import ImageAnswer, encode_base64, write_event
-from tessella.serving.image_job import CanvasPlan, create_job
+from tessella.serving.image_job import CanvasPlan, create_job, plan_canvas, plan_size
 from tessella.serving.models_served import ServedModel
 from tessella.serving.picture_store import MEDIA_TYPES
 from tessella.serving.service import PaintingService
@@ -121,8 +121,10 @@ async def _answer(
     service.log_prompt(request, prompt)
     read = served.model.text_tokenizer.shorten(prompt)
     event_type = "image_generation" if plan is None else "image_edit"
-    answer = ImageAnswer(served, body, read, read != prompt, event_type)
-    job = create_job(served, body, read, plan, asked.references)
+    size = plan_size(served, body)
+    marking = asked.marking if isinstance(asked, ReadForm) else None
+    answer = ImageAnswer(served, body, prompt, read, event_type, size, marking)
+    job = create_job(served, body, read, plan or plan_canvas(served, size), asked.references)
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)
         store = functools.partial(service.store, request)
@@ -150,11 +152,16 @@ async def _answer(
 
 def _plan_change(form: ReadForm[schemas.EditBody] | ReadForm[schemas.VariationBody]) -> CanvasPlan:
     """Repaints what the mask marks; without a mask, makes variations."""
-    model, image, mask, strength = form.served.model, form.image, form.mask, form.body.strength
-    if mask is None:
+    model, image, marking, strength = (
+        form.served.model,
+        form.image,
+        form.marking,
+        form.body.strength,
+    )
+    if marking is None:
         strength = _DEFAULT_STRENGTH if strength is None else strength
         return functools.partial(model.canvases.variations, image, strength=strength)
-    return lambda seeds: [model.canvases.edit(image, mask)] * len(seeds)
+    return lambda seeds: [model.canvases.edit(image, marking)] * len(seeds)
 
 
 def _reconstruct(served: ServedModel, image: Image.Image) -> schemas.ReconstructedBody:

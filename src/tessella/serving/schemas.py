@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from tessella.generation import MAX_NEIGHBORS, GenerationSettings
+from tessella.model.mask import MaskReading
 from tessella.precision import Precision
 from tessella.serving.settings import MAX_SIDE_PX, ServeSettings
 
@@ -23,6 +24,7 @@ MAX_INDICES = 1000
 
 # A side of 16 to MAX_SIDE_PX = 2048 pixels.
 _SIDE = "(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
+_TIMES = r"([1-3](\.[0-9]{1,2})?|4)"  # a canvas's side of 1 to 4 of the model's own pictures
 # The control characters that Python takes for blanks and other languages do not.
 _NOT_BLANK = r"[^\s\x1c-\x1f]"
 
@@ -60,9 +62,9 @@ class ImageBody(RequestBody):
     n: Count = None
     """Pictures; 1 unless given."""
     size: Annotated[str | None, Field(pattern=rf"^(auto|{_SIDE}x{_SIDE})$")] = None
-    """`auto`, the size that the model paints, or WIDTHxHEIGHT in pixels. A picture of another shape
-    is painted on the smallest canvas of that shape (at most four times as long as wide), and then
-    resized; an edit or variation is cropped and resized."""
+    """`auto`, the size that the model paints, or WIDTHxHEIGHT in pixels. The picture is painted at
+    the model's own size and resized; for another shape it is padded where its edges are mostly of
+    one colour, and cropped elsewhere. `warnings` says which."""
     response_format: Literal["b64_json", "url"] | None = None
     """`b64_json` unless given; a `url` can be fetched for an hour, from this server alone."""
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -98,6 +100,10 @@ class ImageBody(RequestBody):
         """Returns the settings that it changes."""
         return self.model_dump(include=set(GenerationSettings.model_fields), exclude_none=True)
 
+    def canvas_shape(self) -> str | None:
+        """Returns what is painted on; None: the model's own picture."""
+        return None
+
     def pixel_size(self) -> tuple[int, int] | None:
         """Returns (width, height) of the size; None: the model's own."""
         if self.size in (None, "auto"):
@@ -111,6 +117,10 @@ class GenerationBody(ImageBody):
 
     prompt: Prompt
     """What to paint, in words like those of the model's captions."""
+    canvas: Annotated[str | None, Field(pattern=rf"^(wide|{_TIMES}x{_TIMES})$")] = None
+    """Paints a larger picture, window by window: `wide` has the shape of `size` (at most four times
+    as long as wide), `2x1` is two of the model's own pictures wide. Each window reads the whole
+    prompt: for scenery and textures rather than one object."""
     references: Annotated[list[str] | None, Field(max_length=MAX_NEIGHBORS)] = None
     """Pictures of yours to look at, before any example: files (PNG, JPEG, WebP and the like) as
     base64, or as `data:` URLs; at most as many as the model learned to look at."""
@@ -118,6 +128,10 @@ class GenerationBody(ImageBody):
     """Accepted for compatibility; has no effect."""
     moderation: Literal["auto", "low"] | None = None
     """Accepted for compatibility; has no effect."""
+
+    def canvas_shape(self) -> str | None:
+        """Returns what is painted on; None: the model's own picture."""
+        return self.canvas
 
 
 class ChangeBody(ImageBody):
@@ -247,6 +261,13 @@ class PictureBody(BaseModel):
     examples: list[ExampleBody] | None = None
 
 
+class MaskBody(BaseModel):
+    """How an edit's mask was read, and the fraction of the picture that is repainted."""
+
+    read_by: MaskReading
+    repainted: float
+
+
 class PicturesBody(BaseModel):
     """Pictures."""
 
@@ -254,6 +275,9 @@ class PicturesBody(BaseModel):
     background: str
     output_format: str
     size: str
+    painted_size: str  # what the model painted, before it was resized
+    warnings: list[str]  # what of the request had no effect
+    mask: MaskBody | None = None
     data: list[PictureBody]
     usage: Usage
     unknown_words: list[str] | None = None

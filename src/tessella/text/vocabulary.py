@@ -6,8 +6,9 @@ to tell users which of their words the model does not know.
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,16 @@ import torch
 from tessella.text.base import TextEncoder, to_utf8
 from tessella.text.bpe import TextTokenizer
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_LETTERS = r"[^\W_]+(?:['’][^\W_]+)*"
+# Emoji as people see them: a keycap, a flag of two letters, or one with its skin and those that a
+# joiner adds.
+_SIGN = (
+    r"[0-9#*]\uFE0F?\u20E3|[\U0001F1E6-\U0001F1FF]{2}"
+    r"|[^\w\s][\uFE0F\U0001F3FB-\U0001F3FF]*(?:\u200D[^\w\s][\uFE0F\U0001F3FB-\U0001F3FF]*)*"
+)
+_WORD = re.compile(f"(?P<sign>{_SIGN})|{_LETTERS}")
+_SIGNS = ("So", "Sm", "Sc")  # Unicode's categories: emoji and other symbols, of maths, of money
+_VARIANT = "\ufe0f"  # asks for a colourful emoji; with it or without, it is the same one
 _MAX_WORDS = 5_000
 _MAX_EXAMPLES = 200
 _MAX_ENDING = 3  # letters at the end in which two forms of a word may differ
@@ -35,10 +45,10 @@ class CaptionSummary:
 class Vocabulary:
     """The words that a model knows, and the nearest of them to any other word.
 
-    Words are letters and digits, with apostrophes inside, normalised by the model's text
-    tokenizer. Without a summary of its captions, a model knows the words that are one token of its
-    vocabulary; then only words of letters can be unknown. With a frozen encoder and no summary, no
-    word is unknown.
+    Words are letters and digits, with apostrophes inside, and signs, each emoji a word; normalised
+    by the model's text tokenizer. Without a summary of its captions, a model knows the words that
+    are one token of its vocabulary; then only signs and words of letters can be unknown. With a
+    frozen encoder and no summary, no word is unknown.
 
     Args:
         text_tokenizer: of the model.
@@ -48,7 +58,10 @@ class Vocabulary:
     def __init__(self, text_tokenizer: TextEncoder, summary: CaptionSummary | None = None) -> None:
         self._text_tokenizer = text_tokenizer
         self._words = _list_tokens(text_tokenizer) if summary is None else list(summary.words)
-        self._set = frozenset(self._words)
+        # Older summaries count no signs; those of their examples are known all the same.
+        examples = summary.examples if summary else ()
+        shown = {word for text in examples for word in split_words(text, text_tokenizer)}
+        self._set = frozenset(self._words) | {word for word in shown if _is_sign(word)}
         self._longer: dict[str, list[str]] = {}  # known words by their stems
         for word in self._words:
             for stem in _list_stems(word):
@@ -88,8 +101,11 @@ class Vocabulary:
         return next(iter(near), None)
 
     def _is_known(self, word: str) -> bool:
-        can_be_unknown = bool(self._words) and (self._has_summary or word.isalpha())
-        return word in self._set or not can_be_unknown
+        if word in self._set or not self._words:
+            return True
+        if self._has_summary or word.isalpha():
+            return False
+        return not _is_sign(word) or _is_token(word, self._text_tokenizer)
 
 
 def _list_tokens(text_tokenizer: TextEncoder) -> list[str]:
@@ -97,13 +113,37 @@ def _list_tokens(text_tokenizer: TextEncoder) -> list[str]:
     if not isinstance(text_tokenizer, TextTokenizer):
         return []
     tokens = text_tokenizer.decode(torch.arange(text_tokenizer.vocabulary_size)[:, None])
+    return [token for token in tokens if token.isalpha() and _is_token(token, text_tokenizer)]
+
+
+def _is_token(word: str, text_tokenizer: TextEncoder) -> bool:
+    """Says whether a word is one token; of a frozen encoder, yes."""
+    if not isinstance(text_tokenizer, TextTokenizer):
+        return True
     # Begin, the word, end: a token that only ends words, such as `ing`, is not one after a blank.
-    return [t for t in tokens if t.isalpha() and len(text_tokenizer.tokens(t)) == 3]
+    return len(text_tokenizer.tokens(word)) == 3
 
 
 def split_words(text: str, text_tokenizer: TextEncoder) -> list[str]:
-    """Lists the words of a text as the model reads them, in order."""
-    return _WORD.findall(normalize(text, text_tokenizer))
+    """Lists the words of a text as the model reads them, signs included, in order."""
+    return [strip_marks(match[0]) for match in _find_words(normalize(text, text_tokenizer))]
+
+
+def strip_marks(text: str) -> str:
+    """Removes what only chooses between two looks of the same emoji."""
+    return text.replace(_VARIANT, "")
+
+
+def _find_words(text: str) -> Iterator[re.Match[str]]:
+    """Finds words and signs; punctuation is neither."""
+    return (m for m in _WORD.finditer(text) if not m["sign"] or _is_sign(m["sign"]))
+
+
+def _is_sign(word: str) -> bool:
+    """Says whether it is an emoji or a symbol; `<`, `|` and the like are punctuation."""
+    if word.endswith("\u20e3"):
+        return True
+    return unicodedata.category(word[0]) in _SIGNS and (word[0] > "\x7f" or word[0] == "$")
 
 
 def replace_words(text: str, new_words: Mapping[str, str]) -> str:
@@ -112,10 +152,11 @@ def replace_words(text: str, new_words: Mapping[str, str]) -> str:
     Between words only the punctuation of captions stays: commas, hyphens and colons.
     """
     replaced, gap, end = "", "", 0
-    for match in _WORD.finditer(text):
+    for match in _find_words(text):
         gap += text[end : match.start()]
         end = match.end()
-        word = new_words.get(match[0], match[0])
+        found = strip_marks(match[0])
+        word = new_words.get(found, found)
         if word:
             between = ", " if "," in gap else gap if gap in ("-", ": ") else " "
             replaced += between + word if replaced else word

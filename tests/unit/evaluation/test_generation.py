@@ -21,8 +21,8 @@ from tessella.evaluation.generation import (
     evaluate_generation,
 )
 from tessella.images import Pixels
-from tessella.model.pipeline import GeneratedImages, Scores, TextToImage
-from tessella.model.request import ImageRequest
+from tessella.model.pipeline import Scores, TextToImage
+from tessella.model.request import GeneratedImages, ImageRequest
 from tessella.objectives import ObjectiveLoss
 
 SIZE = 4

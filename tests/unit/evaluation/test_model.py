@@ -25,8 +25,7 @@ from tessella.evaluation.model import (
 from tessella.evaluation.reconstruction import ReconstructionReport, compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels
-from tessella.model.pipeline import GeneratedImages
-from tessella.model.request import ImageRequest
+from tessella.model.request import GeneratedImages, ImageRequest
 from tessella.objectives import ObjectiveLoss
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.tokenizer.codebook_health import measure_codebook_health

@@ -13,6 +13,7 @@ from drawn import LIMIT, encoded, gradient, png_header, read
 from tessella.errors import DataError
 from tessella.images import (
     ImageError,
+    find_alpha,
     fit_square,
     opening,
     read_image,
@@ -249,8 +250,10 @@ HIDDEN = np.zeros((16, 24), dtype=bool)
 HIDDEN[2:5, 7:20] = True
 
 
-def hide(content: bytes) -> "np.ndarray | None":
-    return read_with_transparency(content, max_pixels=LIMIT)[1]
+def see(content: bytes | Path) -> "np.ndarray | None":
+    """How opaque a file is."""
+    alpha = read_with_transparency(content, max_pixels=LIMIT)[1]
+    return None if alpha is None else np.asarray(alpha)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
@@ -259,18 +262,31 @@ def test_where_nothing_shows(kind: str) -> None:
     image.putalpha(Image.fromarray(np.where(HIDDEN, 0, 255).astype(np.uint8)))
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     content = encoded(image, kind, **options)
-    seen, hidden = read_with_transparency(content, max_pixels=LIMIT)
-    assert np.array_equal(hidden, HIDDEN)
+    seen, alpha = read_with_transparency(content, max_pixels=LIMIT)
+    assert np.array_equal(np.asarray(alpha) == 0, HIDDEN)
     assert np.array_equal(np.asarray(seen), read(content))
 
 
-def test_what_shows_a_little_is_not_hidden() -> None:
+def test_how_opaque_a_picture_is(tmp_path: Path) -> None:
+    opacity = np.where(HIDDEN, 1, 254).astype(np.uint8)
     image = gradient().convert("RGBA")
-    image.putalpha(Image.fromarray(np.where(HIDDEN, 1, 255).astype(np.uint8)))
-    assert hide(encoded(image)) is None
-    assert hide(encoded(gradient().convert("RGBA"))) is None
+    image.putalpha(Image.fromarray(opacity))
+    assert np.array_equal(see(encoded(image)), opacity)
+    (tmp_path / "a.png").write_bytes(encoded(image))
+    assert np.array_equal(see(tmp_path / "a.png"), opacity)
+    assert (see(encoded(gradient().convert("RGBA"))) == 255).all()
     for kind in ("PNG", "JPEG", "BMP"):
-        assert hide(encoded(gradient(), kind)) is None
+        assert see(encoded(gradient(), kind)) is None
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA"])
+def test_every_mode_with_alpha_says_how_opaque_it_is(mode: str) -> None:
+    image = gradient().convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(HIDDEN, 0, 255).astype(np.uint8)))
+    image = image.convert("LA") if mode in ("LA", "La") else image
+    alpha = find_alpha(image if image.mode == mode else image.convert(mode))
+    assert np.array_equal(np.asarray(alpha) == 0, HIDDEN)
+    assert find_alpha(gradient()) is None
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "I;16", "RGB"])
@@ -291,7 +307,9 @@ def test_every_way_to_say_that_nothing_shows(mode: str) -> None:
     else:
         image = Image.fromarray(gray).convert(mode)
         options = {"transparency": (0, 0, 0) if mode == "RGB" else image.getpixel((7, 2))}
-    assert np.array_equal(hide(encoded(image, **options)), HIDDEN)
+    alpha = see(encoded(image, **options))
+    assert alpha is not None
+    assert np.array_equal(alpha == 0, HIDDEN)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -300,8 +318,8 @@ def test_what_is_hidden_turns_with_the_picture(orientation: int) -> None:
     image.putalpha(Image.fromarray(np.where(HIDDEN, 0, 255).astype(np.uint8)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    seen, hidden = read_with_transparency(encoded(image, exif=exif), max_pixels=LIMIT)
-    assert hidden is not None
+    seen, alpha = read_with_transparency(encoded(image, exif=exif), max_pixels=LIMIT)
+    hidden = np.asarray(alpha) == 0
     # White shows through where nothing does.
     assert (np.asarray(seen)[hidden] == 255).all()
     assert hidden.shape == np.asarray(seen).shape[:2]

@@ -54,24 +54,14 @@ def test_what_is_no_png_says_nothing(tmp_path: Path) -> None:
 def test_a_png_is_exact() -> None:
     pixels = np.asarray(gradient())
     assert np.array_equal(read(encode_picture(pixels)), pixels)
-    assert np.array_equal(read(encode_picture(pixels, (24, 16))), pixels)
     # Quality is nothing that a PNG has.
     assert encode_picture(pixels, quality=0) == encode_picture(pixels)
-
-
-def test_pictures_are_resized_and_the_middle_is_taken() -> None:
-    stripes = np.zeros((8, 24, 3), dtype=np.uint8)
-    stripes[:, 8:16] = 200
-    assert (read(encode_picture(stripes, (8, 8))) == 200).all()
-    assert read(encode_picture(stripes, (48, 16))).shape == (16, 48, 3)
-    tall = read(encode_picture(stripes.transpose(1, 0, 2), (8, 8)))
-    assert (tall == 200).all()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
 def test_quality_costs_bytes_and_saves_pixels(kind: str) -> None:
     pixels = np.asarray(gradient(64, 64))
-    files = [encode_picture(pixels, None, kind, quality) for quality in (0, 50, 100)]
+    files = [encode_picture(pixels, kind, quality) for quality in (0, 50, 100)]
     assert len(files[0]) < len(files[1]) < len(files[2])
     errors = [np.abs(read(file).astype(int) - pixels).mean() for file in files]
     assert errors[0] > errors[1] > errors[2]

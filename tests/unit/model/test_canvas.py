@@ -1,7 +1,6 @@
 """Canvases: which windows decode them, which sizes and masks there are."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from tessella.model.canvas import (
     find_grid,
     find_layout,
     fit_images,
-    fit_mask,
-    half_mask,
     plan_windows,
 )
 
@@ -174,73 +171,7 @@ def test_margins_that_cannot_be_painted(changes: dict[str, int], said: str) -> N
         check_margins(margins, 8)
 
 
-# Masks and pictures.
-
-
-@pytest.mark.parametrize(
-    ("keep", "expected"),
-    [
-        ("upper", [[0, 0], [1, 1], [1, 1]]),
-        ("lower", [[1, 1], [0, 0], [0, 0]]),
-        ("left", [[0, 1]] * 3),
-        ("right", [[1, 0]] * 3),
-    ],
-)
-def test_half_masks(keep: Any, expected: list[list[int]]) -> None:
-    mask = half_mask((2, 3), keep)
-    assert mask.size == (2, 3)
-    assert (np.asarray(mask) == 255 * np.array(expected)).all()
-
-
-def test_a_half_that_is_none() -> None:
-    with pytest.raises(GenerationError, match=r"`middle`\. Choose upper, lower, left, right"):
-        half_mask((2, 2), "middle")  # type: ignore[arg-type]
-
-
-def test_masks_are_cropped_and_resized_as_their_pictures() -> None:
-    marked = np.zeros((4, 8), dtype=bool)
-    marked[3, 2] = True  # the lower left corner of the middle square, columns 2 to 5
-    wide = Image.new("RGB", (8, 4))
-    assert np.argwhere(fit_mask(marked, wide, 4)).tolist() == [[3, 0]]
-    assert np.argwhere(fit_mask(marked, wide, 2)).tolist() == [[1, 0]]
-    assert np.argwhere(fit_mask(marked, wide, 8)).tolist() == [[6, 0], [6, 1], [7, 0], [7, 1]]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I", "I;16"])
-def test_masks_of_every_mode_mark_what_is_not_black(mode: str) -> None:
-    mask = Image.new("L", (4, 4))
-    mask.putpixel((1, 2), 255)
-    if mode == "I;16":
-        mask = Image.fromarray(np.asarray(mask).astype(np.uint16) * 257)
-    elif mode == "I":
-        mask = Image.fromarray(np.asarray(mask).astype(np.int32) * 257)
-    else:
-        mask = mask.convert(mode)
-    assert np.argwhere(fit_mask(mask, Image.new("RGB", (4, 4)), 4)).tolist() == [[2, 1]]
-
-
-def test_nearly_black_is_black() -> None:
-    """Compression leaves (1, 1, 1) where black was drawn, and all of it was once painted anew."""
-    mask = Image.new("RGB", (4, 4), (1, 1, 1))
-    mask.putpixel((0, 0), (31, 31, 31))
-    mask.putpixel((1, 2), (0, 32, 0))
-    assert np.argwhere(fit_mask(mask, Image.new("RGB", (4, 4)), 4)).tolist() == [[2, 1]]
-
-
-@pytest.mark.parametrize(
-    ("mask", "said"),
-    [
-        (Image.new("L", (4, 8), 255), r"the picture's size, 8x4: `4x8`"),
-        (np.ones((4, 4), dtype=bool), r"the picture's size, 8x4: `4x4`"),
-        (Image.new("L", (8, 4)), "marks nothing in the picture's middle square"),
-        (np.arange(8) < np.full((4, 1), 2), "marks nothing in the picture's middle square"),
-        (np.ones((4, 8)), r"a bool array \(H, W\): `\(4, 8\) float64`"),
-        (np.ones((4, 8, 3), dtype=bool), r"a bool array \(H, W\): `\(4, 8, 3\) bool`"),
-    ],
-)
-def test_masks_that_mean_nothing(mask: Any, said: str) -> None:
-    with pytest.raises(GenerationError, match=said):
-        fit_mask(mask, Image.new("RGB", (8, 4)), 4)
+# Pictures.
 
 
 def test_pictures_of_the_right_size_stay_as_they_are() -> None:

@@ -270,7 +270,7 @@ def test_a_change_of_a_picture_looks_up_its_prompt(method: str) -> None:
     canvases = MODEL.canvases
     options: dict[str, Any]
     if method == "edit":
-        options, canvas = {"mask": CORNER}, canvases.edit(PHOTO, CORNER)
+        options, canvas = {"mask": CORNER}, canvases.edit(PHOTO, canvases.mark(PHOTO, CORNER))
     elif method == "outpaint":
         options, canvas = {"right": 8}, canvases.outpaint(PHOTO, right=8)
     else:

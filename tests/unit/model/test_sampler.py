@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from tessella.errors import ConfigError, GenerationError
 from tessella.model import sampler
-from tessella.model.canvas import Canvas, half_mask
+from tessella.model.canvas import Canvas
+from tessella.model.mask import half_mask
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationBatch, GenerationStep, OnStep
@@ -143,7 +144,7 @@ def test_every_position_of_a_larger_picture_is_decoded_once(
     model: TextToImage, record_batches: Callable[[TextToImage], list[Any]]
 ) -> None:
     recorded = record_batches(model)
-    [image] = model.generate(PROMPT, seed=3, size=(36, 24))  # 6 × 9 positions
+    [image] = model.generate(PROMPT, seed=3, canvas=(2.25, 1.5))  # 6 × 9 positions
     assert image.size == (36, 24)
     canvas = torch.zeros(len(model.tokenizer.codebook), 6, 9, dtype=torch.int64)
     is_decoded = torch.zeros(6, 9, dtype=torch.int64)
@@ -164,10 +165,10 @@ def test_every_position_of_a_larger_picture_is_decoded_once(
 
 @HAS_CODES
 def test_larger_pictures_do_not_depend_on_their_batch(model: TextToImage) -> None:
-    made = model.generate([PROMPT, "a blue star"], count=2, seed=7, size=(24, 20))
-    again = model.generate([PROMPT, "a blue star"], count=2, seed=7, size=(24, 20))
+    made = model.generate([PROMPT, "a blue star"], count=2, seed=7, canvas=(1.5, 1.25))
+    again = model.generate([PROMPT, "a blue star"], count=2, seed=7, canvas=(1.5, 1.25))
     assert np.array_equal(pixels(made), pixels(again))
-    [alone] = model.generate("a blue star", seed=8, size=(24, 20))
+    [alone] = model.generate("a blue star", seed=8, canvas=(1.5, 1.25))
     assert np.array_equal(np.asarray(alone), np.asarray(made[3]))
 
 
@@ -183,7 +184,7 @@ def test_windows_are_not_copies_of_each_other() -> None:
 def test_without_codes_there_is_no_larger_picture() -> None:
     model = MODELS["latent_mse"]
     with pytest.raises(GenerationError, match=r"generated code by code, which .*: `latent_mse`"):
-        model.generate(PROMPT, size=(32, 16))
+        model.generate(PROMPT, canvas="2x1")
     with pytest.raises(GenerationError, match="generated code by code"):
         model.outpaint(IMAGE, PROMPT, left=4)
 
@@ -421,16 +422,17 @@ def test_what_cannot_be_scored(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (24, SIZE)])
 def test_the_best_of_several_gains_most(model: TextToImage, size: tuple[int, int]) -> None:
     prompts = [PROMPT, "a blue star"]
-    best_images = pixels(model.generate(prompts, count=3, seed=10, best_of=3, size=size))
+    canvas = (size[0] / SIZE, size[1] / SIZE)
+    best_images = pixels(model.generate(prompts, count=3, seed=10, best_of=3, canvas=canvas))
     assert best_images.shape == (6, size[1], size[0], 3)
     ranks = []
     for number, prompt in enumerate(prompts):
-        canvas = model.canvases.new(size)
+        empty = model.canvases.new(size)
         for picture in range(3):
             # Each picture has candidates of its own: 10, 11, 12, then 13, 14, 15, …
             seeds = range(10 + 3 * picture, 13 + 3 * picture)
             candidates = model.generate_images(
-                [ImageRequest(prompt, seed, canvas=canvas) for seed in seeds]
+                [ImageRequest(prompt, seed, canvas=empty) for seed in seeds]
             )
             assert candidates.codes is not None
             best = int(model.sampler.score_codes(candidates.codes, [prompt] * 3).pmi.argmax())
@@ -582,7 +584,7 @@ def test_words_that_no_caption_had_are_read_all_the_same() -> None:
 def test_the_steps_of_a_larger_picture_show_all_of_it(model: TextToImage) -> None:
     """A step of a window once showed the window alone."""
     steps: list[GenerationStep] = []
-    [generated] = pixels(model.generate(PROMPT, size=(32, 16), seed=2, on_step=steps.append))
+    [generated] = pixels(model.generate(PROMPT, canvas="2x1", seed=2, on_step=steps.append))
     # Three windows of three steps.
     assert [(step.step, step.steps) for step in steps] == [(n, 9) for n in range(1, 10)]
     is_decoded = [step.is_decoded for step in steps]
@@ -616,7 +618,9 @@ def test_steps_show_what_is_known(model: TextToImage) -> None:
 
 def test_requests_of_different_users_may_share_a_batch() -> None:
     """A server joins them; each gets what it would get alone."""
-    edit = ImageRequest(PROMPT, 3, canvas=MODEL.canvases.edit(IMAGE, CORNER))
+    edit = ImageRequest(
+        PROMPT, 3, canvas=MODEL.canvases.edit(IMAGE, MODEL.canvases.mark(IMAGE, CORNER))
+    )
     [varied] = MODEL.canvases.variations(IMAGE, [9], strength=2 / 16)
     variation = ImageRequest("a blue star", 4, canvas=varied)
     together = MODEL.generate_images([edit, variation])

@@ -15,7 +15,8 @@ from tessella.text import TextTokenizer
         ("Bread, FLAT emoji!", None),
         ("bluebird latte, flat emoji", "the label has unknown words: bluebird, latte"),
         ("", "the label has no words"),
-        ("\N{BREAD} ... __", "the label has no words"),
+        ("... __", "the label has no words"),
+        ("\N{BREAD} ... __", "the label has unknown words: \N{BREAD}"),
         ("bread " * 30, "the label is too long for the image model"),
     ],
 )

@@ -8,13 +8,15 @@ import pytest
 
 from tessella.errors import ConfigError
 from tessella.model.canvas import Canvas
-from tessella.serving.image_job import create_job, find_canvas_size
+from tessella.serving.api_errors import ApiError
+from tessella.serving.image_job import create_job, plan_canvas, plan_size
 from tessella.serving.models_served import ServedModel
-from tessella.serving.schemas import ImageBody, create_body
+from tessella.serving.schemas import GenerationBody, ImageBody, create_body
 from tessella.serving.settings import ServeSettings
 
 Models = Mapping[str, ServedModel]
 Body = create_body(ImageBody, ServeSettings())
+Generation = functools.partial(create_body(GenerationBody, ServeSettings()), prompt="a")
 
 
 def test_what_is_left_open_is_decided(tiny: ServedModel) -> None:
@@ -36,8 +38,7 @@ def test_what_is_given_is_taken(models: Models) -> None:
         "neighbors": 0, "step_schedule": "arccos",
     }  # fmt: skip
     body = Body(
-        n=3, seed=0, best_of=4, negative_prompt="blue", size="32x16", partial_images=5, stream=True,
-        **fields,
+        n=3, seed=0, best_of=4, negative_prompt="blue", partial_images=5, stream=True, **fields,
     )  # fmt: skip
     job = create_job(models["twin"], body, "a red star", None)
     assert job.settings.model_dump() == fields
@@ -45,9 +46,6 @@ def test_what_is_given_is_taken(models: Models) -> None:
     requests = job.list_requests()
     assert [request.seed for request in requests] == [0, 4, 8]
     assert {request.negative_prompt for request in requests} == {"blue"}
-    for request in requests:
-        assert request.canvas is not None
-        assert request.canvas.known.shape == (4, 8)
     assert create_job(models["twin"], Body(partial_images=5), "a", None).num_partials == 0
 
 
@@ -58,7 +56,7 @@ def test_canvases_are_made_when_the_worker_lists_the_requests(tiny: ServedModel)
         calls.append(seeds)
         return [tiny.model.canvases.new()] * len(seeds)
 
-    job = create_job(tiny, Body(n=2, seed=5, size="32x16"), "a", plan)
+    job = create_job(tiny, Body(n=2, seed=5), "a", plan)
     assert calls == []
     assert len(job.list_requests()) == 2
     assert calls == [[5, 6]]
@@ -78,34 +76,21 @@ def test_settings_out_of_the_models_range(tiny: ServedModel) -> None:
         create_job(tiny, Body.model_construct(steps=5000), "a", None)
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((16, 16), (16, 16)),
-        ((2048, 2048), (16, 16)),
-        ((17, 16), (16, 16)),
-        ((18, 16), (16, 16)),
-        ((19, 16), (20, 16)),
-        ((16, 19), (16, 20)),
-        ((300, 200), (24, 16)),
-        ((160, 90), (28, 16)),
-        ((90, 160), (16, 28)),
-        ((64, 16), (64, 16)),
-        ((2048, 16), (64, 16)),
-        ((16, 2048), (16, 64)),
-    ],
-)
-def test_the_smallest_canvas_of_a_shape(
-    size: tuple[int, int], expected: tuple[int, int], tiny: ServedModel
+def test_larger_canvases_are_planned(tiny: ServedModel) -> None:
+    for size, canvas in ((None, None), ("64x64", None), ("64x32", None), ("64x64", "wide")):
+        assert plan_canvas(tiny, plan_size(tiny, Generation(size=size, canvas=canvas))) is None
+    planned = plan_size(tiny, Generation(size="64x32", canvas="wide"))
+    assert (planned.painted, planned.asked) == ((32, 16), (64, 32))
+    plan = plan_canvas(tiny, planned)
+    assert plan is not None
+    assert [canvas.known.shape for canvas in plan([1, 2])] == [(4, 8)] * 2
+    # Edits are of the model's own size, whatever is sent.
+    assert plan_size(tiny, Body(size="64x32")).painted == (16, 16)
+
+
+def test_a_canvas_larger_than_pictures_that_are_sent(
+    tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert find_canvas_size(tiny.model, size) == expected
-    tiny.model.canvases.new(expected)  # can be laid
-
-
-def test_every_shape_has_a_canvas_that_can_be_laid(tiny: ServedModel) -> None:
-    for width in range(16, 130):
-        canvas = find_canvas_size(tiny.model, (width, 32))
-        tiny.model.canvases.new(canvas)
-        assert min(canvas) == 16
-        ratio = min(4, max(width, 32) / min(width, 32))
-        assert abs(max(canvas) / 16 - ratio) <= 1 / 8 + 1e-9
+    monkeypatch.setattr("tessella.serving.image_job.MAX_SIDE_PX", 30)
+    with pytest.raises(ApiError, match=r"at most 30 pixels a side: `32x16`, the size of the canv"):
+        plan_size(tiny, Generation(canvas="2x1"))

@@ -15,10 +15,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
+from masks import HOLE, KINDS
 from tessella.images import read_image, read_with_transparency
 from tessella.model.canvas import fit_images
+from tessella.model.mask import Marking
 from tessella.serving import bodies
 from tessella.serving.models_served import ServedModel
 
@@ -90,6 +92,9 @@ def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     assert np.array_equal(pictures(answer), pixels(expected))
     body = answer.json()
     assert body.pop("unknown_words") == ["a", "red"]  # its captions' summary has one word
+    [said] = body.pop("warnings")
+    assert said.startswith("Not in the model's vocabulary: `a`, `red`. Its captions rarely")
+    assert body.pop("painted_size") == "16x16"
     assert set(body) == {"created", "background", "output_format", "size", "data", "usage"}
     assert isinstance(body["created"], int)
     assert (body["background"], body["output_format"], body["size"]) == ("opaque", "png", "16x16")
@@ -162,44 +167,110 @@ def test_the_largest_seed(server: Any, tiny: ServedModel) -> None:
     ("size", "canvas"),
     [
         ("auto", None),
-        ("16x16", None),
         ("64x64", None),
         ("2048x2048", None),
-        ("32x16", (32, 16)),
-        ("100x50", (32, 16)),
-        ("50x100", (16, 32)),
-        ("60x40", (24, 16)),
-        ("48x47", None),
-        ("2048x16", (64, 16)),
-        ("16x17", None),
+        ("100x50", None),
+        ("2048x16", None),
+        ("auto", "2x1"),
+        ("auto", "1.5x1.25"),
+        ("100x50", "wide"),
+        ("50x100", "wide"),
+        ("16x17", "wide"),
+        ("2048x16", "wide"),
     ],
 )
-def test_sizes(size: str, canvas: tuple[int, int] | None, server: Any, tiny: ServedModel) -> None:
-    [painted] = pictures(server.generate(size=size, seed=3, steps=1))
-    [image] = tiny.model.generate("a red star", seed=3, size=canvas, steps=1)
-    if size != "auto":
-        width, _, height = size.partition("x")
-        wanted = (int(width), int(height))
-        image = ImageOps.fit(image, wanted, Image.Resampling.LANCZOS)
-        assert image.size == wanted
-    assert np.array_equal(painted, np.asarray(image))
+def test_sizes(size: str, canvas: str | None, server: Any, tiny: ServedModel) -> None:
+    """Sizes of another shape once painted other pictures, of several objects."""
+    said = {"canvas": canvas} if canvas else {}
+    answer = server.generate(size=size, seed=3, steps=1, n=2, **said)
+    width, _, height = size.partition("x")
+    asked = None if size == "auto" else (int(width), int(height))
+    made = tiny.model.generate("a red star", seed=3, count=2, size=asked, canvas=canvas, steps=1)
+    assert np.array_equal(pictures(answer), pixels(made))
+    body = answer.json()
+    # The first is about its words: the server has their summary, this model has not.
+    assert body["warnings"][1:] == made.warnings[1:]
+    assert body["size"] == "x".join(map(str, made[0].size))
+    planned = tiny.model.canvases.plan_size(asked, canvas)
+    assert body["painted_size"] == "x".join(map(str, planned.painted))
 
 
-@pytest.mark.parametrize(("size", "laid"), [("auto", 32), ("64x64", 32), ("60x40", 48)])
-def test_the_places_of_the_canvas_are_counted(size: str, laid: int, server: Any) -> None:
-    usage = server.generate(size=size, n=2, steps=1).json()["usage"]
+@pytest.mark.parametrize("canvas", ["big", "0.5x1", "5x1", "4.5x1", "2", "widest", "1x1x1"])
+def test_canvases_that_are_none(canvas: str, server: Any) -> None:
+    _, param, _ = fault(server.generate(canvas=canvas))
+    assert param == "canvas"
+
+
+@pytest.mark.parametrize(
+    ("said", "laid"),
+    [({}, 32), ({"size": "60x40"}, 32), ({"size": "60x40", "canvas": "wide"}, 48)],
+)
+def test_the_places_of_the_canvas_are_counted(said: dict[str, str], laid: int, server: Any) -> None:
+    usage = server.generate(**said, n=2, steps=1).json()["usage"]
     assert usage["output_tokens"] == laid
-    [said] = events(server.generate(size=size, stream=True, steps=1))
-    assert said["usage"]["output_tokens"] == laid // 2
-    mask = encoded(WHITE_ON_BLACK)
-    answer = edit(server, encoded(IMAGE), mask=mask, size=size, n=2)
-    assert answer.json()["usage"]["output_tokens"] == 32
+    [event] = events(server.generate(**said, stream=True, steps=1))
+    assert event["usage"]["output_tokens"] == laid // 2
 
 
 def test_larger_canvases_need_codes(server: Any) -> None:
-    message, _, _ = fault(server.generate(model="mean", size="32x16"))
+    message, _, _ = fault(server.generate(model="mean", canvas="2x1"))
     assert "generated code by code" in message
-    assert server.generate(model="mean", size="64x64").status_code == 200
+    assert server.generate(model="mean", size="64x32").status_code == 200
+
+
+# What had no effect.
+
+
+@pytest.mark.parametrize(
+    ("said", "warning"),
+    [
+        (
+            {"negative_prompt": "star"},
+            "`negative_prompt`. It works by guidance, which is off",
+        ),
+        (
+            {"negative_prompt": "star", "model": "mean"},
+            "`negative_prompt`. Guidance is noth",
+        ),
+        ({"quality": "hd"}, "`quality`. It is accepted so that"),
+        ({"style": "vivid"}, "`style`. It is accepted so that"),
+        ({"moderation": "low"}, "`moderation`. It is accepted so that"),
+        ({"partial_images": 2}, "`partial_images`. Only a stream has"),
+        ({"output_compression": 50}, "`output_compression`. A png loses nothing"),
+        ({"guidance_schedule": "linear"}, "`guidance_schedule`. Guidance is off"),
+        ({"confidence_temperature": 2.0}, "`confidence_temperature`. It belongs to the order"),
+        ({"steps": 2, "order": "halton", "model": "raster"}, "`steps`, `order`. The model's objec"),
+        ({"canvas": "wide", "size": "64x64"}, "`canvas`. A canvas of this shape"),
+    ],
+)
+def test_what_had_no_effect_is_told(said: dict[str, Any], warning: str, server: Any) -> None:
+    known = {"prompt": "star", "model": "tiny"}
+    [told] = server.generate(**(known | said)).json()["warnings"]
+    assert told.startswith(f"No effect: {warning}")
+    if "partial_images" not in said:
+        [last] = events(server.generate(**(known | said), stream=True))
+        assert last["warnings"] == [told]
+
+
+def test_what_is_done_anyway_is_no_warning(server: Any) -> None:
+    said = {"quality": "auto", "background": "opaque", "user": "x", "moderation": "auto"}
+    assert server.generate(prompt="star", **said).json()["warnings"] == []
+
+
+def test_a_stream_of_addresses_and_one_step(server: Any) -> None:
+    [last] = events(server.generate(prompt="star", stream=True, response_format="url"))
+    assert last["warnings"] == ["No effect: `response_format`. A stream sends pictures as base64."]
+    said = {"model": "atonce", "prompt": "star", "stream": True, "partial_images": 2}
+    [*_, last] = events(server.generate(**said))
+    assert last["warnings"] == [
+        "No effect: `partial_images`. The model paints a picture in one step."
+    ]
+
+
+def test_emoji_are_unknown_words(server: Any) -> None:
+    body = server.generate(prompt="🔴⭐ star").json()
+    assert body["unknown_words"] == ["🔴", "⭐"]
+    assert body["warnings"][0].startswith("Not in the model's vocabulary: `🔴`, `⭐`.")
 
 
 def test_formats_and_compression(server: Any) -> None:
@@ -233,6 +304,10 @@ def test_a_prompt_that_is_too_long_is_cut_and_told(server: Any, tiny: ServedMode
     assert prompt.split()[: len(read.split())] == read.split()
     assert len(read.split()) < len(prompt.split())
     assert tiny.model.text_tokenizer.count_tokens(read) <= 64
+    told = "The prompt is longer than the model reads. It was cut to: `a red star"
+    assert any(one.startswith(told) for one in answer.json()["warnings"])
+    negative = server.generate(negative_prompt=prompt, guidance_scale=2).json()["warnings"]
+    assert any(one.startswith("The negative prompt is longer than the") for one in negative)
     expected = tiny.model.generate(read, seed=2)
     assert np.array_equal(pictures(answer), pixels(expected))
     assert "revised_prompt" not in server.generate(prompt="a red star").json()["data"][0]
@@ -343,7 +418,8 @@ def test_a_stream_tells_of_each_picture(server: Any, tiny: ServedModel) -> None:
 
 def test_partial_pictures_come_as_they_are_painted(server: Any) -> None:
     """Sixteen of the largest size were 26 MB a picture."""
-    *partial, last = events(server.generate(stream=True, partial_images=3, size="60x40", steps=4))
+    said = {"stream": True, "partial_images": 3, "size": "60x40", "canvas": "wide", "steps": 4}
+    *partial, last = events(server.generate(**said))
     assert [said["size"] for said in partial] == ["24x16"] * 3
     for said in partial:
         assert opened(base64.b64decode(said["b64_json"])).size == (24, 16)
@@ -374,37 +450,28 @@ WHITE_ON_BLACK = Image.fromarray(np.where(MARKED, 255, 0).astype(np.uint8))
 BLACK = Image.new("L", (16, 16))
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        transparent(MARKED),
-        transparent(MARKED, Image.new("RGB", (16, 16), "white")),
-        transparent(MARKED, Image.new("RGB", (16, 16), "black")),
-        Image.merge("LA", (BLACK, transparent(MARKED).getchannel("A"))),
-        WHITE_ON_BLACK,
-        WHITE_ON_BLACK.convert("1"),
-        WHITE_ON_BLACK.convert("RGB"),
-        WHITE_ON_BLACK.convert("RGBA"),
-        WHITE_ON_BLACK.convert("P"),
-        Image.fromarray(np.where(MARKED, 32, 31).astype(np.uint8)),
-        Image.fromarray(np.where(MARKED[..., None], [0, 0, 90], [9, 9, 9]).astype(np.uint8)),
-    ],
-)
-def test_masks(mask: Image.Image, server: Any, tiny: ServedModel) -> None:
-    """Transparent is painted anew; if nothing is, what is not black."""
-    expected = tiny.model.edit(IMAGE, "star", MARKED, seed=4)
-    [painted] = pictures(edit(server, encoded(IMAGE), mask=encoded(mask)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks(kind: str, server: Any, tiny: ServedModel) -> None:
+    """One reading, which is told; the same as in Python and on the command line."""
+    noise = np.random.default_rng(3).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image, content = Image.fromarray(noise), KINDS[kind].save()
+    answer = edit(server, encoded(image), mask=content)
+    expected = tiny.model.edit(image, "star", opened(content), seed=4)
+    [painted] = pictures(answer)
     assert np.array_equal(painted, np.asarray(expected[0]))
-    assert np.array_equal(painted[~MARKED], NOISE[~MARKED])
+    touched = (HOLE | ~KINDS[kind].is_certain).reshape(16, 2, 16, 2).any((1, 3))
+    assert np.array_equal(painted[~touched], fit_images([image], 16)[0][~touched])
+    said = answer.json()
+    assert said["mask"]["read_by"] == KINDS[kind].read_by
+    assert 0.1 < said["mask"]["repainted"] < 0.3
+    assert said["warnings"] == []
 
 
-def test_half_transparent_masks_are_not_transparent(server: Any, tiny: ServedModel) -> None:
-    """What is left to see is seen: laid over white it is not black, so all is painted anew."""
-    half = Image.new("RGBA", (16, 16), (0, 0, 0, 1))
-    everything = np.ones((16, 16), dtype=bool)
-    expected = tiny.model.edit(IMAGE, "star", everything, seed=4)
-    answer = edit(server, encoded(IMAGE), mask=encoded(half))
-    assert np.array_equal(pictures(answer), pixels(expected))
+def test_a_mask_that_is_a_photo_is_told(server: Any) -> None:
+    answer = edit(server, encoded(IMAGE), mask=encoded(IMAGE), strength=0.5).json()
+    idle, photo = answer["warnings"]
+    assert idle == "No effect: `strength`. The mask says what is repainted."
+    assert "of the mask is neither black nor white" in photo
 
 
 def test_without_a_mask_the_pictures_own_transparency_is_one(
@@ -413,7 +480,9 @@ def test_without_a_mask_the_pictures_own_transparency_is_one(
     image = transparent(MARKED)
     seen = Image.fromarray(np.where(MARKED[..., None], 255, NOISE).astype(np.uint8))
     expected = tiny.model.edit(seen, "star", MARKED, seed=4)
-    assert np.array_equal(pictures(edit(server, encoded(image))), pixels(expected))
+    answer = edit(server, encoded(image))
+    assert np.array_equal(pictures(answer), pixels(expected))
+    assert answer.json()["mask"]["read_by"] == "own_transparency"
     # A mask goes before it.
     other = np.roll(MARKED, 6, axis=0)
     expected = tiny.model.edit(seen, "star", other, seed=4)
@@ -725,7 +794,7 @@ def test_pictures_that_wait_are_small(
         plan = job.job.list_requests.keywords["plan"]
         held = inspect.getclosurevars(plan).nonlocals.values() if masks else plan.args
         sizes = [one.size for one in held if isinstance(one, Image.Image)]
-        sizes += [one.shape for one in held if isinstance(one, np.ndarray)]
+        sizes += [one.marked.shape for one in held if isinstance(one, Marking)]
         assert sizes == ([(16, 16)] * 2 if masks else [(16, 16)])
         seen.gate.set()
         assert begun.result().status_code == 200

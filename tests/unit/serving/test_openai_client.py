@@ -108,6 +108,56 @@ def test_formats_and_sizes(client: openai.OpenAI, kind: str, name: str) -> None:
     assert (opened.format, opened.size, answer.size) == (name, (1536, 1024), "1536x1024")
 
 
+def count_runs(occupied: np.ndarray) -> int:
+    """How many runs of True there are."""
+    return int((np.diff(np.concatenate([[False], occupied]).astype(int)) == 1).sum())
+
+
+@pytest.mark.parametrize(
+    "size", ["256x256", "512x512", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792"]
+)
+def test_every_size_shows_the_one_star_that_was_asked_for(client: openai.OpenAI, size: str) -> None:
+    """Of another shape there were two, the second torn, in 12 of 12 seeds."""
+    answer = client.images.generate(
+        prompt="a large red star on a navy background",
+        size=size,  # type: ignore[arg-type]
+        n=3,
+        extra_body={"seed": 0},
+    )
+    assert answer.size == size
+    for one in answer.data or ():
+        pixels = to_pixels(one.b64_json)
+        assert "x".join(map(str, pixels.shape[1::-1])) == size
+        is_red = (pixels[..., 0] > 150) & (pixels[..., 2] < 100)
+        assert (count_runs(is_red.any(0)), count_runs(is_red.any(1))) == (1, 1)
+    width, height = map(int, size.split("x"))
+    told = (answer.model_extra or {})["warnings"]
+    assert ["padded to" in one for one in told] == ([] if width == height else [True])
+    assert (answer.model_extra or {})["painted_size"] == "64x64"
+
+
+def test_a_wide_canvas_is_asked_for_by_name(client: openai.OpenAI, model: TextToImage) -> None:
+    answer = client.images.generate(
+        prompt=PROMPT, size="1536x1024", extra_body={"seed": 2, "canvas": "wide"}
+    )
+    assert answer.data is not None
+    [expected] = model.generate(PROMPT, seed=2, size=(1536, 1024), canvas="wide")
+    assert np.array_equal(to_pixels(answer.data[0].b64_json), expected)
+    assert (answer.model_extra or {})["painted_size"] == "96x64"
+    assert (answer.model_extra or {})["warnings"] == []
+
+
+def test_what_had_no_effect_is_told(client: openai.OpenAI) -> None:
+    answer = client.images.generate(
+        prompt="🔴⭐", quality="hd", style="vivid", extra_body={"negative_prompt": "a blue star"}
+    )
+    words, negative, quality, style = (answer.model_extra or {})["warnings"]
+    assert words.startswith("Not in the model's vocabulary: `🔴`, `⭐`.")
+    assert negative.startswith("No effect: `negative_prompt`. It works by guidance, which is off")
+    assert quality.startswith("No effect: `quality`.")
+    assert style.startswith("No effect: `style`.")
+
+
 def test_urls_can_be_fetched(client: openai.OpenAI, model: TextToImage) -> None:
     answer = client.images.generate(
         prompt=PROMPT, response_format="url", n=2, extra_body={"seed": 1}
@@ -161,6 +211,9 @@ def test_a_part_is_painted_anew(
         )
         assert answer.data is not None
         assert np.array_equal(to_pixels(answer.data[0].b64_json), expected)
+        read_by = "transparency" if sent is mask else "brightness"
+        told = (answer.model_extra or {})["mask"]
+        assert told == {"read_by": read_by, "repainted": 0.5}
     *partial, last = list(
         client.images.edit(
             image=to_png(picture),

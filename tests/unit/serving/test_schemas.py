@@ -42,6 +42,7 @@ EVERYTHING = {
     "model": "tiny",
     "n": 10,
     "size": "64x64",
+    "canvas": "2x1",
     "response_format": "url",
     "output_format": "webp",
     "output_compression": 0,

@@ -43,7 +43,7 @@ def test_each_code_is_a_token_of_the_usage(server: Any, pairs: ServedModel) -> N
     text = pairs.model.text_tokenizer.count_tokens("a red star")
     assert body["usage"]["output_tokens"] == 64
     assert body["usage"]["total_tokens"] == text + 64
-    larger = server.generate(size="24x16", steps=1).json()
+    larger = server.generate(canvas="1.5x1", steps=1).json()
     assert larger["usage"]["output_tokens"] == 2 * 24
 
 

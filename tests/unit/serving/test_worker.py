@@ -116,7 +116,7 @@ def submit(
 
 
 def edit(mask: np.ndarray) -> Plan:
-    return lambda model: [model.canvases.edit(IMAGE, mask)]
+    return lambda model: [model.canvases.edit(IMAGE, model.canvases.mark(IMAGE, mask))]
 
 
 def vary(strength: float, seeds: Sequence[int] = (0,)) -> Plan:
@@ -167,7 +167,7 @@ def list_everything() -> list[tuple[dict[str, Any], str, tuple[Any, ...], dict[s
         job = {"prompt": prompt, "seeds": [4 * n, 4 * n + 2], "best_of": 2}
         asked.append((job, "generate", (prompt,), said))
         job = {"prompt": prompt, "seeds": [n], "size": (28, 16)}
-        asked.append((job, "generate", (prompt,), {"seed": n, "size": (28, 16)}))
+        asked.append((job, "generate", (prompt,), {"seed": n, "canvas": (1.75, 1)}))
     return asked
 
 
@@ -480,7 +480,7 @@ def test_larger_canvases_are_shown_whole(make: Make, tiny: ServedModel) -> None:
     asked = submit(worker, tiny, seeds=[3], size=(32, 16), num_partials=3)
     worker.start()
     asked.wait()
-    shown = snapshots(tiny.model, prompts="a red star", seed=3, size=(32, 16))
+    shown = snapshots(tiny.model, prompts="a red star", seed=3, canvas=(2, 1))
     assert len(shown) == 9  # three windows of three steps
     expected = [shown[step - 1] for step in (3, 5, 7)]
     assert np.array_equal([partial.pixels for partial in asked.partials()], expected)

@@ -80,8 +80,38 @@ def test_unknown_words_by_the_vocabulary(tokenizer: TextTokenizer) -> None:
     known = Vocabulary(tokenizer)
     assert known.find_unknown("a red Xyzzy, (plugh)! xyzzy") == ["xyzzy", "plugh"]
     # Only words of letters are one token for certain.
-    assert known.find_unknown("4d \N{OCTOPUS} don't") == []
+    assert known.find_unknown("4d don't") == []
+    # A sign of the captions is a token, or some of its bytes are not one together.
+    assert known.find_unknown("a red \N{OCTOPUS}") == ["\N{OCTOPUS}"]
+    told = Vocabulary(TextTokenizer.train(["\N{OCTOPUS} red"] * 9, TextSettings()))
+    assert told.find_unknown("\N{OCTOPUS} \N{WHITE MEDIUM STAR}") == ["\N{WHITE MEDIUM STAR}"]
     assert {"red", "star", "circle"} <= set(known.words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("🔴⭐", ["🔴", "⭐"]),
+        ("a ❤️, a ❤", ["a", "❤", "a", "❤"]),
+        ("👨‍👩‍👧 👍🏽🧑🏽‍🚀", ["👨‍👩‍👧", "👍🏽", "🧑🏽‍🚀"]),
+        ("🇩🇪🇫🇷 1️⃣", ["🇩🇪", "🇫🇷", "1⃣"]),
+        ("5 € ± 3 $ → ☆", ["5", "€", "±", "3", "$", "→", "☆"]),
+        ("<b>a</b> | c = d ~ ^", ["b", "a", "b", "c", "d"]),
+        ("“a” – b… (c)! #d & e_f; g/h", ["a", "b", "c", "d", "e", "f", "g", "h"]),
+    ],
+)
+def test_signs_are_words(tokenizer: TextTokenizer, text: str, words: list[str]) -> None:
+    """A prompt of emoji once painted anything, without a hint."""
+    assert split_words(text, tokenizer) == words
+
+
+def test_signs_of_the_captions_are_known(tokenizer: TextTokenizer) -> None:
+    known = Vocabulary(tokenizer, summarize_captions(["a ⭐️ star"], tokenizer))
+    assert known.find_unknown("🔴⭐ star") == ["🔴"]
+    # An older summary counts none, but shows some captions.
+    older = CaptionSummary(2, {"star": 2}, ["⭐ star"])
+    assert Vocabulary(tokenizer, older).find_unknown("🔴⭐ star") == ["🔴"]
+    assert replace_words("a 🔴 red ⭐️ star", {"🔴": ""}) == "a red ⭐ star"
 
 
 def test_a_frozen_encoder_knows_any_word(bert_folder: Path) -> None:

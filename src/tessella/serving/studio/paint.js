@@ -10,6 +10,9 @@ import { html, render } from "/studio/vendor/lit-html.js";
 
 const EXAMPLES_AT_ONCE = 5;
 
+/** Sizes to choose from beside the model's own: those that OpenAI's API has. */
+const SIZES = ["256x256", "512x512", "1024x1024", "1536x1024", "1024x1536", "1792x1024", "1024x1792"];
+
 function readForm(form, app) {
   const { can } = app.model;
   return {
@@ -20,6 +23,8 @@ function readForm(form, app) {
     steps: readNumber(form, "steps"),
     guidanceScale: can.guidance ? readNumber(form, "guidance_scale") : null,
     bestOf: can.best_of ? readNumber(form, "best_of") : null,
+    size: form.elements.size.value || null,
+    canvas: form.elements.canvas.checked ? "wide" : null,
   };
 }
 
@@ -87,10 +92,12 @@ export function mount(element, app) {
       guidance_scale: picture.guidanceScale ?? "",
       best_of: picture.bestOf ?? "",
       negative_prompt: picture.negativePrompt,
+      size: picture.size ?? "",
     };
     for (const [name, value] of Object.entries(values)) {
       if (elements[name]) elements[name].value = value;
     }
+    elements.canvas.checked = picture.canvas === "wide";
     elements.count.value = 1;
     references.set(picture.references ?? []);
     form().scrollIntoView({ block: "nearest" });
@@ -142,6 +149,27 @@ function drawExamples(examples, first, { take, showOthers }) {
   `;
 }
 
+/** The size of the picture, and whether to paint more than the model's own square for it. */
+function drawSize({ image_size, limits, can }) {
+  const own = `The model's own, ${image_size}×${image_size}`;
+  const sizes = SIZES.filter((size) => Math.max(...size.split("x")) <= limits.side_px);
+  return html`<div class="stack">
+    ${drawField(
+      "Size",
+      html`<select name="size">
+        <option value="">${own}</option>
+        ${sizes.map((size) => html`<option value=${size}>${size.replace("x", "×")}</option>`)}
+      </select>`,
+    )}
+    <label class="row">
+      <input type="checkbox" name="canvas" ?disabled=${!can.edit} />
+      <span class="hint">
+        Paint a canvas of this shape: for scenery; one object becomes several
+      </span>
+    </label>
+  </div>`;
+}
+
 function drawView(app, actions, firstExample, references) {
   const { can, generation, limits, examples } = app.model;
   return html`
@@ -181,6 +209,7 @@ function drawView(app, actions, firstExample, references) {
                   })
                 : ""}
             </div>
+            ${drawSize(app.model)}
             ${can.guidance
               ? html`<label class="field">
                   <span class="hint">Negative prompt</span>

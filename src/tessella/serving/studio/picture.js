@@ -1,7 +1,7 @@
 // A painted picture: what is remembered of it, how it is named, what can be done with it.
 //
 // {how: "painted"|"varied"|"edited"|"opened", model, prompt, seed, blob, created,
-//  negativePrompt, steps, guidanceScale, bestOf: null where the model's own,
+//  negativePrompt, steps, guidanceScale, bestOf, size, canvas: null where the model's own,
 //  source: {blob, prompt, model}, strength, mask: what it was varied or edited from,
 //  references: data URLs, pinned, excluded: indices of examples, examples: what it looked at}
 
@@ -35,6 +35,8 @@ export function toFields(made) {
     steps: made.steps ?? undefined,
     guidance_scale: made.guidanceScale ?? undefined,
     best_of: made.bestOf ?? undefined,
+    size: made.size || undefined,
+    canvas: made.canvas || undefined,
     pinned: made.pinned?.length ? made.pinned : undefined,
     excluded: made.excluded?.length ? made.excluded : undefined,
   };
@@ -62,6 +64,8 @@ export function listSettings(picture) {
     guidance: picture.guidanceScale,
     "best of": picture.bestOf,
     strength: picture.strength,
+    size: picture.size,
+    canvas: picture.canvas,
     without: picture.negativePrompt,
   };
   return Object.entries(words)

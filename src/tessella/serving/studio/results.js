@@ -19,7 +19,7 @@ const WORDS = { painted: "Painting", varied: "Varying", edited: "Painting anew" 
  * @returns {{paint, cancel, busy}}
  */
 export function mountResults(element, app, onPicture) {
-  const state = { slots: [], running: null, problem: "", note: "", read: "", unknown: [] };
+  const state = { slots: [], running: null, problem: "", note: "", warnings: [] };
 
   const draw = () => {
     render(drawResults(state, app, cancel), element);
@@ -37,8 +37,8 @@ export function mountResults(element, app, onPicture) {
     slot.partial = `data:image/png;base64,${event.b64_json}`;
     slot.share = ((event.partial_image_index ?? 0) + 1) / (PARTIAL_IMAGES + 1);
     if (!event.type.endsWith(".completed")) return false;
-    state.read = event.revised_prompt ?? "";
-    state.unknown = event.unknown_words ?? [];
+    const told = (event.warnings ?? []).map((words) => words.replaceAll("`", ""));
+    state.warnings = [...new Set([...state.warnings, ...told])];
     const blob = toBlob(event.b64_json);
     const { examples, seed = slot.seed } = event;
     const picture = { ...made, seed, created: Date.now(), blob, examples };
@@ -59,7 +59,7 @@ export function mountResults(element, app, onPicture) {
     const first = seed ?? drawSeed();
     const apart = made.bestOf ?? 1;
     const started = performance.now();
-    Object.assign(state, { running, problem: "", note: "", read: "", unknown: [] });
+    Object.assign(state, { running, problem: "", note: "", warnings: [] });
     for (const slot of state.slots) dropLooked(slot.picture);
     state.slots = Array.from({ length: count }, (_, index) => ({ seed: first + index * apart }));
     app.say(`${WORDS[made.how]} ${count === 1 ? "a picture" : `${count} pictures`}.`);
@@ -117,13 +117,8 @@ function drawSlot(slot, app, index) {
 }
 
 function drawResults(state, app, cancel) {
-  const { slots, running, problem, note, read, unknown } = state;
+  const { slots, running, problem, note, warnings } = state;
   const many = app.model.codes_per_position;
-  const anything = "These words were in no caption, so the model may paint anything for them:";
-  const hints = [
-    unknown.length && `${anything} ${unknown.join(", ")}.`,
-    read && `The model reads no more of this prompt than: ${read}`,
-  ];
   const done = slots.filter((slot) => slot.picture).length;
   const share = slots.reduce((sum, slot) => sum + (slot.share ?? 0), 0) / (slots.length || 1);
   return html`
@@ -135,7 +130,7 @@ function drawResults(state, app, cancel) {
         : html`<span>${note}</span>`}
     </div>
     ${drawProblem(problem)}
-    ${hints.filter(Boolean).map((words) => html`<p class="hint" role="status">${words}</p>`)}
+    ${warnings.map((words) => html`<p class="hint" role="status">${words}</p>`)}
     <div class="slots count-${slots.length}" aria-busy=${running !== null}>
       ${slots.map((slot, index) => drawSlot(slot, app, index))}
     </div>
