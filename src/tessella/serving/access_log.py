@@ -117,5 +117,7 @@ def hide_words(message: str, known: Collection[str]) -> str:
     """
     for quoted in _QUOTED.finditer(message):
         if quoted[1] not in known and not _NUMBER.fullmatch(quoted[1]):
-            return f"{message[: quoted.start()]}`…`{message[message.rindex('`') + 1 :]}"
+            _, _, rest = message[quoted.start() + 1 :].rpartition("`")
+            is_closed = message.count("`", quoted.start()) > 1
+            return f"{message[: quoted.start()]}`…`{rest if is_closed else ''}"
     return message

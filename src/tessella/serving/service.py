@@ -173,7 +173,7 @@ class PaintingService:
             ApiError: as `wait_for`; 429, too many pictures wait; 503, the server is shutting down.
             TessellaError: the job cannot be met.
         """
-        request.state.painted = job.count
+        request.state.painted, request.state.model = job.count, job.served.name
         # Large pictures are written more slowly than they are painted.
         num_painted = sum(events.qsize() for events in self._events)
         num_encoding = self._encoding.num_waiting + self._encoding.num_running
