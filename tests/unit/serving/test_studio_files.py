@@ -10,7 +10,7 @@ from tessella.serving.studio import STUDIO_FOLDER
 FILES = sorted(
     path.relative_to(STUDIO_FOLDER).as_posix()
     for path in STUDIO_FOLDER.rglob("*")
-    if path.is_file() and not path.name.startswith(".")
+    if path.is_file() and not path.name.startswith(".") and path.name != "index.html"
 )
 TYPES = {
     ".html": "text/html; charset=utf-8",
