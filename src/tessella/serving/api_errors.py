@@ -220,18 +220,19 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _explain_address(request: Request, error: HTTPException) -> ApiError:
     """Says which address, or which method, a client means."""
-    path = request.scope["path"]
-    shown = f": `{path}`" if _PATH.fullmatch(path) else ""
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         message = f"The method is wrong for this address: `{request.method}`. It takes {allowed}."
         return ApiError(405, message, code="method_not_allowed", shown=[request.method])
-    meant = find_address(path, request.app.openapi()["paths"])
+    path, known = request.scope["path"], request.app.state.addresses
+    meant = find_address(path, known)
     hint = (
         f"Did you mean `{meant}`? The base URL of OpenAI's clients ends in `/v1`, AUTOMATIC1111's "
         "has no path."
         if meant
         else "GET `/v1/models` lists the models, `/openapi.json` all addresses."
     )
-    message = f"There is nothing at this address{shown}. {hint}"
-    return ApiError(404, message, code="not_found")
+    got = f" Got: `{path}`." if _PATH.fullmatch(path) else ""
+    shown = ["/v1", "/v1/models", "/openapi.json", *([meant] if meant in known else [])]
+    message = f"There is nothing at this address. {hint}{got}"
+    return ApiError(404, message, code="not_found", shown=shown)

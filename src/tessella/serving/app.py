@@ -76,13 +76,19 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service = service
-    app.include_router(create_images_router(service))
-    app.include_router(create_sdapi_router(service))
-    app.include_router(create_models_router(service))
-    app.include_router(create_posts_router(language_model, service))
-    app.include_router(_create_health_router(service))
+    routers = [
+        create_images_router(service),
+        create_sdapi_router(service),
+        create_models_router(service),
+        create_posts_router(language_model, service),
+        _create_health_router(service),
+    ]
     if run is not None:
-        app.include_router(create_run_router(run))
+        routers.append(create_run_router(run))
+    for router in routers:
+        app.include_router(router)
+    # Not from the document: making it takes a second, during which nobody is answered.
+    app.state.addresses = [getattr(one, "path", "") for router in routers for one in router.routes]
     page = StudioBody(
         models=list(models),
         run=run is not None,

@@ -106,7 +106,7 @@ def test_refusals_of_every_kind_are_explained(
     server.get("/v1/models", headers={"Host": "paint.example"})
     server.get("/v1/models", headers={"Origin": "https://page.example"})
     server.post("/images/generations", content=b"x" * 2000)
-    server.get("/images/generations")
+    server.get("/hush/hush")
     until(lambda: len(lines()) == 4)
     assert [line["code"] for line in lines()] == [
         "unknown_host", "foreign_origin", "body_too_large", "not_found",
@@ -115,7 +115,8 @@ def test_refusals_of_every_kind_are_explained(
     assert "`paint.example`" in host
     assert "`https://page.example`" in origin
     assert "at most 1,000 bytes" in large
-    assert address.startswith("There is nothing at this address: `…`")
+    assert address.startswith("There is nothing at this address. GET `/v1/models` lists")
+    assert address.endswith("Got: `…`.")
 
 
 def test_an_error_in_a_stream_is_explained(
