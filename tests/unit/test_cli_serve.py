@@ -65,6 +65,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
         "scenes", "s=stickers", "--host", "0.0.0.0", "--port", 0, "--api-keys", keys,
         "--allow-origin", "https://a.example", "--allow-origin", "https://b.example",
         "--allowed-host", "a.example", "--public-url", "https://a.example/x", "--log-prompts",
+        "--response-format", "url", "--any-model", "--root-path", "/paint/",
         "--set", "serve.max_queue=70", "--set", "serve.batch_size=3", "--device", "cpu",
         "--precision", "int8",
     )  # fmt: skip
@@ -74,7 +75,7 @@ def test_every_option(served: list[dict[str, Any]], tmp_path: Path) -> None:
     assert asked["settings"] == ServeSettings(
         host="0.0.0.0", port=0, allow_origins=("https://a.example", "https://b.example"),
         allowed_hosts=("a.example",), public_url="https://a.example/x", log_prompts=True,
-        max_queue=70, batch_size=3,
+        max_queue=70, batch_size=3, response_format="url", any_model=True, root_path="/paint",
     )  # fmt: skip
     assert list(asked["keys"]) == [KEY]
     assert asked["device"] == "cpu"
@@ -109,6 +110,10 @@ def test_options_go_before_words_and_words_before_the_file(
         (("--set", "max_queue=1"), "max_queue"),
         (("--config", "/nothing.toml"), "/nothing.toml"),
         (("--host", "0.0.0.0"), "Anyone who can reach this address could paint: `0.0.0.0`"),
+        (("--host", "[here]"), "brackets hold an IPv6 address, such as [::1]: `[here]`"),
+        (("--root-path", "paint"), "a path is like /paint, of letters, digits and ._~-: `paint`"),
+        (("--root-path", "/v1"), "the server's own addresses begin like that: `/v1`"),
+        (("--response-format", "png"), "response_format"),
         (("--api-keys", "/nothing"), "Cannot read the API keys: `/nothing`"),
     ],
 )

@@ -63,7 +63,10 @@ def server_options() -> Any:
     """Creates the group of a server's most used settings."""
     from tessella.serving.settings import ServeSettings
 
-    names = "host", "port", "allow_origins", "allowed_hosts", "public_url", "log_prompts"
+    names = (
+        *("host", "port", "allow_origins", "allowed_hosts", "public_url", "root_path"),
+        *("response_format", "any_model", "log_prompts"),
+    )
     return create_settings_group("serve", ServeSettings, names)
 
 

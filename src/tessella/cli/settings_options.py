@@ -99,8 +99,10 @@ def _declare_option(name: str, field: Any, default: str | None) -> Any:
     if kind == list[str]:
         name = name.removesuffix("s")
         sentences.append("Can be repeated.")
+    word = name.replace("_", "-")
+    is_open = kind is bool and field.default is None  # neither on nor off unless given
     option = typer.Option(
-        f"--{name.replace('_', '-')}",
+        f"--{word}/--no-{word}" if is_open else f"--{word}",
         metavar=metavar,
         help=" ".join(sentences),
         show_default=default or (str(field.default) if field.default else False),

@@ -9,12 +9,11 @@ On the data's way: at both ends. Files become pixels for the cache; tensors beco
 Only the functions that need torch import it, so that reading pictures starts quickly.
 """
 
-from tessella.images.colors import ignores_profile, to_rgb
+from tessella.images.colors import find_alpha, ignores_profile, to_rgb
 from tessella.images.formats import IMAGE_SUFFIXES, ImageError
 from tessella.images.opening import (
     OpenedImage,
     decode_image,
-    find_alpha,
     open_image,
     read_image,
     read_with_transparency,

@@ -157,3 +157,11 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     return ImageCms.buildTransform(lab, rgb, "LAB", "RGB").apply(image)
+
+
+def find_alpha(image: Image.Image) -> Image.Image | None:
+    """Returns how opaque a picture is (mode L), 255 wholly; None: it has no transparency."""
+    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
+        return None
+    premultiplied = image.mode == "La"
+    return (image.convert("LA") if premultiplied else image).convert("RGBA").getchannel("A")

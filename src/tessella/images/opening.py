@@ -18,7 +18,7 @@ from typing import BinaryIO
 from PIL import Image, ImageFile
 
 from tessella.errors import DataError, first_line
-from tessella.images.colors import to_rgb
+from tessella.images.colors import find_alpha, to_rgb
 from tessella.images.formats import ImageError, identify, no_warnings
 
 # EXIF's orientations 2..8 (EXIF 2.32, tag 0x0112), as the operation that turns a picture upright.
@@ -238,14 +238,6 @@ def read_with_transparency(
         image = decode_image(opened)
         alpha = find_alpha(opened.file)
         return image, None if alpha is None else _turn_upright(alpha, opened.file)
-
-
-def find_alpha(image: Image.Image) -> Image.Image | None:
-    """Returns how opaque a picture is (mode L), 255 wholly; None: it has no transparency."""
-    if not {"A", "a"} & set(image.getbands()) and "transparency" not in image.info:
-        return None
-    premultiplied = image.mode == "La"
-    return (image.convert("LA") if premultiplied else image).convert("RGBA").getchannel("A")
 
 
 def _turn_upright(image: Image.Image, opened: ImageFile.ImageFile) -> Image.Image:

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 
+from tessella.posts.description import ENGLISH, Language, find_language, list_picture_words
 from tessella.text import TextEncoder
 from tessella.text.vocabulary import (
     CaptionSummary,
@@ -20,13 +21,7 @@ from tessella.text.vocabulary import (
 # belong to the form of a caption.
 _MAX_SUBJECT_FRACTION = 0.05
 _MAX_LABEL_CHARACTERS = 300
-# Common in captions and descriptions alike, and meaningless for a picture.
-_STOP_TEXT = """
-a about all an and any are as at away be but by can come do every for from get go has have her his
-how i if in into is it its just more my new no not now of off on one or our out she so some that
-the their them there they this to two up us very was we what when where which who with you your
-"""
-_STOP_WORDS = frozenset(_STOP_TEXT.split())
+_MIN_SHARED = 6  # letters of a word that two languages share, as they do croissant and sandwich
 
 
 class ImageLanguage:
@@ -45,18 +40,36 @@ class ImageLanguage:
         """Sample captions; empty if the model's folder has none."""
         self.words = self._vocabulary.words
         """Known words, the commonest first."""
+        # Captions say little, but some small words are among theirs. Tokens of a vocabulary, which
+        # stand in for them, are pieces of words too, and say nothing.
+        self.language = find_language(" ".join(self._captions.words)) or ENGLISH
+        """The language of the captions."""
+        self._forms: dict[str, str] = {}  # by stem, the commonest word of each
+        for word in self.words:
+            self._forms.setdefault(self.language.find_stem(word), word)
         self._words_of_examples = [set(self._split(example)) for example in self.examples]
 
-    def find_words(self, text: str) -> list[str]:
-        """Lists the known words in a text, in its order, without stop words.
+    def find_words(self, text: str, language: Language | None = None) -> list[str]:
+        """Lists the known words in a text that a picture could show, in its order.
 
-        Other forms count too: `cakes` finds `cake`.
+        Other forms count too, by the stemmer of the language: `cakes` finds `cake`. Of a text in
+        another language than the captions, long words count that are the same in both.
+
+        Args:
+            text: of a description, or a label.
+            language: of the text; that of the captions unless given.
         """
-        words = [word for word in self._split(text) if word not in _STOP_WORDS]
-        forms = [self._vocabulary.find_form(word) for word in dict.fromkeys(words)]
+        language = language or self.language
         # A model that reads any word lists none: then nothing is shared.
         known = frozenset(self.words)
-        return list(dict.fromkeys(form for form in forms if form in known))
+        found: list[str] = []
+        for word in list_picture_words(text, language):
+            for part in self._split(word):
+                form = part if part in known else self._forms.get(self.language.find_stem(part))
+                shortest = 1 if language is self.language else _MIN_SHARED
+                if form is not None and len(form) >= shortest:
+                    found.append(form)
+        return [one for one in dict.fromkeys(found) if one not in self.language.words]
 
     def frame(self, word: str, context: str, rng: random.Random) -> str:
         """Makes a caption of a word: `bread`, like `octopus, 3d emoji`, → `bread, 3d emoji`.
@@ -137,7 +150,7 @@ class ImageLanguage:
         """Says whether a word tells pictures apart: few captions have it."""
         count = self._captions.words.get(word, 0)
         is_rare = 0 < count <= _MAX_SUBJECT_FRACTION * self._captions.captions
-        return is_rare and word not in _STOP_WORDS
+        return is_rare and word not in self.language.words
 
     def _split(self, text: str) -> list[str]:
         return split_words(text, self._text_tokenizer)

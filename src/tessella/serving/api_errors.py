@@ -9,6 +9,7 @@ those that name a path. Anything unforeseen is logged, and the client only learn
 import difflib
 import json
 import logging
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from tessella.errors import ConfigError, DataError, GenerationError, ShapeError, TessellaError
+from tessella.serving.addresses import find_address
 
 GONE = 499
 """The status of a request whose client has hung up; only the log ever sees it."""
@@ -30,13 +33,29 @@ _RETRY_SECONDS = 5  # of a 503, unless it has its own
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PATTERNS = {"size": "Expected `auto` or WIDTHxHEIGHT, each side of 16 to 2048 pixels"}
 _BLANK = "It must not be blank"
-_HTTP_ERRORS = {
-    404: ("not_found", "There is nothing at this address. GET /v1/models lists the models."),
-    405: (
-        "method_not_allowed",
-        "This address does not take this method; the header Allow names those it takes.",
-    ),
+# Names that other programs and services have for a field.
+_ELSEWHERE = {
+    other: field
+    for field, others in {
+        "size": "width height aspect_ratio resolution image_size dimensions",
+        "steps": "num_inference_steps num_steps sampling_steps inference_steps timesteps",
+        "guidance_scale": "cfg_scale cfg guidance scale classifier_free_guidance",
+        "order": "sampler_name sampler scheduler sampler_index sampling_method",
+        "n": "num_images num_images_per_prompt batch_size n_iter num_outputs samples count "
+        "number_of_images sample_count",
+        "negative_prompt": "negative negativeprompt neg_prompt",
+        "strength": "denoising_strength image_strength prompt_strength",
+        "output_compression": "quality_percent jpeg_quality output_quality",
+        "references": "init_image init_images image images image_url image_prompt",
+    }.items()
+    for other in others.split()
 }
+_FORMS = {
+    "size": ", WIDTHxHEIGHT in pixels, such as `512x512`",
+    "order": ", in which the positions of a picture are filled",
+}
+_PATH = re.compile(r"[\w/-]{1,100}", re.ASCII)
+_FIELD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}(?:\[\])?")
 
 
 @dataclass(eq=False)
@@ -49,6 +68,7 @@ class ApiError(Exception):
         param: the field at fault.
         code: a word for programs.
         retry_after: seconds after which to try again; a 503 has some unless given.
+        shown: words of the client's in the message that may stand in a log: never of a prompt.
     """
 
     status: int
@@ -57,6 +77,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None
+    shown: Collection[str] = ()
 
     def __post_init__(self) -> None:
         """Gives every 503 a time after which to try again."""
@@ -109,6 +130,14 @@ class RequestTimeoutError(ApiError):
         super().__init__(503, "It took too long. Ask for less, or try again later.", code="timeout")
 
 
+class UnforeseenError(ApiError):
+    """Something failed that nobody thought of; the log says what."""
+
+    def __init__(self, what: str = "Something failed") -> None:
+        message = f"{what} on the server; its log says what."
+        super().__init__(500, message, code="internal_error")
+
+
 class JsonResponse(JSONResponse):
     """JSON in plain ASCII, so that no text can break its encoding."""
 
@@ -123,13 +152,18 @@ def to_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case HTTPException():
-            code, message = _HTTP_ERRORS.get(error.status_code, (None, str(error.detail)))
-            return ApiError(error.status_code, message, code=code)
+            return ApiError(error.status_code, str(error.detail))
         case GenerationError() | ConfigError() | DataError() | ShapeError():
             return ApiError(400, str(error))
     _log.error("A request failed.", exc_info=error)
-    what = "A model's files are damaged" if isinstance(error, TessellaError) else "Something failed"
-    return ApiError(500, f"{what} on the server; its log says what.", code="internal_error")
+    if isinstance(error, TessellaError):
+        return UnforeseenError("A model's files are damaged")
+    return UnforeseenError()
+
+
+def note_error(scope: Scope, error: ApiError) -> None:
+    """Leaves an error with its request, for the access log."""
+    scope.setdefault("state", {})["error"] = error
 
 
 def explain_validation(error: ValidationError, known: Collection[str]) -> ApiError:
@@ -137,16 +171,17 @@ def explain_validation(error: ValidationError, known: Collection[str]) -> ApiErr
     faults = error.errors(include_url=False, include_context=False)
     # A misspelt name, before anything says that the right one is missing.
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    kind, place, got = first["type"], first["loc"], repr(first["input"])
+    # A backtick would end the quotation, also for the log, which leaves such words out.
+    kind, place, got = first["type"], first["loc"], repr(first["input"]).replace("`", "'")
     if not place:
         reason = first["msg"].removeprefix("Invalid JSON: ")
         return ApiError(400, f"The body is not a JSON object: {reason}.", code="invalid_json")
     name = str(place[0])
     if kind == "extra_forbidden":
-        name = name[:60]
-        hints = [f" Did you mean `{near}`?" for near in difflib.get_close_matches(name, known, n=1)]
-        message = f"Unknown parameter: `{name}`.{''.join(hints)}"
-        return ApiError(400, message, param=name, code="unknown_parameter")
+        name = name[:60].replace("`", "'")
+        shown = (name,) if _FIELD.fullmatch(name) else ()
+        message = f"Unknown parameter: `{name}`.{_hint_at(name, known)}"
+        return ApiError(400, message, param=name, code="unknown_parameter", shown=shown)
     if kind == "missing":
         return ApiError(400, f"A parameter is missing: `{name}`.", param=name, code="missing")
     expected = first["msg"]
@@ -154,9 +189,18 @@ def explain_validation(error: ValidationError, known: Collection[str]) -> ApiErr
         expected = _PATTERNS.get(name, _BLANK)
     elif kind == "string_too_short":
         expected = _BLANK
-    shown = got if len(got) <= 60 else got[:60] + "…"
-    message = f"`{name}` is wrong: `{shown}`. {expected}."
+    value = got if len(got) <= 60 else got[:60] + "…"
+    message = f"`{name}` is wrong: `{value}`. {expected}."
     return ApiError(400, message, param=name, code="invalid_value")
+
+
+def _hint_at(name: str, known: Collection[str]) -> str:
+    """Says which known field an unknown one means: by what it is elsewhere, or by its letters."""
+    field = _ELSEWHERE.get(name.lower().replace("-", "_"), "")
+    if field in known:
+        return f" Here it is `{field}`{_FORMS.get(field, '')}."
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean `{near[0]}`?" if near else ""
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -164,7 +208,31 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None
-        return to_api_error(error).to_response(headers)
+        told = to_api_error(error)
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):
+            told = _explain_address(request, error)
+        note_error(request.scope, told)
+        return told.to_response(headers)
 
     for kind in (ApiError, TessellaError, HTTPException):
         app.add_exception_handler(kind, answer)
+
+
+def _explain_address(request: Request, error: HTTPException) -> ApiError:
+    """Says which address, or which method, a client means."""
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"The method is wrong for this address: `{request.method}`. It takes {allowed}."
+        return ApiError(405, message, code="method_not_allowed", shown=[request.method])
+    path, known = request.scope["path"], request.app.state.addresses
+    meant = find_address(path, known)
+    hint = (
+        f"Did you mean `{meant}`? The base URL of OpenAI's clients ends in `/v1`, AUTOMATIC1111's "
+        "has no path."
+        if meant
+        else "GET `/v1/models` lists the models, `/openapi.json` all addresses."
+    )
+    got = f" Got: `{path}`." if _PATH.fullmatch(path) else ""
+    shown = ["/v1", "/v1/models", "/openapi.json", *([meant] if meant in known else [])]
+    message = f"There is nothing at this address. {hint}{got}"
+    return ApiError(404, message, code="not_found", shown=shown)

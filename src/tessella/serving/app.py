@@ -1,6 +1,6 @@
 """The application: routes, and the middleware around them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
@@ -12,15 +12,23 @@ from tessella.posts.language_model import LanguageModel
 from tessella.posts.offline import TONES
 from tessella.posts.platforms import PLATFORMS
 from tessella.serving.access_log import AccessLog
+from tessella.serving.addresses import OneAddress
 from tessella.serving.api_errors import ApiError, JsonResponse, install_error_handlers
 from tessella.serving.document import ERRORS, install_document
 from tessella.serving.images import create_images_router
 from tessella.serving.middleware import ApiKeys, Guard, needs_key
 from tessella.serving.model_routes import create_models_router
 from tessella.serving.models_served import ServedModel
-from tessella.serving.posts_routes import create_posts_router
+from tessella.serving.posts_routes import PostsBody, create_posts_router
 from tessella.serving.run_routes import create_run_router
-from tessella.serving.schemas import MAX_API_SEED, StudioBody
+from tessella.serving.schemas import (
+    MAX_API_SEED,
+    EditBody,
+    GenerationBody,
+    StudioBody,
+    VariationBody,
+)
+from tessella.serving.sdapi import ImageToImageBody, create_sdapi_router
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
@@ -68,12 +76,19 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service = service
-    app.include_router(create_images_router(service))
-    app.include_router(create_models_router(service))
-    app.include_router(create_posts_router(language_model, service))
-    app.include_router(_create_health_router(service))
+    routers = [
+        create_images_router(service),
+        create_sdapi_router(service),
+        create_models_router(service),
+        create_posts_router(language_model, service),
+        _create_health_router(service),
+    ]
     if run is not None:
-        app.include_router(create_run_router(run))
+        routers.append(create_run_router(run))
+    for router in routers:
+        app.include_router(router)
+    # Not from the document: making it takes a second, during which nobody is answered.
+    app.state.addresses = [getattr(one, "path", "") for router in routers for one in router.routes]
     page = StudioBody(
         models=list(models),
         run=run is not None,
@@ -85,7 +100,9 @@ def create_app(
     )
     app.include_router(create_studio_router(page))
     install_error_handlers(app)
-    install_document(app, lambda path: bool(api_keys) and needs_key(path))
+    install_document(
+        app, lambda path: bool(api_keys) and needs_key(path), service.settings.root_path
+    )
     _add_middleware(app, service, api_keys)
     return app
 
@@ -104,7 +121,18 @@ def _add_middleware(app: FastAPI, service: PaintingService, api_keys: ApiKeys) -
             allow_headers=["*"],
             expose_headers=["Retry-After", "X-Request-Id"],
         )
-    app.add_middleware(AccessLog, metrics=service.metrics)
+    words = [*service.models, *_list_words()]
+    app.add_middleware(AccessLog, metrics=service.metrics, words=words)
+    app.add_middleware(OneAddress, root_path=settings.root_path)
+
+
+def _list_words() -> Iterator[str]:
+    """Lists what errors quote that is no client's: fields, parts of forms, options."""
+    bodies = GenerationBody, EditBody, VariationBody, PostsBody, ImageToImageBody
+    for kind in bodies:
+        yield from kind.model_fields
+    yield from GenerationSettings.model_fields
+    yield from ("image", "mask", "image[]", "n", "Authorization: Bearer KEY", "--any-model")
 
 
 def _create_health_router(service: PaintingService) -> APIRouter:
@@ -112,6 +140,9 @@ def _create_health_router(service: PaintingService) -> APIRouter:
 
     @router.get("/healthz", summary="Check that the server is alive")
     async def is_alive() -> Response:
+        if not service.worker.is_alive:
+            message = "The painting thread has ended; the log says why. Restart the server."
+            raise ApiError(503, message, code="worker_ended")
         return JsonResponse({"status": "ok"})
 
     @router.get("/readyz", summary="Check that the server takes requests")

@@ -9,6 +9,7 @@ cut off, decodes texts by whatever codec the client names, and takes fields that
 import asyncio
 import base64
 import binascii
+import functools
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -48,6 +49,10 @@ _INDICES = re.compile(rf"\[(?:{_INDEX}(?:,{_INDEX})*)?\]")
 _NOT_TEXT = ("int_type", "float_type", "bool_type", "list_type")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
 _DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
+
+
+ParseOther = Callable[[bytearray, type[B]], tuple[B, dict[str, list[bytes]]]]
+"""Reads a body into its fields, and its files by the names of a form's parts without their `[]`."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ async def read_pictures_json(
     check_type(request, "application/json")
     with service.hold_upload() as hold:
         content = await _read_body(request, hold)
-        _check_structure(content, service.settings.max_json_bytes)
+        check_structure(content, service.settings.max_json_bytes)
         body = _validate_json(content, kind)
         content.clear()
         served = service.find(body.model)
@@ -125,7 +130,7 @@ async def read_pictures_json(
         def read() -> list[Image.Image]:
             names = [f"references[{number}]" for number in range(len(texts))]
             return [
-                _read_reference(_decode_base64(text, name), name, size, max_pixels)
+                _read_reference(decode_base64(text, name), name, size, max_pixels)
                 for text, name in zip(texts, names, strict=True)
             ]
 
@@ -133,7 +138,7 @@ async def read_pictures_json(
     return ReadRequest(body.model_copy(update={"references": None}), served, references)
 
 
-def _check_structure(content: bytearray, limit: int) -> None:
+def check_structure(content: bytearray, limit: int) -> None:
     """Refuses JSON of which too much could not be base64: its parts are what takes time to read.
 
     Raises:
@@ -180,12 +185,18 @@ def _read_value(text: str | list[str]) -> object:
     """Reads a number, true or false, or a list of whole numbers; whatever else as it is."""
     if isinstance(text, list):
         return [_read_value(one) for one in text]
+    # As Python's clients write a bool into a form.
+    text = text.lower() if text in ("True", "False") else text
     is_scalar = len(text) <= 40 and _SCALAR.fullmatch(text)
     return json.loads(text) if is_scalar or _INDICES.fullmatch(text) else text
 
 
 async def read_form(
-    request: Request, service: PaintingService, kind: type[B], *files: str
+    request: Request,
+    service: PaintingService,
+    kind: type[B],
+    *files: str,
+    parse: "ParseOther[B] | None" = None,
 ) -> ReadForm[B]:
     """Reads a form with a picture, and what of the picture to repaint.
 
@@ -198,6 +209,7 @@ async def read_form(
         kind: of the other fields.
         *files: names of the parts that hold files; a mask is read if `mask` is among them, and
             references if `image[]` is.
+        parse: reads the same from another kind of body, in a thread; None: it is a form.
 
     Raises:
         ApiError: 400, the form is damaged, a field is wrong, or the picture or mask is missing,
@@ -205,12 +217,17 @@ async def read_form(
             not a form; 429, too much is being uploaded; as `PaintingService.decode`.
         GenerationError: there are more references than the model looks at.
     """
-    check_type(request, "multipart/form-data")
+    if parse is None:
+        check_type(request, "multipart/form-data")
     with service.hold_upload() as hold:
         content = await _read_body(request, hold)
-        fields, contents = await _parse_form(request, content, files)
+        if parse is None:
+            fields, contents = await _parse_form(request, content, files)
+            body = read_fields(kind, fields)
+        else:
+            check_structure(content, service.settings.max_json_bytes)
+            body, contents = await service.decode(request, functools.partial(parse, content, kind))
         content.clear()
-        body = read_fields(kind, fields)
         served = service.find(body.model)
         if "image" not in contents:
             raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
@@ -276,6 +293,9 @@ async def _sort_parts(
     single: set[str] = set()
     # Lists last: what they are added to comes first.
     for name, value in sorted(form.multi_items(), key=lambda item: item[0].endswith("[]")):
+        # What a page's form leaves blank: a text of no letters, a file that nobody chose.
+        if value == "" or (isinstance(value, UploadFile) and not (value.filename or value.size)):
+            continue
         shown, part = name[:60], name.removesuffix("[]")
         is_file, is_listed = name in files, name in _LISTS or (name in files and name != part)
         if name in single or (name in _LISTS and part in single):
@@ -318,7 +338,7 @@ def _read_reference(content: bytes, name: str, size: int, max_pixels: int) -> Im
     return Image.fromarray(fit_images([picture], size)[0])
 
 
-def _decode_base64(text: str, name: str) -> bytes:
+def decode_base64(text: str, name: str) -> bytes:
     """Decodes a file that is base64, or a data URL.
 
     Raises:
@@ -333,7 +353,7 @@ def _decode_base64(text: str, name: str) -> bytes:
             400,
             f"`{name}` is not base64: `{shown}`. Send a picture's file as base64, alone or as "
             "data:image/png;base64,….",
-            param="references",
+            param=name.partition("[")[0],
             code="invalid_image",
         ) from None
 

@@ -84,18 +84,21 @@ def describe_file(description: str, *media_types: str) -> dict[int | str, dict[s
     return {200: {"description": description, "content": content}}
 
 
-def install_document(app: FastAPI, needs_key: Callable[[str], bool]) -> None:
+def install_document(app: FastAPI, needs_key: Callable[[str], bool], root_path: str = "") -> None:
     """Completes the document that FastAPI makes of an application.
 
     Args:
         app: the application.
         needs_key: of a path.
+        root_path: below which all paths are.
     """
     make = app.openapi  # once; then it is kept
 
     def build() -> dict[str, Any]:
         document = make()
         components = document["components"]
+        if root_path:
+            document["servers"] = [{"url": root_path}]
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 # Not FastAPI's own refusal: what is wrong with a request is a 400 here.

@@ -11,11 +11,12 @@ from tessella.generation import MAX_NEIGHBORS
 from tessella.images import encode_picture
 from tessella.model.canvas import fit_images
 from tessella.serving import schemas
-from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
+from tessella.serving.api_errors import ApiError, JsonResponse, note_error, to_api_error
 from tessella.serving.bodies import ReadForm, ReadRequest, read_form, read_pictures_json
 from tessella.serving.document import PICTURES, describe_body, describe_file
 from tessella.serving.image_answer import ImageAnswer, encode_base64, write_event
 from tessella.serving.image_job import CanvasPlan, create_job, plan_canvas, plan_size
+from tessella.serving.json_edit import add_json_edit, read_json_edit
 from tessella.serving.models_served import ServedModel
 from tessella.serving.picture_store import MEDIA_TYPES
 from tessella.serving.service import PaintingService
@@ -45,17 +46,21 @@ def create_images_router(service: PaintingService) -> APIRouter:
     )
     async def generate(request: Request) -> Response:
         read = await read_pictures_json(request, service, generation_type)
-        return await _answer(service, request, read)
+        return await answer_pictures(service, request, read)
 
     @router.post(
         "/images/edits",
         summary="Repaint a part of a picture",
-        openapi_extra=describe_body(edit_type, "image", "mask", most_references=most),
+        openapi_extra=add_json_edit(
+            describe_body(edit_type, "image", "mask", most_references=most), edit_type
+        ),
         responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
-        form = await read_form(request, service, edit_type, "image", "image[]", "mask")
-        return await _answer(service, request, form, _plan_change(form))
+        is_json = request.headers.get("content-type", "").startswith("application/json")
+        parse = read_json_edit if is_json else None
+        form = await read_form(request, service, edit_type, "image", "image[]", "mask", parse=parse)
+        return await answer_pictures(service, request, form, plan_change(form))
 
     @router.post(
         "/images/variations",
@@ -65,7 +70,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
     )
     async def vary(request: Request) -> Response:
         form = await read_form(request, service, variation_type, "image", "image[]")
-        return await _answer(service, request, form, _plan_change(form))
+        return await answer_pictures(service, request, form, plan_change(form))
 
     _add_reconstructions(router, service)
     return router
@@ -99,7 +104,7 @@ def _add_reconstructions(router: APIRouter, service: PaintingService) -> None:
         return Response(content, media_type=media_type, headers=headers)
 
 
-async def _answer(
+async def answer_pictures(
     service: PaintingService,
     request: Request,
     asked: _Asked,
@@ -116,7 +121,7 @@ async def _answer(
     Raises:
         ApiError: as `PaintingService.paint`.
     """
-    served, body = asked.served, asked.body
+    served, body = asked.served, service.settle(asked.body)
     prompt = body.prompt or ""
     service.log_prompt(request, prompt)
     read = served.model.text_tokenizer.shorten(prompt)
@@ -128,7 +133,8 @@ async def _answer(
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)
         store = functools.partial(service.store, request)
-        return JsonResponse(answer.to_json(pictures, store))
+        # Any name may have been asked for: the answer has the model's own.
+        return JsonResponse(answer.to_json(pictures, store) | {"model": served.name})
     painted = service.paint(request, job, answer.encode)
     # An error before the first event still has a status of its own.
     first = await anext(painted)
@@ -139,7 +145,8 @@ async def _answer(
             async for picture in painted:
                 yield answer.to_event(picture)
         except Exception as error:  # noqa: BLE001  the status is sent: only an event can tell
-            yield write_event("error", to_api_error(error).body)
+            note_error(request.scope, told := to_api_error(error))
+            yield write_event("error", told.body)
         finally:
             await painted.aclose()
 
@@ -150,7 +157,7 @@ async def _answer(
     )
 
 
-def _plan_change(form: ReadForm[schemas.EditBody] | ReadForm[schemas.VariationBody]) -> CanvasPlan:
+def plan_change(form: ReadForm[schemas.EditBody] | ReadForm[schemas.VariationBody]) -> CanvasPlan:
     """Repaints what the mask marks; without a mask, makes variations."""
     model, image, marking, strength = (
         form.served.model,

@@ -4,6 +4,7 @@ Plain ASGI, around the whole application, so that a refused request is not looke
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import hmac
@@ -17,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tessella.errors import ConfigError
-from tessella.serving.api_errors import ApiError, RequestTimeoutError
+from tessella.serving.api_errors import ApiError, RequestTimeoutError, note_error
 from tessella.serving.settings import ServeSettings
 
 API_KEYS_VARIABLE = "TESSELLA_API_KEYS"
@@ -27,11 +28,16 @@ _GRACE_SECONDS = 5.0
 _DRAIN_SECONDS = 5.0
 _MIN_KEY_LENGTH = 16
 _KEY = re.compile(r"[\x21-\x7e]+")
+# What a refusal quotes of headers, and nothing else.
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,100}(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._:\[\]-]{1,100}")
+_CODING = re.compile(r"[a-z0-9, -]{1,40}")
 _OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Without a key: the page and its files, what the page has to know, and addresses that are secrets.
 _OPEN = ("/healthz", "/readyz", "/v1/studio")
 _OPEN_BELOW = ("/v1/pictures/",)
-_PICTURES_IN_JSON = ("/v1/images/generations",)  # its route limits the rest of the body
+# Their routes limit the rest of the body.
+_PICTURES_IN_JSON = ("/v1/images/generations", "/v1/images/edits", "/sdapi/v1/img2img")
 
 
 class ApiKeys:
@@ -48,13 +54,20 @@ class ApiKeys:
         """Returns whether a key is required."""
         return bool(self._hashes)
 
-    def accept(self, authorization: str) -> bool:
-        """Returns whether `Bearer KEY` has one of them; how long it takes reveals nothing."""
+    def accept(self, authorization: str, *, takes_basic: bool = False) -> bool:
+        """Returns whether a header has one of them; how long it takes reveals nothing.
+
+        Args:
+            authorization: `Bearer KEY`.
+            takes_basic: whether it may be `Basic` instead, with the key as any user's password.
+        """
         scheme, _, key = authorization.partition(" ")
+        if is_basic := takes_basic and scheme.lower() == "basic":
+            key = _read_password(key)
         key_hash = _hash(key.strip())
         # Each one is compared, whichever matches.
         matches = [hmac.compare_digest(key_hash, known) for known in self._hashes]
-        return any(matches) and scheme.lower() == "bearer"
+        return any(matches) and (is_basic or scheme.lower() == "bearer")
 
 
 def read_api_keys(variable: str | None, file: Path | None) -> list[str]:
@@ -108,7 +121,7 @@ class Guard:
       Host has to name this machine (or an allowed host) or be a numeric address, which a page that
       points its own name at 127.0.0.1 cannot send; and a page of another origin, even of another
       port of this machine, is refused unless it is named.
-    - With keys, all of `/v1/`, `/metrics` and `/openapi.json` need one.
+    - With keys, all of `/v1/`, `/sdapi/`, `/metrics` and `/openapi.json` need one.
 
     Args:
         app: the application.
@@ -147,20 +160,55 @@ class Guard:
             async with asyncio.timeout_at(deadline + _GRACE_SECONDS):
                 await self.app(scope, body.receive, watch)
         except TimeoutError:
+            note_error(scope, late := RequestTimeoutError())
             if not is_begun:
-                await RequestTimeoutError().to_response()(scope, receive, send)
+                await late.to_response()(scope, receive, send)
         except _RefusedError as refused:
+            note_error(scope, refused.error)
             # A slow body is not waited for.
             if refused.error.status != 408:
                 await body.drain()
             await refused.error.to_response({"Connection": "close"})(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers, limit: int) -> None:
-        is_any_host = bool(self.keys) and not self.settings.allowed_hosts
-        if not is_any_host and not self._knows_host(headers.get("host", "")):
+        self._check_host(headers.get("host", ""))
+        self._check_origin(headers)
+        # A preflight request has no key.
+        if self.keys and scope["method"] != "OPTIONS" and needs_key(scope["path"]):
+            authorization = headers.get("authorization", "")
+            # Only where bodies are JSON: browsers send a password along to any other page's form.
+            takes_basic = scope["path"].startswith("/sdapi/")
+            if not self.keys.accept(authorization, takes_basic=takes_basic):
+                fault = "This API key is unknown" if authorization else "An API key is missing"
+                message = f"{fault}. Send the header `Authorization: Bearer KEY`."
+                raise _RefusedError(401, message, "invalid_api_key")
+        coding = headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            name = _quote(_CODING, coding)
             raise _RefusedError(
-                403, "This server does not answer to this host name.", "unknown_host"
+                415,
+                f"The body is compressed{f': `{name}`' if name else ''}. Send it as it is, without "
+                "the header Content-Encoding.",
+                "compressed_body",
+                name,
             )
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > limit:
+            raise _refuse_large(limit)
+
+    def _check_host(self, header: str) -> None:
+        is_any_host = bool(self.keys) and not self.settings.allowed_hosts
+        if not is_any_host and not self._knows_host(header):
+            name = _quote(_HOST, header).partition(":")[0]
+            raise _RefusedError(
+                403,
+                f"This server does not answer to this host name{f': `{name}`' if name else ''}. "
+                f"If it is yours, start the server with --allowed-host {name or 'NAME'}.",
+                "unknown_host",
+                name,
+            )
+
+    def _check_origin(self, headers: Headers) -> None:
         origin = headers.get("origin")
         if (
             origin is not None
@@ -168,18 +216,15 @@ class Guard:
             and not origin.endswith(f"://{headers.get('host', '')}")
             and not self.keys
         ):
-            message = "Web pages of other origins may not use this server."
-            raise _RefusedError(403, message, "foreign_origin")
-        # A preflight request has no key.
-        if self.keys and scope["method"] != "OPTIONS" and needs_key(scope["path"]):
-            authorization = headers.get("authorization", "")
-            if not self.keys.accept(authorization):
-                fault = "This API key is unknown" if authorization else "An API key is missing"
-                message = f"{fault}. Send the header `Authorization: Bearer KEY`."
-                raise _RefusedError(401, message, "invalid_api_key")
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > limit:
-            raise _refuse_large(limit)
+            page = _quote(_ORIGIN, origin)
+            raise _RefusedError(
+                403,
+                f"Web pages of other origins may not use this server{f': `{page}`' if page else ''}"
+                f". If the page is yours, start the server with --allow-origin "
+                f"{page or 'https://NAME'}.",
+                "foreign_origin",
+                page,
+            )
 
     def _knows_host(self, header: str) -> bool:
         """Returns whether the header Host names this machine or is a numeric address."""
@@ -195,8 +240,8 @@ class Guard:
 class _RefusedError(Exception):
     """A request is refused; holds the `ApiError`, which the application itself would answer."""
 
-    def __init__(self, status: int, message: str, code: str) -> None:
-        self.error = ApiError(status, message, code=code)
+    def __init__(self, status: int, message: str, code: str, shown: str = "") -> None:
+        self.error = ApiError(status, message, code=code, shown=(shown,))
 
 
 class _LimitedBody:
@@ -257,7 +302,20 @@ def needs_key(path: str) -> bool:
     """Returns whether a path is closed to requests without a key, if there are keys."""
     if path in _OPEN or path.startswith(_OPEN_BELOW):
         return False
-    return path.startswith(("/v1", "/metrics", "/openapi.json"))
+    return path.startswith(("/v1", "/sdapi", "/metrics", "/openapi.json"))
+
+
+def _read_password(basic: str) -> str:
+    """Reads the password of the header's `Basic`; "" if it is damaged."""
+    try:
+        return base64.b64decode(basic.strip(), validate=True).decode("utf-8").partition(":")[2]
+    except ValueError:
+        return ""
+
+
+def _quote(pattern: re.Pattern[str], word: str) -> str:
+    """Returns a client's word if it looks as it should; "" if not."""
+    return word if pattern.fullmatch(word) else ""
 
 
 def _hash(key: str) -> bytes:

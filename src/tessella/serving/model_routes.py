@@ -40,7 +40,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
     @router.get("/{name}/card", summary="Read a model's card")
     def read_card(name: str) -> schemas.CardBody:
-        served, samples = service.find(name), f"/v1/models/{name}/samples.png"
+        served, samples = service.find_exactly(name), f"/v1/models/{name}/samples.png"
         return schemas.CardBody(
             id=name, markdown=served.card, metrics=served.metrics, samples=samples
         )
@@ -52,7 +52,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
         responses=describe_file("The sheet", "image/png"),
     )
     def fetch_samples(name: str) -> Response:
-        samples = service.find(name).samples
+        samples = service.find_exactly(name).samples
         if samples is None:
             raise ApiError(404, f"The model has no samples: `{name}`.", code="not_found")
         return Response(samples, media_type="image/png")
@@ -64,7 +64,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
         responses=describe_file("The picture", "image/png"),
     )
     async def fetch_example(name: str, index: str, request: Request) -> Response:
-        served = service.find(name)
+        served = service.find_exactly(name)
         if not _INDEX.fullmatch(index):
             raise ApiError(404, f"An example has a number, from 0: `{index[:40]}`.", param="index")
         codes = served.examples.read(int(index)).codes.tobytes()
@@ -79,7 +79,7 @@ def create_models_router(service: PaintingService) -> APIRouter:
 
     @router.get("/{name}/codebook", summary="Fetch the codebook as tiles")
     async def read_codebook(name: str, request: Request) -> schemas.CodebookBody:
-        served = service.find(name)
+        served = service.find_exactly(name)
         return await service.call(request, lambda: _draw_codebook(served))
 
     return router

@@ -16,7 +16,8 @@ from tessella.serving.examples_served import ServedExamples
 from tessella.text.vocabulary import CaptionSummary, Vocabulary
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What a model may be called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def load_models(
             raise ConfigError(
                 f"Two models have one name: `{name}`. Name one of them: OTHER=`{word}`."
             )
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ConfigError(
                 f"A model's name has letters, digits, `.`, `_` and `-`: `{name}`. Name it: "
                 "NAME=MODEL."

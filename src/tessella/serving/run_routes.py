@@ -33,7 +33,8 @@ from tessella.serving.studio import answer_unless_known
 _log = logging.getLogger(__name__)
 
 PICTURES_URL = "/v1/pictures/run/"
-"""Below it no key is needed, since `<img>` cannot send one: the addresses cannot be guessed."""
+"""Below it no key is needed, since `<img>` cannot send one: the addresses cannot be guessed. The
+page has them relative to its own address, which may be below the path of a proxy."""
 
 # A picture's address changes with the picture.
 _PICTURE_CACHE = "private, max-age=86400"
@@ -128,7 +129,7 @@ class RunWatch:
         def link(path: Path) -> Picture:
             stamped = f"{path} {stamp_file(path)}".encode(errors="surrogateescape")
             picture = hmac.new(self._secret, stamped, "sha256").hexdigest()[:40] + ".png"
-            linked = link_picture(path, PICTURES_URL + picture)
+            linked = link_picture(path, PICTURES_URL[1:] + picture)
             pictures[picture] = path
             return linked
 

@@ -55,6 +55,12 @@ class RequestBody(BaseModel):
         """Reads 4.0 as the integer that it is to JSON."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
+    @field_validator("seed", mode="before", check_fields=False)
+    @classmethod
+    def _read_no_seed(cls, value: object) -> object:
+        """Reads -1, which other programs send for a seed to be drawn."""
+        return None if value == -1 else value
+
 
 class ImageBody(RequestBody):
     """Fields of every request for pictures; `create_body` adds those of `GenerationSettings`."""
@@ -66,7 +72,9 @@ class ImageBody(RequestBody):
     the model's own size and resized; for another shape it is padded where its edges are mostly of
     one colour, and cropped elsewhere. `warnings` says which."""
     response_format: Literal["b64_json", "url"] | None = None
-    """`b64_json` unless given; a `url` can be fetched for an hour, from this server alone."""
+    """A `url` can be fetched for an hour, from this server alone. Unless given it is `url` for
+    requests that name the model dall-e-2 or dall-e-3, as at OpenAI, and `b64_json` for all others;
+    or what the server was started with (`--response-format`)."""
     output_format: Literal["png", "jpeg", "webp"] | None = None
     """`png` unless given."""
     output_compression: Annotated[int | None, Field(ge=0, le=100)] = None
@@ -77,7 +85,7 @@ class ImageBody(RequestBody):
     """Partial pictures to send while each one is painted; streaming only."""
     seed: Seed = None
     """Picture i has the seed `seed + i · best_of`; the same request gives the same pictures. Drawn
-    at random unless given; the answer has it."""
+    at random unless given, or if it is -1; the answer has it."""
     best_of: Count = None
     """Candidates a picture; the one that the model finds closest to the prompt is sent."""
     negative_prompt: str | None = None
@@ -272,6 +280,7 @@ class PicturesBody(BaseModel):
     """Pictures."""
 
     created: int
+    model: str
     background: str
     output_format: str
     size: str

@@ -11,11 +11,12 @@ from types import FrameType
 
 import uvicorn
 
-from tessella.errors import ConfigError
+from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
 from tessella.precision import PaintingPrecision
 from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
+from tessella.serving.connections import create_protocol, raise_file_limit
 from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
@@ -31,6 +32,11 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._worker, self._on_ready = worker, on_ready
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ends the server once nothing can be painted any more."""
+        self.should_exit = self.should_exit or not self._worker.is_alive
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to answer, and reports it."""
@@ -72,7 +78,9 @@ def serve(
         ConfigError: the address cannot be listened on, two models have one name, or the device
             does not paint in the precision.
         CheckpointError: a model is missing or damaged.
+        TessellaError: the painting thread ended by itself.
     """
+    raise_file_limit()
     # Before the models are loaded: an address in use is reported at once.
     with _listen(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
         worker.start()
@@ -87,6 +95,7 @@ def serve(
         )
         config = uvicorn.Config(
             app,
+            http=create_protocol(settings.header_timeout_seconds),
             access_log=False,
             server_header=False,
             log_level="warning",
@@ -97,7 +106,12 @@ def serve(
         host, port = settings.host, listening.getsockname()[1]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         with _log_to_stderr():
-            _Server(config, worker, lambda: tell(address)).run([listening])
+            _Server(config, worker, lambda: tell(address + settings.root_path)).run([listening])
+        if not worker.is_alive:
+            raise TessellaError(
+                "The painting thread ended after faults that came again and again; the log above "
+                "says which. Start the server again."
+            )
 
 
 @contextlib.contextmanager

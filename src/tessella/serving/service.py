@@ -16,14 +16,17 @@ from starlette.requests import Request
 
 from tessella.serving.api_errors import GONE, ApiError, QueueFullError, RequestTimeoutError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
-from tessella.serving.models_served import ServedModel
+from tessella.serving.models_served import NAME, ServedModel
 from tessella.serving.picture_store import PictureStore
+from tessella.serving.schemas import ImageBody
 from tessella.serving.settings import ServeSettings
 from tessella.serving.threads import DaemonThreads
 from tessella.serving.worker import PaintingWorker
 
 T = TypeVar("T")
+B = TypeVar("B", bound=ImageBody)
 
+_ANSWERED_AS_URLS = ("dall-e-2", "dall-e-3")  # by OpenAI, unless asked otherwise
 _JOIN_SECONDS = 5.0
 _MAX_DECODING = 4  # uploaded pictures at once
 _MAX_ENCODING = 2  # painted ones; others use the cores too
@@ -65,19 +68,51 @@ class PaintingService:
     def find(self, name: str | None) -> ServedModel:
         """Finds a model by its name; the first one unless given.
 
+        If any name will do (`any_model`), an unknown one finds the first too.
+
         Raises:
             ApiError: 404, the server has no such model, or none at all.
         """
+        takes_any = self.settings.any_model
+        if takes_any is None:
+            takes_any = len(self.models) == 1
+        first = next(iter(self.models), "")
+        return self.find_exactly(first if takes_any and name not in self.models else name)
+
+    def find_exactly(self, name: str | None) -> ServedModel:
+        """Finds a model by its own name; the first one unless given.
+
+        Raises:
+            ApiError: as `find`.
+        """
         key = name or next(iter(self.models), "")
-        if key not in self.models:
-            known = ", ".join(f"`{known}`" for known in self.models) or "none yet"
-            raise ApiError(
-                404,
-                f"There is no such model: `{name or 'any'}`. This server has: {known}.",
-                param="model",
-                code="model_not_found",
+        if key in self.models:
+            return self.models[key]
+        if not self.models:
+            known, hint = "none yet", ""
+        else:
+            known = ", ".join(f"`{known}`" for known in self.models)
+            shown = name if name and NAME.fullmatch(name) else "NAME"
+            hint = (
+                f" Ask for one of them, or serve one under this name: `tessella serve {shown}="
+                "MODEL`; with `--any-model` the first answers to every name."
             )
-        return self.models[key]
+        raise ApiError(
+            404,
+            f"There is no such model: `{name or 'any'}`. This server has: {known}.{hint}",
+            param="model",
+            code="model_not_found",
+            shown=[name, f"tessella serve {name}=MODEL"] if name and NAME.fullmatch(name) else (),
+        )
+
+    def settle(self, body: B) -> B:
+        """Decides how the pictures of a request are sent, where it leaves that open."""
+        if body.response_format is not None:
+            return body
+        chosen = self.settings.response_format
+        if chosen == "auto":
+            chosen = "url" if body.model in _ANSWERED_AS_URLS else "b64_json"
+        return body.model_copy(update={"response_format": chosen})
 
     @contextlib.contextmanager
     def hold_upload(self) -> Iterator[Callable[[int], None]]:
@@ -138,7 +173,7 @@ class PaintingService:
             ApiError: as `wait_for`; 429, too many pictures wait; 503, the server is shutting down.
             TessellaError: the job cannot be met.
         """
-        request.state.painted = job.count
+        request.state.painted, request.state.model = job.count, job.served.name
         # Large pictures are written more slowly than they are painted.
         num_painted = sum(events.qsize() for events in self._events)
         num_encoding = self._encoding.num_waiting + self._encoding.num_running
@@ -183,7 +218,8 @@ class PaintingService:
 
     def store(self, request: Request, content: bytes, output_format: str) -> str:
         """Stores a picture and returns its URL."""
-        base = self.settings.public_url or str(request.base_url)
+        own = str(request.base_url).rstrip("/") + self.settings.root_path
+        base = self.settings.public_url or own
         return f"{base.rstrip('/')}/v1/pictures/{self.pictures.add(content, output_format)}"
 
     def log_prompt(self, request: Request, prompt: str) -> None:

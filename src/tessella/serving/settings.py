@@ -1,7 +1,8 @@
 """Settings of `tessella serve`: address and limits."""
 
+import ipaddress
 import re
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +12,8 @@ MAX_SIDE_PX = 2048
 """Pixels a side of the largest picture that is sent."""
 
 _ORIGIN = re.compile(r"https?://[^/\s*]+")
+_ROOT_PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+_OWN_ADDRESSES = ("v1", "sdapi", "studio", "healthz", "readyz", "metrics", "openapi.json")
 
 
 class ServeSettings(Settings):
@@ -41,6 +44,8 @@ class ServeSettings(Settings):
     pictures are refused before they are decoded."""
     max_uploads_bytes: int = Field(200_000_000, ge=1000)
     """Bytes of all uploads at one time; a request beyond that gets a 429."""
+    header_timeout_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
+    """How long the headers of a request may take to arrive, and a new connection to send any."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
     """How long a body may take to arrive."""
     request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
@@ -54,6 +59,15 @@ class ServeSettings(Settings):
     addresses; with API keys and none named here, any."""
     public_url: str | None = None
     """Where clients reach the server, if not where it listens; used in the URLs of pictures."""
+    root_path: str = ""
+    """The path below which a proxy serves everything, such as /paint, whether or not the proxy
+    removes it from the addresses that it passes on."""
+    response_format: Literal["auto", "b64_json", "url"] = "auto"
+    """What a request without `response_format` gets; `auto` is what OpenAI does: `url` if it names
+    the model dall-e-2 or dall-e-3, else `b64_json`."""
+    any_model: bool | None = None
+    """Paint with the first model whatever other name a request gives; if left out, only where one
+    model is served."""
     log_prompts: bool = False
     """Writes prompts into the access log."""
 
@@ -64,6 +78,30 @@ class ServeSettings(Settings):
                 "max_queue must be at least max_pictures, or the largest request is always refused"
             )
         return self
+
+    @field_validator("host")
+    @classmethod
+    def _reads_brackets(cls, host: str) -> str:
+        """Reads [::1], as it stands in addresses, as ::1."""
+        inside = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if inside != host:
+            try:
+                ipaddress.IPv6Address(inside)
+            except ValueError:
+                raise ValueError(
+                    f"brackets hold an IPv6 address, such as [::1]: `{host}`"
+                ) from None
+        return inside
+
+    @field_validator("root_path")
+    @classmethod
+    def _begins_no_own_address(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not _ROOT_PATH.fullmatch(path):
+            raise ValueError(f"a path is like /paint, of letters, digits and ._~-: `{path}`")
+        if path.split("/")[1:2] and path.split("/")[1] in _OWN_ADDRESSES:
+            raise ValueError(f"the server's own addresses begin like that: `{path}`; take another")
+        return path
 
     @field_validator("allow_origins")
     @classmethod

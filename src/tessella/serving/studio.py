@@ -50,7 +50,7 @@ def _list_files() -> Iterator[tuple[str, Path]]:
     for name in report.STYLES:
         yield f"/studio/{name}", Path(report.__file__).parent / name
     for file in sorted(STUDIO_FOLDER.rglob("*")):
-        if file.is_file() and not file.name.startswith("."):
+        if file.is_file() and not file.name.startswith(".") and file.name != "index.html":
             yield f"/studio/{file.relative_to(STUDIO_FOLDER).as_posix()}", file
 
 

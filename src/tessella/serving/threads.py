@@ -68,5 +68,7 @@ def run_call(function: Callable[[], T], future: "Future[T]") -> None:
     if future.set_running_or_notify_cancel():
         try:
             future.set_result(function())
-        except Exception as error:  # noqa: BLE001  raised where the future is awaited
-            future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001  raised where the future is awaited
+            is_exit = not isinstance(error, Exception)
+            # An exit from within a library would end the event loop, and so the server.
+            future.set_exception(RuntimeError("it tried to exit") if is_exit else error)

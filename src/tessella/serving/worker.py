@@ -26,7 +26,7 @@ from tessella.errors import TessellaError
 from tessella.model.canvas import find_layout
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
-from tessella.serving.api_errors import ClosingError, QueueFullError
+from tessella.serving.api_errors import ClosingError, QueueFullError, UnforeseenError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.settings import ServeSettings
@@ -37,6 +37,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.2  # weight of the last batch in the estimate of the pace
+_MAX_FAULTS = 5  # in a row, without a batch between them; then only a restart can help
 
 
 @dataclass(eq=False)
@@ -56,11 +57,19 @@ class QueuedJob:
         self.is_cancelled = True
         self.release(self)
 
+    def tell(self, event: JobEvent) -> None:
+        """Reports an event; a listener that fails is not told again."""
+        try:
+            self.emit(event)
+        except Exception:  # noqa: BLE001  the thread goes on
+            _log.exception("A painted picture could not be handed over.")
+            self.cancel()
+
     def fail(self, error: Exception) -> None:
         """Reports that no more pictures come, once."""
         if not self.is_cancelled:
             self.cancel()
-            self.emit(error)
+            self.tell(error)
 
 
 @dataclass(eq=False)
@@ -93,6 +102,9 @@ class _AbandonedError(Exception):
 class PaintingWorker:
     """Paints jobs in batches, one batch at a time, in a thread of its own.
 
+    A fault outside of painting, where none is expected, costs the jobs at hand, not the thread. If
+    it comes again and again, the thread ends: see `is_alive`.
+
     Args:
         settings: how many pictures are painted together, and how many, calls included, may wait.
     """
@@ -104,9 +116,12 @@ class PaintingWorker:
         self._arrived: deque[QueuedJob] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._pictures: list[_Picture] = []  # listed and not begun; the worker's own
+        self._in_hand: list[QueuedJob] = []  # what a fault would cost; the worker's own
+        self._num_faults = 0  # since the last batch
         self._num_waiting = 0
         self.metrics.queue.set_function(lambda: self._num_waiting)
         self._is_closing = False
+        self._has_ended = False
         self._pictures_per_second = 0.0
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
 
@@ -119,6 +134,11 @@ class PaintingWorker:
     def takes_jobs(self) -> bool:
         """Whether it works and is not closing."""
         return self._thread.is_alive() and not self._is_closing
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it works, has not begun to, or has ended because it was closed."""
+        return self._thread.ident is None or self._thread.is_alive() or self._is_closing
 
     def submit(self, job: ImageJob, emit: Callable[[JobEvent], None]) -> QueuedJob:
         """Queues a job.
@@ -165,8 +185,7 @@ class PaintingWorker:
 
     def _admit(self, count: int) -> None:
         """Takes places in the queue, or refuses."""
-        has_ended = self._thread.ident is not None and not self._thread.is_alive()
-        if self._is_closing or has_ended:
+        if self._is_closing or self._has_ended:
             raise ClosingError
         if self._num_waiting + count > self._settings.max_queue:
             raise QueueFullError(self._estimate_seconds())
@@ -185,28 +204,61 @@ class PaintingWorker:
         return max(1, min(60, round(self._num_waiting / 2 / pace))) if pace else 1
 
     def _work(self) -> None:
+        """Works until it is closed, whatever happens."""
         while True:
-            with self._changed:
-                while not (self._arrived or self._pictures or self._calls or self._is_closing):
-                    self._changed.wait()
-                arrived, closing = list(self._arrived), self._is_closing
-                self._arrived.clear()
-                num_calls = len(self._calls) if closing else min(1, len(self._calls))
-                calls = [self._calls.popleft() for _ in range(num_calls)]
-                self._num_waiting -= num_calls
-            if closing:
-                arrived += [one.queued for one in self._pictures if not one.queued.is_begun]
-                for queued in arrived:
-                    queued.fail(ClosingError())
-            for function, future in calls:
-                run_call(_refuse if closing else function, future)
+            try:
+                if not self._work_once():
+                    return
+            except BaseException as error:  # noqa: BLE001  also SystemExit would end the thread
+                self._num_faults += 1
+                _log.exception("The painting thread met a fault: %s.", type(error).__name__)
+                for queued in self._in_hand:
+                    queued.fail(UnforeseenError())
+                if self._num_faults >= _MAX_FAULTS:
+                    self._give_up()
+                    return
+
+    def _give_up(self) -> None:
+        """Fails everything that waits; from now on nothing is taken."""
+        _log.critical("The painting thread ends after %d faults in a row.", self._num_faults)
+        with self._changed:
+            self._has_ended = True
+            waiting = [*self._arrived, *(one.queued for one in self._pictures)]
+            calls = list(self._calls)
+            self._arrived.clear()
+            self._calls.clear()
+        for queued in waiting:
+            queued.fail(ClosingError())
+        for _, future in calls:
+            run_call(_refuse, future)
+
+    def _work_once(self) -> bool:
+        """Takes what has arrived and paints a batch; returns whether there may be more to do."""
+        with self._changed:
+            while not (self._arrived or self._pictures or self._calls or self._is_closing):
+                self._changed.wait()
+            arrived, closing = list(self._arrived), self._is_closing
+            self._in_hand = [*arrived]
+            self._arrived.clear()
+            num_calls = len(self._calls) if closing else min(1, len(self._calls))
+            calls = [self._calls.popleft() for _ in range(num_calls)]
+            self._num_waiting -= num_calls
+        if closing:
+            arrived += [one.queued for one in self._pictures if not one.queued.is_begun]
             for queued in arrived:
-                self._list_pictures(queued)
-            self._pictures = [one for one in self._pictures if not one.queued.is_cancelled]
-            if batch := self._take_batch():
-                self._paint(batch)
-            elif closing:
-                return
+                queued.fail(ClosingError())
+        for function, future in calls:
+            run_call(_refuse if closing else function, future)
+        for queued in arrived:
+            self._list_pictures(queued)
+        self._pictures = [one for one in self._pictures if not one.queued.is_cancelled]
+        batch = self._take_batch()
+        self._in_hand = [one.queued for one in batch]
+        if batch:
+            self._paint(batch)
+            self._num_faults = 0
+        self._in_hand = []
+        return bool(batch) or not closing
 
     def _list_pictures(self, queued: QueuedJob) -> None:
         """Turns a job into pictures; one that cannot be met fails here, alone."""
@@ -260,7 +312,7 @@ class PaintingWorker:
                 self._paint([picture])
             return
         for picture, pixels in zip(batch, images.pixels, strict=True):
-            picture.queued.emit(PaintedPicture(picture.index, picture.request, pixels))
+            picture.queued.tell(PaintedPicture(picture.index, picture.request, pixels))
         self._measure(job.served.name, len(batch), time.monotonic() - started)
 
     def _show_step(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
@@ -278,7 +330,7 @@ class PaintingWorker:
             picture = batch[row]
             pixels = picture.request.finish(image)
             number, picture.num_partials = picture.num_partials, picture.num_partials + 1
-            picture.queued.emit(PaintedPicture(picture.index, picture.request, pixels, number))
+            picture.queued.tell(PaintedPicture(picture.index, picture.request, pixels, number))
 
     def _measure(self, name: str, count: int, seconds: float) -> None:
         self.metrics.seconds.labels("paint").observe(seconds)

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tessella.posts import offline
+from tessella.posts.description import LANGUAGES, find_language
 from tessella.posts.image_language import ImageLanguage
 from tessella.posts.offline import TONES, OfflineWriter
 from tessella.posts.platforms import PLATFORMS
@@ -98,3 +100,77 @@ def test_a_model_that_does_not_say_its_captions(ask: Ask, text_tokenizer: TextTo
     plain = OfflineWriter(ImageLanguage(text_tokenizer, None))
     labels = [post.label for post in plain.write_batch(ask(), 2, [])]
     assert labels == ["bread", "coffee"]
+
+
+# Languages.
+
+GERMAN = "Wir backen Brot und Croissants. Unser Kaffee ist stark."
+
+
+def test_german_is_wrapped_in_german(ask: Ask, language: ImageLanguage) -> None:
+    """English phrases stood around it, and `stark` became #star and a picture of a star."""
+    for tone in TONES:
+        request = ask(about=GERMAN, tone=tone, business="Bäckerei Blau")
+        posts = OfflineWriter(language).write_batch(request, 5, [])
+        for post in posts:
+            assert find_language(post.text) is LANGUAGES["de"]
+            assert post.hashtags == ("BäckereiBlau", "croissant")
+            assert post.alt_text == f"Ein kleines, vom Computer gemaltes Bild: {post.label}."
+        assert posts[0].label.startswith("croissant")
+        assert posts[0].repairs == ()
+        assert "its captions are English, the description is German" in posts[1].repairs[0]
+
+
+@pytest.mark.parametrize("code", ["en", "de", "fr", "es"])
+def test_all_templates_are_in_their_language(code: str) -> None:
+    tones = offline._TEMPLATES[code]
+    assert tuple(tones) == ("alt_text", *TONES)
+    assert "{label}" in tones["alt_text"]
+    for tone in TONES:
+        assert len(tones[tone]) == 5
+        for template in tones[tone]:
+            assert template.count("{sentence}") == template.count("{business}") == 1
+        assert (
+            find_language(" ".join(tones[tone]).format(sentence="", business=""))
+            is (LANGUAGES[code])
+        )
+
+
+@pytest.mark.parametrize(
+    ("about", "name"),
+    [
+        ("Facciamo il pane ogni giorno.", "Italian"),
+        ("Wij bakken elke dag brood voor jou.", "Dutch"),
+        ("\u30d1\u30f3\u3092\u713c\u304f\u3002", "Japanese"),
+        ("\u041c\u044b \u043f\u0435\u0447\u0451\u043c \u0445\u043b\u0435\u0431.", "Cyrillic"),
+    ],
+)
+def test_a_language_without_templates_is_told(
+    about: str, name: str, ask: Ask, language: ImageLanguage
+) -> None:
+    [post] = OfflineWriter(language).write_batch(ask(about=about), 1, [])
+    assert post.text == f"{about} Bluebird Bakery"
+    assert post.repairs[0] == (
+        f"no templates exist for the language of the description, {name}, but for English, German, "
+        "French, Spanish: the post is a sentence of the description"
+    )
+
+
+def test_a_language_that_is_not_plain_is_told(ask: Ask, language: ImageLanguage) -> None:
+    [post] = OfflineWriter(language).write_batch(ask(about="Tax advice."), 1, [])
+    assert post.repairs[0] == (
+        "the language of the description is not plain: the templates are English"
+    )
+
+
+def test_nothing_but_things_becomes_a_hashtag_or_a_picture(
+    ask: Ask, language: ImageLanguage
+) -> None:
+    about = (
+        "a) bread b) 3d prints. Dr. Coffee, 5 Heart Street. Mail bird@octopus.com or see "
+        "https://cake.example/croissant?x=bird, www.heart.de and red.blue/bird, or call 555-CAKE."
+    )
+    posts = OfflineWriter(language).write_batch(ask(about=about, business="B"), 3, [])
+    assert posts[0].hashtags == ("B", "bread", "coffee")
+    assert [post.label.partition(",")[0] for post in posts[:2]] == ["bread", "coffee"]
+    assert "no other word" in posts[2].repairs[-1]

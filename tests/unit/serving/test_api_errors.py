@@ -20,6 +20,7 @@ from tessella.errors import (
 from tessella.serving.api_errors import ApiError, JsonResponse, to_api_error
 from tessella.serving.app import create_app
 from tessella.serving.models_served import ServedModel
+from tessella.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -202,6 +203,27 @@ def test_a_model_that_is_not_there(server: Any) -> None:
     assert body["message"].startswith(
         "There is no such model: `dall-e-2`. This server has: `tiny`, `twin`"
     )
+    assert "`tessella serve dall-e-2=MODEL`; with `--any-model` the first" in body["message"]
+
+
+@pytest.mark.parametrize("name", ["dall-e-3", "gpt-image-1", "with blank", "x" * 200])
+def test_one_model_answers_to_any_name(name: str, serve: Callable[..., Any]) -> None:
+    """Clients have names hard-coded; the answer says who painted."""
+    server = serve()
+    answer = server.generate(model=name)
+    assert answer.status_code == 200
+    assert answer.json()["model"] == "tiny"
+    assert server.get("/v1/models/dall-e-3").json()["id"] == "tiny"
+    assert server.get("/v1/models/dall-e-3/card").status_code == 404
+    check(serve(any_model=False).generate(model=name), 404)
+
+
+def test_the_first_of_several_answers_if_it_was_told_to(
+    models: Any, run_app: Callable[..., Any]
+) -> None:
+    with run_app(create_app(models, ServeSettings(any_model=True))) as found:
+        assert found.generate(model="dall-e-3").json()["model"] == "tiny"
+        assert found.generate(model="twin").json()["model"] == "twin"
 
 
 def test_a_server_without_models(run_app: Callable[..., Any]) -> None:
@@ -209,4 +231,25 @@ def test_a_server_without_models(run_app: Callable[..., Any]) -> None:
         assert found.get("/v1/models").json() == {"object": "list", "data": []}
         body = check(found.generate(), 404)
         assert body["message"] == "There is no such model: `any`. This server has: none yet."
+        assert check(found.get("/v1/models/a"), 404)["code"] == "model_not_found"
         assert found.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("width", " Here it is `size`, WIDTHxHEIGHT in pixels, such as `512x512`."),
+        ("aspect_ratio", " Here it is `size`, WIDTHxHEIGHT in pixels, such as `512x512`."),
+        ("num_inference_steps", " Here it is `steps`."),
+        ("cfg_scale", " Here it is `guidance_scale`."),
+        ("CFG-Scale", " Here it is `guidance_scale`."),
+        ("sampler_name", " Here it is `order`, in which the positions of a picture are filled."),
+        ("num_images", " Here it is `n`."),
+        ("denoising_strength", ""),  # of edits
+        ("sizes", " Did you mean `size`?"),
+        ("zebra", ""),
+    ],
+)
+def test_hints_go_by_meaning(name: str, hint: str, server: Any) -> None:
+    body = check(server.generate(**{name: 1}), 400)
+    assert body["message"] == f"Unknown parameter: `{name}`.{hint}"

@@ -90,6 +90,8 @@ def test_a_key_opens_what_is_locked_and_nothing_else_does(serve: Serve) -> None:
         ("/v1/", 401),
         ("/v1/studio/", 401),
         ("/v1/pictures", 401),
+        ("/sdapi/v1/sd-models", 401),
+        ("/sdapi/v1/nothing", 401),
         ("/%76%31/models", 401),
         ("/v1/pictures/../models", 401),
         ("/v1/pictures/%2e%2e/models", 404),
@@ -217,12 +219,41 @@ def test_a_page_cannot_point_its_name_at_this_machine(host: str, status: int, se
     answer = server.get("/v1/models", headers={"Host": host})
     assert answer.status_code == status
     if status == 403:
-        assert fault(answer) == {
-            "message": "This server does not answer to this host name.",
-            "type": "permission_error",
-            "param": None,
-            "code": "unknown_host",
-        }
+        error = fault(answer)
+        message = error.pop("message")
+        assert error == {"type": "permission_error", "param": None, "code": "unknown_host"}
+        assert message.startswith("This server does not answer to this host name")
+        assert "start the server with --allowed-host " in message
+
+
+def test_refusals_name_the_way_out(server: Any) -> None:
+    message = fault(server.get("/", headers={"Host": "paint.example:8000"}))["message"]
+    assert message == (
+        "This server does not answer to this host name: `paint.example`. If it is yours, start the "
+        "server with --allowed-host paint.example."
+    )
+    message = fault(server.get("/", headers={"Origin": "https://page.example:9"}))["message"]
+    assert message == (
+        "Web pages of other origins may not use this server: `https://page.example:9`. If the page "
+        "is yours, start the server with --allow-origin https://page.example:9."
+    )
+    # Nothing odd is repeated.
+    assert "<" not in fault(server.get("/", headers={"Host": "<b>`"}))["message"]
+    assert "<" not in fault(server.get("/", headers={"Origin": "https://<b>"}))["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "gzip, br", "<odd>"])
+def test_compressed_bodies(coding: str, server: Any) -> None:
+    """They were called invalid JSON."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = server.post("/images/generations", content=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415
+    error = fault(answer)
+    assert error["code"] == "compressed_body"
+    assert error["message"].endswith("Send it as it is, without the header Content-Encoding.")
+    assert (f"`{coding}`" in error["message"]) is ("<" not in coding)
+    plain = {"Content-Encoding": "identity"}
+    assert server.client.get("/healthz", headers=plain).status_code == 200
 
 
 def test_named_hosts(serve: Serve) -> None:

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -170,6 +171,83 @@ def test_urls_can_be_fetched(client: openai.OpenAI, model: TextToImage) -> None:
             assert np.array_equal(np.asarray(Image.open(answered)), expected)
 
 
+@pytest.fixture(scope="module")
+def only() -> Iterator[openai.OpenAI]:
+    """A server of one model, which answers to every name."""
+    models = load_models(["scenes"], "cpu")
+    with (
+        serve_app(create_app(models)) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as made,
+    ):
+        yield made
+
+
+def test_langchain_reads_urls_and_never_says_so(only: openai.OpenAI) -> None:
+    """`DallEAPIWrapper` asks like this and joins the URLs: a TypeError for pictures in base64."""
+    asked = {"prompt": PROMPT, "n": 2, "size": "1024x1024", "quality": "standard"}
+    for name in ("dall-e-2", "dall-e-3"):
+        answer = only.images.generate(model=name, **asked)  # type: ignore[call-overload]
+        urls = "\n".join([one.url for one in answer.data])
+        for url in urls.split("\n"):
+            with urllib.request.urlopen(url) as answered:
+                assert Image.open(answered).size == (1024, 1024)
+        assert all(one.b64_json is None for one in answer.data)
+        assert answer.model_extra["model"] == "scenes"
+
+
+@pytest.mark.parametrize("name", ["gpt-image-1", "gpt-image-2", "dall-e-3", "made-up"])
+def test_open_webui_reads_base64(name: str, only: openai.OpenAI) -> None:
+    """It asks for it by name, but of names that begin with gpt-image it expects it anyway."""
+    said = {"model": name, "prompt": PROMPT, "n": 1, "size": "512x512"}
+    if not name.startswith("gpt-image"):
+        said["response_format"] = "b64_json"
+    url = f"{only.base_url}images/generations?api-version=2025-04-01-preview"
+    headers = {"Authorization": "Bearer unused"}
+    [one] = httpx.post(url, json=said, headers=headers, timeout=60).json()["data"]
+    assert "url" not in one
+    assert to_pixels(one["b64_json"]).shape == (512, 512, 3)
+
+
+def test_the_servers_own_choice_of_format(model: TextToImage) -> None:
+    models = load_models(["scenes"], "cpu")
+    for chosen, named, expected in (
+        ("url", "gpt-image-1", "url"),
+        ("b64_json", "dall-e-3", "b64_json"),
+    ):
+        app = create_app(models, ServeSettings(response_format=chosen))
+        with (
+            serve_app(app) as address,
+            openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client,
+        ):
+            [one] = client.images.generate(prompt=PROMPT, model=named).data or []
+            assert (one.url is None, one.b64_json is None) == (
+                expected != "url", expected == "url",
+            )  # fmt: skip
+            asked = "b64_json" if expected == "url" else "url"
+            [one] = client.images.generate(prompt=PROMPT, response_format=asked).data or []
+            assert (one.url is None) is (asked != "url")
+
+
+def test_forms_as_python_and_pages_write_them(
+    only: openai.OpenAI, picture: Image.Image, model: TextToImage
+) -> None:
+    """`str(True)`, fields that were left blank, -1 for a seed to be drawn."""
+    url = f"{only.base_url}images/edits"
+    files = {"image": to_png(picture), "mask": ("", b"")}
+    blank = {"prompt": PROMPT, "size": "", "negative_prompt": "", "n": "1", "stream": "False"}
+    answers = [
+        httpx.post(url, data=blank | {"seed": seed}, files=files, timeout=60).json()
+        for seed in ("", "-1", "-1", "5")
+    ]
+    seeds = [answer["data"][0]["seed"] for answer in answers]
+    assert len(set(seeds)) == 4
+    assert seeds[3] == 5
+    [expected] = model.vary(picture, PROMPT, seed=5)
+    assert np.array_equal(to_pixels(answers[3]["data"][0]["b64_json"]), expected)
+    streamed = httpx.post(url, data=blank | {"stream": "True"}, files=files, timeout=60)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+
+
 def test_a_picture_is_streamed_as_it_is_laid(client: openai.OpenAI, model: TextToImage) -> None:
     stream = client.images.generate(
         prompt=PROMPT, stream=True, partial_images=3, extra_body={"seed": 7}
@@ -269,6 +347,8 @@ def test_what_is_wrong_is_said_as_openai_says_it(client: openai.OpenAI) -> None:
         client.images.edit(image=("a.png", b"no picture"), prompt=PROMPT)
     with pytest.raises(openai.BadRequestError, match="transparent"):
         client.images.generate(prompt=PROMPT, background="transparent")
+    with pytest.raises(openai.BadRequestError, match=r"Here it is `steps`\."):
+        client.images.generate(prompt=PROMPT, extra_body={"num_inference_steps": 8})
     with pytest.raises(openai.NotFoundError) as missing:
         client.images.generate(prompt=PROMPT, model="dall-e-2")
     assert missing.value.code == "model_not_found"

@@ -49,6 +49,23 @@ def test_models_that_are_not_there(models: Models) -> None:
             service.find(name)
 
 
+def test_the_health_looks_at_the_painting_thread(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
+    server = serve()
+    assert server.get("/healthz").status_code == server.get("/readyz").status_code == 200
+
+    def fail(worker: Any) -> None:
+        raise ValueError("always")
+
+    monkeypatch.setattr(type(server.service.worker), "_take_batch", fail)
+    for _ in range(5):
+        assert server.generate().status_code in (500, 503)
+    until(lambda: server.get("/healthz").status_code == 503)
+    assert fault(server.get("/healthz"), 503)["code"] == "worker_ended"
+    assert server.get("/readyz").status_code == 503
+
+
 # Who waits.
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tessella.model.canvas import Canvas
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
-from tessella.serving.api_errors import ClosingError, QueueFullError
+from tessella.serving.api_errors import ClosingError, QueueFullError, UnforeseenError
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.settings import ServeSettings
@@ -836,3 +837,82 @@ def test_the_end_refuses_calls_also_those_that_nobody_waits_for(make: Make) -> N
     assert worker._num_waiting == gauge(worker) == 0
     with pytest.raises(ClosingError):
         worker.call(lambda: 3)
+
+
+# Faults where none is expected.
+
+
+def test_a_listener_that_fails_costs_its_own_job_alone(make: Make, tiny: ServedModel) -> None:
+    """It ended the thread: `/readyz` said no for ever, `/healthz` yes."""
+    worker = make()
+    asked = [submit(worker, tiny, seeds=[n]) for n in range(3)]
+
+    def fail(event: JobEvent) -> None:
+        raise RuntimeError("nobody listens")
+
+    asked[1].job.emit = fail
+    worker.start()
+    assert len(asked[0].wait()) == len(asked[2].wait()) == 1
+    assert len(submit(worker, tiny).wait()) == 1
+    assert worker.is_alive
+    assert worker._num_waiting == gauge(worker) == 0
+
+
+@pytest.mark.parametrize("fault", [ValueError("what"), MemoryError(), SystemExit(1)])
+@pytest.mark.parametrize("place", ["_measure", "_take_batch", "_list_pictures"])
+def test_a_fault_outside_of_painting_costs_the_jobs_at_hand(
+    fault: BaseException,
+    place: str,
+    make: Make,
+    tiny: ServedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker, right = make(batch_size=1), getattr(PaintingWorker, place)
+    is_broken = [True]
+
+    def fail_once(self: PaintingWorker, *given: Any) -> Any:
+        if is_broken and is_broken.pop():
+            raise fault
+        return right(self, *given)
+
+    monkeypatch.setattr(PaintingWorker, place, fail_once)
+    asked = submit(worker, tiny, seeds=[1, 2])
+    worker.start()
+    with pytest.raises(UnforeseenError):
+        asked.wait()
+    assert type(fault).__name__ in caplog.text
+    assert len(submit(worker, tiny, seeds=[1, 2]).wait()) == 2
+    assert worker.is_alive
+    assert worker.takes_jobs
+    assert worker._num_waiting == gauge(worker) == 0
+
+
+def test_after_faults_in_a_row_it_gives_up_and_says_so(
+    make: Make, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    worker = make()
+
+    def fail(self: PaintingWorker) -> Any:
+        raise ValueError("always")
+
+    monkeypatch.setattr(PaintingWorker, "_take_batch", fail)
+    assert worker.is_alive
+    worker.start()
+    for _ in range(5):
+        with pytest.raises((UnforeseenError, ClosingError)):
+            submit(worker, tiny).wait()
+    until(lambda: not worker.is_alive)
+    assert not worker.takes_jobs
+    with pytest.raises(ClosingError):
+        submit(worker, tiny)
+    with pytest.raises(ClosingError):
+        worker.call(lambda: 1)
+    assert worker._num_waiting == 0
+
+
+def test_a_call_that_exits_ends_nothing(make: Make) -> None:
+    worker = make()
+    worker.start()
+    assert isinstance(worker.call(lambda: sys.exit(3)).exception(10), RuntimeError)
+    assert worker.call(lambda: 1).result(10) == 1

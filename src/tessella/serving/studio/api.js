@@ -1,6 +1,8 @@
 // Talks to the server: keys, errors in words, server-sent events. Knows nothing of the page.
 
 const KEY = "tessella.key";
+// Where the server's addresses begin: below the path of a proxy, if there is one.
+const BASE = new URL("..", import.meta.url);
 
 /** What went wrong, in words for a person. */
 export class ApiError extends Error {
@@ -60,7 +62,7 @@ async function send(path, options = {}) {
     if (sent) headers.set("Authorization", `Bearer ${sent}`);
     let response;
     try {
-      response = await fetch(path, { ...options, headers });
+      response = await fetch(new URL(path.slice(1), BASE), { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError("The server does not answer. Is `tessella serve` still running?");

@@ -1,11 +1,11 @@
 // The view of the model: its numbers with their protocol, samples, and the card.
 
-import { get } from "/studio/api.js";
-import { nameCodes } from "/studio/codebook.js";
-import { drawProblem } from "/studio/forms.js";
-import { toTemplates } from "/studio/markdown.js";
-import { urlOf } from "/studio/picture.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { get } from "./api.js";
+import { nameCodes } from "./codebook.js";
+import { drawProblem } from "./forms.js";
+import { toTemplates } from "./markdown.js";
+import { urlOf } from "./picture.js";
+import { html, render } from "./vendor/lit-html.js";
 
 /** Shows the view. */
 export function mount(element, app) {

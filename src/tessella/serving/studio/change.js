@@ -1,10 +1,10 @@
 // The two dialogs that begin with a picture: vary a part of its tiles, or paint marked ones anew.
 
-import { toForm } from "/studio/api.js";
-import { drawChoice, drawCountAndSeed, makeDialog, readNumber } from "/studio/forms.js";
-import { MaskField } from "/studio/mask.js";
-import { drawBed, toFields, urlOf } from "/studio/picture.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { toForm } from "./api.js";
+import { drawChoice, drawCountAndSeed, makeDialog, readNumber } from "./forms.js";
+import { MaskField } from "./mask.js";
+import { drawBed, toFields, urlOf } from "./picture.js";
+import { html, render } from "./vendor/lit-html.js";
 
 /** What is remembered of the pictures that a form asks for. */
 function readMade(form, app, source, was) {

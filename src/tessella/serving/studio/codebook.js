@@ -1,7 +1,7 @@
 // A model's tiles: a box for each of its codebooks, on one picture that is fetched once, and the
 // order of their colours.
 
-import { get, once, toBlob } from "/studio/api.js";
+import { get, once, toBlob } from "./api.js";
 
 // In a mosaic: a tile's width, the gap after it, and both together in a band.
 const LARGE_PX = 64;

@@ -1,6 +1,6 @@
 // Parts of forms and dialogs that several views have.
 
-import { html } from "/studio/vendor/lit-html.js";
+import { html } from "./vendor/lit-html.js";
 
 /** A labelled part of a form. */
 export function drawField(label, control) {

@@ -1,12 +1,12 @@
 // The wall of pictures that this browser remembers; one of them opens in a dialog.
 
-import * as store from "/studio/gallery_store.js";
-import { drawProblem, makeDialog } from "/studio/forms.js";
-import { nameOf } from "/studio/looked.js";
-import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "/studio/picture.js";
-import { rove } from "/studio/roving.js";
-import { repeat } from "/studio/vendor/directives/repeat.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import * as store from "./gallery_store.js";
+import { drawProblem, makeDialog } from "./forms.js";
+import { nameOf } from "./looked.js";
+import { actionsOf, describe, drawBed, dropUrl, listSettings, urlOf } from "./picture.js";
+import { rove } from "./roving.js";
+import { repeat } from "./vendor/directives/repeat.js";
+import { html, render } from "./vendor/lit-html.js";
 
 const KEPT_NOT =
   "This browser does not keep pictures (a private window?): they are gone after a reload.";

@@ -1,8 +1,8 @@
 // What a picture was painted beside: small pictures under it, each to be left out or to be kept.
 
-import { get } from "/studio/api.js";
-import { dropUrl, urlOf } from "/studio/picture.js";
-import { html, nothing } from "/studio/vendor/lit-html.js";
+import { get } from "./api.js";
+import { dropUrl, urlOf } from "./picture.js";
+import { html, nothing } from "./vendor/lit-html.js";
 
 const thumbs = new WeakMap(); // an example of a picture → its Blob, once it has come
 

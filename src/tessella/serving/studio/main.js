@@ -3,17 +3,17 @@
 // A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
-import { get, onKeyNeeded, once } from "/studio/api.js";
-import { showMosaic } from "/studio/codebook.js";
-import { drawProblem, drawSelect, makeDialog } from "/studio/forms.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { get, onKeyNeeded, once } from "./api.js";
+import { showMosaic } from "./codebook.js";
+import { drawProblem, drawSelect, makeDialog } from "./forms.js";
+import { html, render } from "./vendor/lit-html.js";
 
 const VIEWS = [
-  ["paint", "Paint", () => import("/studio/paint.js")],
-  ["tiles", "Tiles", () => import("/studio/tiles.js")],
-  ["posts", "Posts", () => import("/studio/posts.js")],
-  ["run", "Training", () => import("/studio/run.js")],
-  ["model", "Model", () => import("/studio/card.js")],
+  ["paint", "Paint", () => import("./paint.js")],
+  ["tiles", "Tiles", () => import("./tiles.js")],
+  ["posts", "Posts", () => import("./posts.js")],
+  ["run", "Training", () => import("./run.js")],
+  ["model", "Model", () => import("./card.js")],
 ];
 
 const THEMES = ["", "light", "dark"].map((name) => [name, `◐ ${name || "system"}`]);

@@ -1,7 +1,7 @@
 // Shows Markdown as elements: headings, lists, tables, code, paragraphs. Never as HTML text, so a
 // model card can hold anything. Links and pictures become words: a card can send nobody anywhere.
 
-import { html } from "/studio/vendor/lit-html.js";
+import { html } from "./vendor/lit-html.js";
 
 const INLINE = /(`[^`]+`|\*\*[^*]+\*\*|!?\[[^\]]*\]\([^)\s]*\))/;
 

@@ -1,8 +1,8 @@
 // A picture whose tiles are marked, to be repainted: with a pointer, a finger or the keyboard.
 
-import { drawBed } from "/studio/picture.js";
-import { drawCells, rove } from "/studio/roving.js";
-import { render } from "/studio/vendor/lit-html.js";
+import { drawBed } from "./picture.js";
+import { drawCells, rove } from "./roving.js";
+import { render } from "./vendor/lit-html.js";
 
 const LABEL = "Tiles of the picture: arrow keys move, the space bar marks";
 

@@ -1,12 +1,12 @@
 // The view where a prompt becomes pictures: the form, the results, the gallery.
 
-import { openEdit, openVary } from "/studio/change.js";
-import { drawCountAndSeed, drawField, drawNumber, readNumber } from "/studio/forms.js";
-import { mountGallery } from "/studio/gallery.js";
-import { toFields } from "/studio/picture.js";
-import { makeReferences } from "/studio/references.js";
-import { mountResults } from "/studio/results.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { openEdit, openVary } from "./change.js";
+import { drawCountAndSeed, drawField, drawNumber, readNumber } from "./forms.js";
+import { mountGallery } from "./gallery.js";
+import { toFields } from "./picture.js";
+import { makeReferences } from "./references.js";
+import { mountResults } from "./results.js";
+import { html, render } from "./vendor/lit-html.js";
 
 const EXAMPLES_AT_ONCE = 5;
 

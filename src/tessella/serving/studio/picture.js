@@ -5,7 +5,7 @@
 //  source: {blob, prompt, model}, strength, mask: what it was varied or edited from,
 //  references: data URLs, pinned, excluded: indices of examples, examples: what it looked at}
 
-import { html } from "/studio/vendor/lit-html.js";
+import { html } from "./vendor/lit-html.js";
 
 const urls = new WeakMap();
 

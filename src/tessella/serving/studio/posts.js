@@ -1,9 +1,9 @@
 // The view where a business gets posts: text, hashtags, a picture, and its alternative text.
 
-import { postJson, toBlob } from "/studio/api.js";
-import { drawField, drawNumber, drawProblem } from "/studio/forms.js";
-import { drawBed, dropUrl, urlOf } from "/studio/picture.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { postJson, toBlob } from "./api.js";
+import { drawField, drawNumber, drawProblem } from "./forms.js";
+import { drawBed, dropUrl, urlOf } from "./picture.js";
+import { html, render } from "./vendor/lit-html.js";
 
 /** How long a button says what it did. */
 const SAID_MS = 2500;

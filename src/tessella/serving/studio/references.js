@@ -1,7 +1,7 @@
 // Pictures of your own that the model looks at: chosen or dropped beside the prompt.
 
-import { drawProblem } from "/studio/forms.js";
-import { html } from "/studio/vendor/lit-html.js";
+import { drawProblem } from "./forms.js";
+import { html } from "./vendor/lit-html.js";
 
 /** The middle square of a picture as a data URL, no larger than a model of that size needs. */
 async function toSmall(file, sizePx) {

@@ -1,11 +1,11 @@
 // Where pictures appear: sends one request at a time, shows each picture as its codes come.
 
-import { postForEvents, toBlob } from "/studio/api.js";
-import { showMosaic } from "/studio/codebook.js";
-import { drawProblem } from "/studio/forms.js";
-import { drawLooked, dropLooked, fetchLooked } from "/studio/looked.js";
-import { actionsOf, describe, drawBed, drawSeed, listSettings, urlOf } from "/studio/picture.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { postForEvents, toBlob } from "./api.js";
+import { showMosaic } from "./codebook.js";
+import { drawProblem } from "./forms.js";
+import { drawLooked, dropLooked, fetchLooked } from "./looked.js";
+import { actionsOf, describe, drawBed, drawSeed, listSettings, urlOf } from "./picture.js";
+import { html, render } from "./vendor/lit-html.js";
 
 /** Pictures in between that are asked for, each of which the server has to decode. */
 const PARTIAL_IMAGES = 8;

@@ -1,6 +1,6 @@
 // A field of many cells with one tab stop: arrow keys move the focus, Home and End go to the ends.
 
-import { html, nothing } from "/studio/vendor/lit-html.js";
+import { html, nothing } from "./vendor/lit-html.js";
 
 /**
  * Draws a cell for each code of a picture, to lie over it.

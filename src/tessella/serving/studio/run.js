@@ -4,10 +4,10 @@
 // somebody looks and something changes; what has not changed is answered 304 and costs next to
 // nothing. News go into the page that is there: place, selection and opened details stay.
 
-import { get } from "/studio/api.js";
-import { drawProblem } from "/studio/forms.js";
-import { morph } from "/studio/morph.js";
-import { render } from "/studio/vendor/lit-html.js";
+import { get } from "./api.js";
+import { drawProblem } from "./forms.js";
+import { morph } from "./morph.js";
+import { render } from "./vendor/lit-html.js";
 
 const SOONEST_MS = 2_000;
 const LATEST_MS = 15_000;

@@ -4,12 +4,12 @@
 // pointing at a tile in the box shows where it lies in the picture. Where a position has several
 // codes, the grid and the box show one of them, with the tiles of its codebook.
 
-import { postJson, toBlob, toForm } from "/studio/api.js";
-import { drawTile, loadCodebook, nameCodes } from "/studio/codebook.js";
-import { drawChoice, drawProblem, drawSelect } from "/studio/forms.js";
-import { drawBed, urlOf } from "/studio/picture.js";
-import { drawCells, rove } from "/studio/roving.js";
-import { html, render } from "/studio/vendor/lit-html.js";
+import { postJson, toBlob, toForm } from "./api.js";
+import { drawTile, loadCodebook, nameCodes } from "./codebook.js";
+import { drawChoice, drawProblem, drawSelect } from "./forms.js";
+import { drawBed, urlOf } from "./picture.js";
+import { drawCells, rove } from "./roving.js";
+import { html, render } from "./vendor/lit-html.js";
 
 const ORDINALS = ["first", "second", "third", "fourth"];
 

@@ -1,0 +1,100 @@
+"""Edits in JSON, as OpenAI takes them: `images[].image_url` with `data:` URLs, and a `mask`."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from tessella.generation import MAX_NEIGHBORS
+from tessella.serving.api_errors import ApiError, explain_validation
+from tessella.serving.bodies import decode_base64
+from tessella.serving.schemas import B
+
+
+class Source(BaseModel):
+    """A picture."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    image_url: str | None = None
+    """A `data:` URL of its file, or the file as base64."""
+    file_id: str | None = None
+    """Refused: the server keeps no files."""
+
+
+_Sources = Annotated[list[Source], Field(min_length=1, max_length=1 + MAX_NEIGHBORS)]
+
+
+def read_json_edit(content: bytearray, kind: type[B]) -> tuple[B, dict[str, list[bytes]]]:
+    """Reads an edit from JSON.
+
+    Args:
+        content: the body.
+        kind: of its fields beside the pictures.
+
+    Returns:
+        The fields, and the files: `image`, the first of which is the picture, and perhaps `mask`.
+
+    Raises:
+        ApiError: 400, describes the first fault.
+    """
+    whole = _create_whole(kind)
+    try:
+        body = whole.model_validate_json(content)
+    except ValidationError as error:
+        raise explain_validation(error, whole.model_fields) from None
+    said: dict[str, Any] = vars(body)
+    images, mask = said.pop("images"), said.pop("mask")
+    files = {"image": [_read(one, f"images[{i}]") for i, one in enumerate(images)]}
+    if mask is not None:
+        files["mask"] = [_read(mask, "mask")]
+    return kind(**said), files
+
+
+def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
+    """Adds JSON to what is told of an operation that reads a form.
+
+    Args:
+        described: as by `describe_body`.
+        kind: of the fields beside the pictures.
+    """
+    whole = _create_whole(kind)
+    schema = whole.model_json_schema()
+    # A part of the document has no definitions of its own.
+    source = schema.pop("$defs")["Source"]
+    schema["properties"]["images"]["items"] = source
+    schema["properties"]["mask"] = {
+        "anyOf": [source, {"type": "null"}],
+        "description": schema["properties"]["mask"]["description"],
+    }
+    described["requestBody"]["content"]["application/json"] = {"schema": schema}
+    return described
+
+
+def _create_whole(kind: type[B]) -> type[BaseModel]:
+    fields: dict[str, Any] = {
+        "images": (
+            _Sources,
+            Field(description="The picture, and others to look at, as `image[]` of a form."),
+        ),
+        "mask": (Source | None, Field(None, description="As of a form.")),
+    }
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def _read(source: Source, name: str) -> bytes:
+    """Reads a picture's file.
+
+    Raises:
+        ApiError: 400, it is not in the request itself.
+    """
+    param = name.partition("[")[0]
+    text = source.image_url or ""
+    if not text or text[:8].lower().startswith(("http://", "https://")):
+        raise ApiError(
+            400,
+            f"`{name}`: This server fetches no addresses and keeps no files. Send the picture "
+            "itself as `image_url`: data:image/png;base64,….",
+            param=param,
+            code="invalid_image",
+        )
+    return decode_base64(text, f"{name}.image_url")
