@@ -233,6 +233,7 @@ def _explain_address(request: Request, error: HTTPException) -> ApiError:
         else "GET `/v1/models` lists the models, `/openapi.json` all addresses."
     )
     got = f" Got: `{path}`." if _PATH.fullmatch(path) else ""
-    shown = ["/v1", "/v1/models", "/openapi.json", *([meant] if meant in known else [])]
+    own = [meant] if meant and meant in known else []
+    shown = ["/v1", "/v1/models", "/openapi.json", *own]
     message = f"There is nothing at this address. {hint}{got}"
     return ApiError(404, message, code="not_found", shown=shown)

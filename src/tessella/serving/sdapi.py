@@ -31,11 +31,11 @@ _Count = Annotated[int, Field(ge=1, le=1000)]
 # What programs send with every request, and what changes nothing here.
 _IDLE_TEXT = """
 comments denoising_strength disable_extra_networks do_not_save_grid do_not_save_samples eta
-firstphase_height firstphase_width hr_resize_x hr_resize_y hr_scale hr_second_pass_steps hr_upscaler
-image_cfg_scale include_init_images initial_noise_multiplier inpaint_full_res
-inpaint_full_res_padding mask_blur mask_blur_x mask_blur_y override_settings_restore_afterwards s_churn
-s_min_uncond s_noise s_tmax s_tmin save_images seed_resize_from_h seed_resize_from_w send_images subseed subseed_strength
-use_deprecated_controlnet
+firstphase_height firstphase_width hr_resize_x hr_resize_y hr_scale hr_second_pass_steps
+hr_upscaler image_cfg_scale include_init_images initial_noise_multiplier inpaint_full_res
+inpaint_full_res_padding mask_blur mask_blur_x mask_blur_y override_settings_restore_afterwards
+s_churn s_min_uncond s_noise s_tmax s_tmin save_images seed_resize_from_h seed_resize_from_w
+send_images subseed subseed_strength use_deprecated_controlnet
 """
 _IDLE = frozenset(_IDLE_TEXT.split())
 
