@@ -25,7 +25,7 @@ _SIDE = "(1[6-9]|[2-9][0-9]|[1-9][0-9]{2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
 # The control characters that Python takes for blanks and other languages do not.
 _NOT_BLANK = r"[^\s\x1c-\x1f]"
 
-Seed = Annotated[int | None, Field(ge=0, le=MAX_API_SEED)]
+Seed = Annotated[int | None, Field(ge=-1, le=MAX_API_SEED)]  # -1 is read as None
 Count = Annotated[int | None, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
 _Quality = Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"]

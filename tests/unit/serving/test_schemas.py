@@ -166,7 +166,7 @@ def test_what_is_neither_true_nor_false(written: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 11), ("n", 0), ("steps", 65), ("best_of", 17), ("seed", 2**48), ("seed", -1),
+        ("n", 11), ("n", 0), ("steps", 65), ("best_of", 17), ("seed", 2**48), ("seed", -2),
         ("partial_images", 17), ("output_compression", 101), ("top_k", 0), ("top_k", 1_000_001),
         ("order", "spiral"),
         ("top_p", 0), ("top_p", 1.001), ("prompt", ""), ("prompt", "x" * 4001), ("prompt", 1),
