@@ -39,14 +39,14 @@ _ELSEWHERE = {
     for field, others in {
         "size": "width height aspect_ratio resolution image_size dimensions",
         "steps": "num_inference_steps num_steps sampling_steps inference_steps timesteps",
-        "guidance_scale": "cfg_scale cfg guidance scale classifier_free_guidance",
+        "guidance_scale": "cfg_scale cfg scale classifier_free_guidance",
         "order": "sampler_name sampler scheduler sampler_index sampling_method",
         "n": "num_images num_images_per_prompt batch_size n_iter num_outputs samples count "
         "number_of_images sample_count",
-        "negative_prompt": "negative negativeprompt neg_prompt",
+        "negative_prompt": "negative neg_prompt",
         "strength": "denoising_strength image_strength prompt_strength",
         "output_compression": "quality_percent jpeg_quality output_quality",
-        "references": "init_image init_images image images image_url image_prompt",
+        "references": "image_prompt reference_image reference_images",
     }.items()
     for other in others.split()
 }
@@ -233,6 +233,7 @@ def _explain_address(request: Request, error: HTTPException) -> ApiError:
         else "GET `/v1/models` lists the models, `/openapi.json` all addresses."
     )
     got = f" Got: `{path}`." if _PATH.fullmatch(path) else ""
-    shown = ["/v1", "/v1/models", "/openapi.json", *([meant] if meant in known else [])]
+    own = [meant] if meant and meant in known else []
+    shown = ["/v1", "/v1/models", "/openapi.json", *own]
     message = f"There is nothing at this address. {hint}{got}"
     return ApiError(404, message, code="not_found", shown=shown)

@@ -76,15 +76,7 @@ def create_app(
         responses=ERRORS,
     )
     app.state.service = service
-    routers = [
-        create_images_router(service),
-        create_sdapi_router(service),
-        create_models_router(service),
-        create_posts_router(language_model, service),
-        _create_health_router(service),
-    ]
-    if run is not None:
-        routers.append(create_run_router(run))
+    routers = _create_routers(service, language_model, run)
     for router in routers:
         app.include_router(router)
     # Not from the document: making it takes a second, during which nobody is answered.
@@ -105,6 +97,22 @@ def create_app(
     )
     _add_middleware(app, service, api_keys)
     return app
+
+
+def _create_routers(
+    service: PaintingService, language_model: LanguageModel | None, run: Path | None
+) -> list[APIRouter]:
+    """Creates the addresses of the API."""
+    routers = [
+        create_images_router(service),
+        create_sdapi_router(service),
+        create_models_router(service),
+        create_posts_router(language_model, service),
+        _create_health_router(service),
+    ]
+    if run is not None:
+        routers.append(create_run_router(run))
+    return routers
 
 
 def _add_middleware(app: FastAPI, service: PaintingService, api_keys: ApiKeys) -> None:

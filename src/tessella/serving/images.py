@@ -57,7 +57,7 @@ def create_images_router(service: PaintingService) -> APIRouter:
         responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
-        is_json = request.headers.get("content-type", "").startswith("application/json")
+        is_json = request.headers.get("content-type", "").lower().startswith("application/json")
         parse = read_json_edit if is_json else None
         form = await read_form(request, service, edit_type, "image", "image[]", "mask", parse=parse)
         return await answer_pictures(service, request, form, plan_change(form))

@@ -28,7 +28,7 @@ _TIMES = r"([1-3](\.[0-9]{1,2})?|4)"  # a canvas's side of 1 to 4 of the model's
 # The control characters that Python takes for blanks and other languages do not.
 _NOT_BLANK = r"[^\s\x1c-\x1f]"
 
-Seed = Annotated[int | None, Field(ge=0, le=MAX_API_SEED)]
+Seed = Annotated[int | None, Field(ge=-1, le=MAX_API_SEED)]  # -1 is read as None
 Count = Annotated[int | None, Field(ge=1)]
 Prompt = Annotated[str, Field(min_length=1, pattern=_NOT_BLANK)]
 _Quality = Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"]

@@ -25,6 +25,7 @@ from tessella.serving.service import PaintingService
 M = TypeVar("M", bound=BaseModel)
 
 _SAMPLER = "tessella"
+_USUAL = (-1, 7, "None", _SAMPLER)  # values of fields that nobody has set: 7 is of `cfg_scale`
 _Size = Annotated[int | None, Field(ge=1, le=100_000)]
 _Count = Annotated[int, Field(ge=1, le=1000)]
 # What programs send with every request, and what changes nothing here.
@@ -42,9 +43,10 @@ _IDLE = frozenset(_IDLE_TEXT.split())
 class OptionsBody(BaseModel):
     """The options that a client can see and set; others are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     sd_model_checkpoint: Annotated[str | None, Field(max_length=200)] = None
+    """A model of `GET /sdapi/v1/sd-models`."""
 
 
 class TextToImageBody(BaseModel):
@@ -64,8 +66,9 @@ class TextToImageBody(BaseModel):
     """Batches."""
     steps: Annotated[int | None, Field(ge=1)] = None
     """Sampling steps, at most as many as the server allows; the model's own unless given."""
-    cfg_scale: float | None = None
-    """`guidance_scale`; the model's own unless given."""
+    guidance_scale: float | None = None
+    """Tessella's own; the model's unless given. `cfg_scale` has no effect: programs send the 7 of
+    diffusion models without being asked, at which these models paint scraps."""
     width: _Size = None
     """Pixels; the model's own size unless width and height are given."""
     height: _Size = None
@@ -207,7 +210,7 @@ def _translate(
         "seed": None if asked.seed < 0 else asked.seed,
         "n": asked.batch_size * asked.n_iter,
         "steps": None if asked.steps is None else min(asked.steps, max_steps),
-        "guidance_scale": asked.cfg_scale,
+        "guidance_scale": asked.guidance_scale,
         "size": f"{asked.width}x{asked.height}" if has_size else None,
         "response_format": "b64_json",
     }
@@ -312,7 +315,7 @@ def _list_ignored(asked: TextToImageBody, body: schemas.ImageBody) -> list[str]:
     ignored = [
         name
         for name, value in (asked.model_extra or {}).items()
-        if value and name not in _IDLE and value not in (-1, "None", _SAMPLER)
+        if value and name not in _IDLE and value not in _USUAL
     ]
     if ignored:
         told.append(f"Without effect: {', '.join(name[:60] for name in ignored[:20])}.")

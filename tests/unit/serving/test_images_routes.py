@@ -693,7 +693,11 @@ FILE = ("i.png", encoded(IMAGE))
         ([("image", FILE)], "prompt", "missing"),
         ([("image", (None, "a")), ("prompt", (None, "a"))], "image", "invalid_value"),
         ([("image", FILE), ("prompt", FILE)], "prompt", "invalid_value"),
-        ([("image", FILE), ("mask", (None, "")), ("prompt", (None, "a"))], "mask", "invalid_value"),
+        (
+            [("image", FILE), ("mask", (None, "a")), ("prompt", (None, "a"))],
+            "mask",
+            "invalid_value",
+        ),
         ([("image", FILE), ("n", FILE), ("prompt", (None, "a"))], "n", "invalid_value"),
         ([("image", FILE), ("image", FILE), ("prompt", (None, "a"))], "image", None),
         ([("image", FILE), ("prompt", (None, "a")), ("prompt", (None, "a"))], "prompt", None),
@@ -751,7 +755,7 @@ def test_types_of_bodies(server: Any) -> None:
     message, _, code = fault(server.post("/images/generations", **form), 415)
     assert message.startswith("The body must be application/json: `multipart/form-data`.")
     assert code == "wrong_content_type"
-    for path in ("/images/edits", "/images/variations", "/images/reconstructions"):
+    for path in ("/images/variations", "/images/reconstructions"):
         message, _, _ = fault(server.post(path, json={"prompt": "a"}), 415)
         assert message.startswith("The body must be multipart/form-data: `application/json`.")
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""):

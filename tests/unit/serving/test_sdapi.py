@@ -77,7 +77,7 @@ def test_open_webui_paints(server: Any, tiny: ServedModel) -> None:
 
 def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     said = WEBUIAPI | {"prompt": "a star", "negative_prompt": "", "seed": 3, "n_iter": 2}
-    painted = pictures(ask(server, "txt2img", **said, steps=4, cfg_scale=2.0))
+    painted = pictures(ask(server, "txt2img", **said, steps=4, guidance_scale=2.0))
     expected = tiny.model.generate("a star", count=2, seed=3, steps=4, guidance_scale=2.0)
     assert all(np.array_equal(a, b) for a, b in zip(painted, expected, strict=True))
 
@@ -89,14 +89,14 @@ def test_seeds_are_drawn_and_told(server: Any) -> None:
 
 def test_what_had_no_effect_is_told(server: Any) -> None:
     said = WEBUIAPI | {"sampler_name": "DPM++ 2M", "enable_hr": True, "styles": ["anime"]}
-    told = information(ask(server, "txt2img", prompt="a", steps=150, width=64, **said))["warnings"]
+    told = information(
+        ask(server, "txt2img", prompt="a", steps=150, width=64, cfg_scale=9, **said)
+    )["warnings"]
     assert "steps: 64 instead of 150, the most that the server allows." in told
     assert "Of width and height only one was given: the size is the model's own." in told
-    assert "Without effect: enable_hr, styles, sampler_name." in told
-    assert not [
-        one for one in information(ask(server, "txt2img", prompt="a", **WEBUIAPI))["warnings"]
-        if "effect" in one
-    ]  # fmt: skip
+    assert "Without effect: cfg_scale, enable_hr, styles, sampler_name." in told
+    usual = ask(server, "txt2img", prompt="a", cfg_scale=7.0, **WEBUIAPI)
+    assert not [one for one in information(usual)["warnings"] if "effect" in one]
 
 
 def test_models_are_chosen(serve: Callable[..., Any], server: Any, models: Any) -> None:
