@@ -105,8 +105,7 @@ def paint(
 
     options = get_group(context, PaintingOptions)
     target = choose_output(options.out, name, len(prompts) * options.count, force=options.force)
-    folder = find_model(options.model)
-    model = TextToImage.load(folder, options.device, options.precision)
+    model = TextToImage.load(find_model(options.model), options.device, options.precision)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
     requests = _list_requests(options, model, prompts, plan, settings.neighbors)
@@ -115,9 +114,9 @@ def paint(
         "negative_prompt": options.negative_prompt,
         "best_of": options.best_of,
         "settings": settings.model_dump(mode="json"),
-        "precision": model.precision.name,
+        "precision": asdict(model.precision),
     }
-    details = {**inputs, **chosen, "precision": asdict(model.precision)}
+    details = {**inputs, **chosen}
     made_with = {"command": context.info_name, "model": options.model, **chosen}
     generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
     started = time.monotonic()
@@ -138,7 +137,7 @@ def paint(
                 save(images.pixels)
                 progress.advance(task, len(images.pixels))
     seconds = time.monotonic() - started
-    _hint_at_unknown_words(model, folder, requests)
+    _hint_at_unknown_words(model, find_model(options.model), requests)
     return _report(options, target, pictures, details, seconds)
 
 
