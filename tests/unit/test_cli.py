@@ -535,7 +535,7 @@ def test_a_picture_says_what_it_was_computed_in(
     assert json.loads(told)["precision"] == {"name": name, "why": why}
     assert json.loads(line)["precision"] == {"name": name, "why": why}
     with Image.open("out/pictures/0000.png") as picture:
-        assert json.loads(picture.info["Comment"])["precision"] == name
+        assert json.loads(picture.info["Comment"])["precision"]["name"] == name
     refused = run("generate", PROMPT, "--model", model, "--precision", "fp16")
     assert refused.exit_code == 2
     assert "fp16" in refused.stderr

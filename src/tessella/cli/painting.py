@@ -115,8 +115,7 @@ def paint(
 
     options = get_group(context, PaintingOptions)
     target = _choose_target(context, options, name, len(prompts) * options.count)
-    folder = find_model(options.model)
-    model = TextToImage.load(folder, options.device, options.precision)
+    model = TextToImage.load(find_model(options.model), options.device, options.precision)
     changes = get_group(context, generation_options).read_changes(options.config, options.set_)
     settings = model.generation_settings(**changes)
     plan = make_plan(model)
@@ -126,9 +125,9 @@ def paint(
         "negative_prompt": options.negative_prompt,
         "best_of": options.best_of,
         "settings": settings.model_dump(mode="json"),
-        "precision": model.precision.name,
+        "precision": asdict(model.precision),
     }
-    details = {**inputs, **chosen, "precision": asdict(model.precision)}
+    details = {**inputs, **chosen}
     made_with = {"command": context.info_name, "model": options.model, **chosen}
     generate = functools.partial(model.generate_images, settings=settings, best_of=options.best_of)
     fits: list[Fit] = []

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,7 +132,7 @@ def _paint(
         "model": job.model,
         "best_of": job.best_of,
         "settings": settings.model_dump(mode="json"),
-        "precision": painter.precision.name,
+        "precision": asdict(painter.precision),
     }
     texts = create_png_texts([describe_request(request)], made_with)
     return PaintedPicture(images.pixels[0], texts)
