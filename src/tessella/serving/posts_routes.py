@@ -63,7 +63,7 @@ class PostsBody(RequestBody):
     """Any; templates, unlike a language model, know warm, playful, professional and bold, and take
     others as warm. Warm unless given."""
     seed: Seed = None
-    """Post i has a picture of the seed `seed + i · best_of`; 0 unless given."""
+    """Post i has a picture of the seed `seed + i · best_of`; 0 unless given, and for -1."""
     best_of: Count = None
     """Candidates a picture; unless given 4, or as many as are allowed."""
     offline: bool | None = None

@@ -144,7 +144,7 @@ def test_a_model_that_cannot_choose_paints_one(start: Start) -> None:
         ({"count": "3"}, 400, "count"),
         ({"platform": "myspace"}, 400, "platform"),
         ({"tone": ""}, 400, "tone"),
-        ({"seed": -1}, 400, "seed"),
+        ({"seed": -2}, 400, "seed"),
         ({"best_of": 17}, 400, "best_of"),
         ({"bussiness": "x"}, 400, "bussiness"),
         ({"model": "../tiny"}, 404, "model"),
