@@ -13,7 +13,7 @@ Output contract: a line a number of steps; the last line of stdout is the record
 For each measure and number of steps its share of right pictures, with a 95 % interval (Wilson's),
 `less`, by how much it is below that of the most steps (prompt and seed by prompt and seed, with a
 95 % interval by the normal distribution), and for all `seconds` a picture, in batches. `smallest`
-is the smallest number of steps for which no measure's `less` is surely above 0.
+is the smallest number of steps from which on no measure's `less` is surely above 0.
 
 Scenes: `seen` and `held_out`, all-correct as a classifier reads it. With --heldout and --train, of
 an emoji model: `subject` and `style`, as benchmarks/emoji_subjects.py classifies.
@@ -124,8 +124,13 @@ def measure(
             if less["low"] > 0:
                 sure_losses.add(number)
         results[f"{number}_steps"] = entry
-    results["smallest"] = min(set(steps) - sure_losses)
+    results["smallest"] = find_smallest(steps, sure_losses)
     return results
+
+
+def find_smallest(steps: Sequence[int], sure_losses: set[int]) -> int:
+    """Finds the smallest number of steps that neither loses for sure, nor does a larger one."""
+    return min(number for number in steps if all(number > loss for loss in sure_losses))
 
 
 def paint(model: TextToImage, prompts: Sequence[str], steps: int, seeds: int) -> Pixels:

@@ -76,6 +76,13 @@ def test_quality_by_steps(scripts: Any, capsys: pytest.CaptureFixture[str]) -> N
         assert 0 <= results["2_steps"][name]["share"] <= 1
 
 
+def test_a_loss_with_more_steps_counts_for_fewer(scripts: Any) -> None:
+    find = scripts("steps").find_smallest
+    assert find([4, 8, 16], set()) == 4
+    assert find([4, 8, 16], {8}) == 16
+    assert find([4, 8, 16], {4}) == 8
+
+
 def test_a_loss_is_measured_pair_by_pair(scripts: Any) -> None:
     """Of 100 pictures 10 are worse and 2 better: 0.08 ± 1.96 · √(0.12 − 0.08²) / 10."""
     most, fewer = np.ones(100, dtype=bool), np.ones(100, dtype=bool)

@@ -24,7 +24,7 @@ from tessella.model.find import DEFAULT_MODEL as _DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tessella.model.pipeline import TextToImage
-    from tessella.precision import PaintingPrecision
+    from tessella.precision import PaintingPrecision as _PaintingPrecision
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ __all__ = [
 def load(
     folder_or_name: str | Path = _DEFAULT_MODEL,
     device: str = "auto",
-    precision: "PaintingPrecision" = "auto",
+    precision: "_PaintingPrecision" = "auto",
 ) -> "TextToImage":
     """Loads a model, ready to paint.
 
