@@ -85,6 +85,14 @@ def prepare_codes(
     return cached_array(path, made_from, np.uint16, shape, encode, what="the codes of the images")
 
 
+def find_mirrored(
+    passes: npt.NDArray[np.int64], num_passes: int, *, flips: bool
+) -> npt.NDArray[np.bool_]:
+    """Finds which passes (B,) of codes are mirrored: with flips, the second half of all."""
+    first_mirrored = num_passes // 2 if flips else num_passes
+    return passes >= first_mirrored
+
+
 def cached_array(
     path: Path,
     made_from: Mapping[str, Any],

@@ -8,6 +8,7 @@ done, and is not done again.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ from tessella.training.request import ResolvedRun, resolve_run
 from tessella.training.run_folder import lock_run, read_data_facts, write_run_file
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
-from tessella.training.transformer_stage import TransformerStage
+from tessella.training.transformer_stage import TransformerStage, caption_mirrored
 
 _CARD_CAPTIONS = 8
 _PALETTE_IMAGES = 2_000
@@ -125,7 +126,8 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
         text_encoder = _create_text_encoder(call, recipe, data)
         captions: CaptionReader = text_encoder
         if request.stage != "tokenizer":
-            captions = _prepare_captions(text_encoder, data, out, console)
+            flips = recipe.transformer_training.flips
+            captions = _prepare_captions(text_encoder, data, out, console, flips=flips)
     choice = None
     if is_new and recipe.retrieval.neighbors == "auto":
         choice = choose_neighbors(recipe, request.minutes, data)
@@ -373,10 +375,13 @@ def _create_text_encoder(call: _Call, recipe: Recipe, data: PreparedData) -> Tex
 
 
 def _prepare_captions(
-    text_encoder: TextEncoder, data: PreparedData, out: Path, console: Console
+    text_encoder: TextEncoder, data: PreparedData, out: Path, console: Console, *, flips: bool
 ) -> CaptionReader:
     """Lets a frozen encoder read every caption, once; warns about captions that are too long."""
     captions = (caption for images in data.sides.values() for caption in images.all_captions())
+    if flips:
+        mirrored = (caption_mirrored(caption) for caption in data.train.all_captions())
+        captions = itertools.chain(captions, mirrored)
     with _progress(console, "captions") as progress:
         path = out / record.TEXT_FOLDER / "features.npy"
         reader = prepare_captions(text_encoder, captions, path, progress=progress)

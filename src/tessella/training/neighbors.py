@@ -25,7 +25,7 @@ from tessella.retrieval.examples import ExampleRow
 from tessella.retrieval.names import shorten_names
 from tessella.runs import record
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.codes import Codes, Progress, cached_array
+from tessella.training.codes import Codes, Progress, cached_array, find_mirrored
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Examples
 
@@ -99,7 +99,7 @@ class ExampleReader:
         self.memory = memory
         self._neighbors, self._codes, self._settings = neighbors, codes, settings
         self._captions = captions
-        self._first_flipped = len(codes) // 2 if flips else len(codes)
+        self._flips = flips
 
     def draw(
         self,
@@ -124,7 +124,9 @@ class ExampleReader:
         is_dropped |= ~keeps_prompt & (rng.random(len(found)) < _DROPPED_WITH_PROMPT)
         found[is_dropped] = -1
         hidden = rng.random(found.shape) < self._settings.caption_dropout
-        mirrored = np.where(passes >= self._first_flipped, self._first_flipped, 0)
+        num_passes = len(self._codes)
+        is_mirrored = find_mirrored(passes, num_passes, flips=self._flips)
+        mirrored = np.where(is_mirrored, num_passes // 2, 0)
         return self._read(found, mirrored, hidden)
 
     def read_best(

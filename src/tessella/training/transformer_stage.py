@@ -15,7 +15,7 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 from tessella.objectives import Objective
 from tessella.sheets import make_sheet
-from tessella.training.codes import Codes
+from tessella.training.codes import Codes, find_mirrored
 from tessella.training.loop import Batch, Evaluation, Stage, TrainingSettings
 from tessella.training.neighbors import ExampleReader
 from tessella.training.text_features import CaptionReader
@@ -36,14 +36,24 @@ class TransformerTrainingSettings(TrainingSettings):
     """Fraction of pictures that are learned with their first caption; the others draw one of all
     theirs. For titles that are followed by keywords, where prompts will be like the titles."""
     flips: bool = False
-    """Whether pictures are also learned mirrored. Not where captions say left and right, or
-    pictures show writing."""
+    """Whether pictures are also learned mirrored: twice the pictures, where a long training on few
+    of them would learn them by heart. Their captions then begin with `mirrored,`, so that writing,
+    and what captions say of left and right, is painted the right way round without it."""
     crops: int = Field(0, ge=0, le=16)
     """Random crops of each picture (four fifths of its side or more), drawn once, that are learned
     beside it."""
     compile: bool = False
     """Compiles the transformer's layers with `torch.compile`: a slow start, then faster steps
     where a compiler for the device is installed."""
+
+
+def caption_mirrored(caption: str) -> str:
+    """Captions a mirrored picture. At the front, where no length cuts it off.
+
+    Source: augmentations that the model is told of do not leak into what it makes,
+    arXiv:2206.00364, appendix F.2.
+    """
+    return f"mirrored, {caption}"
 
 
 class TransformerStage(Stage[Transformer]):
@@ -80,6 +90,7 @@ class TransformerStage(Stage[Transformer]):
         self._examples = examples
         self._caption_dropout = settings.caption_dropout
         self._first_caption_fraction = settings.first_caption_fraction
+        self._flips = settings.flips
         self._data = data
         self._codes = codes
         self._validation_side = "validation" if len(data["validation"]) else "train"
@@ -95,7 +106,12 @@ class TransformerStage(Stage[Transformer]):
             captions.append("" if is_dropped else texts[choices[-1]])
         codes = self._codes["train"]
         passes = rng.integers(len(codes), size=len(indices))
-        batch = self._batch(captions, codes[passes, indices])
+        mirrored = find_mirrored(passes, len(codes), flips=self._flips).tolist()
+        prompts = [
+            caption_mirrored(caption) if is_mirrored and caption else caption
+            for caption, is_mirrored in zip(captions, mirrored, strict=True)
+        ]
+        batch = self._batch(prompts, codes[passes, indices])
         if self._examples is None:
             return batch
         keeps_prompt = np.array([bool(caption) for caption in captions])

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,24 @@ def test_a_tokenizer_alone_waits_for_no_captions(
 ) -> None:
     monkeypatch.setattr(fit_module, "prepare_captions", lambda *_, **__: pytest.fail("it read"))
     call(tmp_path / "run", pictures, stage="tokenizer")
+
+
+# A frozen encoder reads every caption once, those of mirrored pictures too.
+@pytest.mark.parametrize("flips", ["true", "false"])
+def test_what_is_read_of_mirrored_pictures(
+    flips: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def prepare(encoder: object, captions: Iterable[str], *_: object, **__: object) -> object:
+        read.extend(captions)
+        return encoder
+
+    monkeypatch.setattr(fit_module, "prepare_captions", prepare)
+    call(tmp_path / "run", pictures, f"transformer_training.flips={flips}")
+    mirrored = [caption for caption in read if caption.startswith("mirrored, ")]
+    assert bool(mirrored) == (flips == "true")
+    assert {caption.removeprefix("mirrored, ") for caption in mirrored} <= set(read)
 
 
 # The report is to look at: without one there is still a model.

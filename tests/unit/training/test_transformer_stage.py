@@ -106,6 +106,24 @@ def test_some_captions_are_dropped(scenes: Data, fraction: float, low: int, high
     assert low <= dropped <= high
 
 
+def test_captions_of_mirrored_pictures_say_so(scenes: Data) -> None:
+    """Of two passes, as they are and mirrored; the codes tell which it is."""
+    stage = create(scenes, caption_dropout=0.3, flips=True)
+    codes = np.zeros((2, *stage._codes["train"].shape[1:]), np.uint16)
+    codes[1] = 1
+    stage._codes = {"train": codes}
+    indices = np.arange(200) % 20
+    tokens, drawn = stage.load_batch(indices, np.random.default_rng(0))
+    texts = stage._model.text_tokenizer.decode(tokens)
+    is_mirrored = drawn.flatten(1)[:, 0].bool().tolist()
+    assert 60 < sum(is_mirrored) < 140
+    for text, mirrored, index in zip(texts, is_mirrored, indices, strict=True):
+        captions = scenes["train"].captions(int(index))
+        expected = [f"mirrored, {caption}" for caption in captions] if mirrored else captions
+        assert text in ["", *expected]
+    assert 30 < texts.count("") < 90
+
+
 def test_a_batch_follows_from_its_random_numbers(scenes: Data) -> None:
     stage = create(scenes, caption_dropout=0.5)
     first, again, other = (
