@@ -354,6 +354,10 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
         f"{counts['train']:,} for training, {counts['validation']:,} held out, "
         f"{len(data.skipped):,} skipped."
     )
+    for origin, count in data.readings.items():
+        console.print(f"Read: {origin} ({count:,} images).", markup=False)
+    for note in data.notes:
+        console.print(f"Note: {note}.", markup=False)
     if ignored := counts.get("ignored_profiles"):
         console.print(f"Of {ignored:,} images the colour profile is broken; it is ignored.")
     if not counts["validation"]:

@@ -82,6 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder, said = call(out, pictures)
     assert folder == out / "model"
     assert "20 images, 20 captions" in said
+    assert "Read: captions from the .txt beside each picture (20 images)." in said
     assert "The model is in" in said
     return out
 
