@@ -230,7 +230,7 @@ def test_larger_canvases_need_codes(server: Any) -> None:
         ),
         (
             {"negative_prompt": "star", "model": "mean"},
-            "`negative_prompt`. Guidance is noth",
+            "`negative_prompt`. Guidance is",
         ),
         ({"quality": "hd"}, "`quality`. It is accepted so that"),
         ({"style": "vivid"}, "`style`. It is accepted so that"),
@@ -239,7 +239,7 @@ def test_larger_canvases_need_codes(server: Any) -> None:
         ({"output_compression": 50}, "`output_compression`. A png loses nothing"),
         ({"guidance_schedule": "linear"}, "`guidance_schedule`. Guidance is off"),
         ({"confidence_temperature": 2.0}, "`confidence_temperature`. It belongs to the order"),
-        ({"steps": 2, "order": "halton", "model": "raster"}, "`steps`, `order`. The model's objec"),
+        ({"steps": 2, "order": "halton", "model": "raster"}, "`steps`, `order`. The model's"),
         ({"canvas": "wide", "size": "64x64"}, "`canvas`. A canvas of this shape"),
     ],
 )
