@@ -382,10 +382,9 @@ def _prepare_captions(
     text_encoder: TextEncoder, data: PreparedData, out: Path, console: Console, *, flips: bool
 ) -> CaptionReader:
     """Lets a frozen encoder read every caption, once; warns about captions that are too long."""
-    captions = (caption for images in data.sides.values() for caption in images.all_captions())
+    captions = itertools.chain.from_iterable(one.all_captions() for one in data.sides.values())
     if flips:
-        mirrored = (caption_mirrored(caption) for caption in data.train.all_captions())
-        captions = itertools.chain(captions, mirrored)
+        captions = itertools.chain(captions, map(caption_mirrored, data.train.all_captions()))
     with _progress(console, "captions") as progress:
         path = out / record.TEXT_FOLDER / "features.npy"
         reader = prepare_captions(text_encoder, captions, path, progress=progress)
