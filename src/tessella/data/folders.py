@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tessella.errors import DataError
-from tessella.images import IMAGE_SUFFIXES
+from tessella.images import IMAGE_SUFFIXES, READ_SUFFIXES
 
 # Files with captions that are named after their picture; the first one with a caption is read.
 SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".json", ".tags")
@@ -62,6 +62,24 @@ def _is_hidden(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Says by its suffix whether a file should be a picture."""
     return suffix_of(name) in IMAGE_SUFFIXES
+
+
+def list_images(listing: Listing) -> list[str]:
+    """Lists the pictures of a folder, each once.
+
+    A file that cannot be read (a camera's raw file, a project of Photoshop) is left out if a
+    picture of the same name that can be read lies beside it.
+    """
+    images = [name for name in listing.files if is_image(name)]
+    readable = [name for name in images if suffix_of(name) in READ_SUFFIXES]
+    if len(readable) == len(images):
+        return images
+    stems = {stem_of(name).casefold() for name in readable}
+    return [
+        name
+        for name in images
+        if suffix_of(name) in READ_SUFFIXES or stem_of(name).casefold() not in stems
+    ]
 
 
 def is_sidecar(name: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessella.data.folders import is_image, stem_of, suffix_of, walk
+from tessella.data.folders import list_images, stem_of, suffix_of, walk
 from tessella.data.names import PICTURE_WORDS, normalise, side_of_folders
 from tessella.data.records import Side
 from tessella.images import IMAGE_SUFFIXES
@@ -105,7 +105,7 @@ class PictureIndex:
                 )
                 self._folders.append(folder)
                 self._known.add(folder.parts)
-                for name in filter(is_image, listing.files):
+                for name in list_images(listing):
                     picture = _Picture(len(self._folders) - 1, name)
                     self._pictures.setdefault(normalise(stem_of(name)), []).append(picture)
         stem = stem_of(last) if suffix_of(last) in IMAGE_SUFFIXES else last

@@ -16,8 +16,8 @@ from tessella.data import records
 from tessella.data.folders import (
     SIDECAR_SUFFIXES,
     Listing,
-    is_image,
     is_sidecar,
+    list_images,
     stem_of,
     suffix_of,
 )
@@ -44,7 +44,7 @@ class Sidecars:
         texts: dict[str, list[str]] = {}
         for name in filter(is_sidecar, listing.files):
             texts.setdefault(stem_of(name), []).append(name)
-        self.images = list(filter(is_image, listing.files))
+        self.images = list_images(listing)
         self._of = {
             image: texts.get(image, []) + texts.get(stem_of(image), []) for image in self.images
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 from tessella.data.folders import (
     SIDECAR_SUFFIXES,
     Listing,
+    is_image,
     is_sidecar,
     stem_of,
     suffix_of,
@@ -49,6 +50,7 @@ class FolderSurvey:
     orphans: list[Path] = field(default_factory=list)  # texts without a picture beside them
     suffixes: set[str] = field(default_factory=set)  # of the texts beside pictures
     folders: set[str] = field(default_factory=set)  # names of those that hold pictures
+    num_originals: int = 0  # that are left out: a readable picture of the same name lies beside
     num_json_pairs: int = 0  # pictures with a .json beside them, and no text
     samples: dict[bool, list[tuple[str, ...]]] = field(
         default_factory=lambda: {True: [], False: []}
@@ -65,6 +67,7 @@ class FolderSurvey:
         sidecars = Sidecars(listing)
         folders = listing.folder.relative_to(self.root).parts
         count = len(sidecars.images)
+        self.num_originals += sum(map(is_image, listing.files)) - count
         self.top_images += 0 if folders else count
         self.deep_images += count if folders else 0
         if count and folders:
@@ -173,8 +176,13 @@ class _Decision:
             tuple(self._tables),
             self._siblings,
             self._has_repeats,
-            (*self._notes, *self._note_numbers()),
+            (*self._notes, *self._note_originals(), *self._note_numbers()),
         )
+
+    def _note_originals(self) -> Iterator[str]:
+        """Says how many raw files and the like are left out."""
+        if count := self._survey.num_originals:
+            yield f"{count:,} raw files and the like left out: read from the picture beside each"
 
     def _note_numbers(self) -> Iterator[str]:
         """Says how numbers before folders' names are read."""

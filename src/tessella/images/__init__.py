@@ -10,7 +10,7 @@ Only the functions that need torch import it, so that reading pictures starts qu
 """
 
 from tessella.images.colors import find_alpha, ignores_profile, to_rgb
-from tessella.images.formats import IMAGE_SUFFIXES, ImageError
+from tessella.images.formats import IMAGE_SUFFIXES, READ_SUFFIXES, ImageError
 from tessella.images.opening import (
     OpenedImage,
     decode_image,
@@ -23,6 +23,7 @@ from tessella.images.writing import encode_picture, read_png_texts, save_png
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "READ_SUFFIXES",
     "ImageError",
     "OpenedImage",
     "Pixels",

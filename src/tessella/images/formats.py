@@ -20,7 +20,7 @@ from tessella.errors import DataError, first_line, needs_extra
 ImageProblem = Literal["empty", "broken", "too_large", "missing", "unsupported"]
 
 # fmt: off
-_READ_SUFFIXES = {
+READ_SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif",
     ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm",
     ".qoi", ".heic", ".heif", ".hif", ".heics", ".heifs",
@@ -33,7 +33,7 @@ _UNREAD_SUFFIXES = {
     ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srw", ".x3f",
 }
 # fmt: on
-IMAGE_SUFFIXES = frozenset(_READ_SUFFIXES | _UNREAD_SUFFIXES)
+IMAGE_SUFFIXES = frozenset(READ_SUFFIXES | _UNREAD_SUFFIXES)
 """Of files that look like pictures. Those that are not read count too, so that they are named."""
 
 # The formats that Pillow reads, commonest first. Formats that run other programs (EPS), have no

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
@@ -93,25 +94,31 @@ def serve(
             run=run,
             worker=worker,
         )
-        config = uvicorn.Config(
-            app,
-            http=create_protocol(settings.header_timeout_seconds),
-            access_log=False,
-            server_header=False,
-            log_level="warning",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_seconds)),
-            proxy_headers=False,
-        )
         host, port = settings.host, listening.getsockname()[1]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        server = _Server(
+            _configure(app, settings), worker, lambda: tell(address + settings.root_path)
+        )
         with _log_to_stderr():
-            _Server(config, worker, lambda: tell(address + settings.root_path)).run([listening])
+            server.run([listening])
         if not worker.is_alive:
             raise TessellaError(
                 "The painting thread ended after faults that came again and again; the log above "
                 "says which. Start the server again."
             )
+
+
+def _configure(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=create_protocol(settings.header_timeout_seconds),
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_seconds)),
+        proxy_headers=False,
+    )
 
 
 @contextlib.contextmanager

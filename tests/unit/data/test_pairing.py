@@ -73,6 +73,34 @@ def test_sidecars(draw, name: str, content: str) -> None:
     assert origins(draw.folder / "data") == {f"captions from the {suffix} beside each picture"}
 
 
+def test_raw_files_beside_their_pictures_are_no_pictures_of_their_own(draw) -> None:
+    """As cameras write both: the raw file is not read, and nothing is missing."""
+    for number, name in enumerate(("IMG_1", "IMG_2")):
+        draw.image(f"data/{name}.png", number)
+        draw.file(f"data/{name}.CR2", "II*\0")
+        draw.file(f"data/{name}.txt", f"picture {number}")
+    assert pairs(draw.folder / "data") == {
+        "IMG_1.png": ("picture 0",),
+        "IMG_2.png": ("picture 1",),
+    }
+    told = "2 raw files and the like left out: read from the picture beside each"
+    assert told in recognise(str(draw.folder / "data")).notes
+    # Alone it is one that is missing.
+    draw.file("data/IMG_3.CR2", "II*\0")
+    draw.file("data/IMG_3.txt", "picture 3")
+    assert len(read(draw.folder / "data")[0]) == 3
+    assert told in recognise(str(draw.folder / "data")).notes
+
+
+def test_raw_files_do_not_make_names_in_tables_ambiguous(draw) -> None:
+    for number, name in enumerate(("IMG_1", "IMG_2")):
+        draw.image(f"data/{name}.png", number)
+        draw.file(f"data/{name}.dng", "II*\0")
+    draw.file("data/captions.csv", "id,caption\nIMG_1,a red dog\nIMG_2,a blue cat\n")
+    expected = {"IMG_1.png": ("a red dog",), "IMG_2.png": ("a blue cat",)}
+    assert pairs(draw.folder / "data") == expected
+
+
 def test_lists_of_tags_are_one_caption(draw) -> None:
     for number, name in enumerate("abc"):
         draw.image(f"data/{name}.png", number)
