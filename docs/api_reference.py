@@ -228,9 +228,13 @@ def _resolve(schema: Schema, document: Schema) -> Schema:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """What an optional holds when it is not null."""
-    kinds = [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]
+    """What an optional holds when it is not null, or blank in a form."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if not _is_nothing(kind)]
     return kinds[0] if len(kinds) == 1 else schema
+
+
+def _is_nothing(kind: Schema) -> bool:
+    return kind.get("type") == "null" or kind.get("maxLength") == 0
 
 
 def _type_words(schema: Schema, document: Schema, left_out: str = "") -> str:
@@ -243,7 +247,11 @@ def _type_words(schema: Schema, document: Schema, left_out: str = "") -> str:
     """
     schema = _resolve(schema, document)
     if "anyOf" in schema:
-        kinds = [kind for kind in schema["anyOf"] if kind.get("type") != left_out]
+        kinds = [
+            kind
+            for kind in schema["anyOf"]
+            if kind.get("type") != left_out and kind.get("maxLength") != 0
+        ]
         return " or ".join(_type_words(kind, document) for kind in kinds)
     if "const" in schema:
         return f"`{schema['const']}`"

@@ -25,6 +25,7 @@ _REFERENCES = (
     "at. Without `image` the first of them is the picture."
 )
 _BINARY = {"type": "string", "format": "binary"}
+_BLANK = {"type": "string", "maxLength": 0}
 
 _STATUSES = {
     400: "The request is wrong.",
@@ -68,12 +69,15 @@ def describe_body(
     schema = kind.model_json_schema()
     media_type = "multipart/form-data" if files else "application/json"
     if files:
-        fields = {name: _without_null(field) for name, field in schema["properties"].items()}
+        required = [files[0], *schema.get("required", ())]
+        fields = {
+            name: field if name in required else _or_blank(field)
+            for name, field in schema["properties"].items()
+        }
         parts: dict[str, Any] = {name: {**_BINARY, "description": _FILES[name]} for name in files}
         if most_references is not None:
             several = {"type": "array", "items": _BINARY, "maxItems": most_references}
             parts["image[]"] = {**several, "description": _REFERENCES}
-        required = [files[0], *schema.get("required", ())]
         schema |= {"properties": fields | parts, "required": required}
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
@@ -113,11 +117,15 @@ def install_document(app: FastAPI, needs_key: Callable[[str], bool], root_path: 
     app.openapi = build  # type: ignore[method-assign]  # as FastAPI says to do it
 
 
-def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out that a field may be null, which a form cannot say."""
+def _or_blank(field: dict[str, Any]) -> dict[str, Any]:
+    """Says that a form may leave a text blank; that it is null a form cannot say."""
     kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
-    if len(kinds) != 1:
-        return field
     others = {name: value for name, value in field.items() if name not in ("anyOf", "default")}
+    if len(kinds) > 1:
+        return field
     # What is told of the field narrows what its kind allows.
-    return {**kinds[0], **others}
+    kind = {**next(iter(kinds), {}), **others}
+    if "pattern" not in kind and "enum" not in kind:
+        return kind
+    told = {name: kind.pop(name) for name in ("description", "title") if name in kind}
+    return {**told, "anyOf": [kind, _BLANK]}

@@ -52,13 +52,15 @@ def create_images_router(service: PaintingService) -> APIRouter:
         "/images/edits",
         summary="Repaint a part of a picture",
         openapi_extra=add_json_edit(
-            describe_body(edit_type, "image", "mask", most_references=most), edit_type
+            describe_body(edit_type, "image", "mask", most_references=most),
+            edit_type,
+            most_references=most,
         ),
         responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
         is_json = request.headers.get("content-type", "").lower().startswith("application/json")
-        parse = read_json_edit if is_json else None
+        parse = functools.partial(read_json_edit, most_references=most) if is_json else None
         form = await read_form(request, service, edit_type, "image", "image[]", "mask", parse=parse)
         return await answer_pictures(service, request, form, plan_change(form))
 

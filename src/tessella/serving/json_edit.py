@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 
 from tessella.generation import MAX_NEIGHBORS
 from tessella.serving.api_errors import ApiError, explain_validation
@@ -13,23 +13,30 @@ from tessella.serving.schemas import B
 class Source(BaseModel):
     """A picture."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # A picture without an address is refused in words of ours, and so is any address but `data:`.
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={"required": ["image_url"]},
+    )
 
-    image_url: str | None = None
+    image_url: Annotated[str | None, WithJsonSchema({"type": "string", "format": "data-url"})] = (
+        None
+    )
     """A `data:` URL of its file, or the file as base64."""
-    file_id: str | None = None
+    file_id: Annotated[str | None, WithJsonSchema({"type": "null"})] = None
     """Refused: the server keeps no files."""
 
 
-_Sources = Annotated[list[Source], Field(min_length=1, max_length=1 + MAX_NEIGHBORS)]
-
-
-def read_json_edit(content: bytearray, kind: type[B]) -> tuple[B, dict[str, list[bytes]]]:
+def read_json_edit(
+    content: bytearray, kind: type[B], *, most_references: int = MAX_NEIGHBORS
+) -> tuple[B, dict[str, list[bytes]]]:
     """Reads an edit from JSON.
 
     Args:
         content: the body.
         kind: of its fields beside the pictures.
+        most_references: that may come beside the picture.
 
     Returns:
         The fields, and the files: `image`, the first of which is the picture, and perhaps `mask`.
@@ -37,7 +44,7 @@ def read_json_edit(content: bytearray, kind: type[B]) -> tuple[B, dict[str, list
     Raises:
         ApiError: 400, describes the first fault.
     """
-    whole = _create_whole(kind)
+    whole = _create_whole(kind, most_references)
     try:
         body = whole.model_validate_json(content)
     except ValidationError as error:
@@ -50,14 +57,17 @@ def read_json_edit(content: bytearray, kind: type[B]) -> tuple[B, dict[str, list
     return kind(**said), files
 
 
-def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
+def add_json_edit(
+    described: dict[str, Any], kind: type[B], *, most_references: int
+) -> dict[str, Any]:
     """Adds JSON to what is told of an operation that reads a form.
 
     Args:
         described: as by `describe_body`.
         kind: of the fields beside the pictures.
+        most_references: as for `read_json_edit`.
     """
-    whole = _create_whole(kind)
+    whole = _create_whole(kind, most_references)
     schema = whole.model_json_schema()
     # A part of the document has no definitions of its own.
     source = schema.pop("$defs")["Source"]
@@ -70,10 +80,10 @@ def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
     return described
 
 
-def _create_whole(kind: type[B]) -> type[BaseModel]:
+def _create_whole(kind: type[B], most_references: int) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "images": (
-            _Sources,
+            Annotated[list[Source], Field(min_length=1, max_length=1 + most_references)],
             Field(description="The picture, and others to look at, as `image[]` of a form."),
         ),
         "mask": (Source | None, Field(None, description="As of a form.")),
@@ -89,7 +99,8 @@ def _read(source: Source, name: str) -> bytes:
     """
     param = name.partition("[")[0]
     text = source.image_url or ""
-    if not text or text[:8].lower().startswith(("http://", "https://")):
+    is_address = text[:8].lower().startswith(("http://", "https://"))
+    if not text or is_address or source.file_id is not None:
         raise ApiError(
             400,
             f"`{name}`: This server fetches no addresses and keeps no files. Send the picture "

@@ -95,6 +95,7 @@ def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     [said] = body.pop("warnings")
     assert said.startswith("Not in the model's vocabulary: `a`, `red`. Its captions rarely")
     assert body.pop("painted_size") == "16x16"
+    assert body.pop("model") == "tiny"
     assert set(body) == {"created", "background", "output_format", "size", "data", "usage"}
     assert isinstance(body["created"], int)
     assert (body["background"], body["output_format"], body["size"]) == ("opaque", "png", "16x16")

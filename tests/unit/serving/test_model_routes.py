@@ -65,7 +65,7 @@ def test_what_a_model_can_is_what_it_does(
     assert entry["can"]["best_of"] is best_of
     assert entry["examples"] == []
     streamed = server.generate(model=name, stream=True, partial_images=1)
-    assert ("partial_image" in streamed.text) is partial
+    assert (".partial_image" in streamed.text) is partial
     assert (server.generate(model=name, best_of=2).status_code == 200) is best_of
 
 

@@ -41,9 +41,9 @@ def test_a_folder_is_loaded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     loaded: list[Path] = []
     load = TextToImage.load
 
-    def record(path: Path, device: str) -> Any:
+    def record(path: Path, *how: Any) -> Any:
         loaded.append(path)
-        return load(path, device)
+        return load(path, *how)
 
     monkeypatch.setattr(TextToImage, "load", record)
     (folder / "link").symlink_to(folder / "stars")

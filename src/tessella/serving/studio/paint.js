@@ -156,7 +156,7 @@ function drawSize({ image_size, limits, can }) {
   return html`<div class="stack">
     ${drawField(
       "Size",
-      html`<select name="size">
+      html`<select name="size" aria-label="Size">
         <option value="">${own}</option>
         ${sizes.map((size) => html`<option value=${size}>${size.replace("x", "×")}</option>`)}
       </select>`,
