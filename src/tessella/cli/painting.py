@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from tessella.model.canvas import Canvas
     from tessella.model.mask import Marking
     from tessella.model.pipeline import TextToImage
-    from tessella.model.request import GeneratedImages, ImageRequest
+    from tessella.model.request import ImageRequest
     from tessella.model.size import Fit, PictureSize
-    from tessella.objectives import GenerationStep
+    from tessella.objectives import GenerationStep, OnStep
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,13 @@ def paint(
             generate(requests[:1], on_step=_stop_after_first_step)
     else:
         together = max(1, model.sampler.batch_size // options.best_of)
-        batches = [
-            requests[start : start + together] for start in range(0, len(requests), together)
-        ]
-        with target.open(pictures, made_with, details) as save:
-            for painted in _paint_batches(batches, generate, get_console(context)):
+        progress = _show_progress(get_console(context), len(requests))
+        with target.open(pictures, made_with, details) as save, progress as (show, advance):
+            for start in range(0, len(requests), together):
+                # Not in a function of its own: a reader who follows a prompt has far to go already.
+                painted = generate(requests[start : start + together], on_step=show).pixels
                 save(_fit(painted, plan.size, fits))
+                advance(len(painted))
     seconds = time.monotonic() - started
     warnings = _list_warnings(model, requests, settings, changes, plan, fits)
     return _report(options, target, pictures, details, seconds, plan, warnings)
@@ -169,22 +170,19 @@ def _choose_target(
     return target
 
 
-def _paint_batches(
-    batches: Sequence[Sequence["ImageRequest"]],
-    generate: "Callable[..., GeneratedImages]",
-    console: "Console",
-) -> "Iterator[Pixels]":
-    """Yields the pictures of each batch, and shows on a terminal how far it is."""
+@contextlib.contextmanager
+def _show_progress(
+    console: "Console", num_pictures: int
+) -> "Iterator[tuple[OnStep, Callable[[int], None]]]":
+    """Shows on a terminal how far the painting is: told each step, and how many are finished."""
     progress = _create_progress(console)
     with progress:
-        task = progress.add_task("", total=sum(map(len, batches)), step="")
+        task = progress.add_task("", total=num_pictures, step="")
 
         def show(step: "GenerationStep") -> None:
             progress.update(task, step=f"step {step.step} of {step.steps}")
 
-        for batch in batches:
-            yield generate(batch, on_step=show).pixels
-            progress.advance(task, len(batch))
+        yield show, lambda count: progress.advance(task, count)
 
 
 def _list_requests(

@@ -264,10 +264,10 @@ def test_a_picture_that_is_read_slowly_keeps_its_thread(
 ) -> None:
     server, begun, gate = serve(request_timeout_seconds=0.2), [], threading.Event()
 
-    def read(content: bytes, *, max_pixels: int) -> Any:
+    def read(content: bytes, **limits: Any) -> Any:
         begun.append(content)
         assert gate.wait(60)
-        return read_with_transparency(content, max_pixels=max_pixels)
+        return read_with_transparency(content, **limits)
 
     monkeypatch.setattr(bodies, "read_with_transparency", read)
     file = {"image": encode_picture(np.zeros((16, 16, 3), np.uint8))}
