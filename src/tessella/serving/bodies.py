@@ -14,11 +14,11 @@ import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, TypeVar
 
 from fastapi import Request
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -51,6 +51,7 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
 _DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
 
 
+M = TypeVar("M", bound=BaseModel)
 ParseOther = Callable[[bytearray, type[B]], tuple[B, dict[str, list[bytes]]]]
 """Reads a body into its fields, and its files by the names of a form's parts without their `[]`."""
 
@@ -88,17 +89,22 @@ def check_type(request: Request, expected: str) -> None:
         )
 
 
-async def read_json(request: Request, kind: type[B]) -> B:
+async def read_json(request: Request, kind: type[M]) -> M:
     """Reads a request from JSON.
 
     Raises:
         ApiError: 400, describes the first fault; 415, the body is of another type.
     """
     check_type(request, "application/json")
-    return _validate_json(await request.body(), kind)
+    return validate_json(await request.body(), kind)
 
 
-def _validate_json(content: bytes | bytearray, kind: type[B]) -> B:
+def validate_json(content: bytes | bytearray, kind: type[M]) -> M:
+    """Reads a body of JSON.
+
+    Raises:
+        ApiError: 400, describes the first fault.
+    """
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
@@ -120,7 +126,7 @@ async def read_pictures_json(
     with service.hold_upload() as hold:
         content = await _read_body(request, hold)
         check_structure(content, service.settings.max_json_bytes)
-        body = _validate_json(content, kind)
+        body = validate_json(content, kind)
         content.clear()
         served = service.find(body.model)
         texts = body.references or []

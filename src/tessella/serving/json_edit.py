@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 
 from tessella.generation import MAX_NEIGHBORS
-from tessella.serving.api_errors import ApiError, explain_validation
-from tessella.serving.bodies import decode_base64
+from tessella.serving.api_errors import ApiError
+from tessella.serving.bodies import decode_base64, validate_json
 from tessella.serving.schemas import B
 
 
@@ -45,10 +45,7 @@ def read_json_edit(
         ApiError: 400, describes the first fault.
     """
     whole = _create_whole(kind, most_references)
-    try:
-        body = whole.model_validate_json(content)
-    except ValidationError as error:
-        raise explain_validation(error, whole.model_fields) from None
+    body = validate_json(content, whole)
     said: dict[str, Any] = vars(body)
     images, mask = said.pop("images"), said.pop("mask")
     files = {"image": [_read(one, f"images[{i}]") for i, one in enumerate(images)]}

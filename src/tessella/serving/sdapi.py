@@ -9,7 +9,7 @@ What it has and tessella has not, samplers for example, is ignored there as unkn
 import io
 import json
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from PIL import Image
@@ -18,11 +18,9 @@ from starlette.responses import Response
 
 from tessella.serving import schemas
 from tessella.serving.api_errors import explain_validation
-from tessella.serving.bodies import ReadRequest, check_type, decode_base64, read_form
+from tessella.serving.bodies import ReadRequest, decode_base64, read_form, read_json, validate_json
 from tessella.serving.images import answer_pictures, plan_change
 from tessella.serving.service import PaintingService
-
-M = TypeVar("M", bound=BaseModel)
 
 _SAMPLER = "tessella"
 _USUAL = (-1, 7, "None", _SAMPLER)  # values of fields that nobody has set: 7 is of `cfg_scale`
@@ -117,7 +115,7 @@ def create_sdapi_router(service: PaintingService) -> APIRouter:
 
     @router.post("/txt2img", summary="Paint pictures", openapi_extra=_describe(TextToImageBody))
     async def paint(request: Request) -> ImagesBody:
-        asked = await _read_json(request, TextToImageBody)
+        asked = await read_json(request, TextToImageBody)
         body = translate(generation_type, asked)
         read = ReadRequest(body, service.find(body.model), ())
         return _reshape(asked, body, await answer_pictures(service, request, read))
@@ -129,7 +127,7 @@ def create_sdapi_router(service: PaintingService) -> APIRouter:
         def parse(
             content: bytearray, kind: type[schemas.VariationBody]
         ) -> tuple[schemas.VariationBody, dict[str, list[bytes]]]:
-            asked.append(_validate(content, ImageToImageBody))
+            asked.append(validate_json(content, ImageToImageBody))
             return translate(kind, asked[0]), _read_files(asked[0], limits.max_upload_pixels)
 
         form = await read_form(request, service, change_type, "image", "mask", parse=parse)
@@ -162,27 +160,10 @@ def _add_questions(router: APIRouter, service: PaintingService, chosen: OptionsB
         "/options", summary="Choose the model that paints", openapi_extra=_describe(OptionsBody)
     )
     async def set_options(request: Request) -> dict[str, str]:
-        said = await _read_json(request, OptionsBody)
+        said = await read_json(request, OptionsBody)
         if said.sd_model_checkpoint is not None:
             chosen.sd_model_checkpoint = service.find(said.sd_model_checkpoint).name
         return {}
-
-
-async def _read_json(request: Request, kind: type[M]) -> M:
-    """Reads a body.
-
-    Raises:
-        ApiError: 400, describes the first fault; 415, it is of another type.
-    """
-    check_type(request, "application/json")
-    return _validate(await request.body(), kind)
-
-
-def _validate(content: bytes | bytearray, kind: type[M]) -> M:
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        raise explain_validation(error, kind.model_fields) from None
 
 
 def _describe(kind: type[BaseModel]) -> dict[str, Any]:
