@@ -179,7 +179,7 @@ def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
 def first_batch(stage: Stage[nn.Module], batch_size: int) -> tuple[torch.Tensor, ...]:
     """Loads the first images."""
     indices = np.arange(batch_size) % stage.num_images
-    return stage.load_batch(indices, np.random.default_rng(0))
+    return stage.load_batch(indices, [np.random.default_rng(0)] * batch_size)
 
 
 def count_flops(stage: Stage[nn.Module], batch_size: int) -> int:
