@@ -22,6 +22,7 @@ ORDER = (
     "sheets",
     "generation",
     "precision",
+    "batch",
     "data",
     "text",
     "tokenizer",

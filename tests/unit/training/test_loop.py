@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +17,10 @@ from torch import Tensor, nn
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.training.checkpoint import load_latest_checkpoint, section
-from tessella.training.loop import (
-    Evaluation,
-    Stage,
-    StepLoss,
-    TrainingSettings,
-    create_accelerator,
-    measure_pace,
-    train,
-)
+from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.optimizer import OptimizerSettings
 from tessella.training.precision import PrecisionSetting
+from tessella.training.stage import Evaluation, Stage, StepLoss, TrainingSettings
 
 
 class ToyNetwork(nn.Module):
