@@ -5,14 +5,15 @@ two processes, which find each other by gloo on this machine. All of them are fo
 imported everything once.
 """
 
-import contextlib
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from torch import nn
 
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
-from tessella.training import launch, processes
+from tessella.errors import TessellaError
+from tessella.training import launch
 from tessella.training.checkpoint import section
 from tessella.training.loop import create_accelerator
+from tessella.training.stage import Evaluation
 from test_resume import BATCH, STAGES, run, saved, transformer_stage
 
-STEPS = 6
+STEPS = 4
 KINDS = {
     **STAGES,
     **{
@@ -83,7 +86,7 @@ def test_a_run_may_go_on_in_another_number_of_processes(kind: str, runs: Path) -
 def test_evaluations_are_told_once(kind: str, runs: Path) -> None:
     for name in ("one", "two"):
         told = [line["images_seen"] for line in read(runs / kind / name, "validation")]
-        assert told == [2 * BATCH, 4 * BATCH, 6 * BATCH]
+        assert told == [2 * BATCH, 4 * BATCH]
 
 
 def test_who_trains_is_told(runs: Path) -> None:
@@ -103,19 +106,18 @@ def test_a_killed_process_ends_the_other(runs: Path) -> None:
 
 
 def train_everything(folder: Path) -> None:
-    """Trains each kind of stage on one process and on two."""
+    """Trains each kind of stage on one process and on two, and two kinds on both in turn."""
+    importlib.import_module("torch._dynamo")  # every optimizer does, and it takes seconds
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     prepare(["scenes:40"], settings, folder / "data")
-    names: list[tuple[str, int, int]] = [("one", 1, STEPS), ("two", 2, STEPS)]
-    in_turn = [("parts", 1, 2), ("parts", 2, 4), ("parts", 1, STEPS)]
-    for ranks in (1, 2):
-        every = [
-            (kind, name, steps) for kind in KINDS for name, count, steps in names if count == ranks
-        ]
-        fork(ranks, lambda every=every: [train_one(folder, *one) for one in every])
-    for _, ranks, steps in in_turn:
-        kinds = ("gradient", "any_order")
-        fork(ranks, lambda steps=steps: [train_one(folder, k, "parts", steps) for k in kinds])
+
+    def start(ranks: int, name: str, steps: int, kinds: Iterable[str]) -> None:
+        fork(ranks, lambda: [train_one(folder, kind, name, steps) for kind in kinds])
+
+    start(1, "one", STEPS, KINDS)
+    start(2, "two", STEPS, KINDS)
+    for ranks, steps in ((1, 1), (2, 3), (1, STEPS)):
+        start(ranks, "parts", steps, ("gradient", "any_order"))
     fork(2, lambda: be_killed(folder), statuses=(0, 9))
 
 
@@ -125,10 +127,9 @@ def train_one(folder: Path, kind: str, name: str, steps: int) -> None:
     for module in stage.loss_module.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # each process draws its own
-    processes._SECONDS_BETWEEN_QUESTIONS = 0.0
+    stage.evaluate = lambda *_: Evaluation({"psnr": 1.0}, {})
     # The same schedule, whenever it ends: a run of fewer steps is one that was stopped.
-    with contextlib.suppress(StopIteration):
-        run(stage, folder / kind / name, steps=steps, decay_fraction=0.0)
+    run(stage, folder / kind / name, steps=steps, decay_fraction=0.0)
 
 
 def be_killed(folder: Path) -> None:
@@ -144,7 +145,7 @@ def be_killed(folder: Path) -> None:
     try:
         with launch.watch_peers(peers):
             accelerator.wait_for_everyone()
-    except Exception as error:
+    except TessellaError as error:
         seconds = time.monotonic() - began
         (folder / "killed.txt").write_text(f"{error}\n{seconds}")
 
@@ -170,9 +171,7 @@ def fork(ranks: int, work: Callable[[], object], statuses: tuple[int, ...] = (0,
             work()
             status = 0
             launch.leave_peers()
-        except BaseException:
-            import traceback
-
+        except BaseException:  # noqa: BLE001 - a child must not go on as its parent
             traceback.print_exc()
         finally:
             sys.stderr.flush()

@@ -134,10 +134,15 @@ def _train(request: "FitRequest", console: "Console") -> Result | None:
     from tessella.config import read_config
     from tessella.model.folder import METRICS_FILE
     from tessella.training.fit import fit as train
+    from tessella.training.interrupt import Interrupted
     from tessella.training.launch import is_first_process, leave_peers
 
     before = _list_checkpoints(request.out)
-    folder = train(request, console)
+    try:
+        folder = train(request, console)
+    except Interrupted:
+        leave_peers()  # all of them stop here
+        raise
     is_first = is_first_process()
     leave_peers()
     if not is_first:

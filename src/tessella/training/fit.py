@@ -88,7 +88,9 @@ def fit(request: FitRequest, console: Console) -> Path:
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     with watch_peers(peers):
-        return _check_and_fit(request, peers, accelerator, console, began)
+        folder = _check_and_fit(request, peers, accelerator, console, began)
+        accelerator.wait_for_everyone()  # the first process writes last
+    return folder
 
 
 def _check_and_fit(
@@ -192,7 +194,6 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
         _write_report(out, console)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {out / record.MODEL_FOLDER}, after {minutes:.1f} minutes.")
-    accelerator.wait_for_everyone()
     return out / record.MODEL_FOLDER
 
 

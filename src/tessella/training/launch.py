@@ -100,7 +100,8 @@ def check_launch(num_processes: int, environment: Mapping[str, str] = os.environ
     Raises:
         ConfigError: says how many there are, and how to start several.
     """
-    asked = max(int(environment.get(name, "1")) for name in _COUNTS)
+    counts = (environment.get(name, "") for name in _COUNTS)
+    asked = max((int(count) for count in counts if count.isdigit()), default=1)
     # What `accelerate launch` sets for several processes, although it starts one.
     is_alone = "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment
     if num_processes >= asked and not (num_processes == 1 and is_alone):

@@ -77,12 +77,11 @@ def start_other() -> tuple["subprocess.Popen[bytes]", Peers]:
 @pytest.mark.skipif(sys.platform == "win32", reason="there processes can't be asked")
 def test_an_operation_that_fails_with_a_dead_process_names_it() -> None:
     other, peers = start_other()
-    with pytest.raises(TessellaError, match=r"Process 1 of 2 \(PID \d+\) has ended"):
-        with watch_peers(peers):
-            other.kill()
-            other.wait()
-            raise RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234")
-    other.communicate()
+    said = r"Process 1 of 2 \(PID \d+\) has ended"
+    with pytest.raises(TessellaError, match=said), watch_peers(peers):
+        other.kill()
+        other.communicate()
+        raise RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234")
 
 
 def test_an_error_of_one_s_own_stays_what_it_is() -> None:
