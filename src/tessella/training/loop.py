@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
 from rich.console import Console
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tessella.batch import drawing
 from tessella.errors import CheckpointError
@@ -63,8 +64,7 @@ def create_accelerator(device: str) -> Accelerator:
         cpu=kind == "cpu",
         mixed_precision="no",  # accelerate's is one for the whole process; `train` has its own
         kwargs_handlers=[
-            # Buffers follow from what all processes share, so that they are the same in each.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             # The others wait while the first reads the data, encodes it and evaluates.
             InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT),
         ],
@@ -209,6 +209,9 @@ class _TrainingState(Generic[N]):
             groups, self.settings.optimizer, in_fp32=self._precision == "fp32"
         )
         self._compute_loss = accelerator.prepare(stage.loss_module)
+        if isinstance(self._compute_loss, DistributedDataParallel):
+            # They follow from what all processes share, and are the same in each.
+            self._compute_loss.broadcast_buffers = False
         self._saved_at = time.monotonic()
 
     @property
