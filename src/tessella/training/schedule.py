@@ -5,7 +5,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-_OF_IMAGE = 1  # tells an image's generator from that of a pass, which is seeded by its number
+# Last among the numbers of a seed: they tell what it is for. That of a pass has none.
+_OF_IMAGE, _OF_STEP = 1, 2
 
 
 def learning_rate_multiplier(
@@ -29,7 +30,8 @@ def step_seed(seed: int, images_seen: int, rank: int | None = None) -> int:
 
     Source: each step is seeded by (seed, rank, images) as in EDM2 (arXiv:2312.02696).
     """
-    position = [seed, images_seen] if rank is None else [seed, rank, images_seen]
+    who = 0 if rank is None else 1 + rank
+    position = [seed, images_seen, who, _OF_STEP]
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
 
 
@@ -40,7 +42,7 @@ def create_image_generators(seed: int, start: int, count: int) -> list[np.random
     batch that it is in, nor on the process that reads it.
     """
     return [
-        np.random.default_rng([seed, place, _OF_IMAGE]) for place in range(start, start + count)
+        np.random.default_rng([seed, place, 0, _OF_IMAGE]) for place in range(start, start + count)
     ]
 
 
