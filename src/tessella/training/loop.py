@@ -99,14 +99,8 @@ def train(
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    state = _TrainingState(
-        stage,
-        settings,
-        folder / checkpoint.CHECKPOINTS_FOLDER,
-        accelerator,
-        fingerprint,
-        precision,
-    )
+    checkpoints = folder / checkpoint.CHECKPOINTS_FOLDER
+    state = _TrainingState(stage, settings, checkpoints, accelerator, fingerprint, precision)
     state.begin()
     agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
