@@ -17,18 +17,20 @@ Output contract: a line a stage; the last line of stdout is the record, one JSON
 stage `parameters`, the three step times (medians of steps, seconds), `fixed_seconds`,
 `exchange_seconds`, `strong_efficiency`, `weak_efficiency`; with `--steps` also `loss_difference`,
 the largest relative difference of the losses of R processes to those of one, step by step, in fp32
-without dropout.
+without dropout, and `rounding_difference`, the same for one process whose weights begin a rounding
+apart (1e-7): training multiplies any difference, and nothing can come closer than that.
 
     python benchmarks/ranks.py --preset small --seconds 60 --steps 500
 """
 
 import argparse
+import importlib
 import json
 import os
 import socket
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,11 @@ def main() -> None:
     if options.quick:
         options.preset, options.data, options.seconds, options.steps = "tiny", "scenes:200", 1.0, 5
     torch.set_num_threads(1)
+    importlib.import_module("torch._dynamo")  # once: every optimizer does, and it takes seconds
     with tempfile.TemporaryDirectory() as folder:
         results = {name: measure_stage(name, Path(folder), options) for name in options.stages}
     record = write_result(
-        f"ranks-{options.preset}",
+        f"ranks-{options.preset}" if options.seconds else "ranks-losses",
         results,
         config={name: value for name, value in vars(options).items() if name != "quick"},
         where=environment("cpu"),
@@ -93,9 +96,10 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
         }
     if options.steps:
         one, several = (read_losses(name, folder, options, count) for count in (1, options.ranks))
-        pairs = zip(one, several, strict=True)
+        apart = read_losses(name, folder, options, 1, apart=1e-7)
         result["steps"] = len(one)
-        result["loss_difference"] = max(abs(mine / theirs - 1) for theirs, mine in pairs)
+        result["loss_difference"] = find_difference(one, several)
+        result["rounding_difference"] = find_difference(one, apart)
     print(name, result)
     return result
 
@@ -118,15 +122,25 @@ def time_steps(
     return seconds
 
 
-def read_losses(name: str, folder: Path, options: argparse.Namespace, ranks: int) -> list[float]:
-    """Returns the loss of every step of a short run."""
-    run = folder / f"{name}-{ranks}"
+def find_difference(losses: Sequence[float], others: Sequence[float]) -> float:
+    """Returns the largest relative difference of losses, step by step."""
+    return max(abs(other / loss - 1) for loss, other in zip(losses, others, strict=True))
+
+
+def read_losses(
+    name: str, folder: Path, options: argparse.Namespace, ranks: int, *, apart: float = 0.0
+) -> list[float]:
+    """Returns the loss of every step of a short run, whose weights may begin somewhat apart."""
+    run = folder / f"{name}-{ranks}-{apart}"
 
     def work() -> None:
         stage, settings = create_stage(name, folder, options)
         for module in stage.loss_module.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # each process draws its own
+        with torch.no_grad():
+            for parameter in stage.network.parameters():
+                parameter.mul_(1 + apart * torch.randn_like(parameter))
         # A line for every step.
         reporting._LOG_SECONDS = processes._SECONDS_BETWEEN_QUESTIONS = 0.0
         images = options.steps * settings.batch_size
