@@ -6,7 +6,7 @@ tokenizer. After `fit-tokenizer` the folder holds the image tokenizer alone.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tessella import config
 from tessella.config import Settings
@@ -31,9 +31,9 @@ from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings, count_latent_channels
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 
-MODEL_FORMAT = 5
+MODEL_FORMAT = 6
 """Of the model folder; rises when an older tessella can no longer read it."""
-_READ_FORMATS = (2, 3, 4, MODEL_FORMAT)
+_READ_FORMATS = (2, 3, 4, 5, MODEL_FORMAT)
 _TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part is the same in all
 
 # The transformer's weights were renamed from format 2 to format 3, the codebook's from 4 to 5.
@@ -48,6 +48,14 @@ _RENAMED = {
         f"quantizer.{name}": f"quantizer.parts.0.{name}"
         for name in ("vectors", "idle_images", "started", "cluster_size", "cluster_sum")
     },
+}
+
+# Came with format 6. With `aligned` at zero they change nothing, and can still learn.
+_ADDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "example_encoder.prompt_query.weight": nn.init.eye_,
+    "example_encoder.caption_key.weight": nn.init.eye_,
+    "example_encoder.relevance.weight": nn.init.zeros_,
+    "example_encoder.aligned.weight": nn.init.zeros_,
 }
 
 CONFIG_FILE = "config.json"
@@ -325,11 +333,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: it is missing, damaged, or of another network.
     """
-    tensors = read_tensors(path)
+    tensors, expected = read_tensors(path), network.state_dict()
     for name in list(tensors):
         for old, new in _RENAMED.items():
             if name.startswith(old):
                 tensors[new + name.removeprefix(old)] = tensors.pop(name)
+    if tensors.keys().isdisjoint(_ADDED):
+        for name in _ADDED.keys() & expected.keys():
+            tensors[name] = _ADDED[name](torch.empty_like(expected[name]))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -68,6 +68,11 @@ def to_older_examples(folder: Path) -> None:
     arrays["codes"] = arrays["codes"][:, 0]
     write_arrays(folder / "older", arrays, metadata)
     (folder / "older").replace(path)
+    path = folder / "transformer.safetensors"
+    weights = load_file(path)
+    for name in ("prompt_query", "caption_key", "relevance", "aligned"):  # came with format 6
+        del weights[f"example_encoder.{name}.weight"]
+    save_file(weights, path)
 
 
 def paint(model: TextToImage) -> bytes:
@@ -76,7 +81,7 @@ def paint(model: TextToImage) -> bytes:
 
 def test_a_saved_model_has_todays_format(tmp_path: Path) -> None:
     folder = save_untrained(create_untrained(), tmp_path / "model")
-    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 5
+    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 6
     names = load_file(folder / "transformer.safetensors").keys()
     assert {"mask_token", "kv_norm.weight", "position_embedding.weight"} <= names
     assert not any(name.startswith(tuple(NAMES_IN_FORMAT_2.values())) for name in names)
@@ -113,6 +118,9 @@ def test_a_model_of_format_4_loads_and_paints_the_same(learning: str, tmp_path: 
         quantizer = quantizer | {"codebook_size": 16}
     tokenizer = describe_tokenizer() | {"quantizer": quantizer}
     model = create_with_examples(CAPTIONS, tokenizer=tokenizer)
+    encoder = model.transformer.example_encoder
+    assert encoder is not None
+    encoder.aligned.weight.zero_()
     folder = to_format_4(save_untrained(model, tmp_path / "model"))
     older = load_file(folder / "tokenizer.safetensors")
     assert "quantizer.idle_images" in older
