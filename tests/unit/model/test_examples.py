@@ -274,14 +274,14 @@ def test_a_change_of_a_picture_looks_up_its_prompt(method: str) -> None:
     elif method == "outpaint":
         options, canvas = {"right": 8}, canvases.outpaint(PHOTO, right=8)
     else:
-        options, [canvas] = {}, canvases.variations(PHOTO, [3], strength=0.5)
+        options, [canvas] = {}, canvases.variations(PHOTO, [4], strength=0.5)
     change = getattr(MODEL, method)
-    [changed] = change(PHOTO, prompt=PROMPT, seed=3, **options)
-    request = ImageRequest(PROMPT, 3, canvas=canvas, examples=FINDER.find(PROMPT))
+    [changed] = change(PHOTO, prompt=PROMPT, seed=4, **options)
+    request = ImageRequest(PROMPT, 4, canvas=canvas, examples=FINDER.find(PROMPT))
     assert np.array_equal(changed, MODEL.generate_images([request]).pixels[0])
-    [without] = change(PHOTO, prompt=PROMPT, seed=3, neighbors=0, **options)
+    [without] = change(PHOTO, prompt=PROMPT, seed=4, neighbors=0, **options)
     assert not np.array_equal(changed, without)
-    [beside_photo] = change(PHOTO, prompt=PROMPT, seed=3, references=[PHOTO], **options)
+    [beside_photo] = change(PHOTO, prompt=PROMPT, seed=4, references=[PHOTO], **options)
     assert not np.array_equal(changed, beside_photo)
 
 
