@@ -180,7 +180,7 @@ def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def prove(folder: Path, name: str) -> None:
-    """Proves a file of a folder, if the folder has sums.
+    """Proves a file of a folder, if the folder has sums that name it.
 
     Args:
         folder: of the model.
@@ -190,10 +190,10 @@ def prove(folder: Path, name: str) -> None:
         CheckpointError: it is not the file that was written, or not in the folder.
         OSError: it cannot be read.
     """
-    sums = read_sums(folder)
     check_own(folder / name)
-    if sums is not None and (got := sha256_file(folder / name)) not in sums.get(name, ()):
-        raise _mismatch(folder / name, got, sums.get(name, ()))
+    expected = (read_sums(folder) or {}).get(name)
+    if expected and (got := sha256_file(folder / name)) not in expected:
+        raise _mismatch(folder / name, got, expected)
 
 
 def is_there(path: Path) -> bool:
@@ -264,7 +264,7 @@ def _mismatch(path: Path, got: str, expected: Iterable[str]) -> CheckpointError:
     return CheckpointError(
         f"A file of the model is damaged or of another one: `{path}` has the SHA-256 `{got}`; "
         f"{SUMS_FILE} says {wanted or 'nothing of it'}. Copy the whole model folder again; if the "
-        f"change is yours, remove {SUMS_FILE}, and let `tessella export` write a copy with new sums."
+        f"change is yours, remove {SUMS_FILE}; `tessella export` then writes a copy with new sums."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.training.recipe import Recipe
+from tessella.untrusted import to_printable
 
 
 def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
@@ -30,7 +31,12 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    captions = [caption for caption in facts["sample_captions"] if caption]
+    # Code, so that a caption cannot be a heading, a link or HTML where the card is shown.
+    captions = [
+        to_printable(" ".join(caption.split())).replace("`", "'")
+        for caption in facts["sample_captions"]
+        if caption.strip()
+    ]
     return environment.get_template("model_card.md.jinja").render(
         recipe=recipe,
         facts=facts,

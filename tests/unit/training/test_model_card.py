@@ -63,7 +63,7 @@ def test_the_facts_are_there() -> None:
         "Seed: 42",
         "| reconstruction_psnr | 28.77 | dB, first 512 images |",
         "| codes_used | 509 | of 512 |",
-        "- an octopus",
+        "- `an octopus`",
         "samples.png",
     ):
         assert fact in text, fact
