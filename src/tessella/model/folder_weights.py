@@ -33,8 +33,9 @@ _RENAMED = {
     },
 }
 
-# What a network computes from its settings is not in its file: rotations, grids of levels.
-_MOST_COMPUTED = 4_000_000
+# What a network computes from its settings is not in its file: rotations, grids of levels. The
+# latter have at most 65,536 codes.
+_MOST_COMPUTED, _LONGEST_RANGE = 10_000, 1 << 17
 _SIZED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full}
 
 N = TypeVar("N", bound=nn.Module)
@@ -148,7 +149,7 @@ class _Uninitialized(TorchFunctionMode):
         if func in _SIZED:
             size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
             self._add(math.prod(size))
-        elif func is torch.arange:
+        elif func is torch.arange and args[0] > _LONGEST_RANGE:
             self._add(args[0])
         return func(*args, **kwargs)
 

@@ -39,7 +39,7 @@ def change(folder: Path, section: str, **settings: Any) -> None:
         ("transformer", {"width": 4 * 10**30, "heads": 1}),
         ("transformer", {"depth": 10**9}),
         ("tokenizer", {"widths": [16 * 10**6] * 2}),
-        ("tokenizer", {"widths": [16] * 100_000}),
+        ("tokenizer", {"widths": [16] * 9_000}),
         ("tokenizer", {"blocks": 10**12}),
         ("tokenizer", {"quantizer": {"codebook_size": 65536, "code_width": 10**9}}),
         (

@@ -110,6 +110,15 @@ def test_what_it_cannot_do_is_said() -> None:
     assert "mean nothing to it, beyond what its text encoder knows of them." in text
 
 
+def test_a_caption_is_code_and_nothing_else() -> None:
+    """A card is shown by hubs, which follow its links and pictures."""
+    evil = "a `b` <img src=x>\n# Title\x1b[2J [c](https://d.example) <!-- /examples -->"
+    lines = card(sample_captions=[evil]).splitlines()
+    shown = "a 'b' <img src=x> # Title\\x1b[2J [c](https://d.example) <!-- /examples -->"
+    assert f"- `{shown}`" in lines
+    assert not any(line.startswith("# Title") for line in lines)
+
+
 # Where no caption could be read whole, the sheet shows the empty prompt, which nobody can ask for.
 def test_no_caption_makes_no_list() -> None:
     text = card(sample_captions=[""])
