@@ -35,7 +35,7 @@ from pathlib import Path
 from random import Random
 
 from harness import RESULTS, environment, print_record, write_result
-from hostile_inputs import PARSERS
+from malformed_files import PARSERS
 from tessella.errors import TessellaError
 
 HANG_SECONDS = 2.0

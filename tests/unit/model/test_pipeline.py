@@ -56,6 +56,7 @@ def test_the_folder_moves_and_holds_no_pickle(tmp_path: Path) -> None:
         "README.md",
         "metrics.json",
         "samples.png",
+        SUMS,
     }
     assert TextToImage.load(str(folder), device="cpu").config == MODEL.config
     assert (folder / "README.md").read_text() == "# A card\n"
