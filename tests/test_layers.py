@@ -16,8 +16,10 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 ORDER = (
     "errors",
+    "untrusted",
     "config",
     "files",
+    "checksums",
     "images",
     "sheets",
     "generation",

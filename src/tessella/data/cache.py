@@ -28,6 +28,7 @@ import numpy.typing as npt
 from tessella.data.decode import DIGEST_BYTES
 from tessella.data.records import Skipped
 from tessella.images import Pixels
+from tessella.untrusted import parse_json
 
 CACHE_FORMAT = "tessella-cache/2"
 MANIFEST = "manifest.json"
@@ -227,7 +228,7 @@ def write_sides(
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Reads the manifest of a complete cache; None if the folder is not one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         if manifest["format"] != CACHE_FORMAT:
             return None
         sizes = {name: (folder / name).stat().st_size for name in manifest["file_bytes"]}
@@ -239,7 +240,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def is_cache(folder: Path) -> bool:
     """Says whether a folder was written as a cache of any format, complete or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         return str(manifest["format"]).startswith("tessella-cache/")
     except (OSError, ValueError, KeyError, TypeError):
         return False

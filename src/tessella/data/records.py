@@ -5,12 +5,12 @@
 A record has the location of a picture, not its pixels.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from tessella.data.text_encoding import TextError, decode_text
+from tessella.untrusted import parse_json
 
 Side: TypeAlias = Literal["train", "validation"]
 
@@ -111,8 +111,10 @@ def fields_from_json(content: bytes) -> dict[str, Any]:
         CaptionError: not a JSON object, or far too long.
     """
     try:
-        fields = json.loads(decode_caption(content))
-    except (json.JSONDecodeError, RecursionError) as error:
+        fields = parse_json(decode_caption(content))
+    except CaptionError:
+        raise
+    except ValueError as error:
         raise CaptionError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise CaptionError(f"not a JSON object but a {type(fields).__name__}")
@@ -146,8 +148,8 @@ def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
     field = name.strip().lower()
     if isinstance(value, str) and field in ("captions", "sentences") and value.lstrip()[:1] == "[":
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise CaptionError(f"`{name}` is not a JSON list: {error}") from None
     values = value if isinstance(value, list) else [value]
     if field == "conversations":  # LLaVA's: what is asked says nothing of the picture

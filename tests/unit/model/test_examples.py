@@ -15,7 +15,7 @@ from tessella.model.examples import ExampleFinder
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
+from tessella.retrieval.examples import ExampleRow, remove_memory
 from untrained import (
     create_untrained,
     create_with_examples,
@@ -204,8 +204,7 @@ def test_zero_neighbors_are_a_model_whose_memory_is_removed(scale: float, tmp_pa
     folder = save_untrained(MODEL, tmp_path / "model")
     whole = TextToImage.load(folder, "cpu")
     assert np.array_equal(paint(whole, guidance_scale=scale), paint(MODEL, guidance_scale=scale))
-    for name in (EXAMPLES_FILE, ROWS_FILE):
-        (folder / name).unlink()
+    remove_memory(folder)
     removed = TextToImage.load(folder, "cpu")
     assert removed.memory is None
     without = paint(removed, guidance_scale=scale)

@@ -23,6 +23,7 @@ FILES = (
     "transformer.safetensors",
     "text_tokenizer.json",
 )
+SUMS = "SHA256SUMS"
 
 
 MODEL = create_untrained()
@@ -55,6 +56,7 @@ def test_the_folder_moves_and_holds_no_pickle(tmp_path: Path) -> None:
         "README.md",
         "metrics.json",
         "samples.png",
+        SUMS,
     }
     assert TextToImage.load(str(folder), device="cpu").config == MODEL.config
     assert (folder / "README.md").read_text() == "# A card\n"
@@ -113,6 +115,7 @@ def test_a_configuration_that_is_not_ours(
     folder = save_untrained(MODEL, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
+    (folder / SUMS).unlink()
     with pytest.raises(CheckpointError, match=said):
         TextToImage.load(folder, device="cpu")
 
@@ -125,6 +128,7 @@ def test_weights_of_another_size_do_not_fit(tmp_path: Path) -> None:
     (folder / "transformer.safetensors").write_bytes(
         (wider / "transformer.safetensors").read_bytes()
     )
+    (folder / SUMS).unlink()
     said = r"do not fit the configuration beside them: `.*transformer\.safetensors`\. size mismatch"
     with pytest.raises(CheckpointError, match=said):
         TextToImage.load(folder, device="cpu")

@@ -1,5 +1,6 @@
 """Which models a server has, and under which names."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def test_what_a_folder_says_is_read_once(folder: Path) -> None:
     assert (served.card, served.metrics, served.captions) == ("", {}, None)
     assert served.samples == (folder / "stars" / "samples.png").read_bytes()
     assert served.created == int((folder / "stars" / "config.json").stat().st_mtime)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links of POSIX")
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "samples.png"])
+def test_a_note_that_is_a_link_to_a_secret_is_not_served(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (folder / "stars" / name).unlink()
+    (folder / "stars" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=rf"leads out of it: `.*{name}`"):
+        load_models([str(folder / "stars")], "cpu")
 
 
 def test_what_could_not_be_measured_is_null(folder: Path) -> None:
