@@ -331,11 +331,10 @@ def cached(
 def is_cached(path: Path, made_from: Mapping[str, Any]) -> bool:
     """Says whether a file is there that `cached` has built from the same things."""
     try:
-        return path.exists() and bool(
-            json.loads(path.with_suffix(".json").read_bytes()) == made_from
-        )
+        note = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return False  # without a readable note the file is not to be trusted
+    return path.exists() and bool(note == made_from)
 
 
 def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":

@@ -12,7 +12,7 @@ They may be elsewhere (`addresses.py`). Where their names say splits, as in
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -159,7 +159,7 @@ class Containers:
 
     def _read(
         self, name: str, side: Side | None, split_by: str | None, notes: Counter[str]
-    ) -> Iterator[Record | Skipped]:
+    ) -> Generator[Record | Skipped]:
         """Reads the records of one file."""
         local = open_locally(name)
         read = _READERS[self.kind if kind_of_file(name) else _kind_of_contents(local)]

@@ -243,13 +243,8 @@ def _fill(
     values = assemble(building, units, found, settings)
     words = [note for source in sources for note in source.notes]
     files = sorted(path for path in building.rglob("*") if path.is_file())
-    return {
-        **values,
-        "notes": words + describe_notes(notes),
-        "file_bytes": {
-            path.relative_to(building).as_posix(): path.stat().st_size for path in files
-        },
-    }
+    sizes = {path.relative_to(building).as_posix(): path.stat().st_size for path in files}
+    return {**values, "notes": words + describe_notes(notes), "file_bytes": sizes}
 
 
 def _check_skipped(

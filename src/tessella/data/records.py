@@ -7,7 +7,7 @@ A record has the location of a picture, not its pixels.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -82,7 +82,7 @@ class Part:
     """Records of a source that are read one after another: those of a shard, or of a folder."""
 
     name: str  # of the shard, or as the user named the source
-    read: Callable[[Counter[str]], Iterator[Record | Skipped]]
+    read: Callable[[Counter[str]], Generator[Record | Skipped]]
     """Reads the records; counts what is done to them."""
     stamp: str | None = None  # what changes with the file's contents; None if it is not known
     is_whole: bool = False  # all that its records depend on is in the stamp

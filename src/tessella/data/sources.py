@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ class Source:
 
     def records(
         self, seed: int = 0, split_by: str | None = None, notes: Counter[str] | None = None
-    ) -> Iterator[Record | Skipped]:
+    ) -> Generator[Record | Skipped]:
         """Reads the records, in an order that depends only on their names.
 
         Args:

@@ -60,6 +60,7 @@ class Unit:
     id: str
     num_images: int
     num_records: int  # with those that are skipped
+    num_bytes: int  # of its contents' file
 
 
 @dataclass
@@ -129,7 +130,7 @@ class Units:
 
     def read(self, unit: Unit) -> Contents:
         """Reads what is known of a unit's pictures."""
-        return Contents(**json.loads(gzip.decompress(self._find(unit.id).read_bytes())))
+        return _read_contents(self._find(unit.id))
 
     def link(self, units: Iterable[Unit], folder: Path) -> None:
         """Gives the files of units, and the notes of their parts, another name in a folder."""
@@ -138,13 +139,10 @@ class Units:
             for path in source.iterdir() if source.is_dir() else ():
                 identity = path.name.partition(".")[0]
                 is_part = path.name.endswith(_PART_SUFFIX)
-                if not (self._has_units(path, wanted) if is_part else identity in wanted):
+                if not (_has_units(path, wanted) if is_part else identity in wanted):
                     continue
                 with contextlib.suppress(FileExistsError):
                     _link(path, folder / path.name)
-
-    def _has_units(self, path: Path, wanted: set[str]) -> bool:
-        return wanted.issuperset(unit["id"] for unit in json.loads(path.read_bytes())["units"])
 
     def _find(self, identity: str) -> Path:
         """Finds a unit's contents, wherever they are; they need not be."""
@@ -154,14 +152,14 @@ class Units:
     def _is_whole(self, unit: Unit) -> bool:
         """Says whether the files of a unit are there, as long as they should be."""
         contents = self._find(unit.id)
-        if self._settings.cache != "pixels":
-            return contents.exists()
         pixels = contents.with_name(f"{unit.id}{PIXELS_SUFFIX}")
+        num_bytes = unit.num_images * self._settings.image_size**2 * 3
         try:
-            size = pixels.stat().st_size
+            is_whole = contents.stat().st_size == unit.num_bytes
+            keeps_pixels = self._settings.cache == "pixels"
+            return is_whole and (not keeps_pixels or pixels.stat().st_size == num_bytes)
         except OSError:
             return False
-        return contents.exists() and size == unit.num_images * self._settings.image_size**2 * 3
 
     def _read_part(self, key: str, notes: Counter[str]) -> list[Unit] | None:
         """Reads the units of a part that was finished before; None if one is missing."""
@@ -180,11 +178,12 @@ class Units:
     def _of_chunk(self, part: Part, chunk: Chunk) -> Unit:
         """Finds or builds the unit of some records."""
         identity = self._hash(*(_describe(record, part) for record in chunk))
+        path = self._find(identity)
         try:
-            num_images = len(self.read(Unit(identity, 0, 0)).names)
+            num_images = len(_read_contents(path).names)
         except (OSError, ValueError, TypeError, EOFError, zlib.error):
             return self._build(identity, part, chunk)
-        unit = Unit(identity, num_images, len(chunk))
+        unit = Unit(identity, num_images, len(chunk), path.stat().st_size)
         if not self._is_whole(unit):
             return self._build(identity, part, chunk)
         self._advance(len(chunk))
@@ -194,14 +193,14 @@ class Units:
         """Decodes the pictures of a unit; pixels are written first, the rest when they are safe."""
         what, contents = "a part of the cache", Contents()
         if self._settings.cache == "pixels":
-            with new_file(self._work / f"{identity}{PIXELS_SUFFIX}", what=what) as temporary:
-                # Written a mebibyte at a time: memory stays flat.
-                with (
-                    temporary.open("wb", buffering=1 << 20) as file,
-                    contextlib.closing(self._decode(chunk, contents)) as pictures,
-                ):
-                    for picture in pictures:
-                        file.write(picture.pixels)
+            with (
+                new_file(self._work / f"{identity}{PIXELS_SUFFIX}", what=what) as temporary,
+                # A mebibyte at a time: memory stays flat.
+                temporary.open("wb", buffering=1 << 20) as file,
+                contextlib.closing(self._decode(chunk, contents)) as pictures,
+            ):
+                for picture in pictures:
+                    file.write(picture.pixels)
         else:
             with contextlib.closing(self._decode(chunk, contents)) as pictures:
                 contents.places = [place_of(picture.record, part) for picture in pictures]
@@ -209,7 +208,7 @@ class Units:
         # Without a time, so that the same contents are the same bytes.
         packed = gzip.compress(text, 1, mtime=0)
         write_bytes(self._work / f"{identity}{_CONTENTS_SUFFIX}", packed, what=what)
-        return Unit(identity, len(contents.names), len(chunk))
+        return Unit(identity, len(contents.names), len(chunk), len(packed))
 
     def _decode(self, chunk: Chunk, contents: Contents) -> Generator[Decoded]:
         """Decodes records, and notes everything but their pixels."""
@@ -266,6 +265,18 @@ def cut(records: Iterable[Record | Skipped], most: int) -> Iterator[Chunk]:
                 chunk = []
     if chunk:
         yield chunk
+
+
+def _read_contents(path: Path) -> Contents:
+    return Contents(**json.loads(gzip.decompress(path.read_bytes())))
+
+
+def _has_units(path: Path, wanted: set[str]) -> bool:
+    """Says whether all units that the note of a part names are wanted."""
+    try:
+        return wanted.issuperset(unit["id"] for unit in json.loads(path.read_bytes())["units"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _read_ahead(items: Iterator[T]) -> Generator[T]:

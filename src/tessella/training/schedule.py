@@ -62,7 +62,7 @@ def order_streamed(
     In each pass the units of the data are shuffled, and laid end to end on 64 lanes of the same
     length. A run takes one image of each lane in turn. A lane is read from front to back through a
     buffer of 2,048 images, which are shuffled. So 131,072 images from all over the data are mixed
-    at any time, some 64 to 128 units are open, and each is opened in one or two stretches. A process
+    at any time, some 64 to 128 units are open, and each is read in one or two stretches. A process
     that takes every W-th image, W a divisor of 64, reads only lanes of its own.
 
     Args:

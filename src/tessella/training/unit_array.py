@@ -1,6 +1,6 @@
 """Arrays in a file that are computed in units: what a kill leaves of them is not lost.
 
-    .NAME.partial.npy ─ unit after unit, each noted in .NAME.partial.jsonl ─▶ NAME.npy, NAME.json
+    .NAME.partial.npy ─ unit after unit, noted in .NAME.partial.units.jsonl ─▶ NAME.npy, NAME.json
 
 A unit is noted when it is on the disk, with a key of everything that it was made from. So the next
 attempt goes on with the first one that is missing; and of an older finished array the units with
@@ -60,55 +60,75 @@ def cached_in_units(
     Raises:
         CheckpointError: the file cannot be written.
     """
+    partial = path.with_name(f".{path.stem}.partial.npy")
     if not is_cached(path, made_from):
         with explained(path, what=what):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _build(path, dtype, shape, units, fill)
-        write_json(path.with_suffix(".json"), made_from, what=what)
+            _build(path, partial, dtype, shape, units, fill)
+            # A note goes first and comes last: a file without one is not trusted.
+            path.with_suffix(".json").unlink(missing_ok=True)
+            if partial.exists():
+                partial.replace(path)
+            write_json(path.with_suffix(".json"), made_from, what=what)
+            _journal(partial).replace(_journal(path))
+    for leftover in (partial, _journal(partial)):  # of an attempt with other settings
+        with contextlib.suppress(OSError):
+            leftover.unlink(missing_ok=True)
     array: npt.NDArray[N] = np.load(path, mmap_mode="r")
     return array
 
 
 def _build(
     path: Path,
+    partial: Path,
     dtype: type[N],
     shape: tuple[int, ...],
     units: Sequence[ArrayUnit],
     fill: Callable[[npt.NDArray[N], ArrayUnit], None],
 ) -> None:
-    """Computes what is missing, then gives the file its name; its note has to be written yet."""
-    partial = path.with_name(f".{path.stem}.partial.npy")
-    journal = partial.with_suffix(".jsonl")
-    array = _open(partial, dtype, shape) if journal.exists() else None
-    if array is None:
-        journal.unlink(missing_ok=True)  # first: it must not speak of another file
-        array = _create(partial, dtype, shape)
-    done = set(_read(journal))
+    """Computes what is missing."""
+    journal = _journal(partial)
+    is_complete = journal.exists() and set(_read(journal)).issuperset(units)
+    if is_complete and not partial.exists() and _open(path, dtype, shape) is not None:
+        return  # it has its name already: a kill came before its note
     try:
-        older = _Older(path, dtype, shape)
-        with journal.open("ab") as notes:
-            for unit in units:
-                if unit in done:
-                    continue
-                columns = array[:, unit.start : unit.end]
-                if not older.copy(unit, columns):
-                    fill(columns, unit)
-                array.flush()
-                notes.write(json.dumps(asdict(unit)).encode() + b"\n")
-                notes.flush()
-                os.fsync(notes.fileno())
-                done.add(unit)
+        _compute(path, partial, dtype, shape, units, fill)
     except BaseException:
-        if not done:  # nothing is worth keeping
+        if not _read(journal):  # nothing is worth keeping
             for file in (journal, partial):
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
         raise
+
+
+def _compute(
+    path: Path,
+    partial: Path,
+    dtype: type[N],
+    shape: tuple[int, ...],
+    units: Sequence[ArrayUnit],
+    fill: Callable[[npt.NDArray[N], ArrayUnit], None],
+) -> None:
+    """Computes the units that are missing, and notes each when it is on the disk."""
+    journal = _journal(partial)
+    array = _open(partial, dtype, shape) if journal.exists() else None
+    if array is None:
+        journal.unlink(missing_ok=True)  # first: it must not speak of another file
+        array = _create(partial, dtype, shape)
+    done, older = set(_read(journal)), _Older(path, dtype, shape)
+    with journal.open("ab") as notes:
+        notes.write(b"\n")  # ends a line that a kill cut off
+        for unit in units:
+            if unit in done:
+                continue
+            columns = array[:, unit.start : unit.end]
+            if not older.copy(unit, columns):
+                fill(columns, unit)
+            array.flush()
+            notes.write(json.dumps(asdict(unit)).encode() + b"\n")
+            notes.flush()
+            os.fsync(notes.fileno())
     array.flush()
-    # The note goes first and comes last: a file without one is not trusted.
-    path.with_suffix(".json").unlink(missing_ok=True)
-    partial.replace(path)
-    journal.replace(_journal_of(path))
 
 
 class _Older:
@@ -121,7 +141,7 @@ class _Older:
             self._array = _map(path, "r")
         if self._array is not None and self._is_like(self._array, dtype, shape):
             ends = self._array.shape[1]
-            self._units = {u.key: u for u in _read(_journal_of(path)) if u.end <= ends}
+            self._units = {u.key: u for u in _read(_journal(path)) if u.end <= ends}
 
     @staticmethod
     def _is_like(array: npt.NDArray[Any], dtype: type[Any], shape: tuple[int, ...]) -> bool:
@@ -137,7 +157,8 @@ class _Older:
         return True
 
 
-def _journal_of(path: Path) -> Path:
+def _journal(path: Path) -> Path:
+    """Returns where the units of an array are noted."""
     return path.with_suffix(".units.jsonl")
 
 
