@@ -40,6 +40,7 @@ SKIPPED = "skipped.jsonl"
 UNITS = "units"
 SIDES = ("train", "validation")
 
+_NEEDED = ("identity", "fingerprints", "units")  # of a manifest, to read pictures
 _MAPPED_UNITS = 64  # at a time: each holds a file open
 
 
@@ -62,7 +63,8 @@ class CaptionedImages:
             side: train or validation.
             manifest: of the cache, from `read_manifest`.
         """
-        self._arguments = folder, side, manifest
+        needed = {name: manifest[name] for name in _NEEDED if name in manifest}
+        self._arguments = folder, side, needed
         self.image_size: int = manifest["identity"]["settings"]["image_size"]
         """Side of the pictures, in pixels."""
         self.fingerprint: str = manifest["fingerprints"][side]

@@ -254,12 +254,12 @@ def cut(records: Iterable[Record | Skipped], most: int) -> Iterator[Chunk]:
     A cut follows a name with a certain hash. So the cuts of the same names are the same, whatever
     comes before them.
     """
-    fewest, spacing = max(1, most // 4), max(1, most // 2)
+    fewest = max(1, most // 4)
     chunk: Chunk = []
     for record in records:
         chunk.append(record)
         if len(chunk) >= fewest:
-            is_cut = zlib.crc32(record.name.encode(errors="surrogatepass")) % spacing == 0
+            is_cut = zlib.crc32(record.name.encode(errors="surrogatepass")) % fewest == 0
             if is_cut or len(chunk) >= most:
                 yield chunk
                 chunk = []

@@ -117,9 +117,9 @@ def test_an_attempt_that_dies_loses_one_unit(draw, cache, monkeypatch, decoded, 
         except error:
             assert read_manifest(cache) is None
     assert contents(data) == expected
-    assert 4 <= attempts <= 12
-    # What was ahead of the picture that died is decoded too, and lost.
-    assert max(Counter(decoded).values()) <= 6
+    assert 4 <= attempts <= 25
+    # What is lost of a unit is decoded once more, and then it is done.
+    assert max(Counter(decoded).values()) == 2
     assert {path.name for path in cache.parent.iterdir()} >= {"cache", ".cache.lock", "fresh"}
     assert not (cache.parent / ".cache.units").exists()
 
@@ -148,7 +148,8 @@ def test_a_picture_more_decodes_its_own_unit(draw, cache, decoded) -> None:
     draw.image("data/0050b.png", 300)
     draw.file("data/0050b.txt", "one more")
     data = prepare([str(folder)], SETTINGS, cache)
-    assert "0050b.png" in decoded and len(decoded) <= 48
+    # Where units end depends on the folder's name; at least all that end before it stay.
+    assert "0050b.png" in decoded and len(decoded) <= 101 - (50 - 16)
     assert contents(data) == contents(fresh(folder, cache))
     manifest = read_manifest(cache)
     assert manifest is not None
