@@ -6,7 +6,8 @@ folder itself is flushed, so that the new name survives too. A reader finds the 
 new, never half of one.
 
 A killed process leaves at most names that begin with `.tmp-tessella-` or `.old-tessella-`; the
-next run calls `remove_leftovers` on the folders that it writes to.
+next run calls `remove_leftovers` on the folders that it writes to. A temporary name says which
+process writes it, so that nothing is taken from one that lives.
 
 Source:
     Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, on why each of the
@@ -19,10 +20,12 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +46,10 @@ TEMPORARY_PREFIX = ".tmp-tessella-"
 
 REPLACED_PREFIX = ".old-tessella-"
 """Begins the name of a good folder while it is replaced, where the system cannot swap names."""
+
+_OWNED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-(\d+)-")
+_LIVE: set[Path] = set()  # temporary paths that this very process writes
+_SECONDS_ELSEWHERE = 7 * 24 * 3600.0  # another computer's process may be asked nothing
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -220,11 +227,15 @@ def remove_folder(path: Path) -> None:
     _remove(temporary)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
     """Removes what a killed process left half-written directly in a folder.
 
     Call it at the start of a run, on each folder that only the run writes to. A good folder that
-    was being replaced gets its name back.
+    was being replaced gets its name back. What a living process writes stays.
+
+    Args:
+        folder: it need not be there.
+        deep: whether the folders in it are cleared too.
 
     Raises:
         CheckpointError: the folder cannot be read, or a folder in it cannot be renamed.
@@ -234,9 +245,44 @@ def remove_leftovers(folder: Path) -> None:
     with _explained(folder, "the folder"):
         for path in list(folder.iterdir()):
             if path.name.startswith(TEMPORARY_PREFIX):
-                _remove(path)
+                if not _is_written(path):
+                    _remove(path)
             elif path.name.startswith(REPLACED_PREFIX):
                 _settle(path, path.with_name(path.name.removeprefix(REPLACED_PREFIX)))
+            elif deep and path.is_dir() and not path.is_symlink():
+                remove_leftovers(path, deep=True)
+
+
+def _is_written(path: Path) -> bool:
+    """Says whether the process that a temporary name tells of may still write it."""
+    owner = _OWNED.match(path.name)
+    if owner is None:
+        return False  # of a version that did not tell
+    try:
+        modified = path.stat().st_mtime
+    except OSError:
+        return False
+    if owner[1] != _host():
+        return time.time() - modified < _SECONDS_ELSEWHERE
+    number = int(owner[2])
+    if number == os.getpid():  # a container's processes have the same numbers when it starts again
+        return path in _LIVE
+    import psutil
+
+    try:
+        process = psutil.Process(number)
+        # A process that began later has got the number of one that is dead.
+        is_later = process.create_time() > modified + 1
+        return not is_later and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False
+
+
+def _host() -> str:
+    """Returns eight digits that tell this computer from others."""
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -272,17 +318,23 @@ def cached(
     Raises:
         CheckpointError: the file cannot be written.
     """
+    if is_cached(path, made_from):
+        return
     note = path.with_suffix(".json")
-    try:
-        if path.exists() and json.loads(note.read_bytes()) == made_from:
-            return
-    except (OSError, ValueError):
-        pass  # without a readable note the file is not to be trusted
     # The note goes first and comes last: a file killed in between has none.
     with new_file(path, what=what) as temporary:
         note.unlink(missing_ok=True)
         build(temporary)
     write_json(note, made_from, what=what)
+
+
+def is_cached(path: Path, made_from: Mapping[str, Any]) -> bool:
+    """Says whether a file is there that `cached` has built from the same things."""
+    try:
+        note = json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return False  # without a readable note the file is not to be trusted
+    return path.exists() and bool(note == made_from)
 
 
 def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
@@ -327,12 +379,26 @@ def _building(path: Path, what: str, kept: str | None = None) -> Iterator[Path]:
     with _explained(path, what, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
+        _LIVE.add(temporary)
         try:
             yield temporary
         except BaseException:
             _remove(temporary)
             _settle(_aside(path), path)
             raise
+        finally:
+            _LIVE.discard(temporary)
+
+
+def explained(path: Path, *, what: str) -> contextlib.AbstractContextManager[None]:
+    """Turns the system's errors while a file is written into the message of `write_bytes`.
+
+    For what is written piece by piece under a name of its own.
+
+    Raises:
+        CheckpointError: on leaving, in the place of an `OSError`.
+    """
+    return _explained(path, what)
 
 
 @contextlib.contextmanager
@@ -361,7 +427,8 @@ def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]
 
 def _temporary(path: Path) -> Path:
     """Chooses a free temporary name beside a path, with the same suffix."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{path.suffix}")
+    owner = f"{_host()}-{os.getpid()}"
+    return path.with_name(f"{TEMPORARY_PREFIX}{owner}-{secrets.token_hex(6)}{path.suffix}")
 
 
 def _aside(path: Path) -> Path:

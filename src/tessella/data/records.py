@@ -1,11 +1,12 @@
 """Records: the pictures of a source before they are decoded.
 
-    source ─ Record or Skipped ─▶ decode ─▶ cache
+    source ─ parts ─ Record or Skipped ─▶ decode ─▶ cache
 
 A record has the location of a picture, not its pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -74,6 +75,17 @@ class Skipped:
     name: str
     reason: str  # for people
     kind: str  # for counts: broken, empty, too_large, missing, captionless, imageless, …
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Records of a source that are read one after another: those of a shard, or of a folder."""
+
+    name: str  # of the shard, or as the user named the source
+    read: Callable[[Counter[str]], Generator[Record | Skipped]]
+    """Reads the records; counts what is done to them."""
+    stamp: str | None = None  # what changes with the file's contents; None if it is not known
+    is_whole: bool = False  # all that its records depend on is in the stamp
 
 
 class CaptionError(ValueError):

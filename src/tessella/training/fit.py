@@ -112,7 +112,7 @@ def _enter_run(call: _Call) -> Iterator[None]:
                 f"Another process has begun a run in this folder meanwhile: `{out}`. Run the same "
                 "command again to resume it, or choose another --out."
             )
-        remove_leftovers(out)
+        remove_leftovers(out, deep=True)
         yield
 
 

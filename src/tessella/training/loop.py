@@ -102,6 +102,11 @@ class Stage(abc.ABC, Generic[N]):
     num_images: int  # images to train on
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
     steady_from_images: int = 0  # images seen from which all steps take equally long
+    is_streamed: bool = False  # each process reads every so-manieth image: shards of its own
+
+    def order(self, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Returns which images the run sees, from the `start`-th on."""
+        return order_images(self.num_images, seed, start, count)
 
     @abc.abstractmethod
     def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
@@ -307,8 +312,9 @@ class _TrainingState(Generic[N]):
         stage, rank, local_size = self.stage, self.accelerator.process_index, self._local_batch_size
 
         def load(images_seen: int) -> Batch:
-            start = images_seen + rank * local_size
-            indices = order_images(stage.num_images, seed, start, local_size)
+            batch = stage.order(seed, images_seen, self.settings.batch_size)
+            own = batch[rank * local_size :][:local_size]
+            indices = batch[rank :: len(batch) // local_size] if stage.is_streamed else own
             return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
 
         images_seen = self.images_seen
