@@ -37,8 +37,9 @@ from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.codes import prepare_codes
-from tessella.training.loop import Stage, create_accelerator, measure_pace, train
+from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
+from tessella.training.stage import Stage
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
 

@@ -50,9 +50,10 @@ from tessella.model.painting_precision import compute_divergence, measure_layer_
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, enumerate_requests
 from tessella.precision import CLEARLY, Precision
-from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train
+from tessella.training.loop import create_accelerator, train
 from tessella.training.precision import autocast, choose_precision
 from tessella.training.recipe import resolve_recipe
+from tessella.training.stage import Stage, TrainingSettings
 from tessella.transformer import (
     Transformer,
     TransformerSettings,

@@ -41,9 +41,10 @@ from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.loop import Stage, TrainingSettings, create_accelerator, train
+from tessella.training.loop import create_accelerator, train
 from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import Recipe, resolve_recipe
+from tessella.training.stage import Stage, TrainingSettings
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
 
@@ -179,7 +180,7 @@ def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
 def first_batch(stage: Stage[nn.Module], batch_size: int) -> tuple[torch.Tensor, ...]:
     """Loads the first images."""
     indices = np.arange(batch_size) % stage.num_images
-    return stage.load_batch(indices, np.random.default_rng(0))
+    return stage.load_batch(indices, [np.random.default_rng(0)] * batch_size)
 
 
 def count_flops(stage: Stage[nn.Module], batch_size: int) -> int:

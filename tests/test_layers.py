@@ -24,6 +24,7 @@ ORDER = (
     "sheets",
     "generation",
     "precision",
+    "batch",
     "data",
     "text",
     "tokenizer",

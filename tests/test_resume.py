@@ -42,14 +42,10 @@ from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training import processes
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, CheckpointState, load_latest_checkpoint
 from tessella.training.interrupt import Interrupted
-from tessella.training.loop import (
-    Stage,
-    TrainingSettings,
-    create_accelerator,
-    train,
-)
+from tessella.training.loop import create_accelerator, train
 from tessella.training.neighbors import ExampleReader, find_neighbors, prepare_memory
 from tessella.training.precision import PrecisionSetting
+from tessella.training.stage import Stage, TrainingSettings
 from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
 from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 

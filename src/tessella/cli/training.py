@@ -79,7 +79,7 @@ class FitCommand(TrainingCommand):
     groups = (RunOptions, LengthOptions, TrainingOptions, *Command.groups)
 
 
-def fit(context: typer.Context) -> Result:
+def fit(context: typer.Context) -> Result | None:
     """Train a model on DATA.
 
     Trains the image tokenizer, then the transformer, and evaluates the model, which is then in
@@ -88,7 +88,7 @@ def fit(context: typer.Context) -> Result:
     return _fit(context, "all", get_group(context, LengthOptions).minutes)
 
 
-def fit_tokenizer(context: typer.Context) -> Result:
+def fit_tokenizer(context: typer.Context) -> Result | None:
     """Train only the image tokenizer.
 
     This is the first half of fit, in the same kind of folder.
@@ -96,7 +96,7 @@ def fit_tokenizer(context: typer.Context) -> Result:
     return _fit(context, "tokenizer")
 
 
-def fit_transformer(context: typer.Context) -> Result:
+def fit_transformer(context: typer.Context) -> Result | None:
     """Train only the transformer.
 
     This is the second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
@@ -108,7 +108,7 @@ def _fit(
     context: typer.Context,
     stage: Literal["all", "tokenizer", "transformer"],
     minutes: float | None = None,
-) -> Result:
+) -> Result | None:
     """Trains a stage or both, or says what would be trained."""
     from tessella.model.folder import choose_device
     from tessella.training.request import FitRequest
@@ -129,13 +129,24 @@ def _fit(
     return _plan(request) if options.dry_run else _train(request, get_console(context))
 
 
-def _train(request: "FitRequest", console: "Console") -> Result:
+def _train(request: "FitRequest", console: "Console") -> Result | None:
+    """Trains; returns None in all processes but the one that prints."""
     from tessella.config import read_config
     from tessella.model.folder import METRICS_FILE
     from tessella.training.fit import fit as train
+    from tessella.training.interrupt import Interrupted
+    from tessella.training.launch import is_first_process, leave_peers
 
     before = _list_checkpoints(request.out)
-    folder = train(request, console)
+    try:
+        folder = train(request, console)
+    except Interrupted:
+        leave_peers()  # all of them stop here
+        raise
+    is_first = is_first_process()
+    leave_peers()
+    if not is_first:
+        return None
     if before and _list_checkpoints(request.out) == before:
         console.print("There was nothing left to train: the run was already finished.")
     next_command = _next_command(request, folder)

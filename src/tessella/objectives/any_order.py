@@ -14,7 +14,11 @@ from torch import Tensor
 
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, gather_positions
-from tessella.objectives.sampling import gather_log_probability, split_positions
+from tessella.objectives.sampling import (
+    draw_uniform,
+    gather_log_probability,
+    split_positions,
+)
 from tessella.transformer import Examples, Transformer, flatten_codes
 
 
@@ -28,7 +32,7 @@ class AnyOrder(Objective):
     ) -> ObjectiveLoss:
         """Cross-entropy of every code, given the context and those before it in a random order."""
         flat = flatten_codes(codes)
-        positions = torch.rand(flat.shape[:2], device=flat.device).argsort(1)
+        positions = draw_uniform(flat, flat.shape[1]).argsort(1)
         ordered = gather_positions(flat, positions)
         logits = predict_in_order(self.transformer, text, ordered, positions, examples)
         return ObjectiveLoss.of_logits(logits, ordered)

@@ -125,6 +125,8 @@ class Objective(nn.Module, abc.ABC):
     """Whether it continues a picture's own codes; otherwise a text gives one whole latent."""
     has_steps: ClassVar[bool] = True
     """Whether a picture comes in steps; otherwise all at once."""
+    reads_codes: ClassVar[bool] = True
+    """Whether positions are learned from the codes of others; otherwise from the text alone."""
 
     def __init__(
         self, transformer: Transformer, codebook: Tensor, settings: Settings | None = None
@@ -145,6 +147,20 @@ class Objective(nn.Module, abc.ABC):
             codes: (B, M, h, w) int64 in [0, K).
             examples: what each picture looks at beside its text; None is nothing.
         """
+
+    def list_unused(self) -> list[nn.Parameter]:
+        """Lists the transformer's parameters that the loss does not reach, so that none learns.
+
+        Processes that train together would wait for their gradients.
+        """
+        network, unused = self.transformer, list[nn.Parameter]()
+        if self.reads_codes:
+            return unused
+        if network.shape.codes_per_position == 1:  # else later codes read the ones before
+            unused += network.code_embedding.parameters()
+        if network.example_encoder is not None:  # its keys for the codes that are encoded
+            unused += network.example_encoder.key_norms[0].parameters()
+        return unused
 
     @abc.abstractmethod
     def generate(self, batch: GenerationBatch, on_step: OnStep | None = None) -> Generated:

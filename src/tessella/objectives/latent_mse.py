@@ -26,6 +26,7 @@ class LatentMSE(Objective):
     has_likelihood = False
     can_edit = False
     has_steps = False
+    reads_codes = False
 
     def forward(
         self, text: Tensor, codes: Tensor, examples: Examples | None = None

@@ -13,10 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tessella.batch import average_over_batch
 from tessella.config import Settings
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
 from tessella.objectives.decoding import DecodingState, gather_positions
-from tessella.objectives.sampling import gather_log_probability, split_positions
+from tessella.objectives.sampling import (
+    draw_uniform,
+    gather_log_probability,
+    split_positions,
+)
 from tessella.transformer import Examples, flatten_codes
 
 
@@ -41,13 +46,13 @@ class Masked(Objective):
     ) -> ObjectiveLoss:
         """Cross-entropy of the masked codes; each picture counts alike."""
         flat = flatten_codes(codes)
-        time = torch.rand(len(flat), 1, device=flat.device)
+        time = draw_uniform(flat, 1)
         if self.settings.mask_schedule == "arccos":
             fraction = time.acos() * 2 / torch.pi
         else:
             fraction = (time * torch.pi / 2).cos()
         num_masked = (fraction * flat.shape[1]).ceil().clamp(min=1)
-        rank = torch.rand(flat.shape[:2], device=flat.device).argsort(1).argsort(1)
+        rank = draw_uniform(flat, flat.shape[1]).argsort(1).argsort(1)
         known = rank >= num_masked
         cache = self.transformer.encode_context(text, examples)
         hidden = self.transformer.predict_masked(cache, flat, known)
@@ -57,6 +62,8 @@ class Masked(Objective):
         # Not indexed by the mask: on CUDA that waits for the device.
         is_right = (logits.detach().argmax(-1) == flat) & ~known[..., None]
         num_codes = num_masked.sum() * flat.shape[-1]
+        if self.training:
+            average_over_batch(num_codes)
         return ObjectiveLoss(loss.mean(), is_right.sum() / num_codes)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ class Parallel(Objective):
 
     name = "parallel"
     has_steps = False
+    reads_codes = False
 
     def forward(
         self, text: Tensor, codes: Tensor, examples: Examples | None = None

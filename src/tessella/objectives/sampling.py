@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tessella.batch import draw_rows
 from tessella.generation import GenerationSettings
 
 
@@ -76,6 +77,14 @@ def _radical_inverse(index: int, base: int) -> float:
         value += digit * scale
         scale /= base
     return value
+
+
+def draw_uniform(codes: Tensor, count: int) -> Tensor:
+    """Draws numbers in [0, 1) to learn codes (B, N, M) by: `count` for each picture, (B, count)."""
+    device = codes.device
+    return draw_rows(
+        len(codes), lambda rows, own: torch.rand(rows, count, device=device, generator=own)
+    )
 
 
 def gather_log_probability(logits: Tensor, codes: Tensor) -> Tensor:

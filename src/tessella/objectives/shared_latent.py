@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.batch import average_over_batch
 from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.objectives.base import Generated, GenerationBatch, Objective, ObjectiveLoss, OnStep
@@ -110,6 +111,7 @@ class SharedLatent(Objective):
     has_likelihood = False
     can_edit = False
     has_steps = False
+    reads_codes = False
     settings: SharedLatentSettings
     default_settings = SharedLatentSettings()
 
@@ -128,6 +130,12 @@ class SharedLatent(Objective):
             )
         super().__init__(transformer, codebook, settings)
 
+    def list_unused(self) -> list[nn.Parameter]:
+        """Lists what predicts codes, too: the latent takes its place."""
+        parts = (self.transformer.code_embedding, self.transformer.out, self.transformer.next_code)
+        others = {p: None for p in super().list_unused()}
+        return list(others | {p: None for part in parts for p in part.parameters()})
+
     @property
     def _text_autoencoder(self) -> SharedLatentTransformer:
         return cast("SharedLatentTransformer", self.transformer)
@@ -139,11 +147,17 @@ class SharedLatent(Objective):
         target = look_up_codes(self.codebook, codes).flatten(2).mT
         latent = self._text_autoencoder.encode_latent(text, examples)
         logits = self._text_autoencoder.decode_text(latent, text)
-        reconstruction = functional.cross_entropy(
+        pad_id = self.transformer.shape.pad_id
+        total = functional.cross_entropy(
             logits.flatten(0, 1).float(),
             text[:, 1:].flatten(),
-            ignore_index=self.transformer.shape.pad_id,
+            ignore_index=pad_id,
+            reduction="sum",
         )
+        num_tokens = (text[:, 1:] != pad_id).sum().float()
+        if self.training:  # texts are shared out by number, not by length
+            average_over_batch(num_tokens)
+        reconstruction = total / num_tokens
         distance = functional.mse_loss(latent.float(), target)
         nearest = self._find_nearest(latent.detach())
         accuracy = (nearest == flatten_codes(codes)).to(torch.float32).mean()

@@ -11,16 +11,15 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.distributed
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.batch import average_over_batch
 from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.tokenizer.augment import augment
 from tessella.tokenizer.discriminator import PatchDiscriminator, smallest_image_size
-from tessella.tokenizer.quantizer_base import world_size
 
 _BETAS = (0.5, 0.9)  # Taming's: a discriminator's aim moves, so it remembers little
 _MAX_GRADIENT_NORM = 1.0
@@ -93,8 +92,8 @@ class AdversarialLoss:
 
     In each step of training: `before_step`, then `judge` in the tokenizer's forward pass, then
     `after_step`. It is not a module, so that no network that holds it trains, averages or saves
-    the discriminator as a part of its own. With `augment`, draws come from torch's global
-    generator of the device.
+    the discriminator as a part of its own. With `augment`, the whole batch draws
+    (`tessella.batch`).
     """
 
     def __init__(
@@ -174,8 +173,9 @@ class AdversarialLoss:
         (adversarial_grad,) = torch.autograd.grad(
             reconstruction, last_layer, image_grad.to(reconstruction.dtype), retain_graph=True
         )
-        adversarial_norm = adversarial_grad.float().norm()
-        ratio = reconstruction_grad.float().norm() / (adversarial_norm + _ADAPTIVE_EPSILON)
+        adversarial_norm = average_over_batch(adversarial_grad.float()).norm()
+        reconstruction_norm = average_over_batch(reconstruction_grad.float()).norm()
+        ratio = reconstruction_norm / (adversarial_norm + _ADAPTIVE_EPSILON)
         adaptive_weight = ratio.clamp(max=self.settings.max_adaptive_weight)
         carrier = (reconstruction.float() * image_grad).sum()
         loss = adversarial.detach() + (carrier - carrier.detach())
@@ -204,8 +204,8 @@ class AdversarialLoss:
         """
         if self.scale == 0:
             return {}
-        images = torch.cat([image.float(), reconstruction.detach().float()])
-        real, fake = self._compute_logits(images).chunk(2)
+        images = image.float(), reconstruction.detach().float()
+        real, fake = self._compute_logits(*images).chunk(2)
         loss = compute_hinge_loss(real, fake)
         self._steps += 1
         if self.settings.lecam_weight:
@@ -215,7 +215,7 @@ class AdversarialLoss:
         loss.backward()
         for parameter in self.network.parameters():
             if parameter.grad is not None:
-                _average_over_processes(parameter.grad)
+                average_over_batch(parameter.grad)
         nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -265,11 +265,12 @@ class AdversarialLoss:
         self._best_error = float(state["best_error"])
         self.scale = float(state["scale"])
 
-    def _compute_logits(self, image: Tensor) -> Tensor:
-        """Computes the logits of images (B, 3, H, W), in the precision of the tokenizer."""
+    def _compute_logits(self, *batches: Tensor) -> Tensor:
+        """Computes the logits of images (B, 3, H, W) each, in the precision of the tokenizer."""
         if self.settings.augment:
             with torch.autocast(self._device.type, enabled=False):
-                image = augment(image)
+                batches = tuple(map(augment, batches))
+        image = torch.cat(batches) if len(batches) > 1 else batches[0]
         # No cache: inside another autocast it would outlive the step.
         with torch.autocast(
             self._device.type,
@@ -282,13 +283,6 @@ class AdversarialLoss:
 
     def _update_anchors(self, means: Tensor) -> None:
         """Moves the anchors (2,) towards the means of this step's logits, over all processes."""
-        _average_over_processes(means)
+        average_over_batch(means)
         # The weight of a moving average without the bias towards its start at 0.
         self._anchors.lerp_(means, (1 - _LECAM_DECAY) / (1 - _LECAM_DECAY**self._steps))
-
-
-def _average_over_processes(tensor: Tensor) -> None:
-    """Averages a tensor in place over the processes of a distributed run."""
-    if world_size() > 1:
-        torch.distributed.all_reduce(tensor)
-        tensor /= world_size()

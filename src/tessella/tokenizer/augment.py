@@ -6,8 +6,12 @@ the tokenizer's, so that it cannot memorise a small folder.
 Source: DiffAugment (arXiv:2006.10738), color + translation + cutout with its published ranges.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from tessella.batch import draw_rows
 
 _MAX_SHIFT = 8  # an image moves by up to 1/8 of its side
 _HOLE = 2  # a hole's side is 1/2 of the image's
@@ -18,7 +22,7 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     Args:
         image: (B, 3, H, W) about [-1, 1].
-        generator: on the image's device; else torch's global one of that device.
+        generator: on the image's device; without one the whole batch draws (`tessella.batch`).
 
     Returns:
         (B, 3, H, W), finite but not kept in [-1, 1].
@@ -26,12 +30,21 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
     num_images, _, height, width = image.shape
     device = image.device
 
+    def draw_each(draw: Callable[[int, torch.Generator | None], Tensor]) -> Tensor:
+        return draw(num_images, generator) if generator else draw_rows(num_images, draw)
+
     def draw(low: float, high: float) -> Tensor:
-        return torch.empty(num_images, device=device).uniform_(low, high, generator=generator)
+        return draw_each(
+            lambda rows, own: torch.empty(rows, device=device).uniform_(low, high, generator=own)
+        )
 
     def draw_position(low: tuple[int, int], high: tuple[int, int]) -> Tensor:
         sides = [
-            torch.randint(a, b, (num_images,), device=device, generator=generator)
+            draw_each(
+                lambda rows, own, a=a, b=b: torch.randint(
+                    a, b, (rows,), device=device, generator=own
+                )
+            )
             for a, b in zip(low, high, strict=True)
         ]
         return torch.stack(sides, dim=1)

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Discriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.batch import draw_rows
 from tessella.errors import ShapeError
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
 from tessella.tokenizer.quantizer_base import Quantized, Quantizer, check_channels
@@ -130,11 +131,10 @@ class Codebooks(nn.Module):
 
     def _quantize_residuals(self, latent: Tensor, settings: VectorQuantizerSettings) -> Quantized:
         parts = self._quantizers()
-        kept = torch.full((len(latent), 1, 1, 1), len(parts), device=latent.device)
+        kept = torch.full((len(latent),), len(parts), device=latent.device)
         if self.training:
-            fewer = torch.randint(1, len(parts), kept.shape, device=latent.device)
-            is_cut = torch.rand(kept.shape, device=latent.device) < settings.tail_dropout
-            kept = torch.where(is_cut, fewer, kept)
+            kept = _drop_tails(kept, len(parts), settings.tail_dropout)
+        kept = kept[:, None, None, None]
         codes, losses = [], []
         before, decoded = torch.zeros_like(latent), torch.zeros_like(latent)
         for m, part in enumerate(parts):
@@ -180,6 +180,17 @@ def number_codes(codes: Tensor, codebook_size: int, dim: int = 1) -> Tensor:
     """Numbers codes [0, K) of M codebooks, which `dim` counts, as [0, M · K)."""
     books = torch.arange(codes.shape[dim], device=codes.device) * codebook_size
     return codes + books.view(-1, *[1] * (codes.ndim - dim % codes.ndim - 1))
+
+
+def _drop_tails(kept: Tensor, num_codes: int, fraction: float) -> Tensor:
+    """Lowers how many codes are kept (B,) to fewer than all, for a fraction of the pictures."""
+    device = kept.device
+    fewer = draw_rows(
+        len(kept),
+        lambda rows, own: torch.randint(1, num_codes, (rows,), device=device, generator=own),
+    )
+    chance = draw_rows(len(kept), lambda rows, own: torch.rand(rows, device=device, generator=own))
+    return torch.where(chance < fraction, fewer, kept)
 
 
 def _prepare(latent: Tensor, settings: VectorQuantizerSettings) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed
 from pydantic import Field
 from torch import Tensor, nn
 
+from tessella.batch import count_processes, sum_over_batch
 from tessella.config import Settings
 from tessella.errors import ShapeError
 
@@ -81,9 +81,8 @@ class Quantizer(nn.Module, abc.ABC):
         # Not `bincount`: on CUDA it waits for the device.
         flat = codes.flatten()
         counts = torch.zeros_like(self.idle_images).scatter_add_(0, flat, torch.ones_like(flat))
-        if world_size() > 1:
-            torch.distributed.all_reduce(counts)
-        self.idle_images.add_(len(codes) * world_size()).masked_fill_(counts > 0, 0)
+        sum_over_batch(counts)
+        self.idle_images.add_(len(codes) * count_processes()).masked_fill_(counts > 0, 0)
         return counts
 
 
@@ -98,9 +97,3 @@ def check_channels(latent: Tensor, width: int) -> None:
             f"The latent has {latent.shape[1]} channels, the codebook {width}: "
             "they must be equal. Is this latent another tokenizer's?"
         )
-
-
-def world_size() -> int:
-    """Counts the processes that train together."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1

@@ -8,13 +8,42 @@ with transposed convolutions; "more upsampling layers", which the report names a
 further pairs of blocks.
 """
 
+import torch
 from torch import Tensor, nn
 
+from tessella.batch import average_in_graph, count_processes
 from tessella.tokenizer.body import Network
 
 NUM_BLOCKS = 6
 CONVOLUTIONS_PER_BLOCK = 4
 DOWNSAMPLING = 8
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalization by the whole batch, where several processes share it.
+
+    `nn.SyncBatchNorm` does the same on GPUs alone.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalizes (B, C, H, W); in training it also follows the batch's mean and variance."""
+        if not self.training or count_processes() == 1:
+            normalized: Tensor = super().forward(hidden)
+            return normalized
+        values = hidden.float()
+        mean = average_in_graph(values.mean((0, 2, 3)))
+        centered = values - mean[:, None, None]
+        variance = average_in_graph(centered.square().mean((0, 2, 3)))
+        with torch.no_grad():
+            count = hidden.numel() // hidden.shape[1] * count_processes()
+            momentum = self.momentum or 0.0
+            if self.running_mean is not None and self.running_var is not None:
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(hidden.dtype)
 
 
 class ReportBlock(nn.Module):
@@ -32,7 +61,7 @@ class ReportBlock(nn.Module):
             convolution_stride = stride if index == resizing else 1
             layers += [
                 _convolution(width, next_width, 3, convolution_stride, transposed),
-                nn.BatchNorm2d(next_width),
+                SharedBatchNorm(next_width),
                 nn.ReLU(),
             ]
             width = next_width

@@ -10,18 +10,12 @@ low-width codes); arXiv:2410.06424 (rotation trick).
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tessella.tokenizer.quantizer_base import (
-    CodesSettings,
-    Quantized,
-    Quantizer,
-    check_channels,
-    world_size,
-)
+from tessella.batch import pick_rows, sum_over_batch
+from tessella.tokenizer.quantizer_base import CodesSettings, Quantized, Quantizer, check_channels
 
 _KMEANS_STEPS = 10
 _EPSILON = 1e-5
@@ -173,8 +167,7 @@ class VectorQuantizer(Quantizer):
     def _start(self, rows: Tensor) -> None:
         """Initializes the codebook by k-means (Lloyd's steps) on the latents of one batch."""
         size = len(self.vectors)
-        vectors = rows[torch.randint(len(rows), (size,), device=rows.device)]
-        self._broadcast(vectors)  # before the steps: they average over all processes
+        vectors = pick_rows(rows, size)
         for _ in range(_KMEANS_STEPS):
             codes = _nearest(rows, vectors)
             counts = _sum_clusters(torch.ones_like(rows[:, :1]), codes, size)
@@ -204,8 +197,7 @@ class VectorQuantizer(Quantizer):
         Computed at every step, even if no code is dead: to ask would be to wait for the device.
         """
         dead = self.idle_images >= self.settings.revive_after_images
-        random_rows = rows[torch.randint(len(rows), (len(dead),), device=rows.device)]
-        self._broadcast(random_rows)
+        random_rows = pick_rows(rows, len(dead))
         self.vectors.copy_(torch.where(dead[:, None], random_rows, self.vectors))
         self.idle_images.masked_fill_(dead, 0)
         if self.settings.learning == "ema":
@@ -214,12 +206,6 @@ class VectorQuantizer(Quantizer):
 
     def _on_sphere(self, vectors: Tensor, dim: int = -1) -> Tensor:
         return functional.normalize(vectors, dim=dim) if self.settings.normalize else vectors
-
-    @staticmethod
-    def _broadcast(vectors: Tensor) -> None:
-        """Gives every process of a distributed run the first one's vectors."""
-        if world_size() > 1:
-            torch.distributed.broadcast(vectors, src=0)
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         super()._load_from_state_dict(*arguments, **named)
@@ -257,7 +243,4 @@ def _rotate(vectors: Tensor, quantized: Tensor) -> Tensor:
 
 def _sum_clusters(rows: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
     """Sums the rows of each code (K, C), over all processes."""
-    sums = rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows)
-    if world_size() > 1:
-        torch.distributed.all_reduce(sums)
-    return sums
+    return sum_over_batch(rows.new_zeros(codebook_size, rows.shape[1]).index_add_(0, codes, rows))

@@ -21,10 +21,11 @@ from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextEncoder
 from tessella.tokenizer import ImageTokenizer
-from tessella.training.loop import N, Pace, Stage, TrainingSettings, measure_pace
+from tessella.training.loop import Pace, measure_pace
 from tessella.training.neighbors import ExampleReader, Neighbors
 from tessella.training.precision import autocast
 from tessella.training.recipe import DEFAULT_PRESET, PRESETS, Recipe
+from tessella.training.stage import N, Stage, TrainingSettings
 from tessella.training.text_features import CaptionReader
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage
@@ -82,7 +83,7 @@ def choose_preset(minutes: float, accelerator: Accelerator, precision: Precision
             seconds = _measure_tokenizer(recipe, accelerator, precision)
         except torch.OutOfMemoryError:
             break
-        batch = recipe.tokenizer_training.batch_size
+        batch = recipe.tokenizer_training.batch_size  # which the processes share
         if 60 * minutes * _FRACTIONS["tokenizer"] * batch / seconds < _WORTH_IMAGES:
             break
         preset = name
@@ -222,7 +223,7 @@ def _measure_lookup(memory: ExampleMemory, count: int) -> float:
 
 
 def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator, precision: Precision) -> float:
-    """Returns the seconds of an image tokenizer's training step.
+    """Returns the seconds of an image tokenizer's training step on one process's images.
 
     Raises:
         torch.OutOfMemoryError: the device is too small for it.
@@ -230,7 +231,8 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator, precision: Prec
     tokenizer = ImageTokenizer(recipe.tokenizer).to(accelerator.device)
     # Learning its codebook would wait for the other processes, which may try another size.
     tokenizer.quantizer.eval()
-    size, batch = recipe.data.image_size, recipe.tokenizer_training.batch_size
+    size = recipe.data.image_size
+    batch = max(1, recipe.tokenizer_training.batch_size // accelerator.num_processes)
     image = torch.zeros(batch, 3, size, size, device=accelerator.device)
 
     def step() -> None:

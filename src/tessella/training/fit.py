@@ -48,13 +48,15 @@ from tessella.training.checks import (
 )
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.initialize import initialize_transformer
-from tessella.training.loop import N, Stage, TrainingSettings, create_accelerator, train
+from tessella.training.launch import Peers, check_launch, find_peers, watch_peers
+from tessella.training.loop import create_accelerator, train
 from tessella.training.model_card import write_card
 from tessella.training.neighbors import ExampleReader, prepare_examples
 from tessella.training.recipe import Recipe
 from tessella.training.request import FitRequest as FitRequest  # what `fit` takes
 from tessella.training.request import ResolvedRun, resolve_run
 from tessella.training.run_folder import lock_run, read_data_facts, write_run_file
+from tessella.training.stage import N, Stage, TrainingSettings
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage, caption_mirrored
@@ -81,12 +83,25 @@ def fit(request: FitRequest, console: Console) -> Path:
     """
     began = time.monotonic()
     accelerator = create_accelerator(request.device)
+    check_launch(accelerator.num_processes)
+    peers = find_peers(accelerator)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    with watch_peers(peers):
+        folder = _check_and_fit(request, peers, accelerator, console, began)
+        accelerator.wait_for_everyone()  # the first process writes last
+    return folder
+
+
+def _check_and_fit(
+    request: FitRequest, peers: Peers, accelerator: Accelerator, console: Console, began: float
+) -> Path:
     # All that may be refused without reading the data is, before the run's folder is touched.
     sources = check_request(request, is_main=accelerator.is_main_process)
     # Before any process may write run.json: all of them must find the run new, or none.
     resolved = resolve_run(request, accelerator)
     text_encoder = check_run(request, resolved)
-    call = _Call(request, sources, resolved, text_encoder, began)
+    call = _Call(request, sources, resolved, text_encoder, peers, began)
     with _enter_run(call) if accelerator.is_main_process else contextlib.nullcontext():
         return _fit(call, accelerator, console)
 
@@ -99,6 +114,7 @@ class _Call:
     sources: Sequence[Source]
     resolved: ResolvedRun
     text_encoder: TextEncoder | None  # of a new run, if it does not depend on the captions
+    peers: Peers
     began: float  # by the monotonic clock
 
 
@@ -119,6 +135,7 @@ def _enter_run(call: _Call) -> Iterator[None]:
 def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
     request, resolved, began = call.request, call.resolved, call.began
     out, is_main = request.out, accelerator.is_main_process
+    console.print(f"Processes: {call.peers.describe()}.")
     console.print(f"Precision: {resolved.precision}.")
     recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
@@ -143,9 +160,14 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
             recipe = budget.recipe
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
-            facts = describe_data(data.manifest)
             write_run_file(
-                out, request.sources, request.describe(), recipe, resolved.reasons, facts
+                out,
+                request.sources,
+                request.describe(),
+                recipe,
+                resolved.reasons,
+                describe_data(data.manifest),
+                call.peers.facts(),
             )
             if choice is not None:
                 write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
@@ -172,7 +194,6 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
         _write_report(out, console)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {out / record.MODEL_FOLDER}, after {minutes:.1f} minutes.")
-    accelerator.wait_for_everyone()
     return out / record.MODEL_FOLDER
 
 

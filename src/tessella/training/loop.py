@@ -1,138 +1,46 @@
 """The training loop, one for both stages: what differs between them is their `Stage`.
 
-Every step is a pure function of the state and of (seed, rank, images seen): a run that is stopped
-at any moment and resumed ends in the same weights as one that was not.
+Every step is a pure function of the state and of (seed, images seen): a run that is stopped at any
+moment and resumed ends in the same weights as one that was not. Several processes share each batch
+(`tessella.batch`) and learn what one would, but for the rounding of sums and for dropout, which
+each draws by itself.
 """
 
-import abc
 import contextlib
 import datetime
 import statistics
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, send_to_device
-from pydantic import Field, model_validator
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from tessella.config import Settings
+from tessella.batch import drawing
 from tessella.errors import CheckpointError
-from tessella.images import Pixels
 from tessella.model.folder import choose_device
 from tessella.training import checkpoint, processes
 from tessella.training.ema import create_average, update_average
-from tessella.training.interrupt import Interrupted, stop_on_signals
-from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
+from tessella.training.interrupt import Interrupted, StopRequest, stop_on_signals
+from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.precision import PrecisionSetting, autocast, settle_precision
+from tessella.training.processes import Due
 from tessella.training.reporting import Meter, Reporter
-from tessella.training.schedule import learning_rate_multiplier, order_images, step_seed
+from tessella.training.schedule import (
+    create_image_generators,
+    learning_rate_multiplier,
+    step_seed,
+)
+from tessella.training.stage import Batch, N, Stage, TrainingSettings
 
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
-
-
-class TrainingSettings(Settings):
-    """How long and how a stage trains."""
-
-    images: int = Field(200_000, ge=0)
-    """Images to train on, repetitions included; rounded up to whole batches. 0 keeps the weights
-    of `init_from` as they are."""
-    init_from: str | None = Field(None, min_length=1)
-    """A model folder, a run's folder or a bundled model's name: the weights to start from, instead
-    of random ones."""
-    batch_size: int = Field(32, ge=1)
-    """Images per step, over all processes. Many small steps beat few large ones: docs/log.md."""
-    warmup_images: int = Field(2_000, ge=0)
-    """Images until the learning rate reaches its peak."""
-    decay_fraction: float = Field(0.4, ge=0.0, le=1.0)
-    """Fraction of the training, at its end, in which the learning rate falls to 0."""
-    ema_half_life_images: int = Field(5_000, ge=0)
-    """Images after which a weight counts half in the averaged weights; 0 turns averaging off."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """Learning rates and momentum."""
-    evaluate_every_images: int = Field(20_000, ge=1)
-    """Images between two evaluations with pictures."""
-    save_every_seconds: float = Field(60.0, gt=0.0)
-    """Seconds between two checkpoints."""
-
-    @model_validator(mode="after")
-    def _has_weights_to_keep(self) -> Self:
-        if self.images == 0 and self.init_from is None:
-            raise ValueError("with 0 images the weights stay random. Set images, or init_from")
-        return self
-
-
-@dataclass(frozen=True)
-class StepLoss:
-    """The loss of a training batch; an objective's `ObjectiveLoss` has the same two."""
-
-    loss: Tensor  # () what is minimised
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # () each, logged beside it
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a stage measures on the validation images."""
-
-    metrics: Mapping[str, float]
-    pictures: Mapping[str, Pixels]  # to look at, by name
-    warnings: Sequence[str] = ()  # what goes wrong, and what to try
-
-
-N = TypeVar("N", bound=nn.Module)
-Batch = tuple[Any, ...]
-"""Tensors, or tuples of them: the arguments of a stage's loss module."""
-
-
-class Stage(abc.ABC, Generic[N]):
-    """What differs between training the tokenizer and training the transformer."""
-
-    name: str
-    network: N  # what learns, is averaged, evaluated and saved
-    hidden_matrices: Sequence[nn.Parameter]  # inside the network: Muon trains them, AdamW the rest
-    loss_module: nn.Module  # holds the network; called on a batch, returns `.loss` and `.metrics`
-    num_images: int  # images to train on
-    compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
-    steady_from_images: int = 0  # images seen from which all steps take equally long
-    is_streamed: bool = False  # each process reads every so-manieth image: shards of its own
-
-    def order(self, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Returns which images the run sees, from the `start`-th on."""
-        return order_images(self.num_images, seed, start, count)
-
-    @abc.abstractmethod
-    def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        """Reads training images by index, on the CPU; `rng` is for what is drawn afresh."""
-
-    @abc.abstractmethod
-    def evaluate(self, average: N, device: torch.device, images_seen: int) -> Evaluation:
-        """Measures the averaged network on the validation images."""
-
-    def before_step(self, images_seen: int) -> None:
-        """Called before every step, with the progress so far."""
-
-    def after_step(self) -> Mapping[str, Tensor]:
-        """Called after every step of the network; returns more metrics, () each."""
-        return {}
-
-    def note_validation(self, metrics: Mapping[str, float]) -> str | None:
-        """Called in every process after an evaluation; returns a line to log, if any."""
-        return None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Returns what a resumed run needs beside the network, its average and its optimizer."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores what `state_dict` returned."""
 
 
 def create_accelerator(device: str) -> Accelerator:
@@ -155,8 +63,7 @@ def create_accelerator(device: str) -> Accelerator:
         cpu=kind == "cpu",
         mixed_precision="no",  # accelerate's is one for the whole process; `train` has its own
         kwargs_handlers=[
-            # An objective need not use every part of the transformer.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             # The others wait while the first reads the data, encodes it and evaluates.
             InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT),
         ],
@@ -201,11 +108,14 @@ def train(
     )
     if not state.restore() and not settings.images:
         state.save()  # the weights that it starts from are all that it will have
+    processes.require_same_start(state.images_seen, accelerator)
+    agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
-        stop = processes.StopAgreement(stack.enter_context(stop_on_signals()), accelerator)
+        request = stack.enter_context(stop_on_signals())
         batches = stack.enter_context(contextlib.closing(state.load_batches(seed)))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
+            state.report_processes()
         while True:
             if state.evaluation_due:
                 # Not at the end of the step: a run killed before this evaluation makes up for it.
@@ -213,15 +123,16 @@ def train(
             if state.is_done:
                 break
             state.step(next(batches), seed)
-            stopping = stop.is_reached()
-            state.report(save=stopping)
-            if stopping and not state.is_done:
+            due = agreement.settle(state.find_due(request))
+            state.report(due)
+            if due.stop and not state.is_done:
                 # The first process saves: if another ended now, the launcher would kill it.
                 accelerator.wait_for_everyone()
                 raise Interrupted
-        if stop.ask():  # in the last step or evaluation: the next stage must not begin
+        # In the last step or evaluation: the next stage must not begin.
+        if agreement.ask(Due(stop=request.is_set)).stop:
             raise Interrupted
-    processes.broadcast_buffers(state.average, accelerator)
+    processes.broadcast_network(state.average, accelerator)
     return state.average
 
 
@@ -284,6 +195,7 @@ class _TrainingState(Generic[N]):
         self.images_seen = 0
         self.evaluation_due = False  # at the present number of images, and not done yet
         self.reporter: Reporter | None = None  # in the first process
+        self._processes_before = accelerator.num_processes  # until the checkpoint
         self._meter = Meter()
         stage.loss_module.to(accelerator.device).train()
         self._network = stage.network
@@ -296,6 +208,9 @@ class _TrainingState(Generic[N]):
             groups, self.settings.optimizer, in_fp32=self._precision == "fp32"
         )
         self._compute_loss = accelerator.prepare(stage.loss_module)
+        if isinstance(self._compute_loss, DistributedDataParallel):
+            # They follow from what all processes share, and are the same in each.
+            self._compute_loss.broadcast_buffers = False
         self._saved_at = time.monotonic()
 
     @property
@@ -307,15 +222,18 @@ class _TrainingState(Generic[N]):
         """Yields this process's part of each batch, on the device; a thread reads one ahead.
 
         Args:
-            seed: of the order and of what is drawn, with the process and the images seen.
+            seed: of the order, and of what is drawn for each image by its place in it.
         """
         stage, rank, local_size = self.stage, self.accelerator.process_index, self._local_batch_size
 
         def load(images_seen: int) -> Batch:
-            batch = stage.order(seed, images_seen, self.settings.batch_size)
-            own = batch[rank * local_size :][:local_size]
-            indices = batch[rank :: len(batch) // local_size] if stage.is_streamed else own
-            return stage.load_batch(indices, np.random.default_rng([seed, rank, images_seen]))
+            part = slice(rank * local_size, (rank + 1) * local_size)
+            if stage.is_streamed:  # each process has shards of its own
+                part = slice(rank, None, self.accelerator.num_processes)
+            count = self.settings.batch_size
+            indices = stage.order(seed, images_seen, count)
+            rngs = create_image_generators(seed, images_seen, count)
+            return stage.load_batch(indices[part], rngs[part])
 
         images_seen = self.images_seen
         with ThreadPoolExecutor(max_workers=1) as thread:
@@ -328,8 +246,26 @@ class _TrainingState(Generic[N]):
 
     def step(self, batch: Batch, seed: int) -> None:
         """Learns from one batch."""
+        settings, device = self.settings, self.accelerator.device
+        # Dropout's alone: what belongs to an image is drawn for the whole batch.
+        torch.manual_seed(step_seed(seed, self.images_seen, self.accelerator.process_index))
+        with drawing(step_seed(seed, self.images_seen), device):
+            metrics = self._learn(batch)
+        self._meter.add(metrics, settings.batch_size)
+        before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
+        every = settings.evaluate_every_images
+        self.evaluation_due = self.is_done or self.images_seen // every > before // every
+        update_average(
+            self.average,
+            self._network,
+            half_life_images=settings.ema_half_life_images,
+            images_seen=self.images_seen,
+            step_images=settings.batch_size,
+        )
+
+    def _learn(self, batch: Batch) -> dict[str, Tensor]:
+        """Moves the weights by one batch; returns the metrics."""
         settings = self.settings
-        torch.manual_seed(step_seed(seed, self.accelerator.process_index, self.images_seen))
         lr_multiplier = learning_rate_multiplier(
             self.images_seen, settings.images, settings.warmup_images, settings.decay_fraction
         )
@@ -344,33 +280,35 @@ class _TrainingState(Generic[N]):
         self._optimizer.step()
         self._optimizer.zero_grad()
         metrics = {"loss": result.loss, **result.metrics, "gradient_norm": norm}
-        self._meter.add({**metrics, **self.stage.after_step()}, settings.batch_size)
-        before, self.images_seen = self.images_seen, self.images_seen + settings.batch_size
-        every = settings.evaluate_every_images
-        self.evaluation_due = self.is_done or self.images_seen // every > before // every
-        update_average(
-            self.average,
-            self._network,
-            half_life_images=settings.ema_half_life_images,
-            images_seen=self.images_seen,
-            step_images=settings.batch_size,
-        )
+        return {**metrics, **self.stage.after_step()}
 
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
         name, images = self.stage.name, self.settings.images
         return Reporter(folder, name, images, self.images_seen, console, redo=self.evaluation_due)
 
-    def report(self, *, save: bool) -> None:
-        """Shows progress; logs the metrics and saves a checkpoint when it is time, or if asked."""
-        if self.reporter is None:
-            return
-        self.reporter.advance(self.images_seen)
+    def report_processes(self) -> None:
+        """Says so if a run goes on in another number of processes."""
+        before, now = self._processes_before, self.accelerator.num_processes
+        if before != now and self.reporter is not None:
+            said = f"Resumed in {now} processes; until here there were {before}."
+            self.reporter.say(self.images_seen, said)
+
+    def find_due(self, request: StopRequest) -> Due:
+        """Finds what is due by this process's clock, and what it was asked."""
         is_old = time.monotonic() - self._saved_at >= self.settings.save_every_seconds
-        save = save or self.evaluation_due or is_old
-        if save or self._meter.is_due():
+        return Due(stop=request.is_set, save=is_old, log=self._meter.is_due())
+
+    def report(self, due: Due) -> None:
+        """Shows progress; logs the metrics and saves a checkpoint if due."""
+        if self.reporter is not None:
+            self.reporter.advance(self.images_seen)
+        save = due.stop or due.save or self.evaluation_due
+        if save or due.log:
             # Before saving: a loss that is not a number must not become a checkpoint.
-            self.reporter.log(self.images_seen, self._meter.take())
+            means = self._meter.take()
+            if self.reporter is not None:
+                self.reporter.log(self.images_seen, means)
         if save:
             self.save()
 
@@ -396,6 +334,7 @@ class _TrainingState(Generic[N]):
 
     def save(self) -> None:
         """Writes a checkpoint in the first process; the last good one and the one before stay."""
+        self._saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
         parts = {
@@ -405,11 +344,15 @@ class _TrainingState(Generic[N]):
             "stage": self.stage.state_dict(),
         }
         tensors = {f"{part}.{name}": t for part, ts in parts.items() for name, t in ts.items()}
-        info = {"fingerprint": self.fingerprint, "evaluation_due": self.evaluation_due}
+        info = {
+            "fingerprint": self.fingerprint,
+            "evaluation_due": self.evaluation_due,
+            "processes": self.accelerator.num_processes,
+        }
         checkpoint.save_checkpoint(
             self.folder, checkpoint.CheckpointState(self.images_seen, tensors, info)
         )
-        self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()  # what it took counts for nothing
 
     def restore(self) -> bool:
         """Restores the last good checkpoint; returns whether there is one."""
@@ -430,4 +373,5 @@ class _TrainingState(Generic[N]):
         self.stage.load_state_dict(checkpoint.section(saved.tensors, "stage"))
         self.images_seen = saved.images_seen
         self.evaluation_due = saved.info["evaluation_due"]
+        self._processes_before = saved.info.get("processes", self._processes_before)
         return True

@@ -45,7 +45,7 @@ class Neighbors:
         indices: npt.NDArray[np.int64],
         choices: Sequence[int],
         example_of: npt.NDArray[np.int32],
-        rng: np.random.Generator | None = None,
+        rngs: Sequence[np.random.Generator] | None = None,
     ) -> npt.NDArray[np.int32]:
         """Draws the examples of pictures: one of the best in each place, none of them twice.
 
@@ -53,16 +53,16 @@ class Neighbors:
             indices: (B,) pictures.
             choices: which of its captions each picture is learned with.
             example_of: the example of each caption of the memory.
-            rng: draws; without one the best are taken.
+            rngs: draw, one for each picture; without them the best are taken.
 
         Returns:
             (B, k) captions of the memory; -1 where there is none.
         """
         found = self.captions[self.starts[indices] + np.asarray(choices)]  # (B, k, m)
-        if rng is None:
+        if rngs is None:
             return np.array(found[:, :, 0])
         drawn = np.full(found.shape[:2], -1, np.int32)
-        ranks = rng.random(found.shape).argsort(-1)
+        ranks = np.stack([rng.random(found.shape[1:]) for rng in rngs]).argsort(-1)
         for picture, (rows, orders) in enumerate(zip(found, ranks, strict=True)):
             taken: set[int] = set()
             for place, (row, order) in enumerate(zip(rows, orders, strict=True)):
@@ -107,7 +107,7 @@ class ExampleReader:
         choices: Sequence[int],
         passes: npt.NDArray[np.int64],
         keeps_prompt: npt.NDArray[np.bool_],
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> Examples:
         """Draws the examples of training pictures.
 
@@ -116,14 +116,15 @@ class ExampleReader:
             choices: which of its captions each is learned with.
             passes: (B,) of their codes: a mirrored picture looks at mirrored examples.
             keeps_prompt: (B,) False where the prompt is dropped, and half of the examples with it.
-            rng: draws them.
+            rngs: draw them, one for each picture.
         """
-        found = self._neighbors["train"].draw(indices, choices, self.memory.example_of, rng)
-        is_dropped = rng.random(len(found)) < self._settings.dropout
+        found = self._neighbors["train"].draw(indices, choices, self.memory.example_of, rngs)
+        chances = np.stack([rng.random(2 + found.shape[1]) for rng in rngs])
+        is_dropped = chances[:, 0] < self._settings.dropout
         # Without the prompt half of them stay: guidance may move away from either.
-        is_dropped |= ~keeps_prompt & (rng.random(len(found)) < _DROPPED_WITH_PROMPT)
+        is_dropped |= ~keeps_prompt & (chances[:, 1] < _DROPPED_WITH_PROMPT)
         found[is_dropped] = -1
-        hidden = rng.random(found.shape) < self._settings.caption_dropout
+        hidden = chances[:, 2:] < self._settings.caption_dropout
         num_passes = len(self._codes)
         is_mirrored = find_mirrored(passes, num_passes, flips=self._flips)
         mirrored = np.where(is_mirrored, num_passes // 2, 0)

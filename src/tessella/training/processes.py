@@ -1,14 +1,15 @@
-"""What the processes of a distributed run have to agree on: batches, buffers, when to stop."""
+"""What the processes of a run have to agree on: batches, weights, when to log, save and stop."""
 
 import time
+from dataclasses import dataclass
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
-from tessella.errors import ConfigError
-from tessella.training.interrupt import StopRequest
+from tessella.errors import CheckpointError, ConfigError
 
 _SECONDS_BETWEEN_QUESTIONS = 0.5
 
@@ -33,51 +34,77 @@ def any_process(value: bool, accelerator: Accelerator) -> bool:
     return bool(_sum([float(value)], accelerator)[0])
 
 
-def broadcast_buffers(network: nn.Module, accelerator: Accelerator) -> None:
-    """Gives every process the first one's buffers, such as the running statistics of its images."""
+def broadcast_network(network: nn.Module, accelerator: Accelerator) -> None:
+    """Gives every process the first one's weights and buffers.
+
+    They should be the same already, but processors of another kind round otherwise.
+    """
     if accelerator.num_processes > 1:
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        for tensor in network.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
 
 
-class StopAgreement:
-    """Agrees with the other processes on stopping: all must leave after the same step.
+def require_same_start(images_seen: int, accelerator: Accelerator) -> None:
+    """Refuses processes that have found different checkpoints; every process must call it.
+
+    Raises:
+        CheckpointError: they do not see the same files.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everyone = gather_object([images_seen])
+    if len(set(everyone)) > 1:
+        raise CheckpointError(
+            "The processes have found different checkpoints, of these numbers of images: "
+            f"`{everyone}`. Give all hosts the same --out, on a file system that they share."
+        )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is due after a step."""
+
+    stop: bool = False  # asked to, by a signal
+    save: bool = False  # the last checkpoint is old
+    log: bool = False  # the last line of the log is
+
+
+class Agreement:
+    """Agrees with the other processes on what is due: all must do it after the same step.
 
     To ask is to wait for the device, so they ask each other about twice a second, not at every
-    step. The first process's clock decides in how many steps they ask again. A single process has
-    nobody to ask and stops at once.
+    step. The first process's clock decides in how many steps they ask again, and what is to be
+    logged and saved; any process may be the one that was asked to stop. A single process has nobody
+    to ask.
 
     Args:
-        request: whether this process was asked to stop.
         accelerator: reaches the other processes.
     """
 
-    def __init__(self, request: StopRequest, accelerator: Accelerator) -> None:
-        self._request = request
+    def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._steps = self._steps_left = 1
         self._asked_at = time.monotonic()
 
-    def is_reached(self) -> bool:
-        """Whether all stop here; every process must call it after every step."""
+    def settle(self, due: Due) -> Due:
+        """Says what all do now; every process must call it after every step with its own view."""
         if self._accelerator.num_processes == 1:
-            return self._request.is_set
+            return due
         self._steps_left -= 1
-        return self._steps_left == 0 and self.ask()
+        return self.ask(due) if self._steps_left == 0 else Due()
 
-    def ask(self) -> bool:
+    def ask(self, due: Due) -> Due:
         """Asks all processes now; every one must call it."""
         now = time.monotonic()
         pace = self._steps / max(now - self._asked_at, 1e-6)  # steps a second
         next_steps = max(1, int(_SECONDS_BETWEEN_QUESTIONS * pace))
+        # The other processes add 0 to the first one's numbers, so that all get exactly those.
         is_first = self._accelerator.is_main_process
-        # The other processes add 0 to the first one's number, so that all get exactly that.
-        stops, steps = _sum(
-            [float(self._request.is_set), float(next_steps if is_first else 0)], self._accelerator
-        )
+        of_first = [float(is_first and value) for value in (next_steps, due.save, due.log)]
+        stop, steps, save, log = _sum([float(due.stop), *of_first], self._accelerator)
         self._steps = self._steps_left = int(steps)
         self._asked_at = time.monotonic()
-        return bool(stops)
+        return Due(bool(stop), bool(save), bool(log))
 
 
 def _sum(values: list[float], accelerator: Accelerator) -> list[float]:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from tessella.batch import average_over_batch
 from tessella.errors import TessellaError
 from tessella.files import write_text
 from tessella.images import Pixels, save_png
@@ -137,12 +139,15 @@ class Meter:
         return time.monotonic() - self._began >= _LOG_SECONDS
 
     def take(self) -> dict[str, float]:
-        """Returns the means and the pace, and starts anew.
+        """Returns the means over all processes and the pace, and starts anew.
+
+        Every process must call it.
 
         Raises:
             TessellaError: the loss or its gradient is not a finite number.
         """
-        means = {name: value.item() / self._counts[name] for name, value in self._sums.items()}
+        sums = average_over_batch(torch.stack(list(self._sums.values()))).tolist()
+        means = {n: value / self._counts[n] for n, value in zip(self._sums, sums, strict=True)}
         # A gradient that is not a number has spoilt the weights before the loss shows it.
         for name in ("loss", "gradient_norm"):
             if math.isfinite(means[name]):

@@ -147,6 +147,7 @@ def write_run_file(
     recipe: Recipe,
     reasons: Mapping[str, str] | None = None,
     data: Mapping[str, Any] | None = None,
+    processes: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes run.json, which makes a folder a run.
 
@@ -157,6 +158,7 @@ def write_run_file(
         recipe: what the run follows; its lengths may come from `minutes`.
         reasons: setting → why it was chosen, for people.
         data: fingerprints and counts of what it trains on, from `describe_data`.
+        processes: that it began with: how many, on which devices.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -169,6 +171,7 @@ def write_run_file(
         "recipe": recipe.model_dump(mode="json"),
         "reasons": dict(reasons or {}),
         "data": dict(data or {}),
+        "processes": dict(processes or {}),
     }
     write_json(out / record.RUN_FILE, run, what="the run's recipe")
 

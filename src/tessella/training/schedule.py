@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+_OF_IMAGE = 1  # tells an image's generator from that of a pass, which is seeded by its number
 _LISTED = 1 << 20  # images whose order is kept in memory, 8 bytes each
 _LANES = 64
 _BLOCK = 2048  # images that a lane mixes
@@ -29,12 +30,24 @@ def learning_rate_multiplier(
     return min(warmup, left / decay_fraction if decay_fraction else 1.0, 1.0)
 
 
-def step_seed(seed: int, rank: int, images_seen: int) -> int:
-    """Returns the seed of all random numbers of one process in one step.
+def step_seed(seed: int, images_seen: int, rank: int | None = None) -> int:
+    """Returns the seed of what is drawn in one step: for the whole batch, or by one process.
 
     Source: each step is seeded by (seed, rank, images) as in EDM2 (arXiv:2312.02696).
     """
-    return int(np.random.SeedSequence([seed, rank, images_seen]).generate_state(1, np.uint64)[0])
+    position = [seed, images_seen] if rank is None else [seed, rank, images_seen]
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
+
+
+def create_image_generators(seed: int, start: int, count: int) -> list[np.random.Generator]:
+    """Creates a generator for each of the `start`-th to `start + count - 1`-th images of a run.
+
+    What is drawn for an image depends on its place in the run and on nothing else: not on the
+    batch that it is in, nor on the process that reads it.
+    """
+    return [
+        np.random.default_rng([seed, place, _OF_IMAGE]) for place in range(start, start + count)
+    ]
 
 
 def order_images(num_images: int, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:

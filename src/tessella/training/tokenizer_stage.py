@@ -1,6 +1,6 @@
 """Stage 1: pixels → codes → pixels. Its batches, its loss, how it is measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -10,6 +10,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tessella.batch import average_over_batch, sum_over_batch
 from tessella.data.cache import CaptionedImages
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import Pixels, to_float
@@ -19,8 +20,8 @@ from tessella.tokenizer.adversarial import AdversarialLoss
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
 from tessella.training.checkpoint import flatten_optimizer, restore_optimizer, section
-from tessella.training.loop import Evaluation, Stage, StepLoss, TrainingSettings
 from tessella.training.schedule import order_streamed
+from tessella.training.stage import Evaluation, Stage, StepLoss, TrainingSettings
 
 _MAX_VALIDATION_IMAGES = 512
 _SHEET_PICTURES = 16
@@ -108,13 +109,14 @@ class TokenizerLoss(nn.Module):
         # Metrics of the batch as a whole; evaluation is by image.
         metrics = {"reconstruction_loss": losses.total}
         with torch.no_grad():
+            error = functional.mse_loss(reconstruction, image)
             # Pixels are in [-1, 1]: the peak is 2.
-            metrics["psnr"] = 10 * torch.log10(4 / functional.mse_loss(reconstruction, image))
+            metrics["psnr"] = 10 * torch.log10(4 / average_over_batch(error))
             # Not `unique`: on CUDA it waits for the device.
             codes, size = output.quantized.codes, self.tokenizer.settings.quantizer.codebook_size
             used = image.new_zeros(codes.shape[1] * size)
             used.index_fill_(0, number_codes(codes, size).flatten(), 1)
-            metrics["codes_used"] = used.sum()
+            metrics["codes_used"] = (sum_over_batch(used) > 0).sum()
         if losses.perceptual is not None:
             metrics["perceptual_loss"] = losses.perceptual
         if self._adversarial is not None and self.training:
@@ -178,7 +180,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
         return order_streamed(self._train.unit_ends, seed, start, count)
 
     def load_batch(
-        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+        self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]
     ) -> tuple[Tensor, ...]:
         """Reads pixels (B, H, W, 3) uint8."""
         return (torch.from_numpy(self._train.pixels(indices)),)

@@ -1,6 +1,6 @@
 """Stage 2: captions → codes. Its batches and how it is measured; the loss is the objective's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -16,8 +16,8 @@ from tessella.model.request import enumerate_requests
 from tessella.objectives import Objective
 from tessella.sheets import make_sheet
 from tessella.training.codes import Codes, find_mirrored
-from tessella.training.loop import Batch, Evaluation, Stage, TrainingSettings
 from tessella.training.neighbors import ExampleReader
+from tessella.training.stage import Batch, Evaluation, Stage, TrainingSettings
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Transformer
 
@@ -82,6 +82,8 @@ class TransformerStage(Stage[Transformer]):
         self.network = model.transformer
         self.hidden_matrices = self.network.hidden_matrices()
         self.loss_module = model.objective
+        for parameter in model.objective.list_unused():
+            parameter.requires_grad_(False)
         if settings.compile:
             self.compiled = [*model.transformer.self_decoder, *model.transformer.cross_decoder]
         self.num_images = len(data["train"])
@@ -95,17 +97,19 @@ class TransformerStage(Stage[Transformer]):
         self._codes = codes
         self._validation_side = "validation" if len(data["validation"]) else "train"
 
-    def load_batch(self, indices: npt.NDArray[np.int64], rng: np.random.Generator) -> Batch:
+    def load_batch(
+        self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]
+    ) -> Batch:
         """Reads text (B, T) of one caption each, some dropped, codes (B, M, h, w) and examples."""
         captions, choices = [], []
-        for index in indices:
+        for index, rng in zip(indices, rngs, strict=True):
             texts = self._data["train"].captions(int(index))
             is_first = rng.random() < self._first_caption_fraction
             choices.append(0 if is_first else int(rng.integers(len(texts))))
             is_dropped = rng.random() < self._caption_dropout
             captions.append("" if is_dropped else texts[choices[-1]])
         codes = self._codes["train"]
-        passes = rng.integers(len(codes), size=len(indices))
+        passes = np.array([rng.integers(len(codes)) for rng in rngs])
         mirrored = find_mirrored(passes, len(codes), flips=self._flips).tolist()
         prompts = [
             caption_mirrored(caption) if is_mirrored and caption else caption
@@ -115,7 +119,7 @@ class TransformerStage(Stage[Transformer]):
         if self._examples is None:
             return batch
         keeps_prompt = np.array([bool(caption) for caption in captions])
-        return (*batch, self._examples.draw(indices, choices, passes, keeps_prompt, rng))
+        return (*batch, self._examples.draw(indices, choices, passes, keeps_prompt, rngs))
 
     def evaluate(self, average: Transformer, device: torch.device, images_seen: int) -> Evaluation:
         """Scores held-out images with their first captions; paints captions that fit whole."""

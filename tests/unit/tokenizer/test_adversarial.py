@@ -3,8 +3,6 @@
 That a discriminator is resumed bit for bit is tested with its stage, which saves its optimizer.
 """
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from tessella.tokenizer.adversarial import (
     compute_hinge_loss,
     compute_lecam_loss,
 )
+from two_processes import connect
 
 CPU = torch.device("cpu")
 SIZE = 12
@@ -406,61 +405,7 @@ def test_the_seed_alone_makes_the_start() -> None:
 # Several processes.
 
 
-class TwoProcesses:
-    """Two threads that talk as two processes of a distributed run would."""
-
-    def __init__(self) -> None:
-        self._barrier = threading.Barrier(2, timeout=30)
-        self._given: dict[int, Tensor] = {}
-        self._rank = threading.local()
-
-    def _exchange(self, tensor: Tensor) -> dict[int, Tensor]:
-        self._given[self._rank.value] = tensor.clone()
-        self._barrier.wait()
-        given = dict(self._given)
-        self._barrier.wait()
-        return given
-
-    def all_reduce(self, tensor: Tensor) -> None:
-        given = self._exchange(tensor)
-        tensor.copy_(given[0] + given[1])
-
-    def broadcast(self, tensor: Tensor, src: int) -> None:
-        tensor.copy_(self._exchange(tensor)[src])
-
-    def run(self, work: Callable[[int], None]) -> None:
-        faults: list[BaseException] = []
-
-        def start(rank: int) -> None:
-            self._rank.value = rank
-            try:
-                work(rank)
-            except BaseException as error:  # noqa: BLE001 - told to the test below
-                faults.append(error)
-                self._barrier.abort()
-
-        threads = [threading.Thread(target=start, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if faults:
-            raise faults[0]
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> TwoProcesses:
-    two = TwoProcesses()
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", two.all_reduce)
-    monkeypatch.setattr(torch.distributed, "broadcast", two.broadcast)
-    return two
-
-
-def test_two_halves_on_two_processes_are_the_whole_batch(
-    processes: TwoProcesses, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_halves_on_two_processes_are_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [create(lecam_weight=0.3) for _ in range(2)]
 
     def work(rank: int) -> None:
@@ -468,7 +413,7 @@ def test_two_halves_on_two_processes_are_the_whole_batch(
             half = [images[2 * rank : 2 * rank + 2] for images in batch(seed)]
             losses[rank].step(*half)
 
-    processes.run(work)
+    connect(monkeypatch).run(work)
     monkeypatch.undo()
     whole = create(lecam_weight=0.3)
     for seed in range(3):

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings
-from tessella.tokenizer.report2021 import ReportBlock, ReportDecoder, ReportEncoder
+from tessella.tokenizer.report2021 import (
+    ReportBlock,
+    ReportDecoder,
+    ReportEncoder,
+    SharedBatchNorm,
+)
+from two_processes import connect
 
 
 def on_meta(kind: type[nn.Module], nhid: int = 256) -> nn.Module:
@@ -101,3 +107,47 @@ def test_a_small_one_learns_on_64_pixels() -> None:
     first = tokenizer.encoder.first.weight.grad
     assert first is not None
     assert first.abs().sum() > 0
+
+
+def test_batches_are_normalized_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two halves on two processes, whose gradients are averaged, are one batch on one."""
+    generator = torch.Generator().manual_seed(0)
+    images, weights = torch.randn(2, 4, 3, 5, 5, generator=generator)
+    images = 3 * images + 1
+    norms, made = [SharedBatchNorm(3) for _ in range(2)], dict[int, Tensor]()
+
+    def work(rank: int) -> None:
+        half = slice(2 * rank, 2 * rank + 2)
+        made[rank] = norms[rank](images[half])
+        (made[rank] * weights[half]).square().mean().backward()
+
+    connect(monkeypatch).run(work)
+    monkeypatch.undo()
+    whole = nn.BatchNorm2d(3)
+    expected = whole(images)
+    (expected * weights).square().mean().backward()
+    torch.testing.assert_close(torch.cat([made[0], made[1]]), expected)
+    for name, parameter in whole.named_parameters():
+        gradients = [norm.get_parameter(name).grad for norm in norms]
+        assert gradients[0] is not None
+        torch.testing.assert_close(sum(gradients) / 2, parameter.grad, msg=name)
+    for norm in norms:
+        for name, buffer in whole.named_buffers():
+            torch.testing.assert_close(norm.get_buffer(name), buffer, msg=name)
+
+
+def test_a_shared_norm_passes_gradients_back_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image moves the mean that the other process's images are normalized by."""
+    generator = torch.Generator().manual_seed(0)
+    images, weights = torch.randn(2, 4, 3, 5, 5, generator=generator)
+    halves = [images[:2].clone().requires_grad_(), images[2:].clone().requires_grad_()]
+
+    def work(rank: int) -> None:
+        (SharedBatchNorm(3)(halves[rank]) * weights[2 * rank : 2 * rank + 2]).mean().backward()
+
+    connect(monkeypatch).run(work)
+    monkeypatch.undo()
+    whole = images.clone().requires_grad_()
+    (nn.BatchNorm2d(3)(whole) * weights).mean().backward()
+    got = torch.cat([half.grad for half in halves if half.grad is not None]) / 2
+    torch.testing.assert_close(got, whole.grad)

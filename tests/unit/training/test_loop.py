@@ -3,7 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +17,10 @@ from torch import Tensor, nn
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.training.checkpoint import load_latest_checkpoint, section
-from tessella.training.loop import (
-    Evaluation,
-    Stage,
-    StepLoss,
-    TrainingSettings,
-    create_accelerator,
-    measure_pace,
-    train,
-)
+from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.optimizer import OptimizerSettings
 from tessella.training.precision import PrecisionSetting
+from tessella.training.stage import Evaluation, Stage, StepLoss, TrainingSettings
 
 
 class ToyNetwork(nn.Module):
@@ -66,11 +59,11 @@ class Toy(Stage[ToyNetwork]):
         self.seconds = 0.0
 
     def load_batch(
-        self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+        self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]
     ) -> tuple[Tensor, ...]:
         time.sleep(self.seconds)
         self.seen += indices.tolist()
-        self.drawn.append(rng.random())
+        self.drawn += [rng.random() for rng in rngs]
         return (torch.from_numpy(indices),)
 
     def evaluate(self, average: ToyNetwork, device: torch.device, images_seen: int) -> Evaluation:
@@ -346,9 +339,9 @@ def test_what_is_no_number_is_not_saved(tmp_path: Path, what: str, said: str) ->
 
     class Spoiled(Toy):
         def load_batch(
-            self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+            self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]
         ) -> tuple[Tensor, ...]:
-            batch = super().load_batch(indices, rng)
+            batch = super().load_batch(indices, rngs)
             return (*batch, torch.tensor(len(self.drawn) >= 3))
 
     class Network(ToyNetwork):
@@ -370,7 +363,7 @@ def test_an_error_while_reading_reaches_the_caller(tmp_path: Path) -> None:
 
     class Broken(Toy):
         def load_batch(
-            self, indices: npt.NDArray[np.int64], rng: np.random.Generator
+            self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]
         ) -> tuple[Tensor, ...]:
             raise OSError("the disk is gone")
 

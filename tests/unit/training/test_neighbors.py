@@ -104,7 +104,7 @@ def test_no_example_is_drawn_twice() -> None:
     drawn: list[set[tuple[int, ...]]] = [set(), set(), set()]
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        found = FOUND.draw(PICTURES, CHOICES, EXAMPLE_OF, rng)
+        found = FOUND.draw(PICTURES, CHOICES, EXAMPLE_OF, [rng] * len(PICTURES))
         assert found.dtype == np.int32
         for seen, row in zip(drawn, found.tolist(), strict=True):
             seen.add(tuple(row))
@@ -116,7 +116,7 @@ def test_no_example_is_drawn_twice() -> None:
 
 def test_where_all_candidates_are_taken_there_is_none() -> None:
     same = Neighbors(np.array([[[3, 4, -1], [4, 3, -1]]], np.int32), np.array([0]))
-    found = same.draw(np.array([0]), [0], EXAMPLE_OF, np.random.default_rng(0))
+    found = same.draw(np.array([0]), [0], EXAMPLE_OF, [np.random.default_rng(0)])
     assert found[0, 0] in (3, 4)
     assert found[0, 1] == -1
 
@@ -124,7 +124,8 @@ def test_where_all_candidates_are_taken_there_is_none() -> None:
 def test_a_draw_follows_from_its_random_numbers() -> None:
     many = np.zeros(50, np.int64)
     first, again, other = (
-        FOUND.draw(many, [0] * 50, EXAMPLE_OF, np.random.default_rng(seed)) for seed in (1, 1, 2)
+        FOUND.draw(many, [0] * 50, EXAMPLE_OF, [np.random.default_rng(seed)] * 50)
+        for seed in (1, 1, 2)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -166,7 +167,7 @@ def draw(reader: ExampleReader, passes: Sequence[int], keeps: bool = True) -> An
     indices = np.arange(count) % 2
     keeps_prompt = np.full(count, keeps)
     rng = np.random.default_rng(0)
-    return reader.draw(indices, [0] * count, np.array(passes), keeps_prompt, rng)
+    return reader.draw(indices, [0] * count, np.array(passes), keeps_prompt, [rng] * count)
 
 
 def test_codes_and_captions_are_those_of_the_examples() -> None:

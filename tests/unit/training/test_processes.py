@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tessella.errors import ConfigError
 from tessella.training import processes
-from tessella.training.interrupt import StopRequest
-from tessella.training.processes import StopAgreement, any_process, local_batch_size
+from tessella.training.processes import Agreement, Due, any_process, local_batch_size
 
 
 class Processes:
@@ -80,11 +79,8 @@ def test_any_of_two(values: tuple[int, int], expected: bool) -> None:
 @pytest.mark.parametrize("value", [False, True])
 def test_one_process_asks_nobody(value: bool) -> None:
     accelerator: Any = SimpleNamespace(num_processes=1, is_main_process=True)
-    request = StopRequest()
-    request.is_set = value
-    stop = StopAgreement(request, accelerator)
-    assert [stop.is_reached() for _ in range(3)] == [value] * 3
-    assert stop.ask() is value
+    agreement, due = Agreement(accelerator), Due(stop=value, log=not value)
+    assert [agreement.settle(due) for _ in range(3)] == [due] * 3
     assert any_process(value, accelerator) is value
 
 
@@ -99,12 +95,10 @@ def test_all_leave_after_the_same_step_soon_after_one_was_asked(
 
     def work(rank: int, accelerator: Any) -> int:
         clocks.now = 1000.0 * rank
-        request = StopRequest()
-        stop = StopAgreement(request, accelerator)
+        agreement = Agreement(accelerator)
         for step in range(1, 10_000):
             clocks.now += step_seconds * (1 + 0.5 * rank)
-            request.is_set = rank == 1 and step >= asked_after
-            if stop.is_reached():
+            if agreement.settle(Due(stop=rank == 1 and step >= asked_after)).stop:
                 return step
         return 0
 
@@ -123,15 +117,33 @@ def test_a_pause_does_not_make_them_deaf(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def work(rank: int, accelerator: Any) -> int:
         clocks.now = 0.0
-        request = StopRequest()
-        stop = StopAgreement(request, accelerator)
+        agreement = Agreement(accelerator)
         for step in range(1, 1000):
             clocks.now += 60.0 if step == 100 else 0.01
-            request.is_set = rank == 0 and step >= 200
-            if stop.is_reached():
+            if agreement.settle(Due(stop=rank == 0 and step >= 200)).stop:
                 return step
         return 0
 
     first, second = one_of_two.run(work)
     assert first == second
     assert 200 <= first <= 300
+
+
+def test_the_first_process_decides_when_to_log_and_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their clocks differ, and all have to add up their metrics, and save, after the same step."""
+    two, clocks = Processes(2), threading.local()
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: clocks.now))
+
+    def work(rank: int, accelerator: Any) -> list[Due]:
+        clocks.now = 0.0
+        agreement, settled = Agreement(accelerator), []
+        for step in range(40):
+            clocks.now += 1.0
+            own = Due(save=step == 20 + rank, log=step % 10 == rank)
+            settled.append(agreement.settle(own))
+        return settled
+
+    first, second = two.run(work)
+    assert first == second
+    assert [step for step, due in enumerate(first) if due.log] == [0, 10, 20, 30]
+    assert [step for step, due in enumerate(first) if due.save] == [20]

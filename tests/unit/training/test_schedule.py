@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tessella.training import schedule
 from tessella.training.schedule import (
+    create_image_generators,
     learning_rate_multiplier,
     order_images,
     order_streamed,
@@ -69,15 +70,24 @@ def test_passes_and_seeds_differ() -> None:
 def test_every_step_has_its_own_seed() -> None:
     """Of all steps, all processes and neighbouring seeds; and it is the same another time."""
     seeds = [
-        step_seed(seed, rank, images)
+        step_seed(seed, images, rank)
         for seed in range(4)
-        for rank in range(4)
+        for rank in (None, *range(4))
         for images in range(0, 64 * 100, 64)
     ]
     assert len(set(seeds)) == len(seeds)
     assert min(seeds) >= 0
     assert max(seeds) < 2**64
-    assert step_seed(1, 2, 3) == step_seed(1, 2, 3) != step_seed(1, 3, 2)
+    assert step_seed(1, 3, 2) == step_seed(1, 3, 2) != step_seed(1, 2, 3)
+
+
+def test_what_is_drawn_for_an_image_follows_from_its_place() -> None:
+    """Whatever batch it is in; and no two places draw alike, nor do two seeds."""
+    together = [rng.random() for rng in create_image_generators(0, 90, 20)]
+    apart = [rng.random() for n in range(90, 110) for rng in create_image_generators(0, n, 1)]
+    other = [rng.random() for rng in create_image_generators(1, 90, 20)]
+    assert together == apart
+    assert len({*together, *other}) == 40
 
 
 # --- orders that take no list ----------------------------------------------------------------

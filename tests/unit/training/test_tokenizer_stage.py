@@ -16,6 +16,7 @@ from tessella.images import to_float, to_uint8
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.training.ema import create_average
 from tessella.training.loop import create_accelerator, train
+from tessella.training.schedule import create_image_generators
 from tessella.training.tokenizer_stage import TokenizerStage, TokenizerTrainingSettings
 
 Data = Mapping[str, CaptionedImages]
@@ -41,7 +42,7 @@ def with_discriminator(data: Data, **changes: Any) -> TokenizerStage:
 
 def step(stage: TokenizerStage, images_seen: int) -> dict[str, torch.Tensor]:
     """One step's losses, without a step of the tokenizer's optimizer."""
-    (pixels,) = stage.load_batch(np.arange(8), np.random.default_rng(0))
+    (pixels,) = stage.load_batch(np.arange(8), create_image_generators(0, 0, 8))
     stage.before_step(images_seen)
     result = stage.loss_module.train()(pixels)
     return {"loss": result.loss, **result.metrics, **stage.after_step()}
@@ -56,7 +57,7 @@ def without_validation(data: Data) -> Data:
 
 
 def test_a_tokenizer_batch_is_pixels(scenes: Data) -> None:
-    (pixels,) = create(scenes).load_batch(INDICES, np.random.default_rng(0))
+    (pixels,) = create(scenes).load_batch(INDICES, create_image_generators(0, 0, 8))
     assert pixels.dtype == torch.uint8
     assert np.array_equal(pixels.numpy(), scenes["train"].pixels(INDICES))
 
@@ -115,7 +116,7 @@ def test_the_discriminator_begins_learns_and_counts_in_turn(scenes: Data) -> Non
     assert "discriminator_loss" not in names[0]
     assert "discriminator_loss" in names[1] - names[0]
     assert {"adversarial_loss", "adaptive_weight"} <= set(metrics) - names[1]
-    (pixels,) = stage.load_batch(np.arange(8), np.random.default_rng(0))
+    (pixels,) = stage.load_batch(np.arange(8), create_image_generators(0, 0, 8))
     parts = metrics["reconstruction_loss"] + metrics["adversarial_loss"]
     quantizer = stage.network(to_float(pixels)).quantized.loss
     assert metrics["loss"].item() == pytest.approx((parts + quantizer).item(), rel=0.05)
@@ -215,7 +216,7 @@ def test_a_decoder_alone_learns_to_paint_from_the_first_codes_too(scenes: Data) 
         codes_per_position=3, composition="residual", tail_dropout=1.0
     )
     tokenizer = ImageTokenizer(TOKENIZER.replace(quantizer=quantizer)).train()
-    (pixels,) = create(scenes).load_batch(np.arange(8), np.random.default_rng(0))
+    (pixels,) = create(scenes).load_batch(np.arange(8), create_image_generators(0, 0, 8))
     tokenizer(to_float(pixels))  # its codebooks begin
     settings = TokenizerTrainingSettings(learn="decoder", init_from="model")
     stage = TokenizerStage(tokenizer, settings, scenes, CPU)
@@ -264,7 +265,7 @@ def test_it_learns_in_mixed_precision(scenes: Data) -> None:
     """As on CUDA: what autocast hands from layer to layer in bfloat16 must fit together."""
     stage = create(scenes)
     loss_module = stage.loss_module.train()
-    batch = stage.load_batch(INDICES, np.random.default_rng(0))
+    batch = stage.load_batch(INDICES, create_image_generators(0, 0, 8))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = loss_module(*batch)
     assert result.loss.dtype == torch.float32

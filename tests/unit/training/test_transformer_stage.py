@@ -13,6 +13,7 @@ from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.training import transformer_stage
 from tessella.training.ema import create_average
+from tessella.training.schedule import create_image_generators
 from tessella.training.transformer_stage import TransformerStage, TransformerTrainingSettings
 from tessella.transformer import Examples
 
@@ -66,7 +67,7 @@ def test_a_transformer_batch_is_a_caption_and_the_codes_of_each_image(
     num_codes: int, scenes: Data
 ) -> None:
     stage = create(scenes, num_codes=num_codes, caption_dropout=0.0)
-    tokens, codes = stage.load_batch(INDICES, np.random.default_rng(0))
+    tokens, codes = stage.load_batch(INDICES, create_image_generators(0, 0, len(INDICES)))
     assert codes.dtype == torch.int64
     assert codes.shape == (4, num_codes, 4, 4)
     every = stage._codes["train"][:, INDICES]  # (passes, B, M, h, w)
@@ -81,8 +82,8 @@ def test_every_caption_has_its_turn(scenes: Data) -> None:
     stage = create(scenes, caption_dropout=0.0)
     choices = set(scenes["train"].captions(0))
     assert len(choices) > 2
-    rng = np.random.default_rng(0)
-    tokens, _ = stage.load_batch(np.zeros(200, dtype=np.int64), rng)
+    rngs = create_image_generators(0, 0, 200)
+    tokens, _ = stage.load_batch(np.zeros(200, dtype=np.int64), rngs)
     assert set(stage._model.text_tokenizer.decode(tokens)) == choices
 
 
@@ -91,7 +92,7 @@ def test_the_first_caption_may_have_more_turns(
     scenes: Data, fraction: float, low: int, high: int
 ) -> None:
     stage = create(scenes, caption_dropout=0.0, first_caption_fraction=fraction)
-    tokens, _ = stage.load_batch(np.zeros(400, dtype=np.int64), np.random.default_rng(0))
+    tokens, _ = stage.load_batch(np.zeros(400, dtype=np.int64), create_image_generators(0, 0, 400))
     first = scenes["train"].captions(0)[0]
     assert low <= stage._model.text_tokenizer.decode(tokens).count(first) <= high
 
@@ -101,7 +102,7 @@ def test_the_first_caption_may_have_more_turns(
 )
 def test_some_captions_are_dropped(scenes: Data, fraction: float, low: int, high: int) -> None:
     stage = create(scenes, caption_dropout=fraction)
-    tokens, _ = stage.load_batch(np.arange(400) % 20, np.random.default_rng(0))
+    tokens, _ = stage.load_batch(np.arange(400) % 20, create_image_generators(0, 0, 400))
     dropped = stage._model.text_tokenizer.decode(tokens).count("")
     assert low <= dropped <= high
 
@@ -113,7 +114,7 @@ def test_captions_of_mirrored_pictures_say_so(scenes: Data) -> None:
     codes[1] = 1
     stage._codes = {"train": codes}
     indices = np.arange(200) % 20
-    tokens, drawn = stage.load_batch(indices, np.random.default_rng(0))
+    tokens, drawn = stage.load_batch(indices, create_image_generators(0, 0, len(indices)))
     texts = stage._model.text_tokenizer.decode(tokens)
     is_mirrored = drawn.flatten(1)[:, 0].bool().tolist()
     assert 60 < sum(is_mirrored) < 140
@@ -127,7 +128,8 @@ def test_captions_of_mirrored_pictures_say_so(scenes: Data) -> None:
 def test_a_batch_follows_from_its_random_numbers(scenes: Data) -> None:
     stage = create(scenes, caption_dropout=0.5)
     first, again, other = (
-        stage.load_batch(INDICES, np.random.default_rng(seed))[0] for seed in (1, 1, 2)
+        stage.load_batch(INDICES, create_image_generators(seed, 0, len(INDICES)))[0]
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert first.shape != other.shape or not torch.equal(first, other)
@@ -265,7 +267,7 @@ def test_the_examples_are_those_of_the_batch(scenes: Data) -> None:
     """Of the same pictures, captions and passes; a dropped prompt is told."""
     stage, examined = create_looking(scenes, caption_dropout=0.5)
     indices = np.arange(20)
-    tokens, codes, examples = stage.load_batch(indices, np.random.default_rng(0))
+    tokens, codes, examples = stage.load_batch(indices, create_image_generators(0, 0, len(indices)))
     [(asked, choices, passes, keeps_prompt)] = examined.calls
     assert np.array_equal(asked, indices)
     assert np.array_equal(stage._codes["train"][passes, indices], codes.numpy())
@@ -285,7 +287,9 @@ def test_the_examples_are_those_of_the_batch(scenes: Data) -> None:
 @pytest.mark.parametrize("num_codes", [1, 2])
 def test_a_batch_with_examples_is_learned_from(num_codes: int, scenes: Data) -> None:
     stage, _ = create_looking(scenes, num_codes=num_codes)
-    result = stage.loss_module.train()(*stage.load_batch(INDICES, np.random.default_rng(0)))
+    result = stage.loss_module.train()(
+        *stage.load_batch(INDICES, create_image_generators(0, 0, len(INDICES)))
+    )
     result.loss.backward()
     encoder = stage.network.example_encoder
     assert encoder is not None
@@ -328,7 +332,7 @@ def test_it_learns_in_mixed_precision(looks: bool, num_codes: int, scenes: Data)
     kind: dict[str, Any] = {"num_codes": num_codes}
     stage = create_looking(scenes, **kind)[0] if looks else create(scenes, **kind)
     loss_module = stage.loss_module.train()
-    batch = stage.load_batch(INDICES, np.random.default_rng(0))
+    batch = stage.load_batch(INDICES, create_image_generators(0, 0, len(INDICES)))
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = loss_module(*batch)

@@ -1,0 +1,127 @@
+"""What a launcher brought up; `tests/test_ranks.py` has real processes."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tessella.errors import ConfigError, TessellaError
+from tessella.training import launch
+from tessella.training.launch import Peer, Peers, check_launch, find_peers, watch_peers
+from tessella.training.loop import create_accelerator
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "environment"),
+    [
+        (1, {}),
+        (1, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}),
+        (2, {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}),
+        (1, {"ACCELERATE_USE_CPU": "true"}),  # `accelerate launch --cpu --num_processes 1`
+        (1, {"SLURM_NTASKS": "8"}),  # what a batch script starts by itself
+    ],
+)
+def test_as_many_as_were_asked_for(num_processes: int, environment: dict[str, str]) -> None:
+    check_launch(num_processes, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        # `accelerate launch --cpu --num_processes 2` trained in one process, and said nothing.
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "for more than one"),
+        ({"WORLD_SIZE": "2"}, "for 2 processes"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "for 4 processes"),
+        ({"OMPI_COMM_WORLD_SIZE": "3"}, "for 3 processes"),
+    ],
+)
+def test_fewer_than_were_asked_for_are_refused(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{said}.*alone among `1`.*torchrun --nproc-per-node"):
+        check_launch(1, environment)
+
+
+@pytest.mark.parametrize(
+    ("all_peers", "said"),
+    [
+        ([("a", "cpu")], "1, on cpu"),
+        ([("a", "H100"), ("a", "H100")], "2, each on H100"),
+        ([("a", "H100"), ("b", "H100")], "2 on 2 hosts, each on H100"),
+        ([("a", "H100"), ("a", "H100"), ("a", "A10")], "3, 2 on H100, 1 on A10"),
+    ],
+)
+def test_they_are_described(all_peers: list[tuple[str, str]], said: str) -> None:
+    peers = Peers([Peer(host, 1, device) for host, device in all_peers], 0)
+    assert peers.describe() == said
+    facts = peers.facts()
+    assert facts["processes"] == len(all_peers) == sum(facts["devices"].values())
+    assert facts["hosts"] == len({host for host, _ in all_peers})
+
+
+def test_one_process_finds_itself() -> None:
+    peers = find_peers(create_accelerator("cpu"))
+    assert [peer.pid for peer in peers.all] == [os.getpid()]
+    assert peers.describe() == "1, on cpu"
+    with pytest.raises(RuntimeError, match="its own"), watch_peers(peers):
+        raise RuntimeError("its own")
+
+
+def start_other() -> tuple["subprocess.Popen[bytes]", Peers]:
+    """Starts another process of this host, which waits to be killed."""
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    pids = [os.getpid(), other.pid]
+    return other, Peers([Peer("here", pid, "cpu") for pid in pids], 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there processes can't be asked")
+def test_an_operation_that_fails_with_a_dead_process_names_it() -> None:
+    other, peers = start_other()
+    said = r"Process 1 of 2 \(PID \d+\) has ended"
+    with pytest.raises(TessellaError, match=said), watch_peers(peers):
+        other.kill()
+        other.communicate()
+        raise RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234")
+
+
+def test_an_error_of_one_s_own_stays_what_it_is() -> None:
+    other, peers = start_other()
+    with pytest.raises(RuntimeError, match="out of memory"), watch_peers(peers):
+        raise RuntimeError("CUDA: out of memory")
+    other.kill()
+    other.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there processes can't be asked")
+def test_what_waits_for_a_dead_process_is_ended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    other, peers = start_other()
+    ended, statuses = threading.Event(), []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    with watch_peers(peers, end, patience=0.01):
+        assert not ended.wait(0.1)  # it lives
+        other.kill()
+        other.communicate()
+        assert ended.wait(10)
+    assert statuses == [1]
+    assert f"Process 1 of 2 (PID {other.pid}) has ended" in capsys.readouterr().err
+
+
+def test_processes_that_are_not_to_be_seen_are_not_watched() -> None:
+    """Of another container with the same name, say: they would all look dead."""
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peers = Peers([Peer("here", pid, "cpu") for pid in (os.getpid(), int(gone.stdout))], 0)
+    before = threading.active_count()
+    with watch_peers(peers):
+        assert threading.active_count() == before
