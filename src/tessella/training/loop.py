@@ -211,6 +211,7 @@ class _TrainingState(Generic[N]):
         if isinstance(self._compute_loss, DistributedDataParallel):
             # They follow from what all processes share, and are the same in each.
             self._compute_loss.broadcast_buffers = False
+            processes.keep_gradient_strides(stage.network)
         self._saved_at = time.monotonic()
 
     @property

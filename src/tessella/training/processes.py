@@ -1,5 +1,6 @@
 """What the processes of a run have to agree on: batches, weights, when to log, save and stop."""
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from tessella.errors import CheckpointError, ConfigError
 
@@ -42,6 +43,22 @@ def broadcast_network(network: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for tensor in network.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
+
+
+def keep_gradient_strides(network: nn.Module) -> None:
+    """Gives gradients the strides of their parameters, in which they are exchanged.
+
+    Where a side is 1 some convolutions write another stride, which means nothing; torch warns.
+    """
+    for parameter in network.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(functools.partial(_copy_layout, parameter))
+
+
+def _copy_layout(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
 
 def require_same_start(images_seen: int, accelerator: Accelerator) -> None:

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessella.errors import ConfigError
 from tessella.training import processes
-from tessella.training.processes import Agreement, Due, any_process, local_batch_size
+from tessella.training.processes import (
+    Agreement,
+    Due,
+    any_process,
+    keep_gradient_strides,
+    local_batch_size,
+)
 
 
 class Processes:
@@ -147,3 +153,14 @@ def test_the_first_process_decides_when_to_log_and_save(monkeypatch: pytest.Monk
     assert first == second
     assert [step for step, due in enumerate(first) if due.log] == [0, 10, 20, 30]
     assert [step for step, due in enumerate(first) if due.save] == [20]
+
+
+def test_gradients_have_the_strides_of_their_weights() -> None:
+    """Torch warns of a stride that differs, even along a side of 1, where it means nothing."""
+    weight = nn.Parameter(torch.ones(4, 1, 3))
+    keep_gradient_strides(nn.ParameterList([weight]))
+    gradient = torch.arange(12.0).view(4, 1, 3).as_strided((4, 1, 3), (3, 1, 1))
+    torch.autograd.backward([weight.clone()], [gradient])
+    assert weight.grad is not None
+    assert weight.grad.stride() == weight.stride() != gradient.stride()
+    assert torch.equal(weight.grad, gradient)
