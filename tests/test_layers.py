@@ -17,6 +17,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 ORDER = (
     "errors",
     "config",
+    "temporary",
     "files",
     "images",
     "sheets",
