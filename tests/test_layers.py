@@ -18,6 +18,7 @@ ORDER = (
     "errors",
     "untrusted",
     "config",
+    "temporary",
     "files",
     "checksums",
     "images",

@@ -20,17 +20,15 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import re
-import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import CheckpointError
+from tessella.temporary import TEMPORARY_PREFIX, being_written, is_written, temporary_path
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -41,15 +39,8 @@ class _WriteError(CheckpointError):
     """A failed write, told apart so that an enclosing writer can report it in its own name."""
 
 
-TEMPORARY_PREFIX = ".tmp-tessella-"
-"""Begins the names of unfinished files and folders; after a crash they can be removed."""
-
 REPLACED_PREFIX = ".old-tessella-"
 """Begins the name of a good folder while it is replaced, where the system cannot swap names."""
-
-_OWNED = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-(\d+)-")
-_LIVE: set[Path] = set()  # temporary paths that this very process writes
-_SECONDS_ELSEWHERE = 7 * 24 * 3600.0  # another computer's process may be asked nothing
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -221,7 +212,7 @@ def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None)
 
 def remove_folder(path: Path) -> None:
     """Removes a file or folder; after a crash it is either whole or gone."""
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     path.rename(temporary)
     _flush_folder(path.parent)
     _remove(temporary)
@@ -242,47 +233,15 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
     """
     if not folder.is_dir():
         return
-    with _explained(folder, "the folder"):
+    with explained(folder, "the folder"):
         for path in list(folder.iterdir()):
             if path.name.startswith(TEMPORARY_PREFIX):
-                if not _is_written(path):
+                if not is_written(path):
                     _remove(path)
             elif path.name.startswith(REPLACED_PREFIX):
                 _settle(path, path.with_name(path.name.removeprefix(REPLACED_PREFIX)))
             elif deep and path.is_dir() and not path.is_symlink():
                 remove_leftovers(path, deep=True)
-
-
-def _is_written(path: Path) -> bool:
-    """Says whether the process that a temporary name tells of may still write it."""
-    owner = _OWNED.match(path.name)
-    if owner is None:
-        return False  # of a version that did not tell
-    try:
-        modified = path.stat().st_mtime
-    except OSError:
-        return False
-    if owner[1] != _host():
-        return time.time() - modified < _SECONDS_ELSEWHERE
-    number = int(owner[2])
-    if number == os.getpid():  # a container's processes have the same numbers when it starts again
-        return path in _LIVE
-    import psutil
-
-    try:
-        process = psutil.Process(number)
-        # A process that began later has got the number of one that is dead.
-        is_later = process.create_time() > modified + 1
-        return not is_later and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.AccessDenied:
-        return True
-    except psutil.Error:
-        return False
-
-
-def _host() -> str:
-    """Returns eight digits that tell this computer from others."""
-    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -374,36 +333,26 @@ def _building(path: Path, what: str, kept: str | None = None) -> Iterator[Path]:
     """Yields a free temporary path; if anything fails, nothing is left there and all is as before.
 
     Raises:
-        CheckpointError: the system's error, as `_explained` puts it.
+        CheckpointError: the system's error, as `explained` puts it.
     """
-    with _explained(path, what, kept):
+    with explained(path, what, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        _LIVE.add(temporary)
-        try:
-            yield temporary
-        except BaseException:
-            _remove(temporary)
-            _settle(_aside(path), path)
-            raise
-        finally:
-            _LIVE.discard(temporary)
-
-
-def explained(path: Path, *, what: str) -> contextlib.AbstractContextManager[None]:
-    """Turns the system's errors while a file is written into the message of `write_bytes`.
-
-    For what is written piece by piece under a name of its own.
-
-    Raises:
-        CheckpointError: on leaving, in the place of an `OSError`.
-    """
-    return _explained(path, what)
+        with being_written(temporary_path(path)) as temporary:
+            try:
+                yield temporary
+            except BaseException:
+                _remove(temporary)
+                _settle(_aside(path), path)
+                raise
 
 
 @contextlib.contextmanager
-def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]:
-    """Turns the system's errors into one message that says what stays intact."""
+def explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]:
+    """Turns the system's errors into one message that says what stays intact.
+
+    Raises:
+        CheckpointError: in the place of an `OSError`.
+    """
     try:
         yield
     except (OSError, _WriteError) as error:
@@ -423,12 +372,6 @@ def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]
             f"Cannot write {what}: `{path}` ({why}); {kept}; {advice} and run the same command "
             "again."
         ) from cause
-
-
-def _temporary(path: Path) -> Path:
-    """Chooses a free temporary name beside a path, with the same suffix."""
-    owner = f"{_host()}-{os.getpid()}"
-    return path.with_name(f"{TEMPORARY_PREFIX}{owner}-{secrets.token_hex(6)}{path.suffix}")
 
 
 def _aside(path: Path) -> Path:

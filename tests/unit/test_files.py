@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tessella import files
 from tessella.errors import CheckpointError
+from tessella.temporary import name_host
 
 
 def disk_full(*_: object, **__: object) -> None:
@@ -349,7 +350,7 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
 
     A container's processes have the same numbers when it starts again.
     """
-    here, elsewhere = files._host(), "0" * 8
+    here, elsewhere = name_host(), "0" * 8
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     lives = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

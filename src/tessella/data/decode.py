@@ -87,9 +87,11 @@ def _decode(record: Record | Skipped, settings: DataSettings) -> Decoded | Skipp
     size = settings.image_size
     try:
         location = record.location
-        is_file = isinstance(location, ImageLocation) and location.size is None
-        # A picture of its own is read as far as its decoder needs.
-        content = Path(location.path) if is_file else read_bytes(location)
+        content: Path | bytes
+        if isinstance(location, ImageLocation) and location.size is None:
+            content = Path(location.path)  # its decoder reads as far as it needs
+        else:
+            content = read_bytes(location)
         with open_image(
             content,
             max_pixels=settings.max_image_pixels,

@@ -81,21 +81,23 @@ def prepare_codes(
                 codes[number, start - unit.start : end - unit.start] = made
             progress(end * passes, len(images) * passes)
 
+    weights = hash_tensors(tokenizer.state_dict())
     made_from = {
         "images": images.fingerprint,
-        "tokenizer": hash_tensors(tokenizer.state_dict()),
+        "tokenizer": weights,
         "passes": {"flips": flips, "crops": crops},
     }
     num_codes = tokenizer.settings.quantizer.codes_per_position
     shape = (passes, len(images), num_codes, side, side)
-    units = _cut(images, made_from["tokenizer"], flips=flips, crops=crops)
+    units = _cut(images, weights, flips=flips, crops=crops)
     what = "the codes of the images"
     return cached_in_units(path, made_from, np.uint16, shape, units, encode, what=what)
 
 
 def _cut(images: CaptionedImages, tokenizer: str, *, flips: bool, crops: int) -> list[ArrayUnit]:
     """Cuts images into units of some thousand, where units of the data end."""
-    ends, start = [], 0
+    ends: list[int] = []
+    start = 0
     for data_end in images.unit_ends.tolist() if len(images) else ():
         ends += range(start + _UNIT, data_end, _UNIT)
         start = ends[-1] if ends else 0

@@ -62,7 +62,7 @@ def cached_in_units(
     """
     partial = path.with_name(f".{path.stem}.partial.npy")
     if not is_cached(path, made_from):
-        with explained(path, what=what):
+        with explained(path, what):
             path.parent.mkdir(parents=True, exist_ok=True)
             _build(path, partial, dtype, shape, units, fill)
             # A note goes first and comes last: a file without one is not trusted.
