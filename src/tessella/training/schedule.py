@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-_OF_IMAGE = 1  # tells an image's generator from that of a pass, which is seeded by its number
+# Tell generators of images and of steps from those of passes, which are seeded by their number.
+_OF_IMAGE, _OF_STEP = 1, 2
 _LISTED = 1 << 20  # images whose order is kept in memory, 8 bytes each
 _LANES = 64
 _BLOCK = 2048  # images that a lane mixes
@@ -35,7 +36,7 @@ def step_seed(seed: int, images_seen: int, rank: int | None = None) -> int:
 
     Source: each step is seeded by (seed, rank, images) as in EDM2 (arXiv:2312.02696).
     """
-    position = [seed, images_seen] if rank is None else [seed, rank, images_seen]
+    position = [seed, images_seen, 0 if rank is None else rank + 1, _OF_STEP]
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
 
 

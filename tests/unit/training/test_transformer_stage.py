@@ -278,7 +278,7 @@ def test_the_examples_are_those_of_the_batch(scenes: Data) -> None:
     assert isinstance(examples, Examples)
     # What they are does not change what else is in the batch.
     other, same_codes = create(scenes, caption_dropout=0.5).load_batch(
-        indices, np.random.default_rng(0)
+        indices, create_image_generators(0, 0, len(indices))
     )
     assert torch.equal(other, tokens)
     assert torch.equal(same_codes, codes)
@@ -295,7 +295,7 @@ def test_a_batch_with_examples_is_learned_from(num_codes: int, scenes: Data) -> 
     assert encoder is not None
     assert encoder.mix_out.weight.grad is not None
     without = create(scenes, num_codes=num_codes)
-    assert len(stage.hidden_matrices) == len(without.hidden_matrices) + 3
+    assert len(stage.hidden_matrices) == len(without.hidden_matrices) + 6
 
 
 @pytest.mark.parametrize("side", ["validation", "train"])
