@@ -130,6 +130,17 @@ class RequestTimeoutError(ApiError):
         super().__init__(503, "It took too long. Ask for less, or try again later.", code="timeout")
 
 
+class MemoryFullError(ApiError):
+    """A request takes more memory than there is."""
+
+    def __init__(self) -> None:
+        message = (
+            "The server has too little memory for this. Ask for fewer pictures or candidates or a "
+            "smaller canvas, or try again later."
+        )
+        super().__init__(503, message, code="out_of_memory")
+
+
 class UnforeseenError(ApiError):
     """Something failed that nobody thought of; the log says what."""
 
@@ -158,7 +169,20 @@ def to_api_error(error: Exception) -> ApiError:
     _log.error("A request failed.", exc_info=error)
     if isinstance(error, TessellaError):
         return UnforeseenError("A model's files are damaged")
-    return UnforeseenError()
+    return describe_fault(error)
+
+
+def describe_fault(error: BaseException) -> ApiError:
+    """Says to a client what it may know of an unforeseen error."""
+    return MemoryFullError() if is_out_of_memory(error) else UnforeseenError()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error is Python's, a processor's or an accelerator's want of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # PyTorch has no kind of its own for a processor's.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def note_error(scope: Scope, error: ApiError) -> None:

@@ -1,11 +1,9 @@
 """Runs the application with uvicorn, and ends it without losing what is being painted."""
 
 import contextlib
-import logging
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -15,10 +13,10 @@ from fastapi import FastAPI
 from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
 from tessella.precision import PaintingPrecision
-from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
 from tessella.serving.connections import create_protocol, raise_file_limit
 from tessella.serving.models_served import load_models
+from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
 
@@ -99,7 +97,7 @@ def serve(
         server = _Server(
             _configure(app, settings), worker, lambda: tell(address + settings.root_path)
         )
-        with _log_to_stderr():
+        with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run([listening])
         if not worker.is_alive:
             raise TessellaError(
@@ -114,23 +112,12 @@ def _configure(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
         http=create_protocol(settings.header_timeout_seconds),
         access_log=False,
         server_header=False,
+        log_config=None,  # `log_to_stderr` writes all there is
         log_level="warning",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_seconds)),
         proxy_headers=False,
     )
-
-
-@contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    log, handler = logging.getLogger(ACCESS_LOG), logging.StreamHandler(sys.stderr)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
