@@ -139,7 +139,7 @@ class ImageAnswer:
     def _find_idle(self) -> dict[str, str]:
         """Finds fields that have no effect beside the others, each with its reason."""
         body, idle = self.body, dict[str, str]()
-        for name in ("quality", "style", "moderation", "input_fidelity"):
+        for name in ("quality", "complexity", "style", "moderation", "input_fidelity"):
             if getattr(body, name, None) not in (None, _HONOURED.get(name)):
                 idle[name] = _COMPATIBLE
         if (body.best_of or 1) > 1 and not self.prompt.strip():

@@ -98,6 +98,8 @@ class ImageBody(RequestBody):
     """Examples that are not looked at, by `index`."""
     quality: _Quality | None = None
     """Accepted for compatibility; has no effect."""
+    complexity: Literal["low", "medium", "high"] | None = None
+    """Accepted for compatibility; has no effect."""
     background: Literal["auto", "opaque"] | None = None
     """Accepted for compatibility: pictures are opaque."""
     user: _Ignored = None

@@ -39,6 +39,28 @@ class ImagesBody(BaseModel):
     info: str
 
 
+class ProgressState(BaseModel):
+    """What is being done."""
+
+    job_count: int  # pictures that wait
+    job_no: int = 0
+    sampling_step: int = 0
+    sampling_steps: int = 0
+    skipped: bool = False
+    interrupted: bool = False
+    job: str = ""
+
+
+class ProgressBody(BaseModel):
+    """How far painting is: pictures of all clients are painted together, so no number of one."""
+
+    progress: float = 0.0
+    eta_relative: float = 0.0
+    state: ProgressState
+    current_image: None = None
+    textinfo: None = None
+
+
 def create_sdapi_router(service: PaintingService) -> APIRouter:
     """Serves the parts of AUTOMATIC1111's API that paint, and those that its clients ask first."""
     router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
@@ -99,6 +121,19 @@ def _add_questions(router: APIRouter, service: PaintingService, chosen: OptionsB
     @router.get("/samplers", summary="List the one sampler")
     def list_samplers() -> list[dict[str, Any]]:
         return [{"name": SAMPLER, "aliases": [], "options": {}}]
+
+    @router.get("/schedulers", summary="List the one scheduler")
+    def list_schedulers() -> list[dict[str, str]]:
+        return [{"name": "automatic", "label": "Automatic"}]
+
+    @router.get("/scripts", summary="List scripts, of which there are none")
+    def list_scripts() -> dict[str, list[str]]:
+        return {"txt2img": [], "img2img": []}
+
+    @router.get("/progress", summary="Tell how many pictures wait")
+    def show_progress() -> ProgressBody:
+        count = service.worker.num_waiting
+        return ProgressBody(state=ProgressState(job_count=count))
 
     @router.get("/options", summary="Tell which model paints")
     def show_options() -> dict[str, str]:

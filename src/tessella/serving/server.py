@@ -14,7 +14,7 @@ from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
 from tessella.precision import PaintingPrecision
 from tessella.serving.app import create_app
-from tessella.serving.connections import create_protocol, raise_file_limit
+from tessella.serving.connections import bound_connections, create_protocol, raise_file_limit
 from tessella.serving.models_served import load_models
 from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
@@ -79,7 +79,7 @@ def serve(
         CheckpointError: a model is missing or damaged.
         TessellaError: the painting thread ended by itself.
     """
-    raise_file_limit()
+    max_connections = bound_connections(settings.max_connections, raise_file_limit())
     # Before the models are loaded: an address in use is reported at once.
     with _listen(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
         worker.start()
@@ -95,7 +95,7 @@ def serve(
         host, port = settings.host, listening.getsockname()[1]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         server = _Server(
-            _configure(app, settings), worker, lambda: tell(address + settings.root_path)
+            _configure(app, settings, max_connections), worker, lambda: tell(address + settings.root_path)
         )
         with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run([listening])
@@ -106,10 +106,10 @@ def serve(
             )
 
 
-def _configure(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+def _configure(app: FastAPI, settings: ServeSettings, max_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=create_protocol(settings.header_timeout_seconds),
+        http=create_protocol(settings.header_timeout_seconds, max_connections),
         access_log=False,
         server_header=False,
         log_config=None,  # `log_to_stderr` writes all there is

@@ -146,6 +146,11 @@ class PaintingWorker:
         """Whether it works, has not begun to, or has ended because it was closed."""
         return self._thread.ident is None or self._thread.is_alive() or self._is_closing
 
+    @property
+    def num_waiting(self) -> int:
+        """How many pictures, and calls, wait."""
+        return self._num_waiting
+
     def submit(self, job: ImageJob, emit: Callable[[JobEvent], None]) -> QueuedJob:
         """Queues a job.
 

@@ -82,6 +82,14 @@ def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(painted, expected, strict=True))
 
 
+def test_what_programs_ask_beside(server: Any) -> None:
+    """Their waiting for a free server, and their menus, end where nothing is found."""
+    progress = server.get("/sdapi/v1/progress?skip_current_image=true").json()
+    assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
+    assert server.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
+    assert [one["name"] for one in server.get("/sdapi/v1/schedulers").json()] == ["automatic"]
+
+
 def test_seeds_are_drawn_and_told(server: Any) -> None:
     seeds = {information(ask(server, "txt2img", prompt="a", seed=-1))["seed"] for _ in range(3)}
     assert len(seeds) == 3

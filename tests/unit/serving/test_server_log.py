@@ -130,7 +130,7 @@ def test_nothing_that_a_client_sends_is_logged(
         answers = [
             server.generate(**said, n=2).status_code,
             server.post("/images/generations", json=said | {"n": 2}, headers=key).status_code,
-            server.post("/images/generations", json=said | {"hush": 1}, headers=key).status_code,
+            server.post("/images/generations", json=said | {"hush hush": 1}, headers=key).status_code,
             server.post("/images/generations", json=said | {"size": "hush"}, headers=key).status_code,
             server.post("/images/generations", content=b"hush", headers=key).status_code,
             server.post("/images/edits", data=said, headers=key).status_code,
@@ -138,9 +138,9 @@ def test_nothing_that_a_client_sends_is_logged(
                         headers=key).status_code,
             server.post("/images/edits", json=said | {"images": [{"image_url": "hush"}]},
                         headers=key).status_code,
-            server.client.post("/sdapi/v1/txt2img", json=said | {"hush": 1},
+            server.client.post("/sdapi/v1/txt2img", json=said | {"hush hush": 1},
                                headers=key).status_code,
-            server.post("/posts", json={"description": "hush hush"}, headers=key).status_code,
+            server.post("/posts", json={"business": "hush", "about": "hush hush"}, headers=key).status_code,
             server.get("/v1/models/hush/card?hush=hush", headers=key).status_code,
             server.get("/hush", headers={"Authorization": "Bearer hush", "Host": "hush"}).status_code,
         ]  # fmt: skip
