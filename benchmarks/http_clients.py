@@ -86,7 +86,7 @@ def serving(
             asyncio.run(_wait_until_ready(process, port))
             yield Server(port, process.pid)
             process.send_signal(signal.SIGTERM)
-            status = process.wait(timeout=60)
+            status = process.wait(timeout=300)
         except BaseException:
             process.kill()
             process.wait()

@@ -81,7 +81,11 @@ def main() -> None:
         config={
             "before": describe_commit(options.before),
             "bar": BAR,
-            **{name: value for name, value in vars(options).items() if name not in ("before", "quick")},
+            **{
+                name: value
+                for name, value in vars(options).items()
+                if name not in ("before", "quick")
+            },
         },
         where=environment("cpu"),
         folder=None if options.quick else RESULTS,

@@ -111,7 +111,9 @@ def test_the_server_does_what_its_document_says(tmp_path: Path) -> None:
     assert not failures, "\n\n".join(failures)
     # A document that allows nothing would pass without one picture painted, one that allows all
     # without one refused. How many there are of each is for hypothesis to choose.
-    images = [f"/v1/images/{one}" for one in "generations edits variations reconstructions".split()]
+    images = [
+        f"/v1/images/{one}" for one in ["generations", "edits", "variations", "reconstructions"]
+    ]
     for path in (*images, "/sdapi/v1/txt2img", "/sdapi/v1/img2img"):
         assert statuses[f"POST {path}", 200], path
         assert statuses[f"POST {path}", 400], path

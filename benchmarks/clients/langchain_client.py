@@ -3,10 +3,9 @@
 import asyncio
 import sys
 
+from checks import PROMPT, attempt, expect, fetch, look
 from langchain_community.tools.openai_dalle_image_generation import OpenAIDALLEImageGenerationTool
 from langchain_community.utilities.dalle_image_generator import DallEAPIWrapper
-
-from checks import PROMPT, attempt, expect, fetch, look
 
 
 def main(base_url: str) -> None:

@@ -5,8 +5,16 @@ import sys
 from typing import Any
 
 import litellm
-
-from checks import OTHER, PROMPT, attempt, draw_disc, draw_mask, expect_right_half, open_picture, to_png
+from checks import (
+    OTHER,
+    PROMPT,
+    attempt,
+    draw_disc,
+    draw_mask,
+    expect_right_half,
+    open_picture,
+    to_png,
+)
 
 
 def main(base_url: str) -> None:

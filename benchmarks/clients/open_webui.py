@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
-
 from checks import OTHER, PROMPT, attempt, draw_disc, draw_mask, expect, look, to_png
 
 VERSION = "?api-version=2025-04-01-preview"

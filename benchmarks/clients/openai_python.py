@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-
 from checks import (
     OTHER,
     PROMPT,
@@ -24,8 +23,23 @@ from checks import (
     to_png,
 )
 
-SIZES = "256x256 512x512 1024x1024 1536x1024 1024x1536 1792x1024 1024x1792 auto".split()
-MODELS = "gpt-image-1 gpt-image-1-mini gpt-image-2 gpt-image-2.5-flare chatgpt-image-latest".split()
+SIZES = [
+    "256x256",
+    "512x512",
+    "1024x1024",
+    "1536x1024",
+    "1024x1536",
+    "1792x1024",
+    "1024x1792",
+    "auto",
+]
+MODELS = [
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-2",
+    "gpt-image-2.5-flare",
+    "chatgpt-image-latest",
+]
 
 
 def main(base_url: str) -> None:

@@ -30,6 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from checks import draw_disc, draw_mask, to_png  # noqa: E402  found beside this script
+
 from harness import RESULTS, environment, print_record, write_result  # noqa: E402  as above
 from http_clients import HOST, serving  # noqa: E402  as above
 

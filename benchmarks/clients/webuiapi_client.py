@@ -6,9 +6,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import webuiapi
-from PIL import Image
-
 from checks import OTHER, PROMPT, SIDE, attempt, draw_disc, expect, expect_right_half
+from PIL import Image
 
 
 def main(base_url: str) -> None:

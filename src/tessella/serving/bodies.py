@@ -329,7 +329,9 @@ async def _sort_parts(
             message = f"There is more than one `{part[:60]}`. Send one{several}."
             raise ApiError(400, message, param=shown)
         if isinstance(value, UploadFile) != is_file:
-            wanted = "a file" if is_file else f"text, unlike {', '.join(f'`{one}`' for one in files)}"
+            wanted = (
+                "a file" if is_file else f"text, unlike {', '.join(f'`{one}`' for one in files)}"
+            )
             message = f"A part has to be {wanted}: `{shown}`."
             raise ApiError(400, message, param=shown, code="invalid_value")
         if not is_listed:

@@ -32,7 +32,7 @@ def create_protocol(
             all are at work, the new one gets a 503.
     """
     # No request of theirs is being answered; the one that has been so longest comes first.
-    silent: dict[Protocol, None] = {}
+    silent: dict[Any, None] = {}
 
     class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which one it is depends
         _closing_headers: asyncio.TimerHandle | None = None

@@ -95,7 +95,9 @@ def serve(
         host, port = settings.host, listening.getsockname()[1]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         server = _Server(
-            _configure(app, settings, max_connections), worker, lambda: tell(address + settings.root_path)
+            _configure(app, settings, max_connections),
+            worker,
+            lambda: tell(address + settings.root_path),
         )
         with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run([listening])

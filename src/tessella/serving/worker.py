@@ -247,6 +247,7 @@ class PaintingWorker:
             calls = list(self._calls)
             self._arrived.clear()
             self._calls.clear()
+            self._num_waiting -= len(calls)
         for queued in waiting:
             queued.fail(ClosingError())
         for _, future in calls:
@@ -319,7 +320,9 @@ class PaintingWorker:
         is_unforeseen = not isinstance(error, TessellaError)
         if len(batch) > 1:
             if is_unforeseen:
-                _log.error("A batch of %d failed; each is painted alone.", len(batch), exc_info=error)
+                _log.error(
+                    "A batch of %d failed; each is painted alone.", len(batch), exc_info=error
+                )
             for picture in batch:
                 self._paint([picture])
             return

@@ -50,9 +50,7 @@ def serving(protocol: type[asyncio.Protocol]) -> Iterator[int]:
         slow.set()
         return "released"
 
-    config = uvicorn.Config(
-        app, http=protocol, log_config=None, ws="none", timeout_keep_alive=30
-    )
+    config = uvicorn.Config(app, http=protocol, log_config=None, ws="none", timeout_keep_alive=30)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],))
@@ -142,7 +140,13 @@ def test_the_limit_of_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "files", "expected"),
-    [(4096, None, 4096), (4096, 65_536, 4096), (4096, 1024, 768), (100, 1024, 100), (4096, 256, 16)],
+    [
+        (4096, None, 4096),
+        (4096, 65_536, 4096),
+        (4096, 1024, 768),
+        (100, 1024, 100),
+        (4096, 256, 16),
+    ],
 )
 def test_connections_leave_files_for_the_rest(wanted: int, files: Any, expected: int) -> None:
     assert bound_connections(wanted, files) == expected
