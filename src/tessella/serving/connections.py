@@ -14,7 +14,7 @@ from tessella.serving.access_log import log_connection
 from tessella.serving.api_errors import ApiError, JsonResponse
 
 _MAX_FILES = 65_536
-_OTHER_FILES = 256  # than connections: uploads on their way, models, the log
+_OTHER_FILES = 384  # than connections: those just accepted, uploads on their way, models
 _MIN_CONNECTIONS = 16
 _MAX_REFUSED = 32  # connections at a time that are told so; more are closed without a word
 _REFUSED_SECONDS = 1.0

@@ -36,7 +36,6 @@ _STRENGTH = 0.75
 
 _Side = Annotated[int | None, Field(ge=16, le=MAX_SIDE_PX)]
 _File = Annotated[str, WithJsonSchema({"type": "string", "format": "data-url"})]
-_guidance = GenerationSettings.model_fields["guidance_scale"]
 
 
 class OptionsBody(StrictBody):
@@ -65,7 +64,7 @@ class PaintBody(StrictBody):
     """Batches; 1 unless given."""
     steps: Annotated[int | None, Field(ge=1)] = None
     """Sampling steps, at most as many as the server allows; the model's own unless given."""
-    guidance_scale: Annotated[float | None, *_guidance.metadata] = None
+    guidance_scale: float | None = None
     """Tessella's own; the model's unless given. `cfg_scale` has no effect: programs send the 7 of
     diffusion models without being asked, at which these models paint scraps."""
     width: _Side = None
@@ -162,12 +161,18 @@ class ImageToImageBody(PaintBody):
 
 def create_paint_body(kind: type[P], limits: ServeSettings) -> type[P]:
     """Returns a request's class as one server takes it: so that its document has all limits."""
-    longest, most = Field(max_length=limits.max_prompt_characters), Field(le=limits.max_pictures)
-    narrowed = {"prompt": longest, "negative_prompt": longest, "batch_size": most, "n_iter": most}
+    longest, most = [Field(max_length=limits.max_prompt_characters)], [Field(le=limits.max_pictures)]
+    narrowed: dict[str, list[Any]] = {
+        "prompt": longest,
+        "negative_prompt": longest,
+        "batch_size": most,
+        "n_iter": most,
+        "guidance_scale": GenerationSettings.model_fields["guidance_scale"].metadata,
+    }
     fields: dict[str, Any] = {}
     for name, limit in narrowed.items():
         field = kind.model_fields[name]
-        annotation = Annotated[field.annotation, *field.metadata, limit]
+        annotation = Annotated[field.annotation, *field.metadata, *limit]
         fields[name] = annotation, Field(field.default, description=field.description)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 

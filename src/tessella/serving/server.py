@@ -20,7 +20,7 @@ from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
 
-_BACKLOG = 2048
+_BACKLOG = 256  # also as many are accepted in one go: files that `connections.py` leaves for them
 
 
 class _Server(uvicorn.Server):
@@ -113,6 +113,7 @@ def _configure(app: FastAPI, settings: ServeSettings, max_connections: int) -> u
         app,
         http=create_protocol(settings.header_timeout_seconds, max_connections),
         access_log=False,
+        backlog=_BACKLOG,
         server_header=False,
         log_config=None,  # `log_to_stderr` writes all there is
         log_level="warning",

@@ -143,7 +143,7 @@ def test_the_limit_of_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (4096, None, 4096),
         (4096, 65_536, 4096),
-        (4096, 1024, 768),
+        (4096, 1024, 640),
         (100, 1024, 100),
         (4096, 256, 16),
     ],
