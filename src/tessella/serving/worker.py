@@ -128,6 +128,7 @@ class PaintingWorker:
         self.metrics.queue.set_function(lambda: self._num_waiting)
         self._is_closing = False
         self._has_ended = False
+        self._has_failed = False  # it ended before it was closed
         self._pictures_per_second = 0.0
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
 
@@ -144,7 +145,8 @@ class PaintingWorker:
     @property
     def is_alive(self) -> bool:
         """Whether it works, has not begun to, or has ended because it was closed."""
-        return self._thread.ident is None or self._thread.is_alive() or self._is_closing
+        is_closed = self._is_closing and not self._has_failed
+        return self._thread.ident is None or self._thread.is_alive() or is_closed
 
     @property
     def num_waiting(self) -> int:
@@ -242,7 +244,7 @@ class PaintingWorker:
     def _end(self) -> None:
         """Fails everything that waits; from now on nothing is taken."""
         with self._changed:
-            self._has_ended = True
+            self._has_ended, self._has_failed = True, not self._is_closing
             waiting = [*self._in_hand, *self._arrived, *(one.queued for one in self._pictures)]
             calls = list(self._calls)
             self._arrived.clear()

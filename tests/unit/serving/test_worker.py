@@ -959,6 +959,8 @@ def test_where_nothing_can_be_painted_it_ends(
     until(lambda: not worker.is_alive)
     with pytest.raises(ClosingError):
         submit(worker, tiny)
+    worker.close()
+    assert not worker.is_alive  # it was not this that ended it
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), ValueError("what")])
