@@ -233,9 +233,10 @@ class PaintingWorker:
             return self._work_once()
         except BaseException as error:  # noqa: BLE001  also SystemExit would end the thread
             self._num_faults += 1
+            with contextlib.suppress(Exception):  # where there is no memory for it
+                _log.exception("The painting thread met a fault.")
             for queued in self._in_hand:
                 queued.fail(describe_fault(error))
-            _log.exception("The painting thread met a fault.")
         if self._num_faults < _MAX_FAULTS:
             return True
         _log.critical("The painting thread ends after %d faults in a row.", self._num_faults)

@@ -123,7 +123,7 @@ def list_requests() -> list[tuple[str, str, dict[str, Any]]]:
         ("post", "/v1/images/edits", {"json": said | edit}),
         ("post", "/sdapi/v1/txt2img", {"json": said | {"hush hush": 1}}),
         ("post", "/v1/posts", {"json": {"business": "hush", "about": "hush hush"}}),
-        ("get", "/v1/models/hush/card?hush=hush", {}),
+        ("get", "/v1/models/hush%20hush/card?hush=hush", {}),
         ("get", "/hush", strange),
     ]
 
