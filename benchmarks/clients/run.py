@@ -71,11 +71,19 @@ _SECONDS = 1200  # for one client
 def main() -> None:
     """Installs, tries, stores and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clients", nargs="*", help=f"of {', '.join(CLIENTS)}; all unless given")
+    parser.add_argument(
+        "clients",
+        nargs="*",
+        help=f"of {', '.join(CLIENTS)}; all unless given; the stored results of the others stay",
+    )
     parser.add_argument("--venvs", type=Path, default=Path(tempfile.gettempdir()) / "venvs")
     parser.add_argument("--quick", action="store_true", help="stores nothing")
     options = parser.parse_args()
+    where = environment("cpu")
+    stored = RESULTS / f"clients_{where.hardware}_{where.month.replace('-', '')}.json"
     results = {}
+    if options.clients and stored.exists():
+        results = json.loads(stored.read_text(encoding="utf-8"))["results"]
     with serving("scenes") as server, tempfile.TemporaryDirectory() as folder:
         pictures = [Path(folder) / "disc.png", Path(folder) / "mask.png"]
         for path, image in zip(pictures, (draw_disc(), draw_mask()), strict=True):
@@ -91,8 +99,8 @@ def main() -> None:
         "clients",
         results,
         config={"model": "scenes", "address": "http://127.0.0.1:PORT/v1", "keys": "none"},
-        where=environment("cpu"),
-        folder=None if options.quick or options.clients else RESULTS,
+        where=where,
+        folder=None if options.quick else RESULTS,
     )
     print_record(record)
     if any("failed" in found or found["work"] < found["calls"] for found in results.values()):
