@@ -65,7 +65,7 @@ CLIENTS = {
     "open-webui": Client("open_webui.py", ("aiohttp", "pillow")),
     "webuiapi": Client("webuiapi_client.py", ("webuiapi", "aiohttp")),
 }
-_SECONDS = 1200  # for one client
+_SECONDS = 2400  # for one client
 
 
 def main() -> None:

@@ -31,93 +31,102 @@ def create_protocol(
         max_connections: at a time. For one more, the one that has been silent longest is closed; if
             all are at work, the new one gets a 503.
     """
-    # No request of theirs is being answered; the one that has been so longest comes first.
-    silent: dict[Any, None] = {}
+    common = {
+        "header_timeout_seconds": header_timeout_seconds,
+        "max_connections": max_connections,
+        "silent": {},
+    }
+    return type("Connection", (_Connection,), common)
 
-    class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which one it is depends
-        _closing_headers: asyncio.TimerHandle | None = None
-        _has_begun = False  # the headers that are awaited
-        _is_refused = False
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > max_connections:
-                if silent:
-                    next(iter(silent))._make_room()
-                else:
-                    self._refuse()
-                    return
-            silent[self] = None
-            self._await_headers()
+class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which one it is depends
+    """One connection; `create_protocol` says what it has in common with the others."""
 
-        def data_received(self, data: bytes) -> None:
-            if self._is_refused:
-                self._close_refused()
-                return
-            super().data_received(data)
-            # Both of uvicorn's protocols make a cycle of a request once they have its headers.
-            if self.cycle is None or self.cycle.response_complete:
-                self._has_begun = True
-                self._await_headers()
+    header_timeout_seconds: float
+    max_connections: int
+    silent: dict[Any, None]  # no request of theirs is being answered; the longest silent one first
+
+    _closing_headers: asyncio.TimerHandle | None = None
+    _has_begun = False  # the headers that are awaited
+    _is_refused = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            if self.silent:
+                next(iter(self.silent))._make_room()
             else:
-                silent.pop(self, None)
-                self._stop_waiting()
+                self._refuse()
+                return
+        self.silent[self] = None
+        self._await_headers()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if not self.transport.is_closing() and self.cycle.response_complete:
-                silent[self] = None
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            silent.pop(self, None)
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self._close_refused()
+            return
+        super().data_received(data)
+        # Both of uvicorn's protocols make a cycle of a request once they have its headers.
+        if self.cycle is None or self.cycle.response_complete:
+            self._has_begun = True
+            self._await_headers()
+        else:
+            self.silent.pop(self, None)
             self._stop_waiting()
-            super().connection_lost(exc)
 
-        def _await_headers(self) -> None:
-            if self._closing_headers is None:
-                self._closing_headers = self.loop.call_later(header_timeout_seconds, self._close)
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.cycle.response_complete:
+            self.silent[self] = None
 
-        def _stop_waiting(self) -> None:
-            self._has_begun = False
-            if self._closing_headers is not None:
-                self._closing_headers.cancel()
-                self._closing_headers = None
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.pop(self, None)
+        self._stop_waiting()
+        super().connection_lost(exc)
 
-        def _close(self) -> None:
+    def _await_headers(self) -> None:
+        if self._closing_headers is None:
+            self._closing_headers = self.loop.call_later(self.header_timeout_seconds, self._close)
+
+    def _stop_waiting(self) -> None:
+        self._has_begun = False
+        if self._closing_headers is not None:
+            self._closing_headers.cancel()
             self._closing_headers = None
-            # Between two requests nothing is awaited: that is what the keep-alive is for.
-            if self.cycle is None or self.cycle.response_complete:
-                # Browsers and probes connect and say nothing: no word about them.
-                if self._has_begun:
-                    reason = f"The headers took over {header_timeout_seconds:g} s."
-                    self._log(408, "header_timeout", reason)
-                self.transport.close()
 
-        def _make_room(self) -> None:
-            silent.pop(self, None)
-            self._log(408, "connection_needed", "Another one needs this silent connection's place.")
+    def _close(self) -> None:
+        self._closing_headers = None
+        # Between two requests nothing is awaited: that is what the keep-alive is for.
+        if self.cycle is None or self.cycle.response_complete:
+            # Browsers and probes connect and say nothing: no word about them.
+            if self._has_begun:
+                reason = f"The headers took over {self.header_timeout_seconds:g} s."
+                self._log(408, "header_timeout", reason)
             self.transport.close()
 
-        def _refuse(self) -> None:
-            """Answers the first bytes that come, so that the client reads the answer."""
-            if len(self.connections) > max_connections + _MAX_REFUSED:
-                self.transport.abort()
-                return
-            self._is_refused = True
-            self._closing_headers = self.loop.call_later(_REFUSED_SECONDS, self._close_refused)
+    def _make_room(self) -> None:
+        self.silent.pop(self, None)
+        self._log(408, "connection_needed", "Another one needs this silent connection's place.")
+        self.transport.close()
 
-        def _close_refused(self) -> None:
-            self._stop_waiting()
-            if not self.transport.is_closing():
-                refused = ConnectionsFullError(max_connections)
-                self._log(refused.status, refused.code or "", refused.message)
-                self.transport.write(_write_answer(refused))
-                self.transport.close()
+    def _refuse(self) -> None:
+        """Answers the first bytes that come, so that the client reads the answer."""
+        if len(self.connections) > self.max_connections + _MAX_REFUSED:
+            self.transport.abort()
+            return
+        self._is_refused = True
+        self._closing_headers = self.loop.call_later(_REFUSED_SECONDS, self._close_refused)
 
-        def _log(self, status: int, code: str, reason: str) -> None:
-            log_connection((self.client or ("",))[0], status, code, reason)
+    def _close_refused(self) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            refused = ConnectionsFullError(self.max_connections)
+            self._log(refused.status, refused.code or "", refused.message)
+            self.transport.write(_write_answer(refused))
+            self.transport.close()
 
-    return Protocol
+    def _log(self, status: int, code: str, reason: str) -> None:
+        log_connection((self.client or ("",))[0], status, code, reason)
 
 
 class ConnectionsFullError(ApiError):

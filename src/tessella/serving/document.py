@@ -22,8 +22,8 @@ _FILES = {
     "transparent; if it is so nowhere, a variation of it is painted.",
 }
 _REFERENCES = (
-    "References: more pictures, which the model looks at, as many as it learned to; the rest is left "
-    "out, and `warnings` says so. Without `image` the first of them is the picture."
+    "References: more pictures, which the model looks at, as many as it learned to; the rest is "
+    "left out, and `warnings` says so. Without `image` the first of them is the picture."
 )
 _BINARY = {"type": "string", "format": "binary"}
 _BLANK = {"type": "string", "maxLength": 0}

@@ -161,7 +161,10 @@ class ImageToImageBody(PaintBody):
 
 def create_paint_body(kind: type[P], limits: ServeSettings) -> type[P]:
     """Returns a request's class as one server takes it: so that its document has all limits."""
-    longest, most = [Field(max_length=limits.max_prompt_characters)], [Field(le=limits.max_pictures)]
+    longest, most = (
+        [Field(max_length=limits.max_prompt_characters)],
+        [Field(le=limits.max_pictures)],
+    )
     narrowed: dict[str, list[Any]] = {
         "prompt": longest,
         "negative_prompt": longest,
