@@ -28,7 +28,8 @@ from tessella.serving.schemas import (
     StudioBody,
     VariationBody,
 )
-from tessella.serving.sdapi import ImageToImageBody, create_sdapi_router
+from tessella.serving.sdapi import create_sdapi_router
+from tessella.serving.sdapi_bodies import ImageToImageBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
