@@ -131,7 +131,7 @@ class TextTokenizer(TextEncoder):
                 f"Cannot read the text tokenizer: `{path}`; {error}. The file is missing or "
                 "damaged: copy the model folder again."
             ) from error
-        if fault := find_fault(values):
+        if fault := find_fault(values, _SPECIAL):
             raise CheckpointError(_foreign(path, fault))
         try:
             tokenizer = Tokenizer.from_str(text)

@@ -9,25 +9,25 @@ from typing import Any
 
 _NORMALIZERS = {"NFKC", "Lowercase", "Replace", "Strip"}
 _SPACES = ({"Regex": r"\s+"}, " ")  # what `Replace` may find, and put there
-_NUM_SPECIAL = 3
 _MAX_TOKENS = 100_000  # of one caption; the transformer has a row for each
 
 
-def find_fault(values: Any) -> str:
+def find_fault(values: Any, special: tuple[str, ...]) -> str:
     """Finds what in a text tokenizer's file is not ours; "" if nothing.
 
     Args:
         values: the file's JSON.
+        special: the tokens that are no text.
     """
     if not isinstance(values, dict):
         return "it is no JSON object"
     try:
-        return _find_fault(values)
+        return _find_fault(values, special)
     except (KeyError, TypeError, AttributeError, ValueError):
         return "parts of it are not there"
 
 
-def _find_fault(values: dict[str, Any]) -> str:
+def _find_fault(values: dict[str, Any], special: tuple[str, ...]) -> str:
     normalizer = values["normalizer"]
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     kinds = [step["type"] for step in steps]
@@ -43,8 +43,9 @@ def _find_fault(values: dict[str, Any]) -> str:
         return "it adds something other than begin and end"
     if any(len(token["ids"]) != 1 for token in template["special_tokens"].values()):
         return "its begin or end is more than one token"
-    if len(values["added_tokens"]) != _NUM_SPECIAL:
-        return f"it has `{len(values['added_tokens'])}` tokens outside of its vocabulary"
+    added = tuple(token["content"] for token in values["added_tokens"])
+    if added != special:
+        return f"its special tokens are `{str(added)[:100]}`"
     if values["truncation"] is None:
         return "it does not say how long a caption may be"
     longest = values["truncation"]["max_length"]

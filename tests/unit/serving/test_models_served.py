@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tessella.checksums import SUMS_FILE
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.serving.models_served import ServedModel, load_models
@@ -133,6 +134,7 @@ def test_what_could_not_be_measured_is_null(folder: Path) -> None:
 def test_damaged_folders_are_said_before_anything_is_served(
     name: str, content: bytes | None, folder: Path
 ) -> None:
+    (folder / "stars" / SUMS_FILE).unlink()
     file = folder / "stars" / name
     if content is None:
         file.unlink()
