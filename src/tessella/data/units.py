@@ -204,7 +204,7 @@ class Units:
         else:
             with contextlib.closing(self._decode(chunk, contents)) as pictures:
                 contents.places = [place_of(picture.record, part) for picture in pictures]
-        text = json.dumps(asdict(contents)).encode()
+        text = json.dumps(vars(contents)).encode()
         # Without a time, so that the same contents are the same bytes.
         packed = gzip.compress(text, 1, mtime=0)
         write_bytes(self._work / f"{identity}{_CONTENTS_SUFFIX}", packed, what=what)
