@@ -26,10 +26,14 @@ const LIMITS = [
   [/^Input should be (.*)$/, "It should be $1"],
 ];
 
-/** A field's or a setting's name as the page says it; other words as they are. */
+/** What a message names first, where that is a field rather than a person's own word. */
+const ABOUT_FIELDS = /^(?:No effect|A part is missing|A parameter is missing|Unknown parameter): /;
+const SETTING = /^[a-z]+\.[a-z_]+$/;
+const SNAKE = /\b[a-z]+(?:_[a-z]+)+\b/g;
+
+/** A field's or a setting's name as the page says it. */
 function toName(word) {
   if (Object.hasOwn(FIELDS, word)) return FIELDS[word];
-  if (!/^(?:[a-z]+\.)?[a-z]+(?:_[a-z]+)+$/.test(word)) return null;
   return word.replace(/^[a-z]+\./, "").replaceAll("_", " ");
 }
 
@@ -45,11 +49,15 @@ export function toWords(message) {
     const [like, words] = LIMITS.find(([pattern]) => pattern.test(expected)) ?? [];
     const got = value.replace(/^'(.*)'$/s, "$1");
     const limit = toWords(like ? expected.replace(like, words) : expected);
-    return `${toSentence(toName(name) ?? name)}: “${got}” does not fit. ${limit}.`;
+    return `${toSentence(toName(name))}: “${got}” does not fit. ${limit}.`;
   }
-  const said = message
-    .replace(/^`(\w+)(?:\[\d*\])?`: /, (_, name) => `${toSentence(toName(name) ?? name)}: `)
-    .replace(/`([^`]*)`/g, (_, word) => toName(word) ?? `“${word}”`)
-    .replace(/(?<![\w./-])[a-z]+(?:_[a-z]+)+(?![\w./-])/g, (word) => toName(word) ?? word);
-  return toSentence(said);
+  const [, field, rest] = /^`(\w+)(?:\[\d*\])?`: (.*)$/s.exec(message) ?? [];
+  if (field) return `${toSentence(toName(field))}: ${toWords(rest)}`;
+  const isAboutFields = ABOUT_FIELDS.test(message);
+  // Between backticks stands every second part.
+  const said = message.split("`").map((part, place) => {
+    if (place % 2 === 0) return part.replace(SNAKE, toName);
+    return isAboutFields || SETTING.test(part) ? toName(part) : `“${part}”`;
+  });
+  return toSentence(said.join(""));
 }
