@@ -44,8 +44,8 @@ def test_words_day_and_model_stand_beside_each_picture(page: Page) -> None:
     assert picture["y"] <= text["y"] < picture["y"] + picture["height"]
     # A word longer than the line stays within its place.
     assert words.evaluate("(element) => element.scrollWidth <= element.clientWidth")
-    # The words can be pressed as well.
-    page.locator(".kept").nth(3).locator(".caption").click()
+    # The words can be pressed as well: what takes it is the picture's button, above them.
+    page.locator(".kept").nth(3).locator(".caption").click(force=True)
     expect(page.get_by_role("dialog", name="a large red circle")).to_be_visible()
 
 

@@ -167,14 +167,13 @@ function drawResults(state, app, cancel) {
       : ""}
     ${drawProblem(problem, retry)}
     ${warnings.map((words) => html`<p class="hint" role="status">${words}</p>`)}
-    <div
-      class="slots count-${slots.length} ${slots.length < MANY ? "" : "is-many"}"
-      aria-busy=${running !== null}
-    >
-      ${slots.map((slot, index) => drawSlot(slot, app, index, running !== null))}
-    </div>
     ${slots.length
-      ? ""
+      ? html`<div
+          class="slots count-${slots.length} ${slots.length < MANY ? "" : "is-many"}"
+          aria-busy=${running !== null}
+        >
+          ${slots.map((slot, index) => drawSlot(slot, app, index, running !== null))}
+        </div>`
       : html`<div class="bed is-empty">
             <div class="grout"></div>
             <canvas class="mosaic" aria-hidden="true"></canvas>
