@@ -131,6 +131,10 @@ export function openEdit(app, source, was = null) {
     more: html`<p class="hint">
         Draw over the tiles to change. With the keyboard: arrow keys move, the space bar marks.
       </p>
+      <p class="hint">
+        Whole tiles are painted anew, so a seam can show where new ones meet old ones. It shows less
+        if you mark some of the plain ground around a thing too, rather than cut through it.
+      </p>
       <p class="hint" role="status"></p>`,
     async read() {
       if (!field.marked.size) return { problem: "Mark the tiles to paint anew first." };
