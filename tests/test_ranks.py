@@ -82,8 +82,8 @@ def test_a_run_may_go_on_in_another_number_of_processes(kind: str, runs: Path) -
         torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4, msg=name)
     notes = [line["note"] for line in read(runs / kind / "parts", "note")]
     assert notes == [
-        "Resumed in 2 processes; until here there were 1.",
-        "Resumed in 1 processes; until here there were 2.",
+        "The number of processes is now 2; until here it was 1.",
+        "The number of processes is now 1; until here it was 2.",
     ]
 
 

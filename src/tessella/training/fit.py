@@ -96,6 +96,7 @@ def fit(request: FitRequest, console: Console) -> Path:
 def _check_and_fit(
     request: FitRequest, peers: Peers, accelerator: Accelerator, console: Console, began: float
 ) -> Path:
+    console.print(f"Processes: {peers.describe()}.")
     # All that may be refused without reading the data is, before the run's folder is touched.
     sources = check_request(request, is_main=accelerator.is_main_process)
     # Before any process may write run.json: all of them must find the run new, or none.
@@ -135,7 +136,6 @@ def _enter_run(call: _Call) -> Iterator[None]:
 def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
     request, resolved, began = call.request, call.resolved, call.began
     out, is_main = request.out, accelerator.is_main_process
-    console.print(f"Processes: {call.peers.describe()}.")
     console.print(f"Precision: {resolved.precision}.")
     recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
@@ -160,15 +160,8 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
             recipe = budget.recipe
         recipe = broadcast_object_list([recipe])[0]  # each process has measured; one decides
         if is_main:
-            write_run_file(
-                out,
-                request.sources,
-                request.describe(),
-                recipe,
-                resolved.reasons,
-                describe_data(data.manifest),
-                call.peers.facts(),
-            )
+            asked = request.sources, request.describe(), recipe, resolved.reasons
+            write_run_file(out, *asked, describe_data(data.manifest), call.peers.facts())
             if choice is not None:
                 write_json(out / record.EXAMPLES_FOLDER / record.CHOICE_FILE, asdict(choice))
         accelerator.wait_for_everyone()

@@ -98,24 +98,15 @@ def train(
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
-    state = _TrainingState(
-        stage,
-        settings,
-        folder / checkpoint.CHECKPOINTS_FOLDER,
-        accelerator,
-        fingerprint,
-        precision,
-    )
-    if not state.restore() and not settings.images:
-        state.save()  # the weights that it starts from are all that it will have
-    processes.require_same_start(state.images_seen, accelerator)
+    checkpoints = folder / checkpoint.CHECKPOINTS_FOLDER
+    state = _TrainingState(stage, settings, checkpoints, accelerator, fingerprint, precision)
+    state.begin()
     agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
         request = stack.enter_context(stop_on_signals())
         batches = stack.enter_context(contextlib.closing(state.load_batches(seed)))
         if accelerator.is_main_process:
             state.reporter = stack.enter_context(state.create_reporter(folder, console))
-            state.report_processes()
         while True:
             if state.evaluation_due:
                 # Not at the end of the step: a run killed before this evaluation makes up for it.
@@ -285,15 +276,12 @@ class _TrainingState(Generic[N]):
 
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
-        name, images = self.stage.name, self.settings.images
-        return Reporter(folder, name, images, self.images_seen, console, redo=self.evaluation_due)
-
-    def report_processes(self) -> None:
-        """Says so if a run goes on in another number of processes."""
+        name, images, seen = self.stage.name, self.settings.images, self.images_seen
+        reporter = Reporter(folder, name, images, seen, console, redo=self.evaluation_due)
         before, now = self._processes_before, self.accelerator.num_processes
-        if before != now and self.reporter is not None:
-            said = f"Resumed in {now} processes; until here there were {before}."
-            self.reporter.say(self.images_seen, said)
+        if before != now:
+            reporter.say(seen, f"The number of processes is now {now}; until here it was {before}.")
+        return reporter
 
     def find_due(self, request: StopRequest) -> Due:
         """Finds what is due by this process's clock, and what it was asked."""
@@ -354,6 +342,12 @@ class _TrainingState(Generic[N]):
             self.folder, checkpoint.CheckpointState(self.images_seen, tensors, info)
         )
         self._saved_at = time.monotonic()  # what it took counts for nothing
+
+    def begin(self) -> None:
+        """Restores the last good checkpoint, which is the same in every process."""
+        if not self.restore() and not self.settings.images:
+            self.save()  # the weights that it starts from are all that it will have
+        processes.require_same_start(self.images_seen, self.accelerator)
 
     def restore(self) -> bool:
         """Restores the last good checkpoint; returns whether there is one."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-# Tell generators of images and of steps from those of passes, which are seeded by their number.
+# Last among the numbers of a seed: they tell what it is for. That of a pass has none.
 _OF_IMAGE, _OF_STEP = 1, 2
 _LISTED = 1 << 20  # images whose order is kept in memory, 8 bytes each
 _LANES = 64
@@ -47,7 +47,7 @@ def create_image_generators(seed: int, start: int, count: int) -> list[np.random
     batch that it is in, nor on the process that reads it.
     """
     return [
-        np.random.default_rng([seed, place, _OF_IMAGE]) for place in range(start, start + count)
+        np.random.default_rng([seed, place, 0, _OF_IMAGE]) for place in range(start, start + count)
     ]
 
 

@@ -75,9 +75,9 @@ def test_the_decoder_mirrors_it_with_transposed_convolutions() -> None:
 def test_each_convolution_is_normalised_with_relu_in_between(transposed: bool, stride: int) -> None:
     block = ReportBlock(8, 16, stride, transposed)
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
-    one = [kind, nn.BatchNorm2d, nn.ReLU]
+    one = [kind, SharedBatchNorm, nn.ReLU]
     # The fourth normalization is followed by the skip, and only then by ReLU.
-    assert [type(layer) for layer in block.layers] == [*one, *one, *one, kind, nn.BatchNorm2d]
+    assert [type(layer) for layer in block.layers] == [*one, *one, *one, kind, SharedBatchNorm]
     made = block(torch.randn(2, 8, 6, 6))
     side = {1: 6, 2: 12 if transposed else 3}[stride]
     assert made.shape == (2, 16, side, side)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.errors import ConfigError
+from tessella.errors import CheckpointError, ConfigError
 from tessella.training import processes
 from tessella.training.processes import (
     Agreement,
@@ -17,6 +17,7 @@ from tessella.training.processes import (
     any_process,
     keep_gradient_strides,
     local_batch_size,
+    require_same_start,
 )
 
 
@@ -164,3 +165,11 @@ def test_gradients_have_the_strides_of_their_weights() -> None:
     assert weight.grad is not None
     assert weight.grad.stride() == weight.stride() != gradient.stride()
     assert torch.equal(weight.grad, gradient)
+
+
+def test_hosts_that_do_not_see_the_same_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Processes(2).accelerator(0)
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, 64])
+    require_same_start(64, two)
+    with pytest.raises(CheckpointError, match=r"`\[0, 64\]`\. Give all hosts the same --out"):
+        require_same_start(0, two)
