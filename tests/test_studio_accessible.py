@@ -123,7 +123,7 @@ def test_nothing_is_found_in_the_other_views(open_page: Open, size: str) -> None
     page.get_by_role("link", name="Training").click()
     page.locator(".curve svg").first.wait_for()
     assert find_faults(page) == []
-    page.get_by_role("link", name="Model").click()
+    page.get_by_role("link", name="Model", exact=True).click()
     page.locator(".card").wait_for()
     assert find_faults(page) == []
     assert read_width(page) == SIZES[size][0]
@@ -134,7 +134,7 @@ def test_nothing_is_found_where_something_goes_wrong(open_page: Open) -> None:
     page.route("**/v1/models/*/card", lambda route: route.abort())
     page.route("**/studio/posts.js", lambda route: route.abort())
     for view in ("Model", "Posts"):
-        page.get_by_role("link", name=view).click()
+        page.get_by_role("link", name=view, exact=True).click()
         expect(page.get_by_role("alert")).to_be_visible()
         assert find_faults(page) == []
 

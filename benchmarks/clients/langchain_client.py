@@ -1,6 +1,5 @@
 """LangChain's wrapper of DALL-E, and its tool, which read addresses of pictures."""
 
-import asyncio
 import sys
 
 from checks import PROMPT, attempt, expect, fetch, look
@@ -17,7 +16,6 @@ def main(base_url: str) -> None:
         {"model": "dall-e-3", "size": "1024x1024", "quality": "hd"},
     ):
         attempt(f"DallEAPIWrapper({said}).run", lambda s=said: run(base_url, s))
-    attempt("DallEAPIWrapper.arun", lambda: asyncio.run(arun(base_url)))
     attempt("OpenAIDALLEImageGenerationTool.run", lambda: use_tool(base_url))
 
 
@@ -29,11 +27,6 @@ def make(base_url: str, said: dict) -> DallEAPIWrapper:
 def run(base_url: str, said: dict) -> None:
     """Paints; its answer is a text of addresses."""
     check(make(base_url, said).run(PROMPT), said.get("n", 1))
-
-
-async def arun(base_url: str) -> None:
-    """Paints asynchronously."""
-    check(await make(base_url, {"model": "dall-e-3"}).arun(PROMPT), 1)
 
 
 def use_tool(base_url: str) -> None:

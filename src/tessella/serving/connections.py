@@ -6,7 +6,7 @@ that never send it use up the files that the process may open.
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -36,7 +36,7 @@ def create_protocol(
         "max_connections": max_connections,
         "silent": {},
     }
-    return type("Connection", (_Connection,), common)
+    return cast(type[asyncio.Protocol], type("Connection", (_Connection,), common))
 
 
 class _Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which one it is depends
