@@ -93,7 +93,7 @@ def average_in_graph(tensor: Tensor) -> Tensor:
     The gradients of parameters are averaged over processes too. With both, each process's own loss
     being a mean over its rows, they are those of the mean over the whole batch.
     """
-    averaged: Tensor = _AverageInGraph.apply(tensor)
+    averaged: Tensor = _AverageInGraph.apply(tensor)  # type: ignore[no-untyped-call]
     return averaged
 
 

@@ -251,7 +251,7 @@ def _is_proved(path: Path, content: bytes | npt.NDArray[np.uint8], *, is_last: b
     if sums is None:
         return True
     expected = sums.get(path.name, ())
-    got = hashlib.sha256(content).hexdigest()
+    got = hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
     if got in expected:
         return True
     if not is_last and (read_sums(path.parent) != sums or sha256_file(path) != got):

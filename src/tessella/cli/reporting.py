@@ -46,7 +46,7 @@ def create_console(*, stderr: bool) -> "Console":
     class PlainConsole(Console):
         """Prints what others wrote, captions and names of files, without obeying it."""
 
-        def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(to_printable(text), **options)
 
     # Without markup: a folder may be called `[red]`. Soft-wrapped: logs keep their lines.

@@ -135,8 +135,8 @@ class CaptionIndex:
             num_captions: that there are.
         """
         offsets, captions, scores = self.offsets, self.captions, self.scores
-        kinds = (offsets.dtype, captions.dtype, scores.dtype)
-        if kinds != (np.int64, np.int32, np.float32) or offsets.shape != (len(self.words) + 1,):
+        kinds = [str(array.dtype) for array in (offsets, captions, scores)]
+        if kinds != ["int64", "int32", "float32"] or offsets.shape != (len(self.words) + 1,):
             return False
         is_cut = offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any()
         if is_cut or not captions.shape == scores.shape == (offsets[-1],):

@@ -175,7 +175,7 @@ def create_paint_body(kind: type[P], limits: ServeSettings) -> type[P]:
     fields: dict[str, Any] = {}
     for name, limit in narrowed.items():
         field = kind.model_fields[name]
-        annotation = Annotated[field.annotation, *field.metadata, *limit]
+        annotation: Any = Annotated[field.annotation, *field.metadata, *limit]
         fields[name] = annotation, Field(field.default, description=field.description)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
 

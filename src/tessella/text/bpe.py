@@ -145,7 +145,7 @@ class TextTokenizer(TextEncoder):
             raise CheckpointError(_foreign(path, "its tokens are not numbered one after the other"))
         if any(byte not in vocabulary for byte in pre_tokenizers.ByteLevel.alphabet()):
             raise CheckpointError(_foreign(path, "some bytes have no token"))
-        return cls(tokenizer, tokenizer.truncation["max_length"])
+        return cls(tokenizer, values["truncation"]["max_length"])
 
     def _pad(self, rows: Sequence[Row]) -> Tensor:
         """Lays rows of tokens into one tensor (B, T)."""

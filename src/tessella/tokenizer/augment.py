@@ -39,15 +39,12 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         )
 
     def draw_position(low: tuple[int, int], high: tuple[int, int]) -> Tensor:
-        sides = [
-            draw_each(
-                lambda rows, own, a=a, b=b: torch.randint(
-                    a, b, (rows,), device=device, generator=own
-                )
+        def draw_side(low: int, high: int) -> Tensor:
+            return draw_each(
+                lambda rows, own: torch.randint(low, high, (rows,), device=device, generator=own)
             )
-            for a, b in zip(low, high, strict=True)
-        ]
-        return torch.stack(sides, dim=1)
+
+        return torch.stack([draw_side(*ends) for ends in zip(low, high, strict=True)], dim=1)
 
     image = change_colors(image, draw(-0.5, 0.5), draw(0.0, 2.0), draw(0.5, 1.5))
     down, right = height // _MAX_SHIFT, width // _MAX_SHIFT
