@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,30 @@ def check_launch(num_processes: int, environment: Mapping[str, str] = os.environ
         f"The launcher asked for {wanted} processes, but they do not train together: this one "
         f"is alone among `{num_processes}`. Start them by `torchrun --nproc-per-node {number} -m "
         "tessella fit …` (docs/how-to/distributed.md)."
+    )
+
+
+def join_again(
+    device: torch.device, timeout: timedelta, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Lets processes that torchrun has started anew find each other; otherwise does nothing.
+
+    torchrun keeps the store in which they leave their addresses, and those of the processes that
+    died are still there (torch 2.13): each start needs names of its own in it.
+    """
+    count = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_kept = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if count == "0" or not is_kept or torch.distributed.is_initialized():
+        return
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = torch.distributed.TCPStore(*address, is_master=False, timeout=timeout)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"tessella-{count}-{size}", store),
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
     )
 
 

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tessella.batch import drawing
 from tessella.errors import CheckpointError
 from tessella.model.folder import choose_device
-from tessella.training import checkpoint, processes
+from tessella.training import checkpoint, launch, processes
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, group_parameters
@@ -54,11 +54,13 @@ def create_accelerator(device: str) -> Accelerator:
     """
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    kind = choose_device(device).type
+    chosen = choose_device(device)
+    kind = chosen.type
     if kind == "cpu":
         # Keeps MKL from choosing fewer, as measuring the precision does: a resumed run, which
         # doesn't measure, has to compute alike.
         torch.set_num_threads(torch.get_num_threads())
+    launch.join_again(chosen, _PROCESS_TIMEOUT)
     return Accelerator(
         cpu=kind == "cpu",
         mixed_precision="no",  # accelerate's is one for the whole process; `train` has its own

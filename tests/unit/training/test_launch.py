@@ -4,12 +4,22 @@ import os
 import subprocess
 import sys
 import threading
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.training import launch
-from tessella.training.launch import Peer, Peers, check_launch, find_peers, watch_peers
+from tessella.training.launch import (
+    Peer,
+    Peers,
+    check_launch,
+    find_peers,
+    join_again,
+    watch_peers,
+)
 from tessella.training.loop import create_accelerator
 
 
@@ -125,3 +135,30 @@ def test_processes_that_are_not_to_be_seen_are_not_watched() -> None:
     before = threading.active_count()
     with watch_peers(peers):
         assert threading.active_count() == before
+
+
+def test_a_new_start_does_not_read_the_addresses_of_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun's store outlives the processes; with `--max-restarts` none found the others."""
+    seconds = timedelta(seconds=20)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, timeout=seconds)
+    environment = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+    }
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda backend, **named: begun.append(named)
+    )
+    for count in "012":
+        started = {**environment, "TORCHELASTIC_RESTART_COUNT": count}
+        join_again(torch.device("cpu"), seconds, started)
+    join_again(torch.device("cpu"), seconds, {})
+    first, second = (one["store"] for one in begun)
+    first.set("address", "of a process that died")
+    assert second.check(["address"]) is False
+    assert first.check(["address"]) is True
