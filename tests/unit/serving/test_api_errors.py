@@ -196,6 +196,13 @@ def test_addresses_and_methods(method: str, path: str, status: int, server: Any)
         assert answer.headers["allow"]
 
 
+def test_all_methods_of_an_address_are_told(server: Any) -> None:
+    """Each is a route of its own; the first alone was told."""
+    answer = server.client.request("DELETE", "/sdapi/v1/options")
+    assert answer.headers["allow"] == "GET, POST"
+    assert answer.json()["error"]["message"].endswith("It takes GET, POST.")
+
+
 def test_a_model_that_is_not_there(server: Any) -> None:
     body = check(server.generate(model="dall-e-2"), 404)
     assert body["code"] == "model_not_found"
