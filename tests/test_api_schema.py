@@ -175,29 +175,23 @@ def test_whoever_may_not_is_refused_whatever_came_before(door: Door, tmp_path: P
     calls = st.one_of([found.ok().as_strategy() for found in schema.get_all_operations()])
 
     class Visitor(RuleBasedStateMachine):
-        way = WAYS[0]
-
-        @rule(way=st.sampled_from(WAYS))
-        def come(self, way: Way) -> None:
-            self.way = way
-
-        @rule(case=calls)
-        def ask(self, case: Any) -> None:
-            key = {} if self.way.key is None else {"Authorization": f"Bearer {self.way.key}"}
-            response = case.call(headers={"Host": "localhost", **key, **self.way.headers})
+        @rule(case=calls, way=st.sampled_from(WAYS))
+        def ask(self, case: Any, way: Way) -> None:
+            key = {} if way.key is None else {"Authorization": f"Bearer {way.key}"}
+            response = case.call(headers={"Host": "localhost", **key, **way.headers})
             seen[response.status_code] += 1
-            status = door.refuses(self.way, case.formatted_path)
+            status = door.refuses(way, case.formatted_path)
             if status is None:
                 case.validate_response(response)
             else:
-                assert response.status_code == status, (self.way, case.formatted_path)
+                assert response.status_code == status, (way, case.formatted_path)
                 assert response.json()["error"]["message"]
 
     try:
         run_state_machine_as_test(
             Visitor,
             settings=hypothesis.settings(
-                max_examples=10,
+                max_examples=15,
                 stateful_step_count=8,
                 deadline=None,
                 derandomize=True,

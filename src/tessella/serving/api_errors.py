@@ -249,7 +249,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def _list_methods(request: Request) -> list[str]:
     """Lists the methods that an address takes, each of which is a route of its own."""
     found: set[str] = set()
-    for route in request.app.routes:
+    for route in request.app.state.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             found |= getattr(route, "methods", None) or set()
     return sorted(found)
