@@ -5,7 +5,6 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tessella.generation import MAX_NEIGHBORS
 from tessella.serving.schemas import ErrorBody, PicturesBody, RequestBody
 
 _RETRY_AFTER = {
@@ -77,7 +76,7 @@ def describe_body(
         }
         parts: dict[str, Any] = {name: {**_BINARY, "description": _FILES[name]} for name in files}
         if takes_several:
-            several = {"type": "array", "items": _BINARY, "maxItems": MAX_NEIGHBORS}
+            several = {"type": "array", "items": _BINARY}
             parts["image[]"] = {**several, "description": _REFERENCES}
         schema |= {"properties": fields | parts, "required": required}
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}

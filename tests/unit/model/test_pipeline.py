@@ -69,7 +69,7 @@ def test_saving_again_replaces_the_model(tmp_path: Path) -> None:
     (tmp_path / "model" / "transformer-00001-of-00002.safetensors").write_text("of before")
     other = create_untrained(seed=1)
     save_untrained(other, tmp_path / "model")
-    assert len(list((tmp_path / "model").iterdir())) == 7
+    assert len(list((tmp_path / "model").iterdir())) == 8
     loaded = TextToImage.load(tmp_path / "model", device="cpu")
     assert torch.equal(loaded.transformer.out.weight, other.transformer.out.weight)
 
@@ -101,9 +101,9 @@ def test_a_damaged_file_is_named(name: str, damage: str, tmp_path: Path) -> None
     [
         (
             {"format": 1},
-            r"has format `1`; this tessella reads 2, 3, 4 and 5: `.*train again; the image tok",
+            r"has format `1`; this tessella reads 2, 3, 4, 5 and 6: `.*train again; the image tok",
         ),
-        ({"format": 6}, r"has format `6`; this tessella reads 2, 3, 4 and 5: `"),
+        ({"format": 7}, r"has format `7`; this tessella reads 2, 3, 4, 5 and 6: `"),
         # An invalid setting was once reported as if the user had typed it.
         ({"image_sise": 3}, r"is damaged: `.*config\.json`\. Unknown setting `image_sise`; did"),
         ({"image_size": 18}, r"is damaged: `.*config\.json`\. Image size must be a multiple of 4"),
