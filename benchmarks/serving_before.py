@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="sources of an earlier commit")
     parser.add_argument("--model", default="scenes", help="bundled name")
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=128, help="a round, of all clients")
-    parser.add_argument("--singles", type=int, default=32, help="pictures a round of one client")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=32, help="a round, of all clients")
+    parser.add_argument("--singles", type=int, default=12, help="pictures a round of one client")
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--quick", action="store_true", help="stores nothing")
     options = parser.parse_args()
     folders = {"before": options.before, "now": RESULTS.parent.parent}
