@@ -12,7 +12,9 @@ Output contract: a line a load; the last line of stdout is the record, one JSON 
 is ready (the prompt can be typed, the models are listed); each load is in a browser of its own,
 with an empty profile. `transferred_bytes`: everything that came until the network was idle, in the
 load with most. `requests`: how many. `foreign_requests`: to another address than the server's, of
-all loads. `console_errors` likewise. Exit status 1 unless the last two are 0.
+all loads. `console_errors` likewise. `gallery_seconds`: the same as `usable_seconds`, of a browser
+that remembers 200 pictures, until the page is ready and has drawn all of them; they stay between
+these loads. Exit status 1 unless `foreign_requests` and `console_errors` are 0.
 
     python benchmarks/studio.py --repeats 15
 """
@@ -28,17 +30,35 @@ from playwright.sync_api import Page, Playwright, sync_playwright
 from harness import RESULTS, Spread, environment, print_record, write_result
 from http_clients import HOST, serving
 
-BARS = {"usable_seconds": 1.5, "transferred_bytes": 1_500_000}
+BARS = {"usable_seconds": 1.5, "transferred_bytes": 1_500_000, "gallery_seconds": 0.5}
+PICTURES = 200
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-# Runs before the page's own scripts and notes when the page calls itself ready. Not evaluated
-# later on: the page's Content-Security-Policy does not allow that, and it stays in force.
+# Runs before the page's own scripts and notes when the page calls itself ready, and when it also
+# shows COUNT pictures of the gallery. Not evaluated later on: the page's Content-Security-Policy
+# does not allow that, and it stays in force.
 WATCH = """
 new MutationObserver(() => {
   const said = document.documentElement?.dataset;
-  if (said?.ready === "true") said.readyAt ??= performance.now();
+  if (said?.ready !== "true") return;
+  said.readyAt ??= performance.now();
+  if (document.querySelectorAll(".piece").length >= COUNT) said.filledAt ??= performance.now();
 }).observe(document, {subtree: true, childList: true, attributeFilter: ["data-ready"]});
 """
+# Remembers pictures of the size of a model's, each of other pixels, as the page does.
+FILL = """async (count) => {
+  const { keepPicture } = await import("/studio/gallery_store.js");
+  const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64});
+  const context = canvas.getContext("2d");
+  for (let index = 0; index < count; index++) {
+    const pixels = context.createImageData(64, 64);
+    for (let at = 0; at < pixels.data.length; at++) pixels.data[at] = at % 4 < 3 ? at * index : 255;
+    context.putImageData(pixels, 0, 0);
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    await keepPicture({how: "painted", model: "scenes", prompt: `picture ${index} of a large star`,
+      seed: index, blob, created: Date.now() - index * 1e6, negativePrompt: "", steps: null});
+  }
+}"""
 
 
 @dataclass
@@ -71,7 +91,9 @@ def main() -> None:
                 f"usable after {loads[-1].usable_seconds:.3f} s, "
                 f"{loads[-1].transferred_bytes} bytes, {len(loads[-1].requests)} requests"
             )
+        gallery = load_gallery(playwright, browser, server.port, options.repeats)
     results = summarise(loads, server.port)
+    results["gallery_seconds"] = Spread.of(gallery[1:], warmup=1)
     record = write_result(
         "studio",
         {**results, "bars": BARS},
@@ -89,13 +111,34 @@ def load_page(playwright: Playwright, executable: str, port: int) -> Load:
     browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
     page = browser.new_page()
     load = watch(page)
-    page.add_init_script(WATCH)
+    page.add_init_script(WATCH.replace("COUNT", "0"))
     page.goto(f"http://{HOST}:{port}/")
     page.wait_for_selector("html[data-ready-at]", state="attached", timeout=30_000)
     load.usable_seconds = float(page.get_attribute("html", "data-ready-at") or "nan") / 1000
     page.wait_for_load_state("networkidle")
     browser.close()
     return load
+
+
+def load_gallery(playwright: Playwright, executable: str, port: int, repeats: int) -> list[float]:
+    """Seconds until a page shows all of the pictures that its browser remembers."""
+    browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    address, seconds = f"http://{HOST}:{port}/", []
+    page = context.new_page()
+    page.goto(address)
+    page.evaluate(FILL, PICTURES)
+    page.close()
+    for _ in range(repeats + 1):
+        page = context.new_page()
+        page.add_init_script(WATCH.replace("COUNT", str(PICTURES)))
+        page.goto(address)
+        page.wait_for_selector("html[data-filled-at]", state="attached", timeout=30_000)
+        seconds.append(float(page.get_attribute("html", "data-filled-at") or "nan") / 1000)
+        print(f"with {PICTURES} pictures usable after {seconds[-1]:.3f} s")
+        page.close()
+    browser.close()
+    return seconds
 
 
 def watch(page: Page) -> Load:

@@ -135,11 +135,13 @@ def create_transformer(
     return transformer.to(device).eval().requires_grad_(False)
 
 
-def create_batch(batch: int, device: torch.device, **settings: Any) -> GenerationBatch:
+def create_batch(
+    batch: int, device: torch.device, shape: TransformerShape = SHAPE, **settings: Any
+) -> GenerationBatch:
     """Makes a batch of that many pictures and prompts; the negative prompt is short."""
     generator = torch.Generator().manual_seed(batch)
-    size = (batch, SHAPE.max_text_tokens)
-    text = torch.randint(1, SHAPE.vocabulary_size, size, generator=generator)
+    size = (batch, shape.max_text_tokens)
+    text = torch.randint(1, shape.vocabulary_size, size, generator=generator)
     negative = torch.full_like(text[:1], SHAPE.pad_id)
     negative[:, :2] = torch.tensor([1, 2])
     return GenerationBatch(
@@ -149,8 +151,10 @@ def create_batch(batch: int, device: torch.device, **settings: Any) -> Generatio
         negative_of=torch.zeros(batch, dtype=torch.int64, device=device),
         seeds=range(batch),
         settings=GenerationSettings(temperature=1.0, **settings),
-        known_codes=torch.zeros(batch, SHAPE.num_positions, 1, dtype=torch.int64, device=device),
-        known=torch.zeros(batch, SHAPE.num_positions, dtype=torch.bool, device=device),
+        known_codes=torch.zeros(
+            batch, shape.num_positions, shape.codes_per_position, dtype=torch.int64, device=device
+        ),
+        known=torch.zeros(batch, shape.num_positions, dtype=torch.bool, device=device),
     )
 
 
@@ -158,9 +162,10 @@ def create_generator(
     kind: type[Objective], transformer: Transformer, batch: int, **settings: Any
 ) -> Callable[[], Generated]:
     """Returns a function that generates the pictures of one batch, over and over."""
-    device = transformer.mask_token.device
-    codebook = torch.randn(1, SHAPE.codebook_size, SHAPE.code_width, device=device)
-    objective, pictures = kind(transformer, codebook), create_batch(batch, device, **settings)
+    device, shape = transformer.mask_token.device, transformer.shape
+    size = (shape.codes_per_position, shape.codebook_size, shape.code_width)
+    objective = kind(transformer, torch.randn(size, device=device))
+    pictures = create_batch(batch, device, shape, **settings)
     return lambda: objective.generate(pictures)
 
 

@@ -4,6 +4,10 @@ Why: aMUSEd (`UVit2DModel` and `AmusedScheduler` of diffusers) and a decoder tha
 at a time (`LlamaForCausalLM.generate` of transformers) are what you would otherwise use for a
 text-to-image model over codes.
 
+`packed` is ours for the same 128×128 pixels as it is used: eight codes at each of 64 positions, in
+fp32, bf16 or int8, whichever `auto` finds fastest here (what it costs in pictures has to be
+measured on a trained model: docs/log.md, "painting in int8").
+
 Theory: guided any order costs the arithmetic of two full passes whatever the steps. aMUSEd costs
 two full passes a step, each with fewer operations a weight than ours: a part of its weights works
 on the prompt alone. Llama without guidance costs the arithmetic of one pass, but reads all its
@@ -11,7 +15,7 @@ weights from cache for each of 256 codes; in a batch that reading is shared, so 
 `gflops` is what one picture takes, counted while it is generated (matrix products, convolutions,
 attention).
 
-All networks have random weights, as many within 3 %, 512 codes and 16 prompt tokens; on no side is
+All networks have random weights, as many within 5 %, 512 codes and 16 prompt tokens; on no side is
 there a text encoder (aMUSEd is given embeddings) or a decoder to pixels. aMUSEd is driven as
 `AmusedPipeline` drives it, guided, in its proportions (residual blocks three quarters as wide, MLP
 2.75 times) in two shapes, as wide as ours or as deep; Llama has 512 codes beside 1024 words in its
@@ -20,9 +24,10 @@ Llama's attentions the one that is faster here counts.
 
 Output contract: a line a contestant; the last line of stdout is the record, one JSON object.
 `batch_<B>` holds for each contestant `seconds` of a batch of pictures, `gflops` (batch 1) and
-`over_any_order` (above 1, our guided any order at 16 steps is faster) and `over_masked` (the same
-against our guided `masked` at the same steps, batch 1), medians over rounds in which all took their
-turn. `parameters` holds those of each network, `chosen` the peers' shapes and attentions.
+`over_any_order` (above 1, our guided any order at 16 steps is faster), `over_packed` (the same
+against `packed`) and `over_masked` (against our guided `masked` at the same steps, batch 1),
+medians over rounds in which all took their turn. `parameters` holds those of each network,
+`chosen` the peers' shapes and attentions and the precision of `packed`.
 
     python benchmarks/transformer_peers.py
     python benchmarks/transformer_peers.py --batches 8 --rounds 2
@@ -30,6 +35,7 @@ turn. `parameters` holds those of each network, `chosen` the peers' shapes and a
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +48,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness import RESULTS, Spread, environment, measure, print_record, write_result
 from tessella.objectives.any_order import AnyOrder
 from tessella.objectives.masked import Masked
+from tessella.precision import Precision
+from tessella.transformer import Transformer, TransformerSettings, has_int8, lower_precision
 from transformer import (
     GUIDANCE_SCALE,
     QUICK_SETTINGS,
@@ -64,7 +72,10 @@ AMUSED_HEADS = 8
 LLAMA_MLP_WIDTH = 1408
 ATTENTIONS = ("sdpa", "eager")
 MASK = SHAPE.codebook_size
-MAX_DIFFERENCE = 0.03
+GUIDED = {"guidance_scale": GUIDANCE_SCALE}
+MAX_DIFFERENCE = 0.05
+PACKED_SETTINGS = TransformerSettings(width=480, depth=6, heads=8)
+PACKED_SHAPE = replace(SHAPE, grid=(8, 8), codes_per_position=8)
 
 
 class Amused:
@@ -159,13 +170,24 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     settings, shapes, attentions = SETTINGS, AMUSED_SHAPES, ATTENTIONS
+    precisions: list[Precision] = ["fp32", "bf16", "int8"]
+    if device.type != "cpu" or not has_int8():
+        precisions = precisions[:1]
     if options.quick:  # nothing to choose, ours small, the peers' pictures unfinished
         settings, shapes = QUICK_SETTINGS, {"amused_wide": AMUSED_SHAPES["amused_wide"]}
         options.batches, options.rounds, attentions = [1], 1, ATTENTIONS[:1]
+        precisions = precisions[:1]
     ours = create_transformer(settings, device)
     peers = {name: Amused(*shape, device) for name, shape in shapes.items()}
     llama = Llama(device)
-    networks = {"tessella": ours, **{name: p.network for name, p in peers.items()}}
+    packed = create_transformer(
+        QUICK_SETTINGS if options.quick else PACKED_SETTINGS, device, PACKED_SHAPE
+    )
+    networks = {
+        "tessella": ours,
+        "packed": packed,
+        **{name: p.network for name, p in peers.items()},
+    }
     networks["llama"] = llama.network
     parameters = {name: count_parameters(network) for name, network in networks.items()}
     if not options.quick:
@@ -178,7 +200,18 @@ def main() -> None:
         )
         llama.network.set_attn_implementation(attention)
         results["chosen"][f"batch_{batch}"] = [shape, attention]
-        results[f"batch_{batch}"] = measure_batch(ours, peers[shape], llama, batch, options)
+        precision = choose(
+            {
+                name: create_generator(
+                    AnyOrder, lower_precision(packed, name), batch, steps=STEPS, **GUIDED
+                )
+                for name in precisions
+            },
+            device,
+        )
+        results["chosen"][f"batch_{batch}"].append(precision)
+        fast = lower_precision(packed, precision)
+        results[f"batch_{batch}"] = measure_batch(ours, fast, peers[shape], llama, batch, options)
     record = write_result(
         "transformer-peers",
         results,
@@ -225,20 +258,25 @@ def choose(candidates: dict[str, Callable[[], object]], device: torch.device) ->
 
 
 def measure_batch(
-    ours: nn.Module, amused: Amused, llama: Llama, batch: int, options: argparse.Namespace
+    ours: Transformer,
+    packed: Transformer,
+    amused: Amused,
+    llama: Llama,
+    batch: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Measures all contestants in turn."""
-    guided = {"guidance_scale": GUIDANCE_SCALE}
     steps, codes = ((1,), 4) if options.quick else (AMUSED_STEPS, SHAPE.num_positions)
     contestants: dict[str, Callable[[], object]] = {
-        "any_order": create_generator(AnyOrder, ours, batch, steps=STEPS, **guided),
+        "any_order": create_generator(AnyOrder, ours, batch, steps=STEPS, **GUIDED),
+        "packed": create_generator(AnyOrder, packed, batch, steps=STEPS, **GUIDED),
         "llama": partial(llama.paint, batch, codes),
     }
     for count in steps:
         contestants[f"amused_{count}"] = partial(amused.paint, batch, count)
         if batch == 1:
             contestants[f"masked_{count}"] = create_generator(
-                Masked, ours, batch, steps=count, **guided
+                Masked, ours, batch, steps=count, **GUIDED
             )
     gflops: dict[str, float] = {}
     for name, run in contestants.items() if batch == 1 else ():  # warms up too
@@ -253,6 +291,7 @@ def measure_batch(
         results[name] = {
             "seconds": Spread.of(seconds[name], 1),
             "over_any_order": compare(seconds[name], seconds["any_order"]),
+            "over_packed": compare(seconds[name], seconds["packed"]),
         }
         if batch == 1:
             results[name]["gflops"] = gflops[name]

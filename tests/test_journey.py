@@ -105,6 +105,7 @@ def test_fit_leaves_a_whole_model_folder(home: Path) -> None:
         "metrics.json",
         "samples.png",
         "captions.json",
+        "SHA256SUMS",
     }
     metrics = json.loads((home / "run" / "model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["reconstruction_psnr"]["value"] > 10  # white paper with a shape on it

@@ -16,8 +16,11 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "tessella"
 ORDER = (
     "errors",
+    "untrusted",
     "config",
+    "temporary",
     "files",
+    "checksums",
     "images",
     "sheets",
     "generation",

@@ -307,6 +307,25 @@ def test_stopped_at_every_step(scenes: Data, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["gradient", "discriminator"])
+def test_a_run_that_keeps_no_pixels_resumes_on_the_same_picture(kind: str, tmp_path: Path) -> None:
+    """Decoded out of the data in an order of its own, which has no state to restore."""
+    settings = DataSettings(image_size=16, validation_fraction=0.2, workers=2, cache="codes")
+    data = prepare(["scenes:40"], settings, tmp_path / "data").sides
+    assert tokenizer_stage(kind, data).is_streamed
+    run(tokenizer_stage(kind, data), tmp_path / "whole")
+    for _ in range(3):
+        stage = on_step(tokenizer_stage(kind, data), 1, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            run(stage, tmp_path / "parts")
+    run(tokenizer_stage(kind, data), tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    read = [
+        tokenizer_stage(kind, data).order(1, start, BATCH).tolist() for start in range(0, 16, BATCH)
+    ]
+    assert len({index for batch in read for index in batch}) == 16
+
+
 def test_codes_were_revived_in_these_runs(scenes: Data, tmp_path: Path) -> None:
     """Else the tests above would not show that revival survives a stop."""
     stage = tokenizer_stage("ema", scenes)

@@ -335,7 +335,8 @@ def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
     later = {"Retry-After": "9"}
     page.route(painting, lambda route: route.fulfill(status=429, headers=later, json=problem))
     start.click()
-    expect(alert).to_have_text("The queue is full. Try again in 9 s.")
+    expect(alert).to_contain_text("The queue is full. Try again in 9 s.")
+    expect(alert.get_by_role("button", name="Try again")).to_be_visible()
     # The browser itself writes every failed request into its log.
     assert "429" in open_page.complaints.pop()
 
@@ -347,7 +348,15 @@ def test_what_goes_wrong_is_said_where_it_happens(open_page: Opened) -> None:
     events = 'data: {"error": {"message": "The server is shutting down."}}\n\n'
     page.route(painting, lambda route: route.fulfill(content_type="text/event-stream", body=events))
     start.click()
-    expect(alert).to_have_text("The server is shutting down.")
+    expect(alert).to_contain_text("The server is shutting down.")
+
+    # What is wrong with the request itself is not sent again.
+    wrong = "`guidance_scale` is wrong: `'101'`. Input should be less than or equal to 100."
+    problem = {"error": {"message": wrong, "param": "guidance_scale", "code": "invalid_value"}}
+    page.route(painting, lambda route: route.fulfill(status=400, json=problem))
+    start.click()
+    expect(alert).to_have_text("Guidance: “101” does not fit. At most 100.")
+    assert "400" in open_page.complaints.pop()
 
     page.unroute_all()
     paint(page, prompt=f"{PROMPT} and {'so on ' * 200}")
@@ -590,11 +599,18 @@ def test_the_card_and_its_numbers(open_page: Opened) -> None:
     expect(page.get_by_role("heading", name="What it cannot do")).to_be_visible()
     models = STUDIO_FOLDER.parents[1] / "models"
     metrics = json.loads((models / "scenes" / "metrics.json").read_text())
-    expect(page.get_by_role("rowheader")).to_have_text(
-        [f"{name.replace('_', ' ')} {metric['protocol']}" for name, metric in metrics.items()]
+    rows = page.get_by_role("rowheader")
+    expect(rows).to_have_count(len(metrics))
+    for row, metric in zip(rows.all(), metrics.values(), strict=True):
+        expect(row).to_contain_text(metric["protocol"])
+        assert "_" not in row.inner_text()
+    values = page.get_by_role("cell").and_(page.locator(".number"))
+    expect(values).to_have_text(
+        ["35.0 dB", "0.9606", "512 of 512", "169.6", "99.8 %", "99.2 %", "98.6 %"]
     )
-    expect(page.get_by_role("cell").and_(page.locator(".number"))).to_have_text(
-        [f"{metric['value']:.4g}" for metric in metrics.values()]
+    # Long lines of code are broken rather than cut.
+    assert page.evaluate(
+        "[...document.querySelectorAll('pre')].every((p) => p.scrollWidth <= p.clientWidth)"
     )
     expect(page.get_by_role("img", name="Samples of the model")).to_be_visible()
 
@@ -628,7 +644,9 @@ def test_posts_are_written_and_can_be_copied(open_page: Opened) -> None:
     page.get_by_role("form").wait_for()
     studio = page.request.get(f"{open_page.address}v1/studio").json()
     for label, names in {"Platform": "post_platforms", "Tone": "post_tones"}.items():
-        assert page.get_by_label(label).locator("option").all_inner_texts() == studio[names]
+        options = page.get_by_label(label).locator("option")
+        assert [option.get_attribute("value") for option in options.all()] == studio[names]
+    assert "LinkedIn" in page.get_by_label("Platform").inner_text()
     expect(page.get_by_role("checkbox")).to_have_count(0)
     page.get_by_label("Business").fill("<b>Corner</b> Bakery")
     page.get_by_label("About it").fill("Sourdough, baked at night on a red stone.")

@@ -6,7 +6,6 @@ Each part of tessella keeps its `Settings` beside the class that they configure;
 
 import difflib
 import functools
-import json
 import logging
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tessella.errors import ConfigError
+from tessella.untrusted import parse_json
 
 S = TypeVar("S", bound="Settings")
 
@@ -166,8 +166,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        values = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"Cannot read the configuration: `{path}`. {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"The configuration must be a table of settings: `{path}`.")
@@ -190,7 +190,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOML's own error, or a number of 5,000 digits
             value = text.strip()
         for part in reversed(name.strip().split(".")):
             value = {part: value}

@@ -6,7 +6,8 @@ folder itself is flushed, so that the new name survives too. A reader finds the 
 new, never half of one.
 
 A killed process leaves at most names that begin with `.tmp-tessella-` or `.old-tessella-`; the
-next run calls `remove_leftovers` on the folders that it writes to.
+next run calls `remove_leftovers` on the folders that it writes to. A temporary name says which
+process writes it, so that nothing is taken from one that lives.
 
 Source:
     Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014, on why each of the
@@ -20,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import CheckpointError
+from tessella.temporary import TEMPORARY_PREFIX, being_written, is_written, temporary_path
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 class _WriteError(CheckpointError):
     """A failed write, told apart so that an enclosing writer can report it in its own name."""
 
-
-TEMPORARY_PREFIX = ".tmp-tessella-"
-"""Begins the names of unfinished files and folders; after a crash they can be removed."""
 
 REPLACED_PREFIX = ".old-tessella-"
 """Begins the name of a good folder while it is replaced, where the system cannot swap names."""
@@ -214,29 +212,36 @@ def new_folder(path: Path, *, what: str = "the folder", kept: str | None = None)
 
 def remove_folder(path: Path) -> None:
     """Removes a file or folder; after a crash it is either whole or gone."""
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     path.rename(temporary)
     _flush_folder(path.parent)
     _remove(temporary)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, deep: bool = False) -> None:
     """Removes what a killed process left half-written directly in a folder.
 
     Call it at the start of a run, on each folder that only the run writes to. A good folder that
-    was being replaced gets its name back.
+    was being replaced gets its name back. What a living process writes stays.
+
+    Args:
+        folder: it need not be there.
+        deep: whether the folders in it are cleared too.
 
     Raises:
         CheckpointError: the folder cannot be read, or a folder in it cannot be renamed.
     """
     if not folder.is_dir():
         return
-    with _explained(folder, "the folder"):
+    with explained(folder, "the folder"):
         for path in list(folder.iterdir()):
             if path.name.startswith(TEMPORARY_PREFIX):
-                _remove(path)
+                if not is_written(path):
+                    _remove(path)
             elif path.name.startswith(REPLACED_PREFIX):
                 _settle(path, path.with_name(path.name.removeprefix(REPLACED_PREFIX)))
+            elif deep and path.is_dir() and not path.is_symlink():
+                remove_leftovers(path, deep=True)
 
 
 def sha256_file(path: Path) -> str:
@@ -272,17 +277,23 @@ def cached(
     Raises:
         CheckpointError: the file cannot be written.
     """
+    if is_cached(path, made_from):
+        return
     note = path.with_suffix(".json")
-    try:
-        if path.exists() and json.loads(note.read_bytes()) == made_from:
-            return
-    except (OSError, ValueError):
-        pass  # without a readable note the file is not to be trusted
     # The note goes first and comes last: a file killed in between has none.
     with new_file(path, what=what) as temporary:
         note.unlink(missing_ok=True)
         build(temporary)
     write_json(note, made_from, what=what)
+
+
+def is_cached(path: Path, made_from: Mapping[str, Any]) -> bool:
+    """Says whether a file is there that `cached` has built from the same things."""
+    try:
+        note = json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return False  # without a readable note the file is not to be trusted
+    return path.exists() and bool(note == made_from)
 
 
 def lock(path: Path, *, wait_seconds: float | None = None) -> "BaseFileLock":
@@ -322,22 +333,26 @@ def _building(path: Path, what: str, kept: str | None = None) -> Iterator[Path]:
     """Yields a free temporary path; if anything fails, nothing is left there and all is as before.
 
     Raises:
-        CheckpointError: the system's error, as `_explained` puts it.
+        CheckpointError: the system's error, as `explained` puts it.
     """
-    with _explained(path, what, kept):
+    with explained(path, what, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        try:
-            yield temporary
-        except BaseException:
-            _remove(temporary)
-            _settle(_aside(path), path)
-            raise
+        with being_written(temporary_path(path)) as temporary:
+            try:
+                yield temporary
+            except BaseException:
+                _remove(temporary)
+                _settle(_aside(path), path)
+                raise
 
 
 @contextlib.contextmanager
-def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]:
-    """Turns the system's errors into one message that says what stays intact."""
+def explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]:
+    """Turns the system's errors into one message that says what stays intact.
+
+    Raises:
+        CheckpointError: in the place of an `OSError`.
+    """
     try:
         yield
     except (OSError, _WriteError) as error:
@@ -357,11 +372,6 @@ def _explained(path: Path, what: str, kept: str | None = None) -> Iterator[None]
             f"Cannot write {what}: `{path}` ({why}); {kept}; {advice} and run the same command "
             "again."
         ) from cause
-
-
-def _temporary(path: Path) -> Path:
-    """Chooses a free temporary name beside a path, with the same suffix."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{path.suffix}")
 
 
 def _aside(path: Path) -> Path:

@@ -875,6 +875,8 @@ def test_a_damaged_model_is_refused(
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
+        assert "SHA256SUMS says" in fail("generate", PROMPT, "--model", folder)
+    (folder / "SHA256SUMS").unlink()
     assert message in fail("generate", PROMPT, "--model", folder)
     assert not files()
 

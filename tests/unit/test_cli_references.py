@@ -15,6 +15,7 @@ from tessella.cli import app
 from tessella.cli.pictures import name_examples
 from tessella.images import read_png_texts
 from tessella.model.pipeline import TextToImage
+from tessella.retrieval.examples import remove_memory
 from untrained import create_memory, create_untrained, create_with_examples, save_untrained
 
 CAPTIONS = ["octopus, flat emoji", "octopus, noto emoji", "squid, 3d emoji", "a red square"]
@@ -229,8 +230,7 @@ def test_a_model_whose_memory_was_left_out_paints_beside_references(
     model: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "without")
-    for path in folder.glob("examples.*"):
-        path.unlink()
+    remove_memory(folder)
     words = ["generate", PROMPT, "--model", folder, "--reference", "photo.png"]
     assert "Looked at: photo.png\n" in succeed(*words, "--out", "x.png")
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tessella import files
 from tessella.errors import CheckpointError
+from tessella.temporary import name_host
 
 
 def disk_full(*_: object, **__: object) -> None:
@@ -336,6 +337,44 @@ def test_leftovers_are_cleared_and_nothing_else(tmp_path: Path) -> None:
     files.remove_leftovers(tmp_path)
     assert names(tmp_path) == {".tmp-other", "mine.tmp-tessella-", "kept", "lost"}
     files.remove_leftovers(tmp_path / "nowhere")
+
+
+def owned(folder: Path, host: str, number: int) -> Path:
+    path = folder / f".tmp-tessella-{host}-{number}-0123456789ab"
+    path.write_text("half")
+    return path
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    """Of this process what it writes now; of others what began before the file; elsewhere: a week.
+
+    A container's processes have the same numbers when it starts again.
+    """
+    here, elsewhere = name_host(), "0" * 8
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lives = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        kept = {owned(tmp_path, here, lives.pid), owned(tmp_path, elsewhere, 1)}
+        gone = [owned(tmp_path, here, ended.pid), owned(tmp_path, here, os.getpid())]
+        (tmp_path / "later").mkdir()
+        reused = owned(tmp_path / "later", here, lives.pid)
+        os.utime(reused, (1, 1))  # older than the process with this number
+        gone += [reused, owned(tmp_path / "later", elsewhere, 2)]
+        os.utime(gone[-1], (1, 1))
+        with files.new_file(tmp_path / "a") as mine:
+            mine.write_text("now")
+            files.remove_leftovers(tmp_path)
+            assert reused.exists()
+            files.remove_leftovers(tmp_path, deep=True)
+            assert mine.exists()
+    finally:
+        lives.communicate(b"\n")
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
+    assert (tmp_path / "a").read_text() == "now"
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == {"a", "later", f".tmp-tessella-{elsewhere}-1-0123456789ab"}
 
 
 def test_leftovers_that_cannot_be_put_right_are_told(

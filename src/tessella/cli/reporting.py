@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tessella.errors import TessellaError
+from tessella.untrusted import to_printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -40,9 +41,16 @@ def create_console(*, stderr: bool) -> "Console":
     Of several processes that train together, only the first prints.
     """
     from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        """Prints what others wrote, captions and names of files, without obeying it."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(to_printable(text), **options)
 
     # Without markup: a folder may be called `[red]`. Soft-wrapped: logs keep their lines.
-    return Console(
+    return PlainConsole(
         stderr=stderr,
         quiet=not is_first_process(),
         markup=False,
@@ -110,7 +118,7 @@ def _explain(error: Exception) -> str:
 
 def _print_error(line: str) -> None:
     # Not through a console, which may be the very thing that failed.
-    typer.echo(line, err=True)
+    typer.echo(to_printable(line), err=True)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from tessella.cli.llm_options import LlmOptions
 from tessella.cli.options import DEFAULT_MODEL, Config, Device, Precision, Set
 from tessella.cli.settings_options import create_settings_group
 from tessella.errors import CheckpointError, needs_extra
+from tessella.untrusted import to_printable
 
 if TYPE_CHECKING:
     from tessella.serving.settings import ServeSettings
@@ -141,7 +142,7 @@ def studio(context: typer.Context) -> None:
         serve_models(models, settings, keys=keys, run=run, device=device, tell=announce)
     except CheckpointError as error:
         # Its curves and samples can still be shown.
-        typer.echo(f"The run's model cannot be loaded. {error}", err=True)
+        typer.echo(to_printable(f"The run's model cannot be loaded. {error}"), err=True)
         serve_models([], settings, keys=keys, run=run, device=device, tell=announce)
 
 

@@ -67,6 +67,11 @@ def is_address(argument: str) -> bool:
     return argument.startswith(_PIPE) or re.match(r"[a-z][a-z0-9+.-]*:(//|:)", argument) is not None
 
 
+def is_command(name: str) -> bool:
+    """Says whether a name is a command, of whose output nothing is known before it is run."""
+    return name.startswith(_PIPE)
+
+
 def is_pattern(argument: str) -> bool:
     """Says whether an argument names several files with braces or wildcards."""
     return not Path(argument).exists() and re.search(r"\{.*\}|[*?\[]", argument) is not None

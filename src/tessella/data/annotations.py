@@ -12,6 +12,7 @@ Visual-Semantic Alignments", whose dataset.json became a usual form of Flickr8k,
 """
 
 from collections import defaultdict
+from collections.abc import Hashable
 from typing import Any, TypeAlias
 
 from tessella.data.records import CAPTION_FIELDS
@@ -51,19 +52,25 @@ def _coco_rows(
     images: list[Fields], annotations: list[Fields], categories: list[Fields]
 ) -> tuple[list[Any], str]:
     """Joins COCO's images with their captions, or with the names of what is in them."""
-    names = {one.get("id"): str(one.get("name", "")) for one in categories}
+    names = {_key(one, "id"): str(one.get("name", "")) for one in categories}
     captions: defaultdict[Any, list[str]] = defaultdict(list)
     keywords: defaultdict[Any, dict[str, None]] = defaultdict(dict)
     for one in annotations:
         if "caption" in one:
-            captions[one.get("image_id")].append(one["caption"])
-        elif name := names.get(one.get("category_id")):
-            keywords[one.get("image_id")][name] = None
+            captions[_key(one, "image_id")].append(one["caption"])
+        elif name := names.get(_key(one, "category_id")):
+            keywords[_key(one, "image_id")][name] = None
     if captions:
-        rows = [_coco_row(image, captions=captions.get(image.get("id"), [])) for image in images]
+        rows = [_coco_row(image, captions=captions.get(_key(image, "id"), [])) for image in images]
         return rows, "COCO's captions"
-    rows = [_coco_row(image, keywords=[*keywords.get(image.get("id"), {})]) for image in images]
+    rows = [_coco_row(image, keywords=[*keywords.get(_key(image, "id"), {})]) for image in images]
     return rows, "COCO's instances, their names as keywords"
+
+
+def _key(one: Fields, name: str) -> Any:
+    """Returns a number or a text that others are joined by; lists and objects count as texts."""
+    value = one.get(name)
+    return value if isinstance(value, Hashable) else str(value)
 
 
 def _coco_row(image: Fields, **captions: list[str]) -> Fields:

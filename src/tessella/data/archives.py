@@ -24,6 +24,9 @@ from tessella.images import ImageError
 
 _TEXT_SUFFIXES = {*TABLE_SUFFIXES, *SIDECAR_SUFFIXES}
 _MAX_IMAGE_BYTES = 1 << 30  # of one picture, unpacked
+_MAX_TEXT_BYTES = 1 << 30  # of one table
+# What Python raises at a member that is damaged, encrypted or packed in a way it does not know.
+_UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,7 @@ class ZipLocation:
             )
         try:
             return self.archive.read(self.member)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise ImageError(f"Cannot read it out of the zip: {first_line(error)}.") from None
-        except RuntimeError as error:  # encrypted
+        except _UNREADABLE as error:
             raise ImageError(f"Cannot read it out of the zip: {first_line(error)}.") from None
 
 
@@ -76,7 +77,7 @@ def zip_records(
     """
     try:
         archive = zipfile.ZipFile(local.path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(
             f"Cannot read the zip: `{local.name}`. {first_line(error)}; copy or download it again, "
             "or leave it out."
@@ -103,8 +104,12 @@ def _reader(
 
     def read() -> bytes:
         try:
-            return archive.read(member)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            with archive.open(member) as file:
+                content = file.read(_MAX_TEXT_BYTES + 1)
+            if len(content) > _MAX_TEXT_BYTES:
+                raise OSError(f"it has more than {_MAX_TEXT_BYTES:,} bytes")
+            return content
+        except _UNREADABLE as error:
             raise DataError(
                 f"Cannot read `{member.filename}` in the zip: `{local.name}`. {first_line(error)}."
             ) from None

@@ -1,38 +1,52 @@
 """Cache: square pixels and captions on the disk, read through memory maps.
 
-    pixels.bin       (N, S, S, 3) uint8
+    units/           pixels of some thousand pictures each: see units.py
     captions.bin     all captions one after another, UTF-8
     ends.bin         (M,) uint64: where each caption ends in captions.bin
     counts.bin       (N,) uint64: number of captions up to and including each image
     names.bin        the name of every image, one after another, UTF-8
     name_ends.bin    (N,) uint64: where each name ends in names.bin
+    digests.bin      (N, 16) the hash of each image's pixels
     train.bin, validation.bin   int64: which of the N images are on that side
+    places.bin, files.json      where pixels are not kept: where to read them, see places.py
     skipped.jsonl    the files that were skipped, and why
     manifest.json    written last; without it nothing here is used
 
-However large N is, a process holds only the pictures that it asks for.
+However large N is, a process holds only the pictures that it asks for. Caches of format 2 have all
+pixels in one `pixels.bin`, and no digests.
 """
 
-import contextlib
+import functools
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tessella.data.decode import DIGEST_BYTES
+from tessella.data.places import PLACES, SourcePixels
 from tessella.data.records import Skipped
+from tessella.data.settings import DataSettings
+from tessella.data.units import PIXELS_SUFFIX
 from tessella.images import Pixels
+from tessella.untrusted import parse_json
 
-CACHE_FORMAT = "tessella-cache/2"
+CACHE_FORMAT = "tessella-cache/3"
+_ONE_FILE_FORMAT = "tessella-cache/2"  # read as it is, not written any more
 MANIFEST = "manifest.json"
 SKIPPED = "skipped.jsonl"
+UNITS = "units"
 SIDES = ("train", "validation")
+
+_NEEDED = ("identity", "fingerprints", "units")  # of a manifest, to read pictures
+_MAPPED_UNITS = 64  # at a time: each holds a file open
+
+
+class _PixelReader(Protocol):
+    def read(self, rows: npt.NDArray[np.int64]) -> Pixels: ...
 
 
 class CaptionedImages:
@@ -50,15 +64,37 @@ class CaptionedImages:
             side: train or validation.
             manifest: of the cache, from `read_manifest`.
         """
-        self._arguments = folder, side, manifest
+        needed = {name: manifest[name] for name in _NEEDED if name in manifest}
+        self._arguments = folder, side, needed
         self.image_size: int = manifest["identity"]["settings"]["image_size"]
         """Side of the pictures, in pixels."""
         self.fingerprint: str = manifest["fingerprints"][side]
         """Hash of all pixels and captions of this side."""
         self._rows = _map(folder / f"{side}.bin", np.dtype("<i8"))
-        size = self.image_size
-        self._pixels = _map(folder / "pixels.bin", np.dtype("u1")).reshape(-1, size, size, 3)
         self._store = CaptionStore(folder)
+        units = manifest.get("units", [])
+        column = 2 + SIDES.index(side)
+        ends = np.cumsum([unit[column] for unit in units], dtype=np.int64)
+        self.unit_ends: npt.NDArray[np.int64] = ends if units else np.array([len(self)])
+        """Where the pictures of each unit of the cache end among those of this side."""
+        self.is_streamed = (folder / PLACES).exists()
+        """Whether pixels are not kept, but read out of the data whenever they are asked for."""
+        self._digests = None
+        if (folder / "digests.bin").exists():
+            raw = _map(folder / "digests.bin", np.dtype("u1"))
+            self._digests = raw.reshape(-1, DIGEST_BYTES)
+        self._pixels = self._open_pixels(folder, manifest)
+
+    def _open_pixels(self, folder: Path, manifest: Mapping[str, Any]) -> _PixelReader:
+        if self.is_streamed and self._digests is not None:
+            limits = manifest["identity"]["settings"]
+            names = {name: limits[name] for name in ("image_size", "max_image_pixels")}
+            return SourcePixels(folder, DataSettings(**names), self._store.name, self._digests)
+        if "units" not in manifest:
+            total = (folder / "pixels.bin").stat().st_size // (3 * self.image_size**2)
+            return _UnitPixels([folder / "pixels.bin"], [total], self.image_size)
+        files = [folder / UNITS / f"{unit[0]}{PIXELS_SUFFIX}" for unit in manifest["units"]]
+        return _UnitPixels(files, [unit[1] for unit in manifest["units"]], self.image_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as the constructor's arguments: a memory map would travel as a whole."""
@@ -69,7 +105,7 @@ class CaptionedImages:
         return len(self._rows)
 
     def pixels(self, indices: npt.ArrayLike) -> Pixels:
-        """Copies pictures out of the cache.
+        """Copies pictures out of the cache, or decodes them where it keeps none.
 
         Args:
             indices: (B,) integers in [0, len), in any order.
@@ -79,9 +115,22 @@ class CaptionedImages:
 
         Raises:
             IndexError: an index is out of range.
+            DataError: a picture that has to be decoded is not what it was.
         """
-        rows = self._rows[np.asarray(indices, dtype=np.int64).reshape(-1)]
-        return np.ascontiguousarray(self._pixels[rows])
+        return self._pixels.read(self._rows[np.asarray(indices, dtype=np.int64).reshape(-1)])
+
+    def hash_pixels(self, start: int, end: int) -> str:
+        """Hashes the pixels of some pictures, without reading them.
+
+        A cache of format 2 knows only all of them together: there, other pictures elsewhere
+        change the hash too.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        if self._digests is None:
+            digest.update(f"{self.fingerprint} {start} {end}".encode())
+        else:
+            digest.update(self._digests[self._rows[start:end]].tobytes())
+        return digest.hexdigest()
 
     def captions(self, index: int) -> list[str]:
         """Returns the captions of one picture, at least one.
@@ -109,6 +158,35 @@ class CaptionedImages:
         """Reads every caption of every picture, in order."""
         for row in self._rows:
             yield from self._store.of(int(row))
+
+
+class _UnitPixels:
+    """Reads pixels out of files of some thousand pictures each.
+
+    Args:
+        files: of the pictures, in their order.
+        counts: of the pictures in each.
+        size: side of a picture.
+    """
+
+    def __init__(self, files: list[Path], counts: list[int], size: int) -> None:
+        self._files, self._size = files, size
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._map = functools.lru_cache(_MAPPED_UNITS)(self._map_unit)
+
+    def _map_unit(self, number: int) -> Pixels:
+        mapped = _map(self._files[number], np.dtype("u1"))
+        return mapped.reshape(-1, self._size, self._size, 3)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> Pixels:
+        """Copies pictures (B, S, S, 3)."""
+        pixels = np.empty((len(rows), self._size, self._size, 3), np.uint8)
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
+            first = self._ends[number - 1] if number else 0
+            pixels[chosen] = self._map(number)[rows[chosen] - first]
+        return pixels
 
 
 class CaptionStore:
@@ -147,88 +225,11 @@ def _map(path: Path, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.asarray(np.memmap(path, dtype=kind, mode="r"))
 
 
-class CacheWriter(contextlib.ExitStack):
-    """Writes a cache from front to back; use as a context manager."""
-
-    def __init__(self, folder: Path) -> None:
-        """Starts the files in an existing, empty folder."""
-        super().__init__()
-        arrays = ("pixels.bin", "captions.bin", "ends.bin", "counts.bin", "names.bin")
-        names = (*arrays, "name_ends.bin", SKIPPED)
-        self._files = {
-            name: self.enter_context((folder / name).open("wb", buffering=1 << 20))
-            for name in names
-        }
-        self._end = 0  # of the last caption, in bytes
-        self._name_end = 0
-        self.num_images = 0
-        self.num_captions = 0
-        self.num_skipped: Counter[str] = Counter()  # by kind
-
-    def add(self, pixels: bytes, captions: Sequence[str], name: str) -> None:
-        """Adds a picture.
-
-        Args:
-            pixels: (S, S, 3) uint8.
-            captions: of the picture.
-            name: of the picture.
-        """
-        self._files["pixels.bin"].write(pixels)
-        for caption in captions:
-            self._end += self._files["captions.bin"].write(caption.encode())
-            self._files["ends.bin"].write(self._end.to_bytes(8, "little"))
-        self.num_captions += len(captions)
-        self.num_images += 1
-        self._files["counts.bin"].write(self.num_captions.to_bytes(8, "little"))
-        # A file name that is not UTF-8 keeps its odd bytes as escapes.
-        self._name_end += self._files["names.bin"].write(name.encode(errors="backslashreplace"))
-        self._files["name_ends.bin"].write(self._name_end.to_bytes(8, "little"))
-
-    def skip(self, skipped: Skipped) -> None:
-        """Notes a file that is skipped."""
-        # A file name that is not UTF-8 keeps its odd bytes as JSON's own escapes.
-        line = json.dumps(asdict(skipped), ensure_ascii=False) + "\n"
-        self._files[SKIPPED].write(line.encode(errors="backslashreplace"))
-        self.num_skipped[skipped.kind] += 1
-
-
-def write_sides(
-    folder: Path,
-    validation: npt.NDArray[np.bool_],
-    digests: bytes | bytearray,
-    repeats: npt.NDArray[np.int64] | None = None,
-) -> dict[str, str]:
-    """Writes the rows of each side.
-
-    Args:
-        folder: a cache whose pixels and captions are written.
-        validation: (N,) true for the validation side.
-        digests: the N hashes of the pixels, one after another.
-        repeats: (N,) how often an image of the training side is there; None for once.
-
-    Returns:
-        The fingerprint of each side: a hash of its pixels and captions in their order.
-    """
-    store = CaptionStore(folder)
-    fingerprints = {}
-    for side, is_on_side in zip(SIDES, (~validation, validation), strict=True):
-        rows = np.flatnonzero(is_on_side)
-        if repeats is not None and side == "train":
-            rows = np.repeat(rows, repeats[rows])
-        (folder / f"{side}.bin").write_bytes(rows.astype("<i8").tobytes())
-        digest = hashlib.blake2b(digest_size=16)
-        for row in rows.tolist():
-            digest.update(digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES])
-            digest.update("\n".join(store.of(row)).encode() + b"\0")
-        fingerprints[side] = digest.hexdigest()
-    return fingerprints
-
-
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Reads the manifest of a complete cache; None if the folder is not one."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != CACHE_FORMAT:
+        manifest = parse_json((folder / MANIFEST).read_bytes())
+        if manifest["format"] not in (CACHE_FORMAT, _ONE_FILE_FORMAT):
             return None
         sizes = {name: (folder / name).stat().st_size for name in manifest["file_bytes"]}
         return manifest if sizes == manifest["file_bytes"] else None
@@ -239,7 +240,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def is_cache(folder: Path) -> bool:
     """Says whether a folder was written as a cache of any format, complete or damaged."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         return str(manifest["format"]).startswith("tessella-cache/")
     except (OSError, ValueError, KeyError, TypeError):
         return False

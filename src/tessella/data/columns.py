@@ -3,7 +3,6 @@
 The features that `datasets` writes into a file say it best; otherwise types and names do.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from tessella.data import records
 from tessella.errors import DataError
+from tessella.untrusted import parse_json
 
 # The best name first; the last ones are those of img2dataset.
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
@@ -170,7 +170,7 @@ def _is_text(kind: Any) -> bool:
 def _features(schema: Any) -> dict[str, Any]:
     """Reads the features that `datasets` writes beside the columns."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     known = features.items() if isinstance(features, dict) else ()

@@ -9,15 +9,25 @@ They may be elsewhere (`addresses.py`). Where their names say splits, as in
 `data/train-00000-of-00012.parquet` and `data/test-00000-of-00001.parquet`, these are the split.
 """
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from tessella.data.addresses import LocalFile, file_name_of, is_address, open_locally
+from tessella.data.addresses import (
+    LocalFile,
+    file_name_of,
+    fingerprint_addresses,
+    is_address,
+    is_command,
+    open_locally,
+)
 from tessella.data.archives import zip_records
+from tessella.data.class_names import CLASS_FILES
 from tessella.data.embedded import (
     ARROW_SUFFIXES,
     embedded_records,
@@ -27,7 +37,7 @@ from tessella.data.embedded import (
 )
 from tessella.data.folders import stem_of, suffix_of
 from tessella.data.names import side_of_file, side_of_folders
-from tessella.data.records import Record, Side, Skipped
+from tessella.data.records import Part, Record, Side, Skipped
 from tessella.data.shards import shard_records
 from tessella.errors import DataError
 
@@ -119,14 +129,46 @@ class Containers:
         """
         notes = Counter() if notes is None else notes
         for name, side in zip(self.names, _sides(self.names), strict=True):
-            local = open_locally(name)
-            read = _READERS[self.kind if kind_of_file(name) else _kind_of_contents(local)]
-            # A temporary copy is deleted with the last record that needs it.
-            for record in read(local, split_by, notes):
-                if side is None or isinstance(record, Skipped) or record.side is not None:
-                    yield record
-                else:
-                    yield replace(record, side=side)
+            yield from self._read(name, side, split_by, notes)
+
+    def parts(self, split_by: str | None = None) -> Iterator[Part]:
+        """Lists the files as parts, each with what changes with its contents.
+
+        Args:
+            split_by: the field or column that becomes a record's group.
+
+        Raises:
+            DataError: a file is missing or cannot be reached.
+        """
+        remote = [name for name in self.names if is_address(name) and not is_command(name)]
+        facts = dict(zip(remote, fingerprint_addresses(remote), strict=True))
+        for name, side in zip(self.names, _sides(self.names), strict=True):
+            stamp = facts.get(name)
+            if not is_address(name):
+                stamp = _stamp(
+                    [Path(name), *(Path(name).parent / beside for beside in CLASS_FILES)]
+                )
+            # A table may name pictures beside it; one from elsewhere may not.
+            is_whole = name in facts or self.kind in ("shards", "zip")
+            yield Part(
+                name,
+                partial(self._read, name, side, split_by),
+                None if stamp is None else f"{self.kind}\0{stamp}\0{side}\0{split_by}",
+                is_whole and not is_command(name),
+            )
+
+    def _read(
+        self, name: str, side: Side | None, split_by: str | None, notes: Counter[str]
+    ) -> Generator[Record | Skipped]:
+        """Reads the records of one file."""
+        local = open_locally(name)
+        read = _READERS[self.kind if kind_of_file(name) else _kind_of_contents(local)]
+        # A temporary copy is deleted with the last record that needs it.
+        for record in read(local, split_by, notes):
+            if side is None or isinstance(record, Skipped) or record.side is not None:
+                yield record
+            else:
+                yield replace(record, side=side)
 
 
 def name_containers(
@@ -185,6 +227,16 @@ def choose_containers(root: Path, files: Sequence[Path]) -> Containers | None:
     for kind, found in by_kind.items():
         return name_containers(kind, [str(file) for file in found], notes)
     return None
+
+
+def _stamp(files: Sequence[Path]) -> str | None:
+    """Returns size and time of files; None if the first is not there, which is told later."""
+    known = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            known.append(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}")
+    return "\0".join(known) if known and files[0].exists() else None
 
 
 def _kind_of_contents(local: LocalFile) -> ContainerKind:

@@ -86,7 +86,12 @@ def _decode(record: Record | Skipped, settings: DataSettings) -> Decoded | Skipp
         return _draw(record, record.location, settings.image_size)
     size = settings.image_size
     try:
-        content = _read(record.location)
+        location = record.location
+        content: Path | bytes
+        if isinstance(location, ImageLocation) and location.size is None:
+            content = Path(location.path)  # its decoder reads as far as it needs
+        else:
+            content = read_bytes(location)
         with open_image(
             content,
             max_pixels=settings.max_image_pixels,
@@ -118,18 +123,20 @@ def _hash(pixels: bytes) -> bytes:
     return hashlib.blake2b(pixels, digest_size=DIGEST_BYTES).digest()
 
 
-def _read(location: ImageLocation | StoredImage) -> Path | bytes:
-    """Reads a picture out of the file that holds it; a picture of its own stays a path."""
+def read_bytes(location: ImageLocation | StoredImage) -> bytes:
+    """Reads a picture's file out of the file that holds it.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     if not isinstance(location, ImageLocation):
         return location.read()
-    if location.size is None:
-        return Path(location.path)
     try:
         with Path(location.path).open("rb") as tar:
             tar.seek(location.offset)
-            content = tar.read(location.size)
+            content = tar.read() if location.size is None else tar.read(location.size)
     except OSError as error:
         raise ImageError(f"Cannot read the tar: {error.strerror}.") from None
-    if len(content) < location.size:
+    if location.size is not None and len(content) < location.size:
         raise ImageError("The tar ends in the middle of the picture.")
     return content

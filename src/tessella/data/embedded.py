@@ -10,7 +10,6 @@ Source: Hugging Face datasets, `datasets.Image` and `Dataset.save_to_disk`.
 """
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tessella.data.addresses import LocalFile
 from tessella.data.columns import Columns, find_columns, image_columns
 from tessella.data.records import ImageLocation, Location, Record, Skipped
 from tessella.errors import DataError, first_line, needs_extra
+from tessella.untrusted import parse_json
 
 # Rows that are read at a time: pictures that wait to be decoded keep theirs in memory.
 _ROWS = 32
@@ -73,6 +73,17 @@ def read_columns(path: Path) -> Columns:
         return find_columns(str(path), table.schema)
 
 
+def _check_names(names: list[str]) -> None:
+    """Refuses names that lead elsewhere than into their folder.
+
+    Raises:
+        ValueError: says which.
+    """
+    for name in names:
+        if name in ("", ".", "..") or set("/\\\0") & set(name):
+            raise ValueError(f"its state names a file outside of it: {name[:100]!r}")
+
+
 def find_saved_files(folder: Path) -> list[Path] | None:
     """Lists the files of a folder that `save_to_disk` wrote; None if it is none.
 
@@ -83,12 +94,15 @@ def find_saved_files(folder: Path) -> list[Path] | None:
     """
     try:
         if (folder / _SAVED_SPLITS).is_file():
-            splits = json.loads((folder / _SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
+            splits = parse_json((folder / _SAVED_SPLITS).read_bytes())["splits"]
+            _check_names(splits)
             return [file for split in splits for file in find_saved_files(folder / split) or ()]
         if not (folder / _SAVED).is_file() or not (folder / "dataset_info.json").is_file():
             return None
-        state = json.loads((folder / _SAVED).read_text(encoding="utf-8"))
-        files = [folder / file["filename"] for file in state["_data_files"]]
+        state = parse_json((folder / _SAVED).read_bytes())
+        names = [file["filename"] for file in state["_data_files"]]
+        _check_names(names)
+        files = [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"The data set saved by `datasets` is damaged: `{folder}`. {first_line(error)}. Save "

@@ -79,7 +79,7 @@ class PictureIndex:
         if folder not in self._names:
             try:
                 self._names[folder] = frozenset(os.listdir(folder))  # noqa: PTH208
-            except OSError:
+            except (OSError, ValueError):  # a zero or half a character is in no name
                 self._names[folder] = frozenset()
         return str(folder / parts[-1]) if parts[-1] in self._names[folder] else None
 

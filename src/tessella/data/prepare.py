@@ -1,35 +1,37 @@
 """Prepare: DATA becomes a checked, split, memory-mapped cache, once.
 
-    sources ─ records ─▶ decode ─▶ cache ─▶ PreparedData(train, validation)
+    sources ─ parts ─▶ units ─▶ assemble ─▶ cache ─▶ PreparedData(train, validation)
 
 A cache of the same data and settings is used again at once. A new one is built under a temporary
 name beside it (`tessella.files.new_folder`) and renamed when it is complete, so that a crash
-leaves nothing that would be used.
+leaves nothing that would be used but whole units, with which the next attempt begins.
 """
 
 import contextlib
-import math
-from array import array
+import itertools
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tessella.data import cache
-from tessella.data.cache import CacheWriter, CaptionedImages
-from tessella.data.decode import NUM_PARAPHRASES, Decoded, decode_records
+from tessella.data.assemble import assemble
+from tessella.data.cache import CaptionedImages
+from tessella.data.decode import NUM_PARAPHRASES
+from tessella.data.places import refuse_stored
 from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, describe_notes, recognise_all
-from tessella.data.split import NAMED_SIDES, assign_sides, settle_named_sides, split_key
+from tessella.data.units import Units
 from tessella.errors import CheckpointError, DataError
-from tessella.files import lock, new_folder, write_json
+from tessella.files import lock, new_folder, remove_leftovers, write_json
 
 Progress = Callable[[int, int | None], None]
+
+# Pictures of these cannot be read again one by one, as `data.cache=codes` does.
+_STORED_KINDS = ("parquet", "arrow", "zip")
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,16 @@ def prepare(
             cache cannot be written, or the folder holds something else.
     """
     recognised = _recognise(sources)
+    for source in recognised if settings.cache == "codes" else ():
+        if source.kind in _STORED_KINDS:
+            raise refuse_stored(source.argument)
     check_place(folder, [source.argument for source in recognised])
     identity = _identify(recognised, settings)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The others wait, then use the cache that the first one has built.
         with lock(folder.with_name(f".{folder.name}.lock")):
+            remove_leftovers(folder.parent)
             manifest = cache.read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
                 manifest = _build(folder, recognised, settings, identity, progress, expected)
@@ -109,6 +115,7 @@ def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, An
     names = {"image_size", "validation_fraction", "split_by", "max_image_pixels"}
     # Since a setting was added, its default must not make an older cache another one.
     names |= set() if settings.named_splits else {"named_splits"}
+    names |= set() if settings.cache == "pixels" else {"cache"}
     values = settings.model_dump(include=names)
     if any(source.kind == "scenes" for source in sources):
         values |= {"seed": settings.seed, "num_paraphrases": NUM_PARAPHRASES}
@@ -176,129 +183,68 @@ def _build(
     progress: Progress | None,
     expected: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Builds a cache under a temporary name, then renames it; returns its manifest."""
-    what, unchanged = "the cache of the data", "a cache that was there before is unchanged"
-    with new_folder(folder, what=what, kept=unchanged) as building:
-        manifest = {
-            "format": cache.CACHE_FORMAT,
-            "identity": identity,
-            **_fill(building, sources, settings, progress),
-            "file_bytes": {path.name: path.stat().st_size for path in sorted(building.iterdir())},
-        }
-        _check_expected(manifest, expected)
+    """Builds a cache under a temporary name, then renames it; returns its manifest.
+
+    Its units are kept beside it until then: an attempt that is killed is not lost.
+    """
+    work = folder.with_name(f".{folder.name}.units")
+    kept = "what is done is kept, and a cache that was there before is unchanged"
+    with new_folder(folder, what="the cache of the data", kept=kept) as building:
+        work.mkdir(exist_ok=True)
+        try:
+            remove_leftovers(work)
+            units = Units(settings, work, folder / cache.UNITS, _count(sources, progress))
+            manifest = _fill(building, units, sources, settings)
+            manifest = {"format": cache.CACHE_FORMAT, "identity": identity, **manifest}
+            try:
+                _check_expected(manifest, expected)
+            except DataError:
+                shutil.rmtree(work, ignore_errors=True)  # a refused command changes nothing
+                raise
+        finally:
+            with contextlib.suppress(OSError):
+                work.rmdir()  # if nothing is in it
         write_json(building / cache.MANIFEST, manifest)
+    shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 
-@dataclass
-class _Columns:
-    """What is kept of each image besides the cache's files: some 45 bytes."""
+def _count(sources: Sequence[Source], progress: Progress | None) -> Callable[[int], None]:
+    """Returns what counts the records that are done, for the progress."""
+    sizes = [source.count for source in sources]
+    total = None if None in sizes else sum(filter(None, sizes))
+    done = 0
 
-    pixel_keys: "array[int]" = field(default_factory=lambda: array("Q"))
-    group_keys: "array[int]" = field(default_factory=lambda: array("Q"))
-    named: "array[int]" = field(default_factory=lambda: array("b"))  # sides, see NAMED_SIDES
-    sources: "array[int]" = field(default_factory=lambda: array("i"))
-    repeats: "array[int]" = field(default_factory=lambda: array("q"))
-    digests: bytearray = field(default_factory=bytearray)
-    num_grouped: int = 0
-    num_ignored: int = 0  # broken colour profiles
-    origins: Counter[str] = field(default_factory=Counter)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            # Captions without a picture are skipped too, but are not in the total.
+            progress(done if total is None else min(done, total), total)
 
-    def add(self, picture: Decoded, source: int) -> None:
-        record = picture.record
-        key = split_key(picture.digest.hex())
-        self.pixel_keys.append(key)
-        self.group_keys.append(key if record.group is None else split_key(record.group))
-        self.num_grouped += record.group is not None
-        self.num_ignored += picture.ignores_profile
-        self.named.append(NAMED_SIDES[record.side])
-        self.sources.append(source)
-        self.repeats.append(record.repeats)
-        self.digests += picture.digest
-        if record.origin:
-            self.origins[record.origin] += 1
-
-    def assign_sides(self, settings: DataSettings) -> npt.NDArray[np.bool_]:
-        """Decides which images are for validation.
-
-        Raises:
-            DataError: the data's own split leaves none for training.
-        """
-        named = settle_named_sides(np.array(self.named, np.int8), np.array(self.sources, np.int32))
-        is_validation = assign_sides(
-            np.array(self.pixel_keys),
-            np.array(self.group_keys),
-            settings.validation_fraction,
-            named if settings.named_splits else None,
-        )
-        if len(is_validation) and is_validation.all():
-            raise DataError(
-                "No image is left to train on: every one is held out, or is the same as one that "
-                "is, by folders or tables called test or validation. Name other data, or set "
-                "data.named_splits=false."
-            )
-        return is_validation
-
-    def compute_repeats(self, is_validation: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64] | None:
-        """Computes how often each training image is there; None if each is once.
-
-        Only the ratios count, because no run is as long as its passes: 20 and 30 are 2 and 3.
-        """
-        repeats = np.array(self.repeats, np.int64)
-        divisor = math.gcd(*set(repeats[~is_validation].tolist()))
-        return repeats // divisor if divisor and (repeats[~is_validation] > divisor).any() else None
+    return advance
 
 
 def _fill(
-    building: Path,
-    sources: Sequence[Source],
-    settings: DataSettings,
-    progress: Progress | None,
+    building: Path, units: Units, sources: Sequence[Source], settings: DataSettings
 ) -> dict[str, Any]:
-    """Decodes everything into the files of a cache; returns its counts and fingerprints."""
-    sizes = [source.count for source in sources]
-    total = None if None in sizes else sum(filter(None, sizes))
-    columns, notes, done = _Columns(), Counter[str](), 0
-    with CacheWriter(building) as writer:
-        for index, source in enumerate(sources):
-            records = source.records(settings.seed, settings.split_by, notes)
-            # Closed at once on an error or Ctrl-C, so that no thread outlives the call.
-            with contextlib.closing(decode_records(records, settings)) as pictures:
-                for picture in pictures:
-                    done += 1
-                    if isinstance(picture, Skipped):
-                        writer.skip(picture)
-                    else:
-                        writer.add(picture.pixels, picture.captions, picture.record.name)
-                        columns.add(picture, index)
-                    if progress is not None:
-                        # Captions without a picture are skipped too, but are not in the total.
-                        progress(done if total is None else min(done, total), total)
-
-    if settings.split_by is not None and columns.pixel_keys and not columns.num_grouped:
-        raise DataError(
-            f"No image has the field to split by: `{settings.split_by}`. Expected it in metadata "
-            "columns or in .json files of pictures; leave data.split_by out to split by pixels "
-            "alone."
-        )
-    is_validation = columns.assign_sides(settings)
-    repeats = columns.compute_repeats(is_validation)
-    num_validation = int(is_validation.sum())
+    """Decodes everything into the files of a cache; returns what its manifest says of them."""
+    notes = Counter[str]()
+    found = [
+        [
+            unit
+            for part in source.parts(settings.seed, settings.split_by)
+            for unit in units.of_part(part, notes)
+        ]
+        for source in sources
+    ]
+    (building / cache.UNITS).mkdir()
+    units.link(itertools.chain.from_iterable(found), building / cache.UNITS)
+    values = assemble(building, units, found, settings)
     words = [note for source in sources for note in source.notes]
-    words += describe_notes(notes)
-    return {
-        "counts": {
-            "images": writer.num_images,
-            "captions": writer.num_captions,
-            "train": writer.num_images - num_validation,
-            "validation": num_validation,
-            "skipped": dict(writer.num_skipped),
-            "ignored_profiles": columns.num_ignored,
-        },
-        "readings": dict(columns.origins),
-        "notes": words,
-        "fingerprints": cache.write_sides(building, is_validation, columns.digests, repeats),
-    }
+    files = sorted(path for path in building.rglob("*") if path.is_file())
+    sizes = {path.relative_to(building).as_posix(): path.stat().st_size for path in files}
+    return {**values, "notes": words + describe_notes(notes), "file_bytes": sizes}
 
 
 def _check_skipped(

@@ -1,16 +1,17 @@
 """Records: the pictures of a source before they are decoded.
 
-    source ─ Record or Skipped ─▶ decode ─▶ cache
+    source ─ parts ─ Record or Skipped ─▶ decode ─▶ cache
 
 A record has the location of a picture, not its pixels.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from tessella.data.text_encoding import TextError, decode_text
+from tessella.untrusted import parse_json
 
 Side: TypeAlias = Literal["train", "validation"]
 
@@ -76,6 +77,17 @@ class Skipped:
     kind: str  # for counts: broken, empty, too_large, missing, captionless, imageless, …
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Records of a source that are read one after another: those of a shard, or of a folder."""
+
+    name: str  # of the shard, or as the user named the source
+    read: Callable[[Counter[str]], Generator[Record | Skipped]]
+    """Reads the records; counts what is done to them."""
+    stamp: str | None = None  # what changes with the file's contents; None if it is not known
+    is_whole: bool = False  # all that its records depend on is in the stamp
+
+
 class CaptionError(ValueError):
     """The captions of one picture cannot be used; the message is the reason."""
 
@@ -111,8 +123,10 @@ def fields_from_json(content: bytes) -> dict[str, Any]:
         CaptionError: not a JSON object, or far too long.
     """
     try:
-        fields = json.loads(decode_caption(content))
-    except (json.JSONDecodeError, RecursionError) as error:
+        fields = parse_json(decode_caption(content))
+    except CaptionError:
+        raise
+    except ValueError as error:
         raise CaptionError(f"not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise CaptionError(f"not a JSON object but a {type(fields).__name__}")
@@ -146,8 +160,8 @@ def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
     field = name.strip().lower()
     if isinstance(value, str) and field in ("captions", "sentences") and value.lstrip()[:1] == "[":
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise CaptionError(f"`{name}` is not a JSON list: {error}") from None
     values = value if isinstance(value, list) else [value]
     if field == "conversations":  # LLaVA's: what is asked says nothing of the picture

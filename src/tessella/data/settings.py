@@ -26,6 +26,12 @@ class DataSettings(Settings):
     """Name of a JSON field or metadata column; images with the same value stay on one side of the
     split. Left out, only identical images stay together."""
 
+    cache: Literal["pixels", "codes"] = "pixels"
+    """What a run keeps of each picture: its square pixels, or its codes alone, 1 to 5 % of them.
+    With `codes`, stage 1 decodes pictures when it needs them, in an order that reads shards one
+    after another and mixes what it reads. For many pictures in folders or `.tar` shards; they have
+    to stay where they are until the run is finished."""
+
     max_skipped_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
     """Highest fraction of bad files (broken, empty, without caption, …) to train with."""
 

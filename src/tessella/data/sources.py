@@ -15,8 +15,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ from tessella.data.containers import (
 from tessella.data.embedded import has_pictures
 from tessella.data.folders import suffix_of, walk
 from tessella.data.pairing import FolderReading
-from tessella.data.records import Record, SceneLocation, Skipped
+from tessella.data.records import Part, Record, SceneLocation, Skipped
 from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
 from tessella.data.tables import METADATA_NAMES
 from tessella.errors import DataError
@@ -90,7 +91,7 @@ class Source:
 
     def records(
         self, seed: int = 0, split_by: str | None = None, notes: Counter[str] | None = None
-    ) -> Iterator[Record | Skipped]:
+    ) -> Generator[Record | Skipped]:
         """Reads the records, in an order that depends only on their names.
 
         Args:
@@ -101,11 +102,24 @@ class Source:
         Raises:
             DataError: a table or shard cannot be read.
         """
-        if self.kind == "scenes":
-            for index in range(self.count or 0):
-                yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
         if self.reading is not None:
             yield from self.reading.records(split_by, notes)
+        else:
+            for index in range(self.count or 0):
+                yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
+
+    def parts(self, seed: int = 0, split_by: str | None = None) -> Iterator[Part]:
+        """Lists what is read one after another: shards, or all of a folder as one.
+
+        The records of all parts are those of `records`.
+
+        Raises:
+            DataError: a shard is missing or cannot be reached.
+        """
+        if isinstance(self.reading, Containers):
+            yield from self.reading.parts(split_by)
+        else:
+            yield Part(self.argument, partial(self.records, seed, split_by))
 
 
 class _Scan:

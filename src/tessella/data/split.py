@@ -6,6 +6,7 @@ renamed, reordered or added.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -87,13 +88,41 @@ def assign_sides(
     return validation
 
 
-def _assign_by_key(keys: Keys, fraction: float) -> npt.NDArray[np.bool_]:
+def bound_keys(parts: Iterable[Keys]) -> tuple[int, int]:
+    """Finds the lowest and the highest key of many images, as `assign_by_key` compares them."""
+    lowest, highest = 2**64, -1
+    for keys in parts:
+        if len(keys):
+            mixed = _mix(keys)
+            lowest, highest = min(lowest, int(mixed.min())), max(highest, int(mixed.max()))
+    return lowest, highest
+
+
+def assign_by_key(
+    pixel_keys: Keys, fraction: float, bounds: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Decides for some of many images whether they are for validation, as `assign_sides` does.
+
+    Where no groups and no named sides connect images, an image's own key decides, and no other
+    image has to be known.
+
+    Args:
+        pixel_keys: (N,) of these images.
+        fraction: of all images for validation.
+        bounds: of all images, from `bound_keys`.
+    """
+    return _assign_by_key(_mix(pixel_keys), fraction, bounds)
+
+
+def _assign_by_key(
+    keys: Keys, fraction: float, bounds: tuple[int, int] | None = None
+) -> npt.NDArray[np.bool_]:
     """Decides by each image's family's key, a uniform number."""
     if fraction == 0 or not len(keys):
         return np.zeros(len(keys), dtype=np.bool_)
     # Compared in float64: 2**64 times the fraction need not fit 64 bits exactly.
     validation: npt.NDArray[np.bool_] = keys.astype(np.float64) < fraction * 2.0**64
-    lowest, highest = keys.min(), keys.max()
+    lowest, highest = (int(keys.min()), int(keys.max())) if bounds is None else bounds
     if lowest != highest:
         validation |= keys == lowest
         validation &= keys != highest

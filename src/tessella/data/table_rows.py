@@ -10,7 +10,6 @@ by its names of pictures (tables.py).
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -21,6 +20,7 @@ from tessella.data.annotations import rows_of_document
 from tessella.data.folders import suffix_of
 from tessella.data.text_encoding import TextError, describe_encoding, find_encoding
 from tessella.errors import DataError, needs_extra
+from tessella.untrusted import parse_json
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".token")
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -157,8 +157,8 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    yield _json_row(number, json.loads(line))
-                except (json.JSONDecodeError, RecursionError) as error:
+                    yield _json_row(number, parse_json(line))
+                except ValueError as error:
                     yield Row(number, error=f"not JSON: {error}")
 
 
@@ -175,8 +175,8 @@ def _is_list(path: Path, encoding: str) -> bool:
     if not first.startswith("["):
         return False
     try:
-        value = json.loads(first)
-    except (json.JSONDecodeError, RecursionError):
+        value = parse_json(first)
+    except ValueError:
         return True
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
@@ -185,11 +185,11 @@ def _load_json(path: Path, encoding: str) -> Any:
     """Reads a JSON document; one object a line is read too, whatever the file is called."""
     text = path.read_text(encoding=encoding)
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        except (json.JSONDecodeError, RecursionError):
+            return [parse_json(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
             raise _cannot_read(path, f"not JSON: {error}") from None
 
 

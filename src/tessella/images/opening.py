@@ -129,7 +129,7 @@ def _stream(source: Path | bytes) -> BinaryIO:
         return io.BytesIO(source)
     try:
         return source.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a zero or half a character is in no name
         raise ImageError(f"There is no such picture: `{source}`.", "missing") from None
     except OSError as error:
         raise ImageError(f"Cannot open the picture: `{source}`. {error.strerror}.") from None

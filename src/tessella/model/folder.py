@@ -5,7 +5,6 @@ tokenizer. After `fit-tokenizer` the folder holds the image tokenizer alone.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,40 +14,28 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import nn
 
 from tessella import config
+from tessella.checksums import read_file, write_sums
 from tessella.config import Settings
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import new_folder, read_tensors, write_json, write_tensors, write_text
+from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.generation import MAX_NEIGHBORS, GenerationSettings
 from tessella.images import Pixels, fit_square, save_png
 from tessella.model.codec import decode_latent, encode_pixels
+from tessella.model.folder_weights import load_network
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
 from tessella.retrieval import ExampleMemory
 from tessella.text import TEXT_FILE, TextEncoder
 from tessella.text.vocabulary import CaptionSummary
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings, count_latent_channels
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
+from tessella.untrusted import parse_json
 
-MODEL_FORMAT = 5
+MODEL_FORMAT = 6
 """Of the model folder; rises when an older tessella can no longer read it."""
-_READ_FORMATS = (2, 3, 4, MODEL_FORMAT)
+_READ_FORMATS = (2, 3, 4, 5, MODEL_FORMAT)
 _TOKENIZER_FORMATS = (1, *_READ_FORMATS)  # the image tokenizer's part is the same in all
-
-# The transformer's weights were renamed from format 2 to format 3, the codebook's from 4 to 5.
-_RENAMED = {
-    "reading.": "self_decoder.",
-    "asking.": "cross_decoder.",
-    "memory_norm.": "kv_norm.",
-    "place_embedding.": "position_embedding.",
-    "question": "mask_token",
-    "writing.": "text_decoder.",
-    **{
-        f"quantizer.{name}": f"quantizer.parts.0.{name}"
-        for name in ("vectors", "idle_images", "started", "cluster_size", "cluster_sum")
-    },
-}
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
@@ -57,6 +44,11 @@ CARD_FILE = "README.md"
 METRICS_FILE = "metrics.json"
 SAMPLES_FILE = "samples.png"
 CAPTIONS_FILE = "captions.json"
+NOTES = (CARD_FILE, METRICS_FILE, SAMPLES_FILE)
+"""For people: a model loads whatever has become of them, since cards are edited."""
+
+# Of a configuration some 1,000, of the summary of a million captions some 200,000.
+_MAX_CONFIG_BYTES, _MAX_CAPTIONS_BYTES = 1_000_000, 64_000_000
 
 
 class ModelConfig(Settings):
@@ -64,7 +56,7 @@ class ModelConfig(Settings):
 
     format: int = MODEL_FORMAT
     """Format of the model folder."""
-    image_size: int = Field(64, ge=8)
+    image_size: int = Field(64, ge=8, le=2048)
     """Side of the pictures, in pixels."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     """The image tokenizer."""
@@ -136,8 +128,7 @@ class TrainedTokenizer:
         folder = Path(folder)
         config = read_model_config(folder, formats=_TOKENIZER_FORMATS)
         with damaged_config(folder):
-            tokenizer = config.create_tokenizer()
-        load_weights(tokenizer, folder / TOKENIZER_FILE)
+            tokenizer = load_network(config.create_tokenizer, folder / TOKENIZER_FILE)
         return cls(config, tokenizer.eval().requires_grad_(False).to(choose_device(device)))
 
     def save(self, folder: Path) -> None:
@@ -148,6 +139,7 @@ class TrainedTokenizer:
         """
         with new_folder(folder, what="the image tokenizer") as building:
             self.write(building)
+            write_sums(building)
 
     def write(self, folder: Path) -> None:
         """Writes settings and weights into a folder that is being built."""
@@ -207,9 +199,9 @@ def read_model_config(folder: Path, *, formats: Sequence[int] = _READ_FORMATS) -
     """
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_file(path, most_bytes=_MAX_CONFIG_BYTES))
         version = values["format"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(
             f"This is not a model folder: `{folder}`. A readable {CONFIG_FILE} with a `format` was "
             "expected. Name the folder that `tessella fit` wrote, RUN/model."
@@ -233,10 +225,11 @@ def read_captions(folder: Path) -> CaptionSummary | None:
         CheckpointError: the file is damaged.
     """
     path = folder / CAPTIONS_FILE
-    if not path.exists():
+    if not path.exists():  # whoever passes a model on may remove it
         return None
     try:
-        return TypeAdapter(CaptionSummary).validate_json(path.read_bytes(), strict=True)
+        content = read_file(path, most_bytes=_MAX_CAPTIONS_BYTES)
+        return TypeAdapter(CaptionSummary).validate_json(content, strict=True)
     except (OSError, ValidationError):
         raise CheckpointError(
             f"The summary of the captions is damaged: `{path}`. The numbers, words and examples "
@@ -272,8 +265,9 @@ def load_transformer(folder: Path, config: ModelConfig, text_tokenizer: TextEnco
         CheckpointError: its file is missing, damaged, or of another network.
     """
     with damaged_config(folder):
-        transformer = config.create_transformer(text_tokenizer)
-    load_weights(transformer, folder / TRANSFORMER_FILE)
+        transformer = load_network(
+            lambda: config.create_transformer(text_tokenizer), folder / TRANSFORMER_FILE
+        )
     return transformer.eval().requires_grad_(False)
 
 
@@ -316,25 +310,4 @@ def damaged_config(folder: Path) -> Iterator[None]:
         raise CheckpointError(
             f"The model folder's configuration is damaged: `{folder / CONFIG_FILE}`. {error} Copy "
             "the whole model folder again."
-        ) from None
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads a file of weights, of any format, into the network that the settings describe.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of another network.
-    """
-    tensors = read_tensors(path)
-    for name in list(tensors):
-        for old, new in _RENAMED.items():
-            if name.startswith(old):
-                tensors[new + name.removeprefix(old)] = tensors.pop(name)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(
-            f"The weights do not fit the configuration beside them: `{path}`. {first} Copy the "
-            "whole model folder again."
         ) from None

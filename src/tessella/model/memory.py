@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tessella.checksums import SUMS_FILE, check_own, prove, settle_sums, write_sums
 from tessella.data.decode import Decoded, decode_records
 from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
@@ -25,7 +26,13 @@ from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.files import lock, new_folder, remove_leftovers, write_text
 from tessella.model.codec import encode_stored
 from tessella.model.find import is_bundled
-from tessella.model.folder import CARD_FILE, TrainedTokenizer, load_memory, read_model_config
+from tessella.model.folder import (
+    CARD_FILE,
+    NOTES,
+    TrainedTokenizer,
+    load_memory,
+    read_model_config,
+)
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval.copies import are_same
 from tessella.retrieval.examples import EXAMPLES_FILES, Codes, ExampleRow, remove_memory
@@ -313,9 +320,14 @@ def _write(
             relative = path.relative_to(folder)
             is_hidden = any(part.startswith(".") for part in relative.parts)
             if path.is_file() and not is_hidden and relative.name not in EXAMPLES_FILES:
+                if relative.name not in NOTES:
+                    prove(folder, relative.as_posix())
+                check_own(path)
                 (building / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, building / relative)
+        (building / SUMS_FILE).unlink(missing_ok=True)
         _put(building, memory, is_changed=is_changed)
+        write_sums(building)
 
 
 def _put(folder: Path, memory: ExampleMemory | None, *, is_changed: bool) -> None:
@@ -328,6 +340,7 @@ def _put(folder: Path, memory: ExampleMemory | None, *, is_changed: bool) -> Non
         text = card.read_text(encoding="utf-8")
         count = 0 if memory is None else len(memory)
         write_text(card, _correct_card(text, count), what="the model card")
+        settle_sums(folder, [CARD_FILE])
 
 
 def _correct_card(text: str, count: int) -> str:

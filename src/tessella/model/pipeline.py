@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessella.checksums import write_sums
 from tessella.files import new_folder
 from tessella.generation import GenerationSettings
 from tessella.images import Pixels
@@ -142,6 +143,7 @@ class TextToImage:
             model_folder.write_notes(building, card, metrics, samples, captions)
             if self.memory is not None:
                 self.memory.write(building)
+            write_sums(building)
 
     def with_parts(
         self,

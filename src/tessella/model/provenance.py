@@ -20,6 +20,7 @@ from tessella.retrieval import Example
 from tessella.retrieval.index import split_stems
 from tessella.text.base import to_utf8
 from tessella.text.vocabulary import strip_marks
+from tessella.untrusted import parse_json
 
 
 def describe_examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -78,7 +79,7 @@ def create_png_texts(
 def read_examples(path: Path) -> list[dict[str, Any]]:
     """Reads off a PNG what it was painted beside; nothing if it does not say."""
     try:
-        examples = json.loads(read_png_texts(path)["Comment"])["examples"]
+        examples = parse_json(read_png_texts(path)["Comment"])["examples"]
     except (KeyError, ValueError, TypeError):
         return []
     return [one for one in examples if isinstance(one, dict)] if isinstance(examples, list) else []

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tessella.checksums import check_own, expect_change, is_there, map_bytes, settle_sums
 from tessella.errors import CheckpointError
 from tessella.files import new_file
 from tessella.retrieval.index import CaptionIndex, FindExcluded
-from tessella.retrieval.mapped import map_arrays, map_bytes, write_arrays
+from tessella.retrieval.mapped import map_arrays, write_arrays
+from tessella.untrusted import parse_json
 
 EXAMPLES_FILE = "examples.safetensors"
 ROWS_FILE = "examples.jsonl"
@@ -102,7 +104,7 @@ class ExampleMemory:
             CheckpointError: a file is missing, damaged or of another format.
         """
         path = folder / EXAMPLES_FILE
-        if not path.exists():
+        if not is_there(path):
             return None
         for _ in range(_ATTEMPTS):
             arrays, metadata = map_arrays(path)
@@ -136,20 +138,21 @@ class ExampleMemory:
                 arrays["posting_captions"],
                 arrays["posting_scores"],
             )
-            codes, ends = arrays["codes"], arrays["row_ends"]
+            codes, ends, example_of = arrays["codes"], arrays["row_ends"], arrays["example_of"]
             if codes.ndim == 3:  # (E, h, w), as they were when a position had only one
                 codes = codes[:, None]
             is_whole = (
                 codes.ndim == 4
-                and len(codes) == len(ends)
-                and len(index.offsets) == len(index.words) + 1
-                and len(index.captions) == len(index.scores) == index.offsets[-1]
+                and codes.dtype == np.uint16
+                and _is_rising(ends, np.int64, len(codes), len(lines))
+                and _is_rising(example_of, np.int32, len(example_of), len(codes) - 1)
+                and index.is_whole(len(example_of))
             )
             if is_whole:
                 rows = _Rows(lines, ends)
-                return cls(codes, rows, index, arrays["example_of"], metadata["tokenizer"])
+                return cls(codes, rows, index, example_of, metadata["tokenizer"])
         except (KeyError, UnicodeDecodeError):
-            pass  # one of its parts is not there
+            pass  # one of its parts is not there, or is no text
         raise CheckpointError(f"The examples are damaged: `{path}`. {_HOW_TO_MEND}")
 
     def write(self, folder: Path) -> None:
@@ -163,11 +166,13 @@ class ExampleMemory:
         try:
             with new_file(examples, what=_WHAT) as arrays, new_file(captions, what=_WHAT) as lines:
                 self._write_files(arrays, lines)
+                expect_change(folder, {EXAMPLES_FILE: arrays, ROWS_FILE: lines})
                 if captions.exists():
                     captions.replace(folder / _OLD_ROWS_FILE)
                 # Now the captions take their name, and then the codes theirs.
         finally:
             _settle(folder)
+            settle_sums(folder, EXAMPLES_FILES)
 
     def _write_files(self, arrays: Path, lines: Path) -> None:
         ends, end, digest = np.zeros(len(self.rows), np.int64), 0, hashlib.sha256()
@@ -227,21 +232,26 @@ class ExampleMemory:
         first = int(np.searchsorted(self.example_of, example))
         index = int(example)
         row = self.rows[index]
+        if caption - first >= len(row.captions):
+            raise _lacks_captions(index)
         text = row.captions[caption - first]
         return Example(np.asarray(self.codes[index]), text, row.name, index)
 
 
 def remove_memory(folder: Path) -> None:
     """Removes a memory from a folder, if there is one."""
+    expect_change(folder, {name: None for name in EXAMPLES_FILES if (folder / name).exists()})
     # Without the first file there is no memory.
     for name in EXAMPLES_FILES:
         (folder / name).unlink(missing_ok=True)
+    settle_sums(folder, EXAMPLES_FILES)
 
 
 def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint8] | None:
     """Maps the captions that belong to codes; None if they are not there."""
     for name in (ROWS_FILE, _OLD_ROWS_FILE):
         try:
+            check_own(folder / name)
             lines = map_bytes(folder / name)
         except FileNotFoundError:
             continue
@@ -260,7 +270,7 @@ def _settle(folder: Path) -> None:
     old, examples = folder / _OLD_ROWS_FILE, folder / EXAMPLES_FILE
     if not old.exists():
         return
-    metadata = map_arrays(examples)[1] if examples.exists() else {}
+    metadata = map_arrays(examples, is_proved=False)[1] if examples.exists() else {}
     if hashlib.sha256(map_bytes(old).data).hexdigest() == metadata.get("captions_sha256"):
         old.replace(folder / ROWS_FILE)
     else:
@@ -280,10 +290,27 @@ class _Rows(Sequence[ExampleRow]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = int(self._ends[index - 1]) if index else 0
+        line = self._lines[start : int(self._ends[index])].tobytes()
         try:
-            values = json.loads(self._lines[start : int(self._ends[index])].tobytes())
-            return ExampleRow(values["name"], values["captions"])
+            values = parse_json(line)
+            name, captions = values["name"], values["captions"]
         except (ValueError, KeyError, TypeError):
-            raise CheckpointError(
-                f"The examples are damaged: example `{index}` has no captions. {_HOW_TO_MEND}"
-            ) from None
+            raise _lacks_captions(index) from None
+        is_text = isinstance(captions, list) and all(isinstance(c, str) for c in (name, *captions))
+        if not is_text:
+            raise _lacks_captions(index)
+        return ExampleRow(name, captions)
+
+
+def _lacks_captions(index: int) -> CheckpointError:
+    return CheckpointError(
+        f"The examples are damaged: example `{index}` has no captions. {_HOW_TO_MEND}"
+    )
+
+
+def _is_rising(values: npt.NDArray[Any], kind: npt.DTypeLike, length: int, largest: int) -> bool:
+    """Returns whether there are as many numbers as there should be, in [0, largest] and rising."""
+    if values.shape != (length,) or values.dtype != kind:
+        return False
+    is_in_range = not length or (values[0] >= 0 and values[-1] <= largest)
+    return bool(is_in_range and (values[1:] >= values[:-1]).all())

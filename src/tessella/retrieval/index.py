@@ -128,6 +128,22 @@ class CaptionIndex:
             weights = np.where(scores[:, best[0]] > 0, weights * COVERED, weights)
         return found
 
+    def is_whole(self, num_captions: int) -> bool:
+        """Returns whether every word has its postings, and these point to captions.
+
+        Args:
+            num_captions: that there are.
+        """
+        offsets, captions, scores = self.offsets, self.captions, self.scores
+        kinds = [str(array.dtype) for array in (offsets, captions, scores)]
+        if kinds != ["int64", "int32", "float32"] or offsets.shape != (len(self.words) + 1,):
+            return False
+        is_cut = offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any()
+        if is_cut or not captions.shape == scores.shape == (offsets[-1],):
+            return False
+        is_outside = captions.size and (captions.min() < 0 or captions.max() >= num_captions)
+        return not is_outside and bool(np.isfinite(scores).all())
+
     def count_captions(self, word: str) -> int:
         """Counts the captions that have a word, a stem."""
         number = self._number_of.get(word)

@@ -5,7 +5,7 @@ it, 8 bytes for the length of a JSON header, the header, the arrays.
 """
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tessella.checksums import map_bytes, map_file
 from tessella.errors import CheckpointError
+from tessella.untrusted import parse_json
 
 _TYPES = {"U8": "<u1", "U16": "<u2", "I32": "<i4", "I64": "<i8", "F32": "<f4"}
 _NAMES = {np.dtype(kind): name for name, kind in _TYPES.items()}
@@ -43,8 +45,14 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> Non
             file.write(np.ascontiguousarray(arrays[name]).data)
 
 
-def map_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+def map_arrays(
+    path: Path, *, is_proved: bool = True
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     """Maps the arrays of a file, all of one moment even if it is replaced meanwhile.
+
+    Args:
+        path: the file.
+        is_proved: against the checksums of its folder, if there are some; it is read as a whole.
 
     Returns:
         The arrays by name, read only, and the text of the file's header.
@@ -54,20 +62,16 @@ def map_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]
             other types than `write_arrays` writes.
     """
     try:
-        data = map_bytes(path)
+        data = map_file(path) if is_proved else map_bytes(path)
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         if not 8 < start <= len(data):
             raise ValueError("its header is cut off")
-        header = json.loads(data[8:start].tobytes())
+        header = parse_json(data[8:start].tobytes())
         metadata = header.pop("__metadata__", {})
-        arrays = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if end > len(data) - start:
-                raise ValueError(f"`{name}` is cut off")
-            values = data[start + begin : start + end].view(_TYPES[entry["dtype"]])
-            arrays[name] = values.reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its header holds something other than text")
+        arrays = {name: _view(data[start:], name, entry) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"Cannot read the tensors: `{path}`; {error}. "
             "The file is missing or damaged: copy or train it again."
@@ -75,14 +79,20 @@ def map_arrays(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]
     return arrays, metadata
 
 
-def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
-    """Maps a file as (N,) uint8, read only.
+def _view(data: npt.NDArray[np.uint8], name: str, entry: Any) -> npt.NDArray[Any]:
+    """Views a part of a file's data as the array that the header describes.
 
     Raises:
-        OSError: it cannot be read.
+        ValueError: it does not lie in the data, or is not as large as its shape.
+        KeyError: the header does not describe it, or it is of another type.
+        TypeError: the header does not describe it.
     """
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return np.zeros(0, np.uint8)  # an empty file cannot be mapped
-        # As a plain array: every slice of a memmap carries its overhead along.
-        return np.asarray(np.memmap(file, np.uint8, "r"))
+    (begin, end), shape = entry["data_offsets"], entry["shape"]
+    kind = np.dtype(_TYPES[entry["dtype"]])
+    if not all(isinstance(one, int) and one >= 0 for one in (begin, end, *shape)):
+        raise ValueError(f"`{name}` has a shape or place that is no whole number")
+    if not begin <= end <= len(data):
+        raise ValueError(f"`{name}` is cut off")
+    if math.prod(shape) * kind.itemsize != end - begin:
+        raise ValueError(f"`{name}` is not as large as its shape says")
+    return data[begin:end].view(kind).reshape(shape)

@@ -331,7 +331,7 @@ def _read_grid(path: Path) -> tuple[int, int] | None:
 def _count_examples(path: Path) -> int | None:
     """Reads how many examples a memory holds, from the header of its file; None without one."""
     try:
-        return len(map_arrays(path)[0]["codes"])
+        return len(map_arrays(path, is_proved=False)[0]["codes"])
     except (CheckpointError, KeyError):
         return None
 

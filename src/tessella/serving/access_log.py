@@ -103,11 +103,11 @@ class AccessLog:
         return {name: word for name, word in said.items() if word}
 
 
-def log_connection(client: str, reason: str) -> None:
+def log_connection(client: str, status: int, code: str, reason: str) -> None:
     """Logs that a connection was closed before its request was there."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = {"time": stamp, "client": client, "status": 408, "code": "header_timeout"}
-    _log.info(json.dumps(line | {"error": reason}))
+    line = {"time": stamp, "client": client, "status": status, "code": code, "error": reason}
+    _log.info(json.dumps(line))
 
 
 def hide_words(message: str, known: Collection[str]) -> str:

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from tessella.errors import ConfigError, DataError, GenerationError, ShapeError, TessellaError
@@ -130,6 +131,17 @@ class RequestTimeoutError(ApiError):
         super().__init__(503, "It took too long. Ask for less, or try again later.", code="timeout")
 
 
+class MemoryFullError(ApiError):
+    """A request takes more memory than there is."""
+
+    def __init__(self) -> None:
+        message = (
+            "The server has too little memory for this. Ask for fewer pictures or candidates or a "
+            "smaller canvas, or try again later."
+        )
+        super().__init__(503, message, code="out_of_memory")
+
+
 class UnforeseenError(ApiError):
     """Something failed that nobody thought of; the log says what."""
 
@@ -158,7 +170,20 @@ def to_api_error(error: Exception) -> ApiError:
     _log.error("A request failed.", exc_info=error)
     if isinstance(error, TessellaError):
         return UnforeseenError("A model's files are damaged")
-    return UnforeseenError()
+    return describe_fault(error)
+
+
+def describe_fault(error: BaseException) -> ApiError:
+    """Says to a client what it may know of an unforeseen error."""
+    return MemoryFullError() if is_out_of_memory(error) else UnforeseenError()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error is Python's, a processor's or an accelerator's want of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    # PyTorch has no kind of its own for a processor's.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def note_error(scope: Scope, error: ApiError) -> None:
@@ -209,8 +234,11 @@ def install_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None
         told = to_api_error(error)
-        if isinstance(error, HTTPException) and error.status_code in (404, 405):
-            told = _explain_address(request, error)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            headers = {"Allow": ", ".join(_list_methods(request))}
+            told = _explain_method(request, headers["Allow"])
+        elif isinstance(error, HTTPException) and error.status_code == 404:
+            told = _explain_address(request)
         note_error(request.scope, told)
         return told.to_response(headers)
 
@@ -218,12 +246,23 @@ def install_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def _explain_address(request: Request, error: HTTPException) -> ApiError:
-    """Says which address, or which method, a client means."""
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"The method is wrong for this address: `{request.method}`. It takes {allowed}."
-        return ApiError(405, message, code="method_not_allowed", shown=[request.method])
+def _list_methods(request: Request) -> list[str]:
+    """Lists the methods that an address takes, each of which is a route of its own."""
+    found: set[str] = set()
+    for route in request.app.state.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
+def _explain_method(request: Request, allowed: str) -> ApiError:
+    """Says which methods an address takes."""
+    message = f"The method is wrong for this address: `{request.method}`. It takes {allowed}."
+    return ApiError(405, message, code="method_not_allowed", shown=[request.method])
+
+
+def _explain_address(request: Request) -> ApiError:
+    """Says which address a client means."""
     path, known = request.scope["path"], request.app.state.addresses
     meant = find_address(path, known)
     hint = (

@@ -28,7 +28,8 @@ from tessella.serving.schemas import (
     StudioBody,
     VariationBody,
 )
-from tessella.serving.sdapi import ImageToImageBody, create_sdapi_router
+from tessella.serving.sdapi import create_sdapi_router
+from tessella.serving.sdapi_bodies import ImageToImageBody
 from tessella.serving.service import PaintingService
 from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import create_studio_router
@@ -77,10 +78,6 @@ def create_app(
     )
     app.state.service = service
     routers = _create_routers(service, language_model, run)
-    for router in routers:
-        app.include_router(router)
-    # Not from the document: making it takes a second, during which nobody is answered.
-    app.state.addresses = [getattr(one, "path", "") for router in routers for one in router.routes]
     page = StudioBody(
         models=list(models),
         run=run is not None,
@@ -90,7 +87,12 @@ def create_app(
         post_tones=list(TONES),
         max_seed=MAX_API_SEED,
     )
-    app.include_router(create_studio_router(page))
+    studio = create_studio_router(page)
+    for router in (*routers, studio):
+        app.include_router(router)
+    # Not from the document: making it takes a second, during which nobody is answered.
+    app.state.addresses = [getattr(one, "path", "") for router in routers for one in router.routes]
+    app.state.routes = [one for router in (*routers, studio) for one in router.routes]
     install_error_handlers(app)
     install_document(
         app, lambda path: bool(api_keys) and needs_key(path), service.settings.root_path

@@ -28,6 +28,7 @@ from tessella.generation import MAX_NEIGHBORS
 from tessella.images import ImageError, read_with_transparency
 from tessella.model.canvas import fit_images
 from tessella.model.mask import Marking, read_channels, read_hole
+from tessella.model.notices import warn_idle
 from tessella.serving.api_errors import ApiError, explain_validation
 from tessella.serving.models_served import ServedModel
 from tessella.serving.schemas import MAX_INDICES, B, GenerationBody
@@ -54,6 +55,8 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORE
 M = TypeVar("M", bound=BaseModel)
 ParseOther = Callable[[bytearray, type[B]], tuple[B, dict[str, list[bytes]]]]
 """Reads a body into its fields, and its files by the names of a form's parts without their `[]`."""
+ReadMask = Callable[[Image.Image, Image.Image | None], Marking]
+"""Reads a mask that was decoded, as `read_channels` does."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class ReadForm(ReadRequest[B]):
 
     image: Image.Image
     marking: Marking | None  # what to repaint: the form's mask, or the picture's own transparency
+    warnings: Sequence[str]  # what of the form had no effect
 
 
 def check_type(request: Request, expected: str) -> None:
@@ -203,6 +207,7 @@ async def read_form(
     kind: type[B],
     *files: str,
     parse: "ParseOther[B] | None" = None,
+    read_mask: ReadMask = read_channels,
 ) -> ReadForm[B]:
     """Reads a form with a picture, and what of the picture to repaint.
 
@@ -216,12 +221,12 @@ async def read_form(
         *files: names of the parts that hold files; a mask is read if `mask` is among them, and
             references if `image[]` is.
         parse: reads the same from another kind of body, in a thread; None: it is a form.
+        read_mask: says what a mask marks.
 
     Raises:
         ApiError: 400, the form is damaged, a field is wrong, or the picture or mask is missing,
             broken, too large or without a marked part; 404, the model is unknown; 415, the body is
             not a form; 429, too much is being uploaded; as `PaintingService.decode`.
-        GenerationError: there are more references than the model looks at.
     """
     if parse is None:
         check_type(request, "multipart/form-data")
@@ -237,12 +242,14 @@ async def read_form(
         served = service.find(body.model)
         if "image" not in contents:
             raise ApiError(400, "A part is missing: `image`.", param="image", code="missing")
-        others = contents["image"][1:]
-        served.examples.check(len(others))
+        most = served.examples.most
+        others, unused = contents["image"][1 : 1 + most], contents["image"][1 + most :]
         size, max_pixels = served.model.config.image_size, service.settings.max_upload_pixels
 
         def read() -> tuple[list[Image.Image], Image.Image, Marking | None]:
-            fitted = _read_pictures(contents, size, max_pixels, "mask" in files)
+            fitted = _read_pictures(
+                contents, size, max_pixels, read_mask if "mask" in files else None
+            )
             names = [f"image[{number}]" for number in range(1, len(others) + 1)]
             references = [
                 _read_reference(content, name, size, max_pixels)
@@ -250,7 +257,20 @@ async def read_form(
             ]
             return references, *fitted
 
-        return ReadForm(body, served, *await service.decode(request, read))
+        read_pictures = await service.decode(request, read)
+    return ReadForm(body, served, *read_pictures, _warn_unused(len(others), len(unused)))
+
+
+def _warn_unused(num_looked_at: int, num_unused: int) -> list[str]:
+    """Says which pictures beside the first were left out, if any were."""
+    if not num_unused:
+        return []
+    first = 1 + num_looked_at
+    last = first + num_unused - 1
+    names = [f"image[{number}]" for number in ((first,) if first == last else (first, last))]
+    looks_at = f"{num_looked_at} pictures at most" if num_looked_at else "no pictures"
+    [said] = warn_idle(names, f"The model looks at {looks_at} beside the one that it changes.")
+    return [said.replace("`, `", "` to `")]
 
 
 async def _parse_form(
@@ -309,7 +329,10 @@ async def _sort_parts(
             message = f"There is more than one `{part[:60]}`. Send one{several}."
             raise ApiError(400, message, param=shown)
         if isinstance(value, UploadFile) != is_file:
-            message = f"A part has to be {'a file' if is_file else 'text'}: `{shown}`."
+            wanted = (
+                "a file" if is_file else f"text, unlike {', '.join(f'`{one}`' for one in files)}"
+            )
+            message = f"A part has to be {wanted}: `{shown}`."
             raise ApiError(400, message, param=shown, code="invalid_value")
         if not is_listed:
             single.add(name)
@@ -323,13 +346,16 @@ async def _sort_parts(
 
 
 def _read_pictures(
-    contents: Mapping[str, Sequence[bytes]], size: int, max_pixels: int, is_masked: bool
+    contents: Mapping[str, Sequence[bytes]],
+    size: int,
+    max_pixels: int,
+    read_mask: ReadMask | None,
 ) -> tuple[Image.Image, Marking | None]:
     """Decodes a picture and what of it to repaint, both fitted to a model's size."""
     picture, alpha = _decode(contents["image"][0], "image", max_pixels)
-    marking = read_hole(alpha) if is_masked else None
-    if "mask" in contents:
-        marking = read_channels(*_decode(contents["mask"][0], "mask", max_pixels))
+    marking = read_hole(alpha) if read_mask else None
+    if read_mask and "mask" in contents:
+        marking = read_mask(*_decode(contents["mask"][0], "mask", max_pixels))
     if marking is not None:
         try:
             marking = marking.fit(picture.size, size)

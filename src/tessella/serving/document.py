@@ -21,8 +21,8 @@ _FILES = {
     "transparent; if it is so nowhere, a variation of it is painted.",
 }
 _REFERENCES = (
-    "References: more pictures, which the model looks at; at most as many as it learned to look "
-    "at. Without `image` the first of them is the picture."
+    "References: more pictures, which the model looks at, as many as it learned to; the rest is "
+    "left out, and `warnings` says so. Without `image` the first of them is the picture."
 )
 _BINARY = {"type": "string", "format": "binary"}
 _BLANK = {"type": "string", "maxLength": 0}
@@ -57,14 +57,14 @@ PICTURES: dict[int | str, dict[str, Any]] = {
 
 
 def describe_body(
-    kind: type[RequestBody], *files: str, most_references: int | None = None
+    kind: type[RequestBody], *files: str, takes_several: bool = False
 ) -> dict[str, Any]:
     """Describes an operation that reads JSON, or a form with files.
 
     Args:
         kind: of the fields.
         *files: names of the parts that hold one; the first is required.
-        most_references: that may come beside the picture of a form; None: it takes none.
+        takes_several: whether a form may have pictures beside the first.
     """
     schema = kind.model_json_schema()
     media_type = "multipart/form-data" if files else "application/json"
@@ -75,8 +75,8 @@ def describe_body(
             for name, field in schema["properties"].items()
         }
         parts: dict[str, Any] = {name: {**_BINARY, "description": _FILES[name]} for name in files}
-        if most_references is not None:
-            several = {"type": "array", "items": _BINARY, "maxItems": most_references}
+        if takes_several:
+            several = {"type": "array", "items": _BINARY}
             parts["image[]"] = {**several, "description": _REFERENCES}
         schema |= {"properties": fields | parts, "required": required}
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}

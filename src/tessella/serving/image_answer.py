@@ -41,6 +41,7 @@ class ImageAnswer:
     event_type: str  # image_generation or image_edit
     size: PictureSize
     marking: Marking | None = None  # what of a picture is repainted
+    unused: Sequence[str] = ()  # in words: what of its pictures
 
     def encode(self, picture: PaintedPicture) -> bytes:
         """Writes a picture's file."""
@@ -133,12 +134,12 @@ class ImageAnswer:
         said += warn_settings(model.objective, settings, body.sampling())
         for name, reason in self._find_idle().items():
             said += warn_idle([name], reason)
-        return said + (self.marking.warnings if self.marking else [])
+        return [*said, *self.unused, *(self.marking.warnings if self.marking else ())]
 
     def _find_idle(self) -> dict[str, str]:
         """Finds fields that have no effect beside the others, each with its reason."""
         body, idle = self.body, dict[str, str]()
-        for name in ("quality", "style", "moderation", "input_fidelity"):
+        for name in ("quality", "complexity", "style", "moderation", "input_fidelity"):
             if getattr(body, name, None) not in (None, _HONOURED.get(name)):
                 idle[name] = _COMPATIBLE
         if (body.best_of or 1) > 1 and not self.prompt.strip():

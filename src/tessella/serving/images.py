@@ -52,22 +52,20 @@ def create_images_router(service: PaintingService) -> APIRouter:
         "/images/edits",
         summary="Repaint a part of a picture",
         openapi_extra=add_json_edit(
-            describe_body(edit_type, "image", "mask", most_references=most),
-            edit_type,
-            most_references=most,
+            describe_body(edit_type, "image", "mask", takes_several=True), edit_type
         ),
         responses=PICTURES,
     )
     async def edit(request: Request) -> Response:
         is_json = request.headers.get("content-type", "").lower().startswith("application/json")
-        parse = functools.partial(read_json_edit, most_references=most) if is_json else None
+        parse = read_json_edit if is_json else None
         form = await read_form(request, service, edit_type, "image", "image[]", "mask", parse=parse)
         return await answer_pictures(service, request, form, plan_change(form))
 
     @router.post(
         "/images/variations",
         summary="Paint variations of a picture",
-        openapi_extra=describe_body(variation_type, "image", most_references=most),
+        openapi_extra=describe_body(variation_type, "image", takes_several=True),
         responses=PICTURES,
     )
     async def vary(request: Request) -> Response:
@@ -129,8 +127,17 @@ async def answer_pictures(
     read = served.model.text_tokenizer.shorten(prompt)
     event_type = "image_generation" if plan is None else "image_edit"
     size = plan_size(served, body)
-    marking = asked.marking if isinstance(asked, ReadForm) else None
-    answer = ImageAnswer(served, body, prompt, read, event_type, size, marking)
+    changed = asked if isinstance(asked, ReadForm) else None
+    answer = ImageAnswer(
+        served,
+        body,
+        prompt,
+        read,
+        event_type,
+        size,
+        marking=changed.marking if changed else None,
+        unused=changed.warnings if changed else (),
+    )
     job = create_job(served, body, read, plan or plan_canvas(served, size), asked.references)
     if not body.stream:
         pictures = await service.paint_all(request, job, answer.encode)

@@ -28,15 +28,12 @@ class Source(BaseModel):
     """Refused: the server keeps no files."""
 
 
-def read_json_edit(
-    content: bytearray, kind: type[B], *, most_references: int = MAX_NEIGHBORS
-) -> tuple[B, dict[str, list[bytes]]]:
+def read_json_edit(content: bytearray, kind: type[B]) -> tuple[B, dict[str, list[bytes]]]:
     """Reads an edit from JSON.
 
     Args:
         content: the body.
         kind: of its fields beside the pictures.
-        most_references: that may come beside the picture.
 
     Returns:
         The fields, and the files: `image`, the first of which is the picture, and perhaps `mask`.
@@ -44,7 +41,7 @@ def read_json_edit(
     Raises:
         ApiError: 400, describes the first fault.
     """
-    whole = _create_whole(kind, most_references)
+    whole = _create_whole(kind)
     body = validate_json(content, whole)
     said: dict[str, Any] = vars(body)
     images, mask = said.pop("images"), said.pop("mask")
@@ -54,17 +51,14 @@ def read_json_edit(
     return kind(**said), files
 
 
-def add_json_edit(
-    described: dict[str, Any], kind: type[B], *, most_references: int
-) -> dict[str, Any]:
+def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
     """Adds JSON to what is told of an operation that reads a form.
 
     Args:
         described: as by `describe_body`.
         kind: of the fields beside the pictures.
-        most_references: as for `read_json_edit`.
     """
-    whole = _create_whole(kind, most_references)
+    whole = _create_whole(kind)
     schema = whole.model_json_schema()
     # A part of the document has no definitions of its own.
     source = schema.pop("$defs")["Source"]
@@ -77,10 +71,10 @@ def add_json_edit(
     return described
 
 
-def _create_whole(kind: type[B], most_references: int) -> type[BaseModel]:
+def _create_whole(kind: type[B]) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "images": (
-            Annotated[list[Source], Field(min_length=1, max_length=1 + most_references)],
+            Annotated[list[Source], Field(min_length=1, max_length=1 + MAX_NEIGHBORS)],
             Field(description="The picture, and others to look at, as `image[]` of a form."),
         ),
         "mask": (Source | None, Field(None, description="As of a form.")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tessella.checksums import check_own
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model import folder as model_folder
 from tessella.model.find import find_model
@@ -44,6 +45,8 @@ class ServedModel:
         samples = folder / model_folder.SAMPLES_FILE
         examples = ServedExamples(folder, model)
         try:
+            for note in model_folder.NOTES:
+                check_own(folder / note)  # what is served must not be a link to a secret
             card = (folder / model_folder.CARD_FILE).read_text("utf-8")
             metrics = (folder / model_folder.METRICS_FILE).read_text("utf-8")
             captions = model_folder.read_captions(folder)
@@ -59,7 +62,7 @@ class ServedModel:
                 metrics=json.loads(metrics, parse_constant=lambda _: None),
                 samples=samples.read_bytes() if samples.is_file() else None,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"The model's card or metrics are damaged: `{folder}`; {error}. Copy the model "
                 "folder again."

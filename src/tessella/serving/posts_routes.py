@@ -28,6 +28,7 @@ from tessella.posts.offline import OfflineWriter
 from tessella.posts.platforms import PlatformName
 from tessella.posts.post import Post
 from tessella.posts.writer import PostWriter
+from tessella.serving.access_log import hide_words
 from tessella.serving.api_errors import ApiError
 from tessella.serving.bodies import read_json
 from tessella.serving.document import describe_body
@@ -205,7 +206,7 @@ async def _wait_for_posts(request: Request, writing: Awaitable[list[Post]]) -> l
         message = f"Too many posts are being written. Try again in {_RETRY_SECONDS} s."
         raise ApiError(429, message, code="queue_full", retry_after=_RETRY_SECONDS) from None
     except LanguageModelError as error:
-        _log.warning("The language model fails: %s", error)
+        _log.warning("The language model fails: %s", hide_words(str(error), ()))
         raise ApiError(
             503,
             "The language model gives no usable answer now. Try again later, or with "

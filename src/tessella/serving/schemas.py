@@ -36,24 +36,25 @@ _Index = Annotated[int, Field(ge=0)]
 _Ignored = Annotated[str | None, Field(max_length=1000)]
 
 
-class RequestBody(BaseModel):
-    """Base of all requests: strict, without unknown fields; null is the same as left out."""
+class StrictBody(BaseModel):
+    """Base of all bodies: what they hold is what JSON says that it is."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-    model: Annotated[str | None, Field(max_length=200)] = None
-    """One of `GET /v1/models`; the first unless given."""
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _read_whole_number(cls, value: object) -> object:
         """Reads 4.0 as the integer that it is to JSON."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class RequestBody(StrictBody):
+    """Base of OpenAI's requests: without unknown fields; null is the same as left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str | None, Field(max_length=200)] = None
+    """One of `GET /v1/models`; the first unless given."""
 
     @field_validator("seed", mode="before", check_fields=False)
     @classmethod
@@ -96,6 +97,8 @@ class ImageBody(RequestBody):
     excluded: Annotated[list[_Index] | None, Field(max_length=MAX_INDICES)] = None
     """Examples that are not looked at, by `index`."""
     quality: _Quality | None = None
+    """Accepted for compatibility; has no effect."""
+    complexity: Literal["low", "medium", "high"] | None = None
     """Accepted for compatibility; has no effect."""
     background: Literal["auto", "opaque"] | None = None
     """Accepted for compatibility: pictures are opaque."""

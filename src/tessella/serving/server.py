@@ -1,11 +1,9 @@
 """Runs the application with uvicorn, and ends it without losing what is being painted."""
 
 import contextlib
-import logging
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -15,14 +13,14 @@ from fastapi import FastAPI
 from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
 from tessella.precision import PaintingPrecision
-from tessella.serving.access_log import ACCESS_LOG
 from tessella.serving.app import create_app
-from tessella.serving.connections import create_protocol, raise_file_limit
+from tessella.serving.connections import bound_connections, create_protocol, raise_file_limit
 from tessella.serving.models_served import load_models
+from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
 
-_BACKLOG = 2048
+_BACKLOG = 256  # also as many are accepted in one go: files that `connections.py` leaves for them
 
 
 class _Server(uvicorn.Server):
@@ -81,7 +79,7 @@ def serve(
         CheckpointError: a model is missing or damaged.
         TessellaError: the painting thread ended by itself.
     """
-    raise_file_limit()
+    max_connections = bound_connections(settings.max_connections, raise_file_limit())
     # Before the models are loaded: an address in use is reported at once.
     with _listen(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
         worker.start()
@@ -97,9 +95,11 @@ def serve(
         host, port = settings.host, listening.getsockname()[1]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         server = _Server(
-            _configure(app, settings), worker, lambda: tell(address + settings.root_path)
+            _configure(app, settings, max_connections),
+            worker,
+            lambda: tell(address + settings.root_path),
         )
-        with _log_to_stderr():
+        with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run([listening])
         if not worker.is_alive:
             raise TessellaError(
@@ -108,29 +108,19 @@ def serve(
             )
 
 
-def _configure(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+def _configure(app: FastAPI, settings: ServeSettings, max_connections: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=create_protocol(settings.header_timeout_seconds),
+        http=create_protocol(settings.header_timeout_seconds, max_connections),
         access_log=False,
+        backlog=_BACKLOG,
         server_header=False,
+        log_config=None,  # `log_to_stderr` writes all there is
         log_level="warning",
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_seconds)),
         proxy_headers=False,
     )
-
-
-@contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    log, handler = logging.getLogger(ACCESS_LOG), logging.StreamHandler(sys.stderr)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

@@ -44,6 +44,9 @@ class ServeSettings(Settings):
     pictures are refused before they are decoded."""
     max_uploads_bytes: int = Field(200_000_000, ge=1000)
     """Bytes of all uploads at one time; a request beyond that gets a 429."""
+    max_connections: int = Field(4096, ge=16, le=60_000)
+    """Connections at a time, or fewer where the system lets the process open few files. For one
+    more, the one that has been silent longest is closed; if all are at work, it gets a 503."""
     header_timeout_seconds: float = Field(10.0, gt=0, allow_inf_nan=False)
     """How long the headers of a request may take to arrive, and a new connection to send any."""
     body_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)

@@ -13,9 +13,11 @@ team of OpenMP threads, and once there are more of them than cores, the teams sl
 instead of waiting awake: painting took three times as long.
 """
 
+import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -24,9 +26,10 @@ from typing import Any, TypeVar
 
 from tessella.errors import TessellaError
 from tessella.model.canvas import find_layout
+from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
-from tessella.serving.api_errors import ClosingError, QueueFullError, UnforeseenError
+from tessella.serving.api_errors import ClosingError, QueueFullError, describe_fault
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.metrics import ServerMetrics
 from tessella.serving.settings import ServeSettings
@@ -38,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.2  # weight of the last batch in the estimate of the pace
 _MAX_FAULTS = 5  # in a row, without a batch between them; then only a restart can help
+_CHECK_EVERY = 3  # pictures in a row that cannot be painted, for no fault of their requests
 
 
 @dataclass(eq=False)
@@ -103,7 +107,7 @@ class PaintingWorker:
     """Paints jobs in batches, one batch at a time, in a thread of its own.
 
     A fault outside of painting, where none is expected, costs the jobs at hand, not the thread. If
-    it comes again and again, the thread ends: see `is_alive`.
+    it comes again and again, or nothing can be painted any more, the thread ends: see `is_alive`.
 
     Args:
         settings: how many pictures are painted together, and how many, calls included, may wait.
@@ -118,10 +122,13 @@ class PaintingWorker:
         self._pictures: list[_Picture] = []  # listed and not begun; the worker's own
         self._in_hand: list[QueuedJob] = []  # what a fault would cost; the worker's own
         self._num_faults = 0  # since the last batch
+        self._num_failures = 0  # pictures since the last one that could be painted
+        self._is_broken = False  # nothing can be painted
         self._num_waiting = 0
         self.metrics.queue.set_function(lambda: self._num_waiting)
         self._is_closing = False
         self._has_ended = False
+        self._has_failed = False  # it ended before it was closed
         self._pictures_per_second = 0.0
         self._thread = threading.Thread(target=self._work, name="painting", daemon=True)
 
@@ -138,7 +145,13 @@ class PaintingWorker:
     @property
     def is_alive(self) -> bool:
         """Whether it works, has not begun to, or has ended because it was closed."""
-        return self._thread.ident is None or self._thread.is_alive() or self._is_closing
+        is_closed = self._is_closing and not self._has_failed
+        return self._thread.ident is None or self._thread.is_alive() or is_closed
+
+    @property
+    def num_waiting(self) -> int:
+        """How many pictures, and calls, wait."""
+        return self._num_waiting
 
     def submit(self, job: ImageJob, emit: Callable[[JobEvent], None]) -> QueuedJob:
         """Queues a job.
@@ -204,29 +217,40 @@ class PaintingWorker:
         return max(1, min(60, round(self._num_waiting / 2 / pace))) if pace else 1
 
     def _work(self) -> None:
-        """Works until it is closed, whatever happens."""
-        while True:
-            try:
-                if not self._work_once():
-                    return
-            except BaseException as error:  # noqa: BLE001  also SystemExit would end the thread
-                self._num_faults += 1
-                _log.exception("The painting thread met a fault: %s.", type(error).__name__)
-                for queued in self._in_hand:
-                    queued.fail(UnforeseenError())
-                if self._num_faults >= _MAX_FAULTS:
-                    self._give_up()
-                    return
+        """Works until it is closed, or only a restart can help."""
+        try:
+            while self._work_on():
+                pass
+        except BaseException:  # noqa: BLE001  even the fault's report failed: no memory is left
+            with contextlib.suppress(BaseException):
+                _log.critical("The painting thread ends: it could not recover from a fault.")
+        finally:
+            self._end()
 
-    def _give_up(self) -> None:
-        """Fails everything that waits; from now on nothing is taken."""
+    def _work_on(self) -> bool:
+        """Does what there is to do, whatever happens; returns whether to go on."""
+        try:
+            return self._work_once()
+        except BaseException as error:  # noqa: BLE001  also SystemExit would end the thread
+            self._num_faults += 1
+            with contextlib.suppress(Exception):  # where there is no memory for it
+                _log.exception("The painting thread met a fault.")
+            for queued in self._in_hand:
+                queued.fail(describe_fault(error))
+        if self._num_faults < _MAX_FAULTS:
+            return True
         _log.critical("The painting thread ends after %d faults in a row.", self._num_faults)
+        return False
+
+    def _end(self) -> None:
+        """Fails everything that waits; from now on nothing is taken."""
         with self._changed:
-            self._has_ended = True
-            waiting = [*self._arrived, *(one.queued for one in self._pictures)]
+            self._has_ended, self._has_failed = True, not self._is_closing
+            waiting = [*self._in_hand, *self._arrived, *(one.queued for one in self._pictures)]
             calls = list(self._calls)
             self._arrived.clear()
             self._calls.clear()
+            self._num_waiting -= len(calls)
         for queued in waiting:
             queued.fail(ClosingError())
         for _, future in calls:
@@ -258,7 +282,7 @@ class PaintingWorker:
             self._paint(batch)
             self._num_faults = 0
         self._in_hand = []
-        return bool(batch) or not closing
+        return not self._is_broken and (bool(batch) or not closing)
 
     def _list_pictures(self, queued: QueuedJob) -> None:
         """Turns a job into pictures; one that cannot be met fails here, alone."""
@@ -292,6 +316,28 @@ class PaintingWorker:
 
     def _paint(self, batch: Sequence[_Picture]) -> None:
         """Paints a batch and emits its pictures; if it fails, paints each picture alone."""
+        error = self._paint_together(batch)
+        if error is None:
+            self._num_failures = 0
+            return
+        is_unforeseen = not isinstance(error, TessellaError)
+        if len(batch) > 1:
+            if is_unforeseen:
+                _log.error(
+                    "A batch of %d failed; each is painted alone.", len(batch), exc_info=error
+                )
+            for picture in batch:
+                self._paint([picture])
+            return
+        [picture] = batch
+        picture.queued.fail(error)
+        if is_unforeseen:
+            self._num_failures += 1
+            if self._num_failures % _CHECK_EVERY == 0:
+                self._check(picture.queued.job.served.model)
+
+    def _paint_together(self, batch: Sequence[_Picture]) -> Exception | None:
+        """Paints a batch and emits its pictures; returns why that failed, if it did."""
         job, started = batch[0].queued.job, time.monotonic()
         try:
             images = job.served.model.generate_images(
@@ -301,19 +347,28 @@ class PaintingWorker:
                 on_step=lambda step: self._show_step(batch, step),
             )
         except _AbandonedError:
-            return
+            return None
         except Exception as error:  # noqa: BLE001  reported to the client
-            if len(batch) == 1:
-                batch[0].queued.fail(error)
-                return
-            if not isinstance(error, TessellaError):
-                _log.exception("A batch of %d failed; each is painted alone.", len(batch))
-            for picture in batch:
-                self._paint([picture])
-            return
+            # Its tensors would stay as long as it does, where perhaps they were too large already.
+            traceback.clear_frames(error.__traceback__)
+            return error
         for picture, pixels in zip(batch, images.pixels, strict=True):
             picture.queued.tell(PaintedPicture(picture.index, picture.request, pixels))
         self._measure(job.served.name, len(batch), time.monotonic() - started)
+        return None
+
+    def _check(self, model: TextToImage) -> None:
+        """Paints for nobody: whether the requests are at fault, or nothing can be painted more.
+
+        After some faults an accelerator refuses everything until its process is a new one.
+        """
+        try:
+            model.generate_images(
+                [ImageRequest("", 0, examples=())], model.generation_settings(steps=1)
+            )
+        except Exception:  # noqa: BLE001  whatever it is
+            _log.critical("The painting thread ends: nothing can be painted any more.")
+            self._is_broken = True
 
     def _show_step(self, batch: Sequence[_Picture], step: GenerationStep) -> None:
         """Emits the partial pictures that are due after a step."""

@@ -9,7 +9,6 @@ Source:
     format are those of Hugging Face `tokenizers`.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,13 +18,17 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tessella.checksums import read_file
 from tessella.errors import CheckpointError
 from tessella.files import write_text
 from tessella.text.base import Row, TextEncoder, to_utf8
+from tessella.text.bpe_file import find_fault
 from tessella.text.settings import TextSettings
+from tessella.untrusted import parse_json
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 _SPECIAL = (PAD, BEGIN, END)  # their ids are 0, 1, 2
+_MAX_FILE_BYTES = 64_000_000  # of 65,536 tokens some 4 MB
 
 
 class TextTokenizer(TextEncoder):
@@ -121,24 +124,28 @@ class TextTokenizer(TextEncoder):
             CheckpointError: the file is missing, damaged, or not a tokenizer of tessella.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-            json.loads(text)
-            tokenizer = Tokenizer.from_str(text)
+            text = read_file(path, most_bytes=_MAX_FILE_BYTES).decode()
+            values = parse_json(text)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"Cannot read the text tokenizer: `{path}`; {error}. The file is missing or "
                 "damaged: copy the model folder again."
             ) from error
+        if fault := find_fault(values, _SPECIAL):
+            raise CheckpointError(_foreign(path, fault))
+        try:
+            tokenizer = Tokenizer.from_str(text)
+            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         except Exception as error:  # the library raises no narrower class
             raise CheckpointError(_foreign(path, str(error))) from error
         first = tuple(tokenizer.id_to_token(number) for number in range(len(_SPECIAL)))
         if first != _SPECIAL:
             raise CheckpointError(_foreign(path, f"its first tokens are `{first}`"))
-        if any(tokenizer.token_to_id(b) is None for b in pre_tokenizers.ByteLevel.alphabet()):
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise CheckpointError(_foreign(path, "its tokens are not numbered one after the other"))
+        if any(byte not in vocabulary for byte in pre_tokenizers.ByteLevel.alphabet()):
             raise CheckpointError(_foreign(path, "some bytes have no token"))
-        if tokenizer.truncation is None:
-            raise CheckpointError(_foreign(path, "it does not say how long a caption may be"))
-        return cls(tokenizer, tokenizer.truncation["max_length"])
+        return cls(tokenizer, values["truncation"]["max_length"])
 
     def _pad(self, rows: Sequence[Row]) -> Tensor:
         """Lays rows of tokens into one tensor (B, T)."""

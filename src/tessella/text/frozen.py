@@ -26,10 +26,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tessella.checksums import check_own, read_file
 from tessella.errors import CheckpointError, ConfigError, first_line, needs_extra
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.text.base import Row, TextEncoder
 from tessella.text.settings import TextSettings
+from tessella.untrusted import parse_json
 
 ENCODER_FOLDER = "text_encoder"
 _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -126,9 +128,10 @@ class FrozenTextEncoder(TextEncoder):
         folder = path.with_name(ENCODER_FOLDER)
         transformers = _import_transformers()
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
+            note = parse_json(read_file(path))
             name, max_tokens, hashes = note["encoder"], int(note["max_tokens"]), note["files"]
             for file in _FILES:
+                check_own(folder / file)
                 if sha256_file(folder / file) != hashes[file]:
                     raise ValueError(f"`{file}` is damaged or another file")
             with _quiet(transformers, is_local=True):

@@ -1,12 +1,15 @@
 """Chooses the text encoder: the run's own vocabulary, or a frozen, pretrained one."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from tessella.checksums import read_file
 from tessella.text.base import TEXT_FILE, TextEncoder
 from tessella.text.bpe import TextTokenizer
 from tessella.text.settings import TextSettings
+from tessella.untrusted import parse_json
+
+_MAX_NOTE_BYTES = 3_000  # of a frozen encoder's; the bytes of a vocabulary alone take more
 
 
 def create_text_encoder(settings: TextSettings, captions: Iterable[str]) -> TextEncoder:
@@ -31,7 +34,8 @@ def load_text(folder: Path) -> TextEncoder:
     """
     path = folder / TEXT_FILE
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        # A vocabulary is longer, and parsed once.
+        note = parse_json(read_file(path)) if path.stat().st_size <= _MAX_NOTE_BYTES else None
     except (OSError, ValueError):
         note = None  # TextTokenizer.load says what is wrong
     if not (isinstance(note, dict) and note.get("kind") == "frozen"):

@@ -38,14 +38,13 @@ def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
             lambda rows, own: torch.empty(rows, device=device).uniform_(low, high, generator=own)
         )
 
-    def draw_whole(low: int, high: int) -> Tensor:
-        return draw_each(
-            lambda rows, own: torch.randint(low, high, (rows,), device=device, generator=own)
-        )
-
     def draw_position(low: tuple[int, int], high: tuple[int, int]) -> Tensor:
-        sides = [draw_whole(a, b) for a, b in zip(low, high, strict=True)]
-        return torch.stack(sides, dim=1)
+        def draw_side(low: int, high: int) -> Tensor:
+            return draw_each(
+                lambda rows, own: torch.randint(low, high, (rows,), device=device, generator=own)
+            )
+
+        return torch.stack([draw_side(*ends) for ends in zip(low, high, strict=True)], dim=1)
 
     image = change_colors(image, draw(-0.5, 0.5), draw(0.0, 2.0), draw(0.5, 1.5))
     down, right = height // _MAX_SHIFT, width // _MAX_SHIFT

@@ -2,8 +2,11 @@
 
 One memory-mapped file for each side of the split, 2 bytes a position, with a note of what it was
 made from. Mirrored images and crops are further passes, after the one of the images as they are.
+Each image is read once, for all passes. Some thousand are a unit: a kill costs no more than one.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +21,10 @@ from tessella.data.cache import CaptionedImages
 from tessella.files import cached, hash_tensors
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer
+from tessella.training.unit_array import ArrayUnit, cached_in_units
 
 _BATCH = 64
+_UNIT = 4096  # images, at most; whole batches
 _SMALLEST_CROP = 0.8  # of the image's side
 
 N = TypeVar("N", bound=np.generic)
@@ -63,26 +68,50 @@ def prepare_codes(
     passes = (1 + crops) * (2 if flips else 1)
     side = images.image_size // tokenizer.settings.downsampling
 
-    def encode(codes: Codes) -> None:
-        for start in range(0, len(images), _BATCH):
-            end = min(start + _BATCH, len(images))
+    def encode(codes: Codes, unit: ArrayUnit) -> None:
+        for start in range(unit.start, unit.end, _BATCH):
+            end = min(start + _BATCH, unit.end)
             image = to_float(torch.from_numpy(images.pixels(np.arange(start, end))).to(device))
             views = [image]
             views += [_crop(image, np.random.default_rng([n, start])) for n in range(crops)]
             if flips:
                 views += [view.flip(-1) for view in views]
             for number, view in enumerate(views):
-                codes[number, start:end] = tokenizer.encode(view).cpu().numpy().astype(np.uint16)
+                made = tokenizer.encode(view).cpu().numpy().astype(np.uint16)
+                codes[number, start - unit.start : end - unit.start] = made
             progress(end * passes, len(images) * passes)
 
+    weights = hash_tensors(tokenizer.state_dict())
     made_from = {
         "images": images.fingerprint,
-        "tokenizer": hash_tensors(tokenizer.state_dict()),
+        "tokenizer": weights,
         "passes": {"flips": flips, "crops": crops},
     }
     num_codes = tokenizer.settings.quantizer.codes_per_position
     shape = (passes, len(images), num_codes, side, side)
-    return cached_array(path, made_from, np.uint16, shape, encode, what="the codes of the images")
+    units = _cut(images, weights, flips=flips, crops=crops)
+    what = "the codes of the images"
+    return cached_in_units(path, made_from, np.uint16, shape, units, encode, what=what)
+
+
+def _cut(images: CaptionedImages, tokenizer: str, *, flips: bool, crops: int) -> list[ArrayUnit]:
+    """Cuts images into units of some thousand, where units of the data end."""
+    ends: list[int] = []
+    start = 0
+    for data_end in images.unit_ends.tolist() if len(images) else ():
+        ends += range(start + _UNIT, data_end, _UNIT)
+        start = ends[-1] if ends else 0
+        if data_end - start >= _UNIT // 4 or data_end == len(images):
+            ends.append(data_end)
+            start = data_end
+    units = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        # A crop depends on the place of the image among all, the rest on the image alone.
+        facts = [tokenizer, flips, crops, start if crops else None, images.hash_pixels(start, end)]
+        key = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+        if start < end:
+            units.append(ArrayUnit(key, start, end))
+    return units
 
 
 def find_mirrored(

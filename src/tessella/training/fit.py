@@ -96,12 +96,12 @@ def fit(request: FitRequest, console: Console) -> Path:
 def _check_and_fit(
     request: FitRequest, peers: Peers, accelerator: Accelerator, console: Console, began: float
 ) -> Path:
-    console.print(f"Processes: {peers.describe()}.")
     # All that may be refused without reading the data is, before the run's folder is touched.
     sources = check_request(request, is_main=accelerator.is_main_process)
     # Before any process may write run.json: all of them must find the run new, or none.
     resolved = resolve_run(request, accelerator)
     text_encoder = check_run(request, resolved)
+    console.print(f"Processes: {peers.describe()}.")
     call = _Call(request, sources, resolved, text_encoder, peers, began)
     with _enter_run(call) if accelerator.is_main_process else contextlib.nullcontext():
         return _fit(call, accelerator, console)
@@ -129,7 +129,7 @@ def _enter_run(call: _Call) -> Iterator[None]:
                 f"Another process has begun a run in this folder meanwhile: `{out}`. Run the same "
                 "command again to resume it, or choose another --out."
             )
-        remove_leftovers(out)
+        remove_leftovers(out, deep=True)
         yield
 
 

@@ -130,13 +130,14 @@ def join_again(
         return
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    kept = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         *address, is_master=False, timeout=timeout
     )
-    prefix = f"tessella-{count}-{size}"
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=torch.distributed.PrefixStore(prefix, kept),  # type: ignore[attr-defined]
+        store=torch.distributed.PrefixStore(  # type: ignore[attr-defined]
+            f"tessella-{count}-{size}", store
+        ),
         rank=rank,
         world_size=size,
         timeout=timeout,

@@ -36,7 +36,6 @@ from tessella.training.reporting import Meter, Reporter
 from tessella.training.schedule import (
     create_image_generators,
     learning_rate_multiplier,
-    order_images,
     step_seed,
 )
 from tessella.training.stage import Batch, N, Stage, TrainingSettings
@@ -222,9 +221,13 @@ class _TrainingState(Generic[N]):
         stage, rank, local_size = self.stage, self.accelerator.process_index, self._local_batch_size
 
         def load(images_seen: int) -> Batch:
-            start = images_seen + rank * local_size
-            indices = order_images(stage.num_images, seed, start, local_size)
-            return stage.load_batch(indices, create_image_generators(seed, start, local_size))
+            part = slice(rank * local_size, (rank + 1) * local_size)
+            if stage.is_streamed:  # each process has shards of its own
+                part = slice(rank, None, self.accelerator.num_processes)
+            count = self.settings.batch_size
+            indices = stage.order(seed, images_seen, count)
+            rngs = create_image_generators(seed, images_seen, count)
+            return stage.load_batch(indices[part], rngs[part])
 
         images_seen = self.images_seen
         with ThreadPoolExecutor(max_workers=1) as thread:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.training.recipe import Recipe
+from tessella.untrusted import to_printable
 
 
 def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
@@ -30,7 +31,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    captions = [caption for caption in facts["sample_captions"] if caption]
+    captions = [caption for caption in facts["sample_captions"] if caption.strip()]
     return environment.get_template("model_card.md.jinja").render(
         recipe=recipe,
         facts=facts,
@@ -41,10 +42,15 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         examples=facts.get("examples", 0),
         neighbors=recipe.describe_model().neighbors,
         likeness=_describe_likeness(facts["metrics"]),
-        captions=captions,
+        captions=[_to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
         name_of=lambda path: Path(path).name,
     )
+
+
+def _to_code(caption: str) -> str:
+    """Makes a caption fit for Markdown's backticks, where it is no heading, link or HTML."""
+    return to_printable(" ".join(caption.split())).replace("`", "'")
 
 
 def _describe_likeness(metrics: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tessella.config import Settings
 from tessella.images import Pixels
 from tessella.training.optimizer import OptimizerSettings
+from tessella.training.schedule import order_images
 
 
 class TrainingSettings(Settings):
@@ -79,6 +80,13 @@ class Stage(abc.ABC, Generic[N]):
     num_images: int  # images to train on
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
     steady_from_images: int = 0  # images seen from which all steps take equally long
+    is_streamed: bool = (
+        False  # each process reads every n-th image of n processes: shards of its own
+    )
+
+    def order(self, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Returns which images the run sees, from the `start`-th on."""
+        return order_images(self.num_images, seed, start, count)
 
     @abc.abstractmethod
     def load_batch(

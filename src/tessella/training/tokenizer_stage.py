@@ -20,6 +20,7 @@ from tessella.tokenizer.adversarial import AdversarialLoss
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
 from tessella.training.checkpoint import flatten_optimizer, restore_optimizer, section
+from tessella.training.schedule import order_streamed
 from tessella.training.stage import Evaluation, Stage, StepLoss, TrainingSettings
 
 _MAX_VALIDATION_IMAGES = 512
@@ -169,7 +170,14 @@ class TokenizerStage(Stage[ImageTokenizer]):
             self.compiled = [tokenizer.encoder.body, tokenizer.decoder.body]
         self.num_images = len(data["train"])
         self._train = data["train"]
+        self.is_streamed = self._train.is_streamed
         self._validation = data["validation"] if len(data["validation"]) else self._train
+
+    def order(self, seed: int, start: int, count: int) -> npt.NDArray[np.int64]:
+        """Returns which images the run sees: shard by shard where pixels are not kept."""
+        if not self.is_streamed:
+            return super().order(seed, start, count)
+        return order_streamed(self._train.unit_ends, seed, start, count)
 
     def load_batch(
         self, indices: npt.NDArray[np.int64], rngs: Sequence[np.random.Generator]

@@ -4,6 +4,12 @@ Every layer attends to them as it does to the text, but they do not run through 
 themselves: their keys and values are projected straight from the embeddings, once for all layers of
 a half. For each layer anew they would cost a step half as much again (docs/log.md).
 
+Examples are often the same thing drawn otherwise, in the same place. So what they show at a
+position is also added to the embedding of that position, of codes and of queries: no attention over
+positions has to be learned for it, and a code beside what the examples show there says how the
+picture differs from them. Which example counts, prompt and captions say: of the same subject, the
+one in the style that is nearest to the prompt's.
+
 Source: retrieved neighbours as a prefix, arXiv:2204.11824 and arXiv:2209.14491.
 """
 
@@ -15,6 +21,9 @@ from torch.nn import functional
 
 from tessella.transformer.head import CodeEmbedding
 from tessella.transformer.layers import Rotation, rotate
+
+_RELEVANCE_WIDTH = 32
+_RELEVANCE_SCALE = 3.0  # averaged embeddings are small: without it they are slow to tell apart
 
 
 class Examples(NamedTuple):
@@ -58,6 +67,12 @@ class ExampleEncoder(nn.Module):
         self.key_value = nn.Linear(width, 4 * width, bias=False)
         self.key_norms = nn.ModuleList(nn.LayerNorm(width // heads, bias=False) for _ in range(2))
         nn.init.zeros_(self.mix_out.weight)
+        self.prompt_query = nn.Linear(width, _RELEVANCE_WIDTH, bias=False)
+        self.caption_key = nn.Linear(width, _RELEVANCE_WIDTH, bias=False)
+        self.relevance = nn.Linear(width, 1, bias=False)
+        self.aligned = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.relevance.weight)
+        nn.init.zeros_(self.aligned.weight)
 
     def forward(self, codes: Tensor, positions: Tensor, captions: Tensor) -> Tensor:
         """Embeds codes.
@@ -81,7 +96,30 @@ class ExampleEncoder(nn.Module):
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Lists the matrices that Muon trains."""
-        return [p for one in (self.caption, self.mix_out, self.key_value) for p in one.parameters()]
+        linear = [self.caption, self.mix_out, self.key_value]
+        linear += [self.prompt_query, self.caption_key, self.aligned]
+        return [parameter for one in linear for parameter in one.parameters()]
+
+    def align(self, normed: Tensor, captions: Tensor, prompt: Tensor, visible: Tensor) -> Tensor:
+        """Adds up what the examples show at each position, the more relevant of them the most.
+
+        Args:
+            normed: (B, k · N, D), as `forward` returns them.
+            captions: (B, k, D) embeddings of the captions.
+            prompt: (B, D) embedding of the prompt.
+            visible: (B, k) bool, False where there is no example.
+
+        Returns:
+            (B, N, D), zero where a picture has no example.
+        """
+        rows = normed.unflatten(1, (visible.shape[1], -1))  # (B, k, N, D)
+        said = (self.caption_key(captions) * self.prompt_query(prompt)[:, None]).sum(-1)
+        relevance = self.relevance(rows)[..., 0] + _RELEVANCE_SCALE * said[:, :, None]
+        hidden = ~visible[:, :, None]
+        weights = relevance.masked_fill(hidden, torch.finfo(relevance.dtype).min).softmax(1)
+        weights = weights.masked_fill(hidden, 0)[..., None]  # (B, k, N, 1)
+        aligned: Tensor = self.aligned((rows * weights).sum(1))
+        return aligned
 
     def project_kv(self, normed: Tensor, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
         """Projects keys and values (B, heads, k · N, D / heads) for the two halves of the layers.

@@ -23,6 +23,7 @@ class KVCache:
     keys: list[Tensor] = field(default_factory=list)  # a layer: (B, heads, ≥ S + P, D / heads)
     values: list[Tensor] = field(default_factory=list)  # as keys
     length: int = 0  # rows of every layer: S + P, for the codes of P positions
+    aligned: Tensor | None = None  # (B, N, D) what the examples show at each position
 
     @property
     def num_codes(self) -> int:
@@ -44,7 +45,8 @@ class KVCache:
             return [functional.pad(layer.index_select(0, rows), spare) for layer in layers]
 
         context_visible = self.context_visible.index_select(0, rows)
-        return KVCache(context_visible, copy(self.keys), copy(self.values), self.length)
+        aligned = None if self.aligned is None else self.aligned.index_select(0, rows)
+        return KVCache(context_visible, copy(self.keys), copy(self.values), self.length, aligned)
 
     def insert(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes new rows (B, heads, P, D / heads) behind a layer's.

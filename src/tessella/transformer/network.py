@@ -161,11 +161,12 @@ class Transformer(nn.Module):
         """
         visible = self._find_visible(text)
         positions = torch.arange(text.shape[1], device=text.device)
-        hidden = self.text_embedding(text) + self.text_position(positions)
+        embedded = self.text_embedding(text)
         cache = KVCache(visible)
+        hidden = embedded + self.text_position(positions)
         self._append(cache, hidden, visible[:, None, None, :], None)
         if examples is not None and examples.codes.shape[1]:
-            self._append_examples(cache, examples)
+            self._append_examples(cache, examples, average_tokens(embedded, visible))
         return cache
 
     def append_codes(self, cache: KVCache, codes: Tensor, positions: Tensor) -> None:
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
         """
         if not codes.shape[1]:  # a picture of one position, in training
             return
-        hidden = self.code_embedding(codes) + self.position_embedding(positions)
+        hidden = self.code_embedding(codes) + self._embed_positions(cache, positions)
         total = cache.num_codes + codes.shape[1]
         visible = torch.arange(cache.num_codes + 1, total + 1, device=codes.device)
         mask = build_mask(cache.context_visible, visible, total)
@@ -192,7 +193,7 @@ class Transformer(nn.Module):
         Returns:
             (B, Q, D), normalised.
         """
-        hidden = self.mask_token + self.position_embedding(positions)
+        hidden = self.mask_token + self._embed_positions(cache, positions)
         mask = build_mask(cache.context_visible, num_visible_codes, cache.num_codes)
         rotation, length = self._look_up_rotations(positions), cache.length
         for index, layer in enumerate(_layers(self.cross_decoder), start=len(self.self_decoder)):
@@ -214,7 +215,7 @@ class Transformer(nn.Module):
         """
         positions = torch.arange(codes.shape[1], device=codes.device).expand_as(known)
         embedded = self.code_embedding(codes).where(known[..., None], self.mask_token)
-        hidden = embedded + self.position_embedding(positions)
+        hidden = embedded + self._embed_positions(cache, positions)
         rotation = self._look_up_rotations(positions)
         everything = torch.full_like(positions[0], codes.shape[1])
         mask = build_mask(cache.context_visible, everything, codes.shape[1])
@@ -273,8 +274,14 @@ class Transformer(nn.Module):
                 hidden = self.next_code[m](hidden, self.code_embedding.embed_one(codes, m))
         return each
 
-    def _append_examples(self, cache: KVCache, examples: Examples) -> None:
-        """Caches keys and values of examples, behind the text's, in every layer."""
+    def _append_examples(self, cache: KVCache, examples: Examples, prompt: Tensor) -> None:
+        """Caches what examples show, and their keys and values behind the text's in every layer.
+
+        Args:
+            cache: of the text alone.
+            examples: at least one a picture, or a place for it.
+            prompt: (B, D) the text's average embedding.
+        """
         _, count, num_positions, _ = examples.codes.shape
         if count > self.shape.max_examples or self.example_encoder is None:
             raise ShapeError(
@@ -285,6 +292,7 @@ class Transformer(nn.Module):
         normed = self.example_encoder(examples.codes, self.position_embedding.weight, captions)
         positions = torch.arange(num_positions, device=normed.device).repeat(count)
         rotation = self._look_up_rotations(positions[None])
+        cache.aligned = self.example_encoder.align(normed, captions, prompt, examples.visible)
         halves = self.example_encoder.project_kv(normed, rotation)
         for index in range(self.settings.depth):
             cache.insert(index, *halves[index >= len(self.self_decoder)])
@@ -318,6 +326,14 @@ class Transformer(nn.Module):
         for index, layer in enumerate(_layers(self.cross_decoder), start=len(self.self_decoder)):
             cache.insert(index, *layer.project_kv(normed, rotation))
         cache.length += num_rows
+
+    def _embed_positions(self, cache: KVCache, positions: Tensor) -> Tensor:
+        """Embeds positions (B, S), with what the examples show there: (B, S, D)."""
+        embedded: Tensor = self.position_embedding(positions)
+        if cache.aligned is None:
+            return embedded
+        index = positions[..., None].expand(-1, -1, embedded.shape[-1])
+        return embedded + cache.aligned.gather(1, index)
 
     def _look_up_rotations(self, positions: Tensor) -> Rotation:
         """Looks up the rotations (B, 1, S, D / heads / 2) of positions (B, S)."""

@@ -86,9 +86,7 @@ class Reading:
                 self.skipped.append(item)
                 continue
             self.records.append(item)
-            content = decode._read(item.location)
-            content = content.read_bytes() if isinstance(content, Path) else content
-            self.pictures[item.captions] = content
+            self.pictures[item.captions] = decode.read_bytes(item.location)
 
     @property
     def captions(self) -> list[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """Cache: what it keeps of each picture beside its pixels."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.data import assemble
 from tessella.data.cache import (
     CACHE_FORMAT,
     MANIFEST,
-    CacheWriter,
     CaptionedImages,
     CaptionStore,
     read_manifest,
-    write_sides,
 )
 from tessella.data.decode import DIGEST_BYTES
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
+from tessella.data.units import Contents, Unit
 
 PICTURES = [
     (["a cat", "Katze 🐈"], "pets/Mädchen & 🐈.jpg"),
@@ -33,11 +34,17 @@ NAMES = ["pets/Mädchen & 🐈.jpg", "a.png", "", "odd \\udcff.png"]
 def write(folder: Path, names: list[str] | None = None) -> dict[str, str]:
     """Writes pictures of one pixel, the second held out; returns the fingerprints."""
     folder.mkdir()
-    with CacheWriter(folder) as writer:
-        for number, (captions, name) in enumerate(PICTURES):
-            writer.add(bytes([number] * 3), captions, names[number] if names else name)
-    digests = b"".join(bytes([number] * DIGEST_BYTES) for number in range(len(PICTURES)))
-    return write_sides(folder, np.array([False, True, False, False]), digests)
+    contents = Contents(
+        names=names or [name for _, name in PICTURES],
+        captions=[captions for captions, _ in PICTURES],
+        digests="".join(f"{number:02x}" * DIGEST_BYTES for number in range(len(PICTURES))),
+    )
+    (folder / "pixels.bin").write_bytes(bytes([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]))
+    with assemble._FlatFiles(folder, has_places=False) as files:
+        files.add(contents)
+    with assemble._SideFiles(folder) as sides:
+        sides.add(Unit("x", 4, 4, 0), contents, np.array([False, True, False, False]))
+    return {side: digest.hexdigest() for side, digest in sides.hashes.items()}
 
 
 def open_side(folder: Path, side: str, fingerprints: dict[str, str]) -> CaptionedImages:
@@ -61,6 +68,17 @@ def test_names_are_those_that_were_given(tmp_path: Path) -> None:
     assert held_out.captions(0) == ["a dog"]
     with pytest.raises(IndexError):
         train.name(3)
+
+
+# Checkpoints of runs that began with an earlier version are of these very pictures.
+def test_fingerprints_stay_what_they_were(tmp_path: Path) -> None:
+    expected = {}
+    for side, rows in (("train", (0, 2, 3)), ("validation", (1,))):
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            digest.update(bytes([row] * 16) + "\n".join(PICTURES[row][0]).encode() + b"\0")
+        expected[side] = digest.hexdigest()
+    assert write(tmp_path / "cache") == expected
 
 
 def test_names_travel_to_another_process(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from drawn import display_p3_profile, encoded
-from tessella.data import cache as cache_module
 from tessella.data import decode
 from tessella.data import prepare as prepare_module
-from tessella.data.cache import SIDES, CacheWriter, CaptionedImages, read_manifest
+from tessella.data.cache import SIDES, CaptionedImages, read_manifest
 from tessella.data.prepare import PreparedData, prepare
 from tessella.data.scenes import canonical_caption, draw_scene, sample_scene
 from tessella.data.settings import DataSettings
+from tessella.data.units import Units
 from tessella.errors import ConfigError, DataError
 from tessella.images import fit_square, read_image
 
@@ -420,7 +420,7 @@ def test_the_identity_of_a_cache_stays_what_it_was(draw, cache: Path) -> None:
     for path in files:
         status = path.stat()
         digest.update(f"/{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    assert manifest["format"] == "tessella-cache/2"
+    assert manifest["format"] == "tessella-cache/3"
     assert manifest["identity"] == {
         "sources": [
             {
@@ -454,15 +454,16 @@ def test_unchanged_data_is_not_decoded_again(draw, cache: Path, decoded: list[in
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "is_decoded"),
     [
-        {"image_size": 32},
-        {"validation_fraction": 0.5},
-        {"max_image_pixels": 50},
-        {"split_by": "base"},
+        ({"image_size": 32}, True),
+        ({"max_image_pixels": 50}, True),
+        ({"split_by": "base"}, True),
+        ({"validation_fraction": 0.5}, False),
     ],
 )
-def test_a_changed_setting_rebuilds(draw, cache: Path, decoded: list[int], change) -> None:
+def test_a_changed_setting_rebuilds(draw, cache: Path, decoded, change, is_decoded) -> None:
+    """And what has nothing to do with pixels and captions does not decode them again."""
     shard = draw.shard("x.tar", range(9))
     prepare([str(shard)], SETTINGS.replace(max_skipped_fraction=1.0), cache)
     before = len(decoded)
@@ -471,7 +472,11 @@ def test_a_changed_setting_rebuilds(draw, cache: Path, decoded: list[int], chang
         assert data.train.image_size == change.get("image_size", 16)
     except DataError:
         assert "max_image_pixels" in change
-    assert len(decoded) == 2 * before
+    assert len(decoded) == (2 * before if is_decoded else before)
+    fraction = change.get("validation_fraction", 0.2)
+    manifest = read_manifest(cache)
+    assert manifest is not None
+    assert manifest["identity"]["settings"]["validation_fraction"] == fraction
 
 
 def test_the_seed_only_matters_to_scenes(draw, cache: Path, decoded: list[int]) -> None:
@@ -510,14 +515,18 @@ def test_a_changed_shard_rebuilds(draw, cache: Path) -> None:
     assert len(by_caption(prepare([str(shard)], SETTINGS, cache))) == 6
 
 
-@pytest.mark.parametrize("name", ["pixels.bin", "captions.bin", "train.bin"])
+@pytest.mark.parametrize("name", ["units/*.pixels", "units/*.gz", "captions.bin", "train.bin"])
 def test_a_damaged_cache_is_built_again(draw, cache: Path, name: str) -> None:
     folder = str(draw.captioned(9))
     expected = prepare([folder], SETTINGS, cache).train.fingerprint
-    with (cache / name).open("ab") as file:
+    [path] = cache.glob(name)
+    with path.open("ab") as file:
         file.truncate(5)
-    assert prepare([folder], SETTINGS, cache).train.fingerprint == expected
-    (cache / name).unlink()
+    data = prepare([folder], SETTINGS, cache)
+    assert data.train.fingerprint == expected
+    for number in range(9):
+        assert np.array_equal(by_caption(data)[f"picture {number}"], draw.pixels(number))
+    path.unlink()
     assert len(by_caption(prepare([folder], SETTINGS, cache))) == 9
 
 
@@ -527,10 +536,10 @@ def test_a_cache_of_another_format_is_built_again(draw, cache: Path, decoded) ->
     manifest = json.loads((cache / "manifest.json").read_text())
     (cache / "manifest.json").write_text(json.dumps(manifest | {"format": "tessella-cache/0"}))
     prepare([folder], SETTINGS, cache)
-    assert sum(decoded) == 6
+    assert sum(decoded) == 3  # its units are as good as before
 
 
-@pytest.mark.parametrize("where", ["add", "write_sides", "write_json"])
+@pytest.mark.parametrize("where", ["_build", "assemble", "write_json"])
 @pytest.mark.parametrize("error", [RuntimeError("crash"), KeyboardInterrupt()])
 def test_a_crash_leaves_nothing_that_is_used(draw, cache: Path, monkeypatch, where, error) -> None:
     folder = draw.captioned(9)
@@ -540,15 +549,16 @@ def test_a_crash_leaves_nothing_that_is_used(draw, cache: Path, monkeypatch, whe
     def crash(*_: object, **__: object) -> None:
         raise error
 
-    owner = {"add": CacheWriter, "write_sides": cache_module}.get(where, prepare_module)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, where, crash)
+        patch.setattr(Units if where == "_build" else prepare_module, where, crash)
         with pytest.raises(type(error)):
             prepare([str(folder)], SETTINGS, cache)
-    assert {path.name for path in cache.parent.iterdir()} == {"cache", ".cache.lock"}
+    finished = set() if where == "_build" else {".cache.units"}  # for the next attempt
+    assert {path.name for path in cache.parent.iterdir()} == {"cache", ".cache.lock", *finished}
     assert read_manifest(cache) == manifest
     assert sum(len(CaptionedImages(cache, side, manifest)) for side in SIDES) == 9
     assert len(by_caption(prepare([str(folder)], SETTINGS, cache))) == 12
+    assert {path.name for path in cache.parent.iterdir()} == {"cache", ".cache.lock"}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -558,7 +568,7 @@ def test_a_full_disk_is_a_clear_error(draw, cache: Path, monkeypatch, code: int)
     def full(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(CacheWriter, "add", full)
+    monkeypatch.setattr(Units, "_build", full)
     message = rf"Cannot write the cache of the data: `{cache}` .* free some space"
     with pytest.raises(DataError, match=message):
         prepare([str(folder)], SETTINGS, cache)
@@ -617,7 +627,8 @@ def test_the_number_of_threads_changes_nothing(draw, cache: Path) -> None:
     results = []
     for number in (1, 3):
         data = prepare(sources, SETTINGS.replace(workers=number), cache.with_name(str(number)))
-        content = {p.name: p.read_bytes() for p in cache.with_name(str(number)).iterdir()}
+        files = [path for path in cache.with_name(str(number)).rglob("*") if path.is_file()]
+        content = {path.name: path.read_bytes() for path in files}
         results.append((content, data.skipped))
     assert results[0] == results[1]
     assert len(results[0][1]) == 2

@@ -5,7 +5,19 @@ import hashlib
 import pytest
 
 import tessella
+from tessella.checksums import SUMS_FILE, prove, read_sums
+from tessella.model.find import find_model, list_bundled
 from tessella.model.request import list_requests
+
+
+@pytest.mark.parametrize("name", list_bundled())
+def test_the_sums_of_a_bundled_model_name_every_file(name: str) -> None:
+    """After a change, `tessella.checksums.write_sums(folder)` writes them anew."""
+    folder = find_model(name)
+    names = {path.name for path in folder.iterdir()} - {SUMS_FILE}
+    assert set(read_sums(folder) or ()) == names
+    for one in names:
+        prove(folder, one)
 
 
 @pytest.mark.parametrize(

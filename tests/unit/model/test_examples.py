@@ -15,7 +15,7 @@ from tessella.model.examples import ExampleFinder
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example, ExampleMemory
-from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
+from tessella.retrieval.examples import ExampleRow, remove_memory
 from untrained import (
     create_untrained,
     create_with_examples,
@@ -204,8 +204,7 @@ def test_zero_neighbors_are_a_model_whose_memory_is_removed(scale: float, tmp_pa
     folder = save_untrained(MODEL, tmp_path / "model")
     whole = TextToImage.load(folder, "cpu")
     assert np.array_equal(paint(whole, guidance_scale=scale), paint(MODEL, guidance_scale=scale))
-    for name in (EXAMPLES_FILE, ROWS_FILE):
-        (folder / name).unlink()
+    remove_memory(folder)
     removed = TextToImage.load(folder, "cpu")
     assert removed.memory is None
     without = paint(removed, guidance_scale=scale)
@@ -274,14 +273,14 @@ def test_a_change_of_a_picture_looks_up_its_prompt(method: str) -> None:
     elif method == "outpaint":
         options, canvas = {"right": 8}, canvases.outpaint(PHOTO, right=8)
     else:
-        options, [canvas] = {}, canvases.variations(PHOTO, [3], strength=0.5)
+        options, [canvas] = {}, canvases.variations(PHOTO, [4], strength=0.5)
     change = getattr(MODEL, method)
-    [changed] = change(PHOTO, prompt=PROMPT, seed=3, **options)
-    request = ImageRequest(PROMPT, 3, canvas=canvas, examples=FINDER.find(PROMPT))
+    [changed] = change(PHOTO, prompt=PROMPT, seed=4, **options)
+    request = ImageRequest(PROMPT, 4, canvas=canvas, examples=FINDER.find(PROMPT))
     assert np.array_equal(changed, MODEL.generate_images([request]).pixels[0])
-    [without] = change(PHOTO, prompt=PROMPT, seed=3, neighbors=0, **options)
+    [without] = change(PHOTO, prompt=PROMPT, seed=4, neighbors=0, **options)
     assert not np.array_equal(changed, without)
-    [beside_photo] = change(PHOTO, prompt=PROMPT, seed=3, references=[PHOTO], **options)
+    [beside_photo] = change(PHOTO, prompt=PROMPT, seed=4, references=[PHOTO], **options)
     assert not np.array_equal(changed, beside_photo)
 
 

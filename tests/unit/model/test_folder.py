@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tessella.checksums import SUMS_FILE
 from tessella.errors import CheckpointError
 from tessella.files import hash_tensors
-from tessella.model.folder import MODEL_FORMAT, TrainedTokenizer, load_weights
+from tessella.model.folder import MODEL_FORMAT, TrainedTokenizer
+from tessella.model.folder_weights import load_network
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval.examples import EXAMPLES_FILE
 from tessella.retrieval.mapped import map_arrays, write_arrays
@@ -36,6 +38,7 @@ NAMES_IN_FORMAT_2 = {
 
 def to_format_2(folder: Path) -> Path:
     """Rewrites a model folder as an older tessella wrote it."""
+    (folder / SUMS_FILE).unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"format": 2}))
     path = folder / "transformer.safetensors"
@@ -49,6 +52,7 @@ def to_format_2(folder: Path) -> Path:
 
 def to_format_4(folder: Path) -> Path:
     """Rewrites a model folder as it was when a position had one code."""
+    (folder / SUMS_FILE).unlink(missing_ok=True)
     config = json.loads((folder / "config.json").read_text())
     quantizer = config["tokenizer"]["quantizer"]
     for name in ("codes_per_position", "composition", "tail_dropout"):
@@ -68,6 +72,11 @@ def to_older_examples(folder: Path) -> None:
     arrays["codes"] = arrays["codes"][:, 0]
     write_arrays(folder / "older", arrays, metadata)
     (folder / "older").replace(path)
+    path = folder / "transformer.safetensors"
+    weights = load_file(path)
+    for name in ("prompt_query", "caption_key", "relevance", "aligned"):  # came with format 6
+        del weights[f"example_encoder.{name}.weight"]
+    save_file(weights, path)
 
 
 def paint(model: TextToImage) -> bytes:
@@ -76,7 +85,7 @@ def paint(model: TextToImage) -> bytes:
 
 def test_a_saved_model_has_todays_format(tmp_path: Path) -> None:
     folder = save_untrained(create_untrained(), tmp_path / "model")
-    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 5
+    assert json.loads((folder / "config.json").read_text())["format"] == MODEL_FORMAT == 6
     names = load_file(folder / "transformer.safetensors").keys()
     assert {"mask_token", "kv_norm.weight", "position_embedding.weight"} <= names
     assert not any(name.startswith(tuple(NAMES_IN_FORMAT_2.values())) for name in names)
@@ -113,6 +122,9 @@ def test_a_model_of_format_4_loads_and_paints_the_same(learning: str, tmp_path: 
         quantizer = quantizer | {"codebook_size": 16}
     tokenizer = describe_tokenizer() | {"quantizer": quantizer}
     model = create_with_examples(CAPTIONS, tokenizer=tokenizer)
+    encoder = model.transformer.example_encoder
+    assert encoder is not None
+    encoder.aligned.weight.zero_()
     folder = to_format_4(save_untrained(model, tmp_path / "model"))
     older = load_file(folder / "tokenizer.safetensors")
     assert "quantizer.idle_images" in older
@@ -164,13 +176,13 @@ def test_damaged_weights_of_the_transformer_are_named(tmp_path: Path) -> None:
     weights = load_file(path)
     save_file({name: t for name, t in weights.items() if name != "question"}, path)
     with pytest.raises(CheckpointError, match=r"fit the configuration .*Missing key.*mask_token"):
-        load_weights(network, path)
+        load_network(lambda: network, path)
     save_file(weights | {"answer": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"fit the configuration .*Unexpected key.*answer"):
-        load_weights(network, path)
+        load_network(lambda: network, path)
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"transformer\.safetensors"):
-        load_weights(network, path)
+        load_network(lambda: network, path)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.checksums import SUMS_FILE, write_sums
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.model import folder as model_folder
 from tessella.model import memory as memory_module
@@ -315,7 +316,7 @@ def test_an_export_is_the_model_with_its_examples_or_without(
     assert export_model(folder, tmp_path / "whole") == 2
     for path in folder.rglob("*"):
         copied = tmp_path / "whole" / path.relative_to(folder)
-        if path.is_file() and not path.name.startswith("."):
+        if path.is_file() and not path.name.startswith((".", SUMS_FILE)):
             assert copied.read_bytes() == path.read_bytes()
     assert export_model(folder, tmp_path / "bare", without_examples=True) == 0
     bare = {path.name for path in (tmp_path / "bare").iterdir()}
@@ -338,6 +339,7 @@ def test_a_memory_of_another_model_is_refused(folder: Path, pics: Path, tmp_path
     other = save_untrained(create_untrained(seed=1, neighbors=2), tmp_path / "other")
     for name in (EXAMPLES_FILE, ROWS_FILE):
         (other / name).write_bytes((folder / name).read_bytes())
+    write_sums(other)
     match = f"not this model's: `{other}`; their codes are of another image tokenizer. Copy"
     for action in (lambda: TextToImage.load(other), lambda: add_examples(other, [str(pics)])):
         with pytest.raises(CheckpointError, match=match):

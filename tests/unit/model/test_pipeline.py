@@ -23,6 +23,7 @@ FILES = (
     "transformer.safetensors",
     "text_tokenizer.json",
 )
+SUMS = "SHA256SUMS"
 
 
 MODEL = create_untrained()
@@ -55,6 +56,7 @@ def test_the_folder_moves_and_holds_no_pickle(tmp_path: Path) -> None:
         "README.md",
         "metrics.json",
         "samples.png",
+        SUMS,
     }
     assert TextToImage.load(str(folder), device="cpu").config == MODEL.config
     assert (folder / "README.md").read_text() == "# A card\n"
@@ -67,7 +69,7 @@ def test_saving_again_replaces_the_model(tmp_path: Path) -> None:
     (tmp_path / "model" / "transformer-00001-of-00002.safetensors").write_text("of before")
     other = create_untrained(seed=1)
     save_untrained(other, tmp_path / "model")
-    assert len(list((tmp_path / "model").iterdir())) == 7
+    assert len(list((tmp_path / "model").iterdir())) == 8
     loaded = TextToImage.load(tmp_path / "model", device="cpu")
     assert torch.equal(loaded.transformer.out.weight, other.transformer.out.weight)
 
@@ -99,9 +101,9 @@ def test_a_damaged_file_is_named(name: str, damage: str, tmp_path: Path) -> None
     [
         (
             {"format": 1},
-            r"has format `1`; this tessella reads 2, 3, 4 and 5: `.*train again; the image tok",
+            r"has format `1`; this tessella reads 2, 3, 4, 5 and 6: `.*train again; the image tok",
         ),
-        ({"format": 6}, r"has format `6`; this tessella reads 2, 3, 4 and 5: `"),
+        ({"format": 7}, r"has format `7`; this tessella reads 2, 3, 4, 5 and 6: `"),
         # An invalid setting was once reported as if the user had typed it.
         ({"image_sise": 3}, r"is damaged: `.*config\.json`\. Unknown setting `image_sise`; did"),
         ({"image_size": 18}, r"is damaged: `.*config\.json`\. Image size must be a multiple of 4"),
@@ -113,6 +115,7 @@ def test_a_configuration_that_is_not_ours(
     folder = save_untrained(MODEL, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
+    (folder / SUMS).unlink()
     with pytest.raises(CheckpointError, match=said):
         TextToImage.load(folder, device="cpu")
 
@@ -125,6 +128,7 @@ def test_weights_of_another_size_do_not_fit(tmp_path: Path) -> None:
     (folder / "transformer.safetensors").write_bytes(
         (wider / "transformer.safetensors").read_bytes()
     )
+    (folder / SUMS).unlink()
     said = r"do not fit the configuration beside them: `.*transformer\.safetensors`\. size mismatch"
     with pytest.raises(CheckpointError, match=said):
         TextToImage.load(folder, device="cpu")

@@ -1,5 +1,6 @@
 """The memory in its files: what comes back, and what is damaged, foreign or being replaced."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessella.checksums import SUMS_FILE, read_sums, write_sums
 from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval import examples as examples_module
@@ -26,6 +28,7 @@ ROWS = [
     ExampleRow("pics/黑猫 \udce9.png", ["黑猫", 'a red cat, „quoted"\\n']),
 ]
 OLD = "examples.old.jsonl"
+ENDS = np.array([50, 100, 150, 200], np.int64)
 
 
 def create_memory(
@@ -135,6 +138,15 @@ def cut(path: Path, size: int) -> None:
         (lambda f: change(f, word_offsets=np.zeros(2, np.int64)), "The examples are damaged"),
         (lambda f: change(f, posting_scores=np.zeros(2, np.float32)), "The examples are damaged"),
         (lambda f: change(f, example_of=None), "The examples are damaged"),
+        (lambda f: change(f, row_ends=ENDS + 10**9), "The examples are damaged"),
+        (lambda f: change(f, row_ends=ENDS[::-1]), "The examples are damaged"),
+        (lambda f: change(f, row_ends=ENDS - 10**9), "The examples are damaged"),
+        (lambda f: change(f, example_of=np.array([0, 0, 1, 3, 4], "i4")), "The examples are dam"),
+        (lambda f: change(f, example_of=np.array([0, 1, 0, 3, 3], "i4")), "The examples are dam"),
+        (lambda f: change_array(f, "posting_captions", -1, 99), "The examples are damaged"),
+        (lambda f: change_array(f, "posting_captions", 0, -1), "The examples are damaged"),
+        (lambda f: change_array(f, "posting_scores", 0, np.nan), "The examples are damaged"),
+        (lambda f: change_array(f, "word_offsets", 1, 9_999), "The examples are damaged"),
     ],
 )
 def test_damaged_files_are_refused(
@@ -155,6 +167,12 @@ def change(
     says = {name: text for name, text in (said | (metadata or {})).items() if text is not None}
     write_arrays(folder / "changed", new, says)
     (folder / "changed").replace(folder / EXAMPLES_FILE)
+
+
+def change_array(folder: Path, name: str, place: int, value: float) -> None:
+    array = map_arrays(folder / EXAMPLES_FILE)[0][name].copy()
+    array[place] = value
+    change(folder, **{name: array})
 
 
 def test_the_captions_of_another_memory_are_refused(tmp_path: Path) -> None:
@@ -179,7 +197,7 @@ def test_captions_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     create_memory().write(tmp_path)
     (tmp_path / ROWS_FILE).unlink()
     (tmp_path / ROWS_FILE).mkdir()
-    with pytest.raises(CheckpointError, match="Cannot read the captions of the examples: `"):
+    with pytest.raises(CheckpointError, match="Something in the model folder is no plain file: `"):
         ExampleMemory.open(tmp_path)
 
 
@@ -209,17 +227,52 @@ def test_a_killed_write_leaves_the_old_memory_or_the_new(tmp_path: Path, step: i
     assert not (tmp_path / OLD).exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a killed process is a fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("is_removed", [False, True])
+@pytest.mark.parametrize("step", range(8))
+def test_a_killed_change_leaves_files_that_are_proved(
+    tmp_path: Path, step: int, is_removed: bool
+) -> None:
+    """The sums of a model folder are right at every moment, for the old memory or the new one."""
+    old, new = create_memory(), create_memory([ROWS[3], ROWS[0]], seed=1)
+    old.write(tmp_path)
+    write_sums(tmp_path)
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            die_at_rename(step)
+            remove_memory(tmp_path) if is_removed else new.write(tmp_path)
+            os._exit(0)
+        os._exit(8)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, 9)
+    found = ExampleMemory.open(tmp_path)
+    if os.waitstatus_to_exitcode(status) == 0:
+        assert step >= 4
+        assert (found is None) == is_removed
+    if found is None:
+        assert is_removed
+    else:
+        assert_same(found, old if found.codes.shape == old.codes.shape else new)
+    new.write(tmp_path)
+    assert_same(open_memory(tmp_path), new)
+    names = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".tmp")]
+    assert sorted(names) == [SUMS_FILE, ROWS_FILE, EXAMPLES_FILE]
+    assert all(len(sums) == 1 for sums in (read_sums(tmp_path) or {}).values())
+
+
 def die_at_rename(step: int) -> None:
     """Kills this process instead of the rename or removal of that number."""
     done = 0
 
     def count(action: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object) -> object:
+        def counted(*arguments: object, **options: object) -> object:
             nonlocal done
             if done == step:
                 os._exit(9)
             done += 1
-            return action(*arguments)
+            return action(*arguments, **options)
 
         return counted
 
@@ -252,8 +305,8 @@ def test_a_memory_that_is_replaced_while_it_is_read(
     create_memory().write(tmp_path)
     actual, calls = map_arrays, []
 
-    def replace_after_the_first(path: Path) -> object:
-        mapped = actual(path)
+    def replace_after_the_first(path: Path, *, is_proved: bool = True) -> object:
+        mapped = actual(path, is_proved=is_proved)
         calls.append(path)
         if len(calls) == 1:
             new.write(tmp_path)

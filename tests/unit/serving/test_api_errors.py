@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from tessella.errors import (
     CheckpointError,
@@ -75,7 +76,6 @@ def test_what_is_wrong_with_a_request_is_said(
     [
         (CheckpointError("Damaged: `/root/m/config.json`."), "A model's files are damaged on the"),
         (OSError(28, "No space left", "/root/secret"), "Something failed on the server; its log"),
-        (MemoryError(), "Something failed on the server; its log says what."),
     ],
 )
 def test_what_is_wrong_with_the_server_goes_to_its_log(
@@ -85,6 +85,21 @@ def test_what_is_wrong_with_the_server_goes_to_its_log(
     assert (found.status, found.code) == (500, "internal_error")
     assert str(found).startswith(said)
     assert "/root" not in str(found)
+    assert type(error).__name__ in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_said(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    found = to_api_error(error)
+    assert (found.status, found.code, found.retry_after) == (503, "out_of_memory", 5)
+    assert str(found).startswith("The server has too little memory for this. Ask for fewer")
     assert type(error).__name__ in caplog.text
 
 
@@ -194,6 +209,13 @@ def test_addresses_and_methods(method: str, path: str, status: int, server: Any)
     check(answer, status)
     if status == 405:
         assert answer.headers["allow"]
+
+
+def test_all_methods_of_an_address_are_told(server: Any) -> None:
+    """Each is a route of its own; the first alone was told."""
+    answer = server.client.request("DELETE", "/sdapi/v1/options")
+    assert answer.headers["allow"] == "GET, POST"
+    assert answer.json()["error"]["message"].endswith("It takes GET, POST.")
 
 
 def test_a_model_that_is_not_there(server: Any) -> None:

@@ -300,8 +300,17 @@ def test_several_pictures_with_openais_client(album_server: Any, album: ServedMo
         assert answer.data is not None
         names = [one["name"] for one in (answer.data[0].model_extra or {})["examples"]]
         assert names == ["reference 1", "2.png"]
-        with pytest.raises(openai.BadRequestError, match="looks at 2 pictures at most: `3`"):
-            client.images.edit(image=[*files, files[0]], prompt="a red star")
+        # The rest is left out, and it is said.
+        answer = client.images.edit(
+            image=[*files, files[0], files[1]], prompt="a red star", extra_body={"seed": 7}
+        )
+        assert answer.data is not None
+        names = [one["name"] for one in (answer.data[0].model_extra or {})["examples"]]
+        assert names == ["reference 1", "reference 2"]
+        assert (answer.model_extra or {})["warnings"][-1] == (
+            "No effect: `image[3]` to `image[4]`. The model looks at 2 pictures at most beside the "
+            "one that it changes."
+        )
 
 
 def test_pictures_of_a_form(album_server: Any, album: ServedModel) -> None:
@@ -322,10 +331,26 @@ def test_pictures_of_a_form(album_server: Any, album: ServedModel) -> None:
     assert fault(twice)[0] == (
         "There is more than one `image`. Send one, or name them all `image[]`."
     )
-    foreign = form(
-        album_server, "/images/edits", ("image[]", png(A)), ("image[]", png(B)), model="tiny"
-    )
-    assert fault(foreign)[0].startswith("The model does not look at examples")
+
+
+def test_the_first_is_taken_where_no_others_are_looked_at(
+    album_server: Any, tiny: ServedModel
+) -> None:
+    """As programs send them that know OpenAI's models alone."""
+    [expected] = tiny.model.vary(A, "a red star", seed=7)
+    said = "No effect: `image[1]`. The model looks at no pictures beside the one that it changes."
+    several = [("image[]", png(A)), ("image[]", png(B))]
+    for path in ("/images/edits", "/images/variations"):
+        answer = form(album_server, path, *several, model="tiny")
+        assert equal(pixels(answer), [expected])
+        assert said in answer.json()["warnings"]
+    streamed = form(album_server, "/images/edits", *several, model="tiny", stream=True)
+    assert json.loads(streamed.text.rpartition("data: ")[2])["warnings"][-1] == said
+    images = [{"image_url": f"data:image/png;base64,{text(one)}"} for one in (A, B)]
+    body = {"prompt": "a red star", "seed": 7, "model": "tiny", "images": images}
+    answer = album_server.post("/images/edits", json=body)
+    assert equal(pixels(answer), [expected])
+    assert said in answer.json()["warnings"]
 
 
 # The memory and its pictures.

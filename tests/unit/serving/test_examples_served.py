@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tessella.checksums import SUMS_FILE
 from tessella.errors import CheckpointError, GenerationError
 from tessella.model.pipeline import TextToImage
 from tessella.retrieval import Example, ExampleMemory
@@ -141,6 +142,7 @@ def test_files_that_are_replaced_one_after_the_other(
     model: TextToImage, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Between the two they do not fit: the ones before stay, and the log says so once."""
+    (folder / SUMS_FILE).unlink()  # as whoever changes files by hand is told to
     examples = ServedExamples(folder, model)
     newer = put(model, tmp_path / "newer", ["a green sun"])
     for file, expected in ((ROWS_FILE, 3), (EXAMPLES_FILE, 1)):
@@ -172,6 +174,7 @@ def test_damaged_and_foreign_files(
 def test_a_memory_that_is_taken_out_or_put_in(
     model: TextToImage, folder: Path, tmp_path: Path
 ) -> None:
+    (folder / SUMS_FILE).unlink()  # as whoever changes files by hand is told to
     examples = ServedExamples(folder, model)
     moved = [(folder / name, tmp_path / name) for name in (EXAMPLES_FILE, ROWS_FILE)]
     for here, there in moved:

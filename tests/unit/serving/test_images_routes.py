@@ -234,6 +234,7 @@ def test_larger_canvases_need_codes(server: Any) -> None:
             "`negative_prompt`. Guidance is",
         ),
         ({"quality": "hd"}, "`quality`. It is accepted so that"),
+        ({"complexity": "low"}, "`complexity`. It is accepted so that"),
         ({"style": "vivid"}, "`style`. It is accepted so that"),
         ({"moderation": "low"}, "`moderation`. It is accepted so that"),
         ({"partial_images": 2}, "`partial_images`. Only a stream has"),

@@ -1,11 +1,13 @@
 """Which models a server has, and under which names."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tessella.checksums import SUMS_FILE
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.serving.models_served import ServedModel, load_models
@@ -100,6 +102,18 @@ def test_what_a_folder_says_is_read_once(folder: Path) -> None:
     assert served.created == int((folder / "stars" / "config.json").stat().st_mtime)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links of POSIX")
+@pytest.mark.parametrize("name", ["README.md", "metrics.json", "samples.png"])
+def test_a_note_that_is_a_link_to_a_secret_is_not_served(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (folder / "stars" / name).unlink()
+    (folder / "stars" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=rf"leads out of it: `.*{name}`"):
+        load_models([str(folder / "stars")], "cpu")
+
+
 def test_what_could_not_be_measured_is_null(folder: Path) -> None:
     """A model that diverged had a card that could not be sent: NaN is no JSON."""
     (folder / "stars" / "metrics.json").write_text('{"psnr": {"value": NaN}, "b": Infinity}')
@@ -120,6 +134,7 @@ def test_what_could_not_be_measured_is_null(folder: Path) -> None:
 def test_damaged_folders_are_said_before_anything_is_served(
     name: str, content: bytes | None, folder: Path
 ) -> None:
+    (folder / "stars" / SUMS_FILE).unlink()
     file = folder / "stars" / name
     if content is None:
         file.unlink()

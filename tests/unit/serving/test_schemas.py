@@ -65,6 +65,7 @@ EVERYTHING = {
     "excluded": [3],
     "references": ["AAAA"],
     "quality": "hd",
+    "complexity": "low",
     "style": "vivid",
     "background": "opaque",
     "moderation": "low",

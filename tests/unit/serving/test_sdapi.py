@@ -82,6 +82,14 @@ def test_a_picture_is_that_of_the_model(server: Any, tiny: ServedModel) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(painted, expected, strict=True))
 
 
+def test_what_programs_ask_beside(server: Any) -> None:
+    """Their waiting for a free server, and their menus, end where nothing is found."""
+    progress = server.get("/sdapi/v1/progress?skip_current_image=true").json()
+    assert (progress["progress"], progress["state"]["job_count"]) == (0.0, 0)
+    assert server.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
+    assert [one["name"] for one in server.get("/sdapi/v1/schedulers").json()] == ["automatic"]
+
+
 def test_seeds_are_drawn_and_told(server: Any) -> None:
     seeds = {information(ask(server, "txt2img", prompt="a", seed=-1))["seed"] for _ in range(3)}
     assert len(seeds) == 3
@@ -137,11 +145,20 @@ def masks() -> Mapping[str, tuple[Image.Image, bool]]:
     white = Image.fromarray(HALF)
     opaque = Image.new("RGBA", (16, 16), "black")
     opaque.putalpha(white)  # there the opaque part is repainted, for OpenAI the transparent one
+    turned, opaque_soft, nearly = opaque.copy(), opaque.copy(), white.convert("RGBA")
+    turned.putalpha(Image.fromarray(255 - HALF))
+    opaque_soft.putalpha(white.point(lambda value: 150 if value else 100))
+    nearly.putpixel((12, 12), (0, 0, 0, 254))  # once, all of such a mask was repainted
     return {
         "white": (white, False),
         "rgb": (white.convert("RGB"), False),
         "inverted": (Image.fromarray(255 - HALF), True),
         "opaque": (opaque, False),
+        "opaque, inverted": (turned, True),
+        "soft": (opaque_soft, False),
+        "of 16 bits": (Image.fromarray(HALF.astype(np.uint16) * 257), False),
+        "gray with opacity": (opaque.convert("LA"), False),
+        "one pixel that is nearly opaque": (nearly, False),
     }
 
 
@@ -163,8 +180,16 @@ def test_masks_are_read_as_there(kind: str, server: Any, tiny: ServedModel) -> N
     ("name", "said", "message"),
     [
         ("txt2img", {"prompt": ""}, "`prompt` is wrong"),
-        ("txt2img", {"prompt": "a", "batch_size": 11}, "`n` is wrong: `11`"),
-        ("txt2img", {"prompt": "a", "width": 8, "height": 8}, "`size` is wrong: `'8x8'`"),
+        ("txt2img", {"prompt": None}, "`prompt` is wrong: `None`"),
+        ("txt2img", {}, "A parameter is missing: `prompt`."),
+        ("txt2img", {"prompt": "a", "batch_size": 11}, "`batch_size` is wrong: `11`"),
+        (
+            "txt2img",
+            {"prompt": "a", "batch_size": 4, "n_iter": 3},
+            "`batch_size` times `n_iter` is wrong: `12`. At most 10 pictures are painted",
+        ),
+        ("txt2img", {"prompt": "a", "width": 8, "height": 8}, "`width` is wrong: `8`"),
+        ("txt2img", {"prompt": "a", "batch_size": "2"}, "`batch_size` is wrong: `'2'`"),
         ("txt2img", {"prompt": "a", "steps": "many"}, "`steps` is wrong"),
         ("img2img", {"prompt": "a"}, "A parameter is missing: `init_images`."),
         ("img2img", {"prompt": "a", "init_images": ["!"]}, "`init_images[0]` is not base64: `!`"),
@@ -174,12 +199,31 @@ def test_masks_are_read_as_there(kind: str, server: Any, tiny: ServedModel) -> N
             {"prompt": "a", "init_images": [encoded(IMAGE)], "mask": "YQ=="},
             "`mask`: Not a picture",
         ),
+        (
+            "img2img",
+            {"init_images": [encoded(IMAGE)], "mask": encoded(Image.new("L", (16, 16)))},
+            "The mask marks nothing: what is white is repainted or",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(name: str, said: Any, message: str, server: Any) -> None:
     answer = ask(server, name, **said)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+def test_what_is_ignored_may_be_anything(server: Any) -> None:
+    """It comes back in `parameters`; what JSON does not have is refused."""
+    said = {"x": {"y": [1e300, -5, None, "\u2028"]}, "z": 10**40, "n_iter": 1.0, "seed": -(10**30)}
+    answer = ask(server, "txt2img", prompt="a", **said)
+    assert answer.status_code == 200
+    assert answer.json()["parameters"]["x"] == said["x"]
+    for damaged in ("NaN", "1" * 5000, '"\\ud800"', "1e999"):
+        content = f'{{"prompt": "a", "x": {damaged}}}'
+        answer = server.client.post(
+            "/sdapi/v1/txt2img", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in (200, 400), damaged
 
 
 def test_a_mask_of_too_many_pixels(serve: Callable[..., Any]) -> None:

@@ -22,12 +22,25 @@ from tessella.cli import app
 PROMPT = "a large red circle on a white background"
 
 
+BROKEN = """
+from tessella.cli import app
+from tessella.serving.worker import PaintingWorker
+
+def fail(self, *given):
+    raise ValueError("a large red circle")
+
+PaintingWorker._measure = fail
+app()
+"""
+
+
 @contextlib.contextmanager
 def serving(
-    *arguments: str, environment: Mapping[str, str] | None = None
+    *arguments: str, environment: Mapping[str, str] | None = None, code: str | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Starts `tessella serve` on a free port; gives the process and its address."""
-    command = [sys.executable, "-m", "tessella", "serve", "--port", "0", "--device", "cpu"]
+    program = ["-m", "tessella"] if code is None else ["-c", code]
+    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(
         [*command, *arguments],
         stdout=subprocess.PIPE,
@@ -127,6 +140,26 @@ def test_ctrl_c_ends_it_well_and_its_log_is_json_without_prompts_or_keys() -> No
     assert "circle" not in log
     assert key not in log
     assert all(line["id"] and line["seconds"] >= 0 for line in lines)
+
+
+def test_a_server_that_cannot_paint_ends_for_its_supervisor() -> None:
+    """Each fault costs the picture in hand; the fifth in a row ends the process."""
+    with serving("scenes", code=BROKEN) as (process, address):
+        url, said = f"{address}/v1/images/generations", {"prompt": PROMPT, "n": 2}
+        seen = []
+        for _ in range(5):
+            with contextlib.suppress(OSError):
+                seen.append(ask(url, said | {"seed": 1})[0])
+        _, log = process.communicate(timeout=300)
+        assert process.returncode == 1
+    assert set(seen) <= {200, 500, 503}
+    told = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    faults = [line for line in told if "errors" in line]
+    assert [line["errors"][0]["kind"] for line in faults] == ["ValueError"] * 5
+    assert [line.get("level") for line in told].count("critical") == 1
+    assert "Error: The painting thread ended after faults" in log
+    assert "Traceback" not in log
+    assert "circle" not in log
 
 
 def refuse(*arguments: str) -> str:

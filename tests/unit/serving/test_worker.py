@@ -4,6 +4,7 @@ import itertools
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,13 @@ from tessella.model.canvas import Canvas
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationStep
-from tessella.serving.api_errors import ClosingError, QueueFullError, UnforeseenError
+from tessella.serving import worker as worker_module
+from tessella.serving.api_errors import (
+    ClosingError,
+    MemoryFullError,
+    QueueFullError,
+    UnforeseenError,
+)
 from tessella.serving.image_job import ImageJob, JobEvent, PaintedPicture
 from tessella.serving.models_served import ServedModel
 from tessella.serving.settings import ServeSettings
@@ -879,7 +886,7 @@ def test_a_fault_outside_of_painting_costs_the_jobs_at_hand(
     monkeypatch.setattr(PaintingWorker, place, fail_once)
     asked = submit(worker, tiny, seeds=[1, 2])
     worker.start()
-    with pytest.raises(UnforeseenError):
+    with pytest.raises(MemoryFullError if isinstance(fault, MemoryError) else UnforeseenError):
         asked.wait()
     assert type(fault).__name__ in caplog.text
     assert len(submit(worker, tiny, seeds=[1, 2]).wait()) == 2
@@ -909,6 +916,99 @@ def test_after_faults_in_a_row_it_gives_up_and_says_so(
     with pytest.raises(ClosingError):
         worker.call(lambda: 1)
     assert worker._num_waiting == 0
+
+
+def test_a_thread_that_cannot_even_report_a_fault_ends_and_says_so(
+    make: Make,
+    tiny: ServedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Until,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*given: Any) -> Any:
+        raise MemoryError
+
+    worker = make(batch_size=1)
+    asked = [submit(worker, tiny, seeds=[n]) for n in range(3)]
+    monkeypatch.setattr(PaintingWorker, "_take_batch", fail)
+    monkeypatch.setattr(worker_module, "describe_fault", fail)
+    worker.start()
+    for one in asked:
+        with pytest.raises(ClosingError):
+            one.wait()
+    until(lambda: not worker.is_alive)
+    assert not worker.takes_jobs
+    assert "could not recover from a fault" in caplog.text
+    assert worker._num_waiting == gauge(worker) == 0
+
+
+def test_where_nothing_can_be_painted_it_ends(
+    make: Make, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    """As after an illegal access on an accelerator: every later call fails in this process."""
+
+    def fail(*given: Any, **more: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    worker = make()
+    monkeypatch.setattr(tiny.model, "generate_images", fail)
+    worker.start()
+    for _ in range(3):
+        with pytest.raises((RuntimeError, ClosingError)):
+            submit(worker, tiny).wait()
+    until(lambda: not worker.is_alive)
+    with pytest.raises(ClosingError):
+        submit(worker, tiny)
+    worker.close()
+    assert not worker.is_alive  # it was not this that ended it
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), ValueError("what")])
+def test_requests_that_cannot_be_painted_end_nothing(
+    fault: Exception, make: Make, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds one that fails must not be able to end the server with it."""
+    generate, checks = tiny.model.generate_images, []
+
+    def fail(requests: Sequence[ImageRequest], *given: Any, **more: Any) -> Any:
+        if requests[0].prompt == "broken":
+            raise fault
+        checks.append(requests[0].prompt)
+        return generate(requests, *given, **more)
+
+    worker = make()
+    monkeypatch.setattr(tiny.model, "generate_images", fail)
+    worker.start()
+    for _ in range(7):
+        with pytest.raises(type(fault)):
+            submit(worker, tiny, "broken").wait()
+    assert checks == ["", ""]
+    assert len(submit(worker, tiny, "star").wait()) == 1
+    assert worker.takes_jobs
+
+
+def test_an_error_holds_no_tensors_of_its_batch(
+    make: Make, tiny: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture of a batch that was too large is painted in the memory that it took."""
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    generate = tiny.model.objective.generate
+
+    def fail(batch: Any, on_step: Any) -> Any:
+        if len(batch.seeds) > 1:
+            large = np.zeros(1000)
+            held.append(weakref.ref(large))
+            raise MemoryError
+        alive.append(sum(one() is not None for one in held))
+        return generate(batch, on_step)
+
+    monkeypatch.setattr(tiny.model.objective, "generate", fail)
+    worker = make()
+    asked = submit(worker, tiny, seeds=[1, 2])
+    worker.start()
+    assert len(asked.wait()) == 2
+    assert (len(held), alive) == (1, [0, 0])
 
 
 def test_a_call_that_exits_ends_nothing(make: Make) -> None:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -274,11 +275,43 @@ def foreign_files() -> dict[str, str]:
     own = json.loads(TextTokenizer.train([], TextSettings())._file_text)
     return {
         "[1, 2]": "Not a text tokenizer of tessella",
-        "{}": "Not a text tokenizer of tessella",
-        Tokenizer(models.BPE()).to_str(): "its first tokens are",
+        "{}": "parts of it are not there",
+        Tokenizer(models.BPE()).to_str(): "parts of it are not there",
+        json.dumps(own | {"model": own["model"] | {"vocab": {}, "merges": []}}): "some bytes",
+        json.dumps(own | {"added_tokens": []}): r"its special tokens are `\(\)`",
+        json.dumps(own | {"added_tokens": _renamed(own)}): "its special tokens are",
+        json.dumps(own | {"normalizer": _doubling()}): "it changes text by `Replace, Replace",
+        json.dumps(own | {"normalizer": _doubling()["normalizers"][0]}): "other than white space",
+        json.dumps(own | {"pre_tokenizer": {"type": "Whitespace"}}): "its pre_tokenizer is",
+        json.dumps(own | {"post_processor": _adding(own, 99)}): "other than begin and end",
+        json.dumps(own | {"post_processor": _beginning(own)}): "more than one token",
+        json.dumps(own | {"truncation": own["truncation"] | {"max_length": 10**30}}): "may have `1",
+        "[" * 100_000: "nested too deeply",
+        f'{{"model": {"9" * 5000}}}': "Cannot read the text tokenizer",
         json.dumps(own | {"truncation": None}): "does not say how long",
         json.dumps(own | {"model": Tokenizer(models.BPE()).to_str()}): "Not a text tokenizer",
     }
+
+
+def _renamed(own: dict[str, Any]) -> list[dict[str, Any]]:
+    return [token | {"content": f"<{token['id']}>"} for token in own["added_tokens"]]
+
+
+def _doubling() -> dict[str, Any]:
+    """Forty rules that double every `a`: a prompt of one letter would fill the memory."""
+    rule = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    return {"type": "Sequence", "normalizers": [rule] * 40}
+
+
+def _adding(own: dict[str, Any], count: int) -> dict[str, Any]:
+    template: dict[str, Any] = own["post_processor"]
+    return template | {"single": template["single"][:1] * count}
+
+
+def _beginning(own: dict[str, Any]) -> dict[str, Any]:
+    template: dict[str, Any] = own["post_processor"]
+    begin = template["special_tokens"]["<begin>"] | {"ids": [1] * 9, "tokens": ["<begin>"] * 9}
+    return template | {"special_tokens": template["special_tokens"] | {"<begin>": begin}}
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

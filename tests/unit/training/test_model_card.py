@@ -63,7 +63,7 @@ def test_the_facts_are_there() -> None:
         "Seed: 42",
         "| reconstruction_psnr | 28.77 | dB, first 512 images |",
         "| codes_used | 509 | of 512 |",
-        "- an octopus",
+        "- `an octopus`",
         "samples.png",
     ):
         assert fact in text, fact
@@ -108,6 +108,15 @@ def test_what_it_cannot_do_is_said() -> None:
     text = card("text.encoder=clip-vit-base-patch32", metrics=copies)
     assert "close to some of them: the measured copy rate is 3.1%." in text
     assert "mean nothing to it, beyond what its text encoder knows of them." in text
+
+
+def test_a_caption_is_code_and_nothing_else() -> None:
+    """A card is shown by hubs, which follow its links and pictures."""
+    evil = "a `b` <img src=x>\n# Title\x1b[2J [c](https://d.example) <!-- /examples -->"
+    lines = card(sample_captions=[evil]).splitlines()
+    shown = "a 'b' <img src=x> # Title\\x1b[2J [c](https://d.example) <!-- /examples -->"
+    assert f"- `{shown}`" in lines
+    assert not any(line.startswith("# Title") for line in lines)
 
 
 # Where no caption could be read whole, the sheet shows the empty prompt, which nobody can ask for.

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessella.training import schedule
 from tessella.training.schedule import (
     create_image_generators,
     learning_rate_multiplier,
     order_images,
+    order_streamed,
     step_seed,
 )
 
@@ -86,3 +88,71 @@ def test_what_is_drawn_for_an_image_follows_from_its_place() -> None:
     other = [rng.random() for rng in create_image_generators(1, 90, 20)]
     assert together == apart
     assert len({*together, *other}) == 40
+
+
+# --- orders that take no list ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 7, 64, 1000, 4097])
+def test_many_are_shuffled_without_a_list(num_images: int, monkeypatch) -> None:
+    """Each once in a pass, in another order in each, from anywhere on."""
+    monkeypatch.setattr(schedule, "_LISTED", 0)
+    seen = order_images(num_images, 3, 0, 3 * num_images)
+    passes = seen.reshape(3, -1)
+    assert np.array_equal(np.sort(passes, axis=1), np.tile(np.arange(num_images), (3, 1)))
+    start = num_images // 2
+    assert np.array_equal(order_images(num_images, 3, start, num_images), seen[start:][:num_images])
+    if num_images >= 64:
+        assert not np.array_equal(passes[0], passes[1])
+        assert not np.array_equal(passes[0], order_images(num_images, 4, 0, num_images))
+        # Neighbours come from far apart: a third of the way on average.
+        assert np.abs(np.diff(passes[0])).mean() == pytest.approx(num_images / 3, rel=0.2)
+
+
+def unit_ends(*sizes: int) -> np.ndarray:
+    return np.cumsum(sizes)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [unit_ends(1), unit_ends(5), unit_ends(3, 0, 70, 1), unit_ends(*[100] * 20, 7)],
+    ids=["one", "few", "uneven", "many"],
+)
+def test_a_streamed_pass_sees_every_image_once(ends: np.ndarray, monkeypatch) -> None:
+    monkeypatch.setattr(schedule, "_BLOCK", 8)
+    count = int(ends[-1])
+    seen = order_streamed(ends, 1, 0, 3 * count)
+    assert np.array_equal(np.sort(seen.reshape(3, -1)), np.tile(np.arange(count), (3, 1)))
+    if count > 10:
+        assert not np.array_equal(seen[:count], seen[count : 2 * count])
+
+
+def test_a_streamed_order_is_a_function_of_the_position() -> None:
+    ends = unit_ends(*[50] * 9)
+    whole = order_streamed(ends, 2, 0, 1000)
+    for start, count in ((0, 1), (7, 32), (440, 40), (449, 2), (900, 100)):
+        assert np.array_equal(order_streamed(ends, 2, start, count), whole[start:][:count])
+
+
+def test_few_units_are_read_at_a_time_and_all_are_mixed(monkeypatch) -> None:
+    """400 units of 100: 64 lanes hold one or two each, and a batch has its images from most."""
+    monkeypatch.setattr(schedule, "_BLOCK", 50)
+    ends = unit_ends(*[100] * 400)
+    seen = order_streamed(ends, 0, 0, 40_000)
+    units = seen // 100
+    for start in range(0, 39_000, 6400):
+        assert len(set(units[start : start + 6400])) <= 64 * 3
+    assert np.mean([len(set(units[s : s + 64])) for s in range(0, 39_000, 64)]) > 60
+    # Each is read in one stretch, or in two where a lane ends in it.
+    places = [np.flatnonzero(units == unit) for unit in range(400)]
+    assert np.median([p[-1] - p[0] for p in places]) < 64 * 200
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_read_units_of_their_own(processes: int) -> None:
+    """Every so-manieth image comes from lanes of its own; at their ends two share a unit."""
+    ends = unit_ends(*[100] * 640)
+    seen = order_streamed(ends, 0, 0, 64_000) // 100
+    shares = [set(seen[rank::processes].tolist()) for rank in range(processes)]
+    shared = sum(map(len, shares)) - len(set.union(*shares))
+    assert shared <= 64

@@ -295,7 +295,7 @@ def test_a_batch_with_examples_is_learned_from(num_codes: int, scenes: Data) -> 
     assert encoder is not None
     assert encoder.mix_out.weight.grad is not None
     without = create(scenes, num_codes=num_codes)
-    assert len(stage.hidden_matrices) == len(without.hidden_matrices) + 3
+    assert len(stage.hidden_matrices) == len(without.hidden_matrices) + 6
 
 
 @pytest.mark.parametrize("side", ["validation", "train"])

@@ -156,6 +156,42 @@ def test_keys_and_values_by_hand(shape: TransformerShape) -> None:
                     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
+@EVERY
+def test_what_they_show_at_each_position_by_hand(shape: TransformerShape) -> None:
+    """The second picture has one example, the third none."""
+    network = create(shape)
+    tokens = draw((2, 1, 0)).text
+    examples = Examples(draw((2, 1, 0), shape).codes, as_input(tokens, shape))
+    prompts = torch.cat([TEXT, TEXT[:1]])
+    cache = network.encode_context(as_input(prompts, shape), examples)
+    encoder = network.example_encoder
+    assert encoder is not None
+    assert cache.aligned is not None
+
+    def average(tokens: Tensor) -> Tensor:
+        return network.text_embedding(as_input(tokens[tokens != PAD], shape)).mean(0)
+
+    for picture, count in enumerate((2, 1, 0)):
+        expected = torch.zeros(N, 16)
+        if count:
+            rows = torch.stack(
+                [
+                    embed(network, examples.codes[picture, one], tokens[picture, one], shape)
+                    for one in range(count)
+                ]
+            )
+            query = encoder.prompt_query.weight @ average(prompts[picture])
+            keys = [encoder.caption_key.weight @ average(one) for one in tokens[picture, :count]]
+            said = 3 * torch.stack([key @ query for key in keys])
+            worth = (rows @ encoder.relevance.weight[0] + said[:, None]).exp()
+            mean = (rows * worth[..., None]).sum(0) / worth.sum(0)[..., None]
+            expected = mean @ encoder.aligned.weight.T
+        torch.testing.assert_close(cache.aligned[picture], expected, atol=1e-4, rtol=1e-4)
+    embedded = network._embed_positions(cache, EVERYWHERE[:1].expand(3, -1).flip(1))
+    expected = cache.aligned.flip(1) + network.position_embedding.weight.flip(0)
+    torch.testing.assert_close(embedded, expected)
+
+
 def test_captions_are_averaged_without_padding() -> None:
     rows = torch.tensor([[[2.0, 4.0], [4.0, 0.0], [9.0, 9.0]], [[1.0, 1.0]] * 3])
     visible = torch.tensor([[True, True, False], [False, False, False]])
@@ -373,4 +409,5 @@ def test_muon_trains_the_encoder_s_matrices() -> None:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     hidden = {names[id(parameter)] for parameter in network.hidden_matrices()}
     added = {name for name in hidden if name.startswith("example_encoder")}
-    assert added == {f"example_encoder.{n}.weight" for n in ("caption", "mix_out", "key_value")}
+    matrices = ("caption", "mix_out", "key_value", "prompt_query", "caption_key", "aligned")
+    assert added == {f"example_encoder.{name}.weight" for name in matrices}

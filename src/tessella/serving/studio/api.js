@@ -1,18 +1,28 @@
 // Talks to the server: keys, errors in words, server-sent events. Knows nothing of the page.
 
+import { toWords } from "./words.js";
+
 const KEY = "tessella.key";
 // Where the server's addresses begin: below the path of a proxy, if there is one.
 const BASE = new URL("..", import.meta.url);
+
+const SILENT = "The server does not answer. Is it still running, and is this device connected to it?";
+const CUT_OFF = "The connection to the server was lost.";
 
 /** What went wrong, in words for a person. */
 export class ApiError extends Error {
   /**
    * @param {string} message what the server said.
-   * @param {number} status of HTTP; 0 when there was no answer.
+   * @param {number} status of HTTP; 0 when there was no answer, or not all of it.
    */
   constructor(message, status = 0) {
     super(message);
     this.status = status;
+  }
+
+  /** Whether the same request may be answered later. */
+  get isPassing() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
 
@@ -48,9 +58,18 @@ async function readProblem(response) {
     // A proxy in between answers with a page of its own; the status has to do.
   }
   const wait = Number(response.headers.get("Retry-After"));
-  const later = wait ? ` Try again in ${wait} s.` : "";
-  const message = problem.message ?? `The server answered with status ${response.status}.`;
-  return new ApiError(message + later, response.status);
+  const said = problem.message ?? `The server answered with status ${response.status}.`;
+  const later = wait && !said.includes("Try again") ? ` Try again in ${wait} s.` : "";
+  return new ApiError(toWords(said) + later, response.status);
+}
+
+/** Reads what comes; a browser's own word for a connection that ends becomes ours. */
+async function read(reading) {
+  try {
+    return await reading;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError(CUT_OFF);
+  }
 }
 
 /** Sends a request until it is answered with something else than "which key?". */
@@ -65,7 +84,7 @@ async function send(path, options = {}) {
       response = await fetch(new URL(path.slice(1), BASE), { ...options, headers });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError("The server does not answer. Is `tessella serve` still running?");
+      throw new ApiError(SILENT);
     }
     // Kept for this tab only once the server knows it.
     if (sent && response.status !== 401) sessionStorage.setItem(KEY, sent);
@@ -79,7 +98,7 @@ async function send(path, options = {}) {
 
 /** Fetches a path as "json", "blob" or "text". */
 export async function get(path, kind = "json") {
-  return (await send(path))[kind]();
+  return read((await send(path))[kind]());
 }
 
 function toRequest(body, signal) {
@@ -90,7 +109,7 @@ function toRequest(body, signal) {
 
 /** Posts an object or a FormData; answers JSON. */
 export async function postJson(path, body, signal) {
-  return (await send(path, toRequest(body, signal))).json();
+  return read((await send(path, toRequest(body, signal))).json());
 }
 
 /** Posts, and yields the data of each server-sent event as it comes. */
@@ -99,7 +118,7 @@ export async function* postForEvents(path, body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await read(reader.read());
     if (done) return;
     text += value.replaceAll("\r", "");
     const events = text.split("\n\n");
@@ -108,7 +127,7 @@ export async function* postForEvents(path, body, signal) {
       const lines = event.split("\n").filter((line) => line.startsWith("data:"));
       if (!lines.length) continue;
       const data = JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
-      if (data.error) throw new ApiError(data.error.message);
+      if (data.error) throw new ApiError(toWords(data.error.message));
       yield data;
     }
   }

@@ -129,7 +129,12 @@ export function openEdit(app, source, was = null) {
         <button type="button" class="quiet" id="clear" @click=${() => field.clear()}>Clear</button>
       </div>`,
     more: html`<p class="hint">
-        Draw over the tiles to change. With the keyboard: arrow keys move, the space bar marks.
+        Draw over the tiles to change.
+        <span class="keys">With the keyboard: arrow keys move, the space bar marks.</span>
+      </p>
+      <p class="hint">
+        Whole tiles are painted anew, so a seam can show where new ones meet old ones. It shows less
+        if you mark some of the plain ground around a thing too, rather than cut through it.
       </p>
       <p class="hint" role="status"></p>`,
     async read() {

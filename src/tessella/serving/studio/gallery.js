@@ -11,15 +11,26 @@ import { html, render } from "./vendor/lit-html.js";
 const KEPT_NOT =
   "This browser does not keep pictures (a private window?): they are gone after a reload.";
 
+const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
 /**
  * @param {HTMLElement} element to draw in.
  * @param app what views share.
- * @returns {{add: (picture) => Promise}} `add` ends when the picture is kept.
+ * @returns {{add: (picture) => Promise, open: (picture) => void}} `add` ends when the picture is
+ *     kept; `open` shows any picture in a dialog.
  */
 export function mountGallery(element, app) {
-  const state = { pictures: [], problem: "" };
+  const state = { pictures: [], wanted: "", problem: "", isLoading: true };
 
-  const draw = () => render(drawWall(state, { open, clear }), element);
+  function draw() {
+    render(drawWall(state, { open, clear, search }), element);
+    settle();
+  }
+
+  function search({ target }) {
+    state.wanted = target.value;
+    draw();
+  }
 
   async function add(picture) {
     state.pictures.unshift(picture);
@@ -37,7 +48,8 @@ export function mountGallery(element, app) {
     // What an action opens takes the dialog's place: close before the action runs.
     const makeRoom = (event) => event.target.closest("button.act") && dialog.close();
     dialog.addEventListener("click", makeRoom, { capture: true });
-    render(drawPicture(picture, app, () => forget(picture)), dialog);
+    const isKept = state.pictures.includes(picture);
+    render(drawPicture(picture, app, isKept ? () => forget(picture) : null), dialog);
     dialog.showModal();
   }
 
@@ -60,76 +72,129 @@ export function mountGallery(element, app) {
     const many = state.pictures.length;
     if (!window.confirm(`Remove all ${many} pictures from this browser? This cannot be undone.`))
       return;
+    state.wanted = "";
     drop(state.pictures);
     app.say("The gallery is empty.");
     await store.forgetAll();
   }
 
-  rove(element, ".piece");
+  const settle = rove(element, ".piece");
   draw();
   const show = (change) => {
-    Object.assign(state, change);
+    Object.assign(state, change, { isLoading: false });
     draw();
   };
   store.listPictures().then(
     (pictures) => show({ pictures: [...state.pictures, ...pictures] }),
     () => show({ problem: KEPT_NOT }),
   );
-  return { add };
+  return { add, open };
+}
+
+/** The words by which a picture is found: what it shows, its model, its seed, its day. */
+function toIndex(picture) {
+  const { prompt, negativePrompt, model, seed, how, created } = picture;
+  const words = [prompt, negativePrompt, model, seed, how, DATE.format(created)];
+  return words.filter(Boolean).join(" ").toLowerCase();
+}
+
+/** The pictures in which all of the wanted words occur. */
+function findPictures(pictures, wanted) {
+  const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);
+  if (!words.length) return pictures;
+  return pictures.filter((picture) => words.every((word) => toIndex(picture).includes(word)));
+}
+
+function listFacts(picture, { image_size: size }) {
+  if (picture.how === "opened") {
+    return [`The middle square of what you opened, ${size}×${size} pixels, as the model reads it`];
+  }
+  const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
+  if (picture.examples?.length) facts.push(`looked at ${picture.examples.map(nameOf).join("; ")}`);
+  return facts;
 }
 
 function drawPicture(picture, app, forget) {
-  const facts = [`seed ${picture.seed}`, ...listSettings(picture), picture.how, picture.model];
-  if (picture.examples?.length) facts.push(`looked at ${picture.examples.map(nameOf).join("; ")}`);
   return html`
     <form method="dialog" class="close"><button class="quiet">Close</button></form>
     <div class="shown halves">
       ${drawBed(urlOf(picture.blob), describe(picture))}
       <div class="stack">
         <h2 id="picture-title">${describe(picture)}</h2>
-        <p class="hint">${facts.join(" · ")}<br />${new Date(picture.created).toLocaleString()}</p>
+        <p class="hint">
+          ${listFacts(picture, app.model).join(" · ")}
+          ${picture.created ? html`<br />${DATE.format(picture.created)}` : ""}
+        </p>
         <div class="row">
           ${actionsOf(picture, app)}
-          <button type="button" class="act" @click=${forget}>Remove</button>
+          ${forget
+            ? html`<button type="button" class="act" @click=${forget}>Remove</button>`
+            : ""}
         </div>
       </div>
     </div>
   `;
 }
 
-function drawWall({ pictures, problem }, { open, clear }) {
+function drawPiece(picture, open) {
+  const words = describe(picture);
+  return html`<li class="kept">
+    <button
+      type="button"
+      class="piece"
+      tabindex="-1"
+      aria-label=${`${words}, seed ${picture.seed}`}
+      @click=${() => open(picture)}
+    >
+      <img class="pixels" src=${urlOf(picture.blob)} alt="" loading="lazy" decoding="async" />
+    </button>
+    <div>
+      <p class="caption">${words}</p>
+      <p class="hint">${DATE.format(picture.created)}<br />${picture.model}</p>
+    </div>
+  </li>`;
+}
+
+function drawHead({ pictures, wanted }, found, { clear, search }) {
   const { length } = pictures;
-  return html`
-    <div class="row head">
-      <h2 id="gallery-title">Gallery</h2>
-      <span class="hint">
-        ${length ? `${length} of at most ${store.MOST_PICTURES}, in this browser` : ""}
-      </span>
-      ${length
-        ? html`<button type="button" class="quiet" id="clear-gallery" @click=${clear}>
+  const all = `${length} of at most ${store.MOST_PICTURES}, in this browser`;
+  return html`<div class="row head">
+    <h2 id="gallery-title">Gallery</h2>
+    <span class="hint" role="status">
+      ${wanted.trim() ? `${found.length} of ${length} found` : length ? all : ""}
+    </span>
+    ${length
+      ? html`<input
+            type="search"
+            aria-label="Search the gallery"
+            placeholder="Words, model, day, seed"
+            .value=${wanted}
+            @input=${search}
+          />
+          <button type="button" class="quiet" id="clear-gallery" @click=${clear}>
             Clear the gallery
           </button>`
-        : ""}
-    </div>
-    ${drawProblem(problem)}
-    ${length
-      ? ""
-      : html`<p class="hint">What you paint is remembered here, in this browser only.</p>`}
+      : ""}
+  </div>`;
+}
+
+function drawWall(state, actions) {
+  const { pictures, wanted, problem, isLoading } = state;
+  const found = findPictures(pictures, wanted);
+  let empty = "";
+  if (!pictures.length && !isLoading) {
+    empty = "What you paint is remembered here, in this browser only.";
+  } else if (pictures.length && !found.length) {
+    empty = "No picture here has all of these words.";
+  }
+  return html`
+    ${drawHead(state, found, actions)} ${drawProblem(problem)}
+    ${empty ? html`<p class="hint">${empty}</p>` : ""}
     <ul class="wall" aria-labelledby="gallery-title">
       ${repeat(
-        pictures,
+        found,
         (picture) => picture,
-        (picture, index) => html`<li>
-          <button
-            type="button"
-            class="piece"
-            tabindex=${index ? -1 : 0}
-            aria-label=${`${describe(picture)}, seed ${picture.seed}`}
-            @click=${() => open(picture)}
-          >
-            <img class="pixels" src=${urlOf(picture.blob)} alt="" loading="lazy" />
-          </button>
-        </li>`,
+        (picture) => drawPiece(picture, actions.open),
       )}
     </ul>
   `;

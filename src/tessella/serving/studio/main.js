@@ -3,7 +3,7 @@
 // A view is a module with `mount(element, app)`, loaded when it is first shown. `app` is what
 // views share: the models, the chosen one, and a word for people who listen instead of look.
 
-import { get, onKeyNeeded, once } from "./api.js";
+import { ApiError, get, onKeyNeeded, once } from "./api.js";
 import { showMosaic } from "./codebook.js";
 import { drawProblem, drawSelect, makeDialog } from "./forms.js";
 import { html, render } from "./vendor/lit-html.js";
@@ -72,7 +72,7 @@ async function show(event) {
     else link.removeAttribute("aria-current");
   }
   const shown = await mountView(name, load).catch((error) =>
-    drawFailure(`${title} cannot be shown`, error),
+    drawFailure(`${title} cannot be shown`, error, error.retry ?? show),
   );
   // Another view may have been asked for meanwhile.
   if (wanted !== location.hash.slice(1)) return;
@@ -89,10 +89,23 @@ function addView(name) {
   return element;
 }
 
+/** Fetches a view's module; where it does not come, says in words whether the server is gone. */
+async function fetchModule(load) {
+  try {
+    return await load();
+  } catch (error) {
+    console.error(error);
+    await get("/v1/studio");
+    const problem = new ApiError("A part of this page did not arrive.");
+    // A browser may remember that a module failed, until the page is loaded anew.
+    throw Object.assign(problem, { retry: () => location.reload() });
+  }
+}
+
 /** Mounts a view once, or again after it failed; answers its element. */
 function mountView(name, load) {
   return once(mounted, name, async () => {
-    const module = await load();
+    const module = await fetchModule(load);
     const element = addView(name);
     try {
       await module.mount(element, app);
@@ -105,13 +118,13 @@ function mountView(name, load) {
 }
 
 /** Draws what went wrong in a view of its own; answers its element. */
-function drawFailure(title, error) {
-  console.error(error);
+function drawFailure(title, error, retry) {
+  if (!(error instanceof ApiError)) console.error(error);
   const element = document.querySelector(".view-problem") ?? addView("problem");
   render(
     html`<div class="stack">
       <h1 tabindex="-1">${title}</h1>
-      ${drawProblem(error.message, () => location.reload())}
+      ${drawProblem(error.message, () => retry())}
     </div>`,
     element,
   );
@@ -201,7 +214,7 @@ function askKey(problem) {
 
 async function start() {
   const [[, , loadPaint]] = VIEWS;
-  loadPaint(); // it is on its way while the server tells what it has
+  loadPaint().catch(() => null); // it is on its way while the server tells what it has
   try {
     app.studio = await get("/v1/studio");
     onKeyNeeded(askKey, app.studio.key_required);
@@ -211,8 +224,10 @@ async function start() {
     // The results and the dialogs are there, and all views send pictures to them.
     if (app.model) await mountView("paint", loadPaint);
   } catch (error) {
-    drawFailure("Nothing to show", error).hidden = false;
+    drawFailure("Nothing to show", error, error.retry ?? start).hidden = false;
     return;
+  } finally {
+    delete document.documentElement.dataset.loading;
   }
   drawTop();
   window.addEventListener("hashchange", show);

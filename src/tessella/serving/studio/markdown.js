@@ -51,7 +51,7 @@ function toBlock(lines) {
     lines.shift();
     const code = take(lines, (other) => !other.startsWith("```"));
     lines.shift();
-    return html`<pre tabindex="0"><code>${code.join("\n")}</code></pre>`;
+    return html`<pre><code>${code.join("\n")}</code></pre>`;
   }
   if (BEGINS[2].test(line)) {
     const items = take(lines, (other) => BEGINS[2].test(other));

@@ -1,8 +1,9 @@
 // The view where a prompt becomes pictures: the form, the results, the gallery.
 
 import { openEdit, openVary } from "./change.js";
-import { drawCountAndSeed, drawField, drawNumber, readNumber } from "./forms.js";
+import { drawCountAndSeed, drawField, drawNumber, drawProblem, readNumber } from "./forms.js";
 import { mountGallery } from "./gallery.js";
+import { readPicture, takeDrops } from "./opened.js";
 import { toFields } from "./picture.js";
 import { makeReferences } from "./references.js";
 import { mountResults } from "./results.js";
@@ -30,10 +31,9 @@ function readForm(form, app) {
 
 /** Shows the view. */
 export function mount(element, app) {
-  let firstExample = 0;
+  const state = { firstExample: 0, waiting: "", problem: "" };
 
-  const draw = () =>
-    render(drawView(app, { submit, showOthers, take, onKey }, firstExample, references), element);
+  const draw = () => render(drawView(app, actions, state, references), element);
   const references = makeReferences(app, () => draw());
   const form = () => element.querySelector("form");
 
@@ -70,7 +70,23 @@ export function mount(element, app) {
 
   function showOthers() {
     const { length } = app.model.examples;
-    firstExample = firstExample + EXAMPLES_AT_ONCE < length ? firstExample + EXAMPLES_AT_ONCE : 0;
+    const next = state.firstExample + EXAMPLES_AT_ONCE;
+    state.firstExample = next < length ? next : 0;
+    draw();
+    element.querySelector(".examples").scrollLeft = 0;
+  }
+
+  /** Opens a picture of the person's own, to be varied, edited or looked into. */
+  async function open([file]) {
+    if (!file) return;
+    Object.assign(state, { waiting: "Reading the picture…", problem: "" });
+    draw();
+    try {
+      app.open.picture((await readPicture(file, app)).picture);
+    } catch (error) {
+      state.problem = error.message;
+    }
+    state.waiting = "";
     draw();
   }
 
@@ -106,10 +122,19 @@ export function mount(element, app) {
     return undefined;
   }
 
+  const actions = {
+    ...{ submit, showOthers, take, onKey, drop: takeDrops(open) },
+    choose({ target }) {
+      open([...target.files]);
+      target.value = ""; // so that the same file can be chosen again
+    },
+  };
+
   draw();
   const gallery = mountGallery(element.querySelector("#gallery"), app);
   const results = mountResults(element.querySelector("#results"), app, gallery.add);
   app.open.again = again;
+  app.open.picture = gallery.open;
   app.lookAgain = lookAgain;
   app.open.tiles = (picture) => {
     app.lookAt = picture;
@@ -120,11 +145,10 @@ export function mount(element, app) {
   app.open.edit = (picture, was) => openEdit(app, picture, was);
   app.paint = (job) => {
     app.go("paint");
-    element.querySelector("#results").scrollIntoView({ block: "nearest" });
     return results.paint(job);
   };
   app.events.addEventListener("model", () => {
-    firstExample = 0;
+    state.firstExample = 0;
     references.set(references.state.urls); // as many as this model looks at
   });
   app.events.addEventListener("busy", () => {
@@ -170,7 +194,7 @@ function drawSize({ image_size, limits, can }) {
   </div>`;
 }
 
-function drawView(app, actions, firstExample, references) {
+function drawView(app, actions, { firstExample, waiting, problem }, references) {
   const { can, generation, limits, examples } = app.model;
   return html`
     <div class="bench halves form-first">
@@ -219,9 +243,24 @@ function drawView(app, actions, firstExample, references) {
               : ""}
           </div>
         </details>
-        <button class="main" id="paint">Paint</button>
+        <div class="row sends">
+          <button class="main" id="paint">Paint</button>
+          <label class="act" title="To vary it, edit it or see its codes">
+            Open a picture
+            <input class="hidden" type="file" accept="image/*" @change=${actions.choose} />
+          </label>
+        </div>
+        <p class="hint" role="status">${waiting}</p>
+        ${drawProblem(problem)}
       </form>
-      <section class="stack" id="results" aria-label="Results"></section>
+      <section
+        class="stack"
+        id="results"
+        aria-label="Results"
+        @drop=${actions.drop}
+        @dragover=${actions.drop}
+        @dragleave=${actions.drop}
+      ></section>
     </div>
     <section class="gallery" id="gallery" aria-labelledby="gallery-title"></section>
   `;

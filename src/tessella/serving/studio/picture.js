@@ -3,7 +3,7 @@
 // {how: "painted"|"varied"|"edited"|"opened", model, prompt, seed, blob, created,
 //  negativePrompt, steps, guidanceScale, bestOf, size, canvas: null where the model's own,
 //  source: {blob, prompt, model}, strength, mask: what it was varied or edited from,
-//  references: data URLs, pinned, excluded: indices of examples, examples: what it looked at}
+//  name: of the file that was opened, references: data URLs, pinned, excluded: indices of examples, examples: what it looked at}
 
 import { html } from "./vendor/lit-html.js";
 
@@ -49,7 +49,7 @@ export function drawSeed() {
 
 /** What a picture shows, for people who do not see it. */
 export function describe(picture) {
-  return picture.prompt || "a picture without a prompt";
+  return picture.prompt || (picture.how === "opened" && picture.name) || "a picture without a prompt";
 }
 
 function fileName(picture) {
@@ -76,7 +76,8 @@ export function listSettings(picture) {
 /** The buttons under a picture. */
 export function actionsOf(picture, app) {
   const { edit } = app.model.can;
-  const what = `: ${describe(picture)}, seed ${picture.seed}`;
+  const isOpened = picture.how === "opened"; // no prompt and no seed made it
+  const what = `: ${describe(picture)}${isOpened ? "" : `, seed ${picture.seed}`}`;
   const act = (name, label, title, more = "") => html`
     <button
       type="button"
@@ -97,7 +98,9 @@ export function actionsOf(picture, app) {
       title="Save the picture as a file"
       >Download</a
     >
-    ${act("again", "Again", "Its prompt, seed and settings back into the form", " with this seed")}
+    ${isOpened
+      ? ""
+      : act("again", "Again", "Its prompt, seed and settings back into the form", " with this seed")}
     ${edit ? act("vary", "Vary", "Paint a part of its tiles anew") : ""}
     ${edit ? act("edit", "Edit", "Paint a part of it anew") : ""}
     ${act("tiles", "Tiles", "See its codes")}

@@ -4,9 +4,13 @@ import { postJson, toBlob } from "./api.js";
 import { drawField, drawNumber, drawProblem } from "./forms.js";
 import { drawBed, dropUrl, urlOf } from "./picture.js";
 import { html, render } from "./vendor/lit-html.js";
+import { toWords } from "./words.js";
 
 /** How long a button says what it did. */
 const SAID_MS = 2500;
+
+/** How platforms write their own names, where that is not a capital at the front. */
+const PLATFORMS = { linkedin: "LinkedIn", tiktok: "TikTok" };
 
 /** Shows the view. */
 export function mount(element, app) {
@@ -100,8 +104,9 @@ function drawPost(post, index) {
 
 function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, choose }) {
   const most = model.limits.n;
+  const toName = (value) => PLATFORMS[value] ?? value.charAt(0).toUpperCase() + value.slice(1);
   const select = (name, values) => html`<select name=${name}>
-    ${values.map((value) => html`<option>${value}</option>`)}
+    ${values.map((value) => html`<option value=${value}>${toName(value)}</option>`)}
   </select>`;
   return html`
     <form class="stack panel" aria-label="What the posts are about" @submit=${submit}>
@@ -115,7 +120,7 @@ function drawForm({ running, isOffline }, { studio, model }, { submit, cancel, c
         html`<textarea name="about" rows="4" maxlength="2000" required
           placeholder="Sourdough and rolls, baked at night, sold from seven."></textarea>`,
       )}
-      <div class="row">
+      <div class="row short-first">
         ${drawNumber("count", "Posts", {
           min: 1,
           max: most,
@@ -161,7 +166,7 @@ function drawView(state, app, actions) {
             </p>`
           : ""}
         ${drawProblem(problem)}
-        ${answer?.notes.map((note) => html`<p class="hint">${note}</p>`) ?? ""}
+        ${answer?.notes.map((note) => html`<p class="hint">${toWords(note)}</p>`) ?? ""}
         ${answer?.posts.map(drawPost) ?? ""}
         ${!answer && !problem && !running
           ? html`<p class="hint">Posts appear here: words, hashtags and a picture each.</p>`

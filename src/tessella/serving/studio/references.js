@@ -1,6 +1,7 @@
 // Pictures of your own that the model looks at: chosen or dropped beside the prompt.
 
 import { drawProblem } from "./forms.js";
+import { takeDrops } from "./opened.js";
 import { html } from "./vendor/lit-html.js";
 
 /** The middle square of a picture as a data URL, no larger than a model of that size needs. */
@@ -42,11 +43,7 @@ export function makeReferences(app, redraw) {
     app.say(`${state.urls.length} of at most ${most()} references.`);
   }
 
-  function drop(event) {
-    event.preventDefault();
-    event.currentTarget.classList.toggle("is-over", event.type === "dragover");
-    if (event.type === "drop") add(event.dataTransfer.files);
-  }
+  const drop = takeDrops(add);
 
   function choose({ target }) {
     add([...target.files]);

@@ -35,8 +35,10 @@ export function drawCells([rows, columns], label, { codes, point, className = ""
 
 /** How many cells stand in the first row, as the page is laid out now. */
 function countColumns(cells) {
-  const next = cells.findIndex((cell) => cell.offsetTop > cells[0].offsetTop);
-  return next < 0 ? cells.length : next;
+  // Not offsetTop: a cell may lie in an element that has a position of its own.
+  const [first, ...rest] = cells.map((cell) => cell.getBoundingClientRect().top);
+  const next = 1 + rest.findIndex((top) => top > first + 1);
+  return next || cells.length;
 }
 
 /**
@@ -44,6 +46,7 @@ function countColumns(cells) {
  *
  * @param {HTMLElement} element holds the cells, at any depth.
  * @param {string} selector of the cells; one of them has tabindex 0, the others -1.
+ * @returns {() => void} to be called when cells have come or gone: sees to it that one has the stop.
  */
 export function rove(element, selector) {
   element.addEventListener("focusin", (event) => {
@@ -70,4 +73,9 @@ export function rove(element, selector) {
     event.preventDefault();
     cells[to]?.focus();
   });
+  return () => {
+    const cells = [...element.querySelectorAll(selector)];
+    const stop = cells.find((cell) => cell.tabIndex === 0) ?? cells[0];
+    for (const cell of cells) cell.tabIndex = cell === stop ? 0 : -1;
+  };
 }

@@ -1,4 +1,5 @@
-// Sets light or dark and how pixels look before the first paint, so that nothing flashes.
+// Sets light or dark and how pixels look before the first paint, so that nothing flashes; and says
+// which view is loading, so that its place is held.
 "use strict";
 for (const [name, key] of [["theme", "tessella.theme"], ["pixels", "tessella.pixels"]]) {
   try {
@@ -8,3 +9,4 @@ for (const [name, key] of [["theme", "tessella.theme"], ["pixels", "tessella.pix
     // A browser that keeps nothing shows its own choice.
   }
 }
+document.documentElement.dataset.loading = location.hash.slice(1) || "paint";

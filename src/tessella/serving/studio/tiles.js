@@ -4,9 +4,9 @@
 // pointing at a tile in the box shows where it lies in the picture. Where a position has several
 // codes, the grid and the box show one of them, with the tiles of its codebook.
 
-import { postJson, toBlob, toForm } from "./api.js";
 import { drawTile, loadCodebook, nameCodes } from "./codebook.js";
 import { drawChoice, drawProblem, drawSelect } from "./forms.js";
+import { readPicture, takeDrops } from "./opened.js";
 import { drawBed, urlOf } from "./picture.js";
 import { drawCells, rove } from "./roving.js";
 import { html, render } from "./vendor/lit-html.js";
@@ -17,7 +17,7 @@ const ORDINALS = ["first", "second", "third", "fourth"];
 export function mount(element, app) {
   const state = {
     ...{ box: null, seen: null, book: 0, order: "colour" },
-    ...{ problem: "", waiting: "", code: null },
+    ...{ problem: "", boxProblem: "", waiting: "", code: null },
   };
   let reading = null;
 
@@ -25,12 +25,7 @@ export function mount(element, app) {
 
   const actions = {
     choose: (event) => open(event.target.files),
-    /** Drops a picture, or shows whether it can be dropped here. */
-    drop(event) {
-      event.preventDefault();
-      event.currentTarget.classList.toggle("is-over", event.type === "dragover");
-      if (event.type === "drop") open(event.dataTransfer.files);
-    },
+    drop: takeDrops(open),
     sort(order) {
       state.order = order;
       draw();
@@ -42,6 +37,7 @@ export function mount(element, app) {
     },
     point: showCode,
     follow,
+    loadBox,
   };
 
   function draw() {
@@ -86,15 +82,10 @@ export function mount(element, app) {
     const { signal } = (reading = new AbortController());
     Object.assign(state, { problem: "", waiting: "Reading the picture…" });
     draw();
-    const form = toForm({ image: blob, model: app.model.id });
-    const change = await postJson("/v1/images/reconstructions", form, signal)
-      .then((answer) => {
-        const original = toBlob(answer.original);
-        const picture = { how: "opened", model: "", prompt, seed: 0, blob: original };
-        const reconstruction = toBlob(answer.reconstruction);
-        return { seen: { ...answer, picture, original, reconstruction }, code: null };
-      })
-      .catch((error) => ({ problem: error.message }));
+    const change = await readPicture(blob, app, { prompt, signal }).then(
+      (seen) => ({ seen, code: null }),
+      (error) => ({ problem: error.message }),
+    );
     if (signal.aborted) return;
     Object.assign(state, change, { waiting: "" });
     if (change.seen) app.say(sayRead(change.seen));
@@ -103,11 +94,11 @@ export function mount(element, app) {
 
   async function loadBox() {
     const { model } = app;
-    state.box = null;
+    Object.assign(state, { box: null, boxProblem: "" });
     draw();
     const change = await loadCodebook(model).then(
       (box) => ({ box }),
-      (error) => ({ problem: error.message }),
+      (error) => ({ boxProblem: error.message }),
     );
     if (model !== app.model) return;
     Object.assign(state, change);
@@ -273,7 +264,9 @@ function drawView(state, app, actions) {
           : ""}
       </div>
       <section class="box" aria-label="Codebook">
-        ${box ? drawBox(state, actions) : html`<p class="hint">Fetching the tiles…</p>`}
+        ${drawProblem(state.boxProblem, actions.loadBox)}
+        ${box ? drawBox(state, actions) : ""}
+        ${box || state.boxProblem ? "" : html`<p class="hint">Fetching the tiles…</p>`}
       </section>
     </div>
   `;

@@ -1,0 +1,42 @@
+"""Text that others wrote: JSON that cannot stop the program, lines that cannot steer a terminal.
+
+Model folders, tables, captions and pictures come from anywhere. What is read out of them goes
+through here where it is parsed as JSON, and where it is printed.
+"""
+
+import json
+import re
+from typing import Any
+
+# Of ISO 6429: controls, by which a terminal is told to do something. Kept: tab and line feed.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"
+# What reorders or hides the letters around it (Boles and Anderson, "Trojan Source", 2021).
+_REORDERING = "\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069"
+_UNPRINTABLE = re.compile(f"\r\n|[{_CONTROLS}{_REORDERING}\ud800-\udfff]")
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Reads JSON, whatever is in it.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, nested too deeply, or has a number of too many digits.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def to_printable(text: str) -> str:
+    r"""Replaces what a terminal would obey or cannot show by its escape: `\x1b`, `\u202e`.
+
+    Tabs and line ends stay.
+    """
+    return _UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    if found[0] == "\r\n":
+        return "\n"
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

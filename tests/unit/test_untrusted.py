@@ -1,0 +1,21 @@
+"""Text that others wrote: JSON of any shape, and lines for a terminal."""
+
+import pytest
+
+from tessella.untrusted import parse_json, to_printable
+
+
+def test_json_is_read() -> None:
+    assert parse_json('{"a": [1, "\\ud800"]}') == parse_json(b'{"a": [1, "\\ud800"]}')
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{", "", b"\xff", '{"a":' * 50_000])
+def test_what_cannot_be_read_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        parse_json(text)
+
+
+def test_a_terminal_is_told_nothing() -> None:
+    assert to_printable("a red star 🌟\tb\nc, é, 日本") == "a red star 🌟\tb\nc, é, 日本"
+    assert to_printable("\x1b[31mred\x07\x00") == "\\x1b[31mred\\x07\\x00"
+    assert to_printable("a\r\nb\rc\x9b1m\u202ed\ud800") == "a\nb\\x0dc\\x9b1m\\u202ed\\ud800"
