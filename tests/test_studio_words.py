@@ -74,8 +74,8 @@ def page(browser: Browser) -> Iterator[Page]:
 def test_messages_have_no_backticks_and_no_names_of_fields(page: Page) -> None:
     said = page.evaluate(
         """async (messages) => {
-          const { toWords } = await import("/studio/words.js");
-          return messages.map(toWords);
+          const { inWords } = await import("/studio/words.js");
+          return messages.map(inWords);
         }""",
         list(MESSAGES),
     )

@@ -1,6 +1,6 @@
 // Talks to the server: keys, errors in words, server-sent events. Knows nothing of the page.
 
-import { toWords } from "./words.js";
+import { inWords } from "./words.js";
 
 const KEY = "tessella.key";
 // Where the server's addresses begin: below the path of a proxy, if there is one.
@@ -60,7 +60,7 @@ async function readProblem(response) {
   const wait = Number(response.headers.get("Retry-After"));
   const said = problem.message ?? `The server answered with status ${response.status}.`;
   const later = wait && !said.includes("Try again") ? ` Try again in ${wait} s.` : "";
-  return new ApiError(toWords(said) + later, response.status);
+  return new ApiError(inWords(said) + later, response.status);
 }
 
 /** Reads what comes; a browser's own word for a connection that ends becomes ours. */
@@ -127,7 +127,7 @@ export async function* postForEvents(path, body, signal) {
       const lines = event.split("\n").filter((line) => line.startsWith("data:"));
       if (!lines.length) continue;
       const data = JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
-      if (data.error) throw new ApiError(toWords(data.error.message));
+      if (data.error) throw new ApiError(inWords(data.error.message));
       yield data;
     }
   }

@@ -4,7 +4,7 @@ import { postJson, toBlob } from "./api.js";
 import { drawField, drawNumber, drawProblem } from "./forms.js";
 import { drawBed, dropUrl, urlOf } from "./picture.js";
 import { html, render } from "./vendor/lit-html.js";
-import { toWords } from "./words.js";
+import { inWords } from "./words.js";
 
 /** How long a button says what it did. */
 const SAID_MS = 2500;
@@ -166,7 +166,7 @@ function drawView(state, app, actions) {
             </p>`
           : ""}
         ${drawProblem(problem)}
-        ${answer?.notes.map((note) => html`<p class="hint">${toWords(note)}</p>`) ?? ""}
+        ${answer?.notes.map((note) => html`<p class="hint">${inWords(note)}</p>`) ?? ""}
         ${answer?.posts.map(drawPost) ?? ""}
         ${!answer && !problem && !running
           ? html`<p class="hint">Posts appear here: words, hashtags and a picture each.</p>`

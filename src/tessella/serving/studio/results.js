@@ -6,7 +6,7 @@ import { drawProblem } from "./forms.js";
 import { drawLooked, dropLooked, fetchLooked } from "./looked.js";
 import { actionsOf, describe, drawBed, drawSeed, listSettings, urlOf } from "./picture.js";
 import { html, render } from "./vendor/lit-html.js";
-import { toWords } from "./words.js";
+import { inWords } from "./words.js";
 
 /** Pictures in between that are asked for, each of which the server has to decode. */
 const PARTIAL_IMAGES = 8;
@@ -50,7 +50,7 @@ export function mountResults(element, app, onPicture) {
     slot.partial = `data:image/png;base64,${event.b64_json}`;
     slot.share = ((event.partial_image_index ?? 0) + 1) / (PARTIAL_IMAGES + 1);
     if (!event.type.endsWith(".completed")) return false;
-    state.warnings = [...new Set([...state.warnings, ...(event.warnings ?? []).map(toWords)])];
+    state.warnings = [...new Set([...state.warnings, ...(event.warnings ?? []).map(inWords)])];
     const blob = toBlob(event.b64_json);
     const { examples, seed = slot.seed } = event;
     const picture = { ...made, seed, created: Date.now(), blob, examples };

@@ -42,17 +42,17 @@ function toSentence(words) {
 }
 
 /** Turns a message of the API into one for a person: no backticks, no names of fields. */
-export function toWords(message) {
+export function inWords(message) {
   const wrong = /^`(\w+)(?:\[\])?` is wrong: `(.*)`\. (.*)\.$/s.exec(message);
   if (wrong) {
     const [, name, value, expected] = wrong;
     const [like, words] = LIMITS.find(([pattern]) => pattern.test(expected)) ?? [];
     const got = value.replace(/^'(.*)'$/s, "$1");
-    const limit = toWords(like ? expected.replace(like, words) : expected);
+    const limit = inWords(like ? expected.replace(like, words) : expected);
     return `${toSentence(toName(name))}: “${got}” does not fit. ${limit}.`;
   }
   const [, field, rest] = /^`(\w+)(?:\[\d*\])?`: (.*)$/s.exec(message) ?? [];
-  if (field) return `${toSentence(toName(field))}: ${toWords(rest)}`;
+  if (field) return `${toSentence(toName(field))}: ${inWords(rest)}`;
   const isAboutFields = ABOUT_FIELDS.test(message);
   // Between backticks stands every second part.
   const said = message.split("`").map((part, place) => {
