@@ -24,6 +24,7 @@ from torch import nn
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.errors import TessellaError
+from tessella.files import write_text
 from tessella.training import launch, processes, reporting
 from tessella.training.checkpoint import section
 from tessella.training.loop import create_accelerator
@@ -143,14 +144,16 @@ def be_killed(folder: Path) -> None:
     """The second process dies in the middle of a step of the first."""
     accelerator = create_accelerator("cpu")
     peers = launch.find_peers(accelerator)
-    if accelerator.is_main_process:
-        (folder / "peers.txt").write_text(peers.describe())
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        os.kill(os.getpid(), 9)
-    began = time.monotonic()
+    watched = folder / "peers.txt"
     try:
         with launch.watch_peers(peers):
+            if accelerator.is_main_process:
+                write_text(watched, peers.describe())
+            else:
+                while not watched.exists():  # else it might die before the other one watches
+                    time.sleep(0.01)
+                os.kill(os.getpid(), 9)
+            began = time.monotonic()
             accelerator.wait_for_everyone()
     except TessellaError as error:
         seconds = time.monotonic() - began
