@@ -74,7 +74,6 @@ NEW_SUBJECTS = 12  # one subject in so many is kept out of training, if no held-
 SHEET_PICTURES = 24
 PAINTING = {"temperature": 0.3, "guidance_scale": 3.0}
 
-TOKENIZER = ("tokenizer.quantizer.codebook_size=512",)
 DETAILS = (
     "tokenizer_training.loss.perceptual.layers={conv1=0.05,layer1=0.05,layer2=0.05,layer3=0.05}",
     "tokenizer_training.optimizer.muon_learning_rate=0.01",
@@ -90,6 +89,8 @@ TRANSFORMER = (
     "transformer.dropout=0.1",
     "transformer_training.evaluate_every_images=24000",
     "transformer_training.first_caption_fraction=0.75",  # prompts are labels, not keywords
+    "transformer_training.flips=true",
+    "transformer_training.batch_size=16",
 )
 LENGTHS = {
     "codes": "tokenizer_training.images=80000",
@@ -261,9 +262,10 @@ def main() -> None:
         "--images",
         type=int,
         nargs="+",
-        default=[103_000, 147_000],
+        default=[64_000, 92_000],
         help="of stage 2, for each number of neighbors: equally long",
     )
+    parser.add_argument("--codes-per-position", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")
     parser.add_argument("--quick", action="store_true", help="draws its own; stores nothing")
@@ -276,9 +278,14 @@ def main() -> None:
             parser.error("--heldout and --train are needed, or --quick")
         results = measure(options)
     record = write_result(
-        f"emoji-examples-seed{options.seed}",
+        f"emoji-examples-codes{options.codes_per_position}-seed{options.seed}",
         results,
-        config={"seed": options.seed, "painting": PAINTING, "train": len(options.train)},
+        config={
+            "seed": options.seed,
+            "codes_per_position": options.codes_per_position,
+            "painting": PAINTING,
+            "train": len(options.train),
+        },
         where=environment(torch.device("cpu")),
         folder=None if options.quick else RESULTS,
     )
@@ -288,10 +295,14 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Trains the image tokenizer, then the transformer with each number of neighbors."""
     shards = split_shards(options.train, options.heldout, options.out / "data", quick=options.quick)
+    quantizer = (
+        "tokenizer.quantizer.codebook_size=512",
+        f"tokenizer.quantizer.codes_per_position={options.codes_per_position}",
+    )
     codes, details = (options.out / f"seed{options.seed}-{name}" for name in ("codes", "details"))
     lengths = QUICK if options.quick else LENGTHS
     # On all skin tones: a tokenizer needs pictures, not subjects.
-    seconds = fit(codes, options, options.train, "fit-tokenizer", *TOKENIZER, lengths["codes"])
+    seconds = fit(codes, options, options.train, "fit-tokenizer", *quantizer, lengths["codes"])
     perceptual = () if options.quick else DETAILS
     init = f"tokenizer_training.init_from={codes}"
     seconds += fit(
@@ -299,7 +310,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         options,
         options.train,
         "fit-tokenizer",
-        *TOKENIZER,
+        *quantizer,
         *perceptual,
         init,
         lengths["details"],
@@ -314,7 +325,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             options,
             shards.learned,
             "fit",
-            *TOKENIZER,
+            *quantizer,
             *TRANSFORMER,
             f"tokenizer_training.init_from={details}",
             f"retrieval.neighbors={count}",

@@ -25,6 +25,7 @@ import io
 import json
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from PIL import Image
 import tessella
 from harness import RESULTS, environment, print_record, write_result
 from scenes_accuracy import describe
+from tessella.data.addresses import LocalFile
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.records import Record
@@ -200,7 +202,11 @@ def read_kinds(shards: Sequence[str]) -> dict[str, Kind]:
     for shard in shards:
         # The reader gives one field of the JSON at a time; only headers and captions are read.
         base, style, tone = (
-            [r for r in shard_records(Path(shard), field) if isinstance(r, Record)]
+            [
+                record
+                for record in shard_records(LocalFile(Path(shard), shard), field, Counter())
+                if isinstance(record, Record)
+            ]
             for field in ("base", "style", "tone")
         )
         for one, other, third in zip(base, style, tone, strict=True):
