@@ -32,6 +32,8 @@ from tessella.training.transformer_stage import TransformerStage
 
 # Of the training time. Good for scenes, not searched: docs/log.md, "twenty minutes from nothing".
 _FRACTIONS = {"tokenizer": 0.4, "transformer": 0.6}
+# Of a decoder that goes on behind codes that stay: the rest is worth more to the transformer.
+_DECODER_FRACTION = 0.15
 _EVALUATIONS = 6  # of each stage: enough to follow it
 _MEASURE_SECONDS = 6.0
 _BATCH = 16
@@ -128,8 +130,11 @@ def compute_budget(
 
     evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
     training = seconds_left - other - evaluations
-    whole = sum(_FRACTIONS[name] for name in paces)
-    fractions = {name: _FRACTIONS[name] / whole for name in paces}
+    weights = dict(_FRACTIONS)
+    if recipe.tokenizer_training.learn == "decoder":
+        weights["tokenizer"] = _DECODER_FRACTION
+    whole = sum(weights[name] for name in paces)
+    fractions = {name: weights[name] / whole for name in paces}
     needed = max(5 * pace.step_seconds / fractions[name] for name, pace in paces.items())
     if training < needed:
         missing = math.ceil((needed - training) / 60)
