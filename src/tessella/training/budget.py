@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,11 +130,7 @@ def compute_budget(
 
     evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
     training = seconds_left - other - evaluations
-    weights = dict(_FRACTIONS)
-    if recipe.tokenizer_training.learn == "decoder":
-        weights["tokenizer"] = _DECODER_FRACTION
-    whole = sum(weights[name] for name in paces)
-    fractions = {name: weights[name] / whole for name in paces}
+    fractions = _share_out(paces, recipe)
     needed = max(5 * pace.step_seconds / fractions[name] for name, pace in paces.items())
     if training < needed:
         missing = math.ceil((needed - training) / 60)
@@ -154,6 +150,15 @@ def compute_budget(
         )
         seconds[name] = stage_seconds + _EVALUATIONS * pace.evaluation_seconds
     return TrainingBudget(recipe.replace(**changes), seconds, other)
+
+
+def _share_out(stages: Iterable[str], recipe: Recipe) -> dict[str, float]:
+    """Returns each stage's fraction of the training time; together they are 1."""
+    weights = dict(_FRACTIONS)
+    if recipe.tokenizer_training.learn == "decoder":
+        weights["tokenizer"] = _DECODER_FRACTION
+    whole = sum(weights[name] for name in stages)
+    return {name: weights[name] / whole for name in stages}
 
 
 def _measure_stages(

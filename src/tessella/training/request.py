@@ -108,8 +108,8 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
     recipe = resolve_recipe(preset, *words, start)
     # Each process has measured; one decides.
     choice = broadcast_object_list([choose_precision(recipe.precision, accelerator.device)])[0]
-    chooses = request.minutes is not None and request.config_file is None
-    if chooses and preset is None and start is None:
+    is_free = preset is None and request.config_file is None and start is None
+    if request.minutes is not None and is_free:
         preset = choose_preset(request.minutes, accelerator, choice.name)
         preset = broadcast_object_list([preset])[0]
         recipe = resolve_recipe(preset, *words)

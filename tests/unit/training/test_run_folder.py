@@ -157,7 +157,7 @@ def set_format(run: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("files", "advice"),
     [
-        (["model", "tokenizer/model"], "set tokenizer_training.init_from and transformer_training"),
+        (["model", "tokenizer/model"], "To train it further, give a new --out and --from "),
         (["tokenizer/model"], "Its image tokenizer still works: choose a new --out and set tok"),
         ([], "Finish it with the version of tessella that began it, or choose a new --out."),
     ],
