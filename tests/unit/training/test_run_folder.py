@@ -174,7 +174,7 @@ def test_a_run_of_another_format_is_refused_with_what_to_do(
     message = str(caught.value)
     assert message.startswith(f"The run has format `{number}`; this tessella resumes format 3: `")
     assert advice in message
-    assert not files or f"to `{run}`." in message
+    assert not files or str(run) in message.partition("works")[2]
 
 
 def test_a_run_of_format_2_can_still_be_looked_at(run: Path) -> None:
