@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from fault_injection import Injector
 from fault_runs import (
     Ended,
@@ -128,8 +130,7 @@ class Bench:
         ended = run(words)
         if ended.status:
             return f"{ended.status}: {ended.err.strip()}"
-        [path] = out.rglob("*.png")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hash_picture(out)
 
     def check_paints(self, model: Path, known: set[str]) -> list[Problem]:
         """Checks that a model paints as it did before the command, or does after it."""
@@ -158,6 +159,13 @@ class Bench:
         if "damaged" in ended.err:
             problems.append(Problem("state_lost", f"half-written: {ended.err.strip()[-400:]}"))
         return [*problems, *compare(scenario.target, scenario.finished)]
+
+
+def hash_picture(folder: Path) -> str:
+    """Hashes the pixels of the only picture in a folder; its texts name the model."""
+    [path] = folder.rglob("*.png")
+    with Image.open(path) as image:
+        return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def compare(target: Path, finished: Path | None) -> list[Problem]:
@@ -232,9 +240,7 @@ def prepare(place: Path, every: int) -> Bench:
     """Makes the data and the undisturbed runs."""
     data = draw_data(place / "data", 12)
     more = draw_data(place / "more", 3, first=100)
-    bench = Bench(
-        place, data, more, place / "whole", place / "half", place / "other", every=every
-    )
+    bench = Bench(place, data, more, place / "whole", place / "half", place / "other", every=every)
     (place / "work").mkdir()
     (place / "finished").mkdir()
     out = place / "work" / "run"

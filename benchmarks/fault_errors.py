@@ -46,9 +46,7 @@ def count_operations(bench: Bench, scenario: Scenario) -> dict[str, int]:
     return dict(counts) if isinstance(counts, dict) else {}
 
 
-def try_one(
-    bench: Bench, scenario: Scenario, injector: Injector, name: str
-) -> Iterator[Outcome]:
+def try_one(bench: Bench, scenario: Scenario, injector: Injector, name: str) -> Iterator[Outcome]:
     """Tries a fault; yields nothing if it did not come about."""
     ended, noted, problems = run_faulty(bench, scenario, injector)
     if ended.status >= 0 and not noted.get("has_failed"):

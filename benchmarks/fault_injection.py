@@ -149,9 +149,7 @@ class Injector:
             opener: Callable[[str, int], int] | None = None,
         ) -> Any:
             if not set(mode) & set("wax+") or not injector.holds(file):
-                return real_open(
-                    file, mode, buffering, encoding, errors, newline, closefd, opener
-                )
+                return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
             if opener is None:
                 injector.begin("create", file)
             raw = Raw(file, mode.replace("t", ""), closefd, opener)

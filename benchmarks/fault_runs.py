@@ -72,9 +72,7 @@ class Ended:
     def problems(self) -> list[str]:
         """What is wrong with the way it ended: only success and an error in words are right."""
         found = []
-        if _UNCLEAR.search(self.err) or "Traceback" in self.out:
-            found.append(f"unclear: {self.err.strip()[-400:]}")
-        elif self.status == 1 and "Error: " not in self.err:
+        if _UNCLEAR.search(self.err) or "Traceback" in self.out or (self.status == 1 and "Error: " not in self.err):
             found.append(f"unclear: {self.err.strip()[-400:]}")
         if self.status not in (0, 1, 2, 130, -signal.SIGKILL):
             found.append(f"unclear: it ended with {self.status}: {self.err.strip()[-300:]}")
