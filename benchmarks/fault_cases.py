@@ -1,10 +1,11 @@
 """What the campaign against faults compares with, and how a case is judged."""
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -73,25 +74,34 @@ class Bench:
     tokenizer: Path  # a run after `fit-tokenizer`
     other: Path  # finished, of another seed
     every: int  # try every n-th case
-    settled: dict[str, list[Problem]] = field(default_factory=dict)
-    """By state of a folder, what was wrong when it was finished from."""
+    jobs: int  # processes that share the cases
+    job: int = 0  # number of this one
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By scenario, what its command does to files."""
+    _painted: dict[Path, str] = field(default_factory=dict)
     _number: int = 0
 
+    @property
+    def work(self) -> Path:
+        """Where this process tries its cases."""
+        return self.place / f"job-{self.job}"
+
     def is_chosen(self) -> bool:
-        """Says whether the next case is tried."""
+        """Says whether the next case is tried, and here."""
         self._number += 1
-        return self._number % self.every == 0
+        turn, rest = divmod(self._number, self.every)
+        return not rest and turn % self.jobs == self.job
 
     def scenarios(self) -> Iterator[Scenario]:
         """Yields every command that writes."""
-        out = self.place / "work" / "run"
+        out = self.work / "run"
         for command, origin, finished in (
             ("fit-tokenizer", None, self.tokenizer),
             ("fit-transformer", self.tokenizer, self.run),
         ):
             words = fit_words(self.data, out, command=command)
             yield Scenario(command, words, out, origin, words, finished)
-        model = self.place / "work" / "model"
+        model = self.work / "model"
         words = ["examples", "add", str(model), str(self.more)]
         yield self._complete(
             Scenario("examples-add", words, model, self.run / "model", words), usable=True
@@ -104,7 +114,7 @@ class Bench:
         )
         words = ["report", str(out)]
         yield self._complete(Scenario("report", words, out, self.run, words))
-        picture = self.place / "work" / "pictures"
+        picture = self.work / "pictures"
         words = ["generate", "a red circle", "--model", str(self.run), "--out", str(picture)]
         yield self._complete(Scenario("generate", words, picture, None, [*words, "--force"]))
 
@@ -118,13 +128,16 @@ class Bench:
                 raise SystemExit(f"{scenario.name} fails without a fault: {ended.err}")
             shutil.copytree(scenario.target, scenario.finished)
         if usable and scenario.origin is not None:
-            known = {self.paint(scenario.origin), self.paint(scenario.finished)}
+            for folder in (scenario.origin, scenario.finished):
+                if folder not in self._painted:
+                    self._painted[folder] = self.paint(folder)
+            known = {self._painted[scenario.origin], self._painted[scenario.finished]}
             scenario.usable = lambda: self.check_paints(scenario.target, known)
         return scenario
 
     def paint(self, model: Path) -> str:
         """Paints with a model; returns the picture's hash, or what it said."""
-        out = self.place / "painted"
+        out = self.work / "painted"
         shutil.rmtree(out, ignore_errors=True)
         words = ["generate", "drawing a red circle", "--model", str(model), "--out", str(out)]
         ended = run(words)
@@ -144,10 +157,14 @@ class Bench:
         target = scenario.target
         if ended.status >= 0 and (left := list_temporary(target)):
             problems.append(Problem("left_behind", f"at once: {', '.join(left)}"))
-        state = f"{scenario.name} {hash_state(target)}"
-        if state not in self.settled:
-            self.settled[state] = self._finish(scenario)
-        return Outcome(name, ending, problems + self.settled[state])
+        # One file a state, since several processes share them.
+        settled = self.place / "settled" / f"{scenario.name}-{hash_state(target)}"
+        if not settled.exists():
+            found = [asdict(problem) for problem in self._finish(scenario)]
+            settled.with_suffix(f".{self.job}").write_text(json.dumps(found), encoding="utf-8")
+            settled.with_suffix(f".{self.job}").replace(settled)
+        known = json.loads(settled.read_text(encoding="utf-8"))
+        return Outcome(name, ending, problems + [Problem(**one) for one in known])
 
     def _finish(self, scenario: Scenario) -> list[Problem]:
         """Runs the command again and compares what is there with what should be."""
@@ -210,7 +227,7 @@ def run_faulty(
 ) -> tuple[Ended, dict[str, object], list[Problem]]:
     """Runs a command with a fault; returns how it ended, what was noted, which checkpoints went."""
     scenario.reset()
-    notes = bench.place / "notes.json"
+    notes = bench.work / "notes.json"
     notes.unlink(missing_ok=True)
 
     def before() -> None:
@@ -236,14 +253,14 @@ def find_lost(noted: dict[str, object]) -> list[Problem]:
     return problems
 
 
-def prepare(place: Path, every: int) -> Bench:
-    """Makes the data and the undisturbed runs."""
+def prepare(place: Path, every: int, jobs: int) -> Bench:
+    """Makes the data and the undisturbed runs, and counts what each command does to files."""
     data = draw_data(place / "data", 12)
     more = draw_data(place / "more", 3, first=100)
-    bench = Bench(place, data, more, place / "whole", place / "half", place / "other", every=every)
-    (place / "work").mkdir()
-    (place / "finished").mkdir()
-    out = place / "work" / "run"
+    bench = Bench(place, data, more, place / "whole", place / "half", place / "other", every, jobs)
+    for name in ("finished", "settled", *(f"job-{job}" for job in range(jobs))):
+        (place / name).mkdir()
+    out = bench.work / "run"
 
     def finish(words: Sequence[str]) -> None:
         ended = run(words)
@@ -259,4 +276,9 @@ def prepare(place: Path, every: int) -> Bench:
     if problems := compare(place / "plain" / "model", bench.run / "model"):
         raise SystemExit(f"Both halves of a run are not the whole: {problems}")
     finish(fit_words(data, bench.other, seed=1))
+    whole = Scenario("fit", fit_words(data, out), out, None)
+    for scenario in (*bench.scenarios(), whole):
+        noted = run_faulty(bench, scenario, Injector(scenario.target))[1]
+        counts = noted.get("counts")
+        bench.counts[scenario.name] = counts if isinstance(counts, dict) else {}
     return bench

@@ -4,8 +4,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from fault_cases import Bench, Outcome, Problem, Scenario, compare, hash_picture
-from fault_runs import Ended, fit_words, run
+import tessella
+from fault_cases import Bench, Outcome, Problem, Scenario, compare
+from fault_runs import fit_words, run
+from tessella.errors import TessellaError
+from tessella.files import hash_tensors
+from tessella.model.folder import read_captions
+from tessella.training.checkpoint import load_latest_checkpoint
 
 Damage = Callable[[Path, Path], None]
 """Damages a file, given another run's of the same name."""
@@ -49,7 +54,7 @@ def try_damages(bench: Bench) -> Iterator[Outcome]:
     """Damages each file in each way."""
     yield from _try_models(bench)
     yield from _try_checkpoints(bench)
-    yield from _try_all_checkpoints(bench)
+    yield from _try_whole_runs(bench)
 
 
 def _each(folder: Path, bench: Bench) -> Iterator[tuple[str, str, Damage]]:
@@ -64,83 +69,98 @@ def _each(folder: Path, bench: Bench) -> Iterator[tuple[str, str, Damage]]:
 
 def _try_models(bench: Bench) -> Iterator[Outcome]:
     """A damaged model paints as before, or is refused."""
-    model, good = bench.place / "work" / "model", bench.run / "model"
-    expected = bench.paint(good)
+    model, good = bench.work / "model", bench.run / "model"
+    expected = _paint(good)
     for name, relative, damage in _each(good, bench):
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(good, model)
         damage(model / relative, bench.other / "model" / relative)
-        out = bench.place / "painted"
-        shutil.rmtree(out, ignore_errors=True)
-        words = ["generate", "drawing a red circle", "--model", str(model), "--out", str(out)]
-        ended = run(words)
-        problems = [Problem("unclear_errors", text) for text in ended.problems]
-        if not ended.status and hash_picture(out) != expected:
-            problems.append(Problem("state_lost", "it paints another picture without a word"))
-        yield Outcome(f"model {name}", _ending(ended), problems)
+        wrong = [Problem("state_lost", "it paints another picture without a word")]
+        yield _judge(f"model {name}", lambda: [] if _paint(model) == expected else wrong)
+
+
+def _paint(folder: Path) -> bytes:
+    """Paints with a model, and reads what else a person sees of it."""
+    model = tessella.load(folder, device="cpu")
+    read_captions(folder)
+    return model.generate("drawing a red circle", seed=0).tobytes()
 
 
 def _try_checkpoints(bench: Bench) -> Iterator[Outcome]:
-    """With a damaged checkpoint a run ends in the same weights, or is refused."""
-    out = bench.place / "work" / "run"
-    for stage, command, origin in (
-        ("tokenizer", "fit-tokenizer", bench.tokenizer),
-        ("transformer", "fit-transformer", bench.run),
-    ):
-        words = fit_words(bench.data, out, command=command)
-        scenario = Scenario(command, words, out, origin, words, origin)
-        folder = f"{stage}/checkpoints"
-        for name, relative, damage in _each(origin / folder, bench):
-            scenario.reset()
-            shutil.rmtree(out / "model", ignore_errors=True)  # so that the weights are needed
-            damage(out / folder / relative, bench.other / folder / relative)
-            ended = run(words)
-            problems = [Problem("unclear_errors", text) for text in ended.problems]
-            if ended.status:
-                problems.append(Problem("state_lost", ended.err.strip()[-300:]))
-            elif (out / "model").exists() == (origin / "model").exists():
-                problems += _compare_weights(out, origin)
-            else:
-                problems.append(Problem("state_lost", "no model"))
-            yield Outcome(f"{folder} {name}", _ending(ended), problems)
+    """With a damaged checkpoint a run goes on from a good one: the same, or the one before."""
+    for stage in ("tokenizer", "transformer"):
+        good = bench.run / stage / "checkpoints"
+        known = [_read_all(good)]
+        newest = max(path.name for path in good.iterdir())
+        folder = bench.work / "checkpoints"
+        _copy(good, folder)
+        shutil.rmtree(folder / newest)
+        known.append(_read_all(folder))
+        for name, relative, damage in _each(good, bench):
+            _copy(good, folder)
+            damage(folder / relative, bench.other / stage / "checkpoints" / relative)
+
+            def read(folder: Path = folder, known: list[str] = known) -> list[Problem]:
+                is_good = _read_all(folder) in known
+                return [] if is_good else [Problem("state_lost", "it is another state")]
+
+            outcome = _judge(f"{stage} {name}", read)
+            if outcome.ending == "refused":
+                outcome.problems.append(Problem("state_lost", "no good one was found"))
+            yield outcome
 
 
-def _try_all_checkpoints(bench: Bench) -> Iterator[Outcome]:
-    """With every checkpoint damaged a run is refused, and what is there stays."""
-    out = bench.place / "work" / "run"
-    words = fit_words(bench.data, out, command="fit-transformer")
+def _read_all(folder: Path) -> str:
+    """Hashes the newest good checkpoint."""
+    state = load_latest_checkpoint(folder)
+    if state is None:
+        return "none"
+    return f"{state.images_seen} {sorted(state.info.items())} {hash_tensors(state.tensors)}"
+
+
+def _copy(good: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+
+
+def _judge(name: str, use: Callable[[], list[Problem]]) -> Outcome:
+    """Judges what comes of using something damaged, in this process."""
+    try:
+        problems = use()
+        return Outcome(name, "same", problems)
+    except TessellaError as error:
+        is_mute = not str(error).strip()
+        mute = [Problem("unclear_errors", "an error without words")]
+        return Outcome(name, "refused", mute if is_mute else [])
+    except Exception as error:  # noqa: BLE001  that is what is looked for
+        text = f"{type(error).__name__}: {error}"
+        return Outcome(name, "refused", [Problem("unclear_errors", text)])
+
+
+def _try_whole_runs(bench: Bench) -> Iterator[Outcome]:
+    """`fit` with the newest checkpoint of a stage damaged, and with all of them."""
+    out = bench.work / "run"
+    words = fit_words(bench.data, out)
     scenario = Scenario("all", words, out, bench.run)
-    for name, damage in DAMAGES.items():
-        for file in ("state.safetensors", "checkpoint.json"):
+    for stage in ("tokenizer", "transformer"):
+        for count in (1, 2):
             if not bench.is_chosen():
                 continue
             scenario.reset()
-            folder = out / "transformer" / "checkpoints"
-            for path in folder.rglob(file):
-                damage(path, bench.other / path.relative_to(out))
+            shutil.rmtree(out / "model")  # so that the weights are needed
+            folder = out / stage / "checkpoints"
+            for path in sorted(folder.iterdir(), reverse=True)[:count]:
+                _flip(0.5)(path / "state.safetensors", path)
             before = sorted(path.relative_to(out) for path in folder.rglob("*"))
             ended = run(words)
             problems = [Problem("unclear_errors", text) for text in ended.problems]
             after = sorted(path.relative_to(out) for path in folder.rglob("*"))
-            if not ended.status:  # such as without the last line end of JSON
-                problems += compare(out, bench.run)
-            elif before != after:
-                problems.append(Problem("state_lost", "damaged checkpoints were removed"))
-            yield Outcome(f"all {file} {name}", _ending(ended), problems)
-
-
-def _compare_weights(out: Path, origin: Path) -> list[Problem]:
-    names = [
-        path.relative_to(origin)
-        for path in origin.rglob("*.safetensors")
-        if "checkpoints" not in path.parts
-    ]
-    return [
-        Problem("state_lost", f"another content: {name}")
-        for name in names
-        if not (out / name).exists() or (out / name).read_bytes() != (origin / name).read_bytes()
-    ]
-
-
-def _ending(ended: Ended) -> str:
-    return {0: "same", 1: "refused", 2: "refused"}.get(ended.status, "ended")
+            if count == 1:
+                if ended.status:
+                    problems.append(Problem("state_lost", ended.err.strip()[-300:]))
+                else:
+                    problems += compare(out / "model", bench.run / "model")
+            elif not ended.status or before != after:
+                problems.append(Problem("state_lost", "damaged checkpoints were taken or removed"))
+            ending = "refused" if ended.status else "same"
+            yield Outcome(f"{count} of {stage} flipped", ending, problems)

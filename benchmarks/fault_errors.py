@@ -14,7 +14,7 @@ _FAULTS = {"EIO": (errno.EIO, False), "ENOSPC": (errno.ENOSPC, True)}
 def try_errors(bench: Bench) -> Iterator[Outcome]:
     """Lets each write, flush, rename and creation of every command fail, one a case."""
     for scenario in bench.scenarios():
-        counts = count_operations(bench, scenario)
+        counts = bench.counts[scenario.name]
         for kind in KINDS:
             for number in range(1, counts.get(kind, 0) + 1):
                 for fault, (code, is_lasting) in _FAULTS.items():
@@ -28,7 +28,7 @@ def try_errors(bench: Bench) -> Iterator[Outcome]:
 def try_kills(bench: Bench) -> Iterator[Outcome]:
     """Kills every command before each thing that it does to files."""
     for scenario in bench.scenarios():
-        for number in range(1, count_operations(bench, scenario).get(ANY, 0) + 1):
+        for number in range(1, bench.counts[scenario.name].get(ANY, 0) + 1):
             if bench.is_chosen():
                 injector = Injector(scenario.target, ANY, number, act=kill)
                 yield from try_one(bench, scenario, injector, f"{scenario.name} kill {number}")
@@ -37,13 +37,6 @@ def try_kills(bench: Bench) -> Iterator[Outcome]:
 def kill() -> None:
     """Ends this process as `kill -9` does."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def count_operations(bench: Bench, scenario: Scenario) -> dict[str, int]:
-    """Counts what a command does to files."""
-    _, noted, _ = run_faulty(bench, scenario, Injector(scenario.target))
-    counts = noted.get("counts", {})
-    return dict(counts) if isinstance(counts, dict) else {}
 
 
 def try_one(bench: Bench, scenario: Scenario, injector: Injector, name: str) -> Iterator[Outcome]:

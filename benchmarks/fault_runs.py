@@ -72,7 +72,8 @@ class Ended:
     def problems(self) -> list[str]:
         """What is wrong with the way it ended: only success and an error in words are right."""
         found = []
-        if _UNCLEAR.search(self.err) or "Traceback" in self.out or (self.status == 1 and "Error: " not in self.err):
+        is_mute = self.status == 1 and "Error: " not in self.err
+        if _UNCLEAR.search(self.err) or "Traceback" in self.out or is_mute:
             found.append(f"unclear: {self.err.strip()[-400:]}")
         if self.status not in (0, 1, 2, 130, -signal.SIGKILL):
             found.append(f"unclear: it ended with {self.status}: {self.err.strip()[-300:]}")
@@ -132,6 +133,7 @@ def start(words: Sequence[str], before: Callable[[], object] | None = None) -> P
         return Process(pid, folder)
     status = 99
     try:
+        gc.disable()  # it ends soon
         os.setsid()
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)

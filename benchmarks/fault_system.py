@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fault_cases import Bench, Outcome, Problem, Scenario, run_faulty
-from fault_errors import count_operations, try_one
+from fault_errors import try_one
 from fault_injection import ANY, Injector
 from fault_runs import Ended, fit_words, run, start
 
@@ -23,14 +23,14 @@ _SEED = 18  # of the moments
 
 def _fit(bench: Bench, out: Path | None = None) -> Scenario:
     """A whole `fit`."""
-    out = bench.place / "work" / "run" if out is None else out
+    out = bench.work / "run" if out is None else out
     words = fit_words(bench.data, out)
     return Scenario("fit", words, out, None, words, bench.place / "plain")
 
 
 def _draw(scenario: Scenario, bench: Bench, count: int) -> Iterator[int]:
     """Draws moments of a command, each before something that it does to files."""
-    most = count_operations(bench, scenario).get(ANY, 1)
+    most = bench.counts[scenario.name].get(ANY, 1)
     moments = random.Random(_SEED)
     for _ in range(count):
         number = moments.randint(1, most)
@@ -66,7 +66,7 @@ def try_disks(bench: Bench) -> Iterator[Outcome]:
 
 def _try_full_disk(bench: Bench, size_kib: int) -> Iterator[Outcome]:
     """Fits on a small disk, which then gets larger; nothing where mounting is not allowed."""
-    disk = bench.place / "disk"
+    disk = bench.work / "disk"
     disk.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -205,7 +205,7 @@ def try_places(bench: Bench) -> Iterator[Outcome]:
     for name in names:
         for copies in (True, False):
             if bench.is_chosen():
-                yield _resume_at(bench, bench.place / "places" / name / "run", copies=copies)
+                yield _resume_at(bench, bench.work / "places" / name / "run", copies=copies)
     changes: dict[str, Callable[[], object]] = {
         "clock set back a year": lambda: _set_clock(-365 * 86400.0),
         "clock set back to 1970": lambda: _set_clock(-time.time()),
@@ -221,7 +221,7 @@ def try_places(bench: Bench) -> Iterator[Outcome]:
     }
     for name, change in changes.items():
         if bench.is_chosen():
-            yield _resume_at(bench, bench.place / "work" / "run", before=change, name=name)
+            yield _resume_at(bench, bench.work / "run", before=change, name=name)
     for locale in ("C", "POSIX", "xx_XX.UTF-8"):
         if bench.is_chosen():
             yield _resume_in_locale(bench, locale)
@@ -251,7 +251,7 @@ def _resume_at(
 
 def _resume_in_locale(bench: Bench, locale: str) -> Outcome:
     """Resumes in a new Python, without UTF-8, at a path that is not ASCII."""
-    out = bench.place / "places" / "ünï—🎨" / "locale"
+    out = bench.work / "places" / "ünï—🎨" / "locale"
     words = fit_words(bench.data, out, command="fit-transformer")
     scenario = Scenario("fit-transformer", words, out, bench.tokenizer, words, bench.run)
     scenario.reset()

@@ -27,9 +27,12 @@ Exit status 1 if any of them is not 0.
 
 import argparse
 import collections
+import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import fault_damage
@@ -54,19 +57,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=sorted(GROUPS), action="append")
     parser.add_argument("--every", type=int, default=1, help="try every n-th case alone")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that share the cases")
     parser.add_argument("--quick", action="store_true", help="every 60th case; stores nothing")
     options = parser.parse_args()
     every = 60 if options.quick else options.every
     names = options.only or list(GROUPS)
-    counted: dict[str, collections.Counter[str]] = {}
-    began = time.monotonic()
     with workplace() as place:
-        bench = prepare(Path(place), every)
-        for name in names:
-            counted[name] = collections.Counter()
-            for outcome in GROUPS[name](bench):
-                count(outcome, counted[name])
-            print(f"{name}: {dict(counted[name])}, {time.monotonic() - began:.0f} s", flush=True)
+        counted = try_all(prepare(Path(place), every, options.jobs), names)
     totals = sum(counted.values(), collections.Counter[str]())
     failures = ("state_lost", "unclear_errors", "left_behind")
     results = {name: totals[name] for name in ("cases", *failures)}
@@ -75,10 +72,47 @@ def main() -> int:
         {**results, "groups": counted},
         config={"every": every, "only": names},
         where=environment("cpu"),
-        folder=RESULTS if every == 1 and not options.only else None,
+        folder=RESULTS if not options.quick and not options.only else None,
     )
     print_record(record)
     return int(any(totals[name] for name in failures))
+
+
+def try_all(bench: Bench, names: Sequence[str]) -> dict[str, collections.Counter[str]]:
+    """Lets several processes share the cases; returns what they counted, by group."""
+    pids = {}
+    for job in range(bench.jobs):
+        sys.stdout.flush()
+        pids[job] = os.fork()
+        if not pids[job]:
+            bench.job = job
+            status = 1
+            try:
+                counted = {name: try_group(name, bench) for name in names}
+                (bench.place / f"{job}.json").write_text(json.dumps(counted), encoding="utf-8")
+                status = 0
+            except BaseException:  # noqa: BLE001  the parent must go on
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
+    if any([os.waitpid(pid, 0)[1] for pid in pids.values()]):
+        raise SystemExit("A process of the campaign has failed.")
+    found = [json.loads((bench.place / f"{job}.json").read_text()) for job in pids]
+    return {
+        name: sum((collections.Counter(one[name]) for one in found), collections.Counter[str]())
+        for name in names
+    }
+
+
+def try_group(name: str, bench: Bench) -> collections.Counter[str]:
+    """Tries this process's cases of a group; returns what was counted."""
+    counted = collections.Counter[str]()
+    began = time.monotonic()
+    for outcome in GROUPS[name](bench):
+        count(outcome, counted)
+    seconds = time.monotonic() - began
+    print(f"job {bench.job}, {name}: {dict(counted)}, {seconds:.0f} s", flush=True)
+    return counted
 
 
 def count(outcome: Outcome, counted: collections.Counter[str]) -> None:

@@ -1,4 +1,4 @@
-"""Signals, a closed terminal among them, ask a run to save and stop; a second one stops it at once."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to save and stop; a second one stops it at once."""
 
 import contextlib
 import signal
