@@ -70,12 +70,11 @@ def _each(folder: Path, bench: Bench) -> Iterator[tuple[str, str, Damage]]:
 def _try_models(bench: Bench) -> Iterator[Outcome]:
     """A damaged model paints as before, or is refused."""
     model, good = bench.work / "model", bench.run / "model"
-    expected = _paint(good)
+    expected, wrong = _paint(good), [Problem("state_lost", "another picture, without a word")]
     for name, relative, damage in _each(good, bench):
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(good, model)
         damage(model / relative, bench.other / "model" / relative)
-        wrong = [Problem("state_lost", "it paints another picture without a word")]
         yield _judge(f"model {name}", lambda: [] if _paint(model) == expected else wrong)
 
 
@@ -83,7 +82,8 @@ def _paint(folder: Path) -> bytes:
     """Paints with a model, and reads what else a person sees of it."""
     model = tessella.load(folder, device="cpu")
     read_captions(folder)
-    return model.generate("drawing a red circle", seed=0).tobytes()
+    [picture] = model.generate("drawing a red circle", seed=0)
+    return picture.tobytes()
 
 
 def _try_checkpoints(bench: Bench) -> Iterator[Outcome]:
