@@ -51,7 +51,7 @@ bench: $(VENV)/stamp-test ## run every benchmark with its quick settings
 	@set -e; found=; \
 	for script in benchmarks/*.py; do \
 		case "$$script" in \
-			benchmarks/harness.py|benchmarks/http_clients.py|benchmarks/malformed_*.py|benchmarks/'*.py') \
+			benchmarks/harness.py|benchmarks/http_clients.py|benchmarks/malformed_*.py|benchmarks/fault_*.py|benchmarks/'*.py') \
 			continue;; esac; \
 		found=1; echo "$$script --quick"; $(PY) "$$script" --quick; \
 	done; \
