@@ -1,5 +1,6 @@
 """Shared by all tests: two threads, one small prepared data set, a browser."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -41,20 +42,40 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, CaptionedIm
     return prepare(["scenes:40"], settings, tmp_path_factory.mktemp("scenes") / "data").sides
 
 
+_browsers: list[Any] = []
+_open = contextlib.ExitStack()
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; if there is none, tests skip, or fail where it is required."""
+def browser() -> Any:
+    """Headless Chromium; if there is none, tests skip, or fail where it is required.
+
+    One for all files that follow each other: starting it takes longer than most tests.
+    """
     from playwright.sync_api import expect, sync_playwright
 
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        missing = f"There is no browser here; looked for: {', '.join(BROWSERS)}."
-        if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
+    if not _browsers:
+        found = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if found is None:
+            missing = f"There is no browser here; looked for: {', '.join(BROWSERS)}."
+            if os.environ.get("TESSELLA_REQUIRE_BROWSER"):
+                pytest.fail(missing)
+            pytest.skip(missing)
+        expect.set_options(timeout=60_000)
+        playwright = _open.enter_context(sync_playwright())
         # In a container there is no sandbox within the sandbox.
         launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+        _open.callback(launched.close)
+        _browsers.append(launched)
+    return _browsers[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Iterator[None]:
+    """Closes the browser before a test that needs none, which its event loop may disturb."""
+    try:
+        return (yield)
+    finally:
+        if "browser" not in getattr(nextitem, "fixturenames", ()):
+            _browsers.clear()
+            _open.close()

@@ -1,11 +1,14 @@
 """The studio's page for tests: opened at a size, painted on, its gallery filled."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from playwright.sync_api import Browser, Page, expect
 
 from tessella.images import encode_picture
+from tessella.serving.models_served import ServedModel, load_models
 
 PROMPT = "a large red circle on a white background"
 SIZES = {"phone": (390, 844), "tablet": (768, 1024), "desktop": (1440, 900)}
@@ -26,6 +29,19 @@ FILL = """async (count) => {
       negativePrompt: "", steps: null, guidanceScale: null, bestOf: null});
   }
 }"""
+
+
+def load_once(*names: str) -> Mapping[str, ServedModel]:
+    """Loads bundled models as `tessella serve` does, for all files once.
+
+    Drawing the box of tiles takes longer than loading; a loaded model keeps it.
+    """
+    return {key: served for name in names for key, served in _load(name).items()}
+
+
+@functools.cache
+def _load(name: str) -> Mapping[str, ServedModel]:
+    return load_models([name], "cpu")
 
 
 def open_studio(browser: Browser, address: str, size: str, view: str = "paint") -> Page:

@@ -10,10 +10,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from served import serve_app
-from studio_page import SIZES, fill_gallery, open_studio, paint, to_file
+from studio_page import SIZES, fill_gallery, load_once, open_studio, paint, to_file
 from tessella.images import save_png
 from tessella.serving.app import create_app
-from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 
 Open = Callable[..., Page]
@@ -39,7 +38,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "tokenizer" / "metrics.jsonl").write_text(log, encoding="utf-8")
     sample = np.zeros((8, 8, 3), dtype=np.uint8)
     save_png(folder / "tokenizer" / "samples" / f"{200:012d}.png", sample)
-    models = load_models(["scenes", "second=scenes"], "cpu")
+    models = load_once("scenes", "second=scenes")
     with serve_app(create_app(models, ServeSettings(), run=folder)) as made:
         yield made
 

@@ -8,9 +8,8 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from served import serve_app
-from studio_page import SIZES, open_studio, paint, to_file
+from studio_page import SIZES, load_once, open_studio, paint, to_file
 from tessella.serving.app import create_app
-from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 
 Open = Callable[..., Page]
@@ -18,7 +17,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serve_app(create_app(load_models(["scenes"], "cpu"), ServeSettings())) as made:
+    with serve_app(create_app(load_once("scenes"), ServeSettings())) as made:
         yield made
 
 

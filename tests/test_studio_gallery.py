@@ -6,9 +6,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from served import serve_app
-from studio_page import fill_gallery, open_studio
+from studio_page import fill_gallery, load_once, open_studio
 from tessella.serving.app import create_app
-from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 
 # What the bar of half a second is measured on is in benchmarks/studio.py; here nothing may be so
@@ -18,7 +17,7 @@ SLOWEST_MS = 5_000
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with serve_app(create_app(load_models(["scenes"], "cpu"), ServeSettings())) as made:
+    with serve_app(create_app(load_once("scenes"), ServeSettings())) as made:
         yield made
 
 

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from served import serve_app
+from studio_page import load_once
 from tessella.serving.app import create_app
-from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 
 PHONE = {"width": 390, "height": 844}
@@ -69,7 +69,7 @@ class Wire:
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[str]:
-    with serve_app(create_app(load_models(["scenes"], "cpu"), ServeSettings())) as address:
+    with serve_app(create_app(load_once("scenes"), ServeSettings())) as address:
         yield address
 
 

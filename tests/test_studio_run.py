@@ -13,9 +13,10 @@ from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect
 
 from served import serve_app
+from studio_page import load_once
 from tessella.images import save_png
 from tessella.serving.app import create_app
-from tessella.serving.models_served import ServedModel, load_models
+from tessella.serving.models_served import ServedModel
 from tessella.serving.settings import ServeSettings
 
 RECIPE = {
@@ -80,7 +81,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def models() -> Mapping[str, ServedModel]:
-    return load_models(["scenes"], "cpu")
+    return load_once("scenes")
 
 
 @pytest.fixture

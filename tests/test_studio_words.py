@@ -6,9 +6,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from served import serve_app
-from studio_page import open_studio
+from studio_page import load_once, open_studio
 from tessella.serving.app import create_app
-from tessella.serving.models_served import load_models
 from tessella.serving.settings import ServeSettings
 
 MESSAGES = {
@@ -67,8 +66,10 @@ NUMBERS = {
 
 @pytest.fixture(scope="module")
 def page(browser: Browser) -> Iterator[Page]:
-    with serve_app(create_app(load_models(["scenes"], "cpu"), ServeSettings())) as address:
-        yield open_studio(browser, address, "desktop")
+    with serve_app(create_app(load_once("scenes"), ServeSettings())) as address:
+        made = open_studio(browser, address, "desktop")
+        yield made
+        made.context.close()
 
 
 def test_messages_have_no_backticks_and_no_names_of_fields(page: Page) -> None:

@@ -18,6 +18,7 @@ from tessella.cli.post import PostCommand, post
 from tessella.cli.probe import ProbeRequest, probe
 from tessella.cli.reconstruct import ReconstructOptions, reconstruct
 from tessella.cli.report import ReportOptions, report
+from tessella.cli.reporting import ProcessEnd
 from tessella.cli.scoring import ScoreOptions, score
 from tessella.cli.serving import ServeCommand, StudioCommand, serve, studio
 from tessella.cli.training import FitCommand, TrainingCommand, fit, fit_tokenizer, fit_transformer
@@ -73,4 +74,7 @@ def _program(
 
 def main() -> None:
     """Runs the command line and exits with its status."""
-    app()
+    try:
+        app()
+    except ProcessEnd as end:
+        end.leave()

@@ -8,11 +8,12 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -33,6 +34,21 @@ class Result:
     values: Mapping[str, Any]  # plain values, for `--json`
     lines: Iterable["RenderableType"]  # text and tables, without `--json`
     exit_status: int = 0
+
+
+class ProcessEnd(SystemExit):
+    """Ends the process at once, whatever its threads are doing; has the exit status.
+
+    Python ends threads in the middle of PyTorch by aborting the process, and waits for ever for
+    others that hang.
+    """
+
+    def leave(self) -> NoReturn:
+        """Ends the process, without what Python does in the end."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # none, or closed
+                stream.flush()
+        os._exit(self.code if isinstance(self.code, int) else FAILED)
 
 
 def create_console(*, stderr: bool) -> "Console":

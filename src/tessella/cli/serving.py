@@ -13,6 +13,7 @@ import typer
 from tessella.cli.command import Command, DebugOptions, get_group
 from tessella.cli.llm_options import LlmOptions
 from tessella.cli.options import DEFAULT_MODEL, Config, Device, Precision, Set
+from tessella.cli.reporting import ProcessEnd
 from tessella.cli.settings_options import create_settings_group
 from tessella.errors import CheckpointError, needs_extra
 from tessella.untrusted import to_printable
@@ -71,14 +72,30 @@ def server_options() -> Any:
     return create_settings_group("serve", ServeSettings, names)
 
 
-class StudioCommand(Command):
+class ServerCommand(Command):
+    """A command that serves; the process ends with it."""
+
+    def invoke(self, ctx: Any) -> None:
+        """Runs the command and ends the process.
+
+        Raises:
+            ProcessEnd: with the command's status.
+        """
+        try:
+            super().invoke(ctx)
+        except typer.Exit as ended:
+            raise ProcessEnd(ended.exit_code) from None
+        raise ProcessEnd(0)
+
+
+class StudioCommand(ServerCommand):
     """A command with the options of a server; it has no result to print."""
 
     groups = (StudioOptions, server_options, KeyOptions, DebugOptions)
     if_interrupted = "Nothing was being shown yet."
 
 
-class ServeCommand(Command):
+class ServeCommand(ServerCommand):
     """A command with the options of a server and of a language model."""
 
     groups = (ServeOptions, server_options, KeyOptions, LlmOptions, DebugOptions)

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from tessella.serving.schemas import ErrorBody, PicturesBody, RequestBody
+from tessella.serving.schemas import ErrorBody, PicturesBody, RequestBody, describe_kind
 
 _RETRY_AFTER = {
     "Retry-After": {
@@ -66,7 +66,7 @@ def describe_body(
         *files: names of the parts that hold one; the first is required.
         takes_several: whether a form may have pictures beside the first.
     """
-    schema = kind.model_json_schema()
+    schema = describe_kind(kind)
     media_type = "multipart/form-data" if files else "application/json"
     if files:
         required = [files[0], *schema.get("required", ())]

@@ -1,5 +1,6 @@
 """Edits in JSON, as OpenAI takes them: `images[].image_url` with `data:` URLs, and a `mask`."""
 
+import functools
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
@@ -7,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model
 from tessella.generation import MAX_NEIGHBORS
 from tessella.serving.api_errors import ApiError
 from tessella.serving.bodies import decode_base64, validate_json
-from tessella.serving.schemas import B
+from tessella.serving.schemas import B, describe_kind
 
 
 class Source(BaseModel):
@@ -59,7 +60,7 @@ def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
         kind: of the fields beside the pictures.
     """
     whole = _create_whole(kind)
-    schema = whole.model_json_schema()
+    schema = describe_kind(whole)
     # A part of the document has no definitions of its own.
     source = schema.pop("$defs")["Source"]
     schema["properties"]["images"]["items"] = source
@@ -71,6 +72,7 @@ def add_json_edit(described: dict[str, Any], kind: type[B]) -> dict[str, Any]:
     return described
 
 
+@functools.lru_cache(maxsize=16)  # making it takes longer than reading a body
 def _create_whole(kind: type[B]) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "images": (

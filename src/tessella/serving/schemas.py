@@ -4,6 +4,8 @@ A request is read strictly: whatever the document does not allow is refused with
 so that a misspelt setting is never ignored. The sampling fields are those of `GenerationSettings`.
 """
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -173,6 +175,7 @@ class ReconstructionBody(RequestBody):
     """The fields of `POST /v1/images/reconstructions`."""
 
 
+@functools.lru_cache(maxsize=64)
 def create_body(
     kind: type[B], settings: ServeSettings, most_examples: int = MAX_NEIGHBORS
 ) -> type[B]:
@@ -210,6 +213,17 @@ def create_body(
             description = f"{field.description} The model's own unless given."
             fields[name] = annotation | None, _redefine(None, description, told.get(name))
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields)
+
+
+def describe_kind(kind: type[BaseModel]) -> dict[str, Any]:
+    """Returns a class's JSON schema, for whoever asks to change."""
+    schema: dict[str, Any] = json.loads(_write_schema(kind))
+    return schema
+
+
+@functools.lru_cache(maxsize=64)
+def _write_schema(kind: type[BaseModel]) -> str:
+    return json.dumps(kind.model_json_schema())
 
 
 def _redefine(default: Any, description: str | None, told: dict[str, Any] | None) -> Any:

@@ -3,6 +3,7 @@
 The document of these bodies says all that is refused of them; other fields are taken and ignored.
 """
 
+import functools
 from typing import Annotated, Any, TypeVar
 
 from PIL import Image
@@ -159,6 +160,7 @@ class ImageToImageBody(PaintBody):
         return Marking(marked, read.read_by, read.between, read.brightest)
 
 
+@functools.lru_cache(maxsize=16)
 def create_paint_body(kind: type[P], limits: ServeSettings) -> type[P]:
     """Returns a request's class as one server takes it: so that its document has all limits."""
     longest, most = (
@@ -182,7 +184,7 @@ def create_paint_body(kind: type[P], limits: ServeSettings) -> type[P]:
 
 def describe_paint_body(kind: type[PaintBody], limits: ServeSettings) -> dict[str, Any]:
     """Describes a body from `create_paint_body`, its two counts together too."""
-    schema = kind.model_json_schema()
+    schema = schemas.describe_kind(kind)
     schema["properties"]["override_settings"]["anyOf"][0] = schema.pop("$defs")["OptionsBody"]
     most = limits.max_pictures
     # Every pair whose product is at most that, in as few rectangles as they fit in.

@@ -1,6 +1,7 @@
 """Runs the application with uvicorn, and ends it without losing what is being painted."""
 
 import contextlib
+import faulthandler
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -20,11 +21,16 @@ from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
 
+_LATE_SECONDS = 15.0  # that a shutdown may take beyond its time-out
 _BACKLOG = 256  # also as many are accepted in one go: files that `connections.py` leaves for them
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn whose worker, at shutdown, refuses every job that it has not begun."""
+    """Uvicorn whose worker, at shutdown, refuses every job that it has not begun.
+
+    A signal's handler runs between any two steps of the main thread, which therefore never writes
+    `should_exit`: what it had read before would undo the signal.
+    """
 
     def __init__(
         self, config: uvicorn.Config, worker: PaintingWorker, on_ready: Callable[[], None]
@@ -34,8 +40,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ends the server once nothing can be painted any more."""
-        self.should_exit = self.should_exit or not self._worker.is_alive
-        return await super().on_tick(counter)
+        return await super().on_tick(counter) or not self._worker.is_alive
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to answer, and reports it."""
@@ -44,10 +49,13 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the shutdown; a second Ctrl-C does not wait for it."""
-        self._worker.close()
         # Not uvicorn's own, which raises the signal again in the end: this exit is a success.
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        if not self.should_exit:
+            _end_after(self.config.timeout_graceful_shutdown or 0)
+        elif sig == signal.SIGINT:
+            self.force_exit = True
         self.should_exit = True
+        self._worker.close()
 
 
 def serve(
@@ -62,6 +70,8 @@ def serve(
     tell: Callable[[str], None] = print,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then finishes what has begun and refuses the rest.
+
+    15 s after `shutdown_timeout_seconds` the process ends, whatever still holds it up.
 
     Args:
         models: as `load_models` takes them.
@@ -99,13 +109,36 @@ def serve(
             worker,
             lambda: tell(address + settings.root_path),
         )
-        with log_to_stderr(shows_prompts=settings.log_prompts):
-            server.run([listening])
+        try:
+            with log_to_stderr(shows_prompts=settings.log_prompts):
+                server.run([listening])
+        except KeyboardInterrupt:  # not uvicorn's own: before it began, or once it had ended
+            if not server.should_exit:
+                raise
+        finally:
+            _end_after(None)
         if not worker.is_alive:
             raise TessellaError(
                 "The painting thread ended after faults that came again and again; the log above "
                 "says which. Start the server again."
             )
+
+
+def _end_after(shutdown_timeout_seconds: float | None) -> None:
+    """Ends the process some time after a shutdown should have; None: it has ended in time.
+
+    Python waits for ever for a route's thread that hangs, as where a run lies on a drive that is
+    gone, and the loop for a log that nobody reads.
+    """
+    seconds = 0.0 if shutdown_timeout_seconds is None else shutdown_timeout_seconds + _LATE_SECONDS
+    # What ends it needs neither Python nor the loop. Without stderr it could say nothing.
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+        if seconds:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+        else:
+            faulthandler.cancel_dump_traceback_later()
+    if hasattr(signal, "setitimer"):  # not on Windows; stderr itself may hang, SIGALRM does not
+        signal.setitimer(signal.ITIMER_REAL, seconds and seconds + 1)
 
 
 def _configure(app: FastAPI, settings: ServeSettings, max_connections: int) -> uvicorn.Config:

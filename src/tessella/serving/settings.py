@@ -54,7 +54,8 @@ class ServeSettings(Settings):
     request_timeout_seconds: float = Field(120.0, gt=0, allow_inf_nan=False)
     """How long a request may take from its arrival to the end of its answer."""
     shutdown_timeout_seconds: float = Field(30.0, gt=0, allow_inf_nan=False)
-    """How long pictures that have begun may take to finish after SIGTERM."""
+    """How long pictures that have begun may take to finish after SIGTERM or Ctrl-C. 15 s later the
+    process ends, whatever still holds it up."""
     allow_origins: tuple[str, ...] = ()
     """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
     allowed_hosts: tuple[str, ...] = ()

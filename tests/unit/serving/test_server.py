@@ -12,7 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -20,39 +22,125 @@ from typer.testing import CliRunner
 from tessella.cli import app
 
 PROMPT = "a large red circle on a white background"
+PATIENCE = 600  # seconds; other processes may leave these ones hardly any time
 
 
 BROKEN = """
-from tessella.cli import app
+from tessella.cli import main
 from tessella.serving.worker import PaintingWorker
 
 def fail(self, *given):
     raise ValueError("a large red circle")
 
 PaintingWorker._measure = fail
-app()
+main()
+"""
+
+# Ctrl-C while the server looks whether to go on.
+INTERRUPTED = """
+import signal
+from tessella.cli import main
+from tessella.serving.worker import PaintingWorker
+
+looks_alive = PaintingWorker.is_alive.fget
+interrupts = [signal.SIGINT]
+
+def is_alive(self):
+    if interrupts:
+        signal.raise_signal(interrupts.pop())
+    return looks_alive(self)
+
+PaintingWorker.is_alive = property(is_alive)
+main()
+"""
+
+# A route whose thread never ends, as where a run lies on a drive that is gone.
+HANGING = """
+import time
+from tessella.cli import main
+from tessella.serving import server
+from tessella.serving.metrics import ServerMetrics
+
+def hang(self):
+    print("hanging", flush=True)
+    time.sleep(1_000_000)
+
+ServerMetrics.render = hang
+server._LATE_SECONDS = 600.0
+main()
+"""
+
+# Says when it is about to write a line of its log, and does not wait long for its own end.
+IMPATIENT = """
+import logging
+from tessella.cli import main
+from tessella.serving import server
+
+write = logging.StreamHandler.emit
+
+def emit(self, record):
+    print("logging", flush=True)
+    write(self, record)
+
+logging.StreamHandler.emit = emit
+server._LATE_SECONDS = 1.0
+main()
+"""
+
+# Within PyTorch, as when a large model is loaded or painted with, and for ever.
+BUSY = """
+import signal
+import torch
+from tessella.cli import main
+from tessella.model.pipeline import TextToImage
+from tessella.serving import server
+
+def be_busy(*given, **settings):
+    print("busy", flush=True)
+    matrix = torch.rand(300, 300)
+    while True:
+        matrix @ matrix
+
+# Whoever starts tests in the background of a shell lets them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if PLACE == "loading":
+    server.load_models = be_busy
+else:
+    TextToImage.generate_images = be_busy
+main()
 """
 
 
 @contextlib.contextmanager
-def serving(
-    *arguments: str, environment: Mapping[str, str] | None = None, code: str | None = None
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*arguments: str, **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Starts `tessella serve` on a free port; gives the process and its address."""
-    program = ["-m", "tessella"] if code is None else ["-c", code]
-    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(
-        [*command, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-    )
-    try:
+    with starting(*arguments, **options) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
         assert said.startswith("Serving at http://"), process.communicate()
         yield process, said.split()[2]
+
+
+@contextlib.contextmanager
+def starting(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    code: str | None = None,
+    log: int = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[str]]:
+    """Starts `tessella serve` on a free port; gives the process."""
+    program = ["-m", "tessella"] if code is None else ["-c", code]
+    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu"]
+    command += ["--set", f"serve.shutdown_timeout_seconds={PATIENCE}"]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+    )
+    try:
+        yield process
     finally:
         process.kill()
         process.communicate()
@@ -69,7 +157,7 @@ def ask(
     if key is not None:
         request.add_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(request, timeout=600) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -77,8 +165,7 @@ def ask(
 
 def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
     """A deployment that replaced the server must not cost anybody a picture."""
-    patient = ("--set", "serve.batch_size=1", "--set", "serve.shutdown_timeout_seconds=600")
-    with serving("scenes", *patient) as (process, address):
+    with serving("scenes", "--set", "serve.batch_size=1") as (process, address):
         url = f"{address}/v1/images/generations"
         assert ask(f"{address}/readyz")[0] == 200
         answers: list[tuple[int, Any]] = []
@@ -97,7 +184,7 @@ def test_sigterm_finishes_what_runs_and_refuses_the_rest() -> None:
         process.send_signal(signal.SIGTERM)
         begun.join()
         late.join()
-        _, log = process.communicate(timeout=300)
+        _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
         [(status, answer)] = answers
         assert status == 200, answer
@@ -128,7 +215,7 @@ def test_ctrl_c_ends_it_well_and_its_log_is_json_without_prompts_or_keys() -> No
         assert ask(url, {"prompt": PROMPT}, key=key)[0] == 200
         assert ask(f"{address}/healthz")[0] == 200
         process.send_signal(signal.SIGINT)
-        _, log = process.communicate(timeout=300)
+        _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     lines = [json.loads(line) for line in log.splitlines()]
     assert [(line["route"], line["status"]) for line in lines] == [
@@ -142,6 +229,105 @@ def test_ctrl_c_ends_it_well_and_its_log_is_json_without_prompts_or_keys() -> No
     assert all(line["id"] and line["seconds"] >= 0 for line in lines)
 
 
+def test_ctrl_c_at_any_step_ends_it() -> None:
+    """The server wrote down that it goes on, over the signal that had just come: it never ended."""
+    with serving("scenes", code=INTERRUPTED) as (process, _):
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert log == ""
+
+
+def test_a_route_that_hangs_does_not_keep_it() -> None:
+    """Python waits for each route's thread before it ends."""
+    impatient = ("--set", "serve.shutdown_timeout_seconds=1")
+    with serving("scenes", *impatient, code=HANGING) as (process, address):
+        with asking(f"{address}/metrics"):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hanging\n"
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert "Traceback" not in log
+
+
+@pytest.mark.skipif(not hasattr(os, "set_blocking"), reason="no pipe can be filled")
+def test_a_log_that_nobody_reads_does_not_keep_it() -> None:
+    """Every line to it waits for ever, in the thread that answers all requests."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    impatient = ("--set", "serve.shutdown_timeout_seconds=1")
+    try:
+        with (
+            serving("scenes", *impatient, code=IMPATIENT, log=writing) as (process, address),
+            asking(f"{address}/healthz"),
+        ):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "logging\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=PATIENCE) == -signal.SIGALRM
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_ctrl_c_while_a_model_is_loaded_ends_it_at_once() -> None:
+    """Python ended the thread in the middle of PyTorch, which aborted the process."""
+    with starting("scenes", code=f"PLACE = 'loading'{BUSY}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 130
+    assert log == "Interrupted. Nothing was being served yet.\n"
+
+
+def test_a_second_ctrl_c_waits_for_no_picture() -> None:
+    with serving("scenes", code=f"PLACE = 'painting'{BUSY}") as (process, address):
+        url = f"{address}/v1/images/generations"
+        with asking(url, {"prompt": PROMPT}):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "busy\n"
+            # A half-sent request besides.
+            parts = urlsplit(address)
+            with socket.create_connection((parts.hostname, parts.port)) as half:
+                half.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+                process.send_signal(signal.SIGINT)
+                # Once the first one is heard: two that come at once count as one.
+                wait_until_refused(f"{address}/healthz")
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+
+
+@contextlib.contextmanager
+def asking(address: str, body: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Asks in a thread meanwhile, and for an answer that may never come."""
+
+    def try_it() -> None:
+        with contextlib.suppress(OSError, HTTPException):
+            ask(address, body)
+
+    thread = threading.Thread(target=try_it)
+    thread.start()
+    yield
+    thread.join()
+
+
+def wait_until_refused(address: str) -> None:
+    """Waits until a server takes no connections any more."""
+    for _ in range(1000):
+        try:
+            urllib.request.urlopen(address, timeout=60).close()
+        except urllib.error.URLError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(address)
+
+
 def test_a_server_that_cannot_paint_ends_for_its_supervisor() -> None:
     """Each fault costs the picture in hand; the fifth in a row ends the process."""
     with serving("scenes", code=BROKEN) as (process, address):
@@ -150,7 +336,7 @@ def test_a_server_that_cannot_paint_ends_for_its_supervisor() -> None:
         for _ in range(5):
             with contextlib.suppress(OSError):
                 seen.append(ask(url, said | {"seed": 1})[0])
-        _, log = process.communicate(timeout=300)
+        _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
     assert set(seen) <= {200, 500, 503}
     told = [json.loads(line) for line in log.splitlines() if line.startswith("{")]

@@ -1,6 +1,8 @@
 """The page's files: served as they are, asked again each time, and allowed to load nothing else."""
 
+import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +96,29 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
             assert not re.search(r"""(src|href)\s*=\s*["'](https?:)?//""", text)
             assert not re.search(r"<script(?![^>]*\bsrc=)", text)
             assert not re.search(r"\sstyle\s*=|\son[a-z]+\s*=|<style", text)
+
+
+def test_brought_along_files_are_the_published_ones() -> None:
+    folder = STUDIO_FOLDER / "vendor"
+    listed = dict(re.findall(r"^\| `(\S+)` \| `(\w{64})` \|$", read(folder / "README.md"), re.M))
+    found = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.*")
+        if path.suffix in (".js", ".woff2")
+    }
+    assert listed == found
+
+
+def test_the_page_is_small_and_asks_nobody_else() -> None:
+    files = [path for path in STUDIO_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 200_000
+    for path in files:
+        if path.suffix in (".js", ".css", ".html") and "vendor" not in path.parts:
+            # The names of XML's own languages are never fetched.
+            text = read(path).replace("http://www.w3.org/", "")
+            assert not re.search(r"https?://\w", text), path.name
+            assert not re.search(r"innerHTML|\beval\(|new Function|\sstyle=", text), path.name
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
