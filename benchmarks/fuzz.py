@@ -5,8 +5,8 @@ parser that meets what nobody expected must say so in words; a raw error, a hang
 never comes back is a bug.
 
 Theory: a parser reads each byte a bounded number of times, so that its time and memory are bounded
-by its input's size, which is at most 2 MB here. Two seconds of processor time are a hang. All get the
-same time, so that the cheap ones read the most inputs.
+by its input's size, which is at most 2 MB here. Two seconds of processor time are a hang. All get
+the same time, so that the cheap ones read the most inputs.
 
 Output contract: a line a parser; the last line of stdout is the record, one JSON object. By parser
 in `parsers`: `inputs`, how many were `refused` with words and how many `read`; `crashes`, by error,
