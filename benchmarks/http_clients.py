@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,19 +62,25 @@ class Answer:
 
 @contextlib.contextmanager
 def serving(
-    model: str, *flags: str, environment: Mapping[str, str] | None = None
+    model: str,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("-m", "tessella"),
+    ends_with: int = 0,
 ) -> Iterator[Server]:
-    """Starts a server, waits until it is ready, and ends it by SIGTERM; it must end well.
+    """Starts a server, waits until it is ready, and ends it by SIGTERM; it must end as it should.
 
     Args:
         model: model folder or bundled name.
         flags: further words of the command.
         environment: variables to add.
+        program: what Python runs.
+        ends_with: the exit status that it should have.
     """
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         port = taken.getsockname()[1]
-    command = [sys.executable, "-m", "tessella", "serve", model, "--host", HOST, "--port"]
+    command = [sys.executable, *program, "serve", model, "--host", HOST, "--port"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, str(port), *flags],
@@ -93,10 +99,10 @@ def serving(
             log.seek(0)
             print(log.read().decode(errors="replace")[-4000:], file=sys.stderr)
             raise
-        if status != 0:
+        if status != ends_with:
             log.seek(0)
             print(log.read().decode(errors="replace")[-4000:], file=sys.stderr)
-            raise SystemExit(f"The server ended with status {status} after SIGTERM.")
+            raise SystemExit(f"The server ended with status {status}, not {ends_with}.")
 
 
 async def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:

@@ -6,11 +6,9 @@ name and N alone, so that a crash that was found once stays a test.
 
 import io
 import json
-import random
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,22 @@ from typing import Any
 import numpy as np
 
 from malformed_pictures import bombs, draw_broken, draw_odd, good_picture
+from malformed_runs import (
+    ABOUT,
+    either_run,
+    good_answer,
+    read_answer,
+    read_description,
+    read_report,
+)
+from malformed_values import VALUES, Parser, Rng, change_json, damage, either, write
 from tessella import config
 from tessella.checksums import SUMS_FILE, read_sums, write_sums
 from tessella.data import sources
+from tessella.data.addresses import expand_braces
 from tessella.data.records import CaptionError, captions_from_fields, captions_from_text
 from tessella.data.records import fields_from_json as read_sidecar
+from tessella.data.scenes import parse_caption
 from tessella.images import read_png_texts, read_with_transparency
 from tessella.model import folder as model_folder
 from tessella.model.folder import ModelConfig
@@ -32,19 +41,6 @@ from tessella.model.provenance import read_examples
 from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleMemory, ExampleRow
 from tessella.text import TEXT_FILE, TextSettings, TextTokenizer, load_text
 
-Rng = random.Random
-
-# What a parser may take for something else, as bytes and as values of JSON.
-BYTES = (
-    b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\x1b[2J", b"\r\n", b'"', b"\\", b"../" * 9, b"%s%n",
-    b"=1+1",    b"9" * 5_000, b"[" * 9_000,
-    b'{"a":' * 9_000, b"-1", b"1e999", b"NaN", b"\xe2\x80\xae", b"a" * 140_000,
-)  # fmt: skip
-VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 2**31, 2**63, 2**64, 10**30, 1e308, float("nan"), float("inf"), "", "\ud800",
-    "\0", "../../x", "/etc/passwd", "\x1b[2J", "a" * 20_000, [], {}, [[]], {"a": {}}, [None],
-    "9" * 5_000,
-)  # fmt: skip
 TINY: dict[str, Any] = {
     "image_size": 16,
     "tokenizer": {
@@ -54,75 +50,6 @@ TINY: dict[str, Any] = {
     "neighbors": 2,
 }  # fmt: skip
 CAPTIONS = ("a red star", "a blue star; a large one", "drei grüne Äpfel")
-
-
-@dataclass(frozen=True)
-class Parser:
-    """Something that reads what others wrote."""
-
-    draw: Callable[[Rng], bytes]  # an input
-    read: Callable[[bytes, Path], object]  # reads it, in a folder of its own
-
-
-def damage(whole: bytes, rng: Rng) -> bytes:
-    """Flips, cuts, repeats and replaces parts of something good."""
-    data = bytearray(whole)
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        start = rng.randrange(len(data) + 1)
-        end = min(len(data), start + rng.choice((0, 1, 4, 30, len(data))))
-        match rng.randrange(6):
-            case 0 if data:
-                data[min(start, len(data) - 1)] ^= 1 << rng.randrange(8)
-            case 1:
-                del data[start:]
-            case 2:
-                data[start:end] = data[start:end] * rng.choice((2, 2, 20))
-            case 3:
-                data[start:end] = rng.choice(BYTES)
-            case 4:
-                data[start:end] = rng.randbytes(end - start)
-            case _:
-                del data[start:end]
-        del data[2_000_000:]
-    return bytes(data)
-
-
-def change_json(good: Any, rng: Rng) -> bytes:
-    """Puts something else in the place of one or two values of a JSON document."""
-    document = json.loads(json.dumps(good))
-    for _ in range(rng.choice((1, 1, 2))):
-        places = list(_places(document))
-        if not places:
-            break
-        owner, key = rng.choice(places)
-        if rng.random() < 0.15:
-            del owner[key]
-        else:
-            owner[key] = rng.choice((*VALUES, rng.choice(places)[0]))
-        try:
-            json.dumps(document)
-        except ValueError:  # it holds itself now
-            return b"[" * rng.randrange(100_000)
-    text = json.dumps(document, ensure_ascii=rng.random() < 0.7)
-    return text.encode(errors="surrogatepass")
-
-
-def _places(document: Any) -> Iterator[tuple[Any, Any]]:
-    pairs: list[tuple[Any, Any]] = []
-    if isinstance(document, dict):
-        pairs = list(document.items())
-    elif isinstance(document, list):
-        pairs = list(enumerate(document[:50]))
-    for key, value in pairs:
-        yield document, key
-        yield from _places(value)
-
-
-def either(good: Any, rng: Rng) -> bytes:
-    """Damages a JSON document, as values or as bytes."""
-    if rng.random() < 0.6:
-        return change_json(good, rng)
-    return damage(json.dumps(good).encode(), rng)
 
 
 # Good inputs, made once.
@@ -171,12 +98,6 @@ def damage_header(whole: bytes, rng: Rng) -> bytes:
 
 
 # What reads them.
-
-
-def write(folder: Path, name: str, content: bytes) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(content)
-    return folder / name
 
 
 def read_config(content: bytes, folder: Path) -> object:
@@ -296,6 +217,23 @@ def _read_location(location: Any) -> object:
         return None
 
 
+def read_rows_with_pictures(name: str) -> Callable[[bytes, Path], object]:
+    def read(content: bytes, folder: Path) -> object:
+        records = list(sources.recognise(str(write(folder, name, content))).records())
+        locations = [record.location for record in records if hasattr(record, "location")]
+        return [location.read() for location in locations if hasattr(location, "read")]
+
+    return read
+
+
+def read_address(content: bytes, folder: Path) -> object:
+    return expand_braces(content.decode(errors="surrogateescape"))
+
+
+def read_scene(content: bytes, folder: Path) -> object:
+    return parse_caption(content.decode(errors="surrogateescape"))
+
+
 def read_toml(content: bytes, folder: Path) -> object:
     path = write(folder, "a.toml", content)
     values = config.read_config(path)
@@ -376,6 +314,25 @@ def good_tar() -> bytes:
     return file.getvalue()
 
 
+@cache
+def good_rows(kind: str) -> bytes:
+    import pyarrow as arrow
+    import pyarrow.ipc as ipc
+    import pyarrow.parquet as parquet
+
+    images = [{"bytes": good_picture("PNG", (8, 8)), "path": f"{n}.png"} for n in range(3)]
+    table = arrow.table({"image": images, "text": list(CAPTIONS)})
+    file = io.BytesIO()
+    if kind == "parquet":
+        parquet.write_table(table, file)
+        return file.getvalue()
+    with (ipc.new_file if kind == "file" else ipc.new_stream)(file, table.schema) as writer:
+        writer.write_table(table)
+    return file.getvalue()
+
+
+SCENE = b"a small blue star left of a large green ring on a white background"
+
 TOML = b"""image_size = 16
 [tokenizer]
 widths = [16, 16]
@@ -411,6 +368,18 @@ PARSERS: dict[str, Parser] = {
     "annotations": Parser(lambda rng: either(COCO, rng), read_table("captions.json")),
     "zip": Parser(lambda rng: damage(good_zip(), rng), read_archive("a.zip")),
     "tar": Parser(lambda rng: damage(good_tar(), rng), read_archive("a.tar")),
+    "parquet": Parser(
+        lambda rng: damage(good_rows("parquet"), rng), read_rows_with_pictures("a.parquet")
+    ),
+    "arrow": Parser(
+        lambda rng: damage(good_rows(rng.choice(("file", "stream"))), rng),
+        read_rows_with_pictures("a.arrow"),
+    ),
+    "braces": Parser(lambda rng: damage(b"a/{000..003}-{b,c}.tar", rng), read_address),
+    "scene": Parser(lambda rng: damage(SCENE, rng), read_scene),
+    "run": Parser(either_run, read_report),
+    "description": Parser(lambda rng: damage(ABOUT.encode(), rng), read_description),
+    "answer": Parser(lambda rng: either(good_answer(), rng), read_answer),
     "toml": Parser(lambda rng: damage(TOML, rng), read_toml),
     "assignment": Parser(lambda rng: damage(b"transformer.width=32", rng), read_assignment),
 }

@@ -16,7 +16,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PARSERS = (
     "checksums", "config", "weights", "text_tokenizer", "examples", "example_rows", "captions",
     "picture", "picture_notes", "caption_text", "sidecar", "table_csv", "table_tsv", "table_jsonl",
-    "table_json", "annotations", "zip", "tar", "toml", "assignment",
+    "table_json", "annotations", "zip", "tar", "parquet", "arrow", "braces", "scene", "run",
+    "description", "answer", "toml", "assignment",
 )  # fmt: skip
 # Inputs that once ended in something other than an error with words.
 FOUND = (("annotations", 43), ("annotations", 46), ("annotations", 116), ("zip", 151))
@@ -27,7 +28,7 @@ def fuzz() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("fuzz")
-        for name in ("fuzz", "malformed_files", "malformed_pictures", "harness"):
+        for name in ("fuzz", "harness", *(path.stem for path in BENCHMARKS.glob("malformed_*.py"))):
             sys.modules.pop(name, None)
 
 
@@ -95,6 +96,6 @@ def test_a_crash_is_told_from_an_error_in_words(
     numbers = iter(range(3))
     monkeypatch.setitem(fuzz.PARSERS, "config", parser)
     found = fuzz.Found()
-    fuzz.run_round("config", found, 5, 3, tmp_path)
+    fuzz.run_round("config", found, range(5, 8), tmp_path)
     assert (found.inputs, found.refused, found.read) == (3, 1, 0)
     assert sorted(found.crashes.values()) == [5, 7]

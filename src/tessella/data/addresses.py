@@ -15,6 +15,7 @@ import contextlib
 import glob
 import gzip
 import lzma
+import math
 import os
 import re
 import shlex
@@ -33,6 +34,9 @@ from tessella.errors import DataError, first_line, needs_extra
 
 _PIPE = "pipe:"
 _MAX_NAMES = 1_000_000  # of one pattern in braces
+_MAX_CHARACTERS = 200_000_000  # of all these names
+_MAX_DIGITS = 100  # of a number in braces
+_SHOWN_CHARACTERS = 200  # of a pattern, in errors
 _THREADS = 16  # ask for sizes and dates at the same time; each waits for a server
 
 # What of a remote file's facts changes with its contents; each file system has its own.
@@ -93,20 +97,30 @@ def expand_braces(pattern: str) -> list[str]:
             choices.append(_count(pattern, *numbers.groups()))
         else:
             choices.append(part.split(",") if "," in part else ["{" + part + "}"])
+        count = math.prod(map(len, choices))
+        if count > _MAX_NAMES or count * len(pattern) > _MAX_CHARACTERS:
+            raise _too_many_names(pattern)
     return ["".join(chosen) for chosen in product(*choices)]
 
 
 def _count(pattern: str, first: str, last: str) -> list[str]:
     """Counts from one number to another, with the zeros in front that either has."""
+    if max(len(first), len(last)) > _MAX_DIGITS:
+        raise _too_many_names(pattern)
     low, high = int(first), int(last)
     if abs(high - low) >= _MAX_NAMES:
-        raise DataError(
-            f"The braces stand for too many names: `{pattern}`. At most {_MAX_NAMES:,} are read."
-        )
+        raise _too_many_names(pattern)
     has_zeros = any(len(number) > 1 and number.startswith("0") for number in (first, last))
     width = max(len(first), len(last)) if has_zeros else 0
     step = 1 if low <= high else -1
     return [f"{number:0{width}}" for number in range(low, high + step, step)]
+
+
+def _too_many_names(pattern: str) -> DataError:
+    shown = pattern if len(pattern) <= _SHOWN_CHARACTERS else f"{pattern[:_SHOWN_CHARACTERS]}…"
+    return DataError(
+        f"The braces stand for too many names: `{shown}`. At most {_MAX_NAMES:,} are read."
+    )
 
 
 def expand(argument: str) -> list[str]:

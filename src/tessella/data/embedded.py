@@ -140,6 +140,8 @@ def embedded_records(
             names.append(str(split_by))
         number = 0
         for batch in table.batches(names):
+            # What points out of the file would end the process when it is looked at.
+            batch.validate(full=True)
             for row in _rows(batch, columns, names[1:]):
                 yield _record(local, columns, number, row, split_by)
                 number += 1
@@ -160,7 +162,7 @@ def _open(local: LocalFile) -> Iterator[_Table]:
             )
         with _open_parquet(local) if start.startswith(b"PAR1") else _open_arrow(local) as table:
             yield table
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"Cannot read the table: `{local.name}`. {first_line(error)}; copy or download it "
             "again, or leave it out."

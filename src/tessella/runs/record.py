@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -220,7 +220,7 @@ class RunRecord:
         with contextlib.suppress(OSError, LookupError, TypeError, ValueError):
             if manifest := read_manifest(data):
                 self.captions = _read_captions(data, manifest)
-                self.counts = manifest["counts"]
+                self.counts = _check_counts(manifest["counts"])
         self.skipped, self._unreadable_lines = _read_skipped(data / SKIPPED)
         self._data_stamp = stamp
 
@@ -258,8 +258,26 @@ def stamp_file(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _is_none_or(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _read_run_file(path: Path) -> dict[str, Any]:
     """Reads run.json by dotted names; its recipe must be of tables, but for the precision."""
+    shown = {
+        "sources": _is_none_or(_is_list_of(_is_text)),
+        "asked.minutes": _is_none_or(_is_number),
+        "recipe.tokenizer.quantizer.levels": _is_none_or(_is_list_of(_is_count)),
+        "recipe.tokenizer.quantizer.codebook_size": _is_none_or(_is_count),
+    }  # what the report computes with; anything else it shows as it is
     if not path.is_file():
         raise ConfigError(
             f"Not the folder of a run: `{path.parent}`. It has no {RUN_FILE}. Name the --out of a "
@@ -273,7 +291,26 @@ def _read_run_file(path: Path) -> dict[str, Any]:
             f"The run's file holds no recipe: `{path}`. It was edited by hand, or another program "
             "wrote it."
         )
-    return flatten(run)
+    values = flatten(run)
+    for name, is_right in shown.items():
+        if not is_right(values.get(name)):
+            raise ConfigError(
+                f"The run's file was edited by hand: `{path}` says {name} = "
+                f"`{str(values[name])[:60]}`. Put back what it was."
+            )
+    return values
+
+
+def _check_counts(counts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a data set's counts as they are.
+
+    Raises:
+        KeyError, TypeError: some are missing, or are not counts.
+    """
+    numbers = [counts[name] for name in ("images", "captions", *SIDES)]
+    if not all(map(_is_count, [*numbers, *dict(counts["skipped"]).values()])):
+        raise TypeError
+    return counts
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -74,6 +74,16 @@ def test_far_too_many_names_are_refused() -> None:
         expand_braces("x{0..9999999}")
 
 
+# The names of several braces are as many as their product; a number may have any length.
+@pytest.mark.parametrize(
+    "pattern",
+    ["{0..9999}-{0..9999}", "{a,b}" * 40, "{0.." + "9" * 5_000 + "}", "x" * 999 + "{0..999999}"],
+)
+def test_braces_that_multiply_are_refused(pattern: str) -> None:
+    with pytest.raises(DataError, match=r"too many names: `[^`]{1,201}`\. At most"):
+        expand_braces(pattern)
+
+
 def test_braces_name_shards_here(draw, reading) -> None:
     for shard in range(3):
         draw.shard(f"data/s-{shard:03}.tar", range(2 * shard, 2 * shard + 2))

@@ -278,3 +278,26 @@ def test_parquet_without_pyarrow_says_what_to_install(draw, reading, monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"package `pyarrow.*pip install 'tessella\[parquet\]'"):
         reading(path)
+
+
+# An offset that pointed out of an Arrow file ended the process (SIGSEGV); a name or a caption that
+# was no UTF-8 was a raw UnicodeDecodeError.
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_a_damaged_arrow_file_is_refused(draw, reading, kind: str) -> None:
+    rows = table(draw, range(3))
+    path = draw.folder / "x.arrow"
+    with (ipc.new_file if kind == "file" else ipc.new_stream)(path, rows.schema) as writer:
+        writer.write_table(rows)
+    good = path.read_bytes()
+    text = good.index(b"picture 0picture 1")
+    ends = np.array([0, 9, 18, 27], np.int32).tobytes()
+    where = good.rindex(ends, 0, text)
+    far = good[:where] + np.array([0, 9, 18, 2**30], np.int32).tobytes() + good[where + 16 :]
+    for damaged in (
+        far,
+        good.replace(b"picture 0", b"\xff" * 9),
+        good.replace(b"text", b"\xfeext"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="Cannot read the table"):
+            reading(path)

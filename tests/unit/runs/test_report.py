@@ -374,6 +374,10 @@ def test_a_palette_and_a_kept_part_are_not_called_unfinished(run: Path) -> None:
         (None, "Not the folder of a run: `{0}`. It has no run.json. Name the --out of a"),
         ("{", "Cannot read the configuration: `{0}/run.json`."),
         ('{"recipe": 3}', "The run's file holds no recipe: `{0}/run.json`."),
+        (
+            '{"recipe": {}, "asked": {"minutes": [1]}}',
+            "The run's file was edited by hand: `{0}/run.json` says asked.minutes = `[1]`.",
+        ),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -409,6 +413,17 @@ def test_what_others_have_changed_is_left_out(trained: Path) -> None:
     assert "ll correct" not in text
     assert '<th scope="row">codes used</th><td>17</td><td>of 512</td>' in text
     assert len(page.all("img")) == len(make(trained)[1].all("img"))
+
+
+@pytest.mark.parametrize("counts", [{}, {"images": "<b>"}, [1], {"validation": None}])
+def test_counts_that_others_have_changed_are_left_out(trained: Path, counts: Any) -> None:
+    path = trained / "data" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    is_whole = isinstance(counts, dict) and counts
+    manifest["counts"] = manifest["counts"] | counts if is_whole else counts
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    text, _ = make(trained)
+    assert "The run’s pictures are missing." in text
 
 
 # The captions of all held-out pictures stood under a sheet of others.
