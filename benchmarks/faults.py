@@ -69,11 +69,11 @@ def main() -> int:
     failures = ("state_lost", "unclear_errors", "left_behind")
     results = {name: totals[name] for name in ("cases", *failures)}
     record = write_result(
-        "faults",
+        "-".join(["faults", *options.only or ()]),
         {**results, "groups": counted},
-        config={"every": every, "only": names},
+        config={"every": every, "groups": names, "jobs": options.jobs},
         where=environment("cpu"),
-        folder=RESULTS if not options.quick and not options.only else None,
+        folder=None if options.quick else RESULTS,
     )
     print_record(record)
     return int(any(totals[name] for name in failures))
