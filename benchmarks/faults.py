@@ -69,7 +69,7 @@ def main() -> int:
     failures = ("state_lost", "unclear_errors", "left_behind")
     results = {name: totals[name] for name in ("cases", *failures)}
     record = write_result(
-        "-".join(["faults", *options.only or ()]),
+        "-".join(["faults", *(options.only or ())]),
         {**results, "groups": counted},
         config={"every": every, "groups": names, "jobs": options.jobs},
         where=environment("cpu"),
