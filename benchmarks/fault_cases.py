@@ -23,7 +23,7 @@ from fault_runs import (
 )
 from tessella.training.checkpoint import read_images_seen
 
-_VOLATILE = re.compile(r"metrics\.jsonl$|tfevents|report\.html$|\.lock$|events$")
+_VOLATILE = re.compile(r"(metrics|units)\.jsonl$|tfevents|report\.html$|\.lock$|events$")
 _TEMPORARY = re.compile(r"\.tmp-tessella-[0-9a-f]+-\d+-[0-9a-f]+")
 
 

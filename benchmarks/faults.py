@@ -56,29 +56,32 @@ def main() -> int:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=sorted(GROUPS), action="append")
-    parser.add_argument("--every", type=int, default=1, help="try every n-th case alone")
+    parser.add_argument("--every", type=int, default=1, help="of errors and kills, every n-th")
     parser.add_argument("--jobs", type=int, default=2, help="processes that share the cases")
     parser.add_argument("--quick", action="store_true", help="every 60th case; stores nothing")
     options = parser.parse_args()
     every = 60 if options.quick else options.every
     names = options.only or list(GROUPS)
     with workplace() as place:
-        counted = try_all(prepare(Path(place), every, options.jobs), names)
+        bench = prepare(Path(place), every, options.jobs)
+        counted = try_all(bench, names, is_quick=options.quick)
     totals = sum(counted.values(), collections.Counter[str]())
     failures = ("state_lost", "unclear_errors", "left_behind")
     results = {name: totals[name] for name in ("cases", *failures)}
     record = write_result(
-        "faults",
+        "-".join(["faults", *(options.only or ())]),
         {**results, "groups": counted},
-        config={"every": every, "only": names},
+        config={"every": every, "groups": names, "jobs": options.jobs},
         where=environment("cpu"),
-        folder=RESULTS if not options.quick and not options.only else None,
+        folder=None if options.quick else RESULTS,
     )
     print_record(record)
     return int(any(totals[name] for name in failures))
 
 
-def try_all(bench: Bench, names: Sequence[str]) -> dict[str, collections.Counter[str]]:
+def try_all(
+    bench: Bench, names: Sequence[str], *, is_quick: bool
+) -> dict[str, collections.Counter[str]]:
     """Lets several processes share the cases; returns what they counted, by group."""
     pids = {}
     for job in range(bench.jobs):
@@ -88,7 +91,7 @@ def try_all(bench: Bench, names: Sequence[str]) -> dict[str, collections.Counter
             bench.job = job
             status = 1
             try:
-                counted = {name: try_group(name, bench) for name in names}
+                counted = {name: try_group(name, bench, is_quick=is_quick) for name in names}
                 (bench.place / f"{job}.json").write_text(json.dumps(counted), encoding="utf-8")
                 status = 0
             except BaseException:  # noqa: BLE001  the parent must go on
@@ -104,10 +107,12 @@ def try_all(bench: Bench, names: Sequence[str]) -> dict[str, collections.Counter
     }
 
 
-def try_group(name: str, bench: Bench) -> collections.Counter[str]:
+def try_group(name: str, bench: Bench, *, is_quick: bool) -> collections.Counter[str]:
     """Tries this process's cases of a group; returns what was counted."""
     counted = collections.Counter[str]()
     began = time.monotonic()
+    if name not in ("error", "kill") and not is_quick:
+        bench.every = 1
     for outcome in GROUPS[name](bench):
         count(outcome, counted)
     seconds = time.monotonic() - began

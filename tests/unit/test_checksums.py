@@ -18,6 +18,7 @@ from tessella.checksums import (
     prove,
     read_file,
     read_sums,
+    settle_interrupted,
     settle_sums,
     write_sums,
 )
@@ -100,6 +101,24 @@ def test_a_file_is_replaced_and_right_at_every_moment(folder: Path, tmp_path: Pa
     assert not is_there(path)
     settle_sums(folder, ["a.json"])
     assert list(read_sums(folder) or ()) == ["inner/b c.txt"]
+
+
+def test_a_change_that_was_broken_off_is_ended(folder: Path, tmp_path: Path) -> None:
+    """What a file is stays; what is neither the old nor the new one is not made right."""
+    new = tmp_path / "new"
+    new.write_bytes(b"three")
+    expect_change(folder, {"a.json": new})
+    settle_interrupted(folder)
+    assert {name: len(one) for name, one in (read_sums(folder) or {}).items()} == {
+        "a.json": 1,
+        "inner/b c.txt": 1,
+    }
+    assert read_file(folder / "a.json") == b"one"
+    expect_change(folder, {"a.json": new})
+    (folder / "a.json").write_bytes(b"damaged")
+    settle_interrupted(folder)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_file(folder / "a.json")
 
 
 def test_a_reader_that_meets_a_change_reads_again(

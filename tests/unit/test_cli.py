@@ -205,7 +205,11 @@ def break_loading(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     [
         (RuntimeError("out of luck\nsecond line"), "RuntimeError: out of luck Run again"),
         (ValueError(), "ValueError: no message Run again"),
-        (OSError(28, "No space left on device", "/x"), "`/x`. No space left on device."),
+        (OSError(28, "No space left on device", "/x"), "`/x`. No space left on device. Free some"),
+        (FileNotFoundError(2, "No such file", "/x"), "`/x`. No such file. It was moved or removed"),
+        (OSError(5, "Input/output error", "/x"), "`/x`. Input/output error. Run the same command"),
+        (MemoryError(), "There is not enough memory. Close other programs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory. Close"),
     ],
 )
 def test_an_unexpected_error_is_one_line(

@@ -5,8 +5,10 @@ expected, what next`; 2 for wrong usage, which typer reports; 130 when interrupt
 """
 
 import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +24,19 @@ from tessella.untrusted import to_printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space and run the same command again.",
+    errno.ENOENT: "It was moved or removed: put it back and run the same command again.",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "Make it readable and writable and run the same command again.",
+    ),
+}
+"""What to do about an error of the system."""
+
+# torch's, whose class is a RuntimeError's.
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Cannot allocate memory")
 
 FAILED = 1
 INTERRUPTED = 130
@@ -127,7 +142,13 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f": `{error.filename}`" if error.filename is not None else ""
-        return f"The system refused{where}. {error.strerror}. Run again with --debug to see where."
+        advice = _ADVICE.get(error.errno or 0, "Run the same command again; --debug says where.")
+        return f"The system refused{where}. {error.strerror}. {advice}"
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return (
+            "There is not enough memory. Close other programs and run the same command again; a run "
+            "of its own with lower …_training.batch_size and data.workers needs less."
+        )
     text = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
 

@@ -102,6 +102,8 @@ def prepare(
                 manifest = _build(
                     folder, recognised, settings, identity, progress, expected, finished
                 )
+            else:  # what a kill left that came after the cache had its name
+                shutil.rmtree(_units_folder(folder), ignore_errors=True)
             _check_expected(manifest, expected)
     except CheckpointError as error:  # a full disk, or a folder that cannot be written
         raise DataError(str(error)) from error
@@ -195,7 +197,7 @@ def _build(
 
     Its units are kept beside it until then: an attempt that is killed is not lost.
     """
-    work = folder.with_name(f".{folder.name}.units")
+    work = _units_folder(folder)
     kept = "what is done is kept, and a cache that was there before is unchanged"
     with new_folder(folder, what="the cache of the data", kept=kept) as building:
         work.mkdir(exist_ok=True)
@@ -215,6 +217,11 @@ def _build(
         write_json(building / cache.MANIFEST, manifest)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def _units_folder(folder: Path) -> Path:
+    """Returns where the units of a cache are until it is complete."""
+    return folder.with_name(f".{folder.name}.units")
 
 
 def _count(sources: Sequence[Source], progress: Progress | None) -> Callable[[int], None]:

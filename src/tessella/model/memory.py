@@ -7,6 +7,7 @@ examples or the new ones, or copied with the change.
 """
 
 import contextlib
+import hashlib
 import re
 import shutil
 from collections import defaultdict
@@ -17,13 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from tessella.checksums import SUMS_FILE, check_own, prove, settle_sums, write_sums
+from tessella.checksums import (
+    SUMS_FILE,
+    check_own,
+    expect_change,
+    prove,
+    read_sums,
+    settle_interrupted,
+    settle_sums,
+    write_sums,
+)
 from tessella.data.decode import Decoded, decode_records
 from tessella.data.records import Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.errors import CheckpointError, ConfigError, DataError
-from tessella.files import lock, new_folder, remove_leftovers, write_text
+from tessella.files import lock, new_file, new_folder, remove_leftovers, write_bytes
 from tessella.model.codec import encode_stored
 from tessella.model.find import is_bundled
 from tessella.model.folder import (
@@ -292,7 +302,7 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
     try:
         with lock(folder / _LOCK_FILE):
             remove_leftovers(folder)
-            settle_memory(folder)
+            _settle(folder)
             yield
     except OSError as error:
         raise CheckpointError(
@@ -338,20 +348,39 @@ def _write(
 
 
 def _put(folder: Path, memory: ExampleMemory | None, *, is_changed: bool) -> None:
-    if memory is None or not len(memory):
-        remove_memory(folder)
-    else:
-        memory.write(folder)
+    count, card = 0 if memory is None else len(memory), folder / CARD_FILE
+    with contextlib.ExitStack() as stack:
+        if is_changed and card.exists():
+            corrected = stack.enter_context(new_file(card, what="the model card"))
+            corrected.write_bytes(_correct_card(_read_card(card), count))
+            expect_change(folder, {CARD_FILE: corrected})
+        if memory is None or not count:
+            remove_memory(folder)
+        else:
+            memory.write(folder)
+        # Now the card takes its name.
+    settle_sums(folder, [CARD_FILE])
+
+
+def _settle(folder: Path) -> None:
+    """Ends a change that was broken off: examples, card and sums fit together again."""
+    settle_memory(folder)
     card = folder / CARD_FILE
-    if is_changed and card.exists():
-        text = card.read_text(encoding="utf-8")
-        count = 0 if memory is None else len(memory)
-        write_text(card, _correct_card(text, count), what="the model card")
-        settle_sums(folder, [CARD_FILE])
+    expected = (read_sums(folder) or {}).get(CARD_FILE, ())
+    if len(expected) > 1 and card.exists():
+        memory = ExampleMemory.open(folder)
+        corrected = _correct_card(_read_card(card), 0 if memory is None else len(memory))
+        if hashlib.sha256(corrected).hexdigest() in expected:  # the new examples are there
+            write_bytes(card, corrected, what="the model card")
+    settle_interrupted(folder)
 
 
-def _correct_card(text: str, count: int) -> str:
-    """Lets the part of a model card about the examples say what is there now."""
+def _read_card(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _correct_card(text: str, count: int) -> bytes:
+    """Returns a model card whose part about the examples says what is there now."""
     note = "Since the training, the examples were taken out: no picture is inside as codes.\n"
     if count:
         note = f"Since the training, examples were changed: {count:,} are inside as codes now.\n"
@@ -360,7 +389,7 @@ def _correct_card(text: str, count: int) -> str:
         said = _CARD_NOTE.sub("", part[2]) if count else ""
         return part[1] + (f"{said.rstrip()}\n\n" if said.strip() else "") + note + part[3]
 
-    return _CARD_PART.sub(correct, text)
+    return _CARD_PART.sub(correct, text).encode()
 
 
 def _nothing_usable(skipped: Sequence[Skipped]) -> DataError:

@@ -23,7 +23,6 @@ from tessella.checksums import (
     expect_change,
     is_there,
     map_bytes,
-    settle_interrupted,
     settle_sums,
 )
 from tessella.errors import CheckpointError
@@ -169,7 +168,7 @@ class ExampleMemory:
             CheckpointError: they cannot be written; what was there stays.
         """
         examples, captions = folder / EXAMPLES_FILE, folder / ROWS_FILE
-        _settle(folder)
+        settle_memory(folder)
         try:
             with new_file(examples, what=_WHAT) as arrays, new_file(captions, what=_WHAT) as lines:
                 self._write_files(arrays, lines)
@@ -178,7 +177,7 @@ class ExampleMemory:
                     captions.replace(folder / _OLD_ROWS_FILE)
                 # Now the captions take their name, and then the codes theirs.
         finally:
-            _settle(folder)
+            settle_memory(folder)
             settle_sums(folder, EXAMPLES_FILES)
 
     def _write_files(self, arrays: Path, lines: Path) -> None:
@@ -254,17 +253,6 @@ def remove_memory(folder: Path) -> None:
     settle_sums(folder, EXAMPLES_FILES)
 
 
-def settle_memory(folder: Path) -> None:
-    """Ends a replacement that was broken off: the old memory is there, or the new one.
-
-    Raises:
-        CheckpointError: what is there is damaged, or cannot be written.
-        OSError: the same.
-    """
-    _settle(folder)
-    settle_interrupted(folder)
-
-
 def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint8] | None:
     """Maps the captions that belong to codes; None if they are not there."""
     for name in (ROWS_FILE, _OLD_ROWS_FILE):
@@ -283,8 +271,13 @@ def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint
     return None
 
 
-def _settle(folder: Path) -> None:
-    """Keeps the captions that belong to the codes."""
+def settle_memory(folder: Path) -> None:
+    """Settles an interrupted replacement: keeps the captions that belong to the codes.
+
+    Raises:
+        CheckpointError: the codes cannot be read.
+        OSError: the captions cannot be moved.
+    """
     old, examples = folder / _OLD_ROWS_FILE, folder / EXAMPLES_FILE
     if not old.exists():
         return

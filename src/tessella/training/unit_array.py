@@ -70,6 +70,8 @@ def cached_in_units(
             if partial.exists():
                 partial.replace(path)
             write_json(path.with_suffix(".json"), made_from, what=what)
+    if _journal(partial).exists() and not partial.exists():  # it speaks of the finished array
+        with explained(path, what):
             _journal(partial).replace(_journal(path))
     for leftover in (partial, _journal(partial)):  # of an attempt with other settings
         with contextlib.suppress(OSError):

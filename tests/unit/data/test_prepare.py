@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -451,6 +452,17 @@ def test_unchanged_data_is_not_decoded_again(draw, cache: Path, decoded: list[in
     assert sum(decoded) == 9
     assert again.train.fingerprint == first.train.fingerprint
     assert again.manifest == first.manifest
+
+
+def test_units_that_a_kill_left_beside_a_complete_cache_go(draw, cache: Path) -> None:
+    """Killed after the cache had its name, and before the folder it was built from was gone."""
+    folder = draw.captioned(9)
+    prepare([str(folder)], SETTINGS, cache)
+    names = set(cache.parent.iterdir())
+    units = cache.with_name(f".{cache.name}.units")
+    shutil.copytree(cache / "units", units)
+    prepare([str(folder)], SETTINGS, cache)
+    assert set(cache.parent.iterdir()) == names
 
 
 @pytest.mark.parametrize(

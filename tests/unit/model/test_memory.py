@@ -1,5 +1,6 @@
 """A finished model's examples: added, listed, taken away, left out; in place and in a copy."""
 
+import errno
 import json
 import os
 import tarfile
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.checksums import SUMS_FILE, write_sums
+from tessella.checksums import SUMS_FILE, read_sums, write_sums
 from tessella.errors import CheckpointError, ConfigError, DataError
+from tessella.files import sha256_file
 from tessella.model import folder as model_folder
 from tessella.model import memory as memory_module
 from tessella.model.find import find_model
@@ -288,6 +290,32 @@ def test_a_killed_change_leaves_nothing_half_written(folder: Path, pics: Path) -
     remove_examples(folder, ExampleFilter(name="b.png"))
     assert names_of(folder) == ["pics/cats/a.png"]
     assert not list(folder.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_change_that_fails_before_the_card_is_ended_by_the_next(
+    folder: Path, pics: Path, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    """The pictures were there already for the second command, so the card told the old number."""
+    write_sums(folder)
+    write = ExampleMemory.write
+
+    def fail(memory: ExampleMemory, place: Path) -> None:
+        if is_written:
+            write(memory, place)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExampleMemory, "write", fail)
+        with pytest.raises(CheckpointError, match="Cannot write the model card"):
+            add_examples(folder, [str(pics)])
+    assert card_of(folder) == CARD
+    remove_examples(folder, ExampleFilter(name="none fits"))
+    assert ("2 are inside as codes now" in card_of(folder)) == is_written
+    sums = read_sums(folder)
+    assert sums and all(
+        sums[p.name] == {sha256_file(p)} for p in folder.iterdir() if p.name in sums
+    )
 
 
 # The card, and a copy for others.

@@ -7,7 +7,7 @@ import pytest
 
 from tessella.training.interrupt import Interrupted, stop_on_signals
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 EVERY = pytest.mark.parametrize("number", SIGNALS)
 
 
@@ -69,6 +69,17 @@ def test_signals_that_a_system_lacks_are_left_alone(monkeypatch: pytest.MonkeyPa
     with stop_on_signals() as request:
         signal.raise_signal(signal.SIGUSR1)
         assert request.is_set
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no SIGHUP")
+def test_what_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as request:
+            signal.raise_signal(signal.SIGHUP)
+        assert not request.is_set
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupted_run_is_no_error_of_the_program() -> None:

@@ -1,7 +1,9 @@
 """What a person sees of a run."""
 
+import errno
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from tessella.errors import CheckpointError
 from tessella.training.reporting import Meter, Reporter
 
 
@@ -44,6 +47,31 @@ def test_a_line_is_there_at_once(tmp_path: Path) -> None:
     with reporter:
         reporter.log(64, {"loss": 0.5})
         assert len(lines(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "tensorboard"])
+def test_a_log_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    """TensorBoard's own thread once wrote a traceback, and the run ended without words."""
+    if log == "tensorboard":
+        pytest.importorskip("tensorboard")
+    opened = Path.open
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def open_full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if log not in str(path):
+            return opened(path, mode, *args, **options)
+        raw = Full(path, mode.replace("b", ""))
+        return raw if "b" in mode else io.TextIOWrapper(io.BufferedWriter(raw))
+
+    monkeypatch.setattr(Path, "open", open_full)
+    words = r"Cannot write the log: .*No space left.*last good checkpoint is kept; free some space"
+    with pytest.raises(CheckpointError, match=words), report(tmp_path)[0] as reporter:
+        reporter.log(64, {"loss": 0.5})
 
 
 def test_going_on_drops_what_comes_again(tmp_path: Path) -> None:
