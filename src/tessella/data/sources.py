@@ -180,7 +180,8 @@ def recognise(argument: str, caption_column: str | None = None) -> Source:
         caption_column: the column or field with the captions, if it is named.
 
     Raises:
-        DataError: the path does not exist, lacks that column, or its contents fit no kind or more than one.
+        DataError: the path does not exist, lacks that column, or its contents fit no kind or more
+            than one.
     """
     if argument.startswith("scenes:"):
         return _recognise_scenes(argument)
