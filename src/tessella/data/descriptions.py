@@ -32,6 +32,8 @@ _STOCK = re.compile(
     r"charset=\w+.*",
     re.IGNORECASE | re.DOTALL,
 )
+# A phone's notes to itself: "filter: 0; jpegRotation: 0", JSON, XML.
+_NOTES = re.compile(r"[{\[<]|\w+ ?: ?-?[\d.]+ ?;")
 # What AUTOMATIC1111 and its relatives write after the prompt.
 _PARAMETERS = re.compile(r"^(Negative prompt:|Steps: \d+, )", re.MULTILINE)
 _IMAGE_DESCRIPTION, _XP_TITLE, _XP_COMMENT, _EXIF, _USER_COMMENT = (
@@ -78,8 +80,11 @@ def read_xmp(content: bytes) -> tuple[str, ...]:
 
 
 def _is_caption(text: str) -> bool:
-    has_letter = any(map(str.isalpha, text))
-    return has_letter and not _STOCK.fullmatch(text.strip()) and not is_image(text.strip())
+    """Says whether a text is somebody's words: two at least, where they have spaces between."""
+    text = text.strip()
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    is_words = len(words) > 1 or any(len(word) > 3 and not word.isascii() for word in words)
+    return is_words and not (_STOCK.fullmatch(text) or _NOTES.match(text) or is_image(text))
 
 
 def _texts(image: Any) -> Iterator[str]:

@@ -32,6 +32,9 @@ FILE_NAME = "file_name"  # as `data.caption_column`: the pictures' own names are
 OWN_NAMES = "captions from the files' names"
 OWN_DESCRIPTIONS = "captions from the descriptions in the pictures' own files"
 
+# What lies beside pictures for other reasons, and is no lost caption.
+_OF_OTHERS = (".json", ".xmp")
+
 FolderKind: TypeAlias = Literal["table", "captions", "classes"]
 
 
@@ -100,7 +103,9 @@ class _Pairing:
         for image in sidecars.images:
             yield self._pair_one(listing, folders, image, sidecars.of(image))
         if self._reading.kind == "captions":
-            texts = (listing.path(name) for name in sidecars.orphans if suffix_of(name) != ".json")
+            texts = (
+                listing.path(name) for name in sidecars.orphans if suffix_of(name) not in _OF_OTHERS
+            )
             self._orphans += (path for path in texts if path not in self._tables)
 
     def list_unused(self) -> Iterator[Skipped]:

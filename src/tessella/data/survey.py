@@ -72,6 +72,7 @@ class FolderSurvey:
     unread: dict[str, Path] = field(default_factory=dict)  # the first of each suffix
     orphans: list[Path] = field(default_factory=list)  # texts without a picture beside them
     suffixes: set[str] = field(default_factory=set)  # of the texts beside pictures
+    classes: set[str] = field(default_factory=set)  # what the names of folders say
     folders: set[str] = field(default_factory=set)  # names of those that hold pictures
     wordnet_id: str | None = None  # the name of a folder above pictures, if it is one
     num_masks: int = 0  # of OneTrainer's, that are left out
@@ -82,11 +83,6 @@ class FolderSurvey:
         default_factory=lambda: {True: [], False: []}
     )
     """A few pictures' sidecars: of those with a text, and of those without."""
-
-    @property
-    def is_alike(self) -> bool:
-        """Whether the names of all folders with pictures say the same."""
-        return len({class_caption([name]) for name in self.folders}) < 2
 
     @property
     def images(self) -> int:
@@ -109,7 +105,9 @@ class FolderSurvey:
         if count and folders:
             self.folders.add(folders[-1])
             self.wordnet_id = self.wordnet_id or next(filter(is_wordnet_id, folders), None)
-            self.named += count if class_caption(folders) else 0
+            caption = class_caption(folders)
+            self.named += count if caption else 0
+            self.classes.add(caption)
         for image in sidecars.images:
             suffixes = {suffix_of(name) for name in sidecars.of(image)}
             has_text = bool(suffixes - {".json"})
@@ -210,7 +208,8 @@ class _Decision:
         if self._look_into_pictures():
             return self._reading("captions")
         # One name for all pictures of a table says less than the table, if it is known what does.
-        if survey.named and not survey.top_images and not (self._captionless and survey.is_alike):
+        is_table = bool(self._captionless) and len(survey.classes) < 2
+        if survey.named and not survey.top_images and not is_table:
             self._origins = ["captions from the folders' names"]
             self._notes += (f"not used: {error}" for error in self._captionless[:3])
             return self._reading("classes")

@@ -41,6 +41,10 @@ _STEM = 0.75  # of a name without a suffix, which may be any other number or wor
 _NAMED = 0.25  # counts for a column with a usual name
 _WORDNET_ID = re.compile(r"n\d{8}")
 _YES, _NO = {"1", "true"}, {"0", "-1", "false", "none", ""}
+# Columns of zeros and ones that number a class or a side, or say something of the file.
+_NO_KEYWORD = re.compile(
+    r"(label|class|target|category|y|id|index|fold|train|test|val|valid|nsfw|(is|has)_.*|.*_id)"
+)
 
 
 class CaptionlessTable(DataError):
@@ -279,7 +283,8 @@ def _find_captions(
 
 def _are_flags(column: str, rows: Sequence[Row]) -> bool:
     values = {str(row.fields.get(column)).strip().lower() for row in rows}
-    return _simple(column) not in _NO_CAPTIONS and values <= _YES | _NO
+    is_keyword = _simple(column) not in _NO_CAPTIONS and not _NO_KEYWORD.fullmatch(_simple(column))
+    return is_keyword and bool(values & _YES) and values <= _YES | _NO
 
 
 def _find_caption_columns(

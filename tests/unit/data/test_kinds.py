@@ -93,6 +93,23 @@ def test_columns_of_zeros_and_ones_are_keywords(draw) -> None:
     )
 
 
+def test_columns_that_number_classes_are_no_keywords(draw) -> None:
+    pictures(draw)
+    draw.file("data/x.csv", "filename,label,is_train,note\n0.png,0,1,\n1.png,1,1,\n2.png,1,0,\n")
+    with pytest.raises(DataError, match="the others are: label, is_train, note"):
+        recognise(str(draw.folder / "data"))
+
+
+# The folders say what is in them: a table of their sizes takes nothing away.
+def test_a_table_without_captions_leaves_it_to_the_folders(draw) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        draw.image(f"data/{name}/images/{number}.png", number)
+    draw.file("data/x.csv", "filename,width\n0.png,16\n1.png,16\n")
+    assert read(draw.folder / "data") == ({"0.png": ("cat",), "1.png": ("dog",)}, 0)
+    [note] = recognise(str(draw.folder / "data")).notes
+    assert note.startswith("not used: The table has no captions")
+
+
 def test_a_table_without_captions_is_told_with_its_columns(draw) -> None:
     pictures(draw)
     draw.file("data/metadata.jsonl", lines(lambda i: {"file_name": f"{i}.png", "label": i % 2}))
@@ -229,7 +246,13 @@ def test_descriptions_in_pictures(draw, write: Callable[[str], bytes]) -> None:
     assert origin == "captions from the descriptions in the pictures' own files"
 
 
-@pytest.mark.parametrize("text", ["OLYMPUS DIGITAL CAMERA", "SONY DSC", "IMG_1.JPG", "123"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("OLYMPUS DIGITAL CAMERA", "SONY DSC", "IMG_1.JPG", "123", "oplus_1048864", "dav"),
+        *("filter: 0; jpegRotation: 0; hdrForward: 0", '{"hdr": "auto", "mode": "night"}'),
+    ],
+)
 def test_what_cameras_write_is_no_caption(draw, text: str) -> None:
     assert read_description(str(draw.file("a.jpg", with_exif(text)))) == ()
 
