@@ -4,13 +4,15 @@ Why: the founding report lost its only run because the machine crashed while it 
 
 Theory: every step is a function of the state and of (seed, rank, images seen), and a checkpoint
 is either complete or absent. So a run that is killed any number of times ends, bit for bit, in the
-same weights as one that was never killed.
+same weights as one that was never killed. Pictures that are read again out of shards
+(`data.cache=codes`) have to come in the same order, through the same shuffle.
 
 Output contract: a line for each kill; the last line of stdout is the record, one JSON object:
-`kills`, `kills_while_saving` (the dead process left a half-written checkpoint), `resumed` (how
-often the same command continued without an error), `identical` (whether the weights are),
-`left_behind` (temporary files after the end) and the hashes of the weights. Exit status 1 unless
-all runs resumed, all weights are identical and nothing is left behind.
+`kills`, `kills_by_phase` (while pictures are read, of stage 1, while codes are computed, of stage
+2), `kills_while_saving` (the dead process left a half-written checkpoint), `resumed` (how often the
+same command continued without an error), `identical` (whether the weights are), `left_behind`
+(temporary files after the end) and the hashes of the weights. Exit status 1 unless all runs
+resumed, all weights are identical and nothing is left behind.
 
 With `--small` the runs take a second ([fault_runs.py](fault_runs.py)), and each kill comes before
 something that the process does to files, so that every moment between two of them is as likely.
@@ -18,10 +20,12 @@ something that the process does to files, so that every moment between two of th
     python benchmarks/kill_resume.py --kills 20
     python benchmarks/kill_resume.py --kills 100 --small
     python benchmarks/kill_resume.py --kills 20 --set retrieval.neighbors=2
+    python benchmarks/kill_resume.py --kills 20 --shards 40 --set data.cache=codes
 """
 
 import argparse
 import hashlib
+import io
 import os
 import random
 import re
@@ -29,10 +33,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from fault_errors import kill
 from fault_injection import ANY, Injector
@@ -49,10 +58,14 @@ from fault_runs import (
     run as run_small,
 )
 from harness import RESULTS, environment, print_record, write_result
+from tessella.data.scenes import canonical_caption, draw_scene, sample_scene
 
 WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
 _MOST_BEFORE_KILL = 120  # things done to files; a small run does some 400
 EXAMPLES = ("model/examples.safetensors", "model/examples.jsonl")  # if it looks pictures up
+# What a run does one after another, and up to which fraction of the kills fall into it.
+PHASES = {"data": 0.2, "tokenizer": 0.6, "codes": 0.7, "transformer": 1.0}
+PER_SHARD = 100
 
 
 def main() -> None:
@@ -62,6 +75,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="many kills of runs of a second")
     parser.add_argument("--images", type=int, default=16_000, help="of each stage")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--shards", type=int, help=f"tars of {PER_SHARD} scenes instead of scenes")
     parser.add_argument("--set", action="append", default=[], help="a setting, name=value")
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
@@ -74,7 +88,12 @@ def main() -> None:
             + ["small"] * options.small
         ),
         results,
-        config={"images": options.images, "seed": options.seed, "set": options.set},
+        config={
+            "images": options.images,
+            "shards": options.shards,
+            "seed": options.seed,
+            "set": options.set,
+        },
         where=environment("cpu"),
         folder=None if options.quick else RESULTS,
     )
@@ -87,27 +106,21 @@ def hunt(options: argparse.Namespace) -> dict[str, Any]:
     """Kills one run again and again."""
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
+        data = "scenes:500"
+        if options.shards:
+            data = str(write_shards(Path(folder) / "tars", options.shards))
+        options.data = data
         peaceful, hunted = Path(folder) / "peaceful", Path(folder) / "hunted"
         began = time.monotonic()
         finish(peaceful, options)
-        duration = time.monotonic() - began
-        print(f"uninterrupted: {duration:.0f} s", flush=True)
-        kills = saving = 0
-        while kills < options.kills:
-            process = start(hunted, options)
-            wait_for_progress(process, hunted)
-            # Every other kill waits for a checkpoint that is being written.
-            aimed = kills % 2 == 0
-            time.sleep(moments.uniform(0.0, 1.0))
-            while aimed and process.poll() is None and not half_written(hunted):
-                time.sleep(0.0005)
-            if process.poll() is not None:
-                raise SystemExit(f"The run ended by itself: {process.returncode}; more --images.")
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            saving += half_written(hunted)
-            print(f"kill {kills}: {progress(hunted)}, half-written: {half_written(hunted)}")
+        print(f"uninterrupted: {time.monotonic() - began:.0f} s", flush=True)
+        phases, saving = Counter[str](), 0
+        for number in range(options.kills):
+            target = next(p for p, end in PHASES.items() if (number + 0.5) / options.kills < end)
+            phase, is_saving = kill_in(target, hunted, options, moments, aimed=number % 2 == 0)
+            phases[phase] += 1
+            saving += is_saving
+            print(f"kill {number + 1}, {phase}: {progress(hunted)}, half-written: {is_saving}")
         finish(hunted, options)
         left_behind = list_passing(hunted)
         hashes = {
@@ -119,9 +132,10 @@ def hunt(options: argparse.Namespace) -> dict[str, Any]:
             if name in WEIGHTS or (peaceful / name).exists()
         }
     return {
-        "kills": kills,
+        "kills": options.kills,
+        "kills_by_phase": {phase: phases[phase] for phase in PHASES},
         "kills_while_saving": saving,
-        "resumed": kills,
+        "resumed": options.kills,
         "identical": all(first == second for first, second in hashes.values()),
         "left_behind": left_behind,
         "hashes": hashes,
@@ -181,7 +195,7 @@ def start(run: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
         "tokenizer_training.save_every_seconds": 0.5,
         "transformer_training.save_every_seconds": 0.5,
     }
-    command = [sys.executable, "-m", "tessella", "fit", "scenes:500", "--out", str(run)]
+    command = [sys.executable, "-m", "tessella", "fit", options.data, "--out", str(run)]
     for name, value in settings.items():
         command += ["--set", f"{name}={value}"]
     for word in options.set:
@@ -201,20 +215,79 @@ def finish(run: Path, options: argparse.Namespace) -> None:
         raise SystemExit((run.parent / f"{run.name}.err").read_text())
 
 
-def wait_for_progress(process: subprocess.Popen[bytes], run: Path) -> None:
-    """Waits until the run is further than when it was killed."""
-    before = progress(run)
-    while process.poll() is None and progress(run) == before:
-        time.sleep(0.02)
+def kill_in(
+    target: str, run: Path, options: argparse.Namespace, moments: random.Random, *, aimed: bool
+) -> tuple[str, bool]:
+    """Resumes a run, and kills it in a phase, or later.
+
+    Args:
+        target: the phase.
+        run: its folder.
+        options: of the command line.
+        moments: draws when.
+        aimed: in a stage, wait for a checkpoint that is being written.
+
+    Returns:
+        The phase that it died in, and whether it left a half-written checkpoint.
+    """
+    process = start(run, options)
+    before, order = progress(run), list(PHASES)
+    while process.poll() is None and (
+        progress(run) == before or order.index(find_phase(run)) < order.index(target)
+    ):
+        time.sleep(0.005)
+    if find_phase(run) in ("data", "codes"):  # they take no longer than a moment
+        time.sleep(moments.uniform(0.0, 0.1))
+    else:
+        time.sleep(moments.uniform(0.0, 1.0))
+        while aimed and process.poll() is None and not half_written(run):
+            time.sleep(0.0005)
+    if process.poll() is not None:
+        raise SystemExit(
+            f"The run ended by itself: {process.returncode}; more --images.\n"
+            + (run.parent / f"{run.name}.err").read_text()[-2000:]
+        )
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return find_phase(run), half_written(run)
 
 
 def progress(run: Path) -> list[str]:
-    """Names the newest checkpoint of each stage."""
-    newest = []
+    """Names the newest checkpoint of each stage, and counts the units before them."""
+    newest = [
+        f"units {len(list((run / '.data.units').glob('*.json.gz')))}",
+        f"codes {sum(len(path.read_bytes()) for path in (run / 'codes').glob('.*.jsonl'))}",
+    ]
     for stage in ("tokenizer", "transformer"):
         names = [path.name for path in (run / stage / "checkpoints").glob("checkpoint-*")]
         newest.append(f"{stage} {max(names, default='-')}")
     return newest
+
+
+def find_phase(run: Path) -> str:
+    """Names what a run is doing, or what it was doing when it died."""
+    if not (run / "data").exists():
+        return "data"
+    if not (run / "codes").exists():
+        return "tokenizer"
+    return "transformer" if (run / "transformer").exists() else "codes"
+
+
+def write_shards(folder: Path, count: int) -> Path:
+    """Writes scenes into tars, as WebDataset's writer does; returns the folder."""
+    folder.mkdir()
+    for shard in range(count):
+        with tarfile.open(folder / f"{shard:05}.tar", "w") as tar:
+            for number in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+                scene = sample_scene(np.random.default_rng([0, number]))
+                stream = io.BytesIO()
+                Image.fromarray(draw_scene(scene, 32)).save(stream, "PNG")
+                files = {"png": stream.getvalue(), "txt": canonical_caption(scene).encode()}
+                for suffix, content in files.items():
+                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return folder
 
 
 def half_written(run: Path) -> bool:

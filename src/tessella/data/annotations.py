@@ -6,6 +6,9 @@
     {"images": [{"filename": …, "sentences": […]}, …]}       Karpathy's splits
     {"0001.jpg": "a caption", …}, {"0001.jpg": {…}, …}       by name, as kohya's tools write it
     {"file_name": […], "text": […]}                          by column, as pandas writes it
+    {"messages": […], "images": ["0001.jpg"]}                a chat: the answers are captions
+    {"image": …, "prefix": …, "suffix": …}, "query", "response"     question and answer
+    {"data": {"image": …}, "annotations": [{"result": […]}]} Label Studio's export
 
 Source: COCO, "Data format", https://cocodataset.org/#format-data; A. Karpathy, "Deep
 Visual-Semantic Alignments", whose dataset.json became a usual form of Flickr8k, Flickr30k and COCO.
@@ -40,6 +43,50 @@ def rows_of_document(document: Any) -> tuple[list[Any], str]:
     if lists:
         return max(lists, key=len), ""
     return [_row_by_name(name, value) for name, value in document.items()], ""
+
+
+def complete_row(fields: Fields) -> Fields:
+    """Adds `caption` to a row that has it as the answer to a question, or as an annotator's."""
+    if {"caption", "captions", "text"} & set(fields):
+        return fields
+    for question, answer in (("prefix", "suffix"), ("query", "response")):
+        if question in fields and isinstance(fields.get(answer), str):
+            return {**fields, "caption": fields[answer]}
+    if messages := _objects(fields.get("messages")):
+        return _chat_row(fields, messages)
+    data, results = fields.get("data"), _objects(fields.get("annotations"))
+    if isinstance(data, dict) and any("result" in one for one in results):
+        values = (one.get("value") for result in results for one in _objects(result.get("result")))
+        texts = (
+            text
+            for value in values
+            if isinstance(value, dict)
+            for name in ("text", "choices")
+            for text in _list(value.get(name))
+        )
+        return {**data, "caption": [text for text in texts if isinstance(text, str)]}
+    return fields
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _chat_row(fields: Fields, messages: list[Fields]) -> Fields:
+    """Reads a chat: what the assistant says is the caption; pictures may lie in a message."""
+    answers, images = [], []
+    for message in messages:
+        for part in _list(message.get("content")):
+            known = part if isinstance(part, dict) else {"text": part}
+            if message.get("role") == "assistant" and isinstance(known.get("text"), str):
+                answers.append(known["text"])
+            if isinstance(known.get("image"), str):
+                images.append(known["image"])
+    return (
+        ({} if "images" in fields or not images else {"images": images})
+        | fields
+        | {"caption": answers}
+    )
 
 
 def _objects(value: Any) -> list[Fields]:

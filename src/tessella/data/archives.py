@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from tessella.data.addresses import LocalFile
-from tessella.data.folders import SIDECAR_SUFFIXES, is_image, suffix_of
+from tessella.data.folders import SIDECAR_SUFFIXES, is_hidden, is_image, suffix_of
 from tessella.data.records import ImageLocation, Location, Record, Skipped
 from tessella.data.table_rows import TABLE_SUFFIXES
 from tessella.errors import DataError, first_line
@@ -63,7 +63,10 @@ class ZipLocation:
 
 
 def zip_records(
-    local: LocalFile, split_by: str | None, notes: Counter[str]
+    local: LocalFile,
+    split_by: str | None,
+    notes: Counter[str],
+    caption_column: str | None = None,
 ) -> Iterator[Record | Skipped]:
     """Reads a zip as the folder that was packed.
 
@@ -71,6 +74,7 @@ def zip_records(
         local: a zip.
         split_by: the column that becomes a record's group.
         notes: counts what is done to records.
+        caption_column: the one with the captions, if it is named.
 
     Raises:
         DataError: it cannot be read, is encrypted, or holds nothing that DATA may be.
@@ -94,7 +98,7 @@ def zip_records(
         else Packed(member.filename, read=_reader(local, archive, member))
         for member in members
     )
-    yield from packed_records(local.name, packed, split_by, notes)
+    yield from packed_records(local.name, packed, split_by, notes, caption_column)
 
 
 def _reader(
@@ -118,7 +122,11 @@ def _reader(
 
 
 def packed_records(
-    archive: str, files: Iterable[Packed], split_by: str | None, notes: Counter[str]
+    archive: str,
+    files: Iterable[Packed],
+    split_by: str | None,
+    notes: Counter[str],
+    caption_column: str | None = None,
 ) -> Iterator[Record | Skipped]:
     """Reads the files of an archive as the folder that they were.
 
@@ -127,6 +135,7 @@ def packed_records(
         files: of it.
         split_by: the column that becomes a record's group.
         notes: counts what is done to records.
+        caption_column: the one with the captions, if it is named.
 
     Raises:
         DataError: the folder holds nothing that DATA may be.
@@ -138,13 +147,17 @@ def packed_records(
         root.mkdir()
         locations = _lay_out(root, archive, files)
         try:
-            source, inner = recognise(str(root)), Counter[str]()
+            source, inner = recognise(str(root), caption_column), Counter[str]()
             for record in source.records(split_by=split_by, notes=inner):
                 yield _in_archive(record, root, archive, locations)
             for note, count in (*dict.fromkeys(source.notes, 0).items(), *inner.items()):
                 notes[note.replace(str(root), archive)] += count
         except DataError as error:
-            raise DataError(str(error).replace(str(root), archive)) from None
+            message = str(error).replace(str(root), archive)
+            raise DataError(
+                f"{message} If its pictures or captions are in other files, in it or beside it, "
+                "unpack them all into one folder, and name that."
+            ) from None
 
 
 def _lay_out(root: Path, archive: str, files: Iterable[Packed]) -> dict[str, Location]:
@@ -177,7 +190,7 @@ def _lay_out(root: Path, archive: str, files: Iterable[Packed]) -> dict[str, Loc
 def _place(root: Path, name: str) -> Path | None:
     """Returns where a file is laid out; None if it is hidden, or its name leads elsewhere."""
     parts = PurePosixPath(name.replace("\\", "/").lstrip("/")).parts
-    if not parts or ".." in parts or any(p.startswith(".") or p == "__MACOSX" for p in parts):
+    if not parts or ".." in parts or any(map(is_hidden, parts)):
         return None
     return root.joinpath(*parts)
 

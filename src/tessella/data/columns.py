@@ -59,20 +59,23 @@ class Columns:
 
 
 def image_columns(schema: Any) -> list[str]:
-    """Lists the columns of a `pyarrow.Schema` that hold pictures."""
+    """Lists the columns of a `pyarrow.Schema` that hold pictures, or lists of them."""
     import pyarrow.types as types
 
     features = _features(schema)
     structs, binaries = [], []
     for column in schema:
-        if types.is_struct(column.type):
-            kinds = {child.name: child.type for child in column.type}
+        kind = column.type
+        if types.is_list(kind) or types.is_large_list(kind):
+            kind = kind.value_type
+        if types.is_struct(kind):
+            kinds = {child.name: child.type for child in kind}
             is_declared = features.get(column.name, {}).get("_type") == "Image"
             if _is_binary(kinds.get("bytes")) and (
                 is_declared or kinds.keys() <= {"bytes", "path"}
             ):
                 structs.append(column.name)
-        elif _is_binary(column.type):
+        elif _is_binary(kind):
             binaries.append(column.name)
     named = [name for name in binaries if name.lower() in _IMAGE_NAMES or _has_word(name)]
     alone = binaries if len(binaries) == 1 and "file_name" not in schema.names else []
@@ -91,12 +94,13 @@ def _is_binary(kind: Any) -> bool:
     )
 
 
-def find_columns(file: str, schema: Any) -> Columns:
+def find_columns(file: str, schema: Any, caption_column: str | None = None) -> Columns:
     """Finds the columns of pictures and captions.
 
     Args:
         file: its name, for messages.
         schema: a `pyarrow.Schema`.
+        caption_column: the one with the captions, if it is named.
 
     Raises:
         DataError: there is no such column, or it cannot be told which of several it is.
@@ -107,12 +111,20 @@ def find_columns(file: str, schema: Any) -> Columns:
     if image is None and len(images) != 1:
         raise _no_pictures(file, schema, images)
     image = image or images[0]
-    captions = _find_captions(schema, image)
+    if caption_column is None:
+        captions = _find_captions(schema, image)
+    elif caption_column in schema.names:
+        captions = (caption_column,)
+    else:
+        raise DataError(
+            f"There is no column {caption_column} (data.caption_column): `{file}`. Name one of: "
+            f"{', '.join(name for name in schema.names if name != image)}."
+        )
     if not captions:
         raise DataError(
             f"It cannot be told which column holds the captions: `{file}`. Expected one of "
-            f"{', '.join(records.CAPTION_FIELDS[:3])}; got: {', '.join(schema.names)}. Rename the "
-            "right one to caption."
+            f"{', '.join(records.CAPTION_FIELDS[:3])}; got: {', '.join(schema.names)}. Name the "
+            "right one: --set data.caption_column=COLUMN."
         )
     return Columns(image, captions, _class_names(schema, captions[0]))
 

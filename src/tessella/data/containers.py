@@ -43,7 +43,9 @@ from tessella.errors import DataError
 
 ContainerKind: TypeAlias = Literal["shards", "parquet", "arrow", "zip"]
 
-_Reader: TypeAlias = Callable[[LocalFile, str | None, Counter[str]], Iterator[Record | Skipped]]
+_Reader: TypeAlias = Callable[
+    [LocalFile, str | None, Counter[str], str | None], Iterator[Record | Skipped]
+]
 _READERS: dict[ContainerKind, _Reader] = {
     "shards": shard_records,
     "parquet": embedded_records,
@@ -52,6 +54,8 @@ _READERS: dict[ContainerKind, _Reader] = {
 }
 _MAGIC: dict[bytes, ContainerKind] = {b"PK\3\4": "zip", b"PAR1": "parquet", b"ARROW1": "arrow"}
 _COMPRESSED_TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|zstd))?|tgz|tbz2?|txz|tzst)$")
+
+_AS_FILES = "Write its pictures as PNG files, with a .txt of captions beside each"
 
 # What other packages write that is not read, and how it becomes something that is.
 _FOREIGN = {
@@ -71,6 +75,16 @@ _FOREIGN = {
     ".mdb": "an LMDB. Write it as WebDataset shards first, with webdataset.ShardWriter",
     ".npz": "an archive of arrays. Write them as PNG files, with a .txt of captions beside each",
     ".npy": "an array. Write it as PNG files, with a .txt of captions beside each",
+    "-ubyte": f"an array (MNIST's). {_AS_FILES}",
+    ".mat": f"a file of MATLAB. {_AS_FILES}",
+    ".pt": f"a file of tensors. {_AS_FILES}",
+    ".pkl": f"a pickle. {_AS_FILES}",
+    ".pickle": f"a pickle. {_AS_FILES}",
+    "data_batch_1": f"a pickle (CIFAR's). {_AS_FILES}",
+    ".dcm": f"a DICOM picture. {_AS_FILES}",
+    ".nii": f"a NIfTI volume. {_AS_FILES}",
+    ".001": "a part of an archive. Unpack the archive, and name the folder",
+    ".z01": "a part of an archive. Unpack the archive, and name the folder",
     ".7z": "a 7-Zip archive. Unpack it, and name the folder",
     ".rar": "a RAR archive. Unpack it, and name the folder",
 }
@@ -114,6 +128,7 @@ class Containers:
     names: tuple[str, ...]  # paths, addresses or `pipe:COMMAND`
     origins: tuple[str, ...] = ()  # where captions are read, for people
     notes: tuple[str, ...] = ()  # what else people should know
+    caption_column: str | None = None  # the one with the captions, if it is named
 
     def records(
         self, split_by: str | None = None, notes: Counter[str] | None = None
@@ -153,9 +168,14 @@ class Containers:
             yield Part(
                 name,
                 partial(self._read, name, side, split_by),
-                None if stamp is None else f"{self.kind}\0{stamp}\0{side}\0{split_by}",
+                None if stamp is None else self._describe(stamp, side, split_by),
                 is_whole and not is_command(name),
             )
+
+    def _describe(self, stamp: str, side: Side | None, split_by: str | None) -> str:
+        """Returns what changes with the records of a file."""
+        column = "" if self.caption_column is None else f"\0{self.caption_column}"
+        return f"{self.kind}\0{stamp}\0{side}\0{split_by}{column}"
 
     def _read(
         self, name: str, side: Side | None, split_by: str | None, notes: Counter[str]
@@ -164,7 +184,7 @@ class Containers:
         local = open_locally(name)
         read = _READERS[self.kind if kind_of_file(name) else _kind_of_contents(local)]
         # A temporary copy is deleted with the last record that needs it.
-        for record in read(local, split_by, notes):
+        for record in read(local, split_by, notes, self.caption_column):
             if side is None or isinstance(record, Skipped) or record.side is not None:
                 yield record
             else:
@@ -172,7 +192,10 @@ class Containers:
 
 
 def name_containers(
-    kind: ContainerKind, names: Sequence[str], notes: Sequence[str] = ()
+    kind: ContainerKind,
+    names: Sequence[str],
+    notes: Sequence[str] = (),
+    caption_column: str | None = None,
 ) -> Containers:
     """Says of files of one kind how they are read.
 
@@ -185,16 +208,19 @@ def name_containers(
     elif kind != "shards":
         origin = "captions from a column"
         if not is_address(names[0]):
-            origin = read_columns(Path(names[0])).origin
-    return Containers(kind, tuple(names), (origin,), tuple(notes))
+            origin = read_columns(Path(names[0]), caption_column).origin
+    return Containers(kind, tuple(names), (origin,), tuple(notes), caption_column)
 
 
-def choose_containers(root: Path, files: Sequence[Path]) -> Containers | None:
+def choose_containers(
+    root: Path, files: Sequence[Path], caption_column: str | None = None
+) -> Containers | None:
     """Chooses which files of a folder are read, if it is a folder of containers.
 
     Args:
         root: the folder.
         files: under it, those that `kind_of_file` knows.
+        caption_column: the one with the captions, if it is named.
 
     Returns:
         How they are read; None if there are none.
@@ -203,7 +229,7 @@ def choose_containers(root: Path, files: Sequence[Path]) -> Containers | None:
         DataError: there are several kinds, or a file cannot be read.
     """
     if saved := find_saved_files(root):
-        return name_containers("arrow", [str(file) for file in saved])
+        return name_containers("arrow", [str(file) for file in saved], (), caption_column)
     by_kind: dict[ContainerKind, list[Path]] = {}
     for file in files:
         if kind := kind_of_file(file.name):
@@ -225,7 +251,7 @@ def choose_containers(root: Path, files: Sequence[Path]) -> Containers | None:
             f"Cannot tell what the data is: `{root}` holds {names}. Name those that you want."
         )
     for kind, found in by_kind.items():
-        return name_containers(kind, [str(file) for file in found], notes)
+        return name_containers(kind, [str(file) for file in found], notes, caption_column)
     return None
 
 

@@ -46,6 +46,13 @@ class EmbeddedLocation:
 
 
 @dataclass(frozen=True)
+class _Several:
+    """Stands for the path of a row that holds several pictures."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class _Table:
     """A file of rows that is open."""
 
@@ -63,14 +70,14 @@ def has_pictures(path: Path) -> bool:
         return bool(image_columns(table.schema))
 
 
-def read_columns(path: Path) -> Columns:
+def read_columns(path: Path, caption_column: str | None = None) -> Columns:
     """Finds out which columns of a table are read.
 
     Raises:
         DataError: it cannot be read, or has no column of pictures or none of captions.
     """
     with _open(LocalFile(path, str(path))) as table:
-        return find_columns(str(path), table.schema)
+        return find_columns(str(path), table.schema, caption_column)
 
 
 def _check_names(names: list[str]) -> None:
@@ -118,7 +125,10 @@ def find_saved_files(folder: Path) -> list[Path] | None:
 
 
 def embedded_records(
-    local: LocalFile, split_by: str | None, notes: Counter[str]
+    local: LocalFile,
+    split_by: str | None,
+    notes: Counter[str],
+    caption_column: str | None = None,
 ) -> Iterator[Record | Skipped]:
     """Reads the rows of a table with pictures.
 
@@ -126,6 +136,7 @@ def embedded_records(
         local: a Parquet file, or an Arrow file or stream.
         split_by: the column that becomes a record's group.
         notes: counts what is done to rows; nothing is.
+        caption_column: the one with the captions, if it is named.
 
     Yields:
         A record per row; a skip for a row without picture or caption.
@@ -134,7 +145,7 @@ def embedded_records(
         DataError: the file cannot be read, or has no column of pictures or none of captions.
     """
     with _open(local) as table:
-        columns = find_columns(local.name, table.schema)
+        columns = find_columns(local.name, table.schema, caption_column)
         names = [columns.image, *columns.captions]
         if split_by in table.schema.names and split_by not in names:
             names.append(str(split_by))
@@ -208,13 +219,24 @@ def _rows(
     import pyarrow as arrow
 
     image = batch.column(columns.image)
+    counts = None
+    if arrow.types.is_list(image.type) or arrow.types.is_large_list(image.type):
+        # A row with several pictures has none that its caption is known to be of.
+        counts = [len(row) if row.is_valid else 0 for row in image]
+        firsts = [
+            row[0].as_py() if count == 1 else None for row, count in zip(image, counts, strict=True)
+        ]
+        image = arrow.array(firsts, image.type.value_type)
     paths = None
     if arrow.types.is_struct(image.type):
         children = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
         image, paths = children["bytes"], children.get("path")
     fields = batch.select(names).to_pylist()
     for index, values in enumerate(fields):
-        yield image[index].as_buffer(), paths[index].as_py() if paths is not None else None, values
+        path = paths[index].as_py() if paths is not None else None
+        if counts is not None and counts[index] > 1:
+            path = _Several(counts[index])
+        yield image[index].as_buffer(), path, values
 
 
 def _record(
@@ -244,6 +266,8 @@ def _locate(local: LocalFile, buffer: Any, path: Any) -> Location | str:
     """Returns where a row's picture is, or why it has none."""
     if buffer is not None:
         return EmbeddedLocation(buffer, local.owner)
+    if isinstance(path, _Several):
+        return f"the row holds {path.count} pictures, of which none is known to be the caption's"
     if not isinstance(path, str) or not path:
         return "the row has no picture"
     relative = PurePath(path)

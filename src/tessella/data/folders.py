@@ -10,7 +10,14 @@ from tessella.errors import DataError
 from tessella.images import IMAGE_SUFFIXES, READ_SUFFIXES
 
 # Files with captions that are named after their picture; the first one with a caption is read.
-SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".json", ".tags")
+SIDECAR_SUFFIXES = (".txt", ".caption", ".cap", ".json", ".tags", ".xmp")
+
+# Of systems and stores: what is deleted, small copies, what a notebook keeps.
+_HIDDEN = {
+    "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+}  # fmt: skip
+# OneTrainer's masks of pictures: dog-masklabel.png beside dog.jpg.
+_MASKS = ("-masklabel", "-condlabel")
 
 # Texts that often lie beside pictures and are not captions.
 _NOT_CAPTIONS = {"readme", "license", "licence", "notice", "credits", "attribution", "changelog"}
@@ -45,8 +52,8 @@ def walk(root: Path) -> Iterator[Listing]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(inner for inner in folders if not _is_hidden(inner))
-        yield Listing(folder, sorted(file for file in files if not _is_hidden(file)))
+        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
+        yield Listing(folder, sorted(file for file in files if not is_hidden(file)))
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -55,8 +62,9 @@ def _refuse(error: OSError) -> NoReturn:
     ) from None
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def is_hidden(name: str) -> bool:
+    """Says whether a file or folder is nobody's own: hidden, deleted, or kept by a system."""
+    return name.startswith(".") or name in _HIDDEN
 
 
 def is_image(name: str) -> bool:
@@ -64,13 +72,25 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in IMAGE_SUFFIXES
 
 
+def is_mask(name: str) -> bool:
+    """Says by its name whether a file is a mask of another picture, in OneTrainer's layout."""
+    return stem_of(name).endswith(_MASKS)
+
+
 def list_images(listing: Listing) -> list[str]:
     """Lists the pictures of a folder, each once.
 
     A file that cannot be read (a camera's raw file, a project of Photoshop) is left out if a
-    picture of the same name that can be read lies beside it.
+    picture of the same name that can be read lies beside it; and so is a picture's mask.
     """
     images = [name for name in listing.files if is_image(name)]
+    if any(map(is_mask, images)):
+        stems = {stem_of(name) for name in images}
+        images = [
+            name
+            for name in images
+            if not is_mask(name) or stem_of(name).rpartition("-")[0] not in stems
+        ]
     readable = [name for name in images if suffix_of(name) in READ_SUFFIXES]
     if len(readable) == len(images):
         return images

@@ -169,7 +169,7 @@ def _inspect_source(
     """Reads one source to its end, or to where it breaks."""
     report = SourceReport(argument)
     try:
-        source = recognise(argument)
+        source = recognise(argument, settings.caption_column)
         report.kind = source.kind
         report.files, report.bytes = source.fingerprint.files, source.fingerprint.bytes
         notes = Counter[str]()

@@ -8,6 +8,7 @@ Source: the splits' names are those of Hugging Face datasets, "Structure your re
 repeats are those of kohya's sd-scripts, "DreamBooth, class+identifier".
 """
 
+import calendar
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ _HELD_OUT |= {"minival", "testdev", "holdout"}
 PICTURE_WORDS = frozenset({
     "data", "dataset", "datasets", "file", "files", "image", "images", "img", "imgs", "picture",
     "pictures", "pic", "pics", "photo", "photos", "jpg", "jpgs", "jpeg", "png", "pngs", "webp",
-    "input", "inputs", "raw", "all", "media",
+    "input", "inputs", "raw", "all", "media", "jpegimages", "dcim", "album", "albums",
 })  # fmt: skip
 # The best word first: where a picture has a text in several folders, the first is read.
 TEXT_WORDS = (
@@ -34,6 +35,16 @@ _SAYS_NOTHING = PICTURE_WORDS | set(TEXT_WORDS) | {"split", "splits", "folder", 
 _REPEATS = re.compile(r"([1-9]\d*)_(.*\S.*)")
 _NUMBER = re.compile(r"(\d+[._]|0\d*[ -])(?=.*[^\W\d_])")  # 10_dog, 001.Albatross, 01-cats
 _WORDNET_ID = re.compile(r"n\d{8}")
+# Midjourney's and others' names end in a UUID, or in a number in brackets.
+_PICTURE_ID = re.compile(r"[_-]?[\da-f]{8}(-[\da-f]{4}){3}-[\da-f]{12}(_\d+)?$", re.IGNORECASE)
+_WORDNET_START = re.compile(r"n\d{8}[-_ ]+(?=.*[^\W\d_])")  # n02085620-Chihuahua
+# 100APPLE, 101_PANA: what cameras call their folders (JEITA CP-3461).
+_CAMERA_FOLDER = re.compile(r"[1-9]\d\d[A-Z_\d]{5}")
+_MONTHS = {name.lower() for name in (*calendar.month_name[1:], *calendar.month_abbr[1:])}
+_SET_PHRASES = re.compile(
+    r"(google photos|camera roll|camera uploads|screenshots?|new folder( \d+)?|"
+    r"(my|saved) pictures|photos from \d{4}|(txt|img)2img (images|grids)|downloads?)"
+)
 
 
 def normalise(name: str) -> str:
@@ -86,6 +97,27 @@ def has_repeats(folders: Sequence[str]) -> bool:
     return bool(numbers) and not counts
 
 
+def read_file_name(stem: str) -> str:
+    """Returns the words in a file's name without its suffix; blank if it has none.
+
+    "user_a_red_fox_0c4e….png" of Midjourney is "a red fox" too: the user's name goes first, the
+    number of the picture last.
+    """
+    without = _PICTURE_ID.sub("", stem)
+    words = re.sub(r"[_+]|(?<=[^\W\d])-(?=[^\W\d])", " ", without).split()
+    if without != stem:
+        words = words[1:]
+    while words and not any(map(str.isalpha, words[-1])):
+        words.pop()
+    return " ".join(words)
+
+
+def reads_like_caption(stem: str) -> bool:
+    """Says whether a file's name may be a caption: three words and more, of letters."""
+    words = [word for word in read_file_name(stem).split() if word.isalpha()]
+    return len(words) >= 3
+
+
 def class_caption(folders: Sequence[str]) -> str:
     """Returns what the names of a picture's folders say of it; blank if they say nothing.
 
@@ -94,7 +126,9 @@ def class_caption(folders: Sequence[str]) -> str:
             something counts: `cats/images` is "cats".
     """
     for folder in reversed(folders):
-        number = _NUMBER.match(folder)
+        if _CAMERA_FOLDER.fullmatch(folder):
+            continue
+        number = _NUMBER.match(folder) or _WORDNET_START.match(folder)
         words = folder[number.end() :] if number else folder
         words = " ".join(re.sub(r"[_-]", " ", words).split())
         if words and not _says_nothing(words):
@@ -102,12 +136,27 @@ def class_caption(folders: Sequence[str]) -> str:
     return ""
 
 
+def is_wordnet_id(name: str) -> bool:
+    """Says whether a folder is called by the number of what it shows, as ImageNet's are."""
+    return _WORDNET_ID.fullmatch(name) is not None
+
+
 def _says_nothing(words: str) -> bool:
     """Says whether words are a split's, a kind of file's, or the number of a part."""
     parts = words.lower().split()
     if all(part in _SAYS_NOTHING or side_of_name(part) for part in parts):
         return True
+    if _SET_PHRASES.fullmatch(words.lower()) or (len(parts) > 1 and _is_date(parts)):
+        return True
     # One or two digits are a class of digits; more, or zeros in front, number the folder.
     if len(parts) == 1 and parts[0].isdigit():
         return len(parts[0]) > 2 or (len(parts[0]) > 1 and parts[0].startswith("0"))
     return side_of_name(words) is not None or _WORDNET_ID.fullmatch(words.lower()) is not None
+
+
+def _is_date(parts: Sequence[str]) -> bool:
+    """Says whether words are numbers and months: 2023 05 01, May 1, 2023."""
+    words = [part.strip(",.") for part in parts]
+    numbers = [word for word in words if word.isdigit()]
+    months = [word for word in words if word in _MONTHS]
+    return bool(numbers) and len(numbers) + len(months) == len(words)

@@ -4,6 +4,7 @@
     dog.txt beside dog.jpg                  sidecars.py
     captions/dog.txt for images/dog.jpg     the same path but for words such as "images"
     any other table that lists the picture  tables.py
+    in the picture's own file               descriptions.py
     the folder's name                       only if nothing else has captions, and if it says
                                             something; kohya's `10_sks dog` always does
 
@@ -18,13 +19,21 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tessella.data import records
-from tessella.data.folders import Listing, suffix_of, walk
-from tessella.data.names import class_caption, side_of_folders, split_repeats
+from tessella.data.descriptions import read_description
+from tessella.data.folders import Listing, stem_of, suffix_of, walk
+from tessella.data.names import class_caption, read_file_name, side_of_folders, split_repeats
 from tessella.data.picture_index import PictureIndex
 from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.data.siblings import Siblings
 from tessella.data.sidecars import FoundCaptions, Sidecars, read_sidecars
 from tessella.data.tables import Listed, Table, TableContents, read_table
+
+FILE_NAME = "file_name"  # as `data.caption_column`: the pictures' own names are the captions
+OWN_NAMES = "captions from the files' names"
+OWN_DESCRIPTIONS = "captions from the descriptions in the pictures' own files"
+
+# What lies beside pictures for other reasons, and is no lost caption.
+_OF_OTHERS = (".json", ".xmp")
 
 FolderKind: TypeAlias = Literal["table", "captions", "classes"]
 
@@ -41,6 +50,8 @@ class FolderReading:
     siblings: Siblings = field(default_factory=Siblings)
     has_repeats: bool = False  # the numbers before folders' names are kohya's repeats
     notes: tuple[str, ...] = ()  # what else people should know
+    caption_column: str | None = None  # the one with the captions, if it is named
+    has_descriptions: bool = False  # pictures' own files hold captions
     is_whole: bool = True  # all pictures of the folder are meant, not only the listed ones
 
     def records(
@@ -92,7 +103,9 @@ class _Pairing:
         for image in sidecars.images:
             yield self._pair_one(listing, folders, image, sidecars.of(image))
         if self._reading.kind == "captions":
-            texts = (listing.path(name) for name in sidecars.orphans if suffix_of(name) != ".json")
+            texts = (
+                listing.path(name) for name in sidecars.orphans if suffix_of(name) not in _OF_OTHERS
+            )
             self._orphans += (path for path in texts if path not in self._tables)
 
     def list_unused(self) -> Iterator[Skipped]:
@@ -110,7 +123,10 @@ class _Pairing:
             return self.of_listed(path, listed, folders)
         try:
             found = read_sidecars(
-                [listing.path(name) for name in names], "beside each picture", self._split_by
+                [listing.path(name) for name in names],
+                "beside each picture",
+                self._split_by,
+                self._reading.caption_column,
             ) or self._read_sibling(folders, image)
         except records.CaptionError as error:
             if listed is None:
@@ -118,7 +134,7 @@ class _Pairing:
             found = None
         if found is None and listed is not None:
             return self.of_listed(path, listed, folders)
-        found = found or self._read_folder_name(folders)
+        found = found or self._read_picture(path, image) or self._read_folder_name(folders)
         if found is None:
             return Skipped(path, self._say_why(folders, names), "captionless")
         return self._record(path, folders, found)
@@ -160,10 +176,20 @@ class _Pairing:
             return None
         self._used.update(paths)
         place = f"of the same name in {Path(paths[0]).parent.name}"
-        return read_sidecars(paths, place, self._split_by)
+        return read_sidecars(paths, place, self._split_by, self._reading.caption_column)
+
+    def _read_picture(self, path: str, image: str) -> FoundCaptions | None:
+        """Reads what the picture's file itself says: inside, or by its name."""
+        captions: tuple[str, ...] = ()
+        origin = OWN_DESCRIPTIONS
+        if self._reading.has_descriptions:
+            captions = read_description(path)
+        elif self._reading.caption_column == FILE_NAME:
+            captions, origin = records.clean_captions([read_file_name(stem_of(image))]), OWN_NAMES
+        return FoundCaptions(captions, origin) if captions else None
 
     def _read_folder_name(self, folders: tuple[str, ...]) -> FoundCaptions | None:
-        if not folders:
+        if not folders or self._reading.caption_column is not None:
             return None
         repeats = split_repeats(folders[-1]) if self._reading.has_repeats else None
         if self._reading.kind != "classes" and repeats is None:
@@ -176,6 +202,10 @@ class _Pairing:
 
     def _say_why(self, folders: tuple[str, ...], names: list[str]) -> str:
         """Says why a picture has no caption."""
+        if self._reading.has_descriptions:
+            return "its file holds no description, unlike those of others"
+        if self._reading.caption_column is not None:
+            return f"nothing about it has {self._reading.caption_column} (data.caption_column)"
         if names:
             is_text = suffix_of(names[0]) != ".json"
             return "its caption file is blank" if is_text else "its .json has no caption"

@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from tessella.data.folders import list_images, stem_of, suffix_of, walk
 from tessella.data.names import PICTURE_WORDS, normalise, side_of_folders
@@ -16,6 +17,7 @@ from tessella.data.records import Side
 from tessella.images import IMAGE_SUFFIXES
 
 _FLICKR_NUMBER = re.compile(r"#\d+$")
+_UPLOADED = re.compile(r"[\da-f]{8}-(?=.)")  # Label Studio's, before the name that a file had
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class PictureIndex:
             return exact
         last = parts[-1]
         found = self._lookup(last)
+        if not found and (uploaded := _UPLOADED.match(last)):
+            found = self._lookup(last := last[uploaded.end() :])
         if suffix_of(last) in IMAGE_SUFFIXES:
             found = [one for one in found if suffix_of(one.name) == suffix_of(last)]
         ranked = [
@@ -140,7 +144,10 @@ class PictureIndex:
 
 def split_name(given: str) -> list[str]:
     """Splits a picture's name in a table into its parts, with either kind of slash."""
-    name = _FLICKR_NUMBER.sub("", given.strip().removeprefix("file://").replace("\\", "/"))
+    given = given.strip()
+    if re.match(r"[a-z][a-z\d+.-]*://", given):  # an address: the name is at the end of its path
+        given = unquote(given.removeprefix("file://").partition("?")[0])
+    name = _FLICKR_NUMBER.sub("", given.replace("\\", "/"))
     parts: list[str] = []
     for part in name.split("/"):
         if part == ".." and parts and parts[-1] != "..":

@@ -85,7 +85,7 @@ def prepare(
         DataError: the data is not recognised, is not what is expected, too much of it is bad, the
             cache cannot be written, or the folder holds something else.
     """
-    recognised = _recognise(sources)
+    recognised = _recognise(sources, settings)
     for source in recognised if settings.cache == "codes" else ():
         if source.kind in _STORED_KINDS:
             raise refuse_stored(source.argument)
@@ -123,17 +123,18 @@ def _identify(sources: Sequence[Source], settings: DataSettings) -> dict[str, An
     # Since a setting was added, its default must not make an older cache another one.
     names |= set() if settings.named_splits else {"named_splits"}
     names |= set() if settings.cache == "pixels" else {"cache"}
+    names |= set() if settings.caption_column is None else {"caption_column"}
     values = settings.model_dump(include=names)
     if any(source.kind == "scenes" for source in sources):
         values |= {"seed": settings.seed, "num_paraphrases": NUM_PARAPHRASES}
     return {"sources": [source.identity() for source in sources], "settings": values}
 
 
-def _recognise(sources: Sequence[str | Source]) -> list[Source]:
+def _recognise(sources: Sequence[str | Source], settings: DataSettings) -> list[Source]:
     """Recognises what is not recognised yet."""
     given = [sources] if isinstance(sources, str) else list(sources)
     known = [source for source in given if isinstance(source, Source)]
-    return known if known else recognise_all([str(source) for source in given])
+    return known or recognise_all([str(source) for source in given], settings.caption_column)
 
 
 def describe_data(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,13 @@
 A record has the location of a picture, not its pixels.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from tessella.data.folders import is_image
 from tessella.data.text_encoding import TextError, decode_text
 from tessella.untrusted import parse_json
 
@@ -18,10 +20,18 @@ Side: TypeAlias = Literal["train", "validation"]
 # The caption fields of a metadata row or a JSON sidecar; the first one with a text wins.
 CAPTION_FIELDS = (
     "text", "caption", "captions", "sentence", "sentences", "description", "prompt", "title",
-    "comment", "conversations", "tags", "keywords",
+    "comment", "alt", "alt_text", "conversations", "tags", "tag_string", "keywords",
 )  # fmt: skip
 # Their lists are the words of one caption; a list elsewhere is several captions.
-_WORD_LISTS = ("tags", "keywords")
+_WORD_LISTS = ("tags", "tag_string", "keywords")
+# What lists of objects call their texts: Karpathy's captions, Danbooru's tags.
+_TEXT_NAMES = ("raw", "text", "caption", "value", "name", "tag", "label")
+# Other names of fields that may be captions: llava_caption, long_description.
+_LIKE_CAPTION = re.compile(r"(.*[\W_\d])?(captions?|prompt|description)([\W_\d].*)?", re.IGNORECASE)
+_NOT_LIKE_CAPTION = re.compile(
+    r".*(negative|model|url|_id|source|type|length|score|lang|time|date|version|hash|path|file).*",
+    re.IGNORECASE,
+)
 
 # Larger files are not captions; reading them would only fill the memory.
 MAX_CAPTION_BYTES = 1_000_000
@@ -142,16 +152,36 @@ def captions_from_fields(
     list); each may be either. A list of tags or keywords is one caption.
 
     Args:
-        fields: by name.
+        fields: by name, whose letters' case does not matter.
         names: of the fields that may hold captions, the best first.
 
     Raises:
-        CaptionError: a caption field holds something other than text.
+        CaptionError: a caption field holds something other than text, or several fields may be the
+            captions.
     """
+    names = tuple(names)
     for name in names:
         if captions := _captions_from_value(name, fields.get(name)):
             return captions
-    return ()
+    lowered = {key.lower(): key for key in fields if key.lower() != key}
+    for name in names:
+        if name in lowered and (captions := _captions_from_value(name, fields[lowered[name]])):
+            return captions
+    if names != CAPTION_FIELDS:
+        return ()
+    like = [
+        key
+        for key, value in fields.items()
+        if isinstance(value, str)
+        and value.strip()
+        and _LIKE_CAPTION.fullmatch(key)
+        and not _NOT_LIKE_CAPTION.fullmatch(key)
+    ]
+    if len(like) > 1:
+        raise CaptionError(
+            f"several fields may be its caption: {', '.join(like)}; name one (data.caption_column)"
+        )
+    return _captions_from_value(like[0], fields[like[0]]) if like else ()
 
 
 def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
@@ -168,10 +198,19 @@ def _captions_from_value(name: str, value: Any) -> tuple[str, ...]:
         answers = [one for one in values if isinstance(one, dict) and one.get("from") == "gpt"]
         values = [one.get("value") for one in answers]
     # Karpathy's lists of captions: {"raw": "A dog runs.", "tokens": […]}.
-    values = [one.get("raw") if isinstance(one, dict) else one for one in values]
+    values = [_text_of_object(one) if isinstance(one, dict) else one for one in values]
     if not all(isinstance(text, str) for text in values):
         raise CaptionError(f"`{name}` holds something other than text")
-    return clean_captions([", ".join(values)] if field in _WORD_LISTS else values)
+    if field == "tag_string":  # Danbooru's: long_hair snow
+        values = [word.replace("_", " ") for text in values for word in text.split()]
+    if field in _WORD_LISTS:
+        return clean_captions([", ".join(values)])
+    # A picture's title is often the name that its file had.
+    return clean_captions(text for text in values if field != "title" or not is_image(text))
+
+
+def _text_of_object(one: Mapping[str, Any]) -> Any:
+    return next((one[name] for name in _TEXT_NAMES if isinstance(one.get(name), str)), None)
 
 
 def group_from_fields(fields: Mapping[str, Any], split_by: str | None) -> str | None:

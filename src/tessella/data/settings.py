@@ -26,6 +26,11 @@ class DataSettings(Settings):
     """Name of a JSON field or metadata column; images with the same value stay on one side of the
     split. Left out, only identical images stay together."""
 
+    caption_column: str | None = Field(default=None, min_length=1)
+    """Name of the table's column, or of the field of JSON, that has the captions; then nothing
+    else is a caption. `file_name` takes the pictures' own names. Left out, it is found by its name
+    and by what is in it; `tessella doctor` says which it is."""
+
     cache: Literal["pixels", "codes"] = "pixels"
     """What a run keeps of each picture: its square pixels, or its codes alone, 1 to 5 % of them.
     With `codes`, stage 1 decodes pictures when it needs them, in an order that reads shards one

@@ -20,7 +20,7 @@ from tessella.data import records
 from tessella.data.addresses import LocalFile, read_beside
 from tessella.data.archives import Packed, packed_records
 from tessella.data.class_names import CLASS_FILES, ClassNames, read_class_names
-from tessella.data.folders import is_image, stem_of, suffix_of
+from tessella.data.folders import is_hidden, is_image, stem_of, suffix_of
 from tessella.data.records import ImageLocation, Record, Skipped
 from tessella.data.samples import Grouping, Member, Pairs, key_of
 from tessella.data.table_rows import TABLE_SUFFIXES
@@ -45,6 +45,7 @@ class _Shard:
     split_by: str | None
     notes: Counter[str]
     class_names: ClassNames | None
+    caption_column: str | None = None
     grouping: Grouping = field(default_factory=Grouping)
     waiting: list[Member] = field(default_factory=list)  # of samples that are not complete yet
     tables: list[Member] = field(default_factory=list)  # read if no picture has a caption file
@@ -56,6 +57,11 @@ class _Shard:
         self.stream.seek(member.offset)
         return self.stream.read(min(member.size, most))
 
+    @property
+    def caption_fields(self) -> tuple[str, ...]:
+        """The JSON fields that may hold captions."""
+        return (self.caption_column,) if self.caption_column else records.CAPTION_FIELDS
+
     def name(self, member: Member) -> str:
         return f"{self.local.name}/{member.name}"
 
@@ -64,7 +70,10 @@ class _Shard:
 
 
 def shard_records(
-    local: LocalFile, split_by: str | None, notes: Counter[str]
+    local: LocalFile,
+    split_by: str | None,
+    notes: Counter[str],
+    caption_column: str | None = None,
 ) -> Iterator[Record | Skipped]:
     """Reads the samples of a shard.
 
@@ -75,6 +84,7 @@ def shard_records(
         local: a tar.
         split_by: the JSON field that becomes the record's group.
         notes: counts what is done to samples.
+        caption_column: the JSON field with the captions, if it is named.
 
     Yields:
         A record per sample; a skip for a sample without a picture or without captions.
@@ -85,7 +95,7 @@ def shard_records(
     """
     try:
         with local.path.open("rb") as stream:
-            shard = _Shard(local, stream, split_by, notes, _names_beside(local))
+            shard = _Shard(local, stream, split_by, notes, _names_beside(local), caption_column)
             for run in shard.grouping.runs(_members(shard)):
                 pairs = shard.grouping.pair(run)
                 shard.waiting += [*pairs.images, *pairs.texts]
@@ -155,7 +165,7 @@ def _choose(shard: _Shard, info: tarfile.TarInfo) -> Member | None:
     """Returns a picture or caption; notes tables and links; leaves everything else out."""
     member = Member(info.name.removeprefix("./"), info.offset_data, info.size)
     is_sample = is_image(member.name) or suffix_of(member.name) in _CAPTIONS
-    if info.isdir() or _is_hidden(member.name):
+    if info.isdir() or any(map(is_hidden, member.name.split("/"))):
         return None
     if not info.isreg() or info.issparse():
         if is_sample:
@@ -164,10 +174,6 @@ def _choose(shard: _Shard, info: tarfile.TarInfo) -> Member | None:
     if not is_sample and suffix_of(member.name) in TABLE_SUFFIXES:
         shard.tables.append(member)
     return member if is_sample else None
-
-
-def _is_hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".") or "__MACOSX/" in name
 
 
 def _samples(shard: _Shard, pairs: Pairs, *, may_wait: bool) -> Iterator[Record | Skipped]:
@@ -188,13 +194,14 @@ def _sample(shard: _Shard, image: Member, texts: list[Member]) -> Record | Skipp
     """Makes the record of one sample."""
     name = shard.name(image)
     by_suffix = {suffix_of(text.name): text for text in sorted(texts, key=lambda t: -len(t.name))}
-    suffixes = [suffix for suffix in _CAPTIONS if suffix in by_suffix]  # the best first
+    known = _CAPTIONS if shard.caption_column is None else (".json",)
+    suffixes = [suffix for suffix in known if suffix in by_suffix]  # the best first
     contents = {suffix: shard.content(by_suffix[suffix]) for suffix in suffixes}
     try:
         fields = records.fields_from_json(contents[".json"]) if ".json" in contents else {}
         for suffix in suffixes:
             if suffix == ".json":
-                captions = records.captions_from_fields(fields)
+                captions = records.captions_from_fields(fields, shard.caption_fields)
             elif suffix == ".cls":
                 captions = _class_captions(shard, contents[suffix])
             else:
@@ -209,6 +216,9 @@ def _sample(shard: _Shard, image: Member, texts: list[Member]) -> Record | Skipp
         return Skipped(name, f"its caption file cannot be used: {error}", "bad_caption")
     if suffixes == [".cls"]:
         reason = f"its .cls holds a number, and there is no {CLASS_FILES[0]} beside the shard"
+        return Skipped(name, reason, "captionless")
+    if shard.caption_column is not None:
+        reason = f"no .json with the same key has {shard.caption_column} (data.caption_column)"
         return Skipped(name, reason, "captionless")
     return Skipped(name, _NO_CAPTION, "captionless")
 
@@ -274,4 +284,6 @@ def _read_as_folder(shard: _Shard) -> Iterator[Record | Skipped]:
         else Packed(member.name, read=partial(shard.content, member, _MAX_TABLE_BYTES))
         for member in (*shard.waiting, *shard.tables)
     ]
-    return packed_records(shard.local.name, packed, shard.split_by, shard.notes)
+    return packed_records(
+        shard.local.name, packed, shard.split_by, shard.notes, shard.caption_column
+    )

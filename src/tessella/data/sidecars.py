@@ -1,6 +1,6 @@
 """Sidecars: caption files that are named after their picture.
 
-    dog.jpg   dog.txt, dog.caption, dog.cap, dog.tags, dog.json, or dog.jpg.txt
+    dog.jpg   dog.txt, dog.caption, dog.cap, dog.tags, dog.json, dog.xmp, or dog.jpg.txt
 
 They lie beside the picture, and have its name without the suffix; the same name in another folder
 is another picture's. Names that differ only in letters' case or their composition (macOS) pair
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessella.data import records
+from tessella.data.descriptions import cut_parameters, read_xmp
 from tessella.data.folders import (
     SIDECAR_SUFFIXES,
     Listing,
@@ -25,6 +26,11 @@ from tessella.data.names import normalise
 from tessella.data.text_encoding import TextError, decode_text, describe_encoding
 
 # Lines of numbers are boxes of objects (YOLO), not captions.
+# Besides the picture's name: dog.caption.txt, dog_prompt.txt, Google's
+# dog.jpg.supplemental-metadata.json, which it may cut off.
+_ENDS = re.compile(
+    r"(\.su[a-z-]*|[._-](captions?|prompts?|tags|text|desc(ription)?))$", re.IGNORECASE
+)
 _BOXES = re.compile(r"(\s*\d+(\s+-?\d+(\.\d+)?(e-?\d+)?){4,}\s*(\n|$))+")
 
 
@@ -52,7 +58,8 @@ class Sidecars:
         loose: dict[str, list[str]] = {}
         for stem, names in texts.items():
             if not used.issuperset(names):
-                loose.setdefault(normalise(stem), []).extend(names)
+                for one in dict.fromkeys((stem, _ENDS.sub("", stem))):
+                    loose.setdefault(normalise(one), []).extend(names)
         if loose:
             self._pair_loosely(loose)
             used.update(name for names in self._of.values() for name in names)
@@ -70,7 +77,10 @@ class Sidecars:
 
 
 def read_sidecars(
-    paths: Sequence[str], place: str, split_by: str | None = None
+    paths: Sequence[str],
+    place: str,
+    split_by: str | None = None,
+    caption_column: str | None = None,
 ) -> FoundCaptions | None:
     """Reads the first of a picture's sidecars that has a caption.
 
@@ -78,6 +88,7 @@ def read_sidecars(
         paths: the likeliest first.
         place: where they lie, for the origin: "beside each picture".
         split_by: the field of a .json that becomes the group.
+        caption_column: the field of a .json with the captions, if it is named.
 
     Returns:
         The captions; None if there is no sidecar, or none with a caption.
@@ -88,7 +99,7 @@ def read_sidecars(
     problem: records.CaptionError | None = None
     for path in paths:
         try:
-            if found := _read(path, place, split_by):
+            if found := _read(path, place, split_by, caption_column):
                 return found
         except (OSError, records.CaptionError) as error:
             problem = problem or records.CaptionError(str(error))
@@ -97,16 +108,21 @@ def read_sidecars(
     return None
 
 
-def _read(path: str, place: str, split_by: str | None) -> FoundCaptions | None:
+def _read(
+    path: str, place: str, split_by: str | None, caption_column: str | None
+) -> FoundCaptions | None:
+    if caption_column is not None and suffix_of(path) != ".json":
+        return None
     with Path(path).open("rb") as file:
         content = file.read(records.MAX_CAPTION_BYTES + 1)
     suffix, group = suffix_of(path), None
     if suffix == ".json":
         fields = records.fields_from_json(content)
-        captions, group = (
-            records.captions_from_fields(fields),
-            records.group_from_fields(fields, split_by),
-        )
+        names = records.CAPTION_FIELDS if caption_column is None else (caption_column,)
+        captions = records.captions_from_fields(fields, names)
+        group = records.group_from_fields(fields, split_by)
+    elif suffix == ".xmp":
+        captions = read_xmp(content)
     else:
         captions = _read_lines(content, suffix)
     if not captions:
@@ -124,6 +140,8 @@ def _read_lines(content: bytes, suffix: str) -> tuple[str, ...]:
         raise records.CaptionError(str(error)) from None
     if _BOXES.fullmatch(text):
         raise records.CaptionError("it holds numbers (boxes of objects?), no caption")
+    if (prompt := cut_parameters(text)) is not None:
+        return records.clean_captions([prompt])
     # One tag a line, or all of them on one: either way they are one caption.
     return records.clean_captions([", ".join(captions)]) if suffix == ".tags" else captions
 

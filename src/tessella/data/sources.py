@@ -37,6 +37,7 @@ from tessella.data.folders import suffix_of, walk
 from tessella.data.pairing import FolderReading
 from tessella.data.records import Part, Record, SceneLocation, Skipped
 from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
+from tessella.data.table_faults import explain_table
 from tessella.data.tables import METADATA_NAMES
 from tessella.errors import DataError
 
@@ -171,42 +172,45 @@ class _Scan:
         self._num_files += len(facts)
 
 
-def recognise(argument: str) -> Source:
+def recognise(argument: str, caption_column: str | None = None) -> Source:
     """Recognises one DATA argument.
 
     Args:
         argument: a path, or `scenes:N`.
+        caption_column: the column or field with the captions, if it is named.
 
     Raises:
-        DataError: the path does not exist, or its contents fit no kind or more than one.
+        DataError: the path does not exist, lacks that column, or its contents fit no kind or more
+            than one.
     """
     if argument.startswith("scenes:"):
         return _recognise_scenes(argument)
     if is_address(argument) or is_pattern(argument):
-        return _recognise_files(argument)
+        return _recognise_files(argument, caption_column)
     path = Path(argument).expanduser()
     if not path.exists():
         raise DataError(f"There is no such data: `{argument}`. {WHAT_DATA_MAY_BE}")
     if is_foreign(path.name):
         raise refuse_foreign(argument, path)
     if path.is_dir():
-        return _recognise_folder(argument, path)
+        return _recognise_folder(argument, path, caption_column)
     scan = _Scan(path.parent)
     kind = kind_of_file(path.name)
     if kind is None or (kind == "parquet" and not has_pictures(path)):
         scan.add(path)
-        reading = read_table_alone(path, path.parent) if is_table(path) else None
+        reading = read_table_alone(path, path.parent, caption_column) if is_table(path) else None
         if reading is not None:
             scan.walk()  # changed pictures beside a table change the data too
             return Source(argument, "table", scan.fingerprint, path, reading=reading)
         if kind is None:
-            raise DataError(f"Not data that can be read: `{argument}`. {WHAT_DATA_MAY_BE}")
+            why = explain_table(path) if is_table(path) else ""
+            raise DataError(f"Not data that can be read: `{argument}`. {why}{WHAT_DATA_MAY_BE}")
     _add_files(scan, [path])
-    containers = name_containers(kind, [str(path)])
+    containers = name_containers(kind, [str(path)], caption_column=caption_column)
     return Source(argument, kind, scan.fingerprint, path, reading=containers)
 
 
-def _recognise_files(argument: str) -> Source:
+def _recognise_files(argument: str, caption_column: str | None) -> Source:
     """Recognises files elsewhere, or several files that a pattern names."""
     names = expand(argument)
     known = {name: kind for name in names if (kind := kind_of_file(name))}
@@ -223,7 +227,7 @@ def _recognise_files(argument: str) -> Source:
     scan = _Scan(Path())
     _add_files(scan, [Path(name) for name in names if not is_address(name)])
     scan.add_facts(fingerprint_addresses([name for name in names if is_address(name)]))
-    containers = name_containers(kinds.pop(), names)
+    containers = name_containers(kinds.pop(), names, caption_column=caption_column)
     return Source(argument, containers.kind, scan.fingerprint, reading=containers)
 
 
@@ -236,7 +240,7 @@ def _add_files(scan: _Scan, files: Sequence[Path]) -> None:
             scan.add(folder / name)
 
 
-def recognise_all(arguments: Sequence[str]) -> list[Source]:
+def recognise_all(arguments: Sequence[str], caption_column: str | None = None) -> list[Source]:
     """Recognises all DATA arguments.
 
     Raises:
@@ -244,7 +248,7 @@ def recognise_all(arguments: Sequence[str]) -> list[Source]:
     """
     if not arguments:
         raise DataError(f"No data was named. {WHAT_DATA_MAY_BE}")
-    sources = [recognise(argument) for argument in arguments]
+    sources = [recognise(argument, caption_column) for argument in arguments]
     names: set[str | int] = set()
     for source in sources:
         name = source.identity()["source"]
@@ -266,7 +270,7 @@ def _recognise_scenes(argument: str) -> Source:
     return Source(argument, "scenes", Fingerprint(0, 0, ""), count=int(number[1]))
 
 
-def _recognise_folder(argument: str, root: Path) -> Source:
+def _recognise_folder(argument: str, root: Path, caption_column: str | None) -> Source:
     """Scans a folder once and decides its kind."""
     scan = _Scan(root)
     scan.walk()
@@ -279,13 +283,17 @@ def _recognise_folder(argument: str, root: Path) -> Source:
         _check_tables(argument, scan)
     elif images:
         _check_containers(contents, [*pictured, *scan.containers])
-    elif found := choose_containers(root, [*pictured, *scan.containers]):
+    elif found := choose_containers(root, [*pictured, *scan.containers], caption_column):
         return Source(argument, found.kind, scan.fingerprint, root, reading=found)
     elif scan.foreign:
         raise refuse_foreign(argument, scan.foreign[0])
     else:
-        raise DataError(f"No pictures found: `{argument}`. {WHAT_DATA_MAY_BE}")
-    reading = read_folder(survey, scan.add)
+        tables = [path for path in (*survey.tables, *survey.orphans) if is_table(path)]
+        zips = [path for end, path in survey.unread.items() if end in (".zip", ".7z", ".rar")]
+        why = explain_table(tables[0]) if tables and not zips else ""
+        why += f"It holds {zips[0].name}: unpack that first. " if zips else ""
+        raise DataError(f"No pictures found: `{argument}`. {why}{WHAT_DATA_MAY_BE}")
+    reading = read_folder(survey, scan.add, caption_column)
     if isinstance(reading, tuple):
         raise _captionless(survey, "; ".join((contents, *reading)))
     count = None if survey.metadata else images

@@ -16,13 +16,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from tessella.data.annotations import rows_of_document
+from tessella.data.annotations import complete_row, rows_of_document
 from tessella.data.folders import suffix_of
 from tessella.data.text_encoding import TextError, describe_encoding, find_encoding
 from tessella.errors import DataError, needs_extra
 from tessella.untrusted import parse_json
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".token")
+TABLE_SUFFIXES = (
+    *(".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".json", ".parquet", ".token"),
+)
+_JSON_SUFFIXES = (".json", ".jsonl", ".jsonlines", ".ndjson")
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 # Lists without a header: "0001.jpg a red dog", "0001.jpg: a red dog".
 LIST_DELIMITERS = {":": "colons", " ": "spaces"}
@@ -107,7 +110,7 @@ def list_layouts(path: Path) -> list[Layout]:
         return [Layout(path)]
     try:
         encoding = find_encoding(path)
-        if suffix in (".json", ".jsonl", ".ndjson"):
+        if suffix in _JSON_SUFFIXES:
             return [Layout(path, encoding)]
         with path.open(encoding=encoding, newline="") as file:
             return list(_delimited_layouts(Layout(path, encoding), file))
@@ -164,7 +167,7 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
 
 def _json_row(number: int, fields: Any, kind: str = "") -> Row:
     if isinstance(fields, dict):
-        return Row(number, fields, kind=kind)
+        return Row(number, complete_row(fields), kind=kind)
     return Row(number, error=f"not a JSON object but a {type(fields).__name__}")
 
 

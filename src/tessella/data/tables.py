@@ -39,6 +39,16 @@ _SAMPLE = 300
 _ENOUGH = 0.5  # of the rows name pictures that are there: then their column does
 _STEM = 0.75  # of a name without a suffix, which may be any other number or word
 _NAMED = 0.25  # counts for a column with a usual name
+_WORDNET_ID = re.compile(r"n\d{8}")
+_YES, _NO = {"1", "true"}, {"0", "-1", "false", "none", ""}
+# Columns of zeros and ones that number a class or a side, or say something of the file.
+_NO_KEYWORD = re.compile(
+    r"(label|class|target|category|y|id|index|fold|train|test|val|valid|nsfw|(is|has)_.*|.*_id)"
+)
+
+
+class CaptionlessTable(DataError):
+    """A table names the pictures, and no column has captions."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Table:
     side_column: str | None = None
     is_metadata: bool = False  # called `metadata.*`: it speaks for its folder before any sidecar
     joins_columns: bool = False  # caption_1, caption_2: each is a caption
+    has_flags: bool = False  # columns called cat and dog of zeros and ones: names are keywords
     kind: str = ""  # COCO's captions, …
 
     @property
@@ -67,6 +78,8 @@ class Table:
         """Says what is read, as in "captions from train.csv, column caption"."""
         inside = self.path.is_relative_to(root)
         name = self.path.relative_to(root if inside else root.parent)
+        if self.has_flags:
+            return f"captions from {name}, the names of the columns with 1 as keywords"
         columns = "" if self.kind else f", column {' or '.join(self.caption_columns)}"
         if self.joins_columns:
             columns = f", columns {' and '.join(self.caption_columns)}"
@@ -95,20 +108,25 @@ class TableContents:
     notes: Counter[str] = field(default_factory=Counter)  # what was done to rows
 
 
-def recognise_table(path: Path, index: PictureIndex, *, is_beside: bool = False) -> Table | None:
-    """Finds out how a table is read; None if it does not name the pictures and their captions.
+def recognise_table(
+    path: Path, index: PictureIndex, *, is_beside: bool = False, caption_column: str | None = None
+) -> Table | None:
+    """Finds out how a table is read; None if it does not name the pictures.
 
     Args:
         path: of the table.
         index: of the pictures.
         is_beside: it lies outside of the pictures' folder, so that most of its rows must fit.
+        caption_column: the one with the captions, if it is named.
 
     Raises:
+        CaptionlessTable: it names the pictures, and has no column of captions.
         DataError: the table cannot be read; or it is called `metadata.*` and lacks a column.
     """
     is_metadata = path.name in METADATA_NAMES
     best: tuple[float, Table] | None = None
     columns: list[str] = []
+    captionless: tuple[str, list[str]] | None = None
     for layout in _layouts(path, index):
         rows = [row for row in islice(layout.rows(), _SAMPLE) if row.error is None]
         named = list(dict.fromkeys(name for row in rows for name in row.fields))
@@ -116,17 +134,23 @@ def recognise_table(path: Path, index: PictureIndex, *, is_beside: bool = False)
         score, file_column = _find_file_column(path, rows, named or columns, index, is_beside)
         if is_metadata and not is_beside and "file_name" in (named or columns):
             score, file_column = max(score, _ENOUGH), "file_name"
-        captions = _find_caption_columns(path, rows, named or columns, file_column, index)
-        if score < _ENOUGH or not captions or (best is not None and score <= best[0]):
+        if score < _ENOUGH or (best is not None and score <= best[0]):
             continue
+        captions, has_flags = _find_captions(
+            path, rows, named or columns, file_column, index, caption_column
+        )
+        if not captions:
+            captionless = (file_column, named or columns) if rows else captionless
+            continue
+        kind = rows[0].kind if rows else ""
         best = (
             score,
-            _make_table(
-                layout, named or columns, file_column, captions, rows[0].kind if rows else ""
-            ),
+            _make_table(layout, named or columns, file_column, captions, kind, has_flags),
         )
     if best is not None:
         return best[1]
+    if captionless is not None:
+        raise _refuse_captionless(path, *captionless, caption_column)
     if is_metadata and not is_beside:
         return _metadata_without_rows(path, columns)
     return None
@@ -159,6 +183,7 @@ def _make_table(
     file_column: str,
     captions: tuple[str, ...],
     kind: str,
+    has_flags: bool,
 ) -> Table:
     by_name = {_simple(column): column for column in reversed(columns)}
     return Table(
@@ -168,8 +193,37 @@ def _make_table(
         next((by_name[name] for name in _SIDE_NAMES if name in by_name), None),
         layout.path.name in METADATA_NAMES,
         len(captions) > 1 and all(_NUMBERED_CAPTION.fullmatch(_simple(name)) for name in captions),
+        has_flags,
         kind,
     )
+
+
+def _refuse_captionless(
+    path: Path, file_column: str, columns: Sequence[str], caption_column: str | None
+) -> CaptionlessTable:
+    others = ", ".join(column for column in columns if column != file_column) or "none"
+    what = "no column of captions was found"
+    if caption_column is not None:
+        what = f"there is no column {caption_column} (data.caption_column)"
+    return CaptionlessTable(
+        f"The table has no captions: `{path}` names pictures in {file_column}, and {what}; the "
+        f"others are: {others}. Name the right one: --set data.caption_column=COLUMN."
+    )
+
+
+def name_of_picture(value: Any) -> str | None:
+    """Returns the name by which a table's cell means a picture; None if it means none, or many.
+
+    JSON and Parquet have numbers, lists of one, and objects such as {"path": "0001.jpg"} too.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
+    if isinstance(value, dict):
+        names = (value.get(name) for name in ("path", "file_name", "filename", "name"))
+        value = next((name for name in names if name), None)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 def _metadata_without_rows(path: Path, columns: Sequence[str]) -> Table:
@@ -192,9 +246,7 @@ def _find_file_column(
     """Finds the column that names pictures which are there, and how surely it does."""
     best, side = (0.0, 0, ""), side_of_file(stem_of(path.name))
     for column in columns:
-        values = [
-            value for row in rows if isinstance(value := row.fields.get(column), str) and value
-        ]
+        values = [value for row in rows if (value := name_of_picture(row.fields.get(column)))]
         name = _simple(column)
         stem = _STEM if name in _FILE_NAMES or column == columns[0] else 0.0
         found = (value for value in values if index.find(value, path.parent, side))
@@ -209,11 +261,36 @@ def _find_file_column(
     return best[0], best[2]
 
 
+def _find_captions(
+    path: Path,
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    file_column: str,
+    index: PictureIndex,
+    caption_column: str | None,
+) -> tuple[tuple[str, ...], bool]:
+    """Finds the columns with captions, and says whether their names are the captions."""
+    others = [column for column in columns if column != file_column]
+    if caption_column is not None:
+        wanted = _simple(caption_column)
+        exact = [caption_column] if caption_column in others else []
+        return tuple((exact or [name for name in others if _simple(name) == wanted])[:1]), False
+    if found := _find_caption_columns(path, rows, others, index):
+        return found, False
+    flags = [name for name in others if any(map(str.isalpha, name)) and _are_flags(name, rows)]
+    return (tuple(flags), True) if len(flags) > 1 else ((), False)
+
+
+def _are_flags(column: str, rows: Sequence[Row]) -> bool:
+    values = {str(row.fields.get(column)).strip().lower() for row in rows}
+    is_keyword = _simple(column) not in _NO_CAPTIONS and not _NO_KEYWORD.fullmatch(_simple(column))
+    return is_keyword and bool(values & _YES) and values <= _YES | _NO
+
+
 def _find_caption_columns(
-    path: Path, rows: Sequence[Row], columns: Sequence[str], file_column: str, index: PictureIndex
+    path: Path, rows: Sequence[Row], others: Sequence[str], index: PictureIndex
 ) -> tuple[str, ...]:
     """Finds the columns with captions: by their names, else the one that reads most like them."""
-    others = [column for column in columns if column != file_column]
     by_name = {_simple(column): column for column in reversed(others)}
     if known := tuple(by_name[name] for name in records.CAPTION_FIELDS if name in by_name):
         return known
@@ -230,11 +307,17 @@ def _find_caption_columns(
 
 
 def _mean_letters(values: Iterable[Any]) -> float:
-    """Returns how many letters texts have on average; 0 if most of the values are no texts."""
+    """Returns how many letters texts have on average; 0 if most of the values are no texts.
+
+    Texts that are the same in many rows count for less: a sampler's name, a question.
+    """
     kept = list(values)
     texts = [value for value in kept if isinstance(value, str) and not is_absolute(value)]
+    texts = [text for text in texts if not _WORDNET_ID.fullmatch(text)]
     letters = [sum(map(str.isalpha, text)) for text in texts]
-    return sum(letters) / len(letters) if 2 * sum(map(bool, letters)) > len(kept) else 0.0
+    if 2 * sum(map(bool, letters)) <= len(kept):
+        return 0.0
+    return sum(letters) / len(letters) * len(set(texts)) / len(texts)
 
 
 def _simple(column: str) -> str:
@@ -271,8 +354,8 @@ class _Reading:
         if row.error is not None:
             self._skip(name, f"the row cannot be used: {row.error}", "bad_row")
             return
-        given = row.fields.get(self._table.file_column)
-        if not isinstance(given, str) or not given.strip():
+        given = name_of_picture(row.fields.get(self._table.file_column)) or ""
+        if not given.strip():
             self._skip(name, f"the row has no {self._table.file_column}", "bad_row")
             return
         if row.excess and self._table.layout.columns[-1:] != self._table.caption_columns:
@@ -332,10 +415,17 @@ class _Reading:
                 self._contents.notes[f"rows of {table.path.name} with unquoted text joined"] += 1
         if table.layout.delimiter is not None:
             self._check_quotes(fields)
+        if table.has_flags:
+            names = [n for n in table.caption_columns if str(fields.get(n)).strip().lower() in _YES]
+            return records.clean_captions([", ".join(names).replace("_", " ")])
         if table.joins_columns:
             each = (records.captions_from_fields(fields, [name]) for name in table.caption_columns)
             return tuple(dict.fromkeys(caption for captions in each for caption in captions))
-        return records.captions_from_fields(fields, table.caption_columns)
+        captions = records.captions_from_fields(fields, table.caption_columns)
+        if {*map(_simple, table.caption_columns)} & {*records.CAPTION_FIELDS}:
+            return captions
+        # Names of classes: golden_retriever.
+        return tuple(one if " " in one else one.replace("_", " ") for one in captions)
 
     def _check_quotes(self, fields: dict[str, Any]) -> None:
         """Refuses a cell that has swallowed the rows after it for want of a closing quote."""

@@ -41,7 +41,7 @@ from tessella.data.settings import DataSettings
 from tessella.files import new_file, write_bytes, write_json
 from tessella.images import ImageError
 
-_FORMAT = 1  # goes up when units of the same records get another content
+_FORMAT = 2  # goes up when units of the same records get another content
 _MOST_RECORDS = 4096
 _MOST_BYTES = 256 << 20  # of pixels
 

@@ -3,21 +3,37 @@
     1, L, P, CMYK, YCbCr, HSV, I, F, … ─ profile ─▶ RGB, blended with white where transparent
 
 Cameras and phones name the colours that their numbers mean by an ICC profile. Without it (200, 120,
-60) in Display P3 would be read as a paler orange than it is.
+60) in Display P3 would be read as a paler orange than it is. Cameras that are set to Adobe RGB may
+name it in EXIF alone.
+
+Source: Adobe RGB (1998) Color Image Encoding, 2005-05; DCF 2.0 (JEITA CP-3461), "R03".
 """
 
 import io
+import struct
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from tessella.images.formats import ImageError
+from tessella.images.formats import ImageError, no_warnings
 
 if TYPE_CHECKING:
     from PIL import ImageCms
+
+# EXIF's ColorSpace and where it lies, the index of interoperability and where that lies.
+_EXIF, _COLOR_SPACE, _INTEROP, _INTEROP_INDEX = 0x8769, 0xA001, 0xA005, 1
+_UNCALIBRATED = 65535
+# Adobe RGB's red, green and blue as XYZ adapted to D50, its white, and its gamma of 2 + 51/256.
+_ADOBE_PRIMARIES = {
+    b"rXYZ": (0.60974, 0.31111, 0.01947),
+    b"gXYZ": (0.20528, 0.62567, 0.06087),
+    b"bXYZ": (0.14919, 0.06322, 0.74457),
+    b"wtpt": (0.9642, 1.0, 0.8249),
+}
+_ADOBE_GAMMA = 0x0233
 
 _GRAY_MODES = {"1", "L", "LA", "La"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -40,7 +56,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: integers or floats outside these ranges: it is not known which value is white.
     """
-    profile = image.info.get("icc_profile")
+    profile = _find_profile(image)
     if image.mode == "RGB" and "transparency" not in image.info and not profile:
         return image.copy() if isinstance(image, ImageFile.ImageFile) else image
     if image.mode == "LAB":
@@ -67,6 +83,45 @@ def ignores_profile(image: Image.Image) -> bool:
     if not profile or image.mode == "LAB":
         return False
     return _read_profile(profile, _choose_color_mode(image.mode)).is_broken
+
+
+def _find_profile(image: Image.Image) -> bytes | None:
+    """Returns a picture's profile; Adobe RGB's where only EXIF names it."""
+    profile: bytes | None = image.info.get("icc_profile")
+    if profile or image.mode != "RGB" or "exif" not in image.info:
+        return profile
+    try:
+        with no_warnings():
+            exif = image.getexif()
+            is_other = exif.get_ifd(_EXIF).get(_COLOR_SPACE) == _UNCALIBRATED
+            index = str(exif.get_ifd(_INTEROP).get(_INTEROP_INDEX)) if is_other else ""
+    # Of damaged EXIF nothing is known; the pixels are still right.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
+        return None
+    return _build_adobe_rgb() if index.startswith("R03") else None
+
+
+@cache
+def _build_adobe_rgb() -> bytes:
+    """Builds a profile (ICC.1:2001-04) of Adobe RGB (1998): three primaries and a gamma."""
+    name = b"Adobe RGB (1998)\0"
+    description = b"desc" + struct.pack(">II", 0, len(name)) + name + bytes(78)
+    tags = {b"desc": description, b"cprt": b"text" + bytes(4) + b"public domain\0"}
+    for tag, values in _ADOBE_PRIMARIES.items():
+        tags[tag] = b"XYZ " + bytes(4) + struct.pack(">3i", *(round(v * 65536) for v in values))
+    curve = b"curv" + struct.pack(">IIH", 0, 1, _ADOBE_GAMMA)
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, content = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", start + len(content), len(value))
+        content += value + bytes(-len(value) % 4)
+    white = struct.pack(">3i", *(round(v * 65536) for v in _ADOBE_PRIMARIES[b"wtpt"]))
+    header = struct.pack(
+        ">I4x4s4s4s4s", start + len(content), b"\2\x20\0\0", b"mntr", b"RGB ", b"XYZ "
+    )
+    header += bytes(12) + b"acsp" + bytes(28) + white
+    return header.ljust(128, b"\0") + table + content
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

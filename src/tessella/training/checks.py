@@ -41,11 +41,12 @@ def check_request(request: FitRequest, *, is_main: bool = True) -> list[Source]:
         CheckpointError: the run has another format.
         DataError: DATA is not recognised, or `out` lies in it.
     """
-    open_run(request.out, request.describe())
+    asked = request.describe()
+    open_run(request.out, asked)
     if is_main:
         require_free(request.out)
     check_place(request.out / record.DATA_FOLDER, request.sources)
-    return recognise_all(request.sources)
+    return recognise_all(request.sources, asked["recipe"]["data"]["caption_column"])
 
 
 def check_run(request: FitRequest, resolved: ResolvedRun) -> TextEncoder | None:

@@ -66,7 +66,7 @@ def test_captions_of_numbered_columns_are_all_read() -> None:
     [
         (
             {"image": STRUCT, "a": TEXT, "b": TEXT},
-            r"cannot be told .*`x`.* got: image, a, b\. Rename",
+            r"cannot be told .*`x`.* got: image, a, b\. Name",
         ),
         ({"image": STRUCT, "caption_en": TEXT, "caption_de": TEXT}, "cannot be told which column"),
         ({"image": STRUCT, "url": TEXT}, "cannot be told which column holds the captions"),

@@ -201,3 +201,35 @@ def test_a_picture_is_not_converted_twice() -> None:
         twice = to_rgb(to_rgb(opened.copy()).resize((2, 2)))
     assert np.abs(np.asarray(once).astype(int) - (213, 115, 42)).max() <= 1
     assert (np.asarray(twice) == np.asarray(once)[:2, :2]).all()
+
+
+def marked(color_space: int, index: str) -> bytes:
+    """A JPEG of one colour, whose EXIF alone says what its numbers mean."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = color_space
+    exif.get_ifd(0x8769)[0xA005] = {1: index}
+    stream = io.BytesIO()
+    picture = Image.new("RGB", (16, 16), (200, 120, 60))
+    picture.save(stream, "JPEG", exif=exif, quality=100, subsampling=0)
+    return stream.getvalue()
+
+
+# A camera set to Adobe RGB: 224, 121, 53 in sRGB, by the matrices and curves of both standards.
+@pytest.mark.parametrize(
+    ("color_space", "index", "expected"),
+    [
+        (65535, "R03", (224, 121, 53)),
+        (65535, "R98", (200, 120, 60)),
+        (1, "R03", (200, 120, 60)),
+        (1, "R98", (200, 120, 60)),
+    ],
+)
+def test_adobe_rgb_that_only_exif_names_is_followed(
+    color_space: int, index: str, expected: tuple[int, int, int]
+) -> None:
+    content = marked(color_space, index)
+    with Image.open(io.BytesIO(content)) as image:
+        interop = image.getexif().get_ifd(0xA005)
+        assert interop[1] == index
+        assert not ignores_profile(image)
+    assert np.abs(read(content)[8, 8].astype(int) - expected).max() <= 2
