@@ -51,7 +51,7 @@ from fault_runs import (
 from harness import RESULTS, environment, print_record, write_result
 
 WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
-_MOST_BEFORE_KILL = 120  # things done to files; a small run does some 400
+_MOST_BEFORE_KILL = 300  # things done to files; a small run does some 500
 EXAMPLES = ("model/examples.safetensors", "model/examples.jsonl")  # if it looks pictures up
 
 
