@@ -60,10 +60,11 @@ def try_disks(bench: Bench) -> Iterator[Outcome]:
             )
             name = f"{what} before {number}"
             ended, _, _ = run_faulty(bench, scenario, injector)
-            if act is _remove:  # what was there is gone: a new run begins where nothing is
-                shutil.rmtree(scenario.target, ignore_errors=True)
+            # What the process made in its place goes; a folder that was moved comes back.
+            shutil.rmtree(scenario.target, ignore_errors=True)
+            if _elsewhere(scenario.target).exists():
+                _elsewhere(scenario.target).rename(scenario.target)
             yield bench.judge(scenario, ended, name)
-            shutil.rmtree(_elsewhere(scenario.target), ignore_errors=True)
 
 
 def _try_full_disk(bench: Bench, size_kib: int) -> Iterator[Outcome]:

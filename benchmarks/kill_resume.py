@@ -61,7 +61,7 @@ from harness import RESULTS, environment, print_record, write_result
 from tessella.data.scenes import canonical_caption, draw_scene, sample_scene
 
 WEIGHTS = ("model/tokenizer.safetensors", "model/transformer.safetensors")
-_MOST_BEFORE_KILL = 120  # things done to files; a small run does some 400
+_MOST_BEFORE_KILL = 300  # things done to files; a small run does some 500
 EXAMPLES = ("model/examples.safetensors", "model/examples.jsonl")  # if it looks pictures up
 # What a run does one after another, and up to which fraction of the kills fall into it.
 PHASES = {"data": 0.2, "tokenizer": 0.6, "codes": 0.7, "transformer": 1.0}

@@ -142,12 +142,13 @@ def _explain(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f": `{error.filename}`" if error.filename is not None else ""
-        advice = _ADVICE.get(error.errno or 0, "Run the same command again; --debug says where.")
-        return f"The system refused{where}. {error.strerror}. {advice}"
+        advice = _ADVICE.get(error.errno or 0, "Run the same command again.")
+        return f"The system refused{where}. {error.strerror}. {advice} --debug says where it was."
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return (
-            "There is not enough memory. Close other programs and run the same command again; a run "
-            "of its own with lower …_training.batch_size and data.workers needs less."
+            "There is not enough memory. Close other programs and run the same command again; a "
+            "new run with lower …_training.batch_size and data.workers needs less. --debug says "
+            "where it was."
         )
     text = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {text} Run again with --debug for the traceback."
