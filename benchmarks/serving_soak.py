@@ -172,7 +172,13 @@ async def _send(
 
 async def _follow(client: Client, soak: Soak, fields: dict[str, Any], request: bytes) -> None:
     """Reads a stream to its end: the picture, or an error."""
-    name, data = [("", {}), *[event async for event in client.events(request)]][-1]
+    answer = await client.send(request)
+    if answer.status != 200:
+        soak.check("stream", request, answer)
+        return
+    last = answer.body.decode().rstrip().split("\n\n")[-1]
+    lines = dict(line.split(": ", 1) for line in last.splitlines())
+    name, data = lines.get("event", ""), json.loads(lines["data"])
     soak.answers["stream"][name or "nothing"] += 1
     if name.endswith(".completed"):
         plain = json.dumps({key: value for key, value in fields.items() if key != "stream"})

@@ -360,7 +360,7 @@ def _read_grid(path: Path) -> tuple[int, int] | None:
     """Reads (h, w) codes per image from the header of the encoded images."""
     try:
         *_, height, width = np.load(path, mmap_mode="r").shape
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001  numpy reads a damaged header as Python: any error may come
         return None
     return height, width
 

@@ -426,6 +426,16 @@ def test_counts_that_others_have_changed_are_left_out(trained: Path, counts: Any
     assert "The run’s pictures are missing." in text
 
 
+# The header is Python's notation, and its tokenizer raised an error of its own.
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"{'descr': ('<u2'"])
+def test_codes_that_cannot_be_read_have_no_grid(trained: Path, content: bytes) -> None:
+    if content.startswith(b"{"):
+        content = b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+    (trained / "codes" / "train.npy").write_bytes(content)
+    assert read_run(trained).grid is None
+    make(trained)
+
+
 # The captions of all held-out pictures stood under a sheet of others.
 def test_the_model_s_sheet_has_its_captions_inside(trained: Path) -> None:
     text, _ = make(trained)
