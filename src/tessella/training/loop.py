@@ -199,7 +199,6 @@ class _TrainingState(Generic[N]):
         self.average: N
         stage.loss_module.train()
         if self.settings.sharding == "full" and accelerator.num_processes > 1:
-            sharding.require_sharding(stage.name)
             self._compute_loss, self.average = sharding.shard_stage(
                 stage, accelerator.device, self._precision
             )

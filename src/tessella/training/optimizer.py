@@ -159,9 +159,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 in_fp32 = self._in_fp32 or updates.device.type == "cpu"
                 work = updates.to(torch.float32 if in_fp32 else torch.bfloat16)
                 updates = map_matrices(orthogonalize, work, together[0]).to(updates.dtype)
-                for param, update in zip(map(local, together), updates, strict=True):
-                    param.mul_(1 - rate * weight_decay)
-                    param.add_(update.reshape(param.shape), alpha=-rate * scale)
+                for own, update in zip(map(local, together), updates, strict=True):
+                    own.mul_(1 - rate * weight_decay)
+                    own.add_(update.reshape(own.shape), alpha=-rate * scale)
 
     def _momentum(self, param: nn.Parameter, gradient: Tensor) -> Tensor:
         state = self.state[param]

@@ -125,10 +125,10 @@ def _prove_own(folder: Path, written: "Future[Any]", rank: int) -> dict[str, Fil
         written.result()
         return {path.name: FileProof.of(path) for path in shard_files.list_own(folder, rank)}
     except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        systems = [cause for cause in causes if isinstance(cause, OSError)]
-        return (
-            OSError(systems[0].errno, systems[0].strerror) if systems else RuntimeError(causes[0])
-        )
+        causes: list[BaseException] = [cause for cause, _ in error.failures.values()]
     except Exception as error:  # noqa: BLE001 - told to the first process, which raises it
-        return error
+        causes = [error]
+    for cause in causes:
+        if isinstance(cause, OSError):  # what is wrong with the disk, in the system's words
+            return OSError(cause.errno, cause.strerror)
+    return RuntimeError(f"{type(causes[0]).__name__}: {causes[0]}")

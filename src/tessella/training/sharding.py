@@ -29,23 +29,20 @@ from tessella.training.stage import N, Stage, StepLoss
 _OLDEST_TORCH = "2.11"
 
 
-def require_sharding(name: str) -> None:
+def require_sharding() -> None:
     """Refuses to shard with a torch that cannot.
-
-    Args:
-        name: of the stage, for the message.
 
     Raises:
         ConfigError: torch is too old, or was built without `torch.distributed`.
     """
     if not torch.distributed.is_available():
         raise ConfigError(
-            f"This torch was built for one process: it cannot shard. Set {name}_training.sharding "
-            "to none."
+            f"This torch was built for one process: `{torch.__version__}`. Install another build, "
+            "or set …_training.sharding=none."
         )
     if Version(torch.__version__).release < Version(_OLDEST_TORCH).release:
         raise ConfigError(
-            f"{name}_training.sharding=full needs torch {_OLDEST_TORCH} or newer: "
+            f"…_training.sharding=full needs torch {_OLDEST_TORCH} or newer: "
             f"`{torch.__version__}`. Install a newer one, or set it to none."
         )
 

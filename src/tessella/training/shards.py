@@ -9,12 +9,14 @@ every process and pass through unchanged.
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,7 +25,7 @@ _ROUND_BYTES = 64 * 2**20
 
 def local(tensor: Tensor) -> Tensor:
     """Returns this process's rows of a tensor, in the same memory."""
-    if isinstance(tensor, DTensor):
+    if _is_spread(tensor):
         rows: Tensor = tensor.to_local()
         return rows
     return tensor
@@ -31,7 +33,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def count_holders(tensor: Tensor) -> int:
     """Counts the processes that a tensor is spread over; 1 if each has all of it."""
-    return tensor.device_mesh.size() if isinstance(tensor, DTensor) else 1
+    return tensor.device_mesh.size() if _is_spread(tensor) else 1
 
 
 def count_together(matrix: Tensor) -> int:
@@ -58,7 +60,7 @@ def map_matrices(function: Callable[[Tensor], Tensor], parts: Tensor, like: Tens
     Returns:
         (N, r, columns), this process's rows of the results.
     """
-    if not isinstance(like, DTensor):
+    if not _is_spread(like):
         return function(parts)
     group, holders = like.device_mesh.get_group(), count_holders(like)
     rank = torch.distributed.get_rank(group)
@@ -91,8 +93,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         (), the same in every process.
     """
     gradients = [one.grad for one in parameters if one.grad is not None]
-    spread = [local(one) for one in gradients if isinstance(one, DTensor)]
-    whole = [one for one in gradients if not isinstance(one, DTensor)]
+    spread = [local(one) for one in gradients if _is_spread(one)]
+    whole = [one for one in gradients if not _is_spread(one)]
     squares = torch.nn.utils.get_total_norm(spread).square()
     torch.distributed.all_reduce(squares)
     norm = (squares + torch.nn.utils.get_total_norm(whole).to(squares.device).square()).sqrt()
@@ -112,9 +114,17 @@ def gather(module: M) -> M:
     """
     wholes: dict[int, Any] = {}
     for parameter in module.parameters():
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.clone()
+        whole = parameter.full_tensor() if _is_spread(parameter) else parameter.clone()
         wholes[id(parameter)] = nn.Parameter(whole.detach(), requires_grad=False)
     return copy.deepcopy(module, wholes)
+
+
+def _is_spread(tensor: Tensor) -> "TypeGuard[DTensor]":
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False  # without an import that takes a second, in a run that needs none
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def _split_evenly(count: int, holders: int) -> list[int]:
