@@ -240,9 +240,8 @@ def map_and_gather(folder: Path) -> None:
     results = shards.map_matrices(
         orthogonalize, torch.stack([shards.local(one) for one in spread]), spread[0]
     )
-    expected = torch.stack(
-        [shards.local(distribute_tensor(one, mesh, [Shard(0)])) for one in orthogonalize(wholes)]
-    )
+    rows = slice(3) if accelerator.is_main_process else slice(3, 5)
+    expected = orthogonalize(wholes)[:, rows]
     layer = nn.Linear(4, 5)
     shards.replace_parameters(layer, [("weight", spread[0])])
     is_gathered = torch.equal(shards.gather(layer).weight, wholes[0])
