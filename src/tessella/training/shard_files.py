@@ -36,7 +36,8 @@ def begin_writing(
     Returns:
         Done once all processes have written and flushed theirs.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, async_save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
     file_of, size, number = dict[str, int](), 0, 1
     for name, tensor in tensors.items():
@@ -63,7 +64,7 @@ def create_like(folder: Path) -> dict[str, Tensor]:
         CheckpointError: a file cannot be read.
     """
     from safetensors import SafetensorError
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     try:
         kinds = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
@@ -88,8 +89,9 @@ def read_into(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: the files cannot be read, or hold other tensors.
     """
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
         with warnings.catch_warnings():

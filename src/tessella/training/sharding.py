@@ -69,9 +69,9 @@ def shard_stage(
     mesh = init_device_mesh(device.type, (count_processes(),))
     empty = {id(one): nn.Parameter(torch.empty(0)) for one in network.parameters()}
     average = copy.deepcopy(network, empty).eval().to(device)
-    replicated = {one for module in stage.replicated for one in module.parameters()}
+    replicated = [one for module in stage.replicated for one in module.parameters()]
     # Of networks that only judge, such as a perceptual loss's, nothing is spread either.
-    whole = {*stage.loss_module.parameters()} - {*network.parameters()} | replicated
+    whole = {*stage.loss_module.parameters()} - {*network.parameters()} | {*replicated}
     for parameter in stage.loss_module.parameters():
         # FSDP takes nothing else; convolutions run in the layout of their input all the same.
         value = parameter.data.contiguous()
@@ -95,6 +95,9 @@ def shard_stage(
         mp_policy=MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False),
         ignored_params=whole,
     )
+    for tensor in (*replicated, *network.buffers()):
+        # They are alike already, but for processors of another kind.
+        torch.distributed.broadcast(tensor.detach(), src=0)
     # What was a whole matrix before is gone.
     stage.hidden_matrices = [network.get_parameter(name) for name in hidden_names]
     replace_parameters(
