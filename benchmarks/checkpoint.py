@@ -18,6 +18,7 @@ both, and which one goes first alternates.
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import tempfile
@@ -50,7 +51,7 @@ def main() -> None:
         for number in range(1, WARMUP + options.repeats + 1):
             state = CheckpointState(number, tensors)
             works: list[Callable[[], object]] = [
-                lambda state=state: save_checkpoint(folder / "run", state),
+                functools.partial(save_checkpoint, folder / "run", state),
                 lambda: write_once(folder / "bound", content),
             ]
             first = number % 2

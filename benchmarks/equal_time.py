@@ -20,6 +20,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,15 +86,15 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     data = prepare([options.data], recipe.data, folder / "data")
     accelerator = create_accelerator("cpu")
     if options.stage == "tokenizer":
-        settings = recipe.tokenizer_training
+        settings: Any = recipe.tokenizer_training
 
-        def make() -> Stage[torch.nn.Module]:
+        def make() -> Stage[Any]:
             return TokenizerStage(ImageTokenizer(recipe.tokenizer), settings, data.sides, CPU)
     else:
         settings = recipe.transformer_training
         model, codes = load_codes(recipe, data, folder, options.model)
 
-        def make() -> Stage[torch.nn.Module]:
+        def make() -> Stage[Any]:
             torch.manual_seed(options.seed)
             fresh = create_transformer(
                 recipe.objective, recipe.transformer, model.transformer.shape

@@ -29,6 +29,7 @@ command. Bar: 60 s.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -350,8 +351,8 @@ def measure_painting(options: argparse.Namespace) -> dict[str, Any]:
                 settings = model.config.generation.replace(
                     neighbors=count, guidance_scale=guidance_scale
                 )
-                contestants[f"k{count}"] = lambda model=model, settings=settings: (
-                    model.generate_images(enumerate_requests(prompts), settings)
+                contestants[f"k{count}"] = functools.partial(
+                    model.generate_images, enumerate_requests(prompts), settings
                 )
             key = name if guidance_scale == 1 else f"{name}_guided"
             results[key] = compare_neighbors(f"painting, {key}", contestants, options)

@@ -186,10 +186,17 @@ class Client:
                 await self._writer.wait_closed()
         self._reader = self._writer = None
 
+    @property
+    def _stream(self) -> asyncio.StreamReader:
+        """What the server sends."""
+        if self._reader is None:
+            raise ConnectionResetError("The connection is closed.")
+        return self._reader
+
     async def _head(self) -> Answer:
         """Reads status and headers."""
         try:
-            head = await self._reader.readuntil(b"\r\n\r\n")
+            head = await self._stream.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as cut:
             await self.close()
             raise ConnectionResetError(f"No answer; after {cut.partial!r}.") from None
@@ -204,13 +211,13 @@ class Client:
             if request.startswith(b"HEAD "):
                 pass
             elif answer.headers.get("transfer-encoding") == "chunked":
-                while size := int(await self._reader.readuntil(b"\r\n"), 16):
-                    yield (await self._reader.readexactly(size + 2))[:-2]
-                await self._reader.readexactly(2)
+                while size := int(await self._stream.readuntil(b"\r\n"), 16):
+                    yield (await self._stream.readexactly(size + 2))[:-2]
+                await self._stream.readexactly(2)
             elif "content-length" in answer.headers:
-                yield await self._reader.readexactly(int(answer.headers["content-length"]))
+                yield await self._stream.readexactly(int(answer.headers["content-length"]))
             else:
-                yield await self._reader.read()
+                yield await self._stream.read()
         except asyncio.IncompleteReadError as cut:
             await self.close()
             raise ConnectionResetError(f"Half an answer: {len(cut.partial)} bytes.") from None

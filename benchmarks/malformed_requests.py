@@ -163,8 +163,8 @@ def odd_encoding(rng: Rng) -> bytes:
 
 
 def unknown_field(rng: Rng) -> bytes:
-    many = {f"field{number}": number for number in range(5_000)}
-    one = {rng.choice(UNKNOWN_FIELDS): rng.choice((None, 1, "x", [], {}))}
+    many: dict[str, object] = {f"field{number}": number for number in range(5_000)}
+    one: dict[str, object] = {rng.choice(UNKNOWN_FIELDS): rng.choice((None, 1, "x", [], {}))}
     return post(json.dumps({**GOOD, **(many if rng.random() < 0.05 else one)}).encode())
 
 
@@ -297,7 +297,7 @@ def wrong_path(rng: Rng) -> bytes:
 def wrong_key(rng: Rng) -> bytes:
     paths = (GENERATIONS, "/v1/models", "/v1/models/scenes", "/metrics", "/openapi.json", *FORMS)
     path, key = rng.choice(paths), rng.choice(WRONG_KEYS)
-    headers = {"Authorization": key} if key else {}
+    headers: dict[str, Any] = {"Authorization": key} if key else {}
     if path.startswith("/v1/images"):
         return encode_request("POST", path, json.dumps(GOOD).encode(), **headers)
     return encode_request("GET", path, **headers)

@@ -425,8 +425,9 @@ class Cell:
                 torch.from_numpy(codes[list(chosen)].astype(np.int64)).to(model.device),
                 num_orders=LIKELIHOOD_ORDERS,
             )
-            total -= likelihood.sum().item()
-        return total / count / codes[0].size
+            total -= float(likelihood.sum())
+        nats: float = total / count / codes[0].size
+        return nats
 
 
 def time_pictures(

@@ -29,10 +29,12 @@ share with fp32's) and, for scenes, the all-correct share with its 95 % interval
 """
 
 import argparse
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -51,7 +53,7 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, enumerate_requests
 from tessella.precision import CLEARLY, Precision
 from tessella.training.loop import create_accelerator, train
-from tessella.training.precision import autocast, choose_precision
+from tessella.training.precision import PrecisionSetting, autocast, choose_precision
 from tessella.training.recipe import resolve_recipe
 from tessella.training.stage import Stage, TrainingSettings
 from tessella.transformer import (
@@ -63,7 +65,7 @@ from tessella.transformer import (
 )
 from training import create_stages
 
-PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
 FULL_BATCH = 16
 HOPELESS = 1 / 3
 
@@ -110,7 +112,7 @@ def measure_training(device: torch.device, options: argparse.Namespace) -> dict[
     choice = choose_precision("auto", device)
     print("auto:", choice)
     results: dict[str, object] = {"bound": measure_bound(device, options.quick)}
-    seconds = dict.fromkeys(PRECISIONS, 0.0)
+    seconds: dict[Precision, float] = dict.fromkeys(PRECISIONS, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         stages = create_stages(recipe, options.data, Path(folder), device)
         for name, (make, settings) in stages.items():
@@ -215,6 +217,7 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, object]:
             examples = read_captions(find_model(name)).examples  # type: ignore[union-attr]
             prompts = list(examples[: options.count])
         painted = model.generate_images(enumerate_requests(prompts))
+        assert painted.codes is not None
         text = model.sampler.encode_text(prompts)
         for precision in lowered_precisions():
             lowered = lower_precision(model.transformer, precision)
@@ -226,9 +229,10 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, object]:
                 )
             ]
             again = other.generate_images(enumerate_requests(prompts))
+            assert again.codes is not None
             entry: dict[str, object] = {
                 "divergence": sum(n * d for n, d in parts) / len(prompts),
-                "same_codes": (again.codes == painted.codes).float().mean().item(),
+                "same_codes": torch.eq(again.codes, painted.codes).float().mean().item(),
             }
             if name == "scenes":
                 entry["seen"] = describe(compute_scene_accuracy(again.pixels, scenes), len(scenes))
@@ -265,8 +269,8 @@ def measure_bound(device: torch.device, quick: bool) -> dict[str, Spread]:
 
     return {
         name: measure_ratio(
-            lambda work=work: run(work, "bf16"),
-            lambda work=work: run(work, "fp32"),
+            functools.partial(run, work, "bf16"),
+            functools.partial(run, work, "fp32"),
             repeats=3 if quick else 9,
             device=device,
         ).ratio
@@ -297,7 +301,7 @@ def time_loop(
     stage: Stage[nn.Module],
     settings: TrainingSettings,
     folder: Path,
-    precision: Precision,
+    precision: PrecisionSetting,
     options: argparse.Namespace,
 ) -> float:
     """Times the project's own loop, without the evaluation at its end."""

@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
 from harness import RESULTS, environment, print_record, write_result
 from tessella.data.cache import CaptionedImages
@@ -237,7 +236,7 @@ def train_cell(
     folder: Path,
     seed: int,
     options: argparse.Namespace,
-) -> nn.Module:
+) -> ImageTokenizer:
     """Trains one tokenizer, or finds it trained."""
     accelerator = create_accelerator(options.device)
     torch.manual_seed(seed)
@@ -262,7 +261,7 @@ def read_pace(folder: Path) -> float:
     """Returns the median of the images/s that a training has logged."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines]
-    return statistics.median(m["images_per_second"] for m in logged if m["kind"] == "train")
+    return statistics.median(float(m["images_per_second"]) for m in logged if m["kind"] == "train")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness import RESULTS, environment, print_record, write_result
 from http_clients import Answer, Client, Server, decode_picture, encode_generation, serving
@@ -89,7 +90,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-async def overrun(server: Server, options: argparse.Namespace) -> dict:
+async def overrun(server: Server, options: argparse.Namespace) -> dict[str, Any]:
     """Sends all requests and reads the server's memory after the first thousand and at the end."""
     counts = Counts()
     prompts = [canonical_caption(scene) for scene in sample_prompts(256, seed=2)]

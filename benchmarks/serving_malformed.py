@@ -26,11 +26,13 @@ unless all is well and the ratio is at most 1.05.
 import argparse
 import asyncio
 import collections
+import functools
 import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness import RESULTS, environment, print_record, write_result
 from http_clients import Answer, Client, Server, encode_generation, serving
@@ -90,7 +92,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-async def send_all(server: Server, count: int, seed: int) -> dict:
+async def send_all(server: Server, count: int, seed: int) -> dict[str, Any]:
     """Sends the malformed requests in thousands, looks after the server in between."""
     counts = Counts()
     reference = await paint(server)
@@ -130,12 +132,12 @@ async def send_all(server: Server, count: int, seed: int) -> dict:
     }
 
 
-async def send_others(server: Server, count: int, seed: int, counts: Counts) -> dict:
+async def send_others(server: Server, count: int, seed: int, counts: Counts) -> dict[str, Any]:
     """Sends what may be answered otherwise: no HTTP, unfinished requests, odd pictures."""
     rng = Rng(f"{seed} others")
     groups: dict[str, list[Callable[[], Request]]] = {
         "not_http": [
-            lambda content=content: Request("not_http", content, ends=True)
+            functools.partial(Request, "not_http", content, ends=True)
             for content in NOT_HTTP
             for _ in range(max(1, count // len(NOT_HTTP)))
         ],

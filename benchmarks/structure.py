@@ -204,8 +204,8 @@ def _join_runs(
         if (first - 1, second - 1) in pairs:
             continue
         length = next(n for n in itertools.count(1) if (first + n, second + n) not in pairs)
-        places = (f"{code[index][0]}:{code[index][1]}" for index in (first, second))
-        yield Repeat(*places, lines=least + length - 1)
+        one, other = (f"{code[index][0]}:{code[index][1]}" for index in (first, second))
+        yield Repeat(one, other, lines=least + length - 1)
 
 
 def _lines_of(node: Any) -> range:

@@ -23,9 +23,10 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, Playwright, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
 
 from harness import RESULTS, Spread, environment, print_record, write_result
 from http_clients import HOST, serving
@@ -145,23 +146,27 @@ def watch(page: Page) -> Load:
     """Counts what a page transfers, asks for and complains about."""
     load = Load()
 
-    def count_bytes(event: dict) -> None:
+    def count_bytes(event: dict[str, Any]) -> None:
         load.transferred_bytes += int(event["encodedDataLength"])
 
-    def note_request(event: dict) -> None:
+    def note_request(event: dict[str, Any]) -> None:
         if urlsplit(event["request"]["url"]).scheme not in ("data", "blob"):
             load.requests.append(event["request"]["url"])
+
+    def note_error(said: ConsoleMessage) -> None:
+        if said.type == "error":
+            load.console_errors.append(said.text)
 
     session = page.context.new_cdp_session(page)
     session.send("Network.enable")
     session.on("Network.loadingFinished", count_bytes)
     session.on("Network.requestWillBeSent", note_request)
-    page.on("console", lambda said: said.type == "error" and load.console_errors.append(said.text))
+    page.on("console", note_error)
     page.on("pageerror", lambda error: load.console_errors.append(str(error)))
     return load
 
 
-def summarise(loads: Sequence[Load], port: int) -> dict:
+def summarise(loads: Sequence[Load], port: int) -> dict[str, Any]:
     """Puts the loads together; the first one warmed the server."""
     own = f"{HOST}:{port}"
     foreign = [url for load in loads for url in load.requests if urlsplit(url).netloc != own]

@@ -67,7 +67,13 @@ MUSE_SHAPES = {  # widths, finest first, and residual blocks
 MUSE_GROUPS = 16
 
 
-class Ours(nn.Module):
+class Contestant(nn.Module):
+    """image (B, 3, H, W) → loss."""
+
+    coders: list[nn.Module]  # what may be compiled
+
+
+class Ours(Contestant):
     """image (B, 3, H, W) → loss: the preset."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -79,10 +85,11 @@ class Ours(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Reconstructs and measures."""
         made = self.tokenizer(image)
-        return functional.mse_loss(made.image.float(), image) + made.quantized.loss
+        loss: Tensor = functional.mse_loss(made.image.float(), image) + made.quantized.loss
+        return loss
 
 
-class Diffusers(nn.Module):
+class Diffusers(Contestant):
     """image (B, 3, H, W) → loss: `VQModel`."""
 
     def __init__(self, codebook_size: int, code_width: int) -> None:
@@ -91,7 +98,7 @@ class Diffusers(nn.Module):
 
         super().__init__()
         levels = len(DIFFUSERS_WIDTHS)
-        self.model = VQModel(
+        model: Any = VQModel(  # type: ignore[no-untyped-call]
             block_out_channels=DIFFUSERS_WIDTHS,
             layers_per_block=1,
             down_block_types=["DownEncoderBlock2D"] * levels,
@@ -99,12 +106,14 @@ class Diffusers(nn.Module):
             latent_channels=code_width,
             num_vq_embeddings=codebook_size,
         )
-        self.coders = [self.model.encoder, self.model.decoder]
+        self.model = model
+        self.coders = [model.encoder, model.decoder]
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstructs and measures."""
         made = self.model(image)
-        return functional.mse_loss(made.sample.float(), image) + made.commit_loss
+        loss: Tensor = functional.mse_loss(made.sample.float(), image) + made.commit_loss
+        return loss
 
 
 class MuseBlock(nn.Module):
@@ -122,10 +131,11 @@ class MuseBlock(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Adds what the convolutions make of the input to it."""
-        return hidden + self.layers(hidden)
+        added: Tensor = self.layers(hidden)
+        return hidden + added
 
 
-class Muse(nn.Module):
+class Muse(Contestant):
     """image (B, 3, H, W) → loss: a network around `VectorQuantize`."""
 
     def __init__(
@@ -158,7 +168,8 @@ class Muse(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Reconstructs and measures."""
         quantized, _, loss = self.quantizer(self.encoder(image))
-        return functional.mse_loss(self.decoder(quantized).float(), image) + loss.sum()
+        total: Tensor = functional.mse_loss(self.decoder(quantized).float(), image) + loss.sum()
+        return total
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ def main() -> None:
     if options.quick:
         size_px, options.batch, options.rounds, options.steps = 32, 1, 1, 1
     shape = (recipe.tokenizer.quantizer.codebook_size, recipe.tokenizer.quantizer.code_width)
-    makers: dict[str, Callable[[], nn.Module]] = {
+    makers: dict[str, Callable[[], Contestant]] = {
         OURS: lambda: Ours(recipe),
         f"{OURS}_muon": lambda: Ours(recipe),
         **{name: partial(Muse, *muse, *shape) for name, muse in MUSE_SHAPES.items()},
@@ -221,7 +232,7 @@ def main() -> None:
     print_record(record)
 
 
-def prepare_row(network: nn.Module, image: Tensor, muon: Recipe | None, compiled: bool) -> Row:
+def prepare_row(network: Contestant, image: Tensor, muon: Recipe | None, compiled: bool) -> Row:
     """Chooses memory format and optimizer, counts and warms up."""
     network.train()
     device = image.device
@@ -252,10 +263,10 @@ def prepare_row(network: nn.Module, image: Tensor, muon: Recipe | None, compiled
     return Row(step, facts)
 
 
-def create_optimizer(network: nn.Module, muon: Recipe | None) -> torch.optim.Optimizer:
+def create_optimizer(network: Contestant, muon: Recipe | None) -> torch.optim.Optimizer:
     """Creates AdamW, or the project's own optimizer as a recipe sets it."""
     learning = [p for p in network.parameters() if p.requires_grad]
-    if muon is None:
+    if muon is None or not isinstance(network, Ours):
         return torch.optim.AdamW(learning, lr=1e-4, fused=True)
     groups = group_parameters(network, network.tokenizer.hidden_matrices())
     return MuonAdamW(groups, muon.tokenizer_training.optimizer)
@@ -268,7 +279,7 @@ def create_step(
     memory_format: torch.memory_format,
 ) -> Callable[[], None]:
     """Puts network and batch into a memory format; returns a training step on it."""
-    network.to(memory_format=memory_format)
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
     image = image.contiguous(memory_format=memory_format)
 
     def step() -> None:
@@ -333,7 +344,7 @@ def summarize(
 
 def lowest_ratio(results: dict[str, Any], names: Iterable[str]) -> float:
     """Finds the ratio to the peer that comes nearest, or is ahead."""
-    return min(results[name]["ratio"].median for name in names if not name.startswith(OURS))
+    return min(float(results[name]["ratio"].median) for name in names if not name.startswith(OURS))
 
 
 def describe(name: str, result: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stages = create_stages(recipe, options.data, Path(folder), torch.device("cpu"))
         bounds = {"tokenizer": convolution_bound(), "transformer": matmul_bound()}
-        results: dict[str, object] = {"bound_gflops": bounds}
+        results: dict[str, Any] = {"bound_gflops": bounds}
         for name, (make, settings) in stages.items():
             stage_results = measure_stage(make, settings, Path(folder) / name, options)
             rate = stage_results["gflops_per_second"]
@@ -85,7 +86,7 @@ def main() -> None:
 
 def create_stages(
     recipe: Recipe, source: str, folder: Path, device: torch.device
-) -> dict[str, tuple[Callable[[], Stage[nn.Module]], TrainingSettings]]:
+) -> dict[str, tuple[Callable[[], Stage[Any]], TrainingSettings]]:
     """Creates what makes a fresh stage, and its settings; the transformer's codes are random."""
     data = prepare([source], recipe.data, folder / "data")
     text = TextTokenizer.train(data.train.all_captions(), recipe.text)
@@ -98,11 +99,11 @@ def create_stages(
         for side, images in data.sides.items()
     }
 
-    def tokenizer_stage() -> Stage[nn.Module]:
+    def tokenizer_stage() -> Stage[Any]:
         tokenizer = ImageTokenizer(recipe.tokenizer)
         return TokenizerStage(tokenizer, recipe.tokenizer_training, data.sides, device)
 
-    def transformer_stage() -> Stage[nn.Module]:
+    def transformer_stage() -> Stage[Any]:
         fresh = create_transformer(recipe.objective, recipe.transformer, model.transformer.shape)
         return TransformerStage(
             model.with_parts(transformer=fresh), recipe.transformer_training, data.sides, codes
@@ -115,11 +116,11 @@ def create_stages(
 
 
 def measure_stage(
-    make: Callable[[], Stage[nn.Module]],
+    make: Callable[[], Stage[Any]],
     settings: TrainingSettings,
     folder: Path,
     options: argparse.Namespace,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Runs the real loop and the bare one in turn."""
     # The rounds are short: no evaluation falls into them, one log and one checkpoint do, at the
     # end; in a real run a checkpoint comes once a minute.
@@ -139,7 +140,7 @@ def measure_stage(
     }
 
 
-def time_loop(stage: Stage[nn.Module], settings: TrainingSettings, folder: Path) -> float:
+def time_loop(stage: Stage[Any], settings: TrainingSettings, folder: Path) -> float:
     """Times the project's own loop, without the evaluation at its end."""
     ended: list[float] = []
     evaluate = stage.evaluate
@@ -163,7 +164,7 @@ def time_loop(stage: Stage[nn.Module], settings: TrainingSettings, folder: Path)
     return ended[0] - began
 
 
-def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
+def time_bare(stage: Stage[Any], settings: TrainingSettings) -> float:
     """Times forward, backward and optimizer on one batch, over and over."""
     loss_module = stage.loss_module.train()
     groups = group_parameters(stage.network, stage.hidden_matrices)
@@ -177,13 +178,13 @@ def time_bare(stage: Stage[nn.Module], settings: TrainingSettings) -> float:
     return time.perf_counter() - began
 
 
-def first_batch(stage: Stage[nn.Module], batch_size: int) -> tuple[torch.Tensor, ...]:
+def first_batch(stage: Stage[Any], batch_size: int) -> tuple[torch.Tensor, ...]:
     """Loads the first images."""
     indices = np.arange(batch_size) % stage.num_images
     return stage.load_batch(indices, [np.random.default_rng(0)] * batch_size)
 
 
-def count_flops(stage: Stage[nn.Module], batch_size: int) -> int:
+def count_flops(stage: Stage[Any], batch_size: int) -> int:
     """Counts the floating-point operations of forward and backward of one step."""
     batch = first_batch(stage, batch_size)
     with FlopCounterMode(display=False) as counter:

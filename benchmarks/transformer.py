@@ -195,7 +195,8 @@ def create_plain_pass(
             normed = layer.attention_norm(hidden)
             keys, values = layer.project_kv(normed, rotation)
             hidden = layer(hidden, normed, keys, values, None, rotation)
-        return transformer.out(transformer.out_norm(hidden[:, ahead:]))
+        logits: Tensor = transformer.out(transformer.out_norm(hidden[:, ahead:]))
+        return logits
 
     return run
 
@@ -256,7 +257,7 @@ def time_rounds(
         warm_up(contestant)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(rounds):
-        for name in list(contestants) if index % 2 else list(reversed(contestants)):
+        for name in list(contestants) if index % 2 else list(reversed(list(contestants))):
             spread = measure(contestants[name], warmup=0, repeats=1, device=device)
             seconds[name].append(spread.median)
     return seconds
@@ -294,6 +295,7 @@ def find_difference(
     generated = kind(recorder, codebook).generate(batch)
     branches = len(recorder.positions[0])
     text = torch.cat([batch.text, batch.negative_text])[:branches]
+    assert generated.codes is not None  # not of an objective that predicts latents
     codes = flatten_codes(generated.codes).expand(branches, -1, -1)
     difference = largest = 0.0
     for step, (queries, hidden) in enumerate(zip(recorder.positions, recorder.hidden, strict=True)):
@@ -332,7 +334,7 @@ def time_recomputing(transformer: Transformer, options: argparse.Namespace) -> d
             transformer, text, torch.zeros_like(before)[..., None], before, query
         )
 
-    samples = {
+    samples: dict[str, list[Callable[[], object]]] = {
         "recomputed_lean": [torch.inference_mode()(lean(count)) for count in known],
         "recomputed_whole": [create_plain_pass(transformer, 1, count + 1) for count in known],
     }

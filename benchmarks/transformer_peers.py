@@ -34,7 +34,7 @@ medians over rounds in which all took their turn. `parameters` holds those of ea
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -85,7 +85,8 @@ class Amused:
         """Creates the peer in its own proportions."""
         inner = width * 3 // 4
         self.device = device
-        self.network = UVit2DModel(
+        # Its classes are loaded lazily, which hides their types.
+        network: Any = UVit2DModel(  # type: ignore[no-untyped-call]
             hidden_size=width,
             cond_embed_dim=AMUSED_POOLED,
             encoder_hidden_size=width,
@@ -100,8 +101,8 @@ class Amused:
             intermediate_size=width * 11 // 4,
             sample_size=SHAPE.grid[0],
         )
-        self.network.to(device).eval().requires_grad_(False)
-        self.scheduler = AmusedScheduler(mask_token_id=MASK)
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.scheduler: Any = AmusedScheduler(mask_token_id=MASK)  # type: ignore[no-untyped-call]
         self.width = width
 
     @torch.inference_mode()
@@ -148,7 +149,7 @@ class Llama:
     def paint(self, batch: int, codes: int) -> Tensor:
         """Generates that many codes after the prompts, sampled from the whole vocabulary."""
         text = create_batch(batch, self.device).text
-        return self.network.generate(
+        written: Tensor = self.network.generate(
             text,
             attention_mask=torch.ones_like(text),
             max_new_tokens=codes,
@@ -156,6 +157,7 @@ class Llama:
             top_k=0,
             use_cache=True,
         )
+        return written
 
 
 def main() -> None:
@@ -169,7 +171,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    settings, shapes, attentions = SETTINGS, AMUSED_SHAPES, ATTENTIONS
+    settings, shapes = SETTINGS, AMUSED_SHAPES
+    attentions: Sequence[str] = ATTENTIONS
     precisions: list[Precision] = ["fp32", "bf16", "int8"]
     if device.type != "cpu" or not has_int8():
         precisions = precisions[:1]
@@ -183,7 +186,7 @@ def main() -> None:
     packed = create_transformer(
         QUICK_SETTINGS if options.quick else PACKED_SETTINGS, device, PACKED_SHAPE
     )
-    networks = {
+    networks: dict[str, nn.Module] = {
         "tessella": ours,
         "packed": packed,
         **{name: p.network for name, p in peers.items()},
@@ -200,7 +203,7 @@ def main() -> None:
         )
         llama.network.set_attn_implementation(attention)
         results["chosen"][f"batch_{batch}"] = [shape, attention]
-        precision = choose(
+        precision: Any = choose(
             {
                 name: create_generator(
                     AnyOrder, lower_precision(packed, name), batch, steps=STEPS, **GUIDED

@@ -94,6 +94,23 @@ def settle_sums(folder: Path, names: Iterable[str]) -> None:
         _write(folder, settled)
 
 
+def settle_interrupted(folder: Path) -> None:
+    """Ends a change that was broken off: of what a file may be, keeps what it is.
+
+    A file that is none of it stays damaged. Nothing is done in a folder without sums.
+
+    Raises:
+        CheckpointError: the sums are damaged or cannot be written.
+    """
+    sums = read_sums(folder) or {}
+    names = []
+    for name in (name for name, expected in sums.items() if len(expected) > 1):
+        path = folder / name
+        if (sha256_file(path) if path.exists() else _MISSING) in sums[name]:
+            names.append(name)
+    settle_sums(folder, names)
+
+
 def read_sums(folder: Path) -> Sums | None:
     """Reads the sums of a folder; None if it has none: older ones do not.
 

@@ -85,14 +85,14 @@ def print_result(result: Result, as_json: bool) -> None:
 def report_errors(debug: bool, *, if_interrupted: str) -> Iterator[None]:
     """Turns an error in its block into one line on stderr and the exit status.
 
-    SIGTERM counts as Ctrl-C: half-written files are removed.
+    SIGTERM and a closed terminal count as Ctrl-C: half-written files are removed.
 
     Args:
         debug: lets errors through, with their traceback.
         if_interrupted: what Ctrl-C leaves behind, unless the interrupt itself says so.
     """
     try:
-        with _sigterm_interrupts():
+        with _signals_interrupt():
             yield
     except KeyboardInterrupt as interrupt:
         _print_error(f"Interrupted. {str(interrupt) or if_interrupted}")
@@ -122,8 +122,8 @@ def _print_error(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does."""
+def _signals_interrupt() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
@@ -131,11 +131,15 @@ def _sigterm_interrupts() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # `nohup` lets SIGHUP be ignored.
+    heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def to_toml(values: Mapping[str, Any], section: str = "") -> str:

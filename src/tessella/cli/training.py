@@ -43,8 +43,14 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class LengthOptions:
-    """How long to train."""
+class FitOptions:
+    """What to begin with, and how long to train."""
+
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", show_default="untrained weights")
+    ] = None
+    """Go on from a run, a model folder or a bundled model: its weights, sizes and words, and of a
+    run all its settings. DATA may have other pictures."""
 
     minutes: Annotated[
         float | None,
@@ -76,7 +82,7 @@ class TrainingCommand(Command):
 class FitCommand(TrainingCommand):
     """The command that trains both parts, and can choose how long."""
 
-    groups = (RunOptions, LengthOptions, TrainingOptions, *Command.groups)
+    groups = (RunOptions, FitOptions, TrainingOptions, *Command.groups)
 
 
 def fit(context: typer.Context) -> Result | None:
@@ -85,7 +91,7 @@ def fit(context: typer.Context) -> Result | None:
     Trains the image tokenizer, then the transformer, and evaluates the model, which is then in
     RUN/model. Stop it any time with Ctrl-C; rerun the command to resume.
     """
-    return _fit(context, "all", get_group(context, LengthOptions).minutes)
+    return _fit(context, "all", get_group(context, FitOptions))
 
 
 def fit_tokenizer(context: typer.Context) -> Result | None:
@@ -107,20 +113,22 @@ def fit_transformer(context: typer.Context) -> Result | None:
 def _fit(
     context: typer.Context,
     stage: Literal["all", "tokenizer", "transformer"],
-    minutes: float | None = None,
+    fit_options: FitOptions | None = None,
 ) -> Result | None:
     """Trains a stage or both, or says what would be trained."""
     from tessella.model.folder import choose_device
     from tessella.training.request import FitRequest
 
     run, options = get_group(context, RunOptions), get_group(context, TrainingOptions)
+    whole = fit_options or FitOptions()
     request = FitRequest(
         sources=run.data,
         out=run.out,
         preset=options.preset,
         config_file=options.config,
         assignments=options.set_ or (),
-        minutes=minutes,
+        start_from=whole.from_,
+        minutes=whole.minutes,
         seed=options.seed,
         device=options.device,
         stage=stage,

@@ -66,6 +66,7 @@ def prepare(
     *,
     progress: Progress | None = None,
     expected: Mapping[str, Any] | None = None,
+    known: Path | None = None,
 ) -> PreparedData:
     """Reads captioned images from DATA into a cache, or uses the cache that is there.
 
@@ -78,6 +79,7 @@ def prepare(
         folder: of the cache; replaced if the data or the settings changed.
         progress: called with the number of images done and of all, None if that is not known.
         expected: from `describe_data`: other pictures are refused, and the cache stays as it is.
+        known: another cache: what it has of the same pictures is not decoded again.
 
     Raises:
         DataError: the data is not recognised, is not what is expected, too much of it is bad, the
@@ -96,7 +98,10 @@ def prepare(
             remove_leftovers(folder.parent)
             manifest = cache.read_manifest(folder)
             if manifest is None or manifest["identity"] != identity:
-                manifest = _build(folder, recognised, settings, identity, progress, expected)
+                finished = folder if known is None or folder.exists() else known
+                manifest = _build(
+                    folder, recognised, settings, identity, progress, expected, finished
+                )
             _check_expected(manifest, expected)
     except CheckpointError as error:  # a full disk, or a folder that cannot be written
         raise DataError(str(error)) from error
@@ -182,8 +187,11 @@ def _build(
     identity: dict[str, Any],
     progress: Progress | None,
     expected: Mapping[str, Any] | None,
+    finished: Path,
 ) -> dict[str, Any]:
     """Builds a cache under a temporary name, then renames it; returns its manifest.
+
+    What a finished cache has of the same pictures is taken from there.
 
     Its units are kept beside it until then: an attempt that is killed is not lost.
     """
@@ -193,7 +201,7 @@ def _build(
         work.mkdir(exist_ok=True)
         try:
             remove_leftovers(work)
-            units = Units(settings, work, folder / cache.UNITS, _count(sources, progress))
+            units = Units(settings, work, finished / cache.UNITS, _count(sources, progress))
             manifest = _fill(building, units, sources, settings)
             manifest = {"format": cache.CACHE_FORMAT, "identity": identity, **manifest}
             try:

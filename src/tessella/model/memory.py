@@ -35,7 +35,13 @@ from tessella.model.folder import (
 )
 from tessella.retrieval import ExampleMemory
 from tessella.retrieval.copies import are_same
-from tessella.retrieval.examples import EXAMPLES_FILES, Codes, ExampleRow, remove_memory
+from tessella.retrieval.examples import (
+    EXAMPLES_FILES,
+    Codes,
+    ExampleRow,
+    remove_memory,
+    settle_memory,
+)
 from tessella.retrieval.names import shorten_names
 
 _LOCK_FILE = ".examples.lock"
@@ -286,6 +292,7 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
     try:
         with lock(folder / _LOCK_FILE):
             remove_leftovers(folder)
+            settle_memory(folder)
             yield
     except OSError as error:
         raise CheckpointError(

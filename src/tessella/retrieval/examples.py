@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tessella.checksums import check_own, expect_change, is_there, map_bytes, settle_sums
+from tessella.checksums import (
+    check_own,
+    expect_change,
+    is_there,
+    map_bytes,
+    settle_interrupted,
+    settle_sums,
+)
 from tessella.errors import CheckpointError
 from tessella.files import new_file
 from tessella.retrieval.index import CaptionIndex, FindExcluded
@@ -247,6 +254,17 @@ def remove_memory(folder: Path) -> None:
     settle_sums(folder, EXAMPLES_FILES)
 
 
+def settle_memory(folder: Path) -> None:
+    """Ends a replacement that was broken off: the old memory is there, or the new one.
+
+    Raises:
+        CheckpointError: what is there is damaged, or cannot be written.
+        OSError: the same.
+    """
+    _settle(folder)
+    settle_interrupted(folder)
+
+
 def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint8] | None:
     """Maps the captions that belong to codes; None if they are not there."""
     for name in (ROWS_FILE, _OLD_ROWS_FILE):
@@ -266,7 +284,7 @@ def _map_captions(folder: Path, metadata: dict[str, str]) -> npt.NDArray[np.uint
 
 
 def _settle(folder: Path) -> None:
-    """Settles an interrupted replacement: keeps the captions that belong to the codes."""
+    """Keeps the captions that belong to the codes."""
     old, examples = folder / _OLD_ROWS_FILE, folder / EXAMPLES_FILE
     if not old.exists():
         return

@@ -9,6 +9,8 @@ Source:
     format are those of Hugging Face `tokenizers`.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,10 +21,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tessella.checksums import read_file
-from tessella.errors import CheckpointError
+from tessella.errors import CheckpointError, ConfigError
 from tessella.files import write_text
 from tessella.text.base import Row, TextEncoder, to_utf8
 from tessella.text.bpe_file import find_fault
+from tessella.text.merges import Pieces, learn_merges
 from tessella.text.settings import TextSettings
 from tessella.untrusted import parse_json
 
@@ -88,6 +91,53 @@ class TextTokenizer(TextEncoder):
             special_tokens=[(BEGIN, cls.begin_id), (END, cls.end_id)],
         )
         return cls(tokenizer, settings.max_tokens)
+
+    def grow(self, captions: Iterable[str], settings: TextSettings) -> "TextTokenizer":
+        """Adds tokens for words that this vocabulary splits; all others keep their numbers.
+
+        Args:
+            captions: all training captions; the same ones in any order give the same vocabulary.
+            settings: how large the vocabulary may become, and how frequent a pair has to be. How
+                texts are normalised and cut stays as it is.
+        """
+        words: Counter[Pieces] = Counter()
+        for word, count in self._count_words(captions).items():
+            pieces = tuple(token.value for token in self._tokenizer.model.tokenize(word))
+            if len(pieces) > 1:
+                words[pieces] += count
+        room = settings.vocabulary_size - self.vocabulary_size
+        merges = learn_merges(words, room, settings.min_frequency)
+        values = json.loads(self._file_text)
+        model = values["model"]
+        size = len(model["vocab"])
+        # Two merges may make the same token.
+        new = [t for t in dict.fromkeys(map("".join, merges)) if t not in model["vocab"]]
+        model["vocab"] |= {token: size + n for n, token in enumerate(new)}
+        model["merges"] += map(list, merges)
+        return TextTokenizer(Tokenizer.from_str(json.dumps(values)), self.max_tokens)
+
+    def split_new_tokens(self, old: "TextTokenizer") -> list[list[int]]:
+        """Returns, for each token that `old` lacks, the tokens of `old` that it is made of.
+
+        Raises:
+            ConfigError: this vocabulary is not that of `old` with more tokens at its end.
+        """
+        known, now = (one._tokenizer.get_vocab() for one in (old, self))
+        if known.items() - now.items():
+            raise ConfigError(
+                f"The vocabulary of {len(now):,} tokens does not continue that of {len(known):,} "
+                "tokens which the transformer was trained with. Begin a new run in another --out."
+            )
+        new = sorted(now.keys() - known.keys(), key=now.__getitem__)
+        return [[token.id for token in old._tokenizer.model.tokenize(text)] for text in new]
+
+    def _count_words(self, captions: Iterable[str]) -> Counter[str]:
+        """Counts words as the merges see them, bytes as letters."""
+        words: Counter[str] = Counter()
+        split = self._tokenizer.pre_tokenizer.pre_tokenize_str
+        for caption in captions:
+            words.update(word for word, _ in split(self.normalize(caption)))
+        return words
 
     def normalize(self, text: str) -> str:
         """Returns the text as the model reads it, and as `decode` returns it after `encode`."""

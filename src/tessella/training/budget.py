@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ from tessella.training.transformer_stage import TransformerStage
 
 # Of the training time. Good for scenes, not searched: docs/log.md, "twenty minutes from nothing".
 _FRACTIONS = {"tokenizer": 0.4, "transformer": 0.6}
+# Of a decoder that goes on behind codes that stay: the rest is worth more to the transformer.
+_DECODER_FRACTION = 0.15
 _EVALUATIONS = 6  # of each stage: enough to follow it
 _MEASURE_SECONDS = 6.0
 _BATCH = 16
@@ -129,8 +131,7 @@ def compute_budget(
 
     evaluations = _EVALUATIONS * sum(pace.evaluation_seconds for pace in paces.values())
     training = seconds_left - other - evaluations
-    whole = sum(_FRACTIONS[name] for name in paces)
-    fractions = {name: _FRACTIONS[name] / whole for name in paces}
+    fractions = _share_out(paces, recipe)
     needed = max(5 * pace.step_seconds / fractions[name] for name, pace in paces.items())
     if training < needed:
         missing = math.ceil((needed - training) / 60)
@@ -150,6 +151,15 @@ def compute_budget(
         )
         seconds[name] = stage_seconds + _EVALUATIONS * pace.evaluation_seconds
     return TrainingBudget(recipe.replace(**changes), seconds, other)
+
+
+def _share_out(stages: Iterable[str], recipe: Recipe) -> dict[str, float]:
+    """Returns each stage's fraction of the training time; together they are 1."""
+    weights = dict(_FRACTIONS)
+    if recipe.tokenizer_training.learn == "decoder":
+        weights["tokenizer"] = _DECODER_FRACTION
+    whole = sum(weights[name] for name in stages)
+    return {name: weights[name] / whole for name in stages}
 
 
 def _measure_stages(

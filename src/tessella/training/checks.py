@@ -82,7 +82,8 @@ def check_run(request: FitRequest, resolved: ResolvedRun) -> TextEncoder | None:
     model = TextToImage.create(recipe.describe_model(), stand_in)
     start_tokenizer(model.tokenizer, recipe)
     if recipe.transformer_training.init_from is not None and request.stage != "tokenizer":
-        initialize_transformer(model.transformer, recipe.transformer_training.init_from)
+        init_from = recipe.transformer_training.init_from
+        initialize_transformer(model.transformer, init_from, stand_in)
     return encoder
 
 

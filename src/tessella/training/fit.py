@@ -47,7 +47,7 @@ from tessella.training.checks import (
     start_tokenizer,
 )
 from tessella.training.codes import Codes, prepare_codes
-from tessella.training.initialize import initialize_transformer
+from tessella.training.initialize import grow_text_encoder, initialize_transformer
 from tessella.training.launch import Peers, check_launch, find_peers, watch_peers
 from tessella.training.loop import create_accelerator, train
 from tessella.training.model_card import write_card
@@ -57,6 +57,7 @@ from tessella.training.request import FitRequest as FitRequest  # what `fit` tak
 from tessella.training.request import ResolvedRun, resolve_run
 from tessella.training.run_folder import lock_run, read_data_facts, write_run_file
 from tessella.training.stage import N, Stage, TrainingSettings
+from tessella.training.start import find_run
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.transformer_stage import TransformerStage, caption_mirrored
@@ -140,7 +141,7 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
     recipe, is_new = resolved.recipe.replace(precision=resolved.precision.name), resolved.is_new
     with accelerator.main_process_first():
         data = _prepare_data(call, recipe, console)
-        text_encoder = _create_text_encoder(call, recipe, data)
+        text_encoder = _create_text_encoder(call, recipe, data, console)
         captions: CaptionReader = text_encoder
         if request.stage != "tokenizer":
             flips = recipe.transformer_training.flips
@@ -273,7 +274,8 @@ class _Run:
         )
         if settings.init_from is not None and self._read_images_seen("transformer") is None:
             codebook = None if settings.images else model.tokenizer.codebook
-            initialize_transformer(transformer, settings.init_from, codebook)
+            encoder = model.text_tokenizer
+            initialize_transformer(transformer, settings.init_from, encoder, codebook)
         model = model.with_parts(
             transformer=transformer, memory=examples.memory if examples else None
         )
@@ -354,6 +356,7 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
     """Reads the data, or finds it read; a run's data must be what it began with."""
     out = call.request.out
     expected = None if call.resolved.is_new else read_data_facts(out)
+    before = find_run(call.request.start_from) if call.request.start_from else None
     with _progress(console, "data") as progress:
         data = prepare(
             call.sources,
@@ -361,6 +364,7 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
             out / record.DATA_FOLDER,
             progress=progress,
             expected=expected,
+            known=before and before / record.DATA_FOLDER,
         )
     counts = data.manifest["counts"]
     console.print(
@@ -379,8 +383,10 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
     return data
 
 
-def _create_text_encoder(call: _Call, recipe: Recipe, data: PreparedData) -> TextEncoder:
-    """Takes the run's text encoder or that of `init_from`; else learns or reads a new one."""
+def _create_text_encoder(
+    call: _Call, recipe: Recipe, data: PreparedData, console: Console
+) -> TextEncoder:
+    """Takes the run's text encoder or that of `init_from`, grown; else learns or reads one."""
     out = call.request.out
     if not call.resolved.is_new and (out / TEXT_FILE).exists():
         return load_text(out)
@@ -388,8 +394,13 @@ def _create_text_encoder(call: _Call, recipe: Recipe, data: PreparedData) -> Tex
     if encoder is None:
         encoder = find_text_encoder(recipe)
     if encoder is None:
-        encoder = create_text_encoder(recipe.text, data.train.all_captions())
-    return encoder
+        return create_text_encoder(recipe.text, data.train.all_captions())
+    if recipe.transformer_training.init_from is None or not recipe.transformer_training.images:
+        return encoder
+    grown = grow_text_encoder(encoder, data.train.all_captions(), recipe.text)
+    sizes = encoder.vocabulary_size, grown.vocabulary_size - encoder.vocabulary_size
+    console.print("Words: {:,} tokens of the model to start from, {:,} new ones.".format(*sizes))
+    return grown
 
 
 def _prepare_captions(

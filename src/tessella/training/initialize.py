@@ -1,5 +1,6 @@
 """`init_from`: a stage begins with the weights of another model instead of random ones."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from tessella.errors import ConfigError
 from tessella.model.find import find_model, find_tokenizer
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
-from tessella.text import TextEncoder, load_text
+from tessella.text import TextEncoder, TextSettings, TextTokenizer, load_text
 from tessella.text.frozen import FrozenTextEncoder
 from tessella.tokenizer import ImageTokenizer
 from tessella.transformer import Transformer
+
+# Of any transformer: names of weights (V, …).
+_ROWS_OF_TOKENS = {"text_embedding.weight", "text_out.weight", "text_out.bias"}
 
 
 def initialize_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
@@ -43,15 +47,20 @@ def initialize_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
 
 
 def initialize_transformer(
-    transformer: Transformer, folder: str | Path, codebook: Tensor | None = None
+    transformer: Transformer,
+    folder: str | Path,
+    text_encoder: TextEncoder,
+    codebook: Tensor | None = None,
 ) -> None:
     """Copies the transformer of a model.
 
-    What embeds examples is copied where both have it; otherwise it begins untrained.
+    What embeds examples is copied where both have it; otherwise it begins untrained. A token that
+    the model's vocabulary lacks begins as the mean of the tokens that the model read instead.
 
     Args:
         transformer: takes the weights.
         folder: the model's, or its name.
+        text_encoder: what the transformer will read; the model's, or its vocabulary grown.
         codebook: (M, K, C) that the transformer has to fit, if it will not train; None if it will.
 
     Raises:
@@ -68,10 +77,11 @@ def initialize_transformer(
             "Set objective to the same, or leave out transformer_training.init_from."
         )
     _require_same("transformer", old.settings, transformer.settings)
-    if replace(old.shape, max_examples=transformer.shape.max_examples) != transformer.shape:
+    size, examples = transformer.shape.vocabulary_size, transformer.shape.max_examples
+    if replace(old.shape, max_examples=examples, vocabulary_size=size) != transformer.shape:
         raise ConfigError(
             f"The transformer to start from has another shape: {old.shape}, not "
-            f"{transformer.shape}. Codebook size, number of codes and vocabulary must be the same: "
+            f"{transformer.shape}. Codebook size and number of codes must be the same: "
             "set tokenizer and data as in that model's config.json."
         )
     if codebook is not None and not torch.equal(model.tokenizer.codebook, codebook.cpu()):
@@ -80,9 +90,24 @@ def initialize_transformer(
             "0 images it cannot adapt. Set tokenizer_training.init_from to the same model and "
             ".learn to decoder, or give transformer_training.images."
         )
+    copied = old.state_dict()
+    before = load_text(find_model(folder))
+    if isinstance(text_encoder, TextTokenizer) and isinstance(before, TextTokenizer):
+        _add_tokens(copied, text_encoder, before)
     weights = transformer.state_dict()
-    weights.update((name, value) for name, value in old.state_dict().items() if name in weights)
+    weights.update((name, value) for name, value in copied.items() if name in weights)
     transformer.load_state_dict(weights)
+
+
+def _add_tokens(
+    weights: dict[str, Tensor], text_encoder: TextTokenizer, before: TextTokenizer
+) -> None:
+    """Adds rows for the tokens that `before` lacks to all weights that have a row a token."""
+    new = text_encoder.split_new_tokens(before)
+    for name in _ROWS_OF_TOKENS & weights.keys() if new else ():
+        rows = weights[name]
+        added = torch.stack([rows[tokens].mean(0) for tokens in new])
+        weights[name] = torch.cat([rows, added])
 
 
 def load_text_encoder(folder: str | Path, encoder: str | None = None) -> TextEncoder:
@@ -105,6 +130,15 @@ def load_text_encoder(folder: str | Path, encoder: str | None = None) -> TextEnc
             f"The transformer to start from has another text encoder: text.encoder is `{name}` "
             f"there, here `{encoder}`. Set it to the same; leave it out for `None`."
         )
+    return text_encoder
+
+
+def grow_text_encoder(
+    text_encoder: TextEncoder, captions: Iterable[str], settings: TextSettings
+) -> TextEncoder:
+    """Adds tokens for the words of new captions; a frozen encoder stays as it is."""
+    if isinstance(text_encoder, TextTokenizer):
+        return text_encoder.grow(captions, settings)
     return text_encoder
 
 

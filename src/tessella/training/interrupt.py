@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to save and stop; a second one stops it at once."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to save and stop; a second one stops it at once."""
 
 import contextlib
 import signal
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last, Ctrl-Break, is Windows's alone
+# A closed terminal sends SIGHUP; SIGBREAK, Ctrl-Break, is Windows's alone.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,7 +41,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.is_set = True
 
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    old = {number: signal.signal(number, handle) for number in numbers}
+    # `nohup` lets SIGHUP be ignored.
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    old = {number: signal.signal(number, handle) for number in heard}
     try:
         yield request
     finally:

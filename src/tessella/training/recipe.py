@@ -78,6 +78,7 @@ def resolve_recipe(
     preset: str | None = None,
     config_file: Path | None = None,
     assignments: Iterable[str] = (),
+    start: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Joins defaults, a preset, a file and single settings; later ones win.
 
@@ -85,12 +86,20 @@ def resolve_recipe(
         preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.
         config_file: TOML, or the same as JSON.
         assignments: words such as `transformer.depth=8`.
+        start: values instead of a preset's, from `read_start`.
 
     Raises:
         ConfigError: a setting or preset is unknown or out of range, or the file unreadable.
     """
     values = read_config(config_file) if config_file else {}
     named = values.pop("preset", None)
+    if start is not None:
+        if preset or named:
+            raise ConfigError(
+                "A run that goes on from a model has its sizes, not those of a preset: "
+                f"`{preset or named}`. Leave the preset out, or --from."
+            )
+        return build(Recipe, merge(merge(start, values), parse_assignments(assignments)))
     preset = preset or named or DEFAULT_PRESET
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"Unknown preset: `{preset}`. Known are: {', '.join(PRESETS)}.")

@@ -1,12 +1,13 @@
 """What a person sees of a run: progress in the terminal, metrics.jsonl, TensorBoard, pictures."""
 
+import contextlib
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -15,12 +16,10 @@ from torch import Tensor
 
 from tessella.batch import average_over_batch
 from tessella.errors import TessellaError
-from tessella.files import write_text
+from tessella.files import explained, write_text
 from tessella.images import Pixels, save_png
 from tessella.runs.record import METRICS_LOG
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from tessella.training.board import Board, create_board
 
 _LOG_SECONDS = 10.0
 _SHOWN = ("loss", "psnr", "codes_used", "accuracy", "images_per_second")
@@ -48,15 +47,21 @@ class Reporter:
             images_seen: progress so far.
             console: where progress is shown.
             redo: drops the evaluation at `images_seen` too.
+
+        Raises:
+            CheckpointError: the logs cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._path = folder / METRICS_LOG
         self._console = console
         self._name = name
-        _drop_beyond(self._path, images_seen, redo)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = _create_summary_writer(folder / "tensorboard", images_seen + 1)
+        self._board: Board | None = None
+        with contextlib.ExitStack() as files, self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+            _drop_beyond(self._path, images_seen, redo)
+            self._file = files.enter_context(self._path.open("a", encoding="utf-8"))
+            self._board = create_board(folder / "tensorboard", images_seen + 1)
+            files.pop_all()  # they stay open
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -76,9 +81,11 @@ class Reporter:
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        # Each line was written through: what fails here has failed, and was told, before.
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def advance(self, images_seen: int) -> None:
         """Moves the bar."""
@@ -88,8 +95,9 @@ class Reporter:
         """Writes one line of metrics; `kind` is `train` or `validation`."""
         self._write({"images_seen": images_seen, "kind": kind, **metrics})
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{kind}/{name}", value, images_seen)
+            with self._writing():
+                values = {f"{kind}/{name}": value for name, value in metrics.items()}
+                self._board.add_scalars(values, images_seen)
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
         self._progress.update(self._task, completed=images_seen, shown=shown)
         if kind == "validation" or not self._console.is_terminal:
@@ -100,7 +108,8 @@ class Reporter:
         for name, picture in pictures.items():
             save_png(self._folder / name / f"{images_seen:012d}.png", picture)
             if self._board is not None:
-                self._board.add_image(name, picture, images_seen, dataformats="HWC")
+                with self._writing():
+                    self._board.add_image(name, picture, images_seen)
 
     def say(self, images_seen: int, sentence: str) -> None:
         """Prints a note and keeps it among the metrics."""
@@ -108,8 +117,13 @@ class Reporter:
         self._console.print(f"{self._name} {images_seen:>10,} images  {sentence}")
 
     def _write(self, line: Mapping[str, float | str]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """Puts the system's errors into words."""
+        return explained(self._path, "the log", "the last good checkpoint is kept")
 
 
 class Meter:
@@ -161,15 +175,6 @@ class Meter:
         pace = self._images / (time.monotonic() - self._began)
         self.restart()
         return {**means, "images_per_second": pace}
-
-
-def _create_summary_writer(folder: Path, purge_step: int) -> "SummaryWriter | None":
-    """Creates TensorBoard's writer where TensorBoard is installed (the extra `tensorboard`)."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _drop_beyond(path: Path, images_seen: int, redo: bool) -> None:

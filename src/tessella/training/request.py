@@ -9,12 +9,15 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from tessella.config import read_config
 from tessella.errors import ConfigError
 from tessella.precision import PrecisionChoice
+from tessella.runs import record
 from tessella.training.budget import choose_preset
 from tessella.training.precision import choose_precision, settle_precision
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import open_run
+from tessella.training.start import read_start
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class FitRequest:
 
     sources: Sequence[str]  # DATA
     out: Path  # the run's folder
+    start_from: str | None = None  # a run or model whose weights and settings it begins with
     preset: str | None = None  # None: the default, or with `minutes` the largest that is worth it
     config_file: Path | None = None
     assignments: Sequence[str] = ()  # section.key=value
@@ -45,12 +49,30 @@ class FitRequest:
 
     def describe(self) -> dict[str, Any]:
         """Returns, as plain values, what has to stay the same for a run to be resumed."""
-        recipe = resolve_recipe(self.preset, self.config_file, self.assignments)
+        start = self.read_start()
+        recipe = resolve_recipe(self.preset, self.config_file, self.assignments, start)
         return {
             "minutes": self.minutes,
             "seed": self.seed,
             "recipe": recipe.model_dump(mode="json"),
+            **({} if start is None else {"from": self.start_from, "start": start}),
         }
+
+    def read_start(self) -> dict[str, Any] | None:
+        """Reads the settings that the run goes on from; None if it begins anew.
+
+        A run that has begun has noted them: the model may be gone, or another by now.
+
+        Raises:
+            CheckpointError: the model cannot be read.
+        """
+        if self.start_from is None:
+            return None
+        run_file = self.out / record.RUN_FILE
+        asked = read_config(run_file).get("asked", {}) if run_file.is_file() else {}
+        if asked.get("from") == self.start_from:
+            return dict(asked["start"])
+        return read_start(self.start_from)
 
 
 @dataclass(frozen=True)
@@ -82,11 +104,13 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
         choice = PrecisionChoice(name, "as the run began")
         return ResolvedRun(recipe.replace(precision=name), False, choice)
     preset = request.preset
-    recipe = resolve_recipe(preset, request.config_file, request.assignments)
+    words, start = (request.config_file, request.assignments), request.read_start()
+    recipe = resolve_recipe(preset, *words, start)
     # Each process has measured; one decides.
     choice = broadcast_object_list([choose_precision(recipe.precision, accelerator.device)])[0]
-    if request.minutes is not None and preset is None and request.config_file is None:
+    is_free = preset is None and request.config_file is None and start is None
+    if request.minutes is not None and is_free:
         preset = choose_preset(request.minutes, accelerator, choice.name)
         preset = broadcast_object_list([preset])[0]
-        recipe = resolve_recipe(preset, request.config_file, request.assignments)
+        recipe = resolve_recipe(preset, *words)
     return ResolvedRun(recipe, True, choice)

@@ -114,11 +114,14 @@ def open_run(out: Path, asked: Mapping[str, Any]) -> Recipe | None:
     before = run["asked"] | {"recipe": merge(_defaults(), run["asked"]["recipe"])}
     changed = changed_settings(before, now)
     for name, (before, after) in changed.items():
+        further = ""
+        if (out / record.MODEL_FOLDER).exists():
+            further = f" To train its finished model further, give a new --out and --from {out}."
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"The run began with other settings: `{out}` has {name.removeprefix('recipe.')} = "
             f"`{before}`, now it is `{after}`{more}. Use the same settings to resume it, or a new "
-            "--out to begin again."
+            f"--out to begin again.{further}"
         )
     return build(Recipe, {"retrieval": {"neighbors": 0}} | run["recipe"])
 
@@ -180,8 +183,8 @@ def _advise_on_other_format(out: Path) -> str:
     """Says how to continue from a run that cannot be resumed."""
     if (out / record.MODEL_FOLDER).exists():
         return (
-            "Its finished model still works. To train it further, choose a new --out and set "
-            f"tokenizer_training.init_from and transformer_training.init_from to `{out}`."
+            "Its finished model still works. To train it further, give a new --out and "
+            f"--from {out}."
         )
     if (out / record.TOKENIZER_MODEL_FOLDER).exists():
         return (

@@ -64,7 +64,7 @@ def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
     old = TextToImage.load(model, "cpu")
     assert load_text_encoder(model).vocabulary_size == old.text_tokenizer.vocabulary_size
     transformer = Transformer(CONFIG.transformer, old.transformer.shape)
-    initialize_transformer(transformer, model)
+    initialize_transformer(transformer, model, MODEL.text_tokenizer)
     assert same(transformer, old.transformer)
 
 
@@ -75,7 +75,7 @@ def test_examples_may_be_learned_by_a_model_that_had_none(model: Path) -> None:
     transformer = Transformer(CONFIG.transformer, shape)
     untrained = {n: w.clone() for n, w in transformer.state_dict().items() if "example" in n}
     assert untrained
-    initialize_transformer(transformer, model)
+    initialize_transformer(transformer, model, MODEL.text_tokenizer)
     for name, weight in transformer.state_dict().items():
         assert torch.equal(weight, {**old.state_dict(), **untrained}[name]), name
 
@@ -83,18 +83,20 @@ def test_examples_may_be_learned_by_a_model_that_had_none(model: Path) -> None:
 def test_a_transformer_over_other_codes_is_refused(model: Path) -> None:
     shape = dataclasses.replace(TextToImage.load(model, "cpu").transformer.shape, grid=(8, 8))
     with pytest.raises(ConfigError, match=r"another shape.*grid=\(4, 4\).*grid=\(8, 8\)"):
-        initialize_transformer(Transformer(CONFIG.transformer, shape), model)
+        initialize_transformer(Transformer(CONFIG.transformer, shape), model, MODEL.text_tokenizer)
     deeper = Transformer(CONFIG.transformer.replace(depth=4), shape)
     with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
-        initialize_transformer(deeper, model)
+        initialize_transformer(deeper, model, MODEL.text_tokenizer)
 
 
 def test_a_transformer_that_will_not_learn_needs_its_codebook(model: Path) -> None:
     old = TextToImage.load(model, "cpu")
     transformer = Transformer(CONFIG.transformer, old.transformer.shape)
-    initialize_transformer(transformer, model, old.tokenizer.codebook)
+    initialize_transformer(transformer, model, old.text_tokenizer, old.tokenizer.codebook)
     with pytest.raises(ConfigError, match=r"another codebook.*with 0 images it cannot.*decoder"):
-        initialize_transformer(transformer, model, old.tokenizer.codebook.roll(1, 1))
+        initialize_transformer(
+            transformer, model, old.text_tokenizer, old.tokenizer.codebook.roll(1, 1)
+        )
 
 
 # Its weights have other names, so that loading them ended in a bare error of torch.
@@ -109,7 +111,7 @@ def test_a_transformer_of_another_kind_is_refused(
     kind = ("Transformer", "SharedLatentTransformer")[before]
     message = rf"another kind: `{kind}`, trained with objective `.*Set objective to the same"
     with pytest.raises(ConfigError, match=message):
-        initialize_transformer(new.transformer, tmp_path / "old")
+        initialize_transformer(new.transformer, tmp_path / "old", text)
 
 
 # `text.encoder` was ignored without a word: the model's own goes with its transformer.

@@ -157,7 +157,7 @@ def set_format(run: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("files", "advice"),
     [
-        (["model", "tokenizer/model"], "set tokenizer_training.init_from and transformer_training"),
+        (["model", "tokenizer/model"], "To train it further, give a new --out and --from "),
         (["tokenizer/model"], "Its image tokenizer still works: choose a new --out and set tok"),
         ([], "Finish it with the version of tessella that began it, or choose a new --out."),
     ],
@@ -174,7 +174,7 @@ def test_a_run_of_another_format_is_refused_with_what_to_do(
     message = str(caught.value)
     assert message.startswith(f"The run has format `{number}`; this tessella resumes format 3: `")
     assert advice in message
-    assert not files or f"to `{run}`." in message
+    assert not files or str(run) in message.partition("works")[2]
 
 
 def test_a_run_of_format_2_can_still_be_looked_at(run: Path) -> None:

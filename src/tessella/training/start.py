@@ -1,0 +1,56 @@
+"""`fit --from`: a new run goes on from a model, with its settings, weights, words and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+from tessella.config import merge, read_config
+from tessella.model.find import find_model
+from tessella.model.folder import read_model_config
+from tessella.runs import record
+from tessella.text import load_text
+from tessella.text.frozen import FrozenTextEncoder
+
+
+def read_start(start_from: str) -> dict[str, Any]:
+    """Reads the settings of a run that goes on from a model.
+
+    They are those of the run that trained it, where `start_from` is a run's folder; otherwise those
+    that a model folder knows, its sizes. Both stages begin with the model's weights. The encoder
+    and the codebook stay as they are, so that all that the transformer knows of codes stays true.
+
+    Args:
+        start_from: a run's folder, a model folder, or the name of a bundled model.
+
+    Returns:
+        Nested plain values of a `Recipe`.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be read.
+    """
+    folder = find_model(start_from)
+    config = read_model_config(folder).model_dump(mode="json")
+    run = find_run(start_from)
+    values: dict[str, Any] = read_config(run / record.RUN_FILE).get("recipe", {}) if run else {}
+    # What was measured there may not hold here.
+    values = {name: value for name, value in values.items() if name != "precision"}
+    text_encoder = load_text(folder)
+    encoder = text_encoder.name if isinstance(text_encoder, FrozenTextEncoder) else None
+    sections = ("tokenizer", "transformer", "objective", "generation")
+    stage = {"init_from": start_from}
+    return merge(
+        values,
+        {
+            **{name: config[name] for name in sections},
+            "data": {"image_size": config["image_size"]},
+            "text": {"encoder": encoder},
+            "retrieval": {"neighbors": config["neighbors"]},
+            "tokenizer_training": {**stage, "learn": "decoder"},
+            "transformer_training": stage,
+        },
+    )
+
+
+def find_run(start_from: str) -> Path | None:
+    """Returns the folder of the run that trained the model; None if only the model is known."""
+    folder = Path(start_from).expanduser()
+    return folder if (folder / record.RUN_FILE).is_file() else None

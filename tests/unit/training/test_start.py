@@ -1,0 +1,183 @@
+"""`fit --from`: a run goes on from another one, with its weights, words and pictures."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from tessella.data import units
+from tessella.errors import CheckpointError, ConfigError
+from tessella.files import read_tensors
+from tessella.model.folder import read_model_config
+from tessella.model.pipeline import TextToImage
+from tessella.training.fit import FitRequest, fit
+
+SMALL = (
+    "data.image_size=16",
+    "data.workers=1",
+    "tokenizer.patch=2",
+    "tokenizer.widths=[16,16]",
+    "tokenizer.quantizer.codebook_size=16",
+    "tokenizer_training.images=32",
+    "tokenizer_training.batch_size=8",
+    "transformer.width=16",
+    "transformer.depth=2",
+    "transformer.heads=2",
+    "transformer_training.images=32",
+    "transformer_training.batch_size=8",
+    "transformer_training.flips=true",
+    "generation.steps=2",
+    "retrieval.neighbors=1",
+)
+
+
+def add_pictures(folder: Path, names: list[str], captions: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, caption in zip(names, captions, strict=True):
+        colours = np.random.default_rng(sum(name.encode())).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(colours.repeat(4, 0).repeat(4, 1)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"{caption}\n")
+
+
+def call(out: Path, pictures: Path, *words: str, **changes: Any) -> tuple[Path, str]:
+    said = io.StringIO()
+    request = FitRequest(
+        **{"sources": [str(pictures)], "out": out, "device": "cpu", "assignments": words} | changes
+    )
+    return fit(request, Console(file=said, width=200)), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run, and its pictures."""
+    folder = tmp_path_factory.mktemp("start")
+    names = [f"{number:02}" for number in range(20)]
+    add_pictures(folder / "pictures", names, [f"picture {name}" for name in names])
+    call(folder / "run", folder / "pictures", *SMALL)
+    return folder / "run", folder / "pictures"
+
+
+@pytest.fixture
+def more(before: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The same pictures, their times too, and two new ones of a new word."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(before[1], folder)
+    add_pictures(folder, ["x", "y"], ["a dango", "two dango"])
+    return folder
+
+
+def test_it_begins_where_the_run_ended(before: tuple[Path, Path], tmp_path: Path) -> None:
+    run, pictures = before
+    nothing = ("tokenizer_training.images=0", "transformer_training.images=0")
+    folder, said = call(tmp_path / "next", pictures, *nothing, start_from=str(run))
+    assert "Examples beside each prompt" not in said  # as there: nothing to choose
+    assert read_model_config(folder) == read_model_config(run / "model")
+    for name in ("tokenizer.safetensors", "transformer.safetensors"):
+        old, new = (read_tensors(model / name) for model in (run / "model", folder))
+        assert old.keys() == new.keys()
+        assert all(np.array_equal(old[key], new[key]) for key in old), name
+    recipe = json.loads((tmp_path / "next/run.json").read_text())["recipe"]
+    assert recipe["transformer_training"]["flips"]  # of the run, in no model folder
+    assert recipe["tokenizer_training"]["learn"] == "decoder"
+
+
+def test_new_words_become_tokens_and_the_codebook_stays(
+    before: tuple[Path, Path], more: Path, tmp_path: Path
+) -> None:
+    run, _ = before
+    folder, said = call(tmp_path / "next", more, start_from=str(run))
+    old, new = (TextToImage.load(model, "cpu") for model in (run / "model", folder))
+    added = new.text_tokenizer.vocabulary_size - old.text_tokenizer.vocabulary_size
+    assert added > 0
+    assert f"{added:,} new ones" in said
+    assert old.text_tokenizer.count_tokens("dango") > 3
+    assert new.text_tokenizer.count_tokens("dango") == 3
+    assert torch.equal(
+        old.text_tokenizer.encode(["picture 07"]), new.text_tokenizer.encode(["picture 07"])
+    )
+    assert torch.equal(old.tokenizer.codebook, new.tokenizer.codebook)
+    assert not torch.equal(
+        old.tokenizer.decode(torch.zeros(1, 1, 4, 4, dtype=torch.int64)),
+        new.tokenizer.decode(torch.zeros(1, 1, 4, 4, dtype=torch.int64)),
+    )
+    assert new.memory is not None
+    assert any("dango" in caption for row in new.memory.rows for caption in row.captions)
+
+
+def test_only_new_pictures_are_decoded(
+    before: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pictures = before
+    decoded: list[int] = []
+    decode = units.decode_records
+
+    def count(records: Any, *rest: Any) -> Any:
+        records = list(records)
+        decoded.append(len(records))
+        return decode(records, *rest)
+
+    monkeypatch.setattr(units, "decode_records", count)
+    nothing = ("tokenizer_training.images=0", "transformer_training.images=0")
+    call(tmp_path / "next", pictures, *nothing, start_from=str(run))
+    assert not decoded
+    call(tmp_path / "anew", pictures, *SMALL, "tokenizer_training.images=8")
+    assert sum(decoded) == 20
+
+
+def test_it_resumes_when_the_run_is_gone(
+    before: tuple[Path, Path], more: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(before[0], first)
+    out = tmp_path / "next"
+    folder, _ = call(out, more, start_from=str(first))
+    weights = (folder / "transformer.safetensors").read_bytes()
+    shutil.rmtree(first)
+    call(out, more, start_from=str(first))
+    assert (folder / "transformer.safetensors").read_bytes() == weights
+    with pytest.raises(ConfigError, match=r"has seed = `0`, now it is `1`.*--from"):
+        call(out, more, start_from=str(first), seed=1)
+    with pytest.raises(CheckpointError, match=r"no such model"):
+        call(tmp_path / "other", more, start_from=str(first))
+
+
+def test_a_model_folder_brings_its_sizes(
+    before: tuple[Path, Path], more: Path, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(before[0] / "model", alone)
+    lengths = ("tokenizer_training.images=8", "transformer_training.images=8")
+    folder, _ = call(tmp_path / "next", more, *lengths, start_from=str(alone))
+    assert read_model_config(folder) == read_model_config(alone)
+    recipe = json.loads((tmp_path / "next/run.json").read_text())["recipe"]
+    assert not recipe["transformer_training"]["flips"]  # no model folder knows it
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_preset_is_refused(before: tuple[Path, Path], in_file: bool, tmp_path: Path) -> None:
+    run, pictures = before
+    (tmp_path / "my.toml").write_text('preset = "small"\n')
+    said = {"config_file": tmp_path / "my.toml"} if in_file else {"preset": "small"}
+    with pytest.raises(ConfigError, match=r"not those of a preset: `small`. Leave the preset out"):
+        call(tmp_path / "next", pictures, start_from=str(run), **said)
+    assert not (tmp_path / "next").exists()
+
+
+def test_other_sizes_are_refused(before: tuple[Path, Path], tmp_path: Path) -> None:
+    run, pictures = before
+    with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
+        call(tmp_path / "next", pictures, "transformer.depth=4", start_from=str(run))
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_finished_run_names_the_way_on(before: tuple[Path, Path]) -> None:
+    run, pictures = before
+    with pytest.raises(ConfigError, match=rf"minutes = `None`.*`8`.*new --out and --from {run}"):
+        call(run, pictures, *SMALL, minutes=8)
