@@ -114,10 +114,10 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
         result["loss_difference"] = find_difference(one, several)
         result["rounding_difference"] = find_difference(one, apart)
     if options.memory:
-        alone, shared = (measure_memory(name, folder, options, n) for n in (1, options.ranks))
+        alone, part_of_it = (measure_memory(name, folder, options, n) for n in (1, options.ranks))
         for what in ("state", "peak"):
-            result |= {f"one_{what}_bytes": alone[what], f"{what}_bytes": shared[what]}
-            result[f"{what}_share"] = shared[what] / alone[what]
+            result |= {f"one_{what}_bytes": alone[what], f"{what}_bytes": part_of_it[what]}
+            result[f"{what}_share"] = part_of_it[what] / alone[what]
     print(name, result)
     return result
 

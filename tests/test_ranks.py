@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     forks = "ignore:This process:DeprecationWarning"  # Python counts torch's threads
     script = [sys.executable, "-W", "error", "-W", forks, __file__, str(folder)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # no warnings of torch's, nor any others
     return folder
