@@ -20,10 +20,19 @@ the largest relative difference of the losses of R processes to those of one, st
 without dropout, and `rounding_difference`, the same for one process whose weights begin a rounding
 apart (1e-7): training multiplies any difference, and nothing can come closer than that.
 
+With `--sharding full` the several processes hold a part of the state each; `--memory` measures
+what that saves, in two steps on one picture a process, computed again for the gradients:
+`state_share`, the bytes of weights, average, gradients and optimizer in the first process over
+those of one process that has all, and `peak_share`, the same of the most memory that the process
+took beyond what it had before its network was made (counted by Linux). A save and an evaluation
+are not in it: a save holds a copy of the part, an evaluation the whole average.
+
     python benchmarks/ranks.py --preset small --seconds 60 --steps 500
+    python benchmarks/ranks.py --preset large --sharding full --memory --seconds 0
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -39,7 +48,7 @@ from rich.console import Console
 from torch import nn
 
 from harness import RESULTS, environment, print_record, write_result
-from tessella.training import launch, processes, reporting
+from tessella.training import checkpoint, launch, loop, processes, reporting, shards
 from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import resolve_recipe
 from tessella.training.stage import Evaluation
@@ -57,6 +66,8 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement; 0: none")
     parser.add_argument("--steps", type=int, default=0, help="whose losses are compared; 0: none")
+    parser.add_argument("--sharding", default="none", choices=("none", "full"))
+    parser.add_argument("--memory", action="store_true", help="measures it, with sharding=full")
     parser.add_argument("--set", nargs="*", default=[], help="settings: section.key=value")
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
@@ -66,8 +77,10 @@ def main() -> None:
     importlib.import_module("torch._dynamo")  # once: every optimizer does, and it takes seconds
     with tempfile.TemporaryDirectory() as folder:
         results = {name: measure_stage(name, Path(folder), options) for name in options.stages}
+    sharded = "" if options.sharding == "none" else "-sharded"
+    what = f"-{options.preset}" if options.seconds or options.memory else "-losses"
     record = write_result(
-        f"ranks-{options.preset}" if options.seconds else "ranks-losses",
+        f"ranks{sharded}{what}",
         results,
         config={name: value for name, value in vars(options).items() if name != "quick"},
         where=environment("cpu"),
@@ -100,8 +113,50 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
         result["steps"] = len(one)
         result["loss_difference"] = find_difference(one, several)
         result["rounding_difference"] = find_difference(one, apart)
+    if options.memory:
+        alone, part_of_it = (measure_memory(name, folder, options, n) for n in (1, options.ranks))
+        for what in ("state", "peak"):
+            result |= {f"one_{what}_bytes": alone[what], f"{what}_bytes": part_of_it[what]}
+            result[f"{what}_share"] = part_of_it[what] / alone[what]
     print(name, result)
     return result
+
+
+def measure_memory(
+    name: str, folder: Path, options: argparse.Namespace, ranks: int
+) -> dict[str, int]:
+    """Returns the bytes of the first process's state, and the most that it took in two steps."""
+    told = folder / "memory.json"
+
+    def work() -> None:
+        make, settings = make_stages(options, folder)[name]
+        settings = settings.replace(
+            batch_size=options.ranks, sharding=options.sharding, recompute=True
+        )
+        before = read_memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        stage = make()
+        state = loop._TrainingState(stage, settings, Path(), create_accelerator("cpu"), "", "fp32")
+        with contextlib.closing(state.load_batches(seed=0)) as batches:
+            for _ in range(2):
+                state.step(next(batches), seed=0)
+        learning = [one for one in stage.network.parameters() if one.requires_grad]
+        tensors = [*stage.network.parameters(), *state.average.parameters(), *learning]
+        tensors += checkpoint.flatten_optimizer(state._optimizer).values()
+        size = sum(shards.local(one).nbytes for one in tensors)
+        if launch.is_first_process():
+            told.write_text(json.dumps({"state": size, "peak": read_memory("VmHWM") - before}))
+
+    fork(ranks, work)
+    measured: dict[str, int] = json.loads(told.read_text())
+    return measured
+
+
+def read_memory(name: str) -> int:
+    """Reads a number of bytes that Linux keeps of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])
 
 
 def time_steps(
@@ -165,10 +220,15 @@ def read_losses(
 
 def create_stage(name: str, folder: Path, options: argparse.Namespace) -> tuple[Any, Any]:
     """Creates a stage with the same start in every process."""
+    make, settings = make_stages(options, folder)[name]
+    return make(), settings.replace(sharding=options.sharding)
+
+
+def make_stages(options: argparse.Namespace, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Creates what makes the stages, with the same start in every process, and their settings."""
     torch.manual_seed(0)
     recipe = resolve_recipe(options.preset, None, options.set)
-    make, settings = create_stages(recipe, options.data, folder, torch.device("cpu"))[name]
-    return make(), settings
+    return create_stages(recipe, options.data, folder, torch.device("cpu"))
 
 
 def fork(ranks: int, work: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
 """`--minutes M`: measures this machine, then chooses the size and length of training to fit."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +170,11 @@ def _measure_stages(
     memory: ExampleMemory | None,
     accelerator: Accelerator,
 ) -> dict[str, Pace]:
-    """Measures the pace of each stage that trains, on random codes and examples."""
+    """Measures the pace of each stage that trains, on random codes and examples.
+
+    The model is moved to the device, and measured by copies of its networks: training spoils them.
+    """
+    model.to(accelerator.device)
     grid = model.config.grid
     rng = np.random.default_rng(0)
     num_codes, size, _ = model.tokenizer.codebook.shape
@@ -185,17 +190,18 @@ def _measure_stages(
             stage, settings, accelerator, _MEASURE_SECONDS, recipe.precision
         )
 
-    # Stage 2 first: measuring stage 1 spoils the tokenizer, whose codebook stage 2 reads.
     transformer, tokenizer = recipe.transformer_training, recipe.tokenizer_training
     if transformer.images:
         examples = None
         if memory is not None:
             examples = _create_examples(memory, model.config.neighbors, data.train, captions)
-        stage = TransformerStage(model, transformer, data.sides, codes, captions, examples)
+        copied = model.with_parts(transformer=copy.deepcopy(model.transformer))
+        stage = TransformerStage(copied, transformer, data.sides, codes, captions, examples)
         measure(stage, transformer)
     if tokenizer.images and recipe.tokenizer.network != "palette":
         device = accelerator.device
-        measure(TokenizerStage(model.tokenizer, tokenizer, data.sides, device), tokenizer)
+        network = copy.deepcopy(model.tokenizer)
+        measure(TokenizerStage(network, tokenizer, data.sides, device), tokenizer)
     return dict(sorted(paces.items()))
 
 

@@ -2,10 +2,11 @@
 
 Both stages of training use this. A checkpoint is a folder `checkpoint-<images seen>` of two
 files: `state.safetensors` (all tensors, flat names) and `checkpoint.json` (format, images seen,
-plain values, size and SHA-256 of the tensors, SHA-256 of itself). It is written under a temporary
-name, flushed to the disk and renamed; only then are older ones removed. Loading trusts only what
-the checksums prove, and falls back to the checkpoint before. Nothing is pickled, so reading a
-checkpoint runs no code.
+plain values, size and SHA-256 of the tensors, SHA-256 of itself). Of a sharded run there are
+several files of tensors (`shard_files.py`, `shard_saver.py`) in the place of one. It is written
+under a temporary name, flushed to the disk and renamed; only then are older ones removed. Loading
+trusts only what the checksums prove, and falls back to the checkpoint before. Nothing is pickled,
+so reading a checkpoint runs no code.
 
 Proving a checkpoint reads and hashes all of it, so it happens once: when it is loaded, or when it
 is written. A save does not prove the older ones again unless their files have changed since.
@@ -13,14 +14,15 @@ is written. A save does not prove the older ones again unless their files have c
 The run that this project descends from was lost because the machine crashed while saving.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,9 +30,13 @@ from torch import Tensor
 from tessella import files
 from tessella.errors import CheckpointError
 from tessella.runs.record import stamp_file
+from tessella.training import shard_files
 
 CHECKPOINT_FORMAT = 1
 """Of `checkpoint.json`; goes up when an older tessella could no longer read it."""
+
+SHARDED_FORMAT = 2
+"""Of a `checkpoint.json` that lists several files of tensors."""
 
 CHECKPOINTS_FOLDER = "checkpoints"
 """In a stage's folder."""
@@ -59,8 +65,40 @@ class CheckpointState:
     """Plain JSON values: the recipe's fingerprint, scalars; tuples come back as lists."""
 
 
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint that is whole, by its files."""
+
+    path: Path
+    images_seen: int
+    info: dict[str, Any]
+    is_sharded: bool
+
+    def read_tensors(self) -> dict[str, Tensor]:
+        """Reads all of its tensors into the CPU's memory."""
+        if not self.is_sharded:
+            return files.read_tensors(self.path / STATE_FILE)
+        likes = shard_files.create_like(self.path)
+        tensors = {name: torch.empty_like(like, device="cpu") for name, like in likes.items()}
+        shard_files.read_into(self.path, tensors)
+        return tensors
+
+
 class _DamagedError(Exception):
     """A checkpoint is incomplete or altered; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class FileProof:
+    """What a file must be to be trusted."""
+
+    size: int  # bytes
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Describes a file as it is now."""
+        return cls(path.stat().st_size, files.sha256_file(path))
 
 
 def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path:
@@ -78,37 +116,62 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
         CheckpointError: the disk is full, or writing there is not allowed; earlier checkpoints
             are untouched and the message names the last good one.
     """
-    path = folder / f"checkpoint-{state.images_seen:012d}"
+    with new_checkpoint(folder, state.images_seen, state.info, keep) as (temporary, proofs):
+        files.write_tensors(temporary / STATE_FILE, state.tensors)
+        proofs[STATE_FILE] = FileProof.of(temporary / STATE_FILE)
+    return _name_checkpoint(folder, state.images_seen)
+
+
+@contextlib.contextmanager
+def new_checkpoint(
+    folder: Path, images_seen: int, info: Mapping[str, Any], keep: int = 2
+) -> Iterator[tuple[Path, dict[str, FileProof]]]:
+    """Yields a temporary folder for files of tensors, and a place to note what proves them.
+
+    On success the checkpoint gets its record and its name, and older ones go.
+
+    Args:
+        folder: as for `save_checkpoint`.
+        images_seen: progress of the run.
+        info: plain JSON values.
+        keep: as for `save_checkpoint`.
+
+    Raises:
+        CheckpointError: as `save_checkpoint`; nothing is left of it.
+    """
+    path = _name_checkpoint(folder, images_seen)
     files.remove_leftovers(folder)
     good, damaged = _prove_all(folder)
-    if good and _parse_name(good[0]) > state.images_seen:
+    if good and _parse_name(good[0]) > images_seen:
         _log.warning("Resuming will use a later checkpoint, which exists: `%s`.", good[0])
     kept = "there is no earlier checkpoint"
     if good:
         kept = f"the last good checkpoint is kept: `{good[0]}`"
     with files.new_folder(path, what="the checkpoint", kept=kept) as temporary:
-        state_file = temporary / STATE_FILE
-        files.write_tensors(state_file, state.tensors)
+        proofs: dict[str, FileProof] = {}
+        yield temporary, proofs
+        is_whole = [*proofs] == [STATE_FILE]
         record = {
-            "format": CHECKPOINT_FORMAT,
-            "images_seen": state.images_seen,
-            "state_size": state_file.stat().st_size,
-            "state_sha256": files.sha256_file(state_file),
-            "info": state.info,
+            "format": CHECKPOINT_FORMAT if is_whole else SHARDED_FORMAT,
+            "images_seen": images_seen,
+            **_describe_files(proofs),
+            "info": dict(info),
         }
         record["sha256"] = _record_sha256(record)
         text = json.dumps(record, indent=2) + "\n"
         (temporary / RECORD_FILE).write_text(text, encoding="ascii")
     _proved[path] = _stamp(path)
     others = [old for old in good if old != path]
-    for old in (*others[keep - 1 :], *damaged):
-        if old != path:
-            _proved.pop(old, None)
-            try:
-                files.remove_folder(old)
-            except OSError as error:
-                _log.warning("Cannot remove the old checkpoint: `%s` (%s).", old, error)
-    return path
+    _remove_checkpoints(old for old in (*others[keep - 1 :], *damaged) if old != path)
+
+
+def _remove_checkpoints(paths: Iterable[Path]) -> None:
+    for path in paths:
+        _proved.pop(path, None)
+        try:
+            files.remove_folder(path)
+        except OSError as error:
+            _log.warning("Cannot remove the old checkpoint: `%s` (%s).", path, error)
 
 
 def load_latest_checkpoint(folder: Path) -> CheckpointState | None:
@@ -127,12 +190,23 @@ def load_latest_checkpoint(folder: Path) -> CheckpointState | None:
         CheckpointError: all checkpoints are damaged, or one cannot be read, or was written by a
             newer tessella.
     """
+    found = find_latest_checkpoint(folder)
+    if found is None:
+        return None
+    return CheckpointState(found.images_seen, found.read_tensors(), found.info)
+
+
+def find_latest_checkpoint(folder: Path) -> FoundCheckpoint | None:
+    """Finds and proves the newest checkpoint that is whole; reads nothing of it yet.
+
+    Args, Returns, Raises:
+        As `load_latest_checkpoint`.
+    """
     path, record = _find_newest(folder)
     if path is None:
         return None
-    return CheckpointState(
-        record["images_seen"], files.read_tensors(path / STATE_FILE), record["info"]
-    )
+    is_sharded = record["format"] == SHARDED_FORMAT
+    return FoundCheckpoint(path, record["images_seen"], record["info"], is_sharded)
 
 
 def read_images_seen(folder: Path) -> int | None:
@@ -210,20 +284,25 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / RECORD_FILE).read_bytes())
         if not isinstance(record, dict) or record.pop("sha256", None) != _record_sha256(record):
             raise _DamagedError(f"{RECORD_FILE} is altered")
-        if record["format"] != CHECKPOINT_FORMAT:
+        if record["format"] not in (CHECKPOINT_FORMAT, SHARDED_FORMAT):
             raise CheckpointError(
                 f"The checkpoint has format {record['format']}, this tessella reads "
-                f"{CHECKPOINT_FORMAT}: `{path}`. Use the version of tessella that wrote it, or a "
-                "newer one."
+                f"{CHECKPOINT_FORMAT} and {SHARDED_FORMAT}: `{path}`. Use the version of tessella "
+                "that wrote it, or a newer one."
             )
         if record["images_seen"] != _parse_name(path):
             raise _DamagedError(f"its name is not that of {record['images_seen']} images")
-        size = (path / STATE_FILE).stat().st_size
-        if size != record["state_size"]:
-            raise _DamagedError(f"{STATE_FILE} has {size} bytes instead of {record['state_size']}")
+        proofs = _list_proofs(record)
+        for name, proof in proofs.items():
+            size = (path / name).stat().st_size
+            if size != proof.size:
+                raise _DamagedError(f"{name} has {size} bytes instead of {proof.size}")
+        if more := {one.name for one in path.glob("*.safetensors")} - {*proofs}:
+            raise _DamagedError(f"{min(more)} is not its own")
         if _proved.get(path) != stamp:
-            if files.sha256_file(path / STATE_FILE) != record["state_sha256"]:
-                raise _DamagedError(f"{STATE_FILE} is altered")
+            for name, proof in proofs.items():
+                if files.sha256_file(path / name) != proof.sha256:
+                    raise _DamagedError(f"{name} is altered")
             _proved[path] = stamp
     except PermissionError as error:
         raise CheckpointError(
@@ -235,9 +314,28 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def _name_checkpoint(folder: Path, images_seen: int) -> Path:
+    return folder / f"checkpoint-{images_seen:012d}"
+
+
+def _describe_files(proofs: Mapping[str, FileProof]) -> dict[str, Any]:
+    """Returns what a record says of a checkpoint's files; of one whole state as it always did."""
+    if [*proofs] == [STATE_FILE]:
+        proof = proofs[STATE_FILE]
+        return {"state_size": proof.size, "state_sha256": proof.sha256}
+    return {"files": {name: asdict(proof) for name, proof in sorted(proofs.items())}}
+
+
+def _list_proofs(record: Mapping[str, Any]) -> dict[str, FileProof]:
+    """Returns what `_describe_files` described."""
+    if record["format"] == CHECKPOINT_FORMAT:
+        return {STATE_FILE: FileProof(record["state_size"], record["state_sha256"])}
+    return {name: FileProof(**proof) for name, proof in record["files"].items()}
+
+
 def _stamp(path: Path) -> list[tuple[int, ...] | None]:
     """Describes a checkpoint's files by values of which one changes whenever a file does."""
-    return [stamp_file(path / name) for name in (STATE_FILE, RECORD_FILE)]
+    return [stamp_file(one) for one in sorted(path.iterdir())]
 
 
 def _record_sha256(record: Mapping[str, Any]) -> str:

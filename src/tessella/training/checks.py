@@ -23,6 +23,7 @@ from tessella.training.initialize import (
 from tessella.training.recipe import Recipe
 from tessella.training.request import FitRequest, ResolvedRun
 from tessella.training.run_folder import open_run, require_free
+from tessella.training.sharding import require_sharding
 
 
 def check_request(request: FitRequest, *, is_main: bool = True) -> list[Source]:
@@ -65,6 +66,9 @@ def check_run(request: FitRequest, resolved: ResolvedRun) -> TextEncoder | None:
         require_trained_tokenizer(request.out, recipe)
     if not resolved.is_new:
         return None
+    for stage in (recipe.tokenizer_training, recipe.transformer_training):
+        if stage.sharding != "none":
+            require_sharding()
     recipe.describe_model().create_tokenizer()
     ReconstructionLoss(recipe.tokenizer_training.loss)
     for init_from, find in (

@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from tessella.training.shards import local
+
 M = TypeVar("M", bound=nn.Module)
 
 # Early averages must not remember the random start: the half-life is at most this fraction
@@ -42,6 +44,7 @@ def update_average(
     """
     half_life = min(half_life_images, _RAMP * images_seen)
     weight = 1.0 if half_life <= 0 else 1.0 - 0.5 ** (step_images / half_life)
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
-    for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
-        buffer.copy_(current)
+    averages, current = (list(map(local, one.parameters())) for one in (average, network))
+    torch._foreach_lerp_(averages, current, weight)
+    for buffer, new in zip(average.buffers(), network.buffers(), strict=True):
+        buffer.copy_(new)

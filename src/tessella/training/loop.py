@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tessella.batch import drawing
 from tessella.errors import CheckpointError
 from tessella.model.folder import choose_device
-from tessella.training import checkpoint, launch, processes
+from tessella.training import checkpoint, launch, processes, sharding, shards
 from tessella.training.ema import create_average, update_average
 from tessella.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, group_parameters
@@ -38,6 +38,7 @@ from tessella.training.schedule import (
     learning_rate_multiplier,
     step_seed,
 )
+from tessella.training.shard_saver import ShardSaver
 from tessella.training.stage import Batch, N, Stage, TrainingSettings
 
 _PROCESS_TIMEOUT = datetime.timedelta(days=1)
@@ -102,9 +103,10 @@ def train(
     """
     checkpoints = folder / checkpoint.CHECKPOINTS_FOLDER
     state = _TrainingState(stage, settings, checkpoints, accelerator, fingerprint, precision)
-    state.begin()
     agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
+        stack.callback(state.close)
+        state.begin()
         request = stack.enter_context(stop_on_signals())
         batches = stack.enter_context(contextlib.closing(state.load_batches(seed)))
         if accelerator.is_main_process:
@@ -120,13 +122,13 @@ def train(
             state.report(due)
             if due.stop and not state.is_done:
                 # The first process saves: if another ended now, the launcher would kill it.
+                state.finish_saving()
                 accelerator.wait_for_everyone()
                 raise Interrupted
         # In the last step or evaluation: the next stage must not begin.
         if agreement.ask(Due(stop=request.is_set)).stop:
             raise Interrupted
-    processes.broadcast_network(state.average, accelerator)
-    return state.average
+        return state.finish()
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def measure_pace(
                 torch.cuda.synchronize()
             times.append(time.monotonic() - began)
     began = time.monotonic()
-    stage.evaluate(state.average, accelerator.device, images_seen=0)
+    stage.evaluate(state.gather_average(), accelerator.device, images_seen=0)
     accelerator.free_memory()
     return Pace(statistics.median(times[2:]), time.monotonic() - began)
 
@@ -190,22 +192,37 @@ class _TrainingState(Generic[N]):
         self.reporter: Reporter | None = None  # in the first process
         self._processes_before = accelerator.num_processes  # until the checkpoint
         self._meter = Meter()
-        stage.loss_module.to(accelerator.device).train()
         self._network = stage.network
-        self.average = create_average(stage.network)
-        for module in stage.compiled:  # not the average: it is evaluated in other shapes
-            module.compile()
-        groups = group_parameters(stage.network, stage.hidden_matrices)
         self._precision = settle_precision(self.precision, accelerator.device)
+        self._shard_saver: ShardSaver | None = None  # where each process holds a part
+        self._compute_loss: Callable[..., Any]
+        self.average: N
+        stage.loss_module.train()
+        if self.settings.sharding == "full" and accelerator.num_processes > 1:
+            self._compute_loss, self.average = sharding.shard_stage(
+                stage, accelerator.device, self._precision
+            )
+            self._shard_saver = ShardSaver(self.folder, _PROCESS_TIMEOUT)
+        else:
+            self._prepare_whole()
+        groups = group_parameters(stage.network, stage.hidden_matrices)
         self._optimizer = MuonAdamW(
             groups, self.settings.optimizer, in_fp32=self._precision == "fp32"
         )
-        self._compute_loss = accelerator.prepare(stage.loss_module)
+        self._saved_at = time.monotonic()
+
+    def _prepare_whole(self) -> None:
+        """Gives every process all of the network, and lets them exchange gradients."""
+        stage = self.stage
+        stage.loss_module.to(self.accelerator.device)
+        self.average = create_average(stage.network)
+        for module in stage.compiled:  # not the average: it is evaluated in other shapes
+            module.compile()
+        self._compute_loss = self.accelerator.prepare(stage.loss_module)
         if isinstance(self._compute_loss, DistributedDataParallel):
             # They follow from what all processes share, and are the same in each.
             self._compute_loss.broadcast_buffers = False
             processes.keep_gradient_strides(stage.network)
-        self._saved_at = time.monotonic()
 
     @property
     def is_done(self) -> bool:
@@ -268,13 +285,19 @@ class _TrainingState(Generic[N]):
         with autocast(self.accelerator.device, self._precision):
             result = self._compute_loss(*batch)
         self.accelerator.backward(result.loss)
-        norm = self.accelerator.clip_grad_norm_(
-            self._network.parameters(), settings.optimizer.max_gradient_norm
-        )
+        norm = self._clip_gradients(settings.optimizer.max_gradient_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         metrics = {"loss": result.loss, **result.metrics, "gradient_norm": norm}
         return {**metrics, **self.stage.after_step()}
+
+    def _clip_gradients(self, max_norm: float) -> Tensor:
+        """Shortens the gradients of the whole batch if they are too long; returns their length."""
+        if self._shard_saver is None:
+            norm: Tensor = self.accelerator.clip_grad_norm_(self._network.parameters(), max_norm)
+            return norm
+        sharding.average_gradients(self.stage)
+        return shards.clip_gradients(self._network.parameters(), max_norm)
 
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
@@ -292,6 +315,8 @@ class _TrainingState(Generic[N]):
 
     def report(self, due: Due) -> None:
         """Shows progress; logs the metrics and saves a checkpoint if due."""
+        if self._shard_saver is not None:
+            self._shard_saver.check()
         if self.reporter is not None:
             self.reporter.advance(self.images_seen)
         save = due.stop or due.save or self.evaluation_due
@@ -306,9 +331,10 @@ class _TrainingState(Generic[N]):
     def evaluate(self) -> None:
         """Measures the averaged network in the first process; at the end of training, saves it."""
         shared: list[Any] = [None]
+        average = self.gather_average()
         if self.reporter is not None:
             device = self.accelerator.device
-            evaluation = self.stage.evaluate(self.average, device, self.images_seen)
+            evaluation = self.stage.evaluate(average, device, self.images_seen)
             self.reporter.log(self.images_seen, evaluation.metrics, kind="validation")
             self.reporter.show(self.images_seen, evaluation.pictures)
             for warning in evaluation.warnings:
@@ -324,9 +350,12 @@ class _TrainingState(Generic[N]):
             self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint in the first process; the last good one and the one before stay."""
+        """Writes a checkpoint in the first process; the last good one and the one before stay.
+
+        Of a sharded run every process writes its part, while training goes on.
+        """
         self._saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
+        if self._shard_saver is None and not self.accelerator.is_main_process:
             return
         parts = {
             "network": self._network.state_dict(),
@@ -340,10 +369,33 @@ class _TrainingState(Generic[N]):
             "evaluation_due": self.evaluation_due,
             "processes": self.accelerator.num_processes,
         }
-        checkpoint.save_checkpoint(
-            self.folder, checkpoint.CheckpointState(self.images_seen, tensors, info)
-        )
+        if self._shard_saver is not None:
+            self._shard_saver.save(self.images_seen, tensors, info)
+        else:
+            state = checkpoint.CheckpointState(self.images_seen, tensors, info)
+            checkpoint.save_checkpoint(self.folder, state)
         self._saved_at = time.monotonic()  # what it took counts for nothing
+
+    def finish_saving(self) -> None:
+        """Waits until what was saved is on the disk."""
+        if self._shard_saver is not None:
+            self._shard_saver.wait()
+
+    def close(self) -> None:
+        """Ends what saves in the background."""
+        if self._shard_saver is not None:
+            self._shard_saver.close()
+
+    def gather_average(self) -> N:
+        """Returns the averaged network as a whole; every process must call it."""
+        return self.average if self._shard_saver is None else shards.gather(self.average)
+
+    def finish(self) -> N:
+        """Returns the averaged network as a whole, the same in every process."""
+        self.finish_saving()
+        average = self.gather_average()
+        processes.broadcast_network(average, self.accelerator)
+        return average
 
     def begin(self) -> None:
         """Restores the last good checkpoint, which is the same in every process."""
@@ -353,22 +405,24 @@ class _TrainingState(Generic[N]):
 
     def restore(self) -> bool:
         """Restores the last good checkpoint; returns whether there is one."""
-        saved = checkpoint.load_latest_checkpoint(self.folder)
-        if saved is None:
+        found = checkpoint.find_latest_checkpoint(self.folder)
+        if found is None:
             return False
-        if saved.info["fingerprint"] != self.fingerprint:
+        if found.info["fingerprint"] != self.fingerprint:
             raise CheckpointError(
                 f"The checkpoints are of other data or another recipe: `{self.folder}`. "
                 "Resume with the data and the settings that the run began with, or choose a new "
                 "--out."
             )
-        self._network.load_state_dict(checkpoint.section(saved.tensors, "network"))
-        self.average.load_state_dict(checkpoint.section(saved.tensors, "average"))
-        checkpoint.restore_optimizer(
-            self._optimizer, checkpoint.section(saved.tensors, "optimizer")
-        )
-        self.stage.load_state_dict(checkpoint.section(saved.tensors, "stage"))
-        self.images_seen = saved.images_seen
-        self.evaluation_due = saved.info["evaluation_due"]
-        self._processes_before = saved.info.get("processes", self._processes_before)
+        if self._shard_saver is not None:
+            tensors = sharding.read_state(found.path, self._network, self.average)
+        else:
+            tensors = found.read_tensors()
+            self._network.load_state_dict(checkpoint.section(tensors, "network"))
+            self.average.load_state_dict(checkpoint.section(tensors, "average"))
+        checkpoint.restore_optimizer(self._optimizer, checkpoint.section(tensors, "optimizer"))
+        self.stage.load_state_dict(checkpoint.section(tensors, "stage"))
+        self.images_seen = found.images_seen
+        self.evaluation_due = found.info["evaluation_due"]
+        self._processes_before = found.info.get("processes", self._processes_before)
         return True

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tessella.config import Settings
+from tessella.training.shards import count_holders, count_together, local, map_matrices
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
@@ -147,24 +148,26 @@ class MuonAdamW(torch.optim.Optimizer):
         # Matrices of one shape are iterated together: one large product instead of many small.
         by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
         for param in gradients:
-            by_shape.setdefault((len(param), param[0].numel()), []).append(param)
+            shape = param.shape[0], param.shape[1:].numel()
+            by_shape.setdefault(shape, []).append(param)
         for (rows, columns), same_shape in by_shape.items():
-            updates = torch.stack(
-                [self._momentum(p, gradients[p]).reshape(rows, columns) for p in same_shape]
-            )
-            in_fp32 = self._in_fp32 or updates.device.type == "cpu"
-            work = torch.float32 if in_fp32 else torch.bfloat16
-            updates = orthogonalize(updates.to(work)).to(updates.dtype)
             scale = max(1.0, rows / columns) ** 0.5
-            for param, update in zip(same_shape, updates, strict=True):
-                param.mul_(1 - rate * weight_decay)
-                param.add_(update.reshape(param.shape), alpha=-rate * scale)
+            for together in _split_rounds(same_shape):
+                updates = torch.stack(
+                    [self._momentum(p, gradients[p]).reshape(-1, columns) for p in together]
+                )
+                in_fp32 = self._in_fp32 or updates.device.type == "cpu"
+                work = updates.to(torch.float32 if in_fp32 else torch.bfloat16)
+                updates = map_matrices(orthogonalize, work, together[0]).to(updates.dtype)
+                for own, update in zip(map(local, together), updates, strict=True):
+                    own.mul_(1 - rate * weight_decay)
+                    own.add_(update.reshape(own.shape), alpha=-rate * scale)
 
     def _momentum(self, param: nn.Parameter, gradient: Tensor) -> Tensor:
         state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        momentum: Tensor = state["momentum"]
+        momentum, gradient = local(state["momentum"]), local(gradient)
         momentum.lerp_(gradient, 1 - self.settings.momentum)
         return gradient.lerp(momentum, self.settings.momentum)
 
@@ -178,8 +181,18 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["square"] = torch.zeros_like(param)
             state["step"] += 1
             step = state["step"].item()
-            state["mean"].lerp_(gradient, 1 - beta1)
-            state["square"].lerp_(gradient.square(), 1 - beta2)
-            mean = state["mean"] / (1 - beta1**step)
-            deviation = (state["square"] / (1 - beta2**step)).sqrt()
-            param.sub_(rate * mean / (deviation + 1e-8))
+            own, gradient = local(param), local(gradient)
+            means, squares = local(state["mean"]), local(state["square"])
+            means.lerp_(gradient, 1 - beta1)
+            squares.lerp_(gradient.square(), 1 - beta2)
+            mean = means / (1 - beta1**step)
+            deviation = (squares / (1 - beta2**step)).sqrt()
+            own.sub_(rate * mean / (deviation + 1e-8))
+
+
+def _split_rounds(same_shape: Sequence[nn.Parameter]) -> list[Sequence[nn.Parameter]]:
+    """Splits matrices into those iterated together: all, or if they are spread, some at a time."""
+    count = len(same_shape)
+    if count_holders(same_shape[0]) > 1:
+        count = count_together(same_shape[0])
+    return [same_shape[start : start + count] for start in range(0, len(same_shape), count)]

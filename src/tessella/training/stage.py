@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,23 @@ class TrainingSettings(Settings):
     """Images between two evaluations with pictures."""
     save_every_seconds: float = Field(60.0, gt=0.0)
     """Seconds between two checkpoints."""
+    sharding: Literal["none", "full"] = "none"
+    """What each of several processes holds: `none` is all of the weights, their average, gradients
+    and optimizer; `full` (FSDP) is its part of them, and gathers weights when they are needed."""
+    recompute: bool = False
+    """Keeps less of each step in memory and computes it again for the gradients (activation
+    checkpointing): for larger pictures, networks or batches."""
+    compile: bool = False
+    """Compiles the larger parts of the network with `torch.compile`: a slow start, then faster
+    steps where a compiler for the device is installed."""
+
+    @model_validator(mode="after")
+    def _is_sharded_or_compiled(self) -> Self:
+        if self.compile and self.sharding != "none":
+            raise ValueError(
+                "what is compiled cannot gather its weights. Set compile=false or sharding=none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_weights_to_keep(self) -> Self:
@@ -79,6 +96,7 @@ class Stage(abc.ABC, Generic[N]):
     loss_module: nn.Module  # holds the network; called on a batch, returns `.loss` and `.metrics`
     num_images: int  # images to train on
     compiled: Sequence[nn.Module] = ()  # parts of the network to compile with `torch.compile`
+    replicated: Sequence[nn.Module] = ()  # parts of it that every process keeps whole
     steady_from_images: int = 0  # images seen from which all steps take equally long
     is_streamed: bool = (
         False  # each process reads every n-th image of n processes: shards of its own

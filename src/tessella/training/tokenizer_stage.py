@@ -36,12 +36,6 @@ class TokenizerTrainingSettings(TrainingSettings):
     learn: Literal["all", "decoder"] = "all"
     """What learns: `all`, or the `decoder` alone, behind the encoder and codebook of another model
     (`init_from`): their codes stay as they are."""
-    recompute: bool = False
-    """Keeps less of each step in memory and computes it again for the gradients (activation
-    checkpointing): for larger pictures, networks or batches."""
-    compile: bool = False
-    """Compiles encoder and decoder with `torch.compile`: a slow start, then faster steps where a
-    compiler for the device is installed."""
 
     @model_validator(mode="after")
     def _discriminator_gets_to_count(self) -> Self:
@@ -162,6 +156,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
             self.steady_from_images = adversarial.counts_from_images
         self.network = tokenizer
         self.hidden_matrices = tokenizer.hidden_matrices()
+        self.replicated = [tokenizer.quantizer]  # it changes its codebook while a step runs
         self.loss_module = TokenizerLoss(tokenizer, settings, self._adversarial)
         tokenizer.set_recompute(settings.recompute)
         if settings.compile:

@@ -42,9 +42,6 @@ class TransformerTrainingSettings(TrainingSettings):
     crops: int = Field(0, ge=0, le=16)
     """Random crops of each picture (four fifths of its side or more), drawn once, that are learned
     beside it."""
-    compile: bool = False
-    """Compiles the transformer's layers with `torch.compile`: a slow start, then faster steps
-    where a compiler for the device is installed."""
 
 
 def caption_mirrored(caption: str) -> str:
@@ -84,6 +81,7 @@ class TransformerStage(Stage[Transformer]):
         self.loss_module = model.objective
         for parameter in model.objective.list_unused():
             parameter.requires_grad_(False)
+        self.network.set_recompute(settings.recompute)
         if settings.compile:
             self.compiled = [*model.transformer.self_decoder, *model.transformer.cross_decoder]
         self.num_images = len(data["train"])

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines (B, 1, S, D / heads / 2), the angles by which a row's pairs are turned."""
@@ -17,6 +18,10 @@ class Layer(nn.Module):
     Source: arXiv:1706.03762; query-key normalisation as in arXiv:2302.05442; rotary positions
     arXiv:2104.09864; the MLP's squared ReLU arXiv:2109.08668, which docs/log.md compares.
     """
+
+    recompute = False
+    """Whether training keeps only what enters the layer (activation checkpointing,
+    arXiv:1604.06174)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         """Creates a layer that starts as the identity; `heads` divides `width`."""
@@ -62,6 +67,21 @@ class Layer(nn.Module):
         Returns:
             (B, Q, D).
         """
+        rows = hidden, normed, keys, values, mask, rotation
+        if self.recompute and self.training:
+            updated: Tensor = checkpoint(self._update, *rows, use_reentrant=False)
+            return updated
+        return self._update(*rows)
+
+    def _update(
+        self,
+        hidden: Tensor,
+        normed: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        rotation: Rotation | None,
+    ) -> Tensor:
         queries = rotate(self.query_norm(self._split(self.query(normed))), rotation)
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         hidden = hidden + self.dropout(self.attention_out(attended.transpose(1, 2).flatten(2)))

@@ -148,6 +148,11 @@ class Transformer(nn.Module):
             matrices += self.example_encoder.hidden_matrices()
         return matrices
 
+    def set_recompute(self, recompute: bool) -> None:
+        """Switches activation checkpointing in training on or off."""
+        for layer in (*_layers(self.self_decoder), *_layers(self.cross_decoder)):
+            layer.recompute = recompute
+
     def encode_context(self, text: Tensor, examples: Examples | None = None) -> KVCache:
         """Encodes texts, each token attending to the whole of its own, and the examples beside.
 

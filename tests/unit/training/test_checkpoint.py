@@ -312,11 +312,11 @@ def write_format(path: Path, number: int) -> None:
 def test_a_newer_format_is_refused_and_never_removed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, numbered(64))
     path = save_checkpoint(tmp_path, numbered(128))
-    write_format(path, checkpoint.CHECKPOINT_FORMAT + 1)
+    write_format(path, checkpoint.SHARDED_FORMAT + 1)
     with pytest.raises(CheckpointError) as caught:
         load_latest_checkpoint(tmp_path)
     assert str(caught.value) == (
-        f"The checkpoint has format 2, this tessella reads 1: `{path}`. Use the version of "
+        f"The checkpoint has format 3, this tessella reads 1 and 2: `{path}`. Use the version of "
         "tessella that wrote it, or a newer one."
     )
     save_checkpoint(tmp_path, numbered(192))

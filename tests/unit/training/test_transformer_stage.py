@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from tessella.config import build
 from tessella.data.cache import CaptionedImages
+from tessella.errors import ConfigError
 from tessella.model.folder import ModelConfig
 from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
@@ -214,6 +217,33 @@ def test_what_is_compiled(scenes: Data) -> None:
     stage = create(scenes, compile=True)
     assert stage.compiled == [*stage.network.self_decoder, *stage.network.cross_decoder]
     assert not create(scenes).compiled
+
+
+def test_layers_that_are_computed_again_learn_the_same(scenes: Data) -> None:
+    """Dropout draws the same mask the second time."""
+
+    def learn(*, recompute: bool) -> tuple[int, dict[str, torch.Tensor]]:
+        stage = create(scenes, recompute=recompute)
+        for module in stage.loss_module.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5
+        runs: list[nn.Module] = []
+        for layer in (*stage.network.self_decoder, *stage.network.cross_decoder):
+            layer.mlp_in.register_forward_hook(lambda module, *_: runs.append(module))
+        torch.manual_seed(1)
+        rngs = [np.random.default_rng(number) for number in range(4)]
+        stage.loss_module.train()(*stage.load_batch(np.arange(4), rngs)).loss.backward()
+        named = stage.network.named_parameters()
+        return len(runs), {name: one.grad for name, one in named if one.grad is not None}
+
+    (once, expected), (twice, gradients) = learn(recompute=False), learn(recompute=True)
+    assert twice == 2 * once
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_what_is_compiled_is_not_sharded() -> None:
+    with pytest.raises(ConfigError, match=r"cannot gather its weights.*sharding=none"):
+        build(TransformerTrainingSettings, {"compile": True, "sharding": "full"})
 
 
 # With examples.
