@@ -184,9 +184,10 @@ class Injector:
         files._swap = counted
 
     def _install_safetensors(self) -> None:
-        save = safetensors.torch.save_file
+        save: Callable[..., None] = safetensors.torch.save_file
 
-        def counted(tensors: Any, path: Any, metadata: Any = None) -> None:
+        def counted(tensors: Any, filename: Any, metadata: Any = None) -> None:
+            path = filename
             try:
                 self.begin("create", path)
                 self.begin("write", path)

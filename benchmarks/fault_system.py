@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fault_cases import Bench, Outcome, Problem, Scenario, run_faulty
 from fault_errors import try_one
@@ -56,7 +58,7 @@ def try_disks(bench: Bench) -> Iterator[Outcome]:
     for what, act in (("removed", _remove), ("moved", _move)):
         for number in _draw(scenario, bench, 8):
             injector = Injector(
-                scenario.target, ANY, number, act=lambda act=act: act(scenario.target)
+                scenario.target, ANY, number, act=functools.partial(act, scenario.target)
             )
             name = f"{what} before {number}"
             ended, _, _ = run_faulty(bench, scenario, injector)
@@ -161,9 +163,10 @@ def _fail_decoding(number: int, raise_error: Callable[[], None]) -> None:
     """Lets the n-th picture that a decoding thread gets end in an error."""
     from tessella.data import decode
 
-    inner, seen = decode._decode, 0
+    inner: Callable[..., Any] = decode._decode
+    seen = 0
 
-    def counted(record: object, settings: object) -> object:
+    def counted(record: object, settings: object) -> Any:
         nonlocal seen
         seen += 1
         if seen == number:
@@ -256,8 +259,9 @@ def _resume_in_locale(bench: Bench, locale: str) -> Outcome:
     env = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "tessella", *words]
     done = subprocess.run(command, env=env, capture_output=True, check=False)
-    texts = [text.decode(errors="replace") for text in (done.stdout, done.stderr)]
-    return bench.judge(scenario, Ended(done.returncode, *texts, 0.0), f"LC_ALL={locale}")
+    out_text, err_text = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+    ended = Ended(done.returncode, out_text, err_text, 0.0)
+    return bench.judge(scenario, ended, f"LC_ALL={locale}")
 
 
 def _set_clock(difference: float) -> None:

@@ -14,6 +14,7 @@ Source: arXiv:2304.11277 (FSDP); torch.distributed.fsdp.fully_shard.
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from packaging.version import Version
@@ -25,6 +26,9 @@ from tessella.precision import Precision
 from tessella.training import shard_files
 from tessella.training.shards import replace_parameters
 from tessella.training.stage import N, Stage, StepLoss
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _OLDEST_TORCH = "2.11"
 
@@ -63,7 +67,6 @@ def shard_stage(
         module; and the network's average, spread alike.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     network = stage.network
     mesh = init_device_mesh(device.type, (count_processes(),))
@@ -76,25 +79,10 @@ def shard_stage(
         # FSDP takes nothing else; convolutions run in the layout of their input all the same.
         value = parameter.data.contiguous()
         parameter.data = value.to(device) if parameter in whole else value
-    reduced = torch.float32
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else None,
-        reduce_dtype=reduced,
-        cast_forward_inputs=False,
-    )
     names = {one: name for name, one in network.named_parameters()}
     hidden_names = [names[one] for one in stage.hidden_matrices]
-    hidden = {*stage.hidden_matrices} - whole
-    for module in list(network.modules()):
-        if not hidden.isdisjoint(module.parameters(recurse=False)):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
     root = _Loss(stage.loss_module)
-    fully_shard(
-        root,
-        mesh=mesh,
-        mp_policy=MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False),
-        ignored_params=whole,
-    )
+    _spread(root, {*stage.hidden_matrices} - whole, whole, mesh, precision)
     for tensor in (*replicated, *network.buffers()):
         # They are alike already, but for processors of another kind.
         torch.distributed.broadcast(tensor.detach(), src=0)
@@ -109,6 +97,33 @@ def shard_stage(
         return StepLoss(loss, metrics)
 
     return compute_loss, average
+
+
+def _spread(
+    root: nn.Module,
+    hidden: set[nn.Parameter],
+    whole: set[nn.Parameter],
+    mesh: "DeviceMesh",
+    precision: Precision,
+) -> None:
+    """Spreads the hidden matrices each by itself, all others together but those that stay whole."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    reduced = torch.float32
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=reduced,
+        cast_forward_inputs=False,
+    )
+    for module in list(root.modules()):
+        if not hidden.isdisjoint(module.parameters(recurse=False)):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(
+        root,
+        mesh=mesh,
+        mp_policy=MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False),
+        ignored_params=whole,
+    )
 
 
 def average_gradients(stage: Stage[N]) -> None:
