@@ -38,6 +38,16 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._worker, self._on_ready = worker, on_ready
 
+    def run_to_end(self, listening: socket.socket) -> None:
+        """Runs until it is told to end."""
+        try:
+            self.run([listening])
+        except KeyboardInterrupt:  # not uvicorn's own: before it began, or once it had ended
+            if not self.should_exit:
+                raise
+        finally:
+            _end_after(None)
+
     async def on_tick(self, counter: int) -> bool:
         """Ends the server once nothing can be painted any more."""
         return await super().on_tick(counter) or not self._worker.is_alive
@@ -109,14 +119,8 @@ def serve(
             worker,
             lambda: tell(address + settings.root_path),
         )
-        try:
-            with log_to_stderr(shows_prompts=settings.log_prompts):
-                server.run([listening])
-        except KeyboardInterrupt:  # not uvicorn's own: before it began, or once it had ended
-            if not server.should_exit:
-                raise
-        finally:
-            _end_after(None)
+        with log_to_stderr(shows_prompts=settings.log_prompts):
+            server.run_to_end(listening)
         if not worker.is_alive:
             raise TessellaError(
                 "The painting thread ended after faults that came again and again; the log above "
