@@ -167,7 +167,7 @@ class Injector:
                 injector.begin("create", path)
             return real_os_open(path, flags, *args, **options)
 
-        builtins.open = io.open = open_counted  # type: ignore[assignment]
+        builtins.open = io.open = open_counted
         os.open = os_open_counted
 
     def _install_swap(self) -> None:

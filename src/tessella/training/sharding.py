@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from packaging.version import Version
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from tessella.batch import average_over_batch, count_processes
 from tessella.errors import CheckpointError, ConfigError
@@ -44,7 +44,7 @@ def require_sharding() -> None:
             f"This torch was built for one process: `{torch.__version__}`. Install another build, "
             "or set …_training.sharding=none."
         )
-    if Version(torch.__version__).release < Version(_OLDEST_TORCH).release:
+    if TorchVersion(torch.__version__) < TorchVersion(_OLDEST_TORCH):
         raise ConfigError(
             f"…_training.sharding=full needs torch {_OLDEST_TORCH} or newer: "
             f"`{torch.__version__}`. Install a newer one, or set it to none."
