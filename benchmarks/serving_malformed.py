@@ -75,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.requests = 1_500
-    with serving(options.model, environment={"TESSELLA_API_KEYS": KEY}) as server:
+    with serving(options.model, "--no-any-model", environment={"TESSELLA_API_KEYS": KEY}) as server:
         results = asyncio.run(send_all(server, options.requests, options.seed))
     record = write_result(
         "serving-malformed",

@@ -268,7 +268,9 @@ def main() -> None:
     if options.quick:
         options.minutes = 0.5
     soak, again, keys = Soak(), 20, {"TESSELLA_API_KEYS": KEY}
-    with serving(options.model, environment=keys, program=PROGRAM, ends_with=1) as server:
+    with serving(
+        options.model, "--no-any-model", environment=keys, program=PROGRAM, ends_with=1
+    ) as server:
         memory = asyncio.run(run(server, soak, options.minutes * 60, options.seed))
         has_ended = asyncio.run(kill(server, soak))
     with serving(options.model, environment=keys) as server:
