@@ -170,7 +170,7 @@ def _signals_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # `nohup` lets SIGHUP be ignored.
+    # `nohup` has SIGHUP ignored.
     heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, interrupt) for number in heard}
     try:

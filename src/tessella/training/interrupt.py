@@ -40,12 +40,12 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.is_set = True
 
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    # `nohup` lets SIGHUP be ignored.
-    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    old = {number: signal.signal(number, handle) for number in heard}
+    names = [name for name in _SIGNALS if hasattr(signal, name)]
+    if "SIGHUP" in names and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        names.remove("SIGHUP")  # as `nohup` has it; a background job's SIGINT is heard all the same
+    old = {name: signal.signal(getattr(signal, name), handle) for name in names}
     try:
         yield request
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        for name, handler in old.items():
+            signal.signal(getattr(signal, name), handler)

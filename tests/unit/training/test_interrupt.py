@@ -82,6 +82,18 @@ def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_background_job_hears_sigint() -> None:
+    """A shell that is no terminal's starts its background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as request:
+            signal.raise_signal(signal.SIGINT)
+        assert request.is_set
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_run_is_no_error_of_the_program() -> None:
     """`except Exception` must not swallow it."""
     assert issubclass(Interrupted, KeyboardInterrupt)
