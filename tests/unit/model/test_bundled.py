@@ -41,7 +41,7 @@ def test_the_sums_of_a_bundled_model_name_every_file(name: str) -> None:
 def test_a_bundled_model_generates_the_same_codes(
     name: str, prompts: list[str], digest: str
 ) -> None:
-    """SHA-256 of four pictures' codes, computed where each model was bundled, with 1 and with 2 threads.
+    """SHA-256 of four pictures' codes, computed when it was bundled, with 1 and with 2 threads.
 
     Codes rather than pixels: another CPU may round differently, which an argmax almost always
     survives and the last bit of a pixel does not. A failure on new hardware alone is a reason to
