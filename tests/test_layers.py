@@ -19,6 +19,7 @@ ORDER = (
     "untrusted",
     "config",
     "temporary",
+    "signals",
     "files",
     "checksums",
     "images",

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from tessella.errors import TessellaError
+from tessella.signals import handling
 from tessella.untrusted import to_printable
 
 if TYPE_CHECKING:
@@ -169,15 +169,8 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # `nohup` has SIGHUP ignored.
-    heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupt) for number in heard}
-    try:
+    with handling(("SIGTERM", "SIGHUP"), interrupt):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def to_toml(values: Mapping[str, Any], section: str = "") -> str:

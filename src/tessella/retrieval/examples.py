@@ -18,13 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tessella.checksums import (
-    check_own,
-    expect_change,
-    is_there,
-    map_bytes,
-    settle_sums,
-)
+from tessella.checksums import check_own, expect_change, is_there, map_bytes, settle_sums
 from tessella.errors import CheckpointError
 from tessella.files import new_file
 from tessella.retrieval.index import CaptionIndex, FindExcluded

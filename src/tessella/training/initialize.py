@@ -91,7 +91,7 @@ def initialize_transformer(
             ".learn to decoder, or give transformer_training.images."
         )
     copied = old.state_dict()
-    before = load_text(find_model(folder))
+    before = model.text_tokenizer
     if isinstance(text_encoder, TextTokenizer) and isinstance(before, TextTokenizer):
         _add_tokens(copied, text_encoder, before)
     weights = transformer.state_dict()

@@ -1,11 +1,12 @@
 """SIGINT, SIGTERM and SIGHUP ask a run to save and stop; a second one stops it at once."""
 
 import contextlib
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+
+from tessella.signals import handling
 
 # A closed terminal sends SIGHUP; SIGBREAK, Ctrl-Break, is Windows's alone.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
@@ -40,12 +41,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.is_set = True
 
-    names = [name for name in _SIGNALS if hasattr(signal, name)]
-    if "SIGHUP" in names and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        names.remove("SIGHUP")  # as `nohup` has it; a background job's SIGINT is heard all the same
-    old = {name: signal.signal(getattr(signal, name), handle) for name in names}
-    try:
+    with handling(_SIGNALS, handle):
         yield request
-    finally:
-        for name, handler in old.items():
-            signal.signal(getattr(signal, name), handler)

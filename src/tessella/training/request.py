@@ -1,5 +1,6 @@
 """What a call of `fit` asks for, and the recipe and precision that its run therefore follows."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class FitRequest:
 
     def describe(self) -> dict[str, Any]:
         """Returns, as plain values, what has to stay the same for a run to be resumed."""
-        start = self.read_start()
+        start = self.start
         recipe = resolve_recipe(self.preset, self.config_file, self.assignments, start)
         return {
             "minutes": self.minutes,
@@ -58,8 +59,9 @@ class FitRequest:
             **({} if start is None else {"from": self.start_from, "start": start}),
         }
 
-    def read_start(self) -> dict[str, Any] | None:
-        """Reads the settings that the run goes on from; None if it begins anew.
+    @functools.cached_property
+    def start(self) -> dict[str, Any] | None:
+        """The settings that the run goes on from; None if it begins anew.
 
         A run that has begun has noted them: the model may be gone, or another by now.
 
@@ -104,7 +106,7 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
         choice = PrecisionChoice(name, "as the run began")
         return ResolvedRun(recipe.replace(precision=name), False, choice)
     preset = request.preset
-    words, start = (request.config_file, request.assignments), request.read_start()
+    words, start = (request.config_file, request.assignments), request.start
     recipe = resolve_recipe(preset, *words, start)
     # Each process has measured; one decides.
     choice = broadcast_object_list([choose_precision(recipe.precision, accelerator.device)])[0]
