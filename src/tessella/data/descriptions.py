@@ -36,9 +36,8 @@ _STOCK = re.compile(
 _NOTES = re.compile(r"[{\[<]|\w+ ?: ?-?[\d.]+ ?;")
 # What AUTOMATIC1111 and its relatives write after the prompt.
 _PARAMETERS = re.compile(r"^(Negative prompt:|Steps: \d+, )", re.MULTILINE)
-_IMAGE_DESCRIPTION, _XP_TITLE, _XP_COMMENT, _EXIF, _USER_COMMENT = (
-    *(0x010E, 0x9C9B, 0x9C9C, 0x8769, 0x9286),
-)
+_IMAGE_DESCRIPTION, _XP_TITLE, _XP_COMMENT = 0x010E, 0x9C9B, 0x9C9C
+_EXIF, _USER_COMMENT = 0x8769, 0x9286
 _IPTC_CAPTION = (2, 120)
 _MAX_CHARACTERS = 1_000_000
 
