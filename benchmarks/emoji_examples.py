@@ -92,11 +92,6 @@ TRANSFORMER = (
     "transformer_training.flips=true",
     "transformer_training.batch_size=16",
 )
-LENGTHS = {
-    "codes": "tokenizer_training.images=80000",
-    "details": "tokenizer_training.images=24000",
-}
-QUICK = dict.fromkeys(LENGTHS, "tokenizer_training.images=320")
 QUICK_IMAGES = 320
 
 
@@ -123,7 +118,7 @@ class Test:
     @classmethod
     def read(cls, options: argparse.Namespace, shards: Shards) -> "Test":
         """Reads the pictures at the size that the models paint."""
-        settings = DataSettings(image_size=64, validation_fraction=0.0)
+        settings = DataSettings(image_size=options.image_size, validation_fraction=0.0)
         held = prepare([options.heldout], settings, options.out / "cache/heldout").train
         new = prepare(shards.new, settings, options.out / "cache/new").train
         learned = prepare(shards.learned, settings, options.out / "cache/learned").train
@@ -265,7 +260,18 @@ def main() -> None:
         default=[64_000, 92_000],
         help="of stage 2, for each number of neighbors: equally long",
     )
+    parser.add_argument(
+        "--tokenizer-images",
+        type=int,
+        nargs=2,
+        default=[80_000, 24_000],
+        help="by pixels alone, then with features too",
+    )
     parser.add_argument("--codes-per-position", type=int, default=1)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of all stages"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")
     parser.add_argument("--quick", action="store_true", help="draws its own; stores nothing")
@@ -277,12 +283,15 @@ def main() -> None:
         elif not (options.train and options.heldout):
             parser.error("--heldout and --train are needed, or --quick")
         results = measure(options)
+    size = "" if options.image_size == 64 else f"-{options.image_size}px"
     record = write_result(
-        f"emoji-examples-codes{options.codes_per_position}-seed{options.seed}",
+        f"emoji-examples-codes{options.codes_per_position}{size}-seed{options.seed}",
         results,
         config={
             "seed": options.seed,
             "codes_per_position": options.codes_per_position,
+            "image_size": options.image_size,
+            "settings": options.set,
             "painting": PAINTING,
             "train": len(options.train),
         },
@@ -296,13 +305,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Trains the image tokenizer, then the transformer with each number of neighbors."""
     shards = split_shards(options.train, options.heldout, options.out / "data", quick=options.quick)
     quantizer = (
+        f"data.image_size={options.image_size}",
         "tokenizer.quantizer.codebook_size=512",
         f"tokenizer.quantizer.codes_per_position={options.codes_per_position}",
     )
     codes, details = (options.out / f"seed{options.seed}-{name}" for name in ("codes", "details"))
-    lengths = QUICK if options.quick else LENGTHS
+    counts = [QUICK_IMAGES] * 2 if options.quick else options.tokenizer_images
+    lengths = [f"tokenizer_training.images={count}" for count in counts]
     # On all skin tones: a tokenizer needs pictures, not subjects.
-    seconds = fit(codes, options, options.train, "fit-tokenizer", *quantizer, lengths["codes"])
+    seconds = fit(codes, options, options.train, "fit-tokenizer", *quantizer, lengths[0])
     perceptual = () if options.quick else DETAILS
     init = f"tokenizer_training.init_from={codes}"
     seconds += fit(
@@ -313,7 +324,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         *quantizer,
         *perceptual,
         init,
-        lengths["details"],
+        lengths[1],
     )
     test = Test.read(options, shards)
     results: dict[str, Any] = {"tokenizer_minutes": seconds / 60}
@@ -340,6 +351,7 @@ def fit(
     out: Path, options: argparse.Namespace, data: Sequence[str], command: str, *settings: str
 ) -> float:
     """Runs a command of training, or resumes it; returns the seconds that it took."""
+    settings = (*settings, *options.set)
     arguments = [argument for each in settings for argument in ("--set", each)]
     note = out.with_suffix(".seconds.json")
     began = time.monotonic()
