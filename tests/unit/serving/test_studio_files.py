@@ -122,3 +122,19 @@ def test_the_page_is_small_and_asks_nobody_else() -> None:
 
 def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
+
+
+def test_the_page_names_all_scripts_that_it_starts_with() -> None:
+    """Else the browser finds each only when it has read the one that imports it."""
+    page = (STUDIO_FOLDER / "index.html").read_text(encoding="utf-8")
+    needed: set[str] = set()
+    waiting = [STUDIO_FOLDER / "main.js", STUDIO_FOLDER / "paint.js"]
+    while waiting:
+        script = waiting.pop()
+        name = script.relative_to(STUDIO_FOLDER).as_posix()
+        if name not in needed:
+            needed.add(name)
+            imported = re.findall(r'\bfrom *"(\.[^"]+)"', script.read_text(encoding="utf-8"))
+            waiting += [(script.parent / path).resolve() for path in imported]
+    preloaded = re.findall(r'<link rel="modulepreload" href="studio/([^"]+)" />', page)
+    assert preloaded == sorted(needed - {"main.js"})
