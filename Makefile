@@ -14,11 +14,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 PINS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint docs bench serve
+.PHONY: help setup demo test check format lint docs bench gpu-check serve
 
 help: ## list the targets
 	@echo 'make TARGET, where TARGET is one of'
-	@sed -n 's/^\([a-z]*\):.*## /    \1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /    \1: /p' Makefile
 
 setup: $(VENV)/stamp-check ## install everything that work on tessella needs, into .venv
 
@@ -56,6 +56,10 @@ bench: $(VENV)/stamp-test ## run every benchmark with its quick settings
 		found=1; echo "$$script --quick"; $(PY) "$$script" --quick; \
 	done; \
 	test -n "$$found" || echo 'No benchmark scripts in benchmarks/ yet; only its harness.'
+
+gpu-check: $(VENV)/stamp-test ## measure both stages of configs/gpu/stickers.toml on this GPU
+	$(PY) benchmarks/training.py --device cuda --compile --config configs/gpu/stickers.toml \
+		--images 16384 --rounds 3 $(ARGS)
 
 serve: $(VENV)/stamp-serve ## serve the bundled model, or MODEL=runs/mine
 	$(PY) -m tessella serve $(if $(MODEL),"$(MODEL)") $(ARGS)

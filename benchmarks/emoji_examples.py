@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--codes-per-position", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of all stages"
+        "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="of all stages"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")

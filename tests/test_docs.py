@@ -220,9 +220,9 @@ def test_every_make_target_of_a_page_is_there(page: Path) -> None:
     ]
     lines += re.findall(r"`(make [^`]+)`", without_blocks(text))
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     for line in lines:
-        found = re.match(r"(?:\$ )?make ([a-z]+)\b", line)
+        found = re.match(r"(?:\$ )?make ([a-z-]+)\b", line)
         if found:
             assert found.group(1) in targets, line
 
