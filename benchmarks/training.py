@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.rounds, options.data = 512, 2, "scenes:600"
+        options.images, options.rounds = min(options.images, 512), min(options.rounds, 2)
+        options.data = "scenes:600"
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     bounds = {"tokenizer": training_bound(device)}
