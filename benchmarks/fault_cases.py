@@ -150,12 +150,21 @@ class Bench:
         painted = self.paint(model)
         return [] if painted in known else [Problem("state_lost", f"it does not paint: {painted}")]
 
-    def judge(self, scenario: Scenario, ended: Ended, name: str) -> Outcome:
-        """Judges how a command ended and what it left, and finishes from there."""
+    def judge(
+        self, scenario: Scenario, ended: Ended, name: str, *, reaches: bool = True
+    ) -> Outcome:
+        """Judges how a command ended and what it left, and finishes from there.
+
+        Args:
+            scenario: what was run.
+            ended: how.
+            name: of the case.
+            reaches: whether the process still found its folder when it ended.
+        """
         ending = {0: "same", 1: "refused", 2: "refused"}.get(ended.status, "ended")
         problems = [Problem("unclear_errors", text) for text in ended.problems]
         target = scenario.target
-        if ended.status >= 0 and (left := list_temporary(target)):
+        if reaches and ended.status >= 0 and (left := list_temporary(target)):
             problems.append(Problem("left_behind", f"at once: {', '.join(left)}"))
         # One file a state, since several processes share them.
         settled = self.place / "settled" / f"{scenario.name}-{hash_state(target)}"

@@ -15,7 +15,8 @@ processor time; `slowest_seconds`; `memory_ratio`, resident bytes at the end ÷ 
 inputs. `inputs`, `crashes`, `hangs`, `memory_ratio` of all. Exit status 1 if there is a crash or a
 hang.
 
-    python benchmarks/fuzz.py --minutes 15            # the same inputs on every machine,
+    python benchmarks/fuzz.py --minutes 15            # the same inputs on every machine; Ctrl-C
+                                                      # ends it earlier, with its record,
     python benchmarks/fuzz.py --only zip --first 123 --inputs 1     # one of them again
 """
 
@@ -156,10 +157,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, quiet():
         for name, one in found.items() if most else ():
             run_round(name, one, numbers[name], Path(folder))
-        while not most and time.process_time() < end:
-            for name, one in found.items():
-                run_round(name, one, numbers[name], Path(folder), ROUND_SECONDS)
-    settings = {"first": given.first, "minutes": given.minutes}
+        with contextlib.suppress(KeyboardInterrupt):
+            while not most and time.process_time() < end:
+                for name, one in found.items():
+                    run_round(name, one, numbers[name], Path(folder), ROUND_SECONDS)
+    minutes = round(time.process_time() / 60, 2)
+    settings = {"first": given.first, "minutes": min(given.minutes, minutes)}
     return report(found, settings, store=not most and given.only is None)
 
 

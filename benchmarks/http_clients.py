@@ -66,6 +66,7 @@ def serving(
     *flags: str,
     environment: Mapping[str, str] | None = None,
     program: Sequence[str] = ("-m", "tessella"),
+    port: int = 0,
     ends_with: int = 0,
 ) -> Iterator[Server]:
     """Starts a server, waits until it is ready, and ends it by SIGTERM; it must end as it should.
@@ -75,11 +76,10 @@ def serving(
         flags: further words of the command.
         environment: variables to add.
         program: what Python runs.
+        port: where it listens; 0: a free one.
         ends_with: the exit status that it should have.
     """
-    with socket.socket() as taken:
-        taken.bind((HOST, 0))
-        port = taken.getsockname()[1]
+    port = port or find_port()
     command = [sys.executable, *program, "serve", model, "--host", HOST, "--port"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -103,6 +103,14 @@ def serving(
             log.seek(0)
             print(log.read().decode(errors="replace")[-4000:], file=sys.stderr)
             raise SystemExit(f"The server ended with status {status}, not {ends_with}.")
+
+
+def find_port() -> int:
+    """Finds a port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        port: int = taken.getsockname()[1]
+    return port
 
 
 async def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from PIL import Image
 from pydantic import Field
 from typer.testing import CliRunner
@@ -519,6 +520,31 @@ def test_the_container_starts_a_server() -> None:
         name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()
     ]
     assert all((REPOSITORY / name).exists() for name in copied)
+
+
+def test_kubernetes_starts_a_server_that_others_reach() -> None:
+    from tessella.serving.settings import ServeSettings
+
+    path = REPOSITORY / "deploy" / "kubernetes" / "server.yaml"
+    deployment = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [dockerfile] = deploy_blocks("dockerfile")
+    [entry] = re.findall(r"^ENTRYPOINT (.+)$", dockerfile, re.MULTILINE)
+    arguments = tessella_arguments([*json.loads(entry), *container["args"]])
+    assert arguments is not None
+    assert not command_faults(arguments, whole=True)
+    assert arguments[arguments.index("--host") + 1] == "0.0.0.0"
+    name, _, value = arguments[arguments.index("--set") + 1].partition("=")
+    assert name == "serve.max_queue"
+    port = ServeSettings(max_queue=int(value)).port
+    assert container["ports"] == [{"name": "http", "containerPort": port}]
+    # The key file is mounted where the option says.
+    [keys] = [volume for volume in pod["volumes"] if volume["name"] == "keys"]
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "keys"]
+    [item] = keys["secret"]["items"]
+    place = f"{mount['mountPath']}/{item['path']}"
+    assert arguments[arguments.index("--api-keys") + 1] == place
 
 
 def test_alerts_are_about_metrics_that_exist() -> None:

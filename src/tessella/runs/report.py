@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tessella.errors import DataError
-from tessella.files import write_text
+from tessella.files import remove_leftovers, write_text
 from tessella.runs import curves, facts
 from tessella.runs.pictures import Picture, choose_evenly, embed_picture
 from tessella.runs.record import RunRecord, StageRecord, is_running, read_run
@@ -53,7 +53,10 @@ def write_report(folder: Path, out: Path | None = None) -> Report:
     """
     record = read_run(folder)
     now = time.time()
-    status = find_status(record, is_running(folder), now)
+    is_live = is_running(folder)
+    if out is None and is_live is False:  # a living run tidies up itself
+        remove_leftovers(folder)
+    status = find_status(record, is_live, now)
     pictures: list[Picture] = []
 
     def embed(path: Path) -> Picture:

@@ -2,9 +2,10 @@
 
 import contextlib
 import faulthandler
+import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -101,7 +102,7 @@ def serve(
     """
     max_connections = bound_connections(settings.max_connections, raise_file_limit())
     # Before the models are loaded: an address in use is reported at once.
-    with _listen(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
+    with _bind(settings) as listening, contextlib.closing(PaintingWorker(settings)) as worker:
         worker.start()
         app = create_app(
             # In the worker's thread, which alone may use PyTorch.
@@ -119,6 +120,9 @@ def serve(
             worker,
             lambda: tell(address + settings.root_path),
         )
+        # Not before: a proxy whose connection is refused goes elsewhere, one that waits does not.
+        with _naming_address(settings):
+            listening.listen(_BACKLOG)
         with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run_to_end(listening)
         if not worker.is_alive:
@@ -160,21 +164,35 @@ def _configure(app: FastAPI, settings: ServeSettings, max_connections: int) -> u
     )
 
 
-def _listen(settings: ServeSettings) -> socket.socket:
-    """Opens the address.
+def _bind(settings: ServeSettings) -> socket.socket:
+    """Takes the address, as `socket.create_server` does, but does not listen yet.
 
     Raises:
-        ConfigError: it is in use, or not an address of this machine.
+        ConfigError: somebody listens on it, or it is not an address of this machine.
     """
     is_ipv6 = ":" in settings.host
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    with _naming_address(settings), contextlib.ExitStack() as on_error:
+        taken = on_error.enter_context(socket.socket(family))
+        if os.name == "posix":  # on Windows two servers could share a port by it
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_ipv6:
+            is_alone = not socket.has_dualstack_ipv6()
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_alone)
+        taken.bind((settings.host, settings.port))
+        on_error.pop_all()
+    return taken
+
+
+@contextlib.contextmanager
+def _naming_address(settings: ServeSettings) -> Iterator[None]:
+    """Turns the system's error into one that names the address.
+
+    Raises:
+        ConfigError: it does.
+    """
     try:
-        # Sets SO_REUSEADDR only where two servers could not share a port by it (not on Windows).
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
-            backlog=_BACKLOG,
-            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
-        )
+        yield
     except (OSError, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
         raise ConfigError(

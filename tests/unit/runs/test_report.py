@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from tessella.data.prepare import prepare
@@ -24,8 +25,9 @@ from tessella.retrieval.examples import ExampleRow
 from tessella.runs import report
 from tessella.runs.curves import WIDTH, compute_ticks, draw_curve, shorten
 from tessella.runs.pictures import choose_evenly, embed_picture
-from tessella.runs.record import read_run
+from tessella.runs.record import LOCK_FILE, read_run
 from tessella.runs.report import write_report
+from tessella.temporary import TEMPORARY_PREFIX
 
 NAMES = {"train": "training", "validation": "validation"}
 VOID = {"meta", "link", "img", "br", "input"}
@@ -395,6 +397,17 @@ def test_the_report_goes_where_it_is_asked(run: Path, tmp_path: Path) -> None:
     assert out.stat().st_size > 0
     assert not (run / "report.html").exists()
     assert write_report(run).path == run / "report.html"
+
+
+def test_the_next_report_removes_what_a_killed_one_left(run: Path, tmp_path: Path) -> None:
+    left = run / f"{TEMPORARY_PREFIX}0123.html"
+    left.write_text("<p>", encoding="utf-8")
+    with FileLock(run / LOCK_FILE):  # the run's own process does it
+        write_report(run)
+    write_report(run, tmp_path / "page.html")
+    assert left.exists()
+    write_report(run)
+    assert not left.exists()
 
 
 # A picture of someone else's name, or numbers changed by hand, ended the report and the training

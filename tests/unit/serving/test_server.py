@@ -20,6 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tessella.cli import app
+from tessella.errors import CheckpointError
+from tessella.serving import server
 
 PROMPT = "a large red circle on a white background"
 PATIENCE = 600  # seconds; other processes may leave these ones hardly any time
@@ -379,6 +381,37 @@ def test_an_address_in_use_is_reported_before_models_are_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         reason = refuse("nowhere", "--port", str(taken.getsockname()[1]))
     assert "Address already in use. Try another --port, or 0 for a free one." in reason
+
+
+def test_while_models_load_connections_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy whose connection is refused asks another replica; one that waits keeps a client."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def load(*given: object) -> None:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+        raise CheckpointError("the model is missing")
+
+    monkeypatch.setattr(server, "load_models", load)
+    assert "the model is missing" in refuse("scenes", "--port", str(port))
+
+
+def test_of_two_that_start_at_once_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both take the address; only the first of them to have loaded its models may listen."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    load, listening = server.load_models, socket.socket()
+
+    def load_slower(models: Any, *more: Any) -> Any:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+        listening.listen()
+        return load(models, *more)
+
+    monkeypatch.setattr(server, "load_models", load_slower)
+    with listening:
+        assert f"Cannot listen on `127.0.0.1`, port {port}" in refuse("scenes", "--port", str(port))
 
 
 def test_a_start_that_fails_leaves_no_thread(until: Any) -> None:
