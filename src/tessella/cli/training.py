@@ -116,10 +116,12 @@ def _fit(
     fit_options: FitOptions | None = None,
 ) -> Result | None:
     """Trains a stage or both, or says what would be trained."""
-    from tessella.model.folder import choose_device
-    from tessella.training.request import FitRequest
-
     run, options = get_group(context, RunOptions), get_group(context, TrainingOptions)
+    console = get_console(context)
+    with console.status("Loading PyTorch; then the pictures are read and counted"):  # seconds
+        from tessella.model.folder import choose_device
+        from tessella.training.request import FitRequest
+
     whole = fit_options or FitOptions()
     request = FitRequest(
         sources=run.data,
@@ -134,7 +136,7 @@ def _fit(
         stage=stage,
     )
     choose_device(request.device)
-    return _plan(request) if options.dry_run else _train(request, get_console(context))
+    return _plan(request) if options.dry_run else _train(request, console)
 
 
 def _train(request: "FitRequest", console: "Console") -> Result | None:

@@ -11,7 +11,8 @@ from typing import Self
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 
 from tessella.batch import average_over_batch
@@ -64,12 +65,14 @@ class Reporter:
             files.pop_all()  # they stay open
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            # What gives way in a narrow terminal is the bar, then the metrics: never the time left.
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
+            TextColumn("left"),
+            TextColumn("{task.fields[shown]}", table_column=Column(ratio=2, no_wrap=True)),
             console=console,
+            expand=True,
             transient=True,
             disable=not console.is_terminal,
         )

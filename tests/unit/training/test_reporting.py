@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,19 @@ def test_a_terminal_has_a_bar_and_only_validation_lines(
     assert "500/1,000 images" in text
     assert "validation" in text
     assert "images  train" not in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_shows_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=width, color_system=None)
+    with Reporter(tmp_path, "transformer", 200_000, 0, console) as reporter:
+        reporter.advance(100_000)
+        reporter.log(150_000, {"loss": 3.4567, "accuracy": 0.1234, "images_per_second": 1234.0})
+    assert re.search(r"150,000/200,000 images +\d+:\d\d:\d\d left", shown.getvalue())
 
 
 def test_a_meter_averages_over_the_steps_that_gave_a_metric() -> None:
