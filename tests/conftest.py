@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +17,11 @@ import torch
 from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
+from tessella.model import from_hub
 from tessella.training import precision
+
+if TYPE_CHECKING:
+    from hub_server import Hub
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -40,6 +45,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, CaptionedIm
     """Forty drawn scenes of 16×16 pixels, split into both sides."""
     settings = DataSettings(image_size=16, validation_fraction=0.2, workers=1)
     return prepare(["scenes:40"], settings, tmp_path_factory.mktemp("scenes") / "data").sides
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """A Hugging Face hub on this machine, asked by its own client; Ann is logged in."""
+    from hub_server import ANNS_TOKEN, start_hub, use_hub
+
+    with start_hub() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "hub-cache", ANNS_TOKEN)
+        from_hub.forget()
+        yield server
 
 
 _browsers: list[Any] = []

@@ -21,6 +21,7 @@ ORDER = (
     "temporary",
     "signals",
     "files",
+    "hub",
     "checksums",
     "images",
     "sheets",

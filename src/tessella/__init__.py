@@ -49,7 +49,8 @@ def load(
     """Loads a model, ready to paint.
 
     Args:
-        folder_or_name: a model folder, a run's folder, or the name of a bundled model.
+        folder_or_name: a model folder, a run's folder, the name of a bundled model, or
+            `hf:USER/NAME` or `hf:USER/NAME@REVISION` on the Hugging Face hub.
         device: auto, cpu, cuda or mps.
         precision: what the transformer computes in: fp32, as it was trained; on a CPU also bf16 or
             int8. `auto` measures a large model once, and takes what is clearly faster here if its

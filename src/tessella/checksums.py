@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from tessella.errors import CheckpointError
 from tessella.files import sha256_file, write_bytes
+from tessella.hub import find_hub_repository
 
 SUMS_FILE = "SHA256SUMS"
 
@@ -244,8 +245,7 @@ def check_own(path: Path) -> None:
         return
     if stat.S_ISLNK(mode):
         folder, target = path.parent.resolve(), path.resolve()
-        root = folder.parent.parent if folder.parent.name == "snapshots" else folder
-        if not target.is_relative_to(root):
+        if not target.is_relative_to(find_hub_repository(folder) or folder):
             raise CheckpointError(
                 f"A file of a model folder is a link that leads out of it: `{path}`. Plain files "
                 "were expected. If the link is yours, put the file itself there."
@@ -278,10 +278,18 @@ def _is_proved(path: Path, content: bytes | npt.NDArray[np.uint8], *, is_last: b
 
 def _mismatch(path: Path, got: str, expected: Iterable[str]) -> CheckpointError:
     wanted = " or ".join(f"`{one}`" for one in sorted(expected) if one != _MISSING)
+    advice = (
+        f"Copy the whole model folder again; if the change is yours, remove {SUMS_FILE}; "
+        "`tessella export` then writes a copy with new sums."
+    )
+    if find_hub_repository(path.parent):
+        advice = (
+            f"Remove `{path.resolve()}`, and it is fetched again. If it is the same then, tell "
+            "whoever has pushed the model."
+        )
     return CheckpointError(
         f"A file of the model is damaged or of another one: `{path}` has the SHA-256 `{got}`; "
-        f"{SUMS_FILE} says {wanted or 'nothing of it'}. Copy the whole model folder again; if the "
-        f"change is yours, remove {SUMS_FILE}; `tessella export` then writes a copy with new sums."
+        f"{SUMS_FILE} says {wanted or 'nothing of it'}. {advice}"
     )
 
 

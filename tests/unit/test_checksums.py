@@ -183,6 +183,9 @@ def test_links_of_the_hub_s_cache_and_inner_ones_are_followed(tmp_path: Path) ->
     (snapshot / "a.json").symlink_to("../../blobs/abcd")
     (snapshot / "b.json").symlink_to("a.json")
     assert read_file(snapshot / "a.json") == read_file(snapshot / "b.json") == b"one"
+    (snapshot / "text_encoder").mkdir()
+    (snapshot / "text_encoder/c.json").symlink_to("../../../blobs/abcd")
+    assert read_file(snapshot / "text_encoder/c.json") == b"one"
     whole = tmp_path / "whole"
     whole.symlink_to(snapshot)
     assert read_file(whole / "a.json") == b"one"

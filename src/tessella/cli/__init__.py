@@ -16,6 +16,7 @@ from tessella.cli.evaluation import EvaluationRequest, evaluate
 from tessella.cli.painting import PaintingCommand
 from tessella.cli.post import PostCommand, post
 from tessella.cli.probe import ProbeRequest, probe
+from tessella.cli.push import PushCommand, push
 from tessella.cli.reconstruct import ReconstructOptions, reconstruct
 from tessella.cli.report import ReportOptions, report
 from tessella.cli.reporting import ProcessEnd
@@ -49,6 +50,7 @@ app.command(cls=take(ProbeRequest))(probe)
 app.command(cls=take(EvaluationRequest))(evaluate)
 app.add_typer(examples.app, name="examples")
 app.command(cls=Command)(examples.export)
+app.command(cls=PushCommand)(push)
 app.command(cls=take(ReportOptions))(report)
 app.command(cls=ServeCommand)(serve)
 app.command(cls=StudioCommand)(studio)

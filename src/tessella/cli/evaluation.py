@@ -33,7 +33,8 @@ class EvaluationRequest:
     """What to measure, and on which images."""
 
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
-    """A model folder, a run's folder (after fit-tokenizer too), or the name of a bundled model."""
+    """A model folder, a run's folder (after fit-tokenizer too), the name of a bundled model, or
+    hf:USER/NAME."""
     data: Annotated[list[str] | None, typer.Argument(metavar="DATA", show_default=False)] = None
     """Captioned images, as for fit; all of them count. A run's folder as MODEL brings its own:
     those that it kept out of training."""

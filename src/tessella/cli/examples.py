@@ -21,7 +21,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A model folder, a run's folder, or the name of a bundled model.",
+        help="A model folder, a run's folder, the name of a bundled model, or hf:USER/NAME.",
         show_default=False,
     ),
 ]

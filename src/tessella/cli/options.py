@@ -19,7 +19,8 @@ Data = Annotated[
     typer.Argument(
         metavar="DATA",
         help="Captioned images: a folder with metadata.jsonl, .csv or .parquet; a folder of images "
-        "with .txt files; WebDataset .tar shards; a folder of class folders; or scenes:N.",
+        "with .txt files; WebDataset .tar shards; a folder of class folders; hf:USER/DATASET on "
+        "the Hugging Face hub; or scenes:N.",
     ),
 ]
 Config = Annotated[
@@ -64,7 +65,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="MODEL",
-        help="A model folder, a run's folder, or the name of a bundled model.",
+        help="A model folder, a run's folder, the name of a bundled model, or hf:USER/NAME on the "
+        "Hugging Face hub (hf:USER/NAME@REVISION for one version of it).",
     ),
 ]
 BestOf = Annotated[

@@ -42,8 +42,8 @@ class ServeOptions:
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", show_default=DEFAULT_MODEL)
     ] = None
-    """Model folders, run folders or names of bundled models, each as MODEL or NAME=MODEL. The first
-    is the API's default."""
+    """Model folders, run folders, names of bundled models or hf:USER/NAME, each as MODEL or
+    NAME=MODEL. The first is the API's default."""
     config: Config = None
     set_: Set = None
     device: Device = "auto"

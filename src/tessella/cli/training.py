@@ -49,8 +49,8 @@ class FitOptions:
     from_: Annotated[
         str | None, typer.Option("--from", metavar="MODEL", show_default="untrained weights")
     ] = None
-    """Go on from a run, a model folder or a bundled model: its weights, sizes and words, and of a
-    run all its settings. DATA may have other pictures."""
+    """Go on from a run, a model folder, a bundled model or hf:USER/NAME: its weights, sizes and
+    words, and of a run all its settings. DATA may have other pictures."""
 
     minutes: Annotated[
         float | None,

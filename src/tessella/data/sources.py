@@ -3,6 +3,7 @@
 The contents decide, never a flag:
 
     scenes:N                                     drawn pictures
+    hf:USER/DATASET                              what is in it, on the Hugging Face hub
     .tar, .parquet, .arrow, .zip, or several     shards, parquet, arrow, zip: see containers.py
     a table of pictures                          table
     a folder of pictures                         table, captions or classes: see pairing.py
@@ -34,12 +35,14 @@ from tessella.data.containers import (
 )
 from tessella.data.embedded import has_pictures
 from tessella.data.folders import suffix_of, walk
+from tessella.data.from_hub import find_data
 from tessella.data.pairing import FolderReading
 from tessella.data.records import Part, Record, SceneLocation, Skipped
 from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
 from tessella.data.table_faults import explain_table
 from tessella.data.tables import METADATA_NAMES
 from tessella.errors import DataError
+from tessella.hub import is_hub_address
 
 Kind = Literal["table", "captions", "classes", "scenes"] | ContainerKind
 
@@ -48,7 +51,8 @@ WHAT_DATA_MAY_BE = (
     ".parquet, or any other that names the files), in COCO's or Flickr's annotations, or in texts "
     "of the same names, beside the pictures or in a folder next to theirs; a folder of class "
     "folders, whose names are the captions; such a table itself; .tar shards or a .zip of any of "
-    "these; Parquet or Arrow files that hold the pictures; or scenes:N."
+    "these; Parquet or Arrow files that hold the pictures; hf:USER/DATASET on the Hugging Face "
+    "hub; or scenes:N."
 )
 
 
@@ -176,7 +180,7 @@ def recognise(argument: str, caption_column: str | None = None) -> Source:
     """Recognises one DATA argument.
 
     Args:
-        argument: a path, or `scenes:N`.
+        argument: a path, an address, or `scenes:N`.
         caption_column: the column or field with the captions, if it is named.
 
     Raises:
@@ -185,8 +189,10 @@ def recognise(argument: str, caption_column: str | None = None) -> Source:
     """
     if argument.startswith("scenes:"):
         return _recognise_scenes(argument)
+    if is_hub_address(argument):
+        return _recognise_on_hub(argument, caption_column)
     if is_address(argument) or is_pattern(argument):
-        return _recognise_files(argument, caption_column)
+        return _recognise_files(argument, expand(argument), caption_column)
     path = Path(argument).expanduser()
     if not path.exists():
         raise DataError(f"There is no such data: `{argument}`. {WHAT_DATA_MAY_BE}")
@@ -210,9 +216,16 @@ def recognise(argument: str, caption_column: str | None = None) -> Source:
     return Source(argument, kind, scan.fingerprint, path, reading=containers)
 
 
-def _recognise_files(argument: str, caption_column: str | None) -> Source:
+def _recognise_on_hub(argument: str, caption_column: str | None) -> Source:
+    """Recognises a data set that lies in the hub's cache."""
+    found = find_data(argument)
+    if found.files:
+        return _recognise_files(argument, [str(file) for file in found.files], caption_column)
+    return _recognise_folder(argument, found.root, caption_column)
+
+
+def _recognise_files(argument: str, names: list[str], caption_column: str | None) -> Source:
     """Recognises files elsewhere, or several files that a pattern names."""
-    names = expand(argument)
     known = {name: kind for name in names if (kind := kind_of_file(name))}
     # Others may lie in a remote folder. What a command or an odd address gives is seen later.
     names = list(known) or names

@@ -1,4 +1,4 @@
-"""Finds the model that `--model` and `tessella.load` name: bundled, a run's, or any folder.
+"""Finds the model that `--model` and `tessella.load` name: bundled, a run's, a folder, the hub's.
 
 The bundled models are model folders in `tessella/models/`, installed with the package. Nothing
 heavy is imported here; `pipeline.py` loads what is found.
@@ -7,6 +7,7 @@ heavy is imported here; `pipeline.py` loads what is found.
 from pathlib import Path
 
 from tessella.errors import CheckpointError
+from tessella.hub import find_hub_repository, is_hub_address
 
 DEFAULT_MODEL = "scenes"
 
@@ -22,9 +23,13 @@ def list_bundled() -> list[str]:
     return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_MODEL_FILE}"))
 
 
-def is_bundled(folder: Path) -> bool:
-    """Returns whether a folder is a part of the installed package."""
-    return folder.resolve().is_relative_to(_BUNDLED.resolve())
+def explain_fixed(folder: Path) -> str | None:
+    """Says why a model folder must stay as it is; None if it may be changed."""
+    if folder.resolve().is_relative_to(_BUNDLED.resolve()):
+        return f"A bundled model is a part of the installed package: `{folder.name}`"
+    if find_hub_repository(folder):
+        return f"A model from the hub lies in the hub's cache: `{folder}`"
+    return None
 
 
 def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
@@ -32,11 +37,16 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
 
     Args:
         folder_or_name: the name of a bundled model, which goes before a folder of that name
-            (`./scenes` is the folder); a model folder; or a run's folder.
+            (`./scenes` is the folder); a model folder; a run's folder; or `hf:USER/NAME` or
+            `hf:USER/NAME@REVISION`, which is fetched from the Hugging Face hub.
 
     Raises:
         CheckpointError: there is no such model; says which ones are bundled.
     """
+    if is_hub_address(folder_or_name):
+        from tessella.model.from_hub import find_on_hub
+
+        return find_on_hub(str(folder_or_name))
     bundled = list_bundled()
     if folder_or_name in bundled:
         return _BUNDLED / folder_or_name
@@ -45,7 +55,8 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
         what = "That is a file, not a model folder" if folder.exists() else "There is no such model"
         raise CheckpointError(
             f"{what}: `{folder_or_name}`. Give a model folder, the folder of a run of "
-            f"`tessella fit`, or the name of a bundled model: {', '.join(bundled) or 'none here'}."
+            "`tessella fit`, hf:USER/NAME for one on the Hugging Face hub, or the name of a "
+            f"bundled model: {', '.join(bundled) or 'none here'}."
         )
     if (folder / _MODEL_FILE).exists() or not (folder / _RUN_FILE).exists():
         return folder
@@ -67,6 +78,10 @@ def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    if is_hub_address(folder_or_name):
+        from tessella.model.from_hub import TOKENIZER_FILES, find_on_hub
+
+        return find_on_hub(str(folder_or_name), TOKENIZER_FILES)
     alone = Path(folder_or_name).expanduser() / _TOKENIZER_IN_RUN
     whole = alone.parent.parent / _MODEL_IN_RUN
     if folder_or_name not in list_bundled() and alone.is_dir() and not whole.is_dir():

@@ -35,7 +35,7 @@ from tessella.data.sources import WHAT_DATA_MAY_BE, Source, recognise_all
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.files import lock, new_file, new_folder, remove_leftovers, write_bytes
 from tessella.model.codec import encode_stored
-from tessella.model.find import is_bundled
+from tessella.model.find import explain_fixed
 from tessella.model.folder import (
     CARD_FILE,
     NOTES,
@@ -291,11 +291,8 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
     _require_neighbors(folder)
     if out is not None:
         _check_out(folder, out, force=force)
-    elif is_bundled(folder):
-        raise ConfigError(
-            f"A bundled model is a part of the installed package and stays as it is: "
-            f"`{folder.name}`. Write a copy: --out FOLDER."
-        )
+    elif why := explain_fixed(folder):
+        raise ConfigError(f"{why}, and stays as it is. Write a copy: --out FOLDER.")
     if out is not None or dry_run:
         yield
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from tessella.checksums import check_own
 from tessella.errors import CheckpointError, ConfigError
+from tessella.hub import is_hub_address, parse_address
 from tessella.model import folder as model_folder
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
@@ -76,7 +77,7 @@ def load_models(
 
     Args:
         models: each as `find_model` takes it, named after its folder (a run's model after the
-            run), or NAME=MODEL.
+            run) or its repository on the hub, or NAME=MODEL.
         device: auto, cpu, cuda or mps.
         precision: as for `tessella.load`.
 
@@ -110,5 +111,7 @@ def _read_name(word: str) -> tuple[str, Path]:
     if equals and not Path(word).exists():
         return name, find_model(path).resolve()
     folder = find_model(word).resolve()
+    if is_hub_address(word):
+        return parse_address(word, CheckpointError).name, folder
     is_in_run = folder.name == "model" and (folder.parent / "run.json").exists()
     return (folder.parent if is_in_run else folder).name, folder

@@ -36,6 +36,8 @@ from tessella.untrusted import parse_json
 ENCODER_FOLDER = "text_encoder"
 _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 _FILES = (_CONFIG, _WEIGHTS, _TOKENIZER)
+ENCODER_FILES = tuple(f"{ENCODER_FOLDER}/{name}" for name in _FILES)
+"""Of a frozen encoder, below the model folder."""
 _CACHED_PROMPTS = 512  # some 20 MB of features
 _log = logging.getLogger("tessella")
 

@@ -295,9 +295,9 @@ class _Run:
             self.console.print(f"{name}: {metric.value:.4g} ({metric.protocol})")
         metrics = {name: asdict(metric) for name, metric in evaluation.metrics.items()}
         networks = {"tokenizer": model.tokenizer, "transformer": model.transformer}
-        sample_captions = evaluation.prompts[:_CARD_CAPTIONS]
+        sample_captions = list(dict.fromkeys(evaluation.prompts))[:_CARD_CAPTIONS]
         facts = {
-            "sources": [Path(source).name for source in self.request.sources],
+            "sources": self.request.sources,
             "counts": self.data.manifest["counts"],
             "sample_captions": sample_captions,
             "metrics": metrics,

@@ -3,10 +3,12 @@
 `model_card.md.jinja` has its text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tessella.errors import DataError
+from tessella.hub import is_hub_address, parse_address
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.training.recipe import Recipe
 from tessella.untrusted import to_printable
@@ -44,8 +46,24 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         likeness=_describe_likeness(facts["metrics"]),
         captions=[_to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
-        name_of=lambda path: Path(path).name,
+        name_of=_name,
+        datasets=_list_datasets(facts["sources"]),
     )
+
+
+def _name(place: str) -> str:
+    """Names what is here without its folders, and what is on the hub in full."""
+    return place if is_hub_address(place) else Path(place).name
+
+
+def _list_datasets(sources: Sequence[str]) -> list[str]:
+    """Lists the data sets on the hub, as a card's header names them."""
+    found = [
+        parse_address(source, DataError, kind="dataset").repository
+        for source in sources
+        if is_hub_address(source)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _to_code(caption: str) -> str:

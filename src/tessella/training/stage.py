@@ -24,8 +24,8 @@ class TrainingSettings(Settings):
     """Images to train on, repetitions included; rounded up to whole batches. 0 keeps the weights
     of `init_from` as they are."""
     init_from: str | None = Field(None, min_length=1)
-    """A model folder, a run's folder or a bundled model's name: the weights to start from, instead
-    of random ones."""
+    """A model folder, a run's folder, a bundled model's name or hf:USER/NAME: the weights to start
+    from, instead of random ones."""
     batch_size: int = Field(32, ge=1)
     """Images per step, over all processes. Many small steps beat few large ones: docs/log.md."""
     warmup_images: int = Field(2_000, ge=0)

@@ -15,7 +15,7 @@ from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.files import sha256_file
 from tessella.model import folder as model_folder
 from tessella.model import memory as memory_module
-from tessella.model.find import find_model
+from tessella.model.find import explain_fixed, find_model
 from tessella.model.memory import (
     ALL_EXAMPLES,
     ExampleFilter,
@@ -254,14 +254,17 @@ def test_a_bundled_model_is_changed_in_a_copy_only(
     folder: Path, pics: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tessella.model.find._BUNDLED", folder.parent)
-    with pytest.raises(ConfigError, match=r"stays as it is: `model`\. Write a copy: --out FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"package: `model`, and stays as it is\. Write a copy: --out FOLDER"
+    ):
         add_examples(folder, [str(pics)])
     assert add_examples(folder, [str(pics)], out=tmp_path.parent / f"{tmp_path.name}-out").count
 
 
-def test_the_bundled_models_are_known_as_such(tmp_path: Path) -> None:
-    assert memory_module.is_bundled(find_model("scenes"))
-    assert not memory_module.is_bundled(tmp_path)
+def test_what_is_bundled_or_from_the_hub_stays_as_it_is(tmp_path: Path) -> None:
+    assert "bundled" in (explain_fixed(find_model("scenes")) or "")
+    assert "hub's cache" in (explain_fixed(tmp_path / "models--a--b/snapshots/1") or "")
+    assert explain_fixed(tmp_path) is None
 
 
 def test_a_folder_that_cannot_be_written_is_said(

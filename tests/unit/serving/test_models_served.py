@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hub_server import Hub
 from tessella.checksums import SUMS_FILE
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model.pipeline import TextToImage
@@ -37,6 +38,12 @@ def test_models_are_named_after_their_folders(folder: Path, tiny: ServedModel) -
 
 def test_a_runs_model_is_named_after_the_run(folder: Path) -> None:
     assert list(load_models([str(folder / "run" / "model")], "cpu")) == ["run"]
+
+
+def test_a_model_of_the_hub_is_named_after_its_repository(hub: Hub, folder: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (folder / "stars").iterdir()}
+    commit = hub.put("ann/stars", files).branches["main"]
+    assert list(load_models([f"hf:ann/stars@{commit}", "mine=hf:ann/stars"])) == ["stars", "mine"]
 
 
 def test_a_folder_is_loaded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -562,6 +562,16 @@ def test_one_picture_is_measured_on_itself_and_the_card_says_so(tmp_path: Path) 
     assert "![Samples: training captions" in "\n".join(lines)
 
 
+def test_the_card_lists_different_captions(pictures: Path, tmp_path: Path) -> None:
+    repeated = Path(shutil.copytree(pictures, tmp_path / "repeated"))
+    for number, path in enumerate(sorted(repeated.glob("*.txt"))):
+        path.write_text(f"picture {number % 2}\n")
+    folder, _ = call(tmp_path / "run", repeated, "data.validation_fraction=0.5")
+    card = (folder / "README.md").read_text()
+    listed = [line for line in card.splitlines() if line.startswith("- `picture")]
+    assert sorted(listed) == ["- `picture 0`", "- `picture 1`"]
+
+
 def test_a_folder_that_is_no_run(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"holds something other than a run: `.*new or empty"):

@@ -3,6 +3,8 @@
 import ast
 import re
 
+import yaml
+
 from tessella.training.model_card import write_card
 from tessella.training.recipe import resolve_recipe
 
@@ -163,13 +165,22 @@ def test_the_header_is_what_model_hubs_read() -> None:
     assert header.splitlines() == [
         "library_name: tessella",
         "pipeline_tag: text-to-image",
-        "license: CC0-1.0",
+        'license: "CC0-1.0"',
     ]
+
+
+def test_the_hub_is_told_what_came_from_it() -> None:
+    sources = ["/home/ann/pics", "hf:ann/pics@v1:train", "hf:ann/pics:test", "hf:bob/more"]
+    text = card(sources=sources, licence="MIT: mostly")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["datasets"] == ["ann/pics", "bob/more"]
+    assert header["license"] == "MIT: mostly"
+    assert "- Sources: `pics`, `hf:ann/pics@v1:train`, `hf:ann/pics:test`, `hf:bob/more`\n" in text
 
 
 def test_a_licence_that_is_not_given_is_said_to_be_not_given() -> None:
     text = card(licence=None)
-    assert "license: other" in text
+    assert 'license: "other"' in text
     assert "Licence of the data: not given (set data.licence)" in text
 
 
