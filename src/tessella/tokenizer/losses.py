@@ -26,7 +26,7 @@ class ReconstructionLossSettings(Settings):
     l1: float = Field(0.0, ge=0.0)
     """Weight of the mean absolute difference of pixels in [-1, 1]."""
     perceptual: PerceptualLossSettings = PerceptualLossSettings()
-    """Differences of ResNet-18 features."""
+    """Differences of a pretrained network's features."""
     lpips: float = Field(0.0, ge=0.0)
     """Weight of LPIPS (VGG-16) as the package `lpips` computes it, where that is installed."""
     adversarial: AdversarialSettings = AdversarialSettings()

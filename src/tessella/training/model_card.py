@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tessella.tokenizer.losses import ReconstructionLossSettings
+from tessella.tokenizer.perceptual import NETWORKS
 from tessella.training.recipe import Recipe
 from tessella.untrusted import to_printable
 
@@ -64,6 +65,7 @@ def _describe_likeness(metrics: Mapping[str, Any]) -> str:
 def _describe_loss(loss: ReconstructionLossSettings) -> str:
     """Lists the parts of the tokenizer's loss with their weights."""
     weights = {"pixel MSE": loss.mse, "L1": loss.l1, "LPIPS": loss.lpips}
-    weights |= {f"ResNet-18 {layer}": weight for layer, weight in loss.perceptual.layers.items()}
+    network = NETWORKS[loss.perceptual.network].name
+    weights |= {f"{network} {layer}": weight for layer, weight in loss.perceptual.layers.items()}
     weights["discriminator"] = loss.adversarial.weight
     return ", ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
