@@ -96,7 +96,10 @@ def fail(*arguments: object) -> str:
 
 def test_a_table_of_numbers_with_their_protocol(model: Path, data: Path, weights: None) -> None:
     text = " ".join(succeed(model, data, "--features", "squeezenet-fire2").split())
-    assert text.startswith("Measuring on all 10 images of drawn. metric value protocol")
+    assert text.startswith(
+        "Measuring on all 10 images of drawn. Its codes give a picture back with"
+    )
+    assert " metric value protocol " in text
     assert "dB, mean over all 10 images of drawn" in text
     assert "of 16, all 10 images of drawn" in text
     for name in ("perceptual_distance", "fid_squeezenet-fire2", "kid_squeezenet-fire2"):

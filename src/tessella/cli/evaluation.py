@@ -208,6 +208,11 @@ def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
 def _describe(values: Mapping[str, Any], files: Sequence[Path]) -> Iterator["RenderableType"]:
     from rich.table import Column, Table
 
+    from tessella.evaluation.plain_words import describe_plainly
+
+    values_by_name = {name: metric["value"] for name, metric in values["metrics"].items()}
+    if words := list(describe_plainly(values_by_name)):
+        yield "\n".join(words) + "\n"
     heads = (Column(head, no_wrap=True) for head in ("metric", "value"))
     table = Table(*heads, "protocol", box=None, pad_edge=False)
     for name, metric in values["metrics"].items():

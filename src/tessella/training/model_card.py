@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tessella.evaluation.plain_words import describe_plainly
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.tokenizer.perceptual import NETWORKS
 from tessella.training.recipe import Recipe
@@ -43,6 +44,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         examples=facts.get("examples", 0),
         neighbors=recipe.describe_model().neighbors,
         likeness=_describe_likeness(facts["metrics"]),
+        in_words=list(describe_plainly({n: m["value"] for n, m in facts["metrics"].items()})),
         captions=[_to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
         name_of=lambda path: Path(path).name,
