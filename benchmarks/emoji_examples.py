@@ -5,7 +5,7 @@ folder already shows. Here the same recipe is trained with examples and without,
 on five sets of emoji, and paints (a) pairs of subject and style that no training picture has, and
 (b) subjects that it was never trained on, whose other styles are added to its memory afterwards.
 
-Theory: a picture is classified as the real picture that is nearest by SqueezeNet's features: for
+Theory: a picture is classified as the real picture that is nearest by a network's features: for
 (a) among all pictures of the held-out subjects, for (b) among all pictures of the five sets. The
 bound is the image tokenizer: the class of the reconstructions. A painted picture counts as a copy
 if it is nearer, in pixels, to the recompression of its subject in another style than that is to its
@@ -59,7 +59,7 @@ from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.eval_images import EvalImages
-from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor
+from tessella.evaluation.features import FeatureExtractor, choose_features
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.files import write_json
 from tessella.images import Pixels, save_png
@@ -273,7 +273,7 @@ def main() -> None:
         "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="of all stages"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")
+    parser.add_argument("--features", default=choose_features(), help="NETWORK-LAYER")
     parser.add_argument("--quick", action="store_true", help="draws its own; stores nothing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -4,11 +4,12 @@ Why: each held-out picture is a pair of subject and style that no training pictu
 subject occurs in other styles, and the style with other subjects. A model that has only memorised
 paints the right subject in a wrong style, or the other way round.
 
-Theory: a picture is classified as the real picture that is nearest by SqueezeNet's features, among
-the real pictures of all held-out subjects in all styles. A random choice is right once in as many
-times as there are subjects, or styles. The bound is the image tokenizer: the class of the
-held-out pictures' own reconstructions. A painted picture that is closer to a training picture
-than the first percentile of the held-out ones are (`tessella.evaluation.memorisation`) is a copy.
+Theory: a picture is classified as the real picture that is nearest by features of SqueezeNet or
+EfficientNet-Lite0, among the real pictures of all held-out subjects in all styles. A random choice
+is right once in as many times as there are subjects, or styles. The bound is the image tokenizer:
+the class of the held-out pictures' own reconstructions. A painted picture that is closer to a
+training picture than the first percentile of the held-out ones are
+(`tessella.evaluation.memorisation`) is a copy.
 
 Output contract: the last line of stdout is the record, one JSON object: for painted and
 reconstructed pictures the fraction with the right subject (in any style), the right style and both,
@@ -55,7 +56,7 @@ from tessella.data.shards import shard_records
 from tessella.errors import ConfigError
 from tessella.evaluation.distributions import compute_distances
 from tessella.evaluation.eval_images import EvalImages, read_images
-from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor, create_extractor
+from tessella.evaluation.features import FeatureExtractor, choose_features, create_extractor
 from tessella.evaluation.memorisation import measure_copies
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.evaluation.squeezenet import SqueezeNet
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--model", default="scenes", help="model folder, run or bundled name")
     parser.add_argument("--heldout", metavar="TAR")
     parser.add_argument("--train", nargs="+", metavar="TAR", help="what the model learned from")
-    parser.add_argument("--features", default=DEFAULT_FEATURES, help="of SqueezeNet")
+    parser.add_argument("--features", default=choose_features(), help="NETWORK-LAYER")
     parser.add_argument("--max-training", type=int, default=100_000, help="pictures searched")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png")
     parser.add_argument("--name", default="emoji-subjects", help="of the result files")
@@ -185,8 +186,9 @@ def fraction(right: Iterator[bool]) -> float:
     return float(np.mean(list(right)))
 
 
-def load_extractor(name: str, device: torch.device, quick: bool) -> FeatureExtractor:
+def load_extractor(name: str | None, device: torch.device, quick: bool) -> FeatureExtractor:
     """Loads the features; a quick run takes an untrained network where weights are missing."""
+    name = name or choose_features() or "squeezenet-fire9"
     try:
         return create_extractor(name, device=device)
     except ConfigError:

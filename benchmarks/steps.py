@@ -40,7 +40,6 @@ from tessella.data.prepare import prepare
 from tessella.data.scenes import canonical_caption
 from tessella.data.settings import DataSettings
 from tessella.evaluation.distributions import compute_distances
-from tessella.evaluation.features import DEFAULT_FEATURES
 from tessella.evaluation.scenes import classify_scenes, sample_prompts
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
@@ -171,7 +170,7 @@ def judge_emoji(model: TextToImage, options: argparse.Namespace, folder: Path) -
     subjects = {kind.subject for kind in heldout.kinds}
     seen = choose_gallery(training, read_kinds(options.train), subjects)
     kinds = [*heldout.kinds, *seen.kinds]
-    extractor = load_extractor(DEFAULT_FEATURES, model.device, options.quick)
+    extractor = load_extractor(None, model.device, options.quick)
     real = extractor.extract(np.concatenate([heldout.images.pixels, seen.images.pixels]))
 
     def judge(pixels: Pixels) -> dict[str, Right]:

@@ -18,6 +18,8 @@ from tessella.data.cache import CaptionedImages
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.model import from_hub
+from tessella.tokenizer import weights
+from tessella.tokenizer.efficientnet import EFFICIENTNET
 from tessella.training import precision
 
 if TYPE_CHECKING:
@@ -38,6 +40,19 @@ def _fp32() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(precision, "measure_bf16_speedup", lambda: 0.5)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests bring the weights of networks that they need, whatever is installed here."""
+    find = weights.find_packaged
+
+    def find_others(published: weights.PublishedWeights) -> Path | None:
+        return None if published.module == EFFICIENTNET.module else find(published)
+
+    monkeypatch.setattr(weights, "find_packaged", find_others)
+    for variable in ("SQUEEZENET", "EFFICIENTNET", "RESNET18"):
+        monkeypatch.delenv(f"TESSELLA_{variable}", raising=False)
 
 
 @pytest.fixture(scope="session")

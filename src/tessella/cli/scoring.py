@@ -14,7 +14,7 @@ from tessella.cli.pictures import read_picture
 from tessella.cli.reporting import Result
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from tessella.model.sampler import Scores
 
@@ -60,7 +60,7 @@ def score(context: typer.Context) -> Result:
         **settings,
         "prompts": ranked,
     }
-    return Result(values, _create_tables(ranked))
+    return Result(values, _describe(ranked))
 
 
 def _rank(prompts: Sequence[str], scores: "Scores") -> list[dict[str, Any]]:
@@ -81,9 +81,17 @@ def _rank(prompts: Sequence[str], scores: "Scores") -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["pmi"])
 
 
-def _create_tables(ranked: Sequence[Mapping[str, Any]]) -> Iterator["Table"]:
+def _describe(ranked: Sequence[Mapping[str, Any]]) -> Iterator["RenderableType"]:
+    """Says what fits in plain words, then shows the numbers."""
     from rich.table import Column, Table
 
+    best = ranked[0]
+    if best["pmi"] <= 0:
+        yield "To the model no prompt fits: none makes the picture likelier.\n"
+    elif len(ranked) == 1:
+        yield "To the model the prompt fits: it makes the picture likelier.\n"
+    else:
+        yield f"Of these prompts the model finds {best['share']:.0%} likely: {best['prompt']}\n"
     heads = "rank", "PMI (nats)", "log-likelihood", "share"
     numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = Table(*numbers, "prompt", box=None, pad_edge=False)

@@ -62,14 +62,9 @@ class GenerationChecks:
     pmi_pictures: int = 0  # scored by the model itself
     clip: Clip | None = None  # adds retrieval by it
     training: CaptionedImages | None = None  # adds copies and the loss gap
+    training_name: str = "training pictures"  # for the protocol
     missing_training: str = ""  # why there is none
     max_training: int = 2000  # training pictures that are searched
-
-    def explain_missing_copies(self, networks: EvalNetworks) -> str:
-        """Says why copies cannot be looked for; empty if they can."""
-        if networks.extractor is None:
-            return networks.missing
-        return self.missing_training if self.training is None else ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,7 @@ class _Comparison:
 
     @property
     def _extractors(self) -> dict[str, FeatureExtractor]:
-        extractors = (*self.networks.features.values(), self.networks.extractor)
+        extractors = (*self.networks.features.values(), self.networks.copy_extractor)
         return {each.name: each for each in extractors if each}
 
     def compare_sets(self) -> Results:
@@ -275,10 +270,10 @@ class _Comparison:
         return measure_retrieval(pmi, self._prompt_of[rows], by)
 
     def find_copies(self) -> tuple[Metric | str, Sequence[Pair]]:
-        """Measures the copy rate, if there are an extractor and training pictures."""
-        extractor, training = self.networks.extractor, self.checks.training
-        if extractor is None or training is None:
-            return self.checks.explain_missing_copies(self.networks), ()
+        """Measures the copy rate, if there are training pictures."""
+        extractor, training = self.networks.copy_extractor, self.checks.training
+        if training is None:
+            return self.checks.missing_training, ()
         real, generated = self.features[extractor.name]
         copies = measure_copies(
             generated,
@@ -292,7 +287,7 @@ class _Comparison:
             f"share of {len(generated)} painted pictures closer to a training picture than "
             f"{copies.threshold:.4g}, percentile {COPY_PERCENTILE} of the distances of "
             f"{len(real)} real pictures, {extractor.name} features, {copies.num_training:,} of "
-            f"the {len(training):,} training pictures"
+            f"the {len(training):,} {self.checks.training_name}"
         )
         pairs = copies.list_pairs(self.painted.pixels, self.real.captions)
         return Metric(copies.rate, protocol), pairs

@@ -1,6 +1,5 @@
 """What a finished model is worth: metrics with their protocol, and pictures to look at."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from tessella.data.prepare import PreparedData
 from tessella.data.scenes import Scene, canonical_caption, parse_caption
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.evaluation.eval_images import EvalImages, can_read, read_images
-from tessella.evaluation.features import NO_NETWORKS, EvalNetworks
+from tessella.evaluation.features import NO_NETWORKS, EvalNetworks, choose_features
 from tessella.evaluation.generation import (
     GenerationChecks,
     GenerationEvaluation,
@@ -17,20 +16,18 @@ from tessella.evaluation.generation import (
 from tessella.evaluation.metric import Evaluation, Metric, Results
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
-from tessella.evaluation.squeezenet import SQUEEZENET
 from tessella.images import Pixels
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import enumerate_requests
 from tessella.sheets import make_sheet
-from tessella.tokenizer.weights import find_weights
 
 _MAX_IMAGES = 512
 _SCENE_PROMPTS = 500
 _GENERATED = 64
 _SHEET_PROMPTS = 16
 _SHEET_COLUMNS = 4
-_MAX_TRAINING = 512  # about ten seconds of SqueezeNet on two cores
+_MAX_TRAINING = 512  # about ten seconds of a network on two cores
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,15 @@ class ModelEvaluation:
 def count_pictures(data: PreparedData, *, looks_up: bool = False) -> int:
     """Returns how long `evaluate_model` takes, for a plan: as long as painting this many pictures.
 
-    A picture that SqueezeNet looks at counts as one more; painting one does not take less.
+    A picture that a network looks at counts as one more; painting one does not take less.
 
     Args:
         data: of the run.
-        looks_up: the model has examples: what SqueezeNet looks at is painted without them too.
+        looks_up: the model has examples: what a network looks at is painted without them too.
     """
     held_out = data.validation if len(data.validation) else data.train
     count = min(_GENERATED, len(held_out))
-    with contextlib.suppress(ConfigError):
-        find_weights(SQUEEZENET)
+    if choose_features() is not None:
         searched = min(_MAX_TRAINING, len(data.train)) if len(data.validation) else 0
         count = (5 if looks_up else 3) * count + searched
     are_scenes = _parse_scenes(data.train.captions(0)[:1]) is not None
@@ -73,7 +69,7 @@ def count_pictures(data: PreparedData, *, looks_up: bool = False) -> int:
 def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
     """Measures a model on the images that were kept out, and paints their captions.
 
-    SqueezeNet measures only a few pictures, and only where its weights are installed: it must not
+    Networks look at only a few pictures, and only where their weights are installed: they must not
     hold up the end of a training.
     """
     side = "validation" if len(data.validation) else "train"
@@ -81,7 +77,7 @@ def evaluate_model(model: TextToImage, data: PreparedData) -> ModelEvaluation:
     images = read_images(data.sides[side], range(count), f"the first {count} {side} images")
     try:
         networks = EvalNetworks.load(device=model.device)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         networks = EvalNetworks(missing=str(error))
     checks = GenerationChecks(
         pictures=_GENERATED,

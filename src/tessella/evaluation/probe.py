@@ -24,7 +24,7 @@ from torch.nn import functional
 from tessella.errors import DataError, needs_extra
 from tessella.files import new_file
 from tessella.images import Pixels
-from tessella.tokenizer.perceptual import ResNetFeatures
+from tessella.tokenizer.pretrained import PretrainedFeatures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def draw_noise(size: int, seed: int) -> Pixels:
 
 @torch.inference_mode()
 def measure_distances(
-    network: ResNetFeatures, image: Tensor, is_like: Sequence[bool] | None = None
+    network: PretrainedFeatures, image: Tensor, is_like: Sequence[bool] | None = None
 ) -> list[LayerDistances]:
     """Compares the first image with each other one at every layer, the pixels first.
 
@@ -104,7 +104,7 @@ def measure_distances(
     ]
 
 
-def _compute_layers(network: ResNetFeatures, image: Tensor) -> dict[str, Tensor]:
+def _compute_layers(network: PretrainedFeatures, image: Tensor) -> dict[str, Tensor]:
     return {PIXELS: image, **network.features(image, network.available)}
 
 

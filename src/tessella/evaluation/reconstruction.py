@@ -12,16 +12,12 @@ from torch.nn import functional
 
 from tessella.errors import ShapeError
 from tessella.evaluation.distributions import MIN_PICTURES, measure_set_distances
-from tessella.evaluation.features import NO_NETWORKS, EvalNetworks
+from tessella.evaluation.features import NO_NETWORKS, ComparingNetwork, EvalNetworks
 from tessella.evaluation.metric import Metric, Results
-from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, to_float
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.tokenizer import ImageTokenizer
 from tessella.tokenizer.codebook_health import CodebookHealth, measure_codebook_health
-
-PERCEPTUAL_LAYERS = ("conv1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9")
-"""Of SqueezeNet; the ones that LPIPS compares too."""
 
 _BATCH = 64
 _NETWORK_BATCH = 16  # about 500 MB of features
@@ -81,7 +77,7 @@ def measure_reconstructions(
     Args:
         originals: (B, S, S, 3) uint8, B >= 1.
         reconstructions: the same shape, in the same order.
-        networks: SqueezeNet adds the perceptual distance; each of the features adds FID and KID,
+        networks: a network adds the perceptual distance; each of the features adds FID and KID,
             if there are at least four pictures.
         description: which pictures these are, for the protocol; by default, how many.
 
@@ -106,13 +102,14 @@ def measure_reconstructions(
             f"11x11 Gaussian window, range 255, {mean}",
         ),
     }
-    if networks.squeezenet is None:
+    network = networks.network
+    if network is None:
         results["perceptual_distance"] = networks.missing
     else:
         results["perceptual_distance"] = Metric(
-            compute_perceptual_distance(networks.squeezenet, reconstructions, originals),
-            "SqueezeNet 1.1, unit-normalised, no linear heads, sum over "
-            f"{', '.join(PERCEPTUAL_LAYERS)}, {mean}",
+            compute_perceptual_distance(network, reconstructions, originals),
+            f"{network.name}, unit-normalised, no linear heads, sum over "
+            f"{', '.join(network.perceptual_layers)}, {mean}",
         )
     for name, extractor in networks.features.items():
         if extractor is None or count < MIN_PICTURES:
@@ -166,31 +163,29 @@ def compute_ssim(reconstructions: Pixels, pixels: Pixels) -> float:
 
 @torch.inference_mode()
 def compute_perceptual_distance(
-    squeezenet: SqueezeNet, reconstructions: Pixels, pixels: Pixels
+    network: ComparingNetwork, reconstructions: Pixels, pixels: Pixels
 ) -> float:
-    """Computes how different pictures look to SqueezeNet: of each image, then the mean.
+    """Computes how different pictures look to a network: of each image, then the mean.
 
     At each position of a layer the feature vectors are scaled to length 1; their squared distance
-    is averaged over the positions and summed over `PERCEPTUAL_LAYERS`.
+    is averaged over the positions and summed over the network's `perceptual_layers`.
 
     Args:
-        squeezenet: on any device.
+        network: on any device.
         reconstructions: (B, H, W, 3) uint8.
         pixels: the same shape.
 
     Source:
         Equation 1 of arXiv:1801.03924 with all weights 1.
     """
-    device = next(squeezenet.parameters()).device
+    layers, device = network.perceptual_layers, network.device
     total = 0.0
     for start in range(0, len(pixels), _NETWORK_BATCH):
         first, second = (
-            squeezenet.features(
-                to_float(side[start : start + _NETWORK_BATCH]).to(device), PERCEPTUAL_LAYERS
-            )
+            network.features(to_float(side[start : start + _NETWORK_BATCH]).to(device), layers)
             for side in (reconstructions, pixels)
         )
-        for layer in PERCEPTUAL_LAYERS:
+        for layer in layers:
             # A vector of zeros stays one.
             difference = functional.normalize(first[layer]) - functional.normalize(second[layer])
             total += float(difference.square().sum(1).mean((1, 2)).sum())

@@ -43,6 +43,7 @@ SQUEEZENET = PublishedWeights(
     option=None,
     url=None,
     sha256="",
+    instead="--features efficientnet-head",
 )
 """The published Caffe model, its arrays by name: `conv1.weight`, `fire2/squeeze1x1.bias`, …"""
 
@@ -66,6 +67,10 @@ class _Fire(nn.Module):
 class SqueezeNet(nn.Module):
     """SqueezeNet 1.1: features of images in [-1, 1] of any size."""
 
+    name = SQUEEZENET.name
+    perceptual_layers = ("conv1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9")
+    """The ones that LPIPS compares too."""
+
     def __init__(self) -> None:
         """Creates an untrained network; `load_squeezenet` loads the published one."""
         super().__init__()
@@ -73,6 +78,11 @@ class SqueezeNet(nn.Module):
         for name, widths in _FIRES.items():
             self.add_module(name, _Fire(*widths))
         self.conv10 = nn.Conv2d(512, 1000, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.conv10.weight.device
 
     def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
         """Computes the features of some layers; stops after the last of them.

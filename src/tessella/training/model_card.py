@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tessella.errors import DataError
+from tessella.evaluation.plain_words import describe_plainly
 from tessella.hub import is_hub_address, parse_address
 from tessella.tokenizer.losses import ReconstructionLossSettings
+from tessella.tokenizer.perceptual import NETWORKS
 from tessella.training.recipe import Recipe
 from tessella.untrusted import to_printable
 
@@ -44,6 +46,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         examples=facts.get("examples", 0),
         neighbors=recipe.describe_model().neighbors,
         likeness=_describe_likeness(facts["metrics"]),
+        in_words=list(describe_plainly({n: m["value"] for n, m in facts["metrics"].items()})),
         captions=[_to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
         name_of=_name,
@@ -82,6 +85,7 @@ def _describe_likeness(metrics: Mapping[str, Any]) -> str:
 def _describe_loss(loss: ReconstructionLossSettings) -> str:
     """Lists the parts of the tokenizer's loss with their weights."""
     weights = {"pixel MSE": loss.mse, "L1": loss.l1, "LPIPS": loss.lpips}
-    weights |= {f"ResNet-18 {layer}": weight for layer, weight in loss.perceptual.layers.items()}
+    network = NETWORKS[loss.perceptual.network].name
+    weights |= {f"{network} {layer}": weight for layer, weight in loss.perceptual.layers.items()}
     weights["discriminator"] = loss.adversarial.weight
     return ", ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)

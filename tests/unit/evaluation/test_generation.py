@@ -249,11 +249,22 @@ def test_what_is_missing_is_left_out_with_the_reason() -> None:
     made = evaluate(Sampler(), networks=none, missing_training="No pictures.")
     assert made.metrics == {}
     losses = dict.fromkeys(("loss_train", "loss_held_out", "loss_gap"), "No pictures.")
-    reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No weights."}
+    reasons = {"retrieval_by_features": "No weights.", "copy_rate": "No pictures."}
     assert made.left_out == reasons | losses
     assert not made.pairs
     with_colours = evaluate(Sampler(), missing_training="No pictures.")
     assert with_colours.left_out == losses | {"copy_rate": "No pictures."}
+
+
+def test_without_a_network_pixels_look_for_copies() -> None:
+    """Of the shades 0, 10 and 20 the last is in training, ten levels from the second."""
+    three = IMAGES.select([0, 1, 2])
+    made = evaluate(Sampler(), three, EvalNetworks(), training=Training([20, 200]))
+    protocol = made.metrics["copy_rate"].protocol
+    assert "3 real pictures, pixels-32x32 features, 2 of the 2 training" in protocol
+    first, second, third = (pair.distance for pair in made.pairs)
+    assert first < 0.5 < second < third
+    assert [pair.prompt for pair in made.pairs] == ["gray 20", "gray 10", "gray 0"]
 
 
 def test_features_that_are_missing_are_left_out_with_the_reason() -> None:

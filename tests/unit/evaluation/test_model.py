@@ -92,7 +92,6 @@ def scenes32(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SCENE_PROMPTS", 12)
     monkeypatch.setattr(module, "evaluate_reconstructions", reconstruct_perfectly)
-    monkeypatch.delenv("TESSELLA_SQUEEZENET", raising=False)
 
 
 @pytest.fixture
@@ -174,7 +173,8 @@ def test_weights_that_are_damaged_do_not_cost_a_finished_model(
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     monkeypatch.setenv("TESSELLA_SQUEEZENET", str(tmp_path / "broken.npz"))
     made = evaluate_model(Sampler(), scenes32)  # type: ignore[arg-type]
-    assert made.generation.left_out["copy_rate"].startswith("Cannot read the weights: ")
+    assert made.generation.left_out["retrieval_by_features"].startswith("Cannot read the weights: ")
+    assert "pixels-32x32" in made.metrics["copy_rate"].protocol
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -199,6 +199,7 @@ def test_other_pictures_have_no_scene_metrics(
         "reconstruction_ssim",
         "codes_used",
         "code_perplexity",
+        "copy_rate",
         "loss_train",
         "loss_held_out",
         "loss_gap",

@@ -12,7 +12,6 @@ from tessella.evaluation import reconstruction
 from tessella.evaluation import squeezenet as squeezenet_module
 from tessella.evaluation.features import EvalNetworks, FeatureExtractor
 from tessella.evaluation.reconstruction import (
-    PERCEPTUAL_LAYERS,
     compute_perceptual_distance,
     compute_psnr,
     compute_ssim,
@@ -173,10 +172,12 @@ def test_the_perceptual_distance_is_its_formula(
     """Unit vectors: their squared distance is 2 - 2 cos, without any normalisation."""
     monkeypatch.setattr(reconstruction, "_NETWORK_BATCH", batch)
     pixels, made = draw(3, 1), draw(3, 2)
-    both = [squeezenet.features(to_float(side), PERCEPTUAL_LAYERS) for side in (made, pixels)]
+    both = [
+        squeezenet.features(to_float(side), SqueezeNet.perceptual_layers) for side in (made, pixels)
+    ]
     expected = sum(
         float((2 - 2 * torch.cosine_similarity(both[0][name], both[1][name], dim=1)).mean())
-        for name in PERCEPTUAL_LAYERS
+        for name in SqueezeNet.perceptual_layers
     )
     assert expected > 0.01
     found = compute_perceptual_distance(squeezenet, made, pixels)

@@ -379,6 +379,7 @@ def test_settings_can_be_saved_compared_and_hashed() -> None:
     settings = PerceptualLossSettings(layers={"layer1.0": 1, "conv1": 2}, weights=Path("w.npz"))
     saved = settings.model_dump(mode="json")
     assert saved == {
+        "network": "resnet18",
         "layers": {"layer1.0": 1.0, "conv1": 2.0},
         "normalize": True,
         "weights": "w.npz",

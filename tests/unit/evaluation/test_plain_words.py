@@ -1,0 +1,32 @@
+"""What numbers mean, in a person's words."""
+
+from tessella.evaluation.plain_words import describe_plainly
+
+
+def test_each_number_has_its_sentence() -> None:
+    values = {
+        "reconstruction_psnr": 40.0,
+        "reconstruction_fid_squeezenet-fire9": 3.0,
+        "all_correct_seen_pairs": 0.98,
+        "all_correct_held_out_pairs": 0.5,
+        "painted_precision_efficientnet-head": 0.75,
+        "painted_recall_efficientnet-head": 0.251,
+        "retrieval_by_features": 0.4,
+        "copy_rate": 0.015,
+    }
+    assert list(describe_plainly(values)) == [
+        "Of new scenes, 98% are painted right in every detail.",
+        "Where colour and shape were never seen together, 50% are.",
+        "40% of the pictures look most like the real picture of their own prompt.",
+        "75% of the pictures look like real ones.",
+        "25% of the real ones look like something that the model paints.",
+        "1.5% of the pictures are as close to a training picture as a copy.",
+        "Its codes give a picture back with colours off by 1.0% of the way from black to white.",
+    ]
+
+
+def test_what_was_not_measured_is_not_mentioned() -> None:
+    assert list(describe_plainly({"copy_rate": 0.0, "codes_used": 5})) == [
+        "No picture is as close to a training picture as a copy."
+    ]
+    assert list(describe_plainly({})) == []
