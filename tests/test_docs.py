@@ -501,6 +501,9 @@ def test_nginx_and_the_server_agree_on_limits() -> None:
     assert int(size) * 2**20 < ServeSettings().max_body_bytes
     [seconds] = re.findall(r"proxy_read_timeout (\d+)s;", site)
     assert int(seconds) > ServeSettings().request_timeout_seconds
+    # A request that waited long before its replica died was once answered with 502.
+    [seconds] = re.findall(r"proxy_next_upstream_timeout (\d+)s;", location)
+    assert int(seconds) == ServeSettings().request_timeout_seconds
     [caddy] = deploy_blocks("caddy")
     [seconds] = re.findall(r"response_header_timeout (\d+)s", caddy)
     assert int(seconds) > ServeSettings().request_timeout_seconds
