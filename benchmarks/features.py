@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.quick:
-            options.count, options.size = 12, 32
+            options.count, options.size, options.max_heldout = 6, 32, 12
             options.features, options.model = ("squeezenet-fire9", "squeezenet-fire2"), "scenes"
             options.heldout, options.train = draw_shards(Path(folder))
         extractors = {
