@@ -2,7 +2,7 @@
 
     SIGUSR1   want of memory while the next two batches are painted
     SIGUSR2   a fault between two batches, where none is expected
-    SIGHUP    such faults from now on, until the thread gives up
+    SIGRTMIN  such faults from now on, until the thread gives up
 
 Nothing is measured here.
 """
@@ -36,5 +36,5 @@ if __name__ == "__main__":
     fail_when_due(PaintingWorker, "_take_batch", SystemExit)
     signal.signal(signal.SIGUSR1, lambda *_: due.update(generate_images=2))
     signal.signal(signal.SIGUSR2, lambda *_: due.update(_take_batch=1))
-    signal.signal(signal.SIGHUP, lambda *_: due.update(_take_batch=1_000_000))
+    signal.signal(signal.SIGRTMIN, lambda *_: due.update(_take_batch=1_000_000))
     main()

@@ -229,7 +229,7 @@ async def _report(server: Server, soak: Soak, end: float) -> None:
 async def kill(server: Server, soak: Soak) -> bool:
     """Lets every batch fail until the process ends by itself; returns whether it did."""
     soak.num_faults += 1
-    os.kill(server.pid, signal.SIGHUP)
+    os.kill(server.pid, signal.SIGRTMIN)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         client = Client(server.port, KEY)

@@ -22,6 +22,7 @@ from tessella.serving.models_served import load_models
 from tessella.serving.server_log import log_to_stderr
 from tessella.serving.settings import ServeSettings
 from tessella.serving.worker import PaintingWorker
+from tessella.signals import handling
 
 _LATE_SECONDS = 15.0  # that a shutdown may take beyond its time-out
 _BACKLOG = 256  # also as many are accepted in one go: files that `connections.py` leaves for them
@@ -43,7 +44,8 @@ class _Server(uvicorn.Server):
     def run_to_end(self, listening: socket.socket) -> None:
         """Runs until it is told to end."""
         try:
-            self.run([listening])
+            with handling(("SIGHUP",), self.handle_exit):  # the others are uvicorn's
+                self.run([listening])
         except KeyboardInterrupt:  # not uvicorn's own: before it began, or once it had ended
             if not self.should_exit:
                 raise
@@ -81,7 +83,7 @@ def serve(
     precision: PaintingPrecision = "auto",
     tell: Callable[[str], None] = print,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C; then finishes what has begun and refuses the rest.
+    """Serves until SIGTERM, SIGHUP or Ctrl-C; then finishes what has begun and refuses the rest.
 
     15 s after `shutdown_timeout_seconds` the process ends, whatever still holds it up.
 

@@ -207,7 +207,9 @@ def wait_for(address: str, metric: str, least: float) -> None:
     raise AssertionError(values)
 
 
-def test_ctrl_c_ends_it_well_and_its_log_is_json_without_prompts_or_keys() -> None:
+# A closed terminal once cut off what was painted, with a traceback, "nothing was being served".
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGHUP])
+def test_it_ends_well_and_its_log_is_json_without_prompts_or_keys(ending: signal.Signals) -> None:
     key = "sixteen-characters-at-least"
     environment = {"TESSELLA_API_KEYS": f"{key},another-key-of-some-length"}
     with serving("scenes", environment=environment) as (process, address):
@@ -216,7 +218,7 @@ def test_ctrl_c_ends_it_well_and_its_log_is_json_without_prompts_or_keys() -> No
         assert ask(url, {"prompt": PROMPT}, key="sixteen-characters-at-leasu")[0] == 401
         assert ask(url, {"prompt": PROMPT}, key=key)[0] == 200
         assert ask(f"{address}/healthz")[0] == 200
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     lines = [json.loads(line) for line in log.splitlines()]
