@@ -36,7 +36,7 @@ WRONG_VALUES: dict[str, Sequence[Any]] = {
     "output_compression": (-1, 101, "80", 0.5),
     "stream": ("true", 1, 0, "yes", []),
     "partial_images": (-1, 17, 1.5, "3", True),
-    "seed": (-1, 2**53, 1.5, "7", True, 10**30, []),
+    "seed": (-2, 2**53, 1.5, "7", True, 10**30, []),
     "steps": (0, 65, "16", 1e9, True, -16),
     "guidance_scale": (-1, 1e6, "2", True, []),
     "temperature": (-0.1, "hot", 1e300, True, {}),
