@@ -83,7 +83,12 @@ def test_json(model: Path, pics: Path, tmp_path: Path) -> None:
     values = run_json("examples", "remove", out, "--caption", "red")
     assert (values["examples"], values["count"]) == (added[:1], 1)
     values = run_json("export", out, "--out", tmp_path / "bare", "--without-examples")
-    assert values == {"model": str(out), "out": str(tmp_path / "bare"), "count": 0}
+    assert values == {
+        "model": str(out),
+        "out": str(tmp_path / "bare"),
+        "form": "model",
+        "count": 0,
+    }
 
 
 def test_what_is_skipped_is_said(model: Path, pics: Path) -> None:
@@ -103,6 +108,27 @@ def test_export(model: Path, pics: Path, tmp_path: Path) -> None:
     text = run("export", model, "--out", tmp_path / "bare", status=1)
     assert text.startswith("Error: Something of that name is there already: ")
     run("export", model, "--out", tmp_path / "bare", "--force")
+
+
+@pytest.mark.parametrize("words", [(), ("--onnx",), ("--web", "a", "--out", "b")])
+def test_where_an_export_goes_must_be_said_and_once(model: Path, words: tuple[str, ...]) -> None:
+    text = run("export", model, *words, status=2)
+    assert "Give --out FOLDER, with --onnx or without, or --web FOLDER." in " ".join(text.split())
+
+
+def test_export_onnx(model: Path, pics: Path, tmp_path: Path) -> None:
+    run("examples", "add", model, pics)
+    text = run("export", model, "--onnx", "--out", tmp_path / "graphs")
+    assert text == f"The ONNX graphs are in {tmp_path / 'graphs'}, with 2 examples.\n"
+    graphs = {"text_encoder.onnx", "decoding_step.onnx", "image_decoder.onnx"}
+    notes = {"onnx.json", "text_tokenizer.json", "SHA256SUMS"}
+    examples = {"examples.safetensors", "examples.jsonl"}
+    assert {path.name for path in (tmp_path / "graphs").iterdir()} == graphs | notes | examples
+    bare = ("--out", tmp_path / "bare", "--without-examples")
+    assert run("export", model, "--onnx", *bare).endswith(f"with 0 examples.\n{STAYS}\n")
+    assert {path.name for path in (tmp_path / "bare").iterdir()} == graphs | notes
+    text = run("export", model, "--onnx", *bare, status=1)
+    assert text.startswith("Error: Something of that name is there already: ")
 
 
 @pytest.mark.parametrize("words", [(), ("--all", "--name", "a")])

@@ -146,7 +146,7 @@ def remove(
 
 def export(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the copy goes.")],
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the copy goes.")] = None,
     without_examples: Annotated[
         bool,
         typer.Option(
@@ -155,19 +155,50 @@ def export(
             "and from references.",
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Write ONNX graphs, which paint the same pictures in programs without PyTorch.",
+        ),
+    ] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a web page that paints in the browser, without a server, instead of a "
+            "copy. Needs onnxruntime-web, of npm.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> Result:
-    """Copy a model to a folder.
+    """Copy a model to a folder, or write it as ONNX graphs or as a web page.
 
     With the pictures that it can look at, or without. The copy needs nothing else. What its
     weights have learned from the pictures stays in them.
     """
     from tessella.model.find import find_model
-    from tessella.model.memory import export_model
 
-    count = export_model(find_model(model), out, without_examples=without_examples, force=force)
-    values = {"model": model, "out": str(out), "count": count}
-    lines = [f"The model is in {out}, with {_count(count)}."]
+    target = out or web
+    if target is None or (web is not None and (out is not None or onnx)):
+        raise typer.BadParameter("Give --out FOLDER, with --onnx or without, or --web FOLDER.")
+    folder = find_model(model)
+    if web is not None:
+        from tessella.model.web_export import export_web as write
+
+        what = "The web page is"
+    elif onnx:
+        from tessella.model.onnx_export import export_onnx as write
+
+        what = "The ONNX graphs are"
+    else:
+        from tessella.model.memory import export_model as write
+
+        what = "The model is"
+    count = write(folder, target, without_examples=without_examples, force=force)
+    form = "web" if web else "onnx" if onnx else "model"
+    values = {"model": model, "out": str(target), "form": form, "count": count}
+    lines = [f"{what} in {target}, with {_count(count)}."]
     return Result(values, [*lines, _WEIGHTS] if without_examples else lines)
 
 

@@ -18,7 +18,7 @@ from tessella.images.opening import (
     read_image,
     read_with_transparency,
 )
-from tessella.images.pixels import Pixels, fit_square, to_float, to_uint8
+from tessella.images.pixels import Pixels, fit_square, round_to_bytes, to_float, to_uint8
 from tessella.images.writing import encode_picture, read_png_texts, save_png
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "read_image",
     "read_png_texts",
     "read_with_transparency",
+    "round_to_bytes",
     "save_png",
     "to_float",
     "to_rgb",

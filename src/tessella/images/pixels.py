@@ -84,5 +84,9 @@ def to_uint8(image: "Tensor") -> Pixels:
             "The image holds values that are not numbers (NaN): the weights that made it are "
             "damaged or diverged in training. Use an earlier checkpoint or a lower learning rate."
         )
-    scaled = values.add(1.0).mul(127.5).round().byte()
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+    return np.ascontiguousarray(round_to_bytes(values).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def round_to_bytes(values: "Tensor") -> "Tensor":
+    """Rounds values in [-1, 1] to uint8 of the same shape: -1 becomes 0, 1 becomes 255."""
+    return values.add(1.0).mul(127.5).round().byte()

@@ -215,7 +215,7 @@ def export_model(
     """
     folder = Path(folder)
     read_model_config(folder)
-    _check_out(folder, out, force=force)
+    check_out(folder, out, force=force)
     memory = None if without_examples else ExampleMemory.open(folder)
     _write(folder, out, memory, is_changed=memory is None)
     return 0 if memory is None else len(memory)
@@ -290,7 +290,7 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
     """Checks that a model may be changed, and lets in one change at a time."""
     _require_neighbors(folder)
     if out is not None:
-        _check_out(folder, out, force=force)
+        check_out(folder, out, force=force)
     elif why := explain_fixed(folder):
         raise ConfigError(f"{why}, and stays as it is. Write a copy: --out FOLDER.")
     if out is not None or dry_run:
@@ -308,7 +308,12 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
         ) from error
 
 
-def _check_out(folder: Path, out: Path, *, force: bool) -> None:
+def check_out(folder: Path, out: Path, *, force: bool) -> None:
+    """Refuses a folder for a copy that is taken, or that is in the model's folder or around it.
+
+    Raises:
+        ConfigError: says which.
+    """
     own, other = folder.resolve(), out.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
         raise ConfigError(

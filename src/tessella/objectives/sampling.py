@@ -131,7 +131,7 @@ def to_gumbel(noise: Tensor) -> Tensor:
     return noise.clamp(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Moves logits from those of no prompt through those of the prompt, `scale` times as far.
 
     Source:

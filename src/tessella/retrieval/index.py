@@ -208,8 +208,15 @@ def _iterate_best(
 
 def split_stems(text: str) -> list[str]:
     """Splits a text into the stems of its words, in lower case."""
-    words = _create_word_pattern().findall(unicodedata.normalize("NFKC", text).casefold())
-    return [stem for word in words for stem in _stem(word)]
+    return [stem for word in split_words(text) for stem in _stem(word)]
+
+
+def split_words(text: str) -> list[str]:
+    """Splits a text into its words, in lower case; what has no spaces between words stays whole."""
+    words: list[str] = _create_word_pattern().findall(
+        unicodedata.normalize("NFKC", text).casefold()
+    )
+    return words
 
 
 @functools.cache

@@ -173,7 +173,7 @@ def look_up_codes(codebook: Tensor, codes: Tensor) -> Tensor:
     vectors = functional.embedding(codes[:, 0], codebook[0])
     for m in range(1, codes.shape[1]):
         vectors = vectors + functional.embedding(codes[:, m], codebook[m])
-    return vectors.movedim(-1, 1)
+    return vectors.movedim(vectors.ndim - 1, 1)  # ONNX has no dimension -1
 
 
 def number_codes(codes: Tensor, codebook_size: int, dim: int = 1) -> Tensor:

@@ -86,7 +86,7 @@ def build_mask(context_visible: Tensor, num_visible_codes: Tensor, num_codes: in
     Returns:
         (B, 1, Q, S + P) bool, True where a row may look.
     """
-    batch, num_rows = len(context_visible), len(num_visible_codes)
+    batch, num_rows = context_visible.shape[0], num_visible_codes.shape[0]
     order = torch.arange(num_codes, device=context_visible.device)
     codes = order < num_visible_codes[:, None]  # (Q, P)
     context = context_visible[:, None, :].expand(-1, num_rows, -1)

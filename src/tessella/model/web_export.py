@@ -1,0 +1,96 @@
+"""Writes a model as a static web page that paints in the browser: no server, no other host.
+
+    index.html  page.js  painter.js  examples.js    of `web_page/`
+    onnx.json, text_tokenizer.json, *.onnx          `onnx_export.py`
+    examples.*, stems.json                          of a model that looks things up
+    page.json                                       its title and first prompt
+    ort.*                                           onnxruntime-web, which npm brings
+
+The stemmer stays in Python: `stems.json` has the stems of the captions' words and their plurals.
+"""
+
+import gzip
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tessella.checksums import write_sums
+from tessella.errors import ConfigError
+from tessella.files import new_folder, write_bytes, write_json
+from tessella.model.folder import read_captions
+from tessella.model.memory import check_out
+from tessella.model.onnx_export import write_graphs
+from tessella.retrieval.index import split_stems, split_words
+
+PAGE = Path(__file__).parent / "web_page"
+RUNTIME_VERSION = "1.30.0"
+"""Of onnxruntime-web, which the page was tested with."""
+RUNTIME = Path("node_modules/onnxruntime-web/dist")
+_SCRIPT = "ort.wasm.bundle.min.mjs"
+_PROGRAM = "ort-wasm-simd-threaded.wasm"
+
+
+def export_web(
+    folder: Path, out: Path, *, without_examples: bool = False, force: bool = False
+) -> int:
+    """Writes a model folder as a web page; returns how many examples are on it.
+
+    Args:
+        folder: of the model.
+        out: the folder that is written.
+        without_examples: leaves out the pictures that it can look at.
+        force: replaces what is there.
+
+    Raises:
+        ConfigError: the model is not exported, `out` is taken, or `onnx` or onnxruntime-web is
+            missing.
+        CheckpointError: the model is damaged, or the folder cannot be written.
+    """
+    check_out(folder, out, force=force)
+    runtime = [RUNTIME / _SCRIPT, RUNTIME / _PROGRAM]
+    if not all(path.is_file() for path in runtime):
+        raise ConfigError(
+            f"The page needs onnxruntime-web, which is not here: `{RUNTIME.resolve()}`. Get it "
+            f"with npm install onnxruntime-web@{RUNTIME_VERSION}, in this folder."
+        )
+    captions = read_captions(folder)
+    with new_folder(out, what="the web page") as building:
+        memory = write_graphs(folder, building, without_examples=without_examples)
+        if memory is not None:
+            said = (caption for row in memory.rows for caption in row.captions)
+            write_json(building / "stems.json", list_stems(said))
+        page = {
+            "title": folder.name,
+            "prompt": captions.examples[0] if captions and captions.examples else "",
+            "has_examples": memory is not None,
+        }
+        write_json(building / "page.json", page)
+        for path in (*PAGE.iterdir(), runtime[0]):
+            shutil.copyfile(path, building / path.name)
+        # A quarter as large, and the page unpacks it: plain file servers do not compress.
+        program = gzip.compress(runtime[1].read_bytes(), mtime=0)
+        write_bytes(building / f"{_PROGRAM}.gzip", program, what="the web page")
+        write_sums(building)
+    return 0 if memory is None else len(memory)
+
+
+def list_stems(captions: Iterable[str]) -> dict[str, str]:
+    """Lists the stem of each word of captions, and of its plural or singular."""
+    words = {word for caption in captions for word in split_words(caption)}
+    stems = {}
+    for word in sorted(words):
+        [stem, *others] = split_stems(word) or [""]
+        if others or not stem:
+            continue  # pairs of letters are their own stems
+        stems[word] = stem
+        for form in _other_numbers(word):
+            if split_stems(form) == [stem]:
+                stems[form] = stem
+    return stems
+
+
+def _other_numbers(word: str) -> Iterator[str]:
+    yield f"{word}s"
+    yield f"{word}es"
+    yield word.removesuffix("s")
+    yield word.removesuffix("es")
