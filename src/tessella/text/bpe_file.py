@@ -41,6 +41,11 @@ def _find_fault(values: dict[str, Any], special: tuple[str, ...]) -> str:
     template = values["post_processor"]
     if template["type"] != "TemplateProcessing" or len(template["single"]) != 3:
         return "it adds something other than begin and end"
+    begin, text, end = template["single"]
+    named = {begin["SpecialToken"]["id"], end["SpecialToken"]["id"]}
+    # A name that is not there ends the library's thread when it adds the token.
+    if text["Sequence"]["id"] != "A" or not named <= template["special_tokens"].keys():
+        return "it adds something other than begin and end"
     if any(len(token["ids"]) != 1 for token in template["special_tokens"].values()):
         return "its begin or end is more than one token"
     added = tuple(token["content"] for token in values["added_tokens"])

@@ -285,6 +285,7 @@ def foreign_files() -> dict[str, str]:
         json.dumps(own | {"pre_tokenizer": {"type": "Whitespace"}}): "its pre_tokenizer is",
         json.dumps(own | {"post_processor": _adding(own, 99)}): "other than begin and end",
         json.dumps(own | {"post_processor": _beginning(own)}): "more than one token",
+        json.dumps(own | {"post_processor": _ending_otherwise(own)}): "other than begin and end",
         json.dumps(own | {"truncation": own["truncation"] | {"max_length": 10**30}}): "may have `1",
         "[" * 100_000: "nested too deeply",
         f'{{"model": {"9" * 5000}}}': "Cannot read the text tokenizer",
@@ -312,6 +313,13 @@ def _beginning(own: dict[str, Any]) -> dict[str, Any]:
     template: dict[str, Any] = own["post_processor"]
     begin = template["special_tokens"]["<begin>"] | {"ids": [1] * 9, "tokens": ["<begin>"] * 9}
     return template | {"special_tokens": template["special_tokens"] | {"<begin>": begin}}
+
+
+def _ending_otherwise(own: dict[str, Any]) -> dict[str, Any]:
+    """An end that is not described: a panic of the library, once it reads a text."""
+    template: dict[str, Any] = own["post_processor"]
+    end = {"SpecialToken": {"id": "<ende>", "type_id": 0}}
+    return template | {"single": [*template["single"][:2], end]}
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
