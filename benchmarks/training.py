@@ -148,7 +148,9 @@ def measure_stage(
     device = torch.device(options.device)
     real, bare = [], []
     if settings.compile:  # what is compiled is kept
-        time_loop(make(), settings.replace(images=4 * settings.batch_size), folder / "warm", device)
+        few = settings.replace(images=4 * settings.batch_size)
+        time_loop(make(), few, folder / "warm", device)
+        time_bare(make(), few, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for index in range(options.rounds):

@@ -58,7 +58,7 @@ def test_prompts_are_ranked_by_what_they_add_to_the_picture(
     words = ["photo.png", "one", "two", "three", "one", "--model", model]
     words += ["--num-orders", "2", "--seed", "3"]
     first, _, *table = succeed(*words).splitlines()
-    assert first == "Of these prompts the model finds 71% likely: three"
+    assert first == "The best match, 71% among these prompts: three"
     lines = [line.split() for line in table]
     # e^1, e^0 and e^-2 in units of their sum, 2.718 + 1 + 0.135 = 3.854.
     assert lines[1:] == [

@@ -74,8 +74,8 @@ def probe(context: typer.Context) -> Result:
     if all(np.array_equal(squares[0], square) for square in squares[1:]):
         raise DataError(f"Every picture is the same as the first: `{paths[0]}`. Give others.")
     published = replace(NETWORKS[request.network], option="--weights FILE")
-    if published.instead:
-        published = replace(published, instead="--network efficientnet")
+    if published.alternative_option:
+        published = replace(published, alternative_option="--network efficientnet")
     weights = find_weights(published, request.weights)
     noise = evaluation.draw_noise(request.size, request.seed)
     image = to_float(np.stack([*squares, noise]))

@@ -91,7 +91,7 @@ def _describe(ranked: Sequence[Mapping[str, Any]]) -> Iterator["RenderableType"]
     elif len(ranked) == 1:
         yield "To the model the prompt fits: it makes the picture likelier.\n"
     else:
-        yield f"Of these prompts the model finds {best['share']:.0%} likely: {best['prompt']}\n"
+        yield f"The best match, {best['share']:.0%} among these prompts: {best['prompt']}\n"
     heads = "rank", "PMI (nats)", "log-likelihood", "share"
     numbers = [Column(head, justify="right", no_wrap=True) for head in heads]
     table = Table(*numbers, "prompt", box=None, pad_edge=False)

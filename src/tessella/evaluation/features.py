@@ -72,7 +72,7 @@ def _load_efficientnet() -> EfficientNetFeatures:
 
 def _load_resnet18() -> ResNetFeatures:
     instead = f"--features {DEFAULT_FEATURES[EFFICIENTNET]}"
-    return load_resnet18(find_weights(replace(RESNET18, option=None, instead=instead)))
+    return load_resnet18(find_weights(replace(RESNET18, option=None, alternative_option=instead)))
 
 
 _COMPARING: Mapping[str, Callable[[], ComparingNetwork]] = {

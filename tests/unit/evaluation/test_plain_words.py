@@ -1,5 +1,7 @@
 """What numbers mean, in a person's words."""
 
+import pytest
+
 from tessella.evaluation.plain_words import describe_plainly
 
 
@@ -20,13 +22,29 @@ def test_each_number_has_its_sentence() -> None:
         "40% of the pictures look most like the real picture of their own prompt.",
         "75% of the pictures look like real ones.",
         "25% of the real ones look like something that the model paints.",
-        "1.5% of the pictures are as close to a training picture as a copy.",
+        "2% of the pictures are closer to a training picture than 99% of real ones are.",
         "Its codes give a picture back with colours off by 1.0% of the way from black to white.",
     ]
 
 
+@pytest.mark.parametrize(
+    ("fraction", "said"),
+    [
+        (1.0, "100%"),
+        (0.9996, "99.9%"),
+        (0.996, "99.6%"),
+        (0.994, "99%"),
+        (0.0001, "0.1%"),
+        (0, "0%"),
+    ],
+)
+def test_almost_all_is_not_all(fraction: float, said: str) -> None:
+    [sentence] = describe_plainly({"all_correct_seen_pairs": fraction})
+    assert sentence == f"Of new scenes, {said} are painted right in every detail."
+
+
 def test_what_was_not_measured_is_not_mentioned() -> None:
     assert list(describe_plainly({"copy_rate": 0.0, "codes_used": 5})) == [
-        "No picture is as close to a training picture as a copy."
+        "No picture is closer to a training picture than 99% of real ones are."
     ]
     assert list(describe_plainly({})) == []

