@@ -42,17 +42,19 @@ def _fp32() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _no_weights() -> Iterator[None]:
     """Tests bring the weights of networks that they need, whatever is installed here."""
     find = weights.find_packaged
 
     def find_others(published: weights.PublishedWeights) -> Path | None:
         return None if published.module == EFFICIENTNET.module else find(published)
 
-    monkeypatch.setattr(weights, "find_packaged", find_others)
-    for variable in ("SQUEEZENET", "EFFICIENTNET", "RESNET18"):
-        monkeypatch.delenv(f"TESSELLA_{variable}", raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "find_packaged", find_others)
+        for variable in ("SQUEEZENET", "EFFICIENTNET", "RESNET18"):
+            patch.delenv(f"TESSELLA_{variable}", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def test_the_whole_way_with_variables_of_the_environment(
         "HF_HOME": str(tmp_path / "home"),
         "HF_TOKEN": ANNS_TOKEN,
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",  # whatever the tests are run with
     }
     done = subprocess.run(
         [sys.executable, "-c", script],

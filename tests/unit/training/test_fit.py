@@ -695,8 +695,8 @@ def test_a_finished_model_tells_what_it_looks_up_and_whether_it_copies_that(
         folder / "README.md"
     ).read_text(encoding="utf-8")
     nearest = json.loads((out / "nearest.json").read_text(encoding="utf-8"))
-    assert nearest["protocol"].startswith("neighbor_copy_rate: ")
-    assert {row["example"] is None for row in nearest["pairs"]} == {False}
+    assert nearest["protocol"].startswith("copy_rate: ")
+    assert {row["example"] is None for row in nearest["pairs"]} == {False, True}
     assert (out / "nearest.png").is_file()
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"<dt>Examples</dt><dd>{data['train']} pictures to look up, 2 at most" in report
