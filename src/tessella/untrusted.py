@@ -4,8 +4,10 @@ Model folders, tables, captions and pictures come from anywhere. What is read ou
 through here where it is parsed as JSON, and where it is printed.
 """
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 # Of ISO 6429: controls, by which a terminal is told to do something. Kept: tab and line feed.
@@ -40,3 +42,18 @@ def _escape(found: re.Match[str]) -> str:
         return "\n"
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turns a panic of a library in Rust into an error: as it comes, it ends the program.
+
+    Raises:
+        ValueError: in place of the panic.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # PyO3's, which cannot be imported
+            raise
+        raise ValueError(f"the library broke off: {error}") from None

@@ -27,7 +27,7 @@ from tessella.text.base import Row, TextEncoder, to_utf8
 from tessella.text.bpe_file import find_fault
 from tessella.text.merges import Pieces, learn_merges
 from tessella.text.settings import TextSettings
-from tessella.untrusted import parse_json
+from tessella.untrusted import panics_as_errors, parse_json
 
 PAD, BEGIN, END = "<pad>", "<begin>", "<end>"
 _SPECIAL = (PAD, BEGIN, END)  # their ids are 0, 1, 2
@@ -184,8 +184,10 @@ class TextTokenizer(TextEncoder):
         if fault := find_fault(values, _SPECIAL):
             raise CheckpointError(_foreign(path, fault))
         try:
-            tokenizer = Tokenizer.from_str(text)
-            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+            with panics_as_errors():
+                tokenizer = Tokenizer.from_str(text)
+                tokenizer.encode("a word")  # some faults show only now
+                vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         except Exception as error:  # the library raises no narrower class
             raise CheckpointError(_foreign(path, str(error))) from error
         first = tuple(tokenizer.id_to_token(number) for number in range(len(_SPECIAL)))

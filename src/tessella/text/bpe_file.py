@@ -38,6 +38,10 @@ def _find_fault(values: dict[str, Any], special: tuple[str, ...]) -> str:
     for part, kind in (("pre_tokenizer", "ByteLevel"), ("decoder", "ByteLevel"), ("model", "BPE")):
         if values[part]["type"] != kind:
             return f"its {part} is `{values[part]['type']}`, not {kind}"
+    if values["model"].get("continuing_subword_prefix") or values["model"].get(
+        "end_of_word_suffix"
+    ):
+        return "it marks the parts of words"
     template = values["post_processor"]
     if template["type"] != "TemplateProcessing" or len(template["single"]) != 3:
         return "it adds something other than begin and end"

@@ -290,6 +290,7 @@ def foreign_files() -> dict[str, str]:
         "[" * 100_000: "nested too deeply",
         f'{{"model": {"9" * 5000}}}': "Cannot read the text tokenizer",
         json.dumps(own | {"truncation": None}): "does not say how long",
+        json.dumps(own | {"model": own["model"] | {"continuing_subword_prefix": "##"}}): "parts of",
         json.dumps(own | {"model": Tokenizer(models.BPE()).to_str()}): "Not a text tokenizer",
     }
 
