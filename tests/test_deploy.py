@@ -9,12 +9,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
 from tessella.serving.metrics import ServerMetrics
+from tessella.serving.middleware import read_api_keys
 from tessella.serving.server import _LATE_SECONDS
 from tessella.serving.settings import ServeSettings
 
@@ -66,16 +67,16 @@ def test_replicas_follow_metrics_that_exist() -> None:
 
 
 class Metrics(BaseHTTPRequestHandler):
-    """A server whose queue is empty when it is asked for the third time."""
+    """A server that is too busy for the first look, and has an empty queue at the third."""
 
-    asked = 0
+    statuses: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
         is_known = self.headers["Authorization"] == f"Bearer {KEY}" and self.path == "/metrics"
-        Metrics.asked += 1
+        self.statuses.append((200 if self.statuses else 503) if is_known else 401)
         metrics = ServerMetrics()
-        metrics.queue.set(3 - self.asked)
-        self.send_response(200 if is_known else 401)
+        metrics.queue.set(3 - len(self.statuses))
+        self.send_response(self.statuses[-1])
         self.end_headers()
         self.wfile.write(metrics.render())
 
@@ -86,10 +87,11 @@ class Metrics(BaseHTTPRequestHandler):
 def test_a_pod_stops_once_its_queue_is_empty(tmp_path: Path) -> None:
     """SIGTERM refuses what is queued; the hook before it waits until nothing is."""
     keys = tmp_path / "api-keys"
-    keys.write_text(f"{KEY}\nanother-key-of-some-length\n", encoding="utf-8")
+    keys.write_text(f"# ours\n\n {KEY}\nanother-key-of-some-length\n", encoding="utf-8")
+    assert read_api_keys(None, keys)[0] == KEY
     python, option, code = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert (python, option) == ("python", "-c")
-    Metrics.asked = 0
+    Metrics.statuses.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Metrics) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -105,17 +107,19 @@ def test_a_pod_stops_once_its_queue_is_empty(tmp_path: Path) -> None:
         finally:
             server.shutdown()
             thread.join()
-    assert Metrics.asked == 3
+    assert Metrics.statuses == [503, 200, 200]
 
 
 def test_a_pod_has_the_time_that_its_end_takes() -> None:
     code = CONTAINER["lifecycle"]["preStop"]["exec"]["command"][-1]
-    [pause] = re.findall(r"time\.sleep\((\d+)\)", code)
+    pauses = re.findall(r"time\.sleep\(([\d.]+)\)", code)
     [wait] = re.findall(r"time\.monotonic\(\) \+ (\d+)", code)
     [patience] = re.findall(r"timeout=(\d+)", code)
-    hook = int(pause) + int(wait) + int(patience)
+    hook = sum(map(float, pauses)) + int(wait) + int(patience)
     end = ServeSettings().shutdown_timeout_seconds + _LATE_SECONDS
     assert POD["terminationGracePeriodSeconds"] >= hook + end
+    # One that hangs is not waited for.
+    assert CONTAINER["livenessProbe"]["terminationGracePeriodSeconds"] < hook
     # A proxy's first look at a new replica comes before the old one is gone.
     assert SERVER["Deployment/tessella"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 

@@ -123,7 +123,7 @@ def serve(
             worker,
             lambda: tell(address + settings.root_path),
         )
-        _let_in(listening, settings)
+        _start_listening(listening, settings)
         with log_to_stderr(shows_prompts=settings.log_prompts):
             server.run_to_end(listening)
         if not worker.is_alive:
@@ -133,7 +133,7 @@ def serve(
             )
 
 
-def _let_in(listening: socket.socket, settings: ServeSettings) -> None:
+def _start_listening(listening: socket.socket, settings: ServeSettings) -> None:
     """Begins to listen, once everything is loaded.
 
     Not before: a proxy whose connection is refused goes elsewhere, one that waits does not.
@@ -187,15 +187,15 @@ def _bind(settings: ServeSettings) -> socket.socket:
     is_ipv6 = ":" in settings.host
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     with _naming_address(settings), contextlib.ExitStack() as on_error:
-        taken = on_error.enter_context(socket.socket(family))
+        listening = on_error.enter_context(socket.socket(family))
         if os.name == "posix":  # on Windows two servers could share a port by it
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_ipv6:
             is_alone = not socket.has_dualstack_ipv6()
-            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_alone)
-        taken.bind((settings.host, settings.port))
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_alone)
+        listening.bind((settings.host, settings.port))
         on_error.pop_all()
-    return taken
+    return listening
 
 
 @contextlib.contextmanager
