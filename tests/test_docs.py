@@ -11,12 +11,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import typer
@@ -487,6 +489,53 @@ def test_the_systemd_unit_reads_and_starts_a_server() -> None:
     assert service.getboolean("DynamicUser")
     latest = ServeSettings().shutdown_timeout_seconds + _LATE_SECONDS
     assert float(service["TimeoutStopSec"]) > latest
+
+
+class Unready(BaseHTTPRequestHandler):
+    """A server that is not ready at the first look."""
+
+    statuses: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        self.statuses.append(200 if self.statuses and self.path == "/readyz" else 503)
+        self.send_response(self.statuses[-1])
+        self.end_headers()
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_systemd_unit_waits_for_its_server_as_long_as_it_lives() -> None:
+    [text] = deploy_blocks("ini")
+    [command] = re.findall(r"^ExecStartPost=(.+)$", text, re.MULTILINE)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        assert command.count("127.0.0.1:8000") == 1
+        command = command.replace("127.0.0.1:8000", address)
+
+        def wait_for(pid: int) -> int:
+            variables = {**os.environ, "MAINPID": str(pid)}
+            return subprocess.run(shlex.split(command), env=variables, timeout=60).returncode
+
+        assert wait_for(os.getpid()) == 0
+        assert Unready.statuses == [503, 200]
+        server.shutdown()
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    assert wait_for(ended.pid) != 0
+
+
+def test_models_have_the_same_time_to_load_everywhere() -> None:
+    [unit] = deploy_blocks("ini")
+    [systemd] = re.findall(r"^TimeoutStartSec=(\d+)$", unit, re.MULTILINE)
+    [dockerfile] = deploy_blocks("dockerfile")
+    [container] = re.findall(r"--start-period=(\d+)s", dockerfile)
+    text = (REPOSITORY / "deploy" / "kubernetes" / "server.yaml").read_text(encoding="utf-8")
+    [pod] = next(yaml.safe_load_all(text))["spec"]["template"]["spec"]["containers"]
+    probe = pod["startupProbe"]
+    assert int(systemd) == int(container) == probe["periodSeconds"] * probe["failureThreshold"]
 
 
 def test_nginx_and_the_server_agree_on_limits() -> None:
