@@ -318,6 +318,18 @@ def print_record(record: Mapping[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 
+def print_skipped(what: str, missing: str, *, is_quick: bool) -> None:
+    """Ends a quick run on a machine that lacks a program, with a record of no results.
+
+    Raises:
+        SystemExit: the run is not quick: it was asked for alone, and cannot measure.
+    """
+    if not is_quick:
+        raise SystemExit(f"Cannot measure: {missing}.")
+    print(f"Skipped: {missing}.")
+    print_record(write_result(what, {}, config={}, where=environment("cpu"), folder=None))
+
+
 def _rate(function: Callable[[], object], flops: int, repeats: int, device: str) -> Spread:
     """Turns timed calls of known work into GFLOP/s."""
     warmup = 2

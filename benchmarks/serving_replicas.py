@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, environment, print_record, write_result
+from harness import RESULTS, environment, print_record, print_skipped, write_result
 from http_clients import HOST, Client, encode_generation, find_port, serving
 from malformed_requests import KEY
 from tessella.data.scenes import canonical_caption
@@ -276,7 +276,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.replacements, options.repeats, options.seconds = 2, 1, 1.0
-    names = options.proxy or [name for name in PROXIES if shutil.which(name)]
+    names = [name for name in options.proxy or PROXIES if shutil.which(name)]
+    if missing := [name for name in options.proxy or () if name not in names]:
+        parser.error(f"not installed: {', '.join(missing)}")
+    if not names:
+        missing_text = f"neither {' nor '.join(PROXIES)} is here"
+        return print_skipped("serving-replicas", missing_text, is_quick=options.quick)
     ports = [find_port(), find_port()]
     results = {name: replace_in_turn(name, options, ports) for name in names}
     config = {
@@ -290,7 +295,7 @@ def main() -> None:
         folder=None if options.quick else RESULTS,
     )
     print_record(record)
-    if not names or any(found["lost"] or found["wrong"] for found in results.values()):
+    if any(found["lost"] or found["wrong"] for found in results.values()):
         raise SystemExit(1)
 
 

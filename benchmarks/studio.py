@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import ConsoleMessage, Page, Playwright, sync_playwright
 
-from harness import RESULTS, Spread, environment, print_record, write_result
+from harness import RESULTS, Spread, environment, print_record, print_skipped, write_result
 from http_clients import HOST, serving
 
 BARS = {"usable_seconds": 1.5, "transferred_bytes": 1_500_000, "gallery_seconds": 0.5}
@@ -83,7 +83,8 @@ def main() -> None:
         options.repeats = 2
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        raise SystemExit(f"There is no browser here; looked for: {', '.join(BROWSERS)}.")
+        missing = f"none of {', '.join(BROWSERS)} is here"
+        return print_skipped("studio", missing, is_quick=options.quick)
     loads = []
     with serving(options.model) as server, sync_playwright() as playwright:
         for _ in range(options.repeats + 1):

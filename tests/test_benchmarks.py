@@ -38,6 +38,22 @@ def run(script: Any, *words: str, capsys: pytest.CaptureFixture[str]) -> dict[st
     return results
 
 
+@pytest.mark.parametrize("name", ["serving_replicas", "studio"])
+def test_what_needs_a_missing_program_is_skipped_only_where_all_are_run(
+    scripts: Any, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = scripts(name)
+    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["script", "--quick"])
+    script.main()
+    said, record = capsys.readouterr().out.splitlines()
+    assert said.startswith("Skipped: ")
+    assert json.loads(record)["results"] == {}
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit, match=r"^Cannot measure: .+ is here\.$"):
+        script.main()
+
+
 def test_what_a_precision_of_painting_costs(
     scripts: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
