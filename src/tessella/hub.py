@@ -27,6 +27,8 @@ _REVISION = r"(?!/)(?:(?!\.\.)[^\s:@])+"  # the cache has a file of its name
 _ADDRESS = re.compile(rf"({_NAME})/({_NAME})(?:@({_REVISION}))?(?::([^\s:@]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"hf_\w+|(?i:bearer) [^\s'\"]+")
+_CACHED = ("models--", "datasets--")
+_ENCODER_FOLDER = "text_encoder"  # of a model folder
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 RepositoryKind = Literal["model", "dataset"]
@@ -102,34 +104,30 @@ def download(
 
     Raises:
         TessellaError: of the class that is given; the repository or revision does not exist, may
-            not be read, or cannot be reached and is not in the cache; or the disk is full.
+            not be read, or cannot be reached and is not in the cache; or changes all the time; or
+            the disk is full.
     """
     client = import_client(f"`{address}`", error_class)
     with reaching(address, error_class):
-        try:
-            info = client.HfApi().repo_info(
-                address.repository, repo_type=kind, revision=address.revision
+        for _ in range(2):
+            names, commit = _list_files(client, address, kind)
+            # Not by its commit: the client then keeps no name of it for use without a network.
+            folder = Path(
+                client.snapshot_download(
+                    address.repository,
+                    repo_type=kind,
+                    revision=address.revision,
+                    allow_patterns=list(choose(names)),
+                    local_files_only=commit is None,
+                )
             )
-        except Exception as error:
-            if not _is_out_of_reach(error):
-                raise
-            names = _list_cached(address, kind)
-            if names is None:
-                raise
-            is_offline = True
-            if not client.constants.HF_HUB_OFFLINE:
-                _log.warning("The hub cannot be reached; its cache is taken: `%s`.", address)
-        else:
-            names, is_offline = [file.rfilename for file in info.siblings or ()], False
-        return Path(
-            client.snapshot_download(
-                address.repository,
-                repo_type=kind,
-                revision=address.revision,
-                allow_patterns=list(choose(names)),
-                local_files_only=is_offline,
-            )
-        )
+            if commit in (None, folder.name):
+                return folder
+            # Another version was pushed meanwhile, of which nothing was chosen.
+    raise error_class(
+        f"The repository changes while it is fetched: `{address}`. Try again in a few minutes, or "
+        f"name one version of it: {PREFIX}{address.repository}@{commit}."
+    )
 
 
 def import_client(what: str, error_class: type[TessellaError]) -> Any:
@@ -179,9 +177,10 @@ def find_hub_repository(folder: Path) -> Path | None:
     There `models--USER--NAME` has the contents of files in `blobs`, and links to them in
     `snapshots/COMMIT`.
     """
-    for snapshot in (folder, folder.parent):  # a text encoder has a folder of its own
-        if snapshot.parent.name == "snapshots":
-            return snapshot.parent.parent
+    snapshot = folder.parent if folder.name == _ENCODER_FOLDER else folder
+    repository = snapshot.parent.parent
+    if snapshot.parent.name == "snapshots" and repository.name.startswith(_CACHED):
+        return repository
     return None
 
 
@@ -198,6 +197,24 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         utils.enable_progress_bars()
+
+
+def _list_files(
+    client: Any, address: HubAddress, kind: RepositoryKind
+) -> tuple[list[str], str | None]:
+    """Lists the files of a revision, and names its commit; None: they are those of the cache."""
+    try:
+        info = client.HfApi().repo_info(
+            address.repository, repo_type=kind, revision=address.revision
+        )
+    except Exception as error:
+        names = _list_cached(address, kind) if _is_out_of_reach(error) else None
+        if names is None:
+            raise
+        if not client.constants.HF_HUB_OFFLINE:
+            _log.warning("The hub cannot be reached; its cache is taken: `%s`.", address)
+        return names, None
+    return [file.rfilename for file in info.siblings or ()], info.sha
 
 
 def _list_cached(address: HubAddress, kind: RepositoryKind) -> list[str] | None:

@@ -38,7 +38,7 @@ def test_a_dry_run_lists_what_would_go_and_asks_nobody(hub: Hub, model: Path) ->
     ]
     assert all(line.endswith(" bytes") for line in files)
     assert total.endswith(" MB. Licence: mit.")
-    assert left_out == "Left out, since they are no part of a model: notes.txt."
+    assert left_out == "Left out, because they do not belong to a model: notes.txt."
     assert examples.startswith("Of the pictures that it looks at, 3 travel along, as codes with")
     assert end == "Would push that; nothing was sent."
     without = invoke("push", model, "ann/stars", "--dry-run", "--without-examples", "--json")

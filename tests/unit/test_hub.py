@@ -4,12 +4,13 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from hub_server import ANNS_TOKEN, BOBS_TOKEN, Hub, use_hub
+from hub_server import ANNS_TOKEN, BOBS_TOKEN, Files, Hub, Repository, use_hub
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.hub import (
     HubAddress,
@@ -53,6 +54,17 @@ def test_a_data_set_may_name_a_split() -> None:
     address = parse_address("hf:ann/pics@refs/convert/parquet:test", DataError, kind="dataset")
     assert address == HubAddress("ann/pics", "refs/convert/parquet", "test")
     assert str(address) == "hf:ann/pics@refs/convert/parquet:test"
+
+
+@pytest.mark.parametrize("place", ["snapshots/1", "models--a--b/1", "models--a--b/snapshots/1/a"])
+def test_a_folder_that_is_not_in_the_cache(tmp_path: Path, place: str) -> None:
+    assert find_hub_repository(tmp_path / place) is None
+
+
+@pytest.mark.parametrize("place", ["snapshots/1", "snapshots/1/text_encoder"])
+def test_a_folder_in_the_cache(tmp_path: Path, place: str) -> None:
+    for name in ("models--a--b", "datasets--a--b"):
+        assert find_hub_repository(tmp_path / name / place) == tmp_path / name
 
 
 @pytest.mark.parametrize(
@@ -128,6 +140,37 @@ def test_a_revision_is_pinned(hub: Hub) -> None:
     for revision, content in (("", b"new"), (f"@{old}", b"old"), ("@try", b"other")):
         assert (fetch(f"hf:ann/stars{revision}") / "a.txt").read_bytes() == content
     assert "has no such revision: `hf:ann/stars@v9`. Expected a branch" in fail("hf:ann/stars@v9")
+
+
+def push_meanwhile(patch: pytest.MonkeyPatch, repository: Repository, *pushed: Files) -> None:
+    """Pushes between the list of the files and their download, each time another version."""
+    download, left = huggingface_hub.snapshot_download, list(pushed)
+
+    def come_late(*words: Any, **options: Any) -> str:
+        if left:
+            repository.commit(left.pop(0))
+        return download(*words, **options)
+
+    patch.setattr(huggingface_hub, "snapshot_download", come_late)
+
+
+def test_a_version_that_is_pushed_meanwhile_is_chosen_from_anew(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {"a.txt": b"new", "c.txt": b"c"}
+    push_meanwhile(monkeypatch, hub.put("ann/stars", FILES), new)
+    folder = fetch("hf:ann/stars")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == new
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch("hf:ann/stars") == folder
+
+
+def test_what_changes_all_the_time_is_not_taken(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = hub.put("ann/stars", FILES)
+    push_meanwhile(monkeypatch, repository, {"a.txt": b"1"}, {"a.txt": b"2"})
+    text = fail("hf:ann/stars")
+    assert "changes while it is fetched: `hf:ann/stars`. Try again" in text
+    assert "a.txt" in {path.name for path in fetch(text[:-1].rpartition(" ")[2]).iterdir()}
 
 
 def test_a_private_repository_needs_its_owner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

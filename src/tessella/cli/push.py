@@ -107,7 +107,7 @@ def _describe(prepared: "Push") -> Iterator[str]:
     total = sum(prepared.sizes.values()) / 1e6
     yield f"{len(prepared.sizes)} files, {total:.1f} MB. Licence: {prepared.licence}."
     if prepared.left_out:
-        yield f"Left out, since they are no part of a model: {', '.join(prepared.left_out)}."
+        yield f"Left out, because they do not belong to a model: {', '.join(prepared.left_out)}."
     if prepared.examples:
         yield (
             f"Of the pictures that it looks at, {prepared.examples:,} travel along, as codes with "

@@ -23,7 +23,7 @@ from tessella.images import READ_SUFFIXES
 
 _SUFFIXES = READ_SUFFIXES | {*TABLE_SUFFIXES, *SIDECAR_SUFFIXES}
 # Tells the hub about the data set.
-_NO_DATA = {"dataset_infos.json"}
+_METADATA_FILES = {"dataset_infos.json"}
 _ESCAPED = re.compile(r"([*?\[])")
 _SHOWN = 5
 
@@ -74,7 +74,7 @@ def find_data(argument: str) -> HubData:
 
 def _is_data(name: str) -> bool:
     path = PurePosixPath(name)
-    if any(map(is_hidden, path.parts)) or path.name in _NO_DATA:
+    if any(map(is_hidden, path.parts)) or path.name in _METADATA_FILES:
         return False
     return suffix_of(name) in _SUFFIXES or kind_of_file(name) is not None
 

@@ -68,7 +68,7 @@ def _find(address: HubAddress, required: tuple[str, ...]) -> Path:
         missing = [name for name in required if name not in names]
         if missing:
             raise CheckpointError(
-                f"The repository is no tessella model: `{address}` {_describe(names)}. "
+                f"This repository is not a tessella model: `{address}` {_describe(names)}. "
                 f"Missing: {', '.join(missing)}. Nothing of it was fetched. Name a model that "
                 "`tessella push` has put there, or push it again."
             )

@@ -76,7 +76,7 @@ def complete_card(
     except Exception as error:  # of two libraries, for whatever may stand in YAML
         raise CheckpointError(
             f"The model card's header is damaged: {first_line(error)}. Lines of YAML between two "
-            "lines of `---` were expected. Mend README.md in the model folder."
+            "lines of `---` were expected. Fix the header of README.md in the model folder."
         ) from error
     named, header = _choose_licence(licence, card.data.to_dict()), card.data
     for name in ("license", "license_name"):

@@ -131,11 +131,11 @@ def push(prepared: Push, *, private: bool = False) -> Pushed:
     api = client.HfApi()
     with reaching(address, CheckpointError, is_writing=True):
         is_new = _open_repository(api, address, private)
-        if branch is not None:
-            api.create_branch(address.repository, branch=branch, exist_ok=True)
-        info = api.model_info(address.repository, revision=branch)
+        info = _read_branch(api, address)
         present = {file.rfilename for file in info.siblings or ()}
         _check_present(address, present)
+        if branch is not None:
+            api.create_branch(address.repository, branch=branch, exist_ok=True)
         stale = {
             name
             for name in present - prepared.sizes.keys()
@@ -175,6 +175,16 @@ def _open_repository(api: Any, address: HubAddress, private: bool) -> bool:
             "its settings, name another, or leave --private out."
         )
     return False
+
+
+def _read_branch(api: Any, address: HubAddress) -> Any:
+    """Asks what a branch holds; of one that is not there, the main branch, where it will begin."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return api.model_info(address.repository, revision=address.revision)
+    except RevisionNotFoundError:
+        return api.model_info(address.repository)
 
 
 def _check_present(address: HubAddress, present: set[str]) -> None:

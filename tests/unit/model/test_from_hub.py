@@ -85,7 +85,7 @@ def test_what_is_no_model_of_ours_is_refused_before_it_comes(
     hub: Hub, files: Files, said: str
 ) -> None:
     hub.put("ann/other", files)
-    with pytest.raises(CheckpointError, match=rf"no tessella model: `hf:ann/other` .*{said}"):
+    with pytest.raises(CheckpointError, match=rf"not a tessella model: `hf:ann/other` .*{said}"):
         find_model("hf:ann/other")
     assert hub.fetched == []
 

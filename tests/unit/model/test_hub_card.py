@@ -104,5 +104,5 @@ def test_a_card_without_header_gets_one() -> None:
 
 @pytest.mark.parametrize("header", ["a: b: c", "- a", "license: [", "license: !!python/object:x 1"])
 def test_a_damaged_header_is_said(header: str) -> None:
-    with pytest.raises(CheckpointError, match=r"header is damaged: .* Mend README\.md in the"):
+    with pytest.raises(CheckpointError, match=r"header is damaged: .* Fix the header of READ"):
         complete(header)

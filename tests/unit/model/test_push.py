@@ -137,6 +137,9 @@ def test_other_peoples_files_are_not_overwritten(hub: Hub, folder: Path) -> None
     with pytest.raises(CheckpointError, match=r"other than a tessella model: `hf:ann/bert` \(conf"):
         push_folder(folder, HubAddress("ann/bert"))
     assert read_remote(hub, "ann/bert") == files
+    with pytest.raises(CheckpointError, match=r"other than a tessella model: `hf:ann/bert@try`"):
+        push_folder(folder, HubAddress("ann/bert", "try"))
+    assert hub.repositories["model", "ann/bert"].branches.keys() == {"main"}
 
 
 def test_what_is_no_part_of_a_model_stays_here(hub: Hub, folder: Path) -> None:
