@@ -17,6 +17,7 @@ from pathlib import Path
 from tessella.checksums import write_sums
 from tessella.errors import ConfigError
 from tessella.files import new_folder, write_bytes, write_json
+from tessella.model.find import name_model
 from tessella.model.folder import read_captions
 from tessella.model.memory import check_out
 from tessella.model.onnx_export import write_graphs
@@ -60,7 +61,7 @@ def export_web(
             said = (caption for row in memory.rows for caption in row.captions)
             write_json(building / "stems.json", list_stems(said))
         page = {
-            "title": folder.name,
+            "title": name_model(folder),
             "prompt": captions.examples[0] if captions and captions.examples else "",
             "has_examples": memory is not None,
         }
