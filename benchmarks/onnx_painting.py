@@ -29,7 +29,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from harness import RESULTS, environment, measure_ratio, print_record, write_result
+from harness import (
+    RESULTS,
+    environment,
+    find_missing_package,
+    measure_ratio,
+    print_record,
+    stop_without,
+    write_result,
+)
 from tessella.data.scenes import canonical_caption
 from tessella.evaluation.scenes import sample_prompts
 from tessella.model.find import find_model
@@ -51,6 +59,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of both")
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
+    missing = find_missing_package("onnx", "onnxruntime", extra="onnx")
+    stop_without(missing, is_quick=options.quick)
     if options.quick:
         options.prompts, options.seeds, options.repeats = 4, 1, 2
     torch.set_num_threads(options.threads)

@@ -18,34 +18,52 @@ and `same_codes` of `pictures`.
 """
 
 import argparse
+import contextlib
 import functools
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
-from playwright.sync_api import Browser, Page, sync_playwright
 
-from harness import RESULTS, Spread, environment, print_record, write_result
+from harness import (
+    RESULTS,
+    Spread,
+    environment,
+    find_missing_package,
+    print_record,
+    stop_without,
+    write_result,
+)
 from onnx_painting import list_prompts
+from tessella.errors import ConfigError
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
-from tessella.model.web_export import export_web
+from tessella.model.web_export import export_web, find_runtime
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 PAINT = """async ([prompt, seed]) => {
   document.getElementById("prompt").value = prompt;
   document.getElementById("seed").value = seed;
   const painted = new Promise((resolve) => addEventListener("painted", resolve, {once: true}));
   document.querySelector("form").requestSubmit();
-  const {codes, seconds} = (await painted).detail;
-  return {codes, seconds};
+  const {error, ...result} = (await painted).detail;
+  if (error) throw new Error(error);
+  return result;
 }"""
+"""Paints on the page; returns the codes, the names of the examples and the seconds."""
+PATIENCE = 300_000
+"""Milliseconds, for a machine that is busy."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -63,13 +81,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
+    stop_without(find_missing(), is_quick=options.quick)
+    from playwright.sync_api import sync_playwright
+
     if options.quick:
         options.opened, options.pictures = 1, 2
     torch.set_num_threads(1)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         results = {name: measure_page(name, browser, options) for name in options.models}
         results["browser"] = {"version": browser.version}
         browser.close()
@@ -78,19 +97,45 @@ def main() -> None:
     print_record(write_result("web-page", results, config=config, where=where, folder=folder))
 
 
-def measure_page(name: str, browser: Browser, options: argparse.Namespace) -> dict[str, object]:
+def find_missing() -> str | None:
+    """Says which of a page's and the browser's parts are not here."""
+    if missing := find_missing_package("onnx", extra="onnx"):
+        return missing
+    if missing := find_missing_package("playwright", extra="test"):
+        return missing
+    try:
+        find_runtime()
+    except ConfigError as error:
+        return str(error)
+    return None if find_browser() else f"No browser is here; looked for: {', '.join(BROWSERS)}."
+
+
+def find_browser() -> str | None:
+    """Finds a Chromium."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serves a folder's files on this machine, and says nothing; yields the address."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def measure_page(name: str, browser: "Browser", options: argparse.Namespace) -> dict[str, object]:
     """Opens a model's page, paints on it, and compares the codes."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / name
         export_web(find_model(name), folder)
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-        handler = functools.partial(Quiet, directory=str(folder))
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        first = [time_first_picture(browser, address) for _ in range(options.opened)]
+        with serve(folder) as address:
+            first = [time_first_picture(browser, address) for _ in range(options.opened)]
         page = first[-1].page
-        server.shutdown()
     model = TextToImage.load(find_model(name), "cpu")
     in_page, in_pytorch, same = [], [], 0
     for seed, prompt in enumerate(list_prompts(model, options.pictures)):
@@ -117,17 +162,17 @@ def measure_page(name: str, browser: Browser, options: argparse.Namespace) -> di
 class Opened(NamedTuple):
     """A page that has painted its first picture."""
 
-    page: Page
+    page: "Page"
     seconds: float  # since it was asked for
     cpu_seconds: float  # of all the browser's processes and threads meanwhile
 
 
-def time_first_picture(browser: Browser, address: str) -> Opened:
+def time_first_picture(browser: "Browser", address: str) -> Opened:
     """Opens a page without any cache, and waits until it has painted."""
     page = browser.new_context().new_page()
     start, cpu_start = time.perf_counter(), sum_cpu_seconds()
     page.goto(address)
-    page.get_by_text("Painted in").wait_for(timeout=120_000)
+    page.get_by_text("Painted in").wait_for(timeout=PATIENCE)
     return Opened(page, time.perf_counter() - start, sum_cpu_seconds() - cpu_start)
 
 

@@ -89,6 +89,20 @@ def test_the_same_codes_for_the_same_seed(script: ModuleType, tmp_path: Path, ki
         assert [caption for _, caption in found] == [caption for _, caption in examples[0]]
 
 
+def test_the_card_comes_along_and_says_which_pictures_are_inside(tmp_path: Path) -> None:
+    card = "# A card\n<!-- examples -->\n3 pictures are inside.\n<!-- /examples -->\n"
+    folder = save_untrained(create("examples"), tmp_path / "model", card)
+    export_onnx(folder, tmp_path / "whole")
+    assert (tmp_path / "whole" / "README.md").read_text() == card
+    samples = (tmp_path / "whole" / "samples.png").read_bytes()
+    assert samples == (folder / "samples.png").read_bytes()
+    export_onnx(folder, tmp_path / "bare", without_examples=True)
+    assert "no picture is inside" in (tmp_path / "bare" / "README.md").read_text()
+    (folder / "README.md").unlink()
+    export_onnx(folder, tmp_path / "none")
+    assert not (tmp_path / "none" / "README.md").exists()
+
+
 def test_the_script_paints_a_file(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

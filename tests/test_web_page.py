@@ -1,9 +1,8 @@
 """A model as a web page: headless Chromium paints what PyTorch paints, and talks to nobody else."""
 
-import functools
-import threading
+import importlib
+import json
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,34 @@ import pytest
 from tessella.errors import ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
-from tessella.model.web_export import RUNTIME, export_web, list_stems
+from tessella.model.web_export import (
+    RUNTIME,
+    RUNTIME_VERSION,
+    export_web,
+    find_runtime,
+    list_stems,
+)
 from tessella.text.vocabulary import CaptionSummary
 from untrained import create_untrained, create_with_examples, describe_tokenizer, save_untrained
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CAPTIONS = ["a red star", "two green stars with a tail", "a blue moon"]
+CAPTIONS = ["a red star", "two green stars with a tail", "a blue moon", "die Straße"]
 # A prompt, a seed: words that are looked up, in other forms, of none, of other scripts.
-ASKED = [("a red star", 0), ("Moons & STARS", 2**32 + 7), ("", 5), ("ein Ünïcode's 12 ⭐ star", 9)]
-PAINT = """async ([prompt, seed]) => {
-  document.getElementById("prompt").value = prompt;
-  document.getElementById("seed").value = seed;
-  const painted = new Promise((resolve) => addEventListener("painted", resolve, {once: true}));
-  document.querySelector("form").requestSubmit();
-  const {codes, examples} = (await painted).detail;
-  return {codes, examples};
-}"""
+ASKED = [
+    ("a red star", 0),
+    ("Moons & STARS", 2**32 + 7),
+    ("", 5),
+    ("ein Ünïcode's 12 ⭐ star", 9),
+    ("straße", 3),
+]
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    servers = []
-
-    def start(folder: Path) -> str:
-        handler = functools.partial(Quiet, directory=str(folder))
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+@pytest.fixture(scope="module")
+def script() -> Iterator[Any]:
+    """The benchmark, which serves pages and paints on them too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+        yield importlib.import_module("web_page")
 
 
 def create(kind: str) -> TextToImage:
@@ -63,16 +53,23 @@ def create(kind: str) -> TextToImage:
 )
 @pytest.mark.parametrize("kind", ["plain", "examples"])
 def test_the_page_paints_the_same_codes(
-    browser: Any, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    browser: Any, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     model = create(kind)
     captions = CaptionSummary(len(CAPTIONS), {}, CAPTIONS)
-    export_web(save_untrained(model, tmp_path / "mine", captions=captions), tmp_path / "page")
-    address, page, asked = serve(tmp_path / "page"), browser.new_page(), []
+    folder = save_untrained(model, tmp_path / "mine" / "model", captions=captions)
+    (tmp_path / "mine" / "run.json").touch()
+    export_web(folder, tmp_path / "page")
+    page, asked = browser.new_page(), []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
-    page.get_by_text("Painted in").wait_for()
+    with script.serve(tmp_path / "page") as address:
+        page.goto(address)
+        page.get_by_text("Painted in").wait_for(timeout=script.PATIENCE)
+        page.get_by_role("link", name="About this model").click()
+        page.get_by_text("# A card").wait_for()
+        page.go_back()
+        page.get_by_text("Painted in").wait_for(timeout=script.PATIENCE)
     assert page.title() == "mine"
     for prompt, seed in ASKED:
         examples = model.examples.find(prompt)
@@ -80,11 +77,15 @@ def test_the_page_paints_the_same_codes(
             model.examples.complete([ImageRequest(prompt, seed)], None)
         )
         assert expected.codes is not None
-        assert page.evaluate(PAINT, [prompt, str(seed)]) == {
+        painted = page.evaluate(script.PAINT, [prompt, str(seed)])
+        assert painted.pop("seconds") > 0
+        assert painted == {
             "codes": expected.codes.flatten().tolist(),
             "examples": [one.name for one in examples],
         }
         assert page.locator("#examples li").count() == len(examples)
+    with pytest.raises(Exception, match=r"The prompt has \d+ tokens"):
+        page.evaluate(script.PAINT, ["star " * 100, "0"])
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
     page.close()
 
@@ -102,3 +103,41 @@ def test_without_the_runtime_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"needs onnxruntime-web.*npm install onnxruntime-web@"):
         export_web(folder, tmp_path / "page")
     assert not (tmp_path / "page").exists()
+
+
+def test_another_version_of_the_runtime_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (RUNTIME / "dist").mkdir(parents=True)
+    for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+        (RUNTIME / "dist" / name).touch()
+    for version in (RUNTIME_VERSION, "1.29.9"):
+        (RUNTIME / "package.json").write_text(json.dumps({"version": version}))
+        if version == RUNTIME_VERSION:
+            assert all(path.is_file() for path in find_runtime())
+    match = rf"`1\.29\.9`\. Expected {RUNTIME_VERSION}\. .*npm install onnxruntime-web@"
+    with pytest.raises(ConfigError, match=match):
+        find_runtime()
+
+
+def test_without_the_runtime_a_quick_run_is_skipped(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["script", "--quick"])
+    with pytest.raises(SystemExit) as skipped:
+        script.main()
+    assert skipped.value.code == 0
+    assert capsys.readouterr().out.startswith("Skipped: The page needs onnxruntime-web")
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(SystemExit, match="The page needs onnxruntime-web"):
+        script.main()
+
+
+def test_a_folder_that_is_taken_names_the_option(tmp_path: Path) -> None:
+    folder = save_untrained(create("plain"), tmp_path / "mine")
+    with pytest.raises(ConfigError, match="Name another --web, or"):
+        export_web(folder, REPOSITORY / "docs")
+    with pytest.raises(ConfigError, match=r"lie in each other.* Name another --web"):
+        export_web(folder, tmp_path)

@@ -119,9 +119,13 @@ def test_where_an_export_goes_must_be_said_and_once(model: Path, words: tuple[st
 def test_export_onnx(model: Path, pics: Path, tmp_path: Path) -> None:
     run("examples", "add", model, pics)
     text = run("export", model, "--onnx", "--out", tmp_path / "graphs")
-    assert text == f"The ONNX graphs are in {tmp_path / 'graphs'}, with 2 examples.\n"
+    assert text.startswith(f"The ONNX graphs are in {tmp_path / 'graphs'}, with 2 examples.\nOf ")
+    assert (
+        "2 travel along, as codes with captions and file names: whoever has the model can" in text
+    )
     graphs = {"text_encoder.onnx", "decoding_step.onnx", "image_decoder.onnx"}
-    notes = {"onnx.json", "text_tokenizer.json", "SHA256SUMS"}
+    card = {"README.md", "samples.png"}
+    notes = {"onnx.json", "text_tokenizer.json", "SHA256SUMS"} | card
     examples = {"examples.safetensors", "examples.jsonl"}
     assert {path.name for path in (tmp_path / "graphs").iterdir()} == graphs | notes | examples
     bare = ("--out", tmp_path / "bare", "--without-examples")

@@ -199,7 +199,17 @@ def export(
     form = "web" if web else "onnx" if onnx else "model"
     values = {"model": model, "out": str(target), "form": form, "count": count}
     lines = [f"{what} in {target}, with {_count(count)}."]
+    if count and form != "model":
+        lines.append(describe_travelling(count))
     return Result(values, [*lines, _WEIGHTS] if without_examples else lines)
+
+
+def describe_travelling(count: int) -> str:
+    """Says that some pictures leave with the model."""
+    return (
+        f"Of the pictures that it looks at, {count:,} travel along, as codes with captions and "
+        "file names: whoever has the model can decode them. --without-examples leaves them out."
+    )
 
 
 def _values(change: "MemoryChange", dry_run: bool) -> dict[str, Any]:

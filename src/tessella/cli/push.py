@@ -8,7 +8,7 @@ import typer
 
 from tessella.cli import options as shared
 from tessella.cli.command import Command, get_console, get_group
-from tessella.cli.examples import Model
+from tessella.cli.examples import Model, describe_travelling
 from tessella.cli.reporting import Result
 
 if TYPE_CHECKING:
@@ -109,8 +109,4 @@ def _describe(prepared: "Push") -> Iterator[str]:
     if prepared.left_out:
         yield f"Left out, because they do not belong to a model: {', '.join(prepared.left_out)}."
     if prepared.examples:
-        yield (
-            f"Of the pictures that it looks at, {prepared.examples:,} travel along, as codes with "
-            "captions and file names: whoever has the model can decode them. --without-examples "
-            "leaves them out."
-        )
+        yield describe_travelling(prepared.examples)

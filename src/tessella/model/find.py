@@ -73,6 +73,16 @@ def find_model(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     return folder / _MODEL_IN_RUN
 
 
+def name_model(folder: Path) -> str:
+    """Names a model after its folder, its run or its repository on the hub."""
+    folder = folder.resolve()
+    repository = find_hub_repository(folder)
+    if repository is not None and repository.name.startswith("models--"):
+        return repository.name.split("--")[-1]
+    is_in_run = folder.name == _MODEL_IN_RUN and (folder.parent / _RUN_FILE).exists()
+    return (folder.parent if is_in_run else folder).name
+
+
 def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     """Finds a folder that holds an image tokenizer, with or without a transformer.
 

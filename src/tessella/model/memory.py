@@ -39,6 +39,7 @@ from tessella.model.find import explain_fixed
 from tessella.model.folder import (
     CARD_FILE,
     NOTES,
+    SAMPLES_FILE,
     TrainedTokenizer,
     load_memory,
     read_model_config,
@@ -221,6 +222,27 @@ def export_model(
     return 0 if memory is None else len(memory)
 
 
+def copy_card(folder: Path, out: Path, memory: ExampleMemory | None) -> None:
+    """Copies a model's card and the picture on it, if they are there.
+
+    Args:
+        folder: of the model.
+        out: where they go.
+        memory: the examples that are there too; of None the card says so.
+
+    Raises:
+        CheckpointError: one of the two is no plain file of the model's folder.
+    """
+    card = folder / CARD_FILE
+    if not card.is_file():
+        return
+    for path in filter(Path.is_file, (card, folder / SAMPLES_FILE)):
+        check_own(path)
+        shutil.copyfile(path, out / path.name)
+    if memory is None:
+        (out / CARD_FILE).write_bytes(_correct_card(_read_card(card), 0))
+
+
 class _Adding:
     """Collects the pictures that are new."""
 
@@ -308,8 +330,14 @@ def _changing(folder: Path, out: Path | None, *, force: bool, dry_run: bool) -> 
         ) from error
 
 
-def check_out(folder: Path, out: Path, *, force: bool) -> None:
+def check_out(folder: Path, out: Path, *, force: bool, option: str = "--out") -> None:
     """Refuses a folder for a copy that is taken, or that is in the model's folder or around it.
+
+    Args:
+        folder: of the model.
+        out: is refused.
+        force: whether a folder that is there is replaced.
+        option: that names it.
 
     Raises:
         ConfigError: says which.
@@ -317,12 +345,12 @@ def check_out(folder: Path, out: Path, *, force: bool) -> None:
     own, other = folder.resolve(), out.resolve()
     if own.is_relative_to(other) or other.is_relative_to(own):
         raise ConfigError(
-            f"The copy and the model may not lie in each other: `{out}`. Name another --out."
+            f"The copy and the model may not lie in each other: `{out}`. Name another {option}."
         )
     if out.is_file() or (not force and out.is_dir() and any(out.iterdir())):
         raise ConfigError(
-            f"Something of that name is there already: `{out}`. Name another --out, or replace a "
-            "folder with --force."
+            f"Something of that name is there already: `{out}`. Name another {option}, or replace "
+            "a folder with --force."
         )
 
 

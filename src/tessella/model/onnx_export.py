@@ -4,6 +4,7 @@
     onnx.json              sizes, and what each step does; `OnnxModel`
     text_tokenizer.json    the model's own
     examples.*             of a model that looks things up, its own too
+    README.md, samples.png the model's card
 
 `examples/paint_by_onnx.py` paints from such a folder.
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from tessella.checksums import write_sums
 from tessella.errors import ConfigError, needs_extra
 from tessella.files import new_folder, write_json
-from tessella.model.memory import check_out
+from tessella.model.memory import check_out, copy_card
 from tessella.model.onnx_graphs import DecodingStepGraph, ImageDecoderGraph, TextEncoderGraph
 from tessella.model.pipeline import TextToImage
 from tessella.objectives.sampling import halton_order, scale_guidance, split_positions
@@ -100,10 +101,11 @@ def write_graphs(
     _export_graphs(model, sizes, building)
     write_json(building / ONNX_FILE, asdict(sizes))
     shutil.copyfile(folder / TEXT_FILE, building / TEXT_FILE)
-    if model.memory is None or without_examples or not sizes.num_examples:
-        return None
-    model.memory.write(building)
-    return model.memory
+    memory = None if without_examples or not sizes.num_examples else model.memory
+    if memory is not None:
+        memory.write(building)
+    copy_card(folder, building, memory)
+    return memory
 
 
 def describe_onnx(model: TextToImage) -> OnnxModel:

@@ -3,6 +3,7 @@
     index.html  page.js  painter.js  examples.js    of `web_page/`
     onnx.json, text_tokenizer.json, *.onnx          `onnx_export.py`
     examples.*, stems.json                          of a model that looks things up
+    README.md, samples.png                          the model's card
     page.json                                       its title and first prompt
     ort.*                                           onnxruntime-web, which npm brings
 
@@ -10,14 +11,16 @@ The stemmer stays in Python: `stems.json` has the stems of the captions' words a
 """
 
 import gzip
+import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tessella.checksums import write_sums
 from tessella.errors import ConfigError
 from tessella.files import new_folder, write_bytes, write_json
-from tessella.model.folder import read_captions
+from tessella.model.find import name_model
+from tessella.model.folder import CARD_FILE, read_captions
 from tessella.model.memory import check_out
 from tessella.model.onnx_export import write_graphs
 from tessella.retrieval.index import split_stems, split_words
@@ -25,7 +28,7 @@ from tessella.retrieval.index import split_stems, split_words
 PAGE = Path(__file__).parent / "web_page"
 RUNTIME_VERSION = "1.30.0"
 """Of onnxruntime-web, which the page was tested with."""
-RUNTIME = Path("node_modules/onnxruntime-web/dist")
+RUNTIME = Path("node_modules/onnxruntime-web")
 _SCRIPT = "ort.wasm.bundle.min.mjs"
 _PROGRAM = "ort-wasm-simd-threaded.wasm"
 
@@ -42,17 +45,12 @@ def export_web(
         force: replaces what is there.
 
     Raises:
-        ConfigError: the model is not exported, `out` is taken, or `onnx` or onnxruntime-web is
-            missing.
+        ConfigError: the model is not exported, `out` is taken, `onnx` or onnxruntime-web is
+            missing, or onnxruntime-web has another version.
         CheckpointError: the model is damaged, or the folder cannot be written.
     """
-    check_out(folder, out, force=force)
-    runtime = [RUNTIME / _SCRIPT, RUNTIME / _PROGRAM]
-    if not all(path.is_file() for path in runtime):
-        raise ConfigError(
-            f"The page needs onnxruntime-web, which is not here: `{RUNTIME.resolve()}`. Get it "
-            f"with npm install onnxruntime-web@{RUNTIME_VERSION}, in this folder."
-        )
+    check_out(folder, out, force=force, option="--web")
+    runtime = find_runtime()
     captions = read_captions(folder)
     with new_folder(out, what="the web page") as building:
         memory = write_graphs(folder, building, without_examples=without_examples)
@@ -60,9 +58,10 @@ def export_web(
             said = (caption for row in memory.rows for caption in row.captions)
             write_json(building / "stems.json", list_stems(said))
         page = {
-            "title": folder.name,
+            "title": name_model(folder),
             "prompt": captions.examples[0] if captions and captions.examples else "",
             "has_examples": memory is not None,
+            "has_card": (building / CARD_FILE).exists(),
         }
         write_json(building / "page.json", page)
         for path in (*PAGE.iterdir(), runtime[0]):
@@ -72,6 +71,30 @@ def export_web(
         write_bytes(building / f"{_PROGRAM}.gzip", program, what="the web page")
         write_sums(building)
     return 0 if memory is None else len(memory)
+
+
+def find_runtime() -> Sequence[Path]:
+    """Finds onnxruntime-web's script and program in `node_modules` of this folder.
+
+    Raises:
+        ConfigError: one is missing, or of another version than the page was tested with.
+    """
+    files = [RUNTIME / "dist" / name for name in (_SCRIPT, _PROGRAM)]
+    get_it = f"Get it with npm install onnxruntime-web@{RUNTIME_VERSION}, in this folder."
+    try:
+        version = json.loads((RUNTIME / "package.json").read_bytes())["version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = None
+    if version is None or not all(path.is_file() for path in files):
+        raise ConfigError(
+            f"The page needs onnxruntime-web, which is not here: `{RUNTIME.resolve()}`. {get_it}"
+        )
+    if version != RUNTIME_VERSION:
+        raise ConfigError(
+            f"The page was tested with another version of onnxruntime-web: `{version}`. Expected "
+            f"{RUNTIME_VERSION}. {get_it}"
+        )
+    return files
 
 
 def list_stems(captions: Iterable[str]) -> dict[str, str]:

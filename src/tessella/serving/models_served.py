@@ -9,9 +9,8 @@ from typing import Any
 
 from tessella.checksums import check_own
 from tessella.errors import CheckpointError, ConfigError
-from tessella.hub import is_hub_address, parse_address
 from tessella.model import folder as model_folder
-from tessella.model.find import find_model
+from tessella.model.find import find_model, name_model
 from tessella.model.pipeline import TextToImage
 from tessella.precision import PaintingPrecision
 from tessella.serving.examples_served import ServedExamples
@@ -111,7 +110,4 @@ def _read_name(word: str) -> tuple[str, Path]:
     if equals and not Path(word).exists():
         return name, find_model(path).resolve()
     folder = find_model(word).resolve()
-    if is_hub_address(word):
-        return parse_address(word, CheckpointError).name, folder
-    is_in_run = folder.name == "model" and (folder.parent / "run.json").exists()
-    return (folder.parent if is_in_run else folder).name, folder
+    return name_model(folder), folder

@@ -6,7 +6,7 @@ import pytest
 
 from tessella.errors import CheckpointError
 from tessella.model import find
-from tessella.model.find import find_model, list_bundled
+from tessella.model.find import find_model, list_bundled, name_model
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,17 @@ def test_a_model_folder_is_itself_and_a_run_is_its_model(tmp_path: Path) -> None
     make(tmp_path / "run" / "model" / "config.json")
     assert find_model("run/model") == Path("run/model")
     assert find_model("run") == Path("run/model")
+
+
+def test_a_model_is_named_after_its_folder_its_run_or_its_repository(tmp_path: Path) -> None:
+    make(tmp_path / "run" / "run.json")
+    commit = "hub/models--ann--stars/snapshots/" + "0" * 40
+    for folder in ("run/model", "mine/model", "snapshots/kept", commit):
+        make(tmp_path / folder / "config.json")
+    assert name_model(Path("run/model")) == "run"
+    assert name_model(Path("mine/model")) == "model"
+    assert name_model(Path("snapshots/kept")) == "kept"
+    assert name_model(Path(commit)) == "stars"
 
 
 def test_a_run_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:

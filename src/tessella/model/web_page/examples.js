@@ -83,7 +83,9 @@ export class ExampleMemory {
   }
 
   #split(text) {
-    const words = text.normalize("NFKC").toLowerCase().match(WORD) ?? [];
+    // Without case, as Python's casefold.
+    const folded = text.normalize("NFKC").toLowerCase().replaceAll("ß", "ss").replaceAll("ς", "σ");
+    const words = folded.match(WORD) ?? [];
     return words.flatMap((word) => {
       if (!new RegExp(`^[${UNSPACED}]`).test(word)) return this.stems.get(word) ?? [];
       const pairs = Array.from({ length: word.length - 1 }, (_, i) => word.slice(i, i + 2));

@@ -6,8 +6,8 @@ import { Painter, TextTokenizer } from "./painter.js";
 
 const [form, status, section] = ["form", "[role=status]", "section"].map((name) =>
   document.querySelector(name));
-const [prompt, seed, picture, list] = ["prompt", "seed", "picture", "examples"].map((id) =>
-  document.getElementById(id));
+const [prompt, seed, picture, list, about] =
+  ["prompt", "seed", "picture", "examples", "about"].map((id) => document.getElementById(id));
 
 async function read(name) {
   const response = await fetch(name);
@@ -83,6 +83,7 @@ const loaded = load();
 loaded.then(({ page }) => {
   document.title = document.querySelector("h1").textContent = page.title;
   prompt.value = page.prompt;
+  about.hidden = !page.has_card;
   form.querySelector("button").disabled = false;
   form.requestSubmit();
 }).catch((error) => {
@@ -93,12 +94,8 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button");
   button.disabled = true;
-  try {
-    const result = await paint(await loaded);
-    dispatchEvent(new CustomEvent("painted", { detail: result }));
-  } catch (error) {
-    status.textContent = error.message;
-  } finally {
-    button.disabled = false;
-  }
+  const detail = await loaded.then(paint).catch((error) => ({ error: error.message }));
+  if (detail.error) status.textContent = detail.error;
+  button.disabled = false;
+  dispatchEvent(new CustomEvent("painted", { detail }));
 });
