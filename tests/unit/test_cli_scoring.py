@@ -77,11 +77,8 @@ def test_prompts_are_ranked_by_what_they_add_to_the_picture(
     ("scores", "expected"),
     [
         ([0.5], "To the model the prompt fits: it makes the picture likelier."),
-        (
-            [-0.5],
-            "To the model no prompt fits: none makes the picture likelier.",
-        ),
-        ([-0.1, -0.5], "To the model no prompt fits: none makes"),
+        ([-0.5], "The prompt makes the picture less likely than no prompt does"),
+        ([-0.1, -0.5], "Each prompt makes the picture less likely than no prompt does"),
     ],
 )
 def test_what_fits_is_said_first(

@@ -87,7 +87,12 @@ def _describe(ranked: Sequence[Mapping[str, Any]]) -> Iterator["RenderableType"]
 
     best = ranked[0]
     if best["pmi"] <= 0:
-        yield "To the model no prompt fits: none makes the picture likelier.\n"
+        each = "Each prompt makes" if len(ranked) > 1 else "The prompt makes"
+        more = f" The best of them: {best['prompt']}" if len(ranked) > 1 else ""
+        yield (
+            f"{each} the picture less likely than no prompt does: something in it may be missing, "
+            f"or said otherwise than the model's captions do.{more}\n"
+        )
     elif len(ranked) == 1:
         yield "To the model the prompt fits: it makes the picture likelier.\n"
     else:

@@ -76,7 +76,7 @@ class TrainingCommand(Command):
     """A command with all options of training."""
 
     groups = (RunOptions, TrainingOptions, *Command.groups)
-    if_interrupted = "What was saved is kept; rerun the command to resume."
+    if_interrupted = "What was saved, if anything, is kept; rerun the command to go on."
 
 
 class FitCommand(TrainingCommand):
