@@ -4,10 +4,12 @@ The bundled models are model folders in `tessella/models/`, installed with the p
 heavy is imported here; `pipeline.py` loads what is found.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tessella.errors import CheckpointError
-from tessella.hub import find_hub_repository, is_hub_address
+from tessella.hub import find_hub_repository, is_hub_address, parse_address
 
 DEFAULT_MODEL = "scenes"
 
@@ -102,3 +104,19 @@ def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:
     if folder_or_name not in list_bundled() and alone.is_dir() and not whole.is_dir():
         return alone
     return find_model(folder_or_name)
+
+
+def pin(name: str, find: Callable[[str], Path] = find_model) -> str:
+    """Names the version of a model on the hub by its commit, which stays; other names are kept.
+
+    Args:
+        name: as for `find_model`.
+        find: `find_model` or `find_tokenizer`.
+
+    Raises:
+        CheckpointError: the hub has no such model.
+    """
+    if not is_hub_address(name):
+        return name
+    # The hub's cache calls the folder of a version by its commit.
+    return str(replace(parse_address(name, CheckpointError), revision=find(name).name))

@@ -6,7 +6,6 @@ is no model of ours is refused before anything is fetched. What came down is pro
 `SHA256SUMS` when it is loaded, as any model folder is.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -37,12 +36,14 @@ REQUIRED_FILES = (*TOKENIZER_FILES, TRANSFORMER_FILE, TEXT_FILE)
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".msgpack")
 _SHOWN = 5
+_found: dict[HubAddress, Path] = {}
 
 
 def find_on_hub(address: str, required: Sequence[str] = REQUIRED_FILES) -> Path:
     """Finds a model on the hub, and fetches it if it is not in the hub's cache.
 
-    A process asks the hub once for each address, and sees one version of a model.
+    A process asks the hub once for each address, and sees one version of a model, whichever files
+    it requires.
 
     Args:
         address: `hf:USER/NAME` or `hf:USER/NAME@REVISION`.
@@ -54,27 +55,33 @@ def find_on_hub(address: str, required: Sequence[str] = REQUIRED_FILES) -> Path:
     Raises:
         CheckpointError: there is no such repository, or it is no model of ours.
     """
-    return _find(parse_address(address, CheckpointError), tuple(required))
+    parsed = parse_address(address, CheckpointError)
+    folder = _found.get(parsed)
+    if folder is not None and folder.is_dir():
+        _require(required, [path.name for path in folder.iterdir()], parsed)
+        return folder
+
+    def choose(names: Sequence[str]) -> list[str]:
+        _require(required, names, parsed)
+        return sorted(MODEL_FILES)
+
+    _found[parsed] = download(parsed, "model", choose, CheckpointError)
+    return _found[parsed]
 
 
 def forget() -> None:
     """Forgets what was found, so that the hub is asked again."""
-    _find.cache_clear()
+    _found.clear()
 
 
-@functools.cache
-def _find(address: HubAddress, required: tuple[str, ...]) -> Path:
-    def choose(names: Sequence[str]) -> list[str]:
-        missing = [name for name in required if name not in names]
-        if missing:
-            raise CheckpointError(
-                f"This repository is not a tessella model: `{address}` {_describe(names)}. "
-                f"Missing: {', '.join(missing)}. Nothing of it was fetched. Name a model that "
-                "`tessella push` has put there, or push it again."
-            )
-        return sorted(MODEL_FILES)
-
-    return download(address, "model", choose, CheckpointError)
+def _require(required: Sequence[str], names: Sequence[str], address: HubAddress) -> None:
+    missing = [name for name in required if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"This repository is not a tessella model: `{address}` {_describe(names)}. "
+            f"Missing: {', '.join(missing)}. Name a model that `tessella push` has put there, or "
+            "push it again."
+        )
 
 
 def _describe(names: Sequence[str]) -> str:

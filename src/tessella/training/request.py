@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 
 from tessella.config import read_config
 from tessella.errors import ConfigError
+from tessella.model.find import find_model, find_tokenizer, pin
 from tessella.precision import PrecisionChoice
 from tessella.runs import record
 from tessella.training.budget import choose_preset
@@ -97,7 +98,7 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
     Only a new run is measured: a resumed one has to end as if it had never stopped.
 
     Raises:
-        CheckpointError: the run has another format.
+        CheckpointError: the run has another format, or the hub lacks a model to start from.
         ConfigError: the run began with other settings, or the folder holds something else.
     """
     recipe = open_run(request.out, request.describe())
@@ -115,4 +116,19 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
         preset = choose_preset(request.minutes, accelerator, choice.name)
         preset = broadcast_object_list([preset])[0]
         recipe = resolve_recipe(preset, *words)
+    recipe = broadcast_object_list([_pin_models(recipe)])[0]
     return ResolvedRun(recipe, True, choice)
+
+
+def _pin_models(recipe: Recipe) -> Recipe:
+    """Names the versions of the models on the hub that the stages start from.
+
+    A run that is resumed starts from the same ones, whatever was pushed meanwhile.
+    """
+    stages = {"tokenizer_training": find_tokenizer, "transformer_training": find_model}
+    for name, find in stages.items():
+        settings = getattr(recipe, name)
+        if settings.init_from is not None:
+            settings = settings.replace(init_from=pin(settings.init_from, find))
+            recipe = recipe.replace(**{name: settings})
+    return recipe

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import merge, read_config
-from tessella.model.find import find_model
+from tessella.model.find import find_model, pin
 from tessella.model.folder import read_model_config
 from tessella.runs import record
 from tessella.text import load_text
@@ -19,7 +19,7 @@ def read_start(start_from: str) -> dict[str, Any]:
     and the codebook stay as they are, so that all that the transformer knows of codes stays true.
 
     Args:
-        start_from: a run's folder, a model folder, or the name of a bundled model.
+        start_from: a run's folder, a model folder, or the name of a bundled model, or hf:USER/NAME.
 
     Returns:
         Nested plain values of a `Recipe`.
@@ -36,7 +36,7 @@ def read_start(start_from: str) -> dict[str, Any]:
     text_encoder = load_text(folder)
     encoder = text_encoder.name if isinstance(text_encoder, FrozenTextEncoder) else None
     sections = ("tokenizer", "transformer", "objective", "generation")
-    stage = {"init_from": start_from}
+    stage = {"init_from": pin(start_from)}  # what is pushed later is another model
     return merge(
         values,
         {

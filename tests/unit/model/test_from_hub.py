@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from hub_server import Files, Hub
 from tessella.errors import CheckpointError, ConfigError
 from tessella.model import from_hub
-from tessella.model.find import find_model, find_tokenizer
+from tessella.model.find import find_model, find_tokenizer, pin
 from tessella.model.from_hub import MODEL_FILES, find_on_hub
 from tessella.model.memory import ALL_EXAMPLES, export_model, remove_examples
 from tessella.model.pipeline import TextToImage
@@ -47,7 +47,9 @@ def test_a_process_sees_one_version(hub: Hub, files: Files) -> None:
     repository = hub.put("ann/stars", files)
     old = find_model("hf:ann/stars")
     new = repository.commit({**files, "README.md": b"# New\n"})
-    assert find_model("hf:ann/stars") == old
+    assert find_model("hf:ann/stars") == find_tokenizer("hf:ann/stars") == old
+    assert pin("hf:ann/stars") == f"hf:ann/stars@{old.name}"
+    assert pin("runs/stars") == "runs/stars"
     assert find_model(f"hf:ann/stars@{new}") != old
     from_hub.forget()
     assert find_model("hf:ann/stars").name == new
@@ -97,7 +99,7 @@ def test_a_model_that_lacks_a_file_is_refused_before_it_comes(
     hub: Hub, files: Files, missing: str
 ) -> None:
     hub.put("ann/stars", {name: content for name, content in files.items() if name != missing})
-    with pytest.raises(CheckpointError, match=rf"Missing: {missing}\. Nothing of it was fetched"):
+    with pytest.raises(CheckpointError, match=rf"Missing: {missing}\. Name a model that"):
         find_model("hf:ann/stars")
     assert hub.fetched == []
 

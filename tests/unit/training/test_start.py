@@ -12,12 +12,17 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from hub_server import Hub
 from tessella.data import units
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import read_tensors
+from tessella.model import from_hub
 from tessella.model.folder import read_model_config
 from tessella.model.pipeline import TextToImage
 from tessella.training.fit import FitRequest, fit
+from tessella.training.loop import create_accelerator
+from tessella.training.request import resolve_run
+from tessella.training.run_folder import write_run_file
 
 SMALL = (
     "data.image_size=16",
@@ -146,6 +151,33 @@ def test_it_resumes_when_the_run_is_gone(
         call(out, more, start_from=str(first), seed=1)
     with pytest.raises(CheckpointError, match=r"no such model"):
         call(tmp_path / "other", more, start_from=str(first))
+
+
+@pytest.mark.parametrize("is_setting", [False, True])
+def test_what_is_pushed_later_does_not_join_a_run(
+    before: tuple[Path, Path], hub: Hub, is_setting: bool, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in (before[0] / "model").iterdir()}
+    repository = hub.put("ann/stars", files)
+    out = tmp_path / "run"
+    out.mkdir()
+    asked: dict[str, Any] = {"sources": [str(before[1])], "out": out, "device": "cpu"}
+    stages = ("tokenizer_training", "transformer_training")
+    if is_setting:
+        words = [*SMALL, *(f"{stage}.init_from=hf:ann/stars" for stage in stages)]
+        asked["assignments"] = words
+    else:
+        asked["start_from"] = "hf:ann/stars"
+    request = FitRequest(**asked)
+    began = resolve_run(request, create_accelerator("cpu"))
+    pinned = [f"hf:ann/stars@{repository.branches['main']}"] * 2
+    assert [getattr(began.recipe, stage).init_from for stage in stages] == pinned
+    write_run_file(out, request.sources, request.describe(), began.recipe)
+    repository.commit({**files, "README.md": b"# New\n"})
+    from_hub.forget()
+    resumed = resolve_run(FitRequest(**asked), create_accelerator("cpu"))
+    assert not resumed.is_new
+    assert [getattr(resumed.recipe, stage).init_from for stage in stages] == pinned
 
 
 def test_a_model_folder_brings_its_sizes(
