@@ -314,27 +314,13 @@ def write_result(
     return record
 
 
-def stop_without(missing: str | None, *, is_quick: bool) -> None:
-    """Ends a script that something is missing for: a quick run is skipped, any other refused.
-
-    Args:
-        missing: says what, and what to do; None goes on.
-        is_quick: whether the script runs with `--quick`.
-    """
-    if missing and is_quick:
-        print(f"Skipped: {missing}", flush=True)
-        raise SystemExit(0)
-    if missing:
-        raise SystemExit(missing)
-
-
 def find_missing_package(*names: str, extra: str) -> str | None:
     """Says which of some packages is not installed, and which extra of tessella brings it."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             return (
                 f"The package `{name}` is not installed. Install it with pip install "
-                f"'tessella[{extra}]'."
+                f"'tessella[{extra}]'"
             )
     return None
 

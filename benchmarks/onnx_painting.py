@@ -35,7 +35,7 @@ from harness import (
     find_missing_package,
     measure_ratio,
     print_record,
-    stop_without,
+    print_skipped,
     write_result,
 )
 from tessella.data.scenes import canonical_caption
@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
     missing = find_missing_package("onnx", "onnxruntime", extra="onnx")
-    stop_without(missing, is_quick=options.quick)
+    if missing:
+        return print_skipped("onnx-painting", missing, is_quick=options.quick)
     if options.quick:
         options.prompts, options.seeds, options.repeats = 4, 1, 2
     torch.set_num_threads(options.threads)

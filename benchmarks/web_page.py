@@ -38,7 +38,7 @@ from harness import (
     environment,
     find_missing_package,
     print_record,
-    stop_without,
+    print_skipped,
     write_result,
 )
 from onnx_painting import list_prompts
@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help="under a minute; stores nothing")
     options = parser.parse_args()
-    stop_without(find_missing(), is_quick=options.quick)
+    if missing := find_missing():
+        return print_skipped("web-page", missing, is_quick=options.quick)
     from playwright.sync_api import sync_playwright
 
     if options.quick:
@@ -106,8 +107,8 @@ def find_missing() -> str | None:
     try:
         find_runtime()
     except ConfigError as error:
-        return str(error)
-    return None if find_browser() else f"No browser is here; looked for: {', '.join(BROWSERS)}."
+        return str(error).rstrip(".")
+    return None if find_browser() else f"No browser is here; looked for: {', '.join(BROWSERS)}"
 
 
 def find_browser() -> str | None:

@@ -126,9 +126,7 @@ def test_without_the_runtime_a_quick_run_is_skipped(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["script", "--quick"])
-    with pytest.raises(SystemExit) as skipped:
-        script.main()
-    assert skipped.value.code == 0
+    script.main()
     assert capsys.readouterr().out.startswith("Skipped: The page needs onnxruntime-web")
     monkeypatch.setattr("sys.argv", ["script"])
     with pytest.raises(SystemExit, match="The page needs onnxruntime-web"):
