@@ -67,6 +67,8 @@ async function showExamples(painter, examples) {
 }
 
 async function paint({ painter, memory }) {
+  status.textContent = "Painting…";
+  await new Promise((resolve) => setTimeout(resolve, 20)); // until that is shown: the page then rests
   const started = performance.now();
   const text = prompt.value;
   const examples = memory?.find(text, painter.sizes.num_examples) ?? [];
