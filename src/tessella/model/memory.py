@@ -406,7 +406,13 @@ def _settle(folder: Path) -> None:
 
 
 def _read_card(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"The model's card is not UTF-8: `{path}`; {error.reason} at byte {error.start}. Save "
+            "it as UTF-8."
+        ) from error
 
 
 def _correct_card(text: str, count: int) -> bytes:

@@ -324,6 +324,14 @@ def test_a_change_that_fails_before_the_card_is_ended_by_the_next(
 # The card, and a copy for others.
 
 
+def test_a_card_that_is_not_utf8_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_bytes(b"# Caf\xe9\n")
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match=r"not UTF-8: `.*README.md`; .* at byte 5"):
+        export_model(folder, tmp_path / "bare", without_examples=True)
+    assert not (tmp_path / "bare").exists()
+
+
 def test_the_card_says_what_is_inside_now(folder: Path, pics: Path) -> None:
     add_examples(folder, [str(pics)])
     note = "Since the training, examples were changed: 2 are inside as codes now.\n"
