@@ -196,3 +196,9 @@ def test_a_drawn_tree_is_read() -> None:
     """
     expected = {"AError": "", "BError": "AError", "CError": "BError", "DError": "AError"}
     assert drawn_parents(tree) == expected
+
+
+def test_dir_lists_what_is_offered() -> None:
+    import tessella
+
+    assert dir(tessella) == sorted(tessella.__all__)

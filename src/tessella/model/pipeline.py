@@ -79,6 +79,16 @@ class TextToImage:
         self.sampler = Sampler(text_tokenizer, self.objective)
         self.precision = AS_TRAINED  # what the transformer computes in, and why
 
+    def __repr__(self) -> str:
+        size, shape = self.config.image_size, self.transformer.shape
+        codes = "×".join(map(str, (*self.config.grid, shape.codes_per_position)))
+        networks = (self.tokenizer, self.transformer)
+        weights = sum(p.numel() for network in networks for p in network.parameters()) / 1e6
+        text = (
+            f"{size}×{size} pixels, {codes} codes of {shape.codebook_size}, {weights:.1f} M weights"
+        )
+        return f"<TextToImage: {text}{f', {len(self.memory):,} examples' if self.memory else ''}>"
+
     @classmethod
     def create(cls, config: ModelConfig, text_tokenizer: TextEncoder) -> "TextToImage":
         """Builds an untrained model.

@@ -257,3 +257,13 @@ def test_devices_by_name() -> None:
     for name in ("tpu", "cuda" if not torch.cuda.is_available() else "mps", ""):
         with pytest.raises(ConfigError, match=rf"no such device here: `{name}`\. Choose auto, cpu"):
             choose_device(name)
+
+
+def test_a_model_says_what_it_is() -> None:
+    count = sum(
+        p.numel() for part in (MODEL.tokenizer, MODEL.transformer) for p in part.parameters()
+    )
+    size, (rows, columns) = MODEL.config.image_size, MODEL.config.grid
+    said = repr(MODEL)
+    assert said.startswith(f"<TextToImage: {size}×{size} pixels, {rows}×{columns}×1 codes of ")
+    assert said.endswith(f"{count / 1e6:.1f} M weights>")
