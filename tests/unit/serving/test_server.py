@@ -140,12 +140,18 @@ def starting(
         stderr=log,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        preexec_fn=_hear_hangup,
     )
     try:
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+def _hear_hangup() -> None:
+    """As from a terminal: what nohup starts has SIGHUP ignored, and so have its children."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def ask(
