@@ -186,6 +186,7 @@ class TextTokenizer(TextEncoder):
         try:
             with panics_as_errors():
                 tokenizer = Tokenizer.from_str(text)
+                tokenizer.no_padding()  # to any length
                 tokenizer.encode("a word")  # some faults show only now
                 vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         except Exception as error:  # the library raises no narrower class

@@ -323,6 +323,13 @@ def _ending_otherwise(own: dict[str, Any]) -> dict[str, Any]:
     return template | {"single": [*template["single"][:2], end]}
 
 
+def test_padding_that_a_file_asks_for_is_not_done(tmp_path: Path) -> None:
+    own = json.loads(TextTokenizer.train(["a red star"], TextSettings())._file_text)
+    padding = own["padding"] | {"strategy": {"Fixed": 2**31}}
+    (tmp_path / "t.json").write_text(json.dumps(own | {"padding": padding}), encoding="utf-8")
+    assert TextTokenizer.load(tmp_path / "t.json").count_tokens("a red star") < 16
+
+
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     for text, message in foreign_files().items():
         (tmp_path / "t.json").write_text(text, encoding="utf-8")
