@@ -319,7 +319,7 @@ def _beginning(own: dict[str, Any]) -> dict[str, Any]:
 def _ending_otherwise(own: dict[str, Any]) -> dict[str, Any]:
     """An end that is not described: a panic of the library, once it reads a text."""
     template: dict[str, Any] = own["post_processor"]
-    end = {"SpecialToken": {"id": "<ende>", "type_id": 0}}
+    end = {"SpecialToken": {"id": "<stop>", "type_id": 0}}
     return template | {"single": [*template["single"][:2], end]}
 
 
