@@ -76,7 +76,8 @@ def initialize_transformer(
             f"with objective `{model.config.objective.name}`, not `{type(transformer).__name__}`. "
             "Set objective to the same, or leave out transformer_training.init_from."
         )
-    _require_same("transformer", old.settings, transformer.settings)
+    dropout = transformer.settings.dropout  # has no weights
+    _require_same("transformer", old.settings.replace(dropout=dropout), transformer.settings)
     size, examples = transformer.shape.vocabulary_size, transformer.shape.max_examples
     if replace(old.shape, max_examples=examples, vocabulary_size=size) != transformer.shape:
         raise ConfigError(

@@ -60,10 +60,12 @@ def test_another_network_is_refused(model: Path) -> None:
         initialize_tokenizer(ImageTokenizer(TOKENIZER.replace(blocks=2)), model)
 
 
-def test_a_transformer_begins_as_the_model_s(model: Path) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_transformer_begins_as_the_model_s(dropout: float, model: Path) -> None:
+    """Whatever it drops in training: that has no weights."""
     old = TextToImage.load(model, "cpu")
     assert load_text_encoder(model).vocabulary_size == old.text_tokenizer.vocabulary_size
-    transformer = Transformer(CONFIG.transformer, old.transformer.shape)
+    transformer = Transformer(CONFIG.transformer.replace(dropout=dropout), old.transformer.shape)
     initialize_transformer(transformer, model, MODEL.text_tokenizer)
     assert same(transformer, old.transformer)
 
