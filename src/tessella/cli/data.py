@@ -59,10 +59,18 @@ def _describe(
         yield f"\nSkipped, {kind}: {skipped.count:,}, for example"
         for example in skipped.examples:
             yield f"  {example['name']}: {example['reason']}"
+    if report.duplicates:
+        yield f"\nDuplicates: {report.duplicates:,}, for example"
+        for name, earlier in report.duplicate_examples:
+            yield f"  {name} is {earlier}"
     sections = {"Errors": report.errors, "Warnings": report.warnings, "Next": report.advice}
     for title, lines in sections.items():
         if lines:
             yield "\n".join(["", f"{title}:", *(f"- {line}" for line in lines)])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _describe_reading(source: "SourceReport") -> Iterator[str]:
@@ -79,12 +87,14 @@ def _describe_reading(source: "SourceReport") -> Iterator[str]:
 
 def _facts(report: "DataReport") -> list[tuple[str, str]]:
     """Lists the numbers of a report, one line per subject."""
+    from tessella.data.caption_words import OFTEN
+
     if not report.images:
         return [("Images", "none usable")]
     width, height, words = report.width_px, report.height_px, report.caption_words
     formats = ", ".join(f"{name} {count:,}" for name, count in report.formats.items())
     return [
-        ("Images", f"{report.images:,} ({formats}); {report.duplicates:,} duplicates"),
+        ("Images", f"{report.images:,} ({formats}); {_count(report.duplicates, 'duplicate')}"),
         (
             "Pixels",
             f"{width.min:.0f}x{height.min:.0f} to {width.max:.0f}x{height.max:.0f}, "
@@ -95,5 +105,10 @@ def _facts(report: "DataReport") -> list[tuple[str, str]]:
             f"{report.captions:,}, {report.different_captions:,} distinct; "
             f"{words.min:.0f} to {words.max:.0f} words, mean {words.mean:.1f}",
         ),
-        ("Words", f"{report.vocabulary_size:,}; most frequent: {', '.join(report.frequent_words)}"),
+        (
+            "Words",
+            f"{report.vocabulary_size:,}, {report.words_in_ten_images:,} of them in {OFTEN} images "
+            "or more, which it takes to learn one; most frequent: "
+            f"{', '.join(report.frequent_words)}",
+        ),
     ]

@@ -1,7 +1,7 @@
 """Inspect: reports what DATA contains and what is wrong with it, for `tessella doctor`.
 
 Every picture is decoded, nothing is written, and memory stays flat: it holds some 30 bytes per
-picture, and each different word once.
+picture, the names of the first hundred thousand, and each different word once.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tessella.data.caption_words import CaptionWords
 from tessella.data.decode import Decoded, decode_records
 from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
@@ -22,6 +23,8 @@ from tessella.data.split import split_key
 from tessella.errors import DataError
 
 _MAX_EXAMPLES = 3  # of each kind of skipped file
+_MAX_DUPLICATES = 20  # that are named
+_MAX_NAMES = 100_000  # images that later ones may be named as duplicates of: some 10 MB
 _MANY_DUPLICATES = 0.1  # of the images
 _MANY_TINY = 0.1
 _FEW_IMAGES = 200
@@ -77,12 +80,15 @@ class DataReport:
     modes: dict[str, int]  # Pillow's modes, most frequent first
     formats: dict[str, int]  # file formats, most frequent first
     duplicates: int  # images with the same square pixels as an earlier one
+    duplicate_examples: tuple[tuple[str, str], ...]  # names of the first few, and of the earlier
     skipped: dict[str, SkippedReport]  # by kind
     skipped_fraction: float
     caption_characters: Spread
     caption_words: Spread
     vocabulary_size: int  # different words, in lower case
-    frequent_words: tuple[str, ...]  # the ten most frequent
+    words_in_ten_images: int  # of them, those of ten images or more: enough to learn them
+    frequent_words: tuple[str, ...]  # the ten that most images have
+    untold: tuple[str, ...]  # of `colours`, `sizes`, `counts`: what the captions never tell
     different_captions: int
     warnings: tuple[str, ...]  # suspicious, but no obstacle
     errors: tuple[str, ...]  # reasons why no model can be trained
@@ -130,23 +136,32 @@ class _Tally:
     """Characters, words and key of each, one after another."""
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
-    vocabulary: Counter[str] = field(default_factory=Counter)
+    words: CaptionWords = field(default_factory=CaptionWords)
+    names: dict[int, str] = field(default_factory=dict)  # by key of the pixels, of the first images
+    duplicates: list[tuple[str, str]] = field(default_factory=list)  # and the earlier image's name
     skipped: dict[str, SkippedReport] = field(default_factory=dict)
     num_grouped: int = 0
     ignored_profiles: int = 0
 
     def add(self, picture: Decoded) -> None:
         key = split_key(picture.digest.hex())
+        self._compare(key, picture.record.name)
         self.images.extend((picture.width, picture.height, len(picture.captions), key))
         self.modes[picture.mode] += 1
         self.formats[picture.format] += 1
         self.num_grouped += picture.record.group is not None
         self.ignored_profiles += picture.ignores_profile
-        for caption in picture.captions:
-            stripped = (word.strip(".,;:!?\"'()[]{}") for word in caption.lower().split())
-            words = list(filter(None, stripped))
-            self.captions.extend((len(caption), len(words), split_key(caption)))
-            self.vocabulary.update(words)
+        counts = self.words.add(picture.captions)
+        for caption, num_words in zip(picture.captions, counts, strict=True):
+            self.captions.extend((len(caption), num_words, split_key(caption)))
+
+    def _compare(self, key: int, name: str) -> None:
+        """Notes the names of the first duplicates; of later ones there is the number alone."""
+        earlier = self.names.get(key)
+        if earlier is None and len(self.names) < _MAX_NAMES:
+            self.names[key] = name
+        elif earlier is not None and len(self.duplicates) < _MAX_DUPLICATES:
+            self.duplicates.append((name, earlier))
 
     def skip(self, skipped: Skipped) -> None:
         report = self.skipped.setdefault(skipped.kind, SkippedReport())
@@ -230,12 +245,15 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
         modes=dict(tally.modes.most_common()),
         formats=dict(tally.formats.most_common()),
         duplicates=duplicates,
+        duplicate_examples=tuple(tally.duplicates),
         skipped=dict(sorted(tally.skipped.items(), key=lambda item: -item[1].count)),
         skipped_fraction=fraction,
         caption_characters=_spread(characters),
         caption_words=_spread(words),
-        vocabulary_size=len(tally.vocabulary),
-        frequent_words=tuple(word for word, _ in tally.vocabulary.most_common(10)),
+        vocabulary_size=len(tally.words.pictures),
+        words_in_ten_images=tally.words.count_often(),
+        frequent_words=tuple(word for word, _ in tally.words.pictures.most_common(10)),
+        untold=tuple(tally.words.list_untold()),
         different_captions=different,
         warnings=tuple(warnings),
         errors=tuple(errors),
@@ -287,6 +305,11 @@ def _list_warnings(
     if different == 1 and captions_per_image.sum() > 1:
         warnings["All captions are the same: the model would have nothing to read."] = (
             "Write captions that tell the pictures apart."
+        )
+    if untold := tally.words.list_untold():
+        warnings[f"Next to no caption tells of {' or '.join(untold)}."] = (
+            f"A prompt's words for {' and '.join(untold)} will not be followed; put them into the "
+            "captions of pictures that differ by them."
         )
     if duplicates > _MANY_DUPLICATES * images:
         warnings[f"{duplicates} of {images} images are duplicates of another one."] = (

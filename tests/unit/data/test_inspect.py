@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from drawn import encoded
+from tessella.data import inspect
 from tessella.data.inspect import Spread, inspect_data
 from tessella.data.settings import DataSettings
 
@@ -35,6 +36,30 @@ def test_a_healthy_data_set(draw) -> None:
     assert report.advice == (f"Train on it: tessella fit {folder} --out RUN",)
     assert json.loads(json.dumps(report.to_dict()))["is_usable"] is True
     assert sorted(folder.iterdir()) == before
+
+
+def test_the_first_duplicates_are_named(draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "_MAX_DUPLICATES", 2)
+    monkeypatch.setattr(inspect, "_MAX_NAMES", 2)
+    for number, shade in enumerate((10, 20, 30, 10, 30, 20, 10)):
+        draw.image(f"data/thing/{number}.png", shade)
+    report = inspect_data([str(draw.folder / "data")], SETTINGS)
+    assert report.duplicates == 4
+    # Of 30, the third, no name was kept.
+    names = [[name[-5] for name in pair] for pair in report.duplicate_examples]
+    assert names == [["3", "0"], ["5", "1"]]
+
+
+def test_what_captions_never_tell_is_said(draw) -> None:
+    folder = draw.folder / "data"
+    for number in range(50):
+        draw.image(f"data/{number}.png", number * 5)
+        draw.file(f"data/{number}.txt", f"a {'red' if number % 2 else 'blue'} disc")
+    report = inspect_data([str(folder)], SETTINGS)
+    assert report.untold == ("sizes", "counts")
+    assert report.words_in_ten_images == 4  # a, red, blue, disc
+    assert "Next to no caption tells of sizes or counts." in report.warnings
+    assert report.advice[0].startswith("A prompt's words for sizes and counts will not be followed")
 
 
 def test_each_usable_picture_is_told(draw) -> None:
@@ -71,6 +96,9 @@ def test_suspicious_things_are_said(draw) -> None:
         draw.image(f"data/same_thing/{number}.png", number // 2, size=8)
     report = inspect_data([str(draw.folder / "data")], SETTINGS)
     assert report.duplicates == 10 and report.is_usable
+    same = str(draw.folder / "data/same_thing")
+    assert len(report.duplicate_examples) == 10
+    assert report.duplicate_examples[0] == (f"{same}/1.png", f"{same}/0.png")
     assert report.warnings == (
         "All captions are the same: the model would have nothing to read.",
         "10 of 20 images are duplicates of another one.",
