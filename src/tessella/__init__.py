@@ -23,6 +23,7 @@ from tessella.errors import (
 from tessella.model.find import DEFAULT_MODEL as _DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from tessella.model.image_tokenizer import ImageTokenizer
     from tessella.model.pipeline import TextToImage
     from tessella.precision import PaintingPrecision as _PaintingPrecision
 
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "GenerationError",
+    "ImageTokenizer",
     "ShapeError",
     "TessellaError",
     "TextToImage",
@@ -68,6 +70,10 @@ def load(
 
 def __getattr__(name: str) -> Any:
     """Imports heavy names on first use."""
+    if name == "ImageTokenizer":
+        from tessella.model.image_tokenizer import ImageTokenizer
+
+        return ImageTokenizer
     if name == "TextToImage":
         from tessella.model.pipeline import TextToImage
 

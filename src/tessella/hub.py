@@ -28,7 +28,7 @@ _ADDRESS = re.compile(rf"({_NAME})/({_NAME})(?:@({_REVISION}))?(?::([^\s:@]+))?"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"hf_\w+|(?i:bearer) [^\s'\"]+")
 _CACHED = ("models--", "datasets--")
-_ENCODER_FOLDER = "text_encoder"  # of a model folder
+_PARTS = ("text_encoder", "vqvae")  # folders of a model folder and of a pipeline of diffusers
 _NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 RepositoryKind = Literal["model", "dataset"]
@@ -177,11 +177,20 @@ def find_hub_repository(folder: Path) -> Path | None:
     There `models--USER--NAME` has the contents of files in `blobs`, and links to them in
     `snapshots/COMMIT`.
     """
-    snapshot = folder.parent if folder.name == _ENCODER_FOLDER else folder
+    snapshot = folder.parent if folder.name in _PARTS else folder
     repository = snapshot.parent.parent
     if snapshot.parent.name == "snapshots" and repository.name.startswith(_CACHED):
         return repository
     return None
+
+
+def find_hub_address(folder: Path) -> HubAddress | None:
+    """Returns the address, commit included, of a model's folder in the hub's cache."""
+    repository = find_hub_repository(folder)
+    if repository is None or not repository.name.startswith("models--"):
+        return None
+    snapshot = folder.parent if folder.name in _PARTS else folder
+    return HubAddress("/".join(repository.name.split("--")[1:]), snapshot.name)
 
 
 @contextlib.contextmanager

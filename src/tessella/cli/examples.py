@@ -144,6 +144,23 @@ def remove(
     return Result(_values(change, dry_run), _describe_removed(change, dry_run))
 
 
+Onnx = Annotated[
+    bool,
+    typer.Option(
+        "--onnx",
+        help="Write ONNX graphs, which paint the same pictures in programs without PyTorch.",
+    ),
+]
+TokenizerAlone = Annotated[
+    bool,
+    typer.Option(
+        "--tokenizer",
+        help="Write the image tokenizer alone, as diffusers lays a network out: as its VQModel if "
+        "that describes it.",
+    ),
+]
+
+
 def export(
     model: Model,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the copy goes.")] = None,
@@ -155,13 +172,7 @@ def export(
             "and from references.",
         ),
     ] = False,
-    onnx: Annotated[
-        bool,
-        typer.Option(
-            "--onnx",
-            help="Write ONNX graphs, which paint the same pictures in programs without PyTorch.",
-        ),
-    ] = False,
+    onnx: Onnx = False,
     web: Annotated[
         Path | None,
         typer.Option(
@@ -170,6 +181,7 @@ def export(
             "copy. Needs onnxruntime-web, of npm.",
         ),
     ] = None,
+    tokenizer: TokenizerAlone = False,
     force: Force = False,
 ) -> Result:
     """Copy a model to a folder, or write it as ONNX graphs or as a web page.
@@ -179,6 +191,10 @@ def export(
     """
     from tessella.model.find import find_model
 
+    if tokenizer:
+        if out is None or web is not None or onnx or without_examples:
+            raise typer.BadParameter("--tokenizer goes with --out FOLDER and --force alone.")
+        return _export_tokenizer(model, out, force=force)
     target = out or web
     if target is None or (web is not None and (out is not None or onnx)):
         raise typer.BadParameter("Give --out FOLDER, with --onnx or without, or --web FOLDER.")
@@ -202,6 +218,15 @@ def export(
     if count and form != "model":
         lines.append(describe_travelling(count))
     return Result(values, [*lines, _WEIGHTS] if without_examples else lines)
+
+
+def _export_tokenizer(model: str, out: Path, *, force: bool) -> Result:
+    from tessella.model.image_tokenizer import ImageTokenizer
+
+    kind = ImageTokenizer.export(model, out, force=force)
+    read_by = "diffusers and tessella read" if kind == "VQModel" else "tessella reads"
+    values = {"model": model, "out": str(out), "form": "tokenizer", "class": kind, "count": 0}
+    return Result(values, [f"The image tokenizer is in {out}, as {kind}, which {read_by}."])
 
 
 def describe_travelling(count: int) -> str:

@@ -52,12 +52,18 @@ class FitOptions:
     """Go on from a run, a model folder, a bundled model or hf:USER/NAME: its weights, sizes and
     words, and of a run all its settings. DATA may have other pictures."""
 
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", show_default="one is trained")
+    ] = None
+    """Take the image tokenizer of a model as it is, or one that others have published (a folder of
+    diffusers' VQModel, hf:USER/NAME), and train the transformer alone. Mind its licence."""
+
     minutes: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", show_default="as the settings say", callback=_check_minutes),
     ] = None
-    """Finish within this time: chooses how long both parts train and, unless --preset or --config
-    does, their size."""
+    """Finish within this time: chooses how long both parts train and, unless --preset, --config,
+    --from or --tokenizer does, their size."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def _fit(
         config_file=options.config,
         assignments=options.set_ or (),
         start_from=whole.from_,
+        tokenizer=whole.tokenizer,
         minutes=whole.minutes,
         seed=options.seed,
         device=options.device,

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tessella.generation import MAX_NEIGHBORS, GenerationSettings
 from tessella.images import Pixels, fit_square, save_png
 from tessella.model.codec import decode_latent, encode_pixels
 from tessella.model.folder_weights import load_network
+from tessella.model.published import open_published
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
 from tessella.retrieval import ExampleMemory
 from tessella.text import TEXT_FILE, TextEncoder
@@ -118,17 +119,21 @@ class TrainedTokenizer:
     tokenizer: ImageTokenizer  # in eval mode
 
     @classmethod
-    def load(cls, folder: Path | str, device: str = "auto") -> "TrainedTokenizer":
-        """Loads the image tokenizer of a model folder, or of `fit-tokenizer`'s.
+    def load(cls, folder: Path | str, device: str = "auto") -> Self:
+        """Loads the image tokenizer of a model folder, of `fit-tokenizer`'s, or one that is alone.
 
         Raises:
             CheckpointError: a file is missing, damaged, foreign or of another format.
             ConfigError: the device is not there.
         """
         folder = Path(folder)
-        config = read_model_config(folder, formats=_TOKENIZER_FORMATS)
-        with damaged_config(folder):
-            tokenizer = load_network(config.create_tokenizer, folder / TOKENIZER_FILE)
+        if published := open_published(folder):
+            tokenizer = published.tokenizer
+            config = ModelConfig(image_size=published.image_size, tokenizer=tokenizer.settings)
+        else:
+            config = read_model_config(folder, formats=_TOKENIZER_FORMATS)
+            with damaged_config(folder):
+                tokenizer = load_network(config.create_tokenizer, folder / TOKENIZER_FILE)
         return cls(config, tokenizer.eval().requires_grad_(False).to(choose_device(device)))
 
     def save(self, folder: Path) -> None:

@@ -54,6 +54,22 @@ def load_network(create: Callable[[], N], path: Path) -> N:
         CheckpointError: they are missing, damaged, or of another network.
     """
     tensors = read_weights(path)
+    network = build_network(create, path, tensors)
+    load_weights(network, path, tensors)
+    return network
+
+
+def build_network(create: Callable[[], N], path: Path, tensors: Mapping[str, Tensor]) -> N:
+    """Creates a network without a start, unless it is larger than the weights of its file.
+
+    Args:
+        create: builds it untrained, as the settings describe it.
+        path: of the weights, for messages.
+        tensors: the weights.
+
+    Raises:
+        CheckpointError: it is larger, or cannot be built.
+    """
     num_numbers = sum(tensor.numel() for tensor in tensors.values())
     try:
         with _Uninitialized(num_numbers + _MOST_COMPUTED):
@@ -69,7 +85,6 @@ def load_network(create: Callable[[], N], path: Path) -> N:
             "The configuration describes no network that can be built, beside: "
             f"`{path}`. {first_line(error)}. Copy the whole model folder again."
         ) from None
-    load_weights(network, path, tensors)
     return network
 
 

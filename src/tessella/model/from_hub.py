@@ -3,7 +3,8 @@
 Only the files of a model folder come down, by their names: safetensors, JSON, a card and pictures
 for people. Pickles and whatever else lies beside them stay where they are, and a repository that
 is no model of ours is refused before anything is fetched. What came down is proved by its
-`SHA256SUMS` when it is loaded, as any model folder is.
+`SHA256SUMS` when it is loaded, as any model folder is. An image tokenizer may be one that others
+have published (`published.py`): its configuration comes first, and its weights if they are read.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from tessella.model.folder import (
     NOTES,
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
+)
+from tessella.model.published import (
+    PICKLES,
+    PUBLISHED_FILES,
+    is_published,
+    published_weights,
 )
 from tessella.retrieval.examples import EXAMPLES_FILES
 from tessella.text import TEXT_FILE
@@ -34,7 +41,6 @@ TOKENIZER_FILES = (CONFIG_FILE, TOKENIZER_FILE)
 REQUIRED_FILES = (*TOKENIZER_FILES, TRANSFORMER_FILE, TEXT_FILE)
 """What a model cannot be without."""
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".msgpack")
 _SHOWN = 5
 _found: dict[HubAddress, Path] = {}
 
@@ -58,15 +64,29 @@ def find_on_hub(address: str, required: Sequence[str] = REQUIRED_FILES) -> Path:
     parsed = parse_address(address, CheckpointError)
     folder = _found.get(parsed)
     if folder is not None and folder.is_dir():
-        _require(required, [path.name for path in folder.iterdir()], parsed)
+        if required != TOKENIZER_FILES or not is_published(folder):
+            _require(required, [path.name for path in folder.iterdir()], parsed)
         return folder
 
+    weights: list[str] = []
+    listed: list[str] = []
+
     def choose(names: Sequence[str]) -> list[str]:
+        listed[:] = names
+        weights[:] = published_weights(names) if required == TOKENIZER_FILES else []
+        if weights:
+            return sorted(PUBLISHED_FILES)
         _require(required, names, parsed)
         return sorted(MODEL_FILES)
 
-    _found[parsed] = download(parsed, "model", choose, CheckpointError)
-    return _found[parsed]
+    folder = download(parsed, "model", choose, CheckpointError)
+    if weights:
+        if not is_published(folder):
+            _require(required, listed, parsed)
+        wanted = [*sorted(PUBLISHED_FILES), *weights]
+        folder = download(parsed, "model", lambda names: wanted, CheckpointError)
+    _found[parsed] = folder
+    return folder
 
 
 def forget() -> None:
@@ -88,7 +108,7 @@ def _describe(names: Sequence[str]) -> str:
     """Says what a repository holds, for people who wonder why it is not read."""
     shown = [name for name in names if not name.startswith(".")]
     kinds = {PurePosixPath(name).suffix.lower() for name in shown}
-    pickles = [name for name in shown if PurePosixPath(name).suffix.lower() in _PICKLES]
+    pickles = [name for name in shown if PurePosixPath(name).suffix.lower() in PICKLES]
     if "model_index.json" in shown:
         what = "is a pipeline of diffusers"
     elif "adapter_config.json" in shown:
@@ -97,6 +117,8 @@ def _describe(names: Sequence[str]) -> str:
         what = "is a model in another format"
     elif pickles:
         what = "holds weights as pickles, which could run anything and are never loaded"
+    elif "diffusion_pytorch_model.safetensors" in shown:
+        what = "is a network of diffusers"
     elif "model.safetensors" in shown:
         what = "is a model of transformers or another library"
     elif not shown:

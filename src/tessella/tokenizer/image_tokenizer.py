@@ -22,7 +22,7 @@ from tessella.tokenizer.quantizer import Codebooks, QuantizerSettings, count_lat
 from tessella.tokenizer.quantizer_base import Quantized
 from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEncoder
 from tessella.tokenizer.residual import ResidualDecoder, ResidualEncoder
-from tessella.tokenizer.taming import TamingDecoder, TamingEncoder
+from tessella.tokenizer.taming import Attention, TamingDecoder, TamingEncoder, TamingShape
 from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
 
 
@@ -41,6 +41,18 @@ class TokenizerSettings(Settings):
     """Residual blocks per level, in `residual` and `taming`."""
     nhid: int = Field(256, ge=8, multiple_of=8)
     """Channels at the end of the report's encoder, and the width of its codes."""
+    attention: Attention = "coarsest"
+    """Where `taming` attends: at the `coarsest` level and in the middle behind it, as published
+    first; in the `middle` alone; or nowhere (`none`)."""
+    latent_width: int | None = Field(None, ge=1)
+    """Channels of `taming` beside the 1×1 convolution that makes codes of them; the codes' own
+    width unless given."""
+    pixel_range: Literal["signed", "unit"] = "signed"
+    """What the network reads and paints: pixels in [-1, 1], or in [0, 1] (`unit`), as aMUSEd's."""
+    origin: str | None = Field(None, max_length=1000)
+    """Who published the weights, for the model card; left out for weights of your own."""
+    licence: str | None = Field(None, min_length=1, max_length=1000)
+    """Licence of weights that others have published, for the model card."""
     upsampling: int = Field(0, ge=0, le=3)
     """Levels that the decoder has beyond the encoder's. Each doubles the picture: the encoder reads
     it at a half, a quarter, … of data.image_size, the decoder paints it at full size."""
@@ -54,6 +66,12 @@ class TokenizerSettings(Settings):
         by_levels = patch << len(self.widths) - 1
         encoder = {"report2021": DOWNSAMPLING, "palette": 1}.get(self.network, by_levels)
         return encoder << self.upsampling
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from and under which licence, in words; empty for one's own."""
+        licence = self.licence or "unknown: ask who published them before you pass them on"
+        return f"{self.origin}; licence: {licence}" if self.origin else ""
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> Self:
@@ -75,11 +93,11 @@ class TokenizerSettings(Settings):
                         f"not {self.nhid}"
                     )
             case "taming":
-                wrong = [width for width in self.widths if width % 32 or width % self.widths[0]]
+                wrong = [width for width in self.widths if width % 32]
                 if wrong:
                     raise ValueError(
-                        "taming's widths are multiples of 32 and of the first one: not "
-                        f"{wrong[0]}. Try tokenizer.widths=[128,128,256,512]"
+                        f"taming's widths are multiples of 32: not {wrong[0]}. Try "
+                        "tokenizer.widths=[128,128,256,512]"
                     )
             case "palette":
                 codes = self.quantizer
@@ -182,7 +200,8 @@ class ImageTokenizer(nn.Module):
             ShapeError: a side is not a multiple of the downsampling.
         """
         quantized = self.quantizer(self._encode(image))
-        return Reconstruction(self.decoder(self._to_layout(quantized.quantized)), quantized)
+        painted: Tensor = self.decoder(self._to_layout(quantized.quantized))
+        return Reconstruction(self._to_signed(painted), quantized)
 
     def encode(self, image: Tensor) -> Tensor:
         """Turns images (B, 3, H, W) in [-1, 1] into codes (B, M, h, w) int64.
@@ -199,11 +218,13 @@ class ImageTokenizer(nn.Module):
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Turns latents on the codebook's scale (B, C, h, w) into images in [-1, 1]."""
         image: Tensor = self.decoder(quantized)
-        return image.clamp(-1.0, 1.0)
+        return self._to_signed(image).clamp(-1.0, 1.0)
 
     def _encode(self, image: Tensor) -> Tensor:
         """Encodes images into latents (B, C, h, w), at the size that the encoder reads."""
         image = self._check_size(image)
+        if self.settings.pixel_range == "unit":
+            image = (image + 1) / 2
         if self.settings.upsampling:
             image = functional.avg_pool2d(image, 2**self.settings.upsampling)
         latent: Tensor = self.encoder(image)
@@ -211,6 +232,9 @@ class ImageTokenizer(nn.Module):
             # However it was quantized, its gradient comes back in the layout of the network.
             latent.register_hook(self._to_layout)
         return latent
+
+    def _to_signed(self, image: Tensor) -> Tensor:
+        return 2 * image - 1 if self.settings.pixel_range == "unit" else image
 
     def _to_layout(self, latent: Tensor) -> Tensor:
         return latent.contiguous(memory_format=self._memory_format)
@@ -233,8 +257,14 @@ def _create_networks(settings: TokenizerSettings) -> tuple[Network, Network]:
     if settings.network == "report2021":
         return ReportEncoder(settings.nhid), ReportDecoder(settings.nhid, upsampling)
     if settings.network == "taming":
-        taming = (settings.widths, settings.blocks, code_width)
-        return TamingEncoder(*taming), TamingDecoder(*taming, upsampling)
+        shape = TamingShape(
+            settings.widths,
+            settings.blocks,
+            code_width,
+            settings.latent_width or code_width,
+            settings.attention,
+        )
+        return TamingEncoder(shape), TamingDecoder(shape, upsampling)
     if settings.network == "palette":
         identity = Network(nn.Identity(), (), nn.Identity())  # a pixel is its own latent
         return identity, identity

@@ -103,6 +103,8 @@ def _check_and_fit(
     resolved = resolve_run(request, accelerator)
     text_encoder = check_run(request, resolved)
     console.print(f"Processes: {peers.describe()}.")
+    if resolved.recipe.tokenizer.origin:
+        console.print(f"Image tokenizer: {resolved.recipe.tokenizer.source}.", markup=False)
     call = _Call(request, sources, resolved, text_encoder, peers, began)
     with _enter_run(call) if accelerator.is_main_process else contextlib.nullcontext():
         return _fit(call, accelerator, console)
@@ -334,8 +336,7 @@ class _Run:
 
         And on its training settings and the precision, which `open_run` keeps the same.
         """
-        values = self.recipe.model_dump(mode="json", include=set(sections))
-        parts = [values, self.data.train.fingerprint, self.request.seed]
+        parts = [self.recipe.select(sections), self.data.train.fingerprint, self.request.seed]
         return train(
             stage,
             settings,

@@ -50,6 +50,7 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         captions=[_to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
         name_of=_name,
+        to_code=_to_code,
         datasets=_list_datasets(facts["sources"]),
     )
 

@@ -20,6 +20,16 @@ from tessella.training.tokenizer_stage import TokenizerTrainingSettings
 from tessella.training.transformer_stage import TransformerTrainingSettings
 from tessella.transformer import TransformerSettings
 
+_LATER_SETTINGS = {
+    "tokenizer": {
+        "attention": "coarsest",
+        "latent_width": None,
+        "pixel_range": "signed",
+        "origin": None,
+        "licence": None,
+    }
+}
+
 
 class Recipe(Settings):
     """All settings of a run."""
@@ -53,6 +63,18 @@ class Recipe(Settings):
     def _name_is_enough(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    def select(self, sections: Iterable[str]) -> dict[str, Any]:
+        """Lists the plain values of sections, for a fingerprint that older versions share.
+
+        Settings that came later are left out at their defaults.
+        """
+        values = self.model_dump(mode="json", include=set(sections))
+        for section in _LATER_SETTINGS.keys() & values.keys():
+            for name, default in _LATER_SETTINGS[section].items():
+                if values[section][name] == default:
+                    del values[section][name]
+        return values
+
     def describe_model(self) -> ModelConfig:
         """Returns the part of the recipe that the model needs to be loaded again.
 
@@ -79,6 +101,7 @@ def resolve_recipe(
     config_file: Path | None = None,
     assignments: Iterable[str] = (),
     start: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Joins defaults, a preset, a file and single settings; later ones win.
 
@@ -87,6 +110,8 @@ def resolve_recipe(
         config_file: TOML, or the same as JSON.
         assignments: words such as `transformer.depth=8`.
         start: values instead of a preset's, from `read_start`.
+        tokenizer: values of a finished image tokenizer, from `read_tokenizer`: they go before a
+            file's, but for the size of the pictures.
 
     Raises:
         ConfigError: a setting or preset is unknown or out of range, or the file unreadable.
@@ -103,5 +128,9 @@ def resolve_recipe(
     preset = preset or named or DEFAULT_PRESET
     if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigError(f"Unknown preset: `{preset}`. Known are: {', '.join(PRESETS)}.")
-    values = merge(merge(PRESETS[preset], values), parse_assignments(assignments))
-    return build(Recipe, values)
+    if tokenizer is None:
+        values = merge(PRESETS[preset], values)
+    else:
+        values = merge(merge(PRESETS[preset], {"data": tokenizer["data"]}), values)
+        values = merge(values, {**tokenizer, "data": {}})
+    return build(Recipe, merge(values, parse_assignments(assignments)))

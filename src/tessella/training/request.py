@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from tessella.training.budget import choose_preset
 from tessella.training.precision import choose_precision, settle_precision
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import open_run
-from tessella.training.start import read_start
+from tessella.training.start import read_start, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class FitRequest:
     sources: Sequence[str]  # DATA
     out: Path  # the run's folder
     start_from: str | None = None  # a run or model whose weights and settings it begins with
+    tokenizer: str | None = None  # a finished image tokenizer, which stays as it is
     preset: str | None = None  # None: the default, or with `minutes` the largest that is worth it
     config_file: Path | None = None
     assignments: Sequence[str] = ()  # section.key=value
@@ -38,11 +39,16 @@ class FitRequest:
     stage: Literal["all", "tokenizer", "transformer"] = "all"
 
     def __post_init__(self) -> None:
-        """Refuses minutes in which nothing can be done.
+        """Refuses minutes in which nothing can be done, and two image tokenizers.
 
         Raises:
-            ConfigError: they are not a number above 0.
+            ConfigError: they are not a number above 0; or a model to go on from has its own.
         """
+        if self.tokenizer is not None and self.start_from is not None:
+            raise ConfigError(
+                f"The model to go on from has its own image tokenizer: `{self.start_from}` beside "
+                f"`{self.tokenizer}`. Leave out --tokenizer or --from."
+            )
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ConfigError(
                 f"Minutes must be a number above 0: `{self.minutes:g}`. Leave them out to train as "
@@ -51,31 +57,47 @@ class FitRequest:
 
     def describe(self) -> dict[str, Any]:
         """Returns, as plain values, what has to stay the same for a run to be resumed."""
-        start = self.start
-        recipe = resolve_recipe(self.preset, self.config_file, self.assignments, start)
+        start, finished = self.start, self.finished_tokenizer
+        words = (self.config_file, self.assignments)
+        recipe = resolve_recipe(self.preset, *words, start, finished)
         return {
             "minutes": self.minutes,
             "seed": self.seed,
             "recipe": recipe.model_dump(mode="json"),
             **({} if start is None else {"from": self.start_from, "start": start}),
+            **({} if finished is None else {"tokenizer": self.tokenizer, "finished": finished}),
         }
 
     @functools.cached_property
     def start(self) -> dict[str, Any] | None:
         """The settings that the run goes on from; None if it begins anew.
 
-        A run that has begun has noted them: the model may be gone, or another by now.
-
         Raises:
             CheckpointError: the model cannot be read.
         """
-        if self.start_from is None:
+        return self._find_noted("from", self.start_from, "start", read_start)
+
+    @functools.cached_property
+    def finished_tokenizer(self) -> dict[str, Any] | None:
+        """The settings of the image tokenizer that stays as it is; None if the run trains one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self._find_noted("tokenizer", self.tokenizer, "finished", read_tokenizer)
+
+    def _find_noted(
+        self, name: str, model: str | None, values: str, read: Callable[[str], dict[str, Any]]
+    ) -> dict[str, Any] | None:
+        """Finds what a model's settings are, unless none is named.
+
+        A run that has begun has noted them: the model may be gone, or another by now.
+        """
+        if model is None:
             return None
         run_file = self.out / record.RUN_FILE
         asked = read_config(run_file).get("asked", {}) if run_file.is_file() else {}
-        if asked.get("from") == self.start_from:
-            return dict(asked["start"])
-        return read_start(self.start_from)
+        return dict(asked[values]) if asked.get(name) == model else read(model)
 
 
 @dataclass(frozen=True)
@@ -108,10 +130,11 @@ def resolve_run(request: FitRequest, accelerator: Accelerator) -> ResolvedRun:
         return ResolvedRun(recipe.replace(precision=name), False, choice)
     preset = request.preset
     words, start = (request.config_file, request.assignments), request.start
-    recipe = resolve_recipe(preset, *words, start)
+    finished = request.finished_tokenizer
+    recipe = resolve_recipe(preset, *words, start, finished)
     # Each process has measured; one decides.
     choice = broadcast_object_list([choose_precision(recipe.precision, accelerator.device)])[0]
-    is_free = preset is None and request.config_file is None and start is None
+    is_free = preset is None and request.config_file is None and not (start or finished)
     if request.minutes is not None and is_free:
         preset = choose_preset(request.minutes, accelerator, choice.name)
         preset = broadcast_object_list([preset])[0]

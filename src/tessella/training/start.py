@@ -1,11 +1,15 @@
-"""`fit --from`: a new run goes on from a model, with its settings, weights, words and pictures."""
+"""What a new run takes over of another model.
+
+--from MODEL         its settings, weights, words and pictures
+--tokenizer MODEL    its image tokenizer as it is; only the transformer trains
+"""
 
 from pathlib import Path
 from typing import Any
 
 from tessella.config import merge, read_config
-from tessella.model.find import find_model, pin
-from tessella.model.folder import read_model_config
+from tessella.model.find import find_model, find_tokenizer, pin
+from tessella.model.folder import TrainedTokenizer, read_model_config
 from tessella.runs import record
 from tessella.text import load_text
 from tessella.text.frozen import FrozenTextEncoder
@@ -48,6 +52,27 @@ def read_start(start_from: str) -> dict[str, Any]:
             "transformer_training": stage,
         },
     )
+
+
+def read_tokenizer(tokenizer: str) -> dict[str, Any]:
+    """Reads the settings of a run that trains a transformer on a finished image tokenizer.
+
+    Args:
+        tokenizer: as for `ImageTokenizer.load`.
+
+    Returns:
+        Nested plain values of a `Recipe`: its settings, the size of its pictures, and that it stays
+        as it is.
+
+    Raises:
+        CheckpointError: there is no such image tokenizer, or it cannot be read.
+    """
+    config = TrainedTokenizer.load(find_tokenizer(tokenizer), "cpu").config
+    return {
+        "data": {"image_size": config.image_size},
+        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "tokenizer_training": {"init_from": pin(tokenizer, find_tokenizer), "images": 0},
+    }
 
 
 def find_run(start_from: str) -> Path | None:

@@ -6,7 +6,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from tessella.tokenizer.taming import TamingAttention, TamingDecoder, TamingEncoder
+from tessella.tokenizer.taming import TamingAttention, TamingDecoder, TamingEncoder, TamingShape
 
 F8 = (128, 128, 256, 512)
 F16 = (128, 128, 256, 256, 512)
@@ -56,15 +56,15 @@ def assert_equal(ours: nn.Module, theirs: nn.Module, given: Tensor) -> None:
 @pytest.mark.parametrize(("widths", "blocks"), [((32,), 1), ((32, 64), 2), ((32, 64, 96), 1)])
 def test_it_is_the_published_network(widths: tuple[int, ...], blocks: int) -> None:
     torch.manual_seed(0)
-    shape = (widths, blocks, 6)
-    theirs = published(*shape)
+    shape = TamingShape(widths, blocks, 6, 6)
+    theirs = published(widths, blocks, 6)
     factor = 2 ** (len(widths) - 1)
     with torch.no_grad():
         image = torch.randn(2, 3, 4 * factor, 3 * factor)
-        assert_equal(TamingEncoder(*shape), nn.Sequential(theirs.encoder, theirs.quant_conv), image)
+        assert_equal(TamingEncoder(shape), nn.Sequential(theirs.encoder, theirs.quant_conv), image)
         latent = torch.randn(2, 6, 4, 3)
         decoder = nn.Sequential(theirs.post_quant_conv, theirs.decoder)
-        assert_equal(TamingDecoder(*shape), decoder, latent)
+        assert_equal(TamingDecoder(shape), decoder, latent)
 
 
 @pytest.mark.parametrize("widths", [F8, F16])
@@ -73,8 +73,8 @@ def test_the_published_sizes(widths: tuple[int, ...]) -> None:
     factor = 2 ** (len(widths) - 1)
     with torch.device("meta"):
         theirs = published(widths, 2, 256)
-        encoder = TamingEncoder(widths, 2, 256)
-        decoder = TamingDecoder(widths, 2, 256)
+        shape = TamingShape(widths, 2, 256, 256)
+        encoder, decoder = TamingEncoder(shape), TamingDecoder(shape)
         latent = encoder(torch.empty(1, 3, 16 * factor, 16 * factor))
     assert latent.shape == (1, 256, 16, 16)
     assert decoder(latent).shape == (1, 3, 16 * factor, 16 * factor)
@@ -85,7 +85,8 @@ def test_the_published_sizes(widths: tuple[int, ...]) -> None:
 
 def test_attention_stands_at_the_coarsest_level_and_in_the_middle() -> None:
     with torch.device("meta"):
-        networks = (TamingEncoder((32, 64, 128), 2, 8), TamingDecoder((32, 64, 128), 2, 8))
+        shape = TamingShape((32, 64, 128), 2, 8, 8)
+        networks = (TamingEncoder(shape), TamingDecoder(shape))
     for network, expected in zip(networks, (2 + 1, 3 + 1), strict=True):
         found = [m for m in network.modules() if isinstance(m, TamingAttention)]
         assert len(found) == expected
@@ -107,7 +108,7 @@ def test_attention_by_hand() -> None:
 def test_the_decoder_goes_on_to_higher_resolutions() -> None:
     """Two levels more: four times the side, at the finest level's width."""
     with torch.device("meta"):
-        decoder = TamingDecoder((32, 64), 1, 8, upsampling=2)
+        decoder = TamingDecoder(TamingShape((32, 64), 1, 8, 8), upsampling=2)
         assert decoder(torch.empty(1, 8, 5, 3)).shape == (1, 3, 40, 24)
     assert decoder.last.in_channels == 32
 
@@ -115,7 +116,7 @@ def test_the_decoder_goes_on_to_higher_resolutions() -> None:
 def test_memory_formats_agree() -> None:
     """Channels last is how the tokenizer trains: the same result, and no copy at attention."""
     torch.manual_seed(0)
-    encoder = TamingEncoder((32, 64), 1, 4)
+    encoder = TamingEncoder(TamingShape((32, 64), 1, 4, 4))
     image = torch.randn(1, 3, 8, 8)
     expected = encoder(image)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,7 +127,8 @@ def test_memory_formats_agree() -> None:
 
 def test_every_weight_learns() -> None:
     torch.manual_seed(0)
-    encoder, decoder = TamingEncoder((32, 64), 1, 4), TamingDecoder((32, 64), 1, 4)
+    shape = TamingShape((32, 64), 1, 4, 4)
+    encoder, decoder = TamingEncoder(shape), TamingDecoder(shape)
     decoder(encoder(torch.randn(1, 3, 8, 8))).square().mean().backward()
     for network in (encoder, decoder):
         for name, parameter in network.named_parameters():

@@ -1,0 +1,371 @@
+"""An image tokenizer alone, in a folder as diffusers lays it out: our own, and other people's.
+
+    config.json, diffusion_pytorch_model.safetensors ⇄ settings and network
+
+What others have published becomes a tokenizer of ours with the network `taming`, and is one from
+then on: `VQModel` of diffusers, alone or in the folder `vqvae` of a pipeline, and files of LlamaGen
+and Taming Transformers, whose sizes their weights tell. Only safetensors are read; pickles are
+refused with the way out.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tessella import config
+from tessella.checksums import SUMS_FILE, read_file, write_sums
+from tessella.errors import CheckpointError, ConfigError
+from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
+from tessella.hub import find_hub_address
+from tessella.model.folder_weights import build_network, load_network, load_weights, read_weights
+from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings, layouts
+from tessella.untrusted import parse_json, to_printable
+
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+INDEX_FILE = "model_index.json"
+"""Of a pipeline of diffusers."""
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""The names that are looked for; the first is diffusers', and what is written."""
+PART = "vqvae"
+"""The folder of the image tokenizer in a pipeline's."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".msgpack")
+PUBLISHED_FILES = frozenset({
+    CONFIG_FILE, CARD_FILE, INDEX_FILE, SUMS_FILE, f"{PART}/{CONFIG_FILE}"
+})  # fmt: skip
+"""All that is read of such a folder beside its weights, with slashes."""
+
+_OWN_CLASS, _DIFFUSERS_CLASS = "ImageTokenizer", "VQModel"
+# diffusers' pipelines whose tokenizer reads and paints [0, 1]; nothing in its own folder says so.
+_UNIT_PIPELINES = "Amused"
+_PIXEL_RANGE, _ORIGIN = "_pixel_range", "_origin"  # in config.json, as in `TokenizerSettings`
+_LLAMAGEN_SETTINGS = {"codebook_embed_dim", "encoder_ch_mult"}
+# diffusers' default, which most published configurations have left there.
+_MEANINGLESS_SIZE, _USUAL_SIZE = 32, 256
+_SMALLEST_SIZE, _LARGEST_SIZE = 8, 2048  # of `ModelConfig.image_size`
+_MAX_TEXT_BYTES = 1_000_000
+_MAX_LICENCE = 200  # characters
+
+
+@dataclass(frozen=True)
+class PublishedTokenizer:
+    """An image tokenizer that a folder holds alone."""
+
+    tokenizer: ImageTokenizer  # on the CPU
+    image_size: int  # side of the pictures that it was trained on, as far as is known
+
+
+def open_published(folder: Path) -> PublishedTokenizer | None:
+    """Loads the image tokenizer of a folder in diffusers' layout; None if the folder is another.
+
+    Raises:
+        CheckpointError: its class is not read, or a file is missing, damaged, a pickle or of
+            another network.
+    """
+    part = _find_part(folder)
+    values = _read_json(part / CONFIG_FILE)
+    weights = next((part / name for name in WEIGHTS_FILES if (part / name).is_file()), None)
+    if values is None or (values and not _describes_tokenizer(values)):
+        return None
+    kind = values.get("_class_name")
+    if kind not in (None, _OWN_CLASS, _DIFFUSERS_CLASS):
+        raise CheckpointError(
+            f"This is no image tokenizer that is read: `{part}` has the class `{kind}`. Expected "
+            f"{_DIFFUSERS_CLASS} of diffusers, or what `tessella export --tokenizer` writes."
+        )
+    if weights is None:
+        _refuse_pickles(part)
+        if not values:
+            return None
+        raise CheckpointError(
+            f"The image tokenizer has no weights: `{part}`. {' or '.join(WEIGHTS_FILES)} was "
+            "expected. Copy the whole folder again."
+        )
+    return _open_own(values, weights) if kind == _OWN_CLASS else _open_foreign(values, weights)
+
+
+def published_weights(names: Sequence[str]) -> list[str]:
+    """Returns which of a repository's files may be the weights of an image tokenizer alone."""
+    if not {CONFIG_FILE, f"{PART}/{CONFIG_FILE}"}.intersection(names):
+        return []
+    folder = "" if CONFIG_FILE in names else f"{PART}/"
+    return [f"{folder}{name}" for name in WEIGHTS_FILES if f"{folder}{name}" in names][:1]
+
+
+def is_published(folder: Path) -> bool:
+    """Returns whether a folder's configuration is that of an image tokenizer that is read."""
+    values = _read_json(_find_part(folder) / CONFIG_FILE) or {}
+    known = (None, _OWN_CLASS, _DIFFUSERS_CLASS)
+    return _describes_tokenizer(values) and values.get("_class_name") in known
+
+
+def _describes_tokenizer(values: Mapping[str, Any]) -> bool:
+    """Returns whether a config.json is one of diffusers' kind, or of LlamaGen's."""
+    return "_class_name" in values or bool(_LLAMAGEN_SETTINGS & _unwrap(values).keys())
+
+
+def read_licence(folder: Path) -> str | None:
+    """Reads the licence that the header of a folder's card names; None if there is none."""
+    try:
+        card = read_file(folder / CARD_FILE, most_bytes=_MAX_TEXT_BYTES).decode(errors="replace")
+    except (OSError, CheckpointError):
+        return None  # cards are edited: a model loads whatever has become of them
+    found: dict[str, str] = {}
+    first, *lines = card.splitlines() or [""]
+    for line in lines if first.rstrip() == "---" else ():
+        if line.rstrip() == "---":
+            break
+        name, _, value = line.partition(":")
+        found.setdefault(name, value.strip(" \t'\""))
+    licence = found.get("license", "")
+    licence = found.get("license_name", licence) if licence == "other" else licence
+    return to_printable(licence)[:_MAX_LICENCE] or None
+
+
+def write_published(tokenizer: ImageTokenizer, image_size: int, folder: Path, card: str) -> str:
+    """Writes an image tokenizer alone, whole or not at all.
+
+    One of VQGAN's network with one learned codebook is written as diffusers' `VQModel`, any other
+    with the settings and names that it has here.
+
+    Args:
+        tokenizer: in eval mode.
+        image_size: side of the pictures that it was trained on.
+        folder: replaced if it is there.
+        card: the text of README.md.
+
+    Returns:
+        The class that config.json names.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there stays.
+    """
+    settings = tokenizer.settings
+    values: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    if _is_diffusers(settings):
+        values = _describe_for_diffusers(settings, image_size)
+        tensors = layouts.to_layout(tokenizer, layouts.DIFFUSERS)
+    else:
+        values = {
+            "_class_name": _OWN_CLASS,
+            "_tessella_version": metadata.version("tessella"),
+            "image_size": image_size,
+            "tokenizer": settings.model_dump(mode="json"),
+        }
+        tensors = tokenizer.state_dict()
+    with new_folder(folder, what="the image tokenizer") as building:
+        write_json(building / CONFIG_FILE, values)
+        write_tensors(building / WEIGHTS_FILES[0], tensors)
+        write_text(building / CARD_FILE, card)
+        write_sums(building)
+    return str(values["_class_name"])
+
+
+def _find_part(folder: Path) -> Path:
+    """Returns the tokenizer's folder in a pipeline's, else the folder itself."""
+    part = folder / PART
+    return part if part.is_dir() and not (folder / CONFIG_FILE).exists() else folder
+
+
+def _open_own(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
+    with _unread(weights):
+        given = values.get("tokenizer")
+        settings = config.build(TokenizerSettings, given if isinstance(given, dict) else {})
+    tokenizer = load_network(lambda: ImageTokenizer(settings), weights)
+    return PublishedTokenizer(tokenizer, _choose_size(values.get("image_size"), settings))
+
+
+def _open_foreign(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
+    values = _unwrap(values)
+    tensors = layouts.rename_old(read_weights(weights))
+    layout = layouts.find_layout(tensors)
+    if layout is None:
+        known = ", ".join(one.name for one in layouts.LAYOUTS)
+        raise CheckpointError(
+            f"The weights are those of no VQGAN: `{weights}`. The names of one of these were "
+            f"expected: {known}."
+        )
+    found = layouts.infer_settings(tensors, layout)
+    if values.get("_class_name") == _DIFFUSERS_CLASS:
+        _compare(values, found, weights.parent)
+    found["quantizer"]["normalize"] = layout is layouts.LLAMAGEN and bool(
+        values.get("codebook_l2_norm", True)
+    )
+    with _unread(weights):
+        settings = config.build(TokenizerSettings, found | _describe_source(values, weights))
+    room = {"codes": tensors[layouts.CODEBOOK][:, 0]}  # a count for each, which files don't hold
+    tokenizer = build_network(lambda: ImageTokenizer(settings), weights, {**tensors, **room})
+    load_weights(tokenizer, weights, layouts.from_layout(tensors, layout, tokenizer))
+    return PublishedTokenizer(tokenizer, _choose_size(values.get("sample_size"), settings))
+
+
+def _compare(values: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Refuses a configuration of `VQModel` that describes another network than the weights.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    quantizer = found["quantizer"]
+    attention = {"coarsest": True, "middle": True, "none": False}[found["attention"]]
+    attends = found["attention"] == "coarsest"
+    of_weights = {
+        "norm_type": "group",
+        "norm_num_groups": 32,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": found["widths"],
+        "layers_per_block": found["blocks"],
+        "latent_channels": found["latent_width"],
+        "vq_embed_dim": quantizer["code_width"],
+        "num_vq_embeddings": quantizer["codebook_size"],
+        "mid_block_add_attention": attention,
+        "down_block_types": _name_blocks("Down", "Encoder", found["widths"], attends=attends),
+        "up_block_types": _name_blocks("Up", "Decoder", found["widths"], attends=attends)[::-1],
+    }
+    for name, expected in of_weights.items():
+        if values.get(name) not in (None, expected):
+            raise CheckpointError(
+                f"The configuration does not fit the weights beside it, or is of a network that "
+                f"is not read: `{folder / CONFIG_FILE}` has {name} = `{values[name]}`, expected "
+                f"{expected}. Copy the whole folder again."
+            )
+    if values.get("act_fn", "silu") not in ("silu", "swish"):
+        raise CheckpointError(
+            f"The image tokenizer has an activation that is not read: `{values['act_fn']}` in "
+            f"`{folder / CONFIG_FILE}`. Expected silu."
+        )
+
+
+def _describe_for_diffusers(settings: TokenizerSettings, image_size: int) -> dict[str, Any]:
+    """Lists the configuration of a `VQModel`."""
+    attends = settings.attention == "coarsest"
+    quantizer = settings.quantizer
+    return {
+        "_class_name": _DIFFUSERS_CLASS,
+        "_tessella_version": metadata.version("tessella"),
+        "act_fn": "silu",
+        "block_out_channels": list(settings.widths),
+        "down_block_types": _name_blocks("Down", "Encoder", settings.widths, attends=attends),
+        "force_upcast": False,
+        "in_channels": 3,
+        "latent_channels": settings.latent_width or quantizer.code_width,
+        "layers_per_block": settings.blocks,
+        "lookup_from_codebook": True,
+        "mid_block_add_attention": settings.attention != "none",
+        "norm_num_groups": 32,
+        "norm_type": "group",
+        "num_vq_embeddings": quantizer.codebook_size,
+        "out_channels": 3,
+        "sample_size": image_size,
+        "up_block_types": _name_blocks("Up", "Decoder", settings.widths, attends=attends)[::-1],
+        "vq_embed_dim": quantizer.code_width,
+        # Nothing of diffusers, which passes over names that begin so.
+        _PIXEL_RANGE: settings.pixel_range,
+        **({} if settings.origin is None else {_ORIGIN: settings.origin}),
+    }
+
+
+def _name_blocks(way: str, side: str, widths: Sequence[int], *, attends: bool) -> list[str]:
+    """Names diffusers' blocks of each level, finest first."""
+    plain = f"{way}{side}Block2D"
+    return [*[plain] * (len(widths) - 1), f"Attn{plain}" if attends else plain]
+
+
+def _is_diffusers(settings: TokenizerSettings) -> bool:
+    """Returns whether `VQModel` describes such a tokenizer."""
+    is_plain = isinstance(settings.quantizer, VectorQuantizerSettings)
+    return (
+        settings.network == "taming"
+        and not settings.upsampling
+        and is_plain
+        and settings.quantizer.codes_per_position == 1
+    )
+
+
+def _describe_source(values: Mapping[str, Any], weights: Path) -> dict[str, Any]:
+    """Returns the settings that say where weights come from and what they read."""
+    folder = weights.parent
+    above = _read_json(folder.parent / INDEX_FILE) if folder.name == PART else None
+    root = folder.parent if above else folder
+    pixel_range = values.get(_PIXEL_RANGE)
+    if pixel_range is None:
+        is_unit = str((above or {}).get("_class_name")).startswith(_UNIT_PIPELINES)
+        pixel_range = "unit" if is_unit else "signed"
+    origin = values.get(_ORIGIN)
+    if origin is None:
+        address = find_hub_address(folder)
+        name = str(address) if address else root.resolve().name
+        file = weights.relative_to(root).as_posix()
+        origin = f"{name}, {file}, SHA-256 {sha256_file(weights)}"
+    return {
+        "pixel_range": pixel_range,
+        "origin": to_printable(str(origin)),
+        "licence": read_licence(root),
+    }
+
+
+def _choose_size(given: Any, settings: TokenizerSettings) -> int:
+    """Takes a configuration's size of pictures, if it means anything.
+
+    Raises:
+        CheckpointError: a position is larger than any picture.
+    """
+    factor = settings.downsampling
+    if factor > _LARGEST_SIZE:
+        raise CheckpointError(
+            f"The image tokenizer has too many levels: `{len(settings.widths)}`; pictures have at "
+            f"most {_LARGEST_SIZE} pixels a side."
+        )
+    in_range = isinstance(given, int) and _SMALLEST_SIZE <= given <= _LARGEST_SIZE
+    if in_range and given % factor == 0 and given != _MEANINGLESS_SIZE:
+        return int(given)
+    return max(1, _USUAL_SIZE // factor) * factor
+
+
+def _unwrap(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns LlamaGen's settings, which its library may write one level deeper."""
+    inner = values.get("config")
+    return inner if isinstance(inner, dict) else values
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a JSON object; {} if there is no such file, None if it holds something else."""
+    try:
+        values = parse_json(read_file(path, most_bytes=_MAX_TEXT_BYTES))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Refuses a folder whose weights are pickles.
+
+    Raises:
+        CheckpointError: says how to convert them.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    if names:
+        raise CheckpointError(
+            f"The folder holds weights as pickles, which could run anything and are never loaded: "
+            f"`{folder}` has {names[0]}. Convert them to {WEIGHTS_FILES[0]} on a machine where "
+            "that does no harm: docs/how-to/image-tokenizer.md has the lines."
+        )
+
+
+@contextlib.contextmanager
+def _unread(weights: Path) -> Iterator[None]:
+    """Re-raises settings that are out of range as a tokenizer that is not read."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(
+            f"The image tokenizer has a size or form that is not read: `{weights}`. {error}"
+        ) from None
