@@ -105,3 +105,8 @@ def test_a_crash_is_told_from_an_error_in_words(
     fuzz.run_round("config", found, range(5, 8), tmp_path)
     assert (found.inputs, found.refused, found.read) == (3, 1, 0)
     assert sorted(found.crashes.values()) == [5, 7]
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.05, 0), (1.06, 1)])
+def test_growing_memory_fails(fuzz: Any, ratio: float, status: int) -> None:
+    assert fuzz.report({}, {}, ratio, store=False) == status

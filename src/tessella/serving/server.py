@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from tessella.errors import ConfigError, TessellaError
 from tessella.posts.language_model import LanguageModel
 from tessella.precision import PaintingPrecision
+from tessella.serving.allocator import return_freed_memory
 from tessella.serving.app import create_app
 from tessella.serving.connections import bound_connections, create_protocol, raise_file_limit
 from tessella.serving.models_served import load_models
@@ -25,6 +26,7 @@ from tessella.serving.worker import PaintingWorker
 from tessella.signals import handling
 
 _LATE_SECONDS = 15.0  # that a shutdown may take beyond its time-out
+_TICKS_BETWEEN_RETURNS = 100  # of memory; a tick is a tenth of a second
 _BACKLOG = 256  # also as many are accepted in one go: files that `connections.py` leaves for them
 
 
@@ -53,7 +55,9 @@ class _Server(uvicorn.Server):
             _end_after(None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ends the server once nothing can be painted any more."""
+        """Gives memory back now and then; ends the server once nothing can be painted any more."""
+        if counter % _TICKS_BETWEEN_RETURNS == 0:
+            return_freed_memory()
         return await super().on_tick(counter) or not self._worker.is_alive
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

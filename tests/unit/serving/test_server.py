@@ -1,5 +1,6 @@
 """The real command: its start, its end, and its log."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,11 +18,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 from typer.testing import CliRunner
 
 from tessella.cli import app
 from tessella.errors import CheckpointError
 from tessella.serving import server
+from tessella.serving.settings import ServeSettings
+from tessella.serving.worker import PaintingWorker
 
 PROMPT = "a large red circle on a white background"
 PATIENCE = 600  # seconds; other processes may leave these ones hardly any time
@@ -336,6 +340,20 @@ def wait_until_refused(address: str) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(address)
+
+
+def test_memory_is_given_back_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[int] = []
+    worker = PaintingWorker(ServeSettings())
+    tested = server._Server(uvicorn.Config("none"), worker, lambda: None)
+
+    async def tick() -> None:
+        for counter in range(250):
+            monkeypatch.setattr(server, "return_freed_memory", lambda at=counter: times.append(at))
+            assert not await tested.on_tick(counter)
+
+    asyncio.run(tick())
+    assert times == [0, 100, 200]
 
 
 def test_a_server_that_cannot_paint_ends_for_its_supervisor() -> None:
