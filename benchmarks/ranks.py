@@ -45,6 +45,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -147,8 +148,8 @@ def measure_memory(
         with contextlib.closing(state.load_batches(seed=0)) as batches:
             state.step(next(batches), seed=0)
             # Once more with the optimizer's state there; to move the weights would take no more.
-            state._optimizer.step = lambda: None
-            state.step(next(batches), seed=0)
+            with mock.patch.object(state._optimizer, "step"):
+                state.step(next(batches), seed=0)
         learning = [one for one in stage.network.parameters() if one.requires_grad]
         tensors = [*stage.network.parameters(), *state.average.parameters(), *learning]
         tensors += checkpoint.flatten_optimizer(state._optimizer).values()
