@@ -27,7 +27,7 @@ those of one process that has all, and `peak_share`, the same of the most memory
 took beyond what it had before its network was made (counted by Linux, while glibc gives back what
 is freed). A save and an evaluation are not in it: a save holds a copy of the part, an evaluation
 the whole average. The weights move once, and Muon iterates twice instead of five times, which needs
-as much memory at a time: with `large` five are nine tenths of a step's arithmetic.
+as much memory at a time: with `large` five are most of a step's arithmetic.
 
     python benchmarks/ranks.py --preset small --seconds 60 --steps 500
     python benchmarks/ranks.py --preset large --sharding full --memory --seconds 0

@@ -2,7 +2,7 @@
 
 glibc keeps blocks that were freed between others that are in use. A server whose requests come in
 all sizes holds ever more of them, although it uses no more: 11 MiB after a quarter of a minute of
-load, 39 after twenty, of 146. Giving back takes a few milliseconds, and a fixed threshold for
+load, 39 after five, of 146. Giving back takes a few milliseconds, and a fixed threshold for
 mapped blocks (`MALLOC_MMAP_THRESHOLD_`) would map each large tensor anew instead.
 """
 
