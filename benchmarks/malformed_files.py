@@ -31,7 +31,7 @@ from tessella.data import sources
 from tessella.data.addresses import expand_braces
 from tessella.data.records import CaptionError, captions_from_fields, captions_from_text
 from tessella.data.records import fields_from_json as read_sidecar
-from tessella.data.scenes import parse_caption
+from tessella.data.scenes.sets import SCENE_SETS
 from tessella.images import read_png_texts, read_with_transparency
 from tessella.model import folder as model_folder
 from tessella.model.folder import ModelConfig
@@ -230,8 +230,8 @@ def read_address(content: bytes, folder: Path) -> object:
     return expand_braces(content.decode(errors="surrogateescape"))
 
 
-def read_scene(content: bytes, folder: Path) -> object:
-    return parse_caption(content.decode(errors="surrogateescape"))
+def read_scene(name: str) -> Callable[[bytes, Path], object]:
+    return lambda content, folder: SCENE_SETS[name].parse(content.decode(errors="surrogateescape"))
 
 
 def read_toml(content: bytes, folder: Path) -> object:
@@ -332,6 +332,9 @@ def good_rows(kind: str) -> bytes:
 
 
 SCENE = b"a small blue star left of a large green ring on a white background"
+SCENE2 = (
+    b"a small red ring below two large dotted stars in a row that are not red on a navy background"
+)
 
 TOML = b"""image_size = 16
 [tokenizer]
@@ -376,7 +379,8 @@ PARSERS: dict[str, Parser] = {
         read_rows_with_pictures("a.arrow"),
     ),
     "braces": Parser(lambda rng: damage(b"a/{000..003}-{b,c}.tar", rng), read_address),
-    "scene": Parser(lambda rng: damage(SCENE, rng), read_scene),
+    "scene": Parser(lambda rng: damage(SCENE, rng), read_scene("scenes")),
+    "scene2": Parser(lambda rng: damage(SCENE2, rng), read_scene("scenes2")),
     "run": Parser(either_run, read_report),
     "description": Parser(lambda rng: damage(ABOUT.encode(), rng), read_description),
     "answer": Parser(lambda rng: either(good_answer(), rng), read_answer),

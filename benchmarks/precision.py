@@ -44,7 +44,7 @@ import tessella
 from harness import RESULTS, Ratio, Spread, environment, measure_ratio, print_record, write_result
 from scenes_accuracy import describe
 from tessella.data.scenes import canonical_caption
-from tessella.evaluation.model import measure_scene_accuracy
+from tessella.evaluation.model import measure_scenes
 from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
 from tessella.model.find import find_model
 from tessella.model.folder import read_captions
@@ -249,7 +249,7 @@ def measure_pictures(options: argparse.Namespace) -> dict[str, object]:
 
 def measure_held_out(model: TextToImage, count: int) -> dict[str, float]:
     """Measures the all-correct share of scenes with pairs that are never trained on."""
-    return describe(measure_scene_accuracy(model, count, held_out=True, seed=1).value, count)
+    return describe(measure_scenes(model, count, held_out=True, seed=1)["all_correct"].value, count)
 
 
 def measure_bound(device: torch.device, quick: bool) -> dict[str, Spread]:

@@ -16,8 +16,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 PARSERS = (
     "checksums", "config", "weights", "text_tokenizer", "examples", "example_rows", "captions",
     "picture", "picture_notes", "caption_text", "sidecar", "table_csv", "table_tsv", "table_jsonl",
-    "table_json", "annotations", "zip", "tar", "parquet", "arrow", "braces", "scene", "run",
-    "description", "answer", "toml", "assignment",
+    "table_json", "annotations", "zip", "tar", "parquet", "arrow", "braces", "scene", "scene2",
+    "run", "description", "answer", "toml", "assignment",
 )  # fmt: skip
 # Inputs that once ended in something other than an error with words.
 FOUND = (

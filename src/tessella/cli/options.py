@@ -20,7 +20,7 @@ Data = Annotated[
         metavar="DATA",
         help="Captioned images: a folder with metadata.jsonl, .csv or .parquet; a folder of images "
         "with .txt files; WebDataset .tar shards; a folder of class folders; hf:USER/DATASET on "
-        "the Hugging Face hub; or scenes:N.",
+        "the Hugging Face hub; or scenes:N or scenes2:N, which are drawn.",
     ),
 ]
 Config = Annotated[

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tessella.data.records import ImageLocation, Record, SceneLocation, Skipped, StoredImage
-from tessella.data.scenes import canonical_caption, draw_scene, paraphrases, sample_scene
+from tessella.data.scenes.sets import SCENE_SETS
 from tessella.data.settings import DataSettings
 from tessella.images import (
     ImageError,
@@ -111,10 +111,11 @@ def _decode(record: Record | Skipped, settings: DataSettings) -> Decoded | Skipp
 
 def _draw(record: Record, location: SceneLocation, size: int) -> Decoded:
     """Draws one scene, which depends only on its seed and index."""
+    scenes = SCENE_SETS[location.set_name]
     rng = np.random.default_rng([location.seed, location.index])
-    scene = sample_scene(rng)
-    captions = (canonical_caption(scene), *paraphrases(scene, rng, NUM_PARAPHRASES))
-    square: Pixels = draw_scene(scene, size)
+    scene = scenes.sample(rng, False)
+    captions = (scenes.caption(scene), *scenes.paraphrase(scene, rng, NUM_PARAPHRASES))
+    square: Pixels = scenes.draw(scene, size)
     pixels = square.tobytes()
     return Decoded(record, captions, pixels, _hash(pixels), size, size, "RGB", "drawn")
 

@@ -114,7 +114,7 @@ def inspect_data(
     A source that cannot be read does not raise: the report says so, and the others are read.
 
     Args:
-        sources: paths, or `scenes:N`; see `tessella.data.sources`.
+        sources: paths, `scenes:N` or `scenes2:N`; see `tessella.data.sources`.
         settings: for preparing it.
         on_picture: told each usable picture.
     """

@@ -63,8 +63,8 @@ def refuse_stored(name: str) -> DataError:
     """Returns the error about a file of which single pictures cannot be read again."""
     return DataError(
         f"The pictures cannot be read again one by one: `{name}`, and data.cache is `codes`. "
-        "Expected a folder of pictures, .tar shards or scenes:N; set data.cache=pixels, or write "
-        "shards first, with webdataset.ShardWriter."
+        "Expected a folder of pictures, .tar shards, scenes:N or scenes2:N; set "
+        "data.cache=pixels, or write shards first, with webdataset.ShardWriter."
     )
 
 
@@ -136,7 +136,8 @@ class SourcePixels:
         file, first, size = self._places[row].tolist()
         name = self._name(row)
         if file == _SCENE:
-            return Record(name, SceneLocation(size, first), ())
+            # A scene's name begins as its source was named: scenes2:50000/7.
+            return Record(name, SceneLocation(size, first, name.partition(":")[0]), ())
         path = str(self._base / name) if file == _NAMED else self._files[file]
         if size == _WHOLE:
             return Record(name, ImageLocation(path), ())

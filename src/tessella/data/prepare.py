@@ -74,7 +74,8 @@ def prepare(
     hash; with a validation fraction above 0 and two different images, neither side is empty.
 
     Args:
-        sources: paths, or `scenes:N`; see `tessella.data.sources`. Or recognised already.
+        sources: paths, `scenes:N` or `scenes2:N`; see `tessella.data.sources`. Or recognised
+            already.
         settings: image size, split and limits.
         folder: of the cache; replaced if the data or the settings changed.
         progress: called with the number of images done and of all, None if that is not known.

@@ -53,6 +53,7 @@ class SceneLocation:
 
     seed: int
     index: int
+    set_name: str  # of SCENE_SETS
 
 
 class StoredImage(Protocol):

@@ -49,7 +49,8 @@ class DataSettings(Settings):
     depend on it."""
 
     seed: int = Field(default=0, ge=0)
-    """Determines the scenes of `scenes:N`; scene i depends only on the seed and i."""
+    """Determines the scenes of `scenes:N` and `scenes2:N`; scene i depends only on the seed and
+    i."""
 
     licence: str | None = Field(default=None, min_length=1)
     """Licence of the pictures, for the model card, e.g. `CC0-1.0`. Left out, the card says so."""

@@ -2,7 +2,7 @@
 
 The contents decide, never a flag:
 
-    scenes:N                                     drawn pictures
+    scenes:N, scenes2:N                          drawn pictures
     hf:USER/DATASET                              what is in it, on the Hugging Face hub
     .tar, .parquet, .arrow, .zip, or several     shards, parquet, arrow, zip: see containers.py
     a table of pictures                          table
@@ -38,6 +38,7 @@ from tessella.data.folders import suffix_of, walk
 from tessella.data.from_hub import find_data
 from tessella.data.pairing import FolderReading
 from tessella.data.records import Part, Record, SceneLocation, Skipped
+from tessella.data.scenes.sets import SCENE_SETS
 from tessella.data.survey import FolderSurvey, is_table, read_folder, read_table_alone
 from tessella.data.table_faults import explain_table
 from tessella.data.tables import METADATA_NAMES
@@ -52,7 +53,7 @@ WHAT_DATA_MAY_BE = (
     "of the same names, beside the pictures or in a folder next to theirs; a folder of class "
     "folders, whose names are the captions; such a table itself; .tar shards or a .zip of any of "
     "these; Parquet or Arrow files that hold the pictures; hf:USER/DATASET on the Hugging Face "
-    "hub; or scenes:N."
+    "hub; or scenes:N or scenes2:N, which are drawn."
 )
 
 
@@ -111,7 +112,8 @@ class Source:
             yield from self.reading.records(split_by, notes)
         else:
             for index in range(self.count or 0):
-                yield Record(f"{self.argument}/{index}", SceneLocation(seed, index), ())
+                location = SceneLocation(seed, index, self.argument.partition(":")[0])
+                yield Record(f"{self.argument}/{index}", location, ())
 
     def parts(self, seed: int = 0, split_by: str | None = None) -> Iterator[Part]:
         """Lists what is read one after another: shards, or all of a folder as one.
@@ -180,14 +182,14 @@ def recognise(argument: str, caption_column: str | None = None) -> Source:
     """Recognises one DATA argument.
 
     Args:
-        argument: a path, an address, or `scenes:N`.
+        argument: a path, an address, `scenes:N` or `scenes2:N`.
         caption_column: the column or field with the captions, if it is named.
 
     Raises:
         DataError: the path does not exist, lacks that column, or its contents fit no kind or more
             than one.
     """
-    if argument.startswith("scenes:"):
+    if argument.partition(":")[0] in SCENE_SETS:
         return _recognise_scenes(argument)
     if is_hub_address(argument):
         return _recognise_on_hub(argument, caption_column)
@@ -277,10 +279,10 @@ def describe_notes(notes: Counter[str]) -> list[str]:
 
 
 def _recognise_scenes(argument: str) -> Source:
-    number = re.fullmatch(r"scenes:(\d+)", argument)
-    if number is None or int(number[1]) < 1:
-        raise DataError(f"Expected a number of scenes: `{argument}`. For example scenes:50000.")
-    return Source(argument, "scenes", Fingerprint(0, 0, ""), count=int(number[1]))
+    name, _, number = argument.partition(":")
+    if not re.fullmatch(r"[0-9]+", number) or int(number) < 1:
+        raise DataError(f"Expected a number of scenes: `{argument}`. For example {name}:50000.")
+    return Source(argument, "scenes", Fingerprint(0, 0, ""), count=int(number))
 
 
 def _recognise_folder(argument: str, root: Path, caption_column: str | None) -> Source:

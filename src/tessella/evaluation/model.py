@@ -1,10 +1,12 @@
 """What a finished model is worth: metrics with their protocol, and pictures to look at."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tessella.data.prepare import PreparedData
-from tessella.data.scenes import Scene, canonical_caption, parse_caption
+from tessella.data.scenes.sets import SCENE_SETS
 from tessella.errors import CheckpointError, ConfigError, DataError
 from tessella.evaluation.eval_images import EvalImages, can_read, read_images
 from tessella.evaluation.features import NO_NETWORKS, EvalNetworks, choose_features
@@ -15,7 +17,12 @@ from tessella.evaluation.generation import (
 )
 from tessella.evaluation.metric import Evaluation, Metric, Results
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
-from tessella.evaluation.scenes import compute_scene_accuracy, sample_prompts
+from tessella.evaluation.scenes import (
+    READERS,
+    compute_scene_accuracy,
+    count_demands,
+    sample_prompts,
+)
 from tessella.images import Pixels
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
@@ -122,18 +129,14 @@ def evaluate_images(
     of_all = f"of {size}" if num_codebooks == 1 else f"of {num_codebooks}×{size}"
     results["codes_used"] = Metric(report.health.codes_used, f"{of_all}, {what}")
     results["code_perplexity"] = Metric(report.health.perplexity, f"{of_all}, {what}")
-    scenes = _parse_scenes(images.captions)
-    if scenes is not None:
-        accuracy = compute_scene_accuracy(report.pixels, scenes)
+    found = _parse_scenes(images.captions)
+    if found is not None:
+        accuracy = compute_scene_accuracy(report.pixels, found[1], found[0])
         results["reconstruction_all_correct"] = Metric(accuracy, f"scenes, {what}")
     if isinstance(model, TrainedTokenizer):
         return ImagesEvaluation(results, report.pixels, None)
-    if scenes is not None:
-        for name, held_out in (("seen", False), ("held_out", True)):
-            if _can_read_scenes(model, held_out=held_out):
-                results[f"all_correct_{name}_pairs"] = measure_scene_accuracy(
-                    model, _SCENE_PROMPTS, held_out=held_out
-                )
+    if found is not None:
+        results |= _measure_new_scenes(model, found[0])
     generation = None
     if checks is not None:
         generation = evaluate_generation(model, images, networks, checks)
@@ -141,39 +144,63 @@ def evaluate_images(
     return ImagesEvaluation(results, report.pixels, generation)
 
 
-def measure_scene_accuracy(
-    model: TextToImage, num_prompts: int, *, held_out: bool, seed: int = 0
-) -> Metric:
-    """Paints unseen scenes, one picture a canonical prompt, and counts the all-correct ones.
+def _measure_new_scenes(model: TextToImage, set_name: str) -> Results:
+    """Measures scenes with seen and with held-out combinations, if the model can read them."""
+    results: Results = {}
+    for name, held_out in (("seen", False), ("held_out", True)):
+        if _can_read_scenes(model, set_name, held_out=held_out):
+            made = measure_scenes(model, _SCENE_PROMPTS, held_out=held_out, set_name=set_name)
+            results[f"all_correct_{name}_pairs"] = made.pop("all_correct")
+            results |= {f"right_{demand}_{name}_pairs": metric for demand, metric in made.items()}
+    return results
+
+
+def measure_scenes(
+    model: TextToImage,
+    num_prompts: int,
+    *,
+    held_out: bool,
+    seed: int = 0,
+    set_name: str = "scenes",
+) -> dict[str, Metric]:
+    """Paints unseen scenes, one picture a canonical prompt, and counts what is right.
 
     Args:
         model: trained on scenes.
         num_prompts: how many.
-        held_out: whether each has a (colour, shape) pair that is never in training.
+        held_out: whether each has a combination that is never in training.
         seed: of the prompts; picture i is painted with seed i.
+        set_name: of SCENE_SETS.
+
+    Returns:
+        `all_correct`, the fraction of pictures that meet every demand of their prompts; then the
+        fraction of demands that are met, by their kind: `background`, `shape`, …
 
     Raises:
         GenerationError: a prompt is too long for the model.
     """
-    scenes = sample_prompts(num_prompts, seed=seed, held_out=held_out)
-    prompts = [canonical_caption(scene) for scene in scenes]
+    scenes = sample_prompts(num_prompts, seed, held_out, set_name)
+    prompts = [SCENE_SETS[set_name].caption(scene) for scene in scenes]
     pixels = model.generate_images(enumerate_requests(prompts)).pixels
     kind = "held-out" if held_out else "seen"
-    return Metric(
-        compute_scene_accuracy(pixels, scenes),
-        f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}",
-    )
+    protocol = f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
+    classified = READERS[set_name](pixels, scenes)
+    all_correct = sum(one.all_correct for one in classified) / len(classified)
+    return {"all_correct": Metric(all_correct, protocol)} | {
+        demand: Metric(count.met / count.all, f"of {count.all} in {protocol}")
+        for demand, count in count_demands(classified).items()
+    }
 
 
-def _can_read_scenes(model: TextToImage, *, held_out: bool) -> bool:
+def _can_read_scenes(model: TextToImage, set_name: str, *, held_out: bool) -> bool:
     """Whether every prompt of the scenes that are painted is short enough for a model."""
-    scenes = sample_prompts(_SCENE_PROMPTS, seed=0, held_out=held_out)
-    return all(can_read(model, canonical_caption(scene)) for scene in scenes)
+    scenes = sample_prompts(_SCENE_PROMPTS, 0, held_out, set_name)
+    return all(can_read(model, SCENE_SETS[set_name].caption(scene)) for scene in scenes)
 
 
-def _parse_scenes(captions: Sequence[str]) -> list[Scene] | None:
-    """Returns the scenes that captions describe, or None if one describes none."""
-    try:
-        return [parse_caption(caption) for caption in captions]
-    except DataError:
-        return None
+def _parse_scenes(captions: Sequence[str]) -> tuple[str, list[Any]] | None:
+    """Returns the set and the scenes that captions describe, or None if one describes none."""
+    for name, scenes in SCENE_SETS.items():
+        with contextlib.suppress(DataError):
+            return name, [scenes.parse(caption) for caption in captions]
+    return None

@@ -5,6 +5,18 @@ metrics ─▶ "Of new scenes, 98% are painted right in every detail."
 
 from collections.abc import Iterator, Mapping
 
+# What the captions of scenes demand, by its name in metrics.
+_DEMANDS = {
+    "background": "backgrounds",
+    "count": "numbers of objects",
+    "size": "sizes",
+    "texture": "textures",
+    "color": "colours",
+    "negation": "colours other than one",
+    "shape": "shapes",
+    "relation": "relations",
+}
+
 
 def describe_plainly(values: Mapping[str, float]) -> Iterator[str]:
     """Says what metrics mean, one sentence each, what is painted before what is kept.
@@ -15,7 +27,15 @@ def describe_plainly(values: Mapping[str, float]) -> Iterator[str]:
     if (seen := values.get("all_correct_seen_pairs")) is not None:
         yield f"Of new scenes, {_percent(seen)} are painted right in every detail."
     if (held_out := values.get("all_correct_held_out_pairs")) is not None:
-        yield f"Where colour and shape were never seen together, {_percent(held_out)} are."
+        yield f"Of those with a pair of words that training never showed, {_percent(held_out)} are."
+    for kind, name in (("new scenes", "seen"), ("those with such a pair", "held_out")):
+        demands = [
+            f"{what} {_percent(value)}"
+            for demand, what in _DEMANDS.items()
+            if (value := values.get(f"right_{demand}_{name}_pairs")) is not None
+        ]
+        if demands:
+            yield f"Of {kind}, one demand at a time, these are right: {', '.join(demands)}."
     if (own := values.get("retrieval_by_features")) is not None:
         which = "the real picture of their own prompt"
         yield f"{_percent(own)} of the pictures look most like {which}."

@@ -62,6 +62,16 @@ def test_the_pictures_are_those_of_a_cache_with_pixels(draw, cache, kind) -> Non
     assert read.train.pixels([]).shape == (0, 16, 16, 3)
 
 
+def test_scenes_of_two_sets_are_drawn_again_each_as_its_own(cache) -> None:
+    arguments = ["scenes:8", "scenes2:8"]
+    large = SETTINGS.replace(image_size=64)
+    kept = prepare(arguments, large, cache.with_name("kept"))
+    assert same(kept, prepare(arguments, large.replace(cache="codes"), cache))
+    captions = list(kept.train.all_captions())
+    assert any(" in a row " in text or "which is" in text for text in captions)
+    assert any(" in a row " not in text and "which is" not in text for text in captions)
+
+
 def test_a_cache_of_the_other_kind_is_not_taken_for_it(draw, cache) -> None:
     folder = [str(draw.captioned(12))]
     prepare(folder, SETTINGS, cache)

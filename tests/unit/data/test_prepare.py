@@ -652,7 +652,7 @@ def test_records_are_read_only_a_few_pictures_ahead(draw) -> None:
     def records():
         for index in range(1000):
             read.append(index)
-            yield decode.Record(f"scenes/{index}", decode.SceneLocation(0, index), ())
+            yield decode.Record(f"scenes/{index}", decode.SceneLocation(0, index, "scenes"), ())
 
     for size, most in ((16, 70), (1024, 26)):
         read.clear()

@@ -10,7 +10,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 
-from tessella.data.records import Record, Skipped
+from tessella.data.records import Record, SceneLocation, Skipped
 from tessella.data.sources import recognise, recognise_all
 from tessella.errors import DataError
 
@@ -352,15 +352,22 @@ def test_a_tar_that_vanishes_is_an_error(draw) -> None:
 # --- scenes --------------------------------------------------------------------------------
 
 
-def test_scenes() -> None:
-    source = recognise("scenes:12")
+@pytest.mark.parametrize("name", ["scenes", "scenes2"])
+def test_scenes(name: str) -> None:
+    source = recognise(f"{name}:12")
     assert (source.kind, source.count) == ("scenes", 12)
-    assert len(list(source.records())) == 12
+    records = list(source.records(seed=3))
+    assert len(records) == 12
+    assert records[5].name == f"{name}:12/5"
+    assert records[5].location == SceneLocation(3, 5, name)
 
 
-@pytest.mark.parametrize("given", ["scenes:", "scenes:0", "scenes:-1", "scenes:many"])
+@pytest.mark.parametrize(
+    "given", ["scenes:", "scenes:0", "scenes:-1", "scenes:many", "scenes2:", "scenes2:0"]
+)
 def test_scenes_need_a_number(given: str) -> None:
-    with pytest.raises(DataError, match=f"Expected a number of scenes: `{given}`"):
+    example = f"For example {given.partition(':')[0]}:50000"
+    with pytest.raises(DataError, match=f"Expected a number of scenes: `{given}`. {example}"):
         recognise(given)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tessella.data.prepare import PreparedData, prepare
-from tessella.data.scenes import canonical_caption, draw_scene, parse_caption
+from tessella.data.scenes import canonical_caption, parse_caption
+from tessella.data.scenes.sets import SCENE_SETS
 from tessella.data.settings import DataSettings
 from tessella.evaluation import model as module
 from tessella.evaluation import squeezenet as squeezenet_module
@@ -19,7 +20,7 @@ from tessella.evaluation.model import (
     count_pictures,
     evaluate_images,
     evaluate_model,
-    measure_scene_accuracy,
+    measure_scenes,
     read_images,
 )
 from tessella.evaluation.reconstruction import ReconstructionReport, compute_psnr
@@ -54,7 +55,8 @@ class Sampler:
     memory = None
     max_tokens = 99  # words of a prompt
 
-    def __init__(self, wrong: int = 0) -> None:
+    def __init__(self, wrong: int = 0, set_name: str = "scenes", size: int = SIZE) -> None:
+        self.set_name, self.size = set_name, size
         self.tokenizer = create_tokenizer()
         self.objective = self.sampler = self.text_tokenizer = self
         self.wrong = wrong
@@ -63,10 +65,11 @@ class Sampler:
     def generate_images(self, requests: Sequence[ImageRequest]) -> GeneratedImages:
         prompts = [one.prompt for one in requests]
         self.asked.append((prompts, [one.seed for one in requests]))
-        pixels = np.zeros((len(prompts), SIZE, SIZE, 3), dtype=np.uint8)
+        pixels = np.zeros((len(prompts), self.size, self.size, 3), dtype=np.uint8)
+        scenes = SCENE_SETS[self.set_name]
         for place, prompt in enumerate(prompts):
-            if prompt.startswith("a ") and place >= self.wrong:
-                pixels[place] = draw_scene(parse_caption(prompt), SIZE)
+            if prompt and place >= self.wrong:
+                pixels[place] = scenes.draw(scenes.parse(prompt), self.size)
         return GeneratedImages(pixels, None, [()] * len(pixels))
 
     def count_tokens(self, prompt: str) -> int:
@@ -115,6 +118,8 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
     count = len(scenes32.validation)
     assert made.metrics["all_correct_seen_pairs"].value == 1.0
     assert made.metrics["all_correct_held_out_pairs"].value == 1.0
+    for kind in ("background", "size", "color", "shape"):
+        assert made.metrics[f"right_{kind}_seen_pairs"].value == 1.0
     assert made.metrics["reconstruction_all_correct"].value == 1.0
     assert made.metrics["reconstruction_psnr"].value > 60
     assert (
@@ -127,6 +132,27 @@ def test_a_perfect_model_of_scenes_has_every_point(scenes32: PreparedData) -> No
     assert list(made.prompts) == [scenes32.validation.captions(i)[0] for i in range(count)][:16]
     assert model.asked[-1] == (list(made.prompts), list(range(len(made.prompts))))
     assert sum(len(prompts) for prompts, _ in model.asked[:-1]) == 24
+
+
+def test_a_model_of_scenes2_is_measured_by_its_own_demands(tmp_path: Path) -> None:
+    settings = DataSettings(image_size=64, validation_fraction=0.2, workers=1)
+    data = prepare(["scenes2:40"], settings, tmp_path / "data")
+    model: Any = Sampler(wrong=3, set_name="scenes2", size=64)
+    made = evaluate_model(model, data).metrics
+    assert made["reconstruction_all_correct"].value == 1.0
+    kinds = ("background", "count", "size", "texture", "shape", "color", "negation", "relation")
+    for name in ("seen", "held_out"):
+        prompts = model.asked.pop(0)[0]
+        assert len(prompts) == 12
+        assert made[f"all_correct_{name}_pairs"].value == pytest.approx(9 / 12)
+        words = name.replace("_", "-")
+        for kind in kinds:
+            assert made[f"right_{kind}_{name}_pairs"].protocol.endswith(
+                f"in 12 unseen scenes of {words} pairs, first picture, seed 0"
+            )
+        of_count = made[f"right_count_{name}_pairs"]
+        assert of_count.protocol.startswith("of 12 in ")
+        assert 9 / 12 <= of_count.value < 1
 
 
 def test_the_plan_knows_how_many_pictures_it_paints(scenes32: PreparedData) -> None:
@@ -180,7 +206,7 @@ def test_weights_that_are_damaged_do_not_cost_a_finished_model(
 @pytest.mark.parametrize("held_out", [False, True])
 def test_wrong_pictures_are_counted(held_out: bool) -> None:
     model: Any = Sampler(wrong=3)
-    made = measure_scene_accuracy(model, 12, held_out=held_out, seed=4)
+    made = measure_scenes(model, 12, held_out=held_out, seed=4)["all_correct"]
     assert made.value == pytest.approx(9 / 12)
     kind = "held-out" if held_out else "seen"
     assert made.protocol == f"12 unseen scenes of {kind} pairs, first picture, seed 4"

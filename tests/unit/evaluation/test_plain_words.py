@@ -11,6 +11,9 @@ def test_each_number_has_its_sentence() -> None:
         "reconstruction_fid_squeezenet-fire9": 3.0,
         "all_correct_seen_pairs": 0.98,
         "all_correct_held_out_pairs": 0.5,
+        "right_color_seen_pairs": 1.0,
+        "right_count_seen_pairs": 0.9999,
+        "right_texture_held_out_pairs": 0.62,
         "painted_precision_efficientnet-head": 0.75,
         "painted_recall_efficientnet-head": 0.251,
         "retrieval_by_features": 0.4,
@@ -18,7 +21,10 @@ def test_each_number_has_its_sentence() -> None:
     }
     assert list(describe_plainly(values)) == [
         "Of new scenes, 98% are painted right in every detail.",
-        "Where colour and shape were never seen together, 50% are.",
+        "Of those with a pair of words that training never showed, 50% are.",
+        "Of new scenes, one demand at a time, these are right: numbers of objects 99.9%, colours "
+        "100%.",
+        "Of those with such a pair, one demand at a time, these are right: textures 62%.",
         "40% of the pictures look most like the real picture of their own prompt.",
         "75% of the pictures look like real ones.",
         "25% of the real ones look like something that the model paints.",

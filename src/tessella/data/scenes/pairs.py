@@ -1,48 +1,45 @@
-"""Scenes: drawn pictures of one or two simple objects, whose captions can be checked exactly.
+"""Scenes of one or two simple objects, `scenes:N`, whose captions can be checked exactly.
 
-On the data's way: first, beside the readers of files. `sample_scene` draws a scene's attributes,
-`draw_scene` its picture; `canonical_caption` and `paraphrases` describe it, and `parse_caption`
-reads a canonical caption back. `evaluation/scenes.py` checks pictures with the same constants. The
-data set is endless and has no files: a scene depends only on its random generator.
+`sample_scene` draws a scene's attributes, `draw_scene` its picture; `canonical_caption` and
+`paraphrases` describe it, and `parse_caption` reads a canonical caption back.
+`evaluation/scenes/pairs.py` checks pictures with the same constants.
 
-All lengths are fractions of the picture's side S, x to the right and y down. Callers bring their
-random generator: training draws scene i of seed s from ``np.random.default_rng([s, i])``.
+All lengths are fractions of the picture's side S, x to the right and y down.
 """
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from tessella.errors import DataError, ShapeError
+from tessella.data.scenes.shapes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    Point,
+    check_name,
+    cover,
+    draw_object,
+    draw_picture,
+    reduce_picture,
+)
+from tessella.data.scenes.words import (
+    BACKGROUND_WORDINGS,
+    INVERSE,
+    RELATION_WORDINGS,
+    SIZE_WORDINGS,
+    Choose,
+    choose_canonical,
+    choose_randomly,
+)
+from tessella.errors import DataError
 
 Arrangement: TypeAlias = Literal["single", "horizontal", "vertical"]
-Color: TypeAlias = tuple[int, int, int]
-Point: TypeAlias = tuple[float, float]
 
-BACKGROUNDS: Final[Mapping[str, Color]] = {
-    "white": (250, 250, 250),
-    "gray": (150, 150, 150),
-    "pink": (255, 190, 205),
-    "navy": (20, 25, 70),
-}
-COLORS: Final[Mapping[str, Color]] = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 70),
-    "blue": (40, 80, 220),
-    "yellow": (240, 210, 40),
-    "purple": (150, 60, 190),
-    "orange": (245, 140, 30),
-    "black": (25, 25, 25),
-    "cyan": (60, 200, 220),
-}
-SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring")
 # Radius of each size, as a fraction of S.
 SIZES: Final[Mapping[str, float]] = {"small": 0.11, "large": 0.20}
 # Centres (x, y) of each arrangement, from left to right or from top to bottom.
@@ -72,16 +69,6 @@ RELATIONS: Final[Mapping[Arrangement, tuple[str, str]]] = {
     "vertical": ("above", "below"),
 }
 
-# Wordings with the same meaning, the canonical one first.
-_SIZE_WORDINGS: Final = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
-_RELATION_WORDINGS: Final = {
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under", "beneath"),
-}
-_BACKGROUND_WORDINGS: Final = ("on a {} background", "on {}")
-_INVERSE: Final = {a: b for pair in RELATIONS.values() for a, b in (pair, pair[::-1])}
 # The arrangement that a relation tells, and whether the first object is at its second place.
 _ARRANGEMENTS: Final[Mapping[str, tuple[Arrangement, bool]]] = {
     pair[turned]: (name, turned) for turned in (False, True) for name, pair in RELATIONS.items()
@@ -91,21 +78,8 @@ _OBJECT_PATTERN: Final = (
     rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"  # size, colour, shape
 )
 _CAPTION_PATTERN: Final = re.compile(
-    rf"{_OBJECT_PATTERN}(?: ({'|'.join(_RELATION_WORDINGS)}) {_OBJECT_PATTERN})?"
+    rf"{_OBJECT_PATTERN}(?: ({'|'.join(RELATION_WORDINGS)}) {_OBJECT_PATTERN})?"
     rf" on a ({'|'.join(BACKGROUNDS)}) background"
-)
-
-_NUM_STAR_POINTS: Final = 5
-_STAR_INNER_RADIUS: Final = 0.45
-_CROSS_HALF_WIDTH: Final = 0.35
-_RING_WIDTH: Final = 0.4
-# Unit star (radius 1, first point up), outer and inner corners in turn.
-_STAR_CORNERS: Final = tuple(
-    (
-        radius * math.sin(math.pi * corner / _NUM_STAR_POINTS),
-        -radius * math.cos(math.pi * corner / _NUM_STAR_POINTS),
-    )
-    for corner, radius in enumerate((1.0, _STAR_INNER_RADIUS) * _NUM_STAR_POINTS)
 )
 
 _SIZE_NAMES: Final = tuple(SIZES)
@@ -129,9 +103,9 @@ class SceneObject:
 
     def __post_init__(self) -> None:
         """Checks the names."""
-        _check_name("shape", self.shape, SHAPES)
-        _check_name("color", self.color, COLORS)
-        _check_name("size", self.size, SIZES)
+        check_name("shape", self.shape, SHAPES)
+        check_name("color", self.color, COLORS)
+        check_name("size", self.size, SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +123,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         """Checks the names and that arrangement and objects agree."""
-        _check_name("background", self.background, BACKGROUNDS)
-        _check_name("arrangement", self.arrangement, PLACES)
+        check_name("background", self.background, BACKGROUNDS)
+        check_name("arrangement", self.arrangement, PLACES)
         expected = len(PLACES[self.arrangement])
         if len(self.objects) != expected:
             raise DataError(
@@ -233,12 +207,10 @@ def draw_scene(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
     Raises:
         ShapeError: the size is too small to tell the shapes apart; names the smallest.
     """
-    canvas = Image.new("RGB", _canvas_size(size), BACKGROUNDS[scene.background])
-    draw = ImageDraw.Draw(canvas)
+    canvas = draw_picture(scene.background, size)
     for item in scene.objects:
-        _draw_object(draw, item.shape, item.size, (item.x, item.y), 2 * size, COLORS[item.color])
-    # A copy: Pillow's buffer is read-only, and torch warns about that.
-    return np.array(canvas.resize((size, size), Image.Resampling.LANCZOS))
+        draw_object(canvas, item.shape, "solid", item.color, SIZES[item.size], (item.x, item.y))
+    return reduce_picture(canvas)
 
 
 def draw_coverage(
@@ -268,14 +240,8 @@ def draw_coverage(
         DataError: an unknown shape or size; names the known ones.
         ShapeError: the picture's size is too small; names the smallest.
     """
-    _check_name("shape", shape, SHAPES)
-    _check_name("size", object_size, SIZES)
-    canvas = Image.new("F", _canvas_size(size), 0.0)
-    _draw_object(ImageDraw.Draw(canvas), shape, object_size, centre, 2 * size, 1.0)
-    rows, columns = window or (slice(0, size), slice(0, size))
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    box = (2 * columns.start, 2 * rows.start, 2 * columns.stop, 2 * rows.stop)
-    return np.array(canvas.resize((width, height), Image.Resampling.LANCZOS, box))
+    check_name("size", object_size, SIZES)
+    return cover(shape, SIZES[object_size], centre, size, window)
 
 
 def canonical_caption(scene: Scene) -> str:
@@ -287,7 +253,7 @@ def canonical_caption(scene: Scene) -> str:
     Returns:
         For example ``a small blue star left of a large green ring on a white background``.
     """
-    return _compose_caption(scene, False, lambda wordings: wordings[0])
+    return _compose_caption(scene, False, choose_canonical)
 
 
 def paraphrases(scene: Scene, rng: np.random.Generator, count: int) -> list[str]:
@@ -305,10 +271,7 @@ def paraphrases(scene: Scene, rng: np.random.Generator, count: int) -> list[str]
     Returns:
         `count` captions.
     """
-
-    def choose(wordings: Sequence[str]) -> str:
-        return wordings[int(rng.integers(len(wordings)))]
-
+    choose = choose_randomly(rng)
     return [_compose_caption(scene, bool(rng.integers(2)), choose) for _ in range(count)]
 
 
@@ -331,7 +294,7 @@ def parse_caption(caption: str) -> Scene:
             "BACKGROUND background` or `a SIZE COLOR SHAPE RELATION a SIZE COLOR SHAPE on a "
             f"BACKGROUND background` with SIZE one of {', '.join(SIZES)}; COLOR one of "
             f"{', '.join(COLORS)}; SHAPE one of {', '.join(SHAPES)}; RELATION one of "
-            f"{', '.join(_RELATION_WORDINGS)}; BACKGROUND one of {', '.join(BACKGROUNDS)}."
+            f"{', '.join(RELATION_WORDINGS)}; BACKGROUND one of {', '.join(BACKGROUNDS)}."
         )
     words = match.groups()
     arrangement, is_turned = _ARRANGEMENTS.get(words[3], ("single", False))
@@ -350,74 +313,18 @@ def _order_places(arrangement: Arrangement, is_turned: bool) -> tuple[Point, ...
     return PLACES[arrangement][::-1] if is_turned else PLACES[arrangement]
 
 
-def _check_name(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise DataError(f"Unknown scene {what}: `{name}`. Expected one of: {', '.join(known)}.")
-
-
-def _canvas_size(size: int) -> tuple[int, int]:
-    if size < 16:
-        raise ShapeError(
-            f"A scene's size must be at least 16 pixels: `{size}`. Below that its shapes cannot "
-            "be told apart; try 32 or 64."
-        )
-    return 2 * size, 2 * size
-
-
-def _draw_object(
-    draw: ImageDraw.ImageDraw,
-    shape: str,
-    object_size: str,
-    centre: Point,
-    canvas_side: int,
-    fill: Color | float,
-) -> None:
-    """Fills one shape on a canvas of canvas_side × canvas_side pixels."""
-    radius = SIZES[object_size] * canvas_side
-    # Pillow counts from the centre of the first pixel and includes both ends of a box.
-    x, y = (coordinate * canvas_side - 0.5 for coordinate in centre)
-    if shape == "circle":
-        draw.ellipse(_box(x, y, radius, radius), fill)
-    elif shape == "square":
-        draw.rectangle(_box(x, y, radius, radius), fill)
-    elif shape == "triangle":
-        corners = [(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)]
-        draw.polygon(corners, fill)
-    elif shape == "star":
-        draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in _STAR_CORNERS], fill)
-    elif shape == "cross":
-        half_width = _CROSS_HALF_WIDTH * radius
-        draw.rectangle(_box(x, y, radius, half_width), fill)
-        draw.rectangle(_box(x, y, half_width, radius), fill)
-    else:
-        width = max(1, round(_RING_WIDTH * radius))
-        draw.ellipse(_box(x, y, radius, radius), outline=fill, width=width)
-
-
-def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[int, int, int, int]:
-    """Rounds a box to the pixels whose centres lie in it, both ends included."""
-    return (
-        math.ceil(x - half_width),
-        math.ceil(y - half_height),
-        math.floor(x + half_width),
-        math.floor(y + half_height),
-    )
-
-
-def _compose_caption(
-    scene: Scene, is_reversed: bool, choose: Callable[[Sequence[str]], str]
-) -> str:
+def _compose_caption(scene: Scene, is_reversed: bool, choose: Choose) -> str:
     """Describes a scene, two objects in reverse order if asked for."""
 
     def describe(item: SceneObject) -> str:
-        return f"a {choose(_SIZE_WORDINGS[item.size])} {item.color} {item.shape}"
+        return f"a {choose(SIZE_WORDINGS[item.size])} {item.color} {item.shape}"
 
     parts = [describe(item) for item in scene.objects]
     relation = scene.relation
     if relation is not None:
         if is_reversed:
             parts.reverse()
-            relation = _INVERSE[relation]
-        parts.insert(1, choose(_RELATION_WORDINGS[relation]))
-    parts.append(choose(_BACKGROUND_WORDINGS).format(scene.background))
+            relation = INVERSE[relation]
+        parts.insert(1, choose(RELATION_WORDINGS[relation]))
+    parts.append(choose(BACKGROUND_WORDINGS).format(scene.background))
     return " ".join(parts)
