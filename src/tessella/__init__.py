@@ -130,15 +130,9 @@ def fit(
         TrainingStopped: a callback stopped the run.
         KeyboardInterrupt: somebody else did; the state is saved.
     """
-    import warnings
-
-    with warnings.catch_warnings():  # tqdm, which accelerate imports, looks for its own bars
-        warnings.filterwarnings("ignore", "IProgress not found")
-        from tessella.cli.reporting import create_console
-        from tessella.training.fit import FitRequest
-        from tessella.training.fit import fit as train
-
-    request = FitRequest(
+    folder = _train(
+        quiet,
+        callbacks,
         sources=[str(one) for one in ([data] if isinstance(data, str | Path) else data)],
         out=Path(out),
         start_from=None if start_from is None else str(start_from),
@@ -150,9 +144,20 @@ def fit(
         device=device,
         trackers=tuple(trackers),
     )
+    return load(folder, device)
+
+
+def _train(quiet: bool, callbacks: _Sequence[object], **request: Any) -> Path:
+    """Trains as the command does; returns the model's folder."""
+    import warnings
+
+    with warnings.catch_warnings():  # tqdm, which accelerate imports, looks for its own bars
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from tessella.cli.reporting import create_console
+        from tessella.training.fit import FitRequest, fit
     console = create_console(stderr=True)
     console.quiet = console.quiet or quiet
-    return load(train(request, console, callbacks), device)
+    return fit(FitRequest(**request), console, callbacks)
 
 
 def __getattr__(name: str) -> Any:

@@ -100,15 +100,13 @@ def train(
         callbacks: of the run; the first process calls them.
 
     Raises:
-        Interrupted: a signal asked it to stop; the state is saved.
-        TrainingStopped: a callback did; the same.
+        Interrupted, TrainingStopped: a signal or a callback asked it to stop; the state is saved.
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
     checkpoints = folder / checkpoint.CHECKPOINTS_FOLDER
-    state = _TrainingState(
-        stage, settings, checkpoints, accelerator, fingerprint, precision, callbacks or Callbacks()
-    )
+    how = accelerator, fingerprint, precision, callbacks or Callbacks()
+    state = _TrainingState(stage, settings, checkpoints, *how)
     agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
         stack.callback(state.close)

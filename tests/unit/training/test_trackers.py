@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, call
 
 import accelerate
 import pytest
@@ -89,6 +90,20 @@ def test_each_stage_is_a_run_of_the_tracker(run: Path, monkeypatch: pytest.Monke
     first = [one["options"]["id"] for one in wandb.runs]
     train(run, "wandb")  # the run is resumed
     assert [one["options"]["id"] for one in wandb.runs] == [*first, *first]
+
+
+def test_mlflow_takes_it_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = MagicMock()
+    mlflow.search_experiments.return_value = []
+    mlflow.utils.validation.MAX_PARAM_VAL_LENGTH = 500
+    mlflow.utils.validation.MAX_PARAMS_TAGS_PER_BATCH = 100
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    assert train(run, "mlflow") == []
+    named = [begun.kwargs["run_name"] for begun in mlflow.start_run.call_args_list]
+    assert named == ["mine-tokenizer", "mine-transformer"]
+    mlflow.log_params.assert_called_with({"transformer.depth": 8})
+    assert call({"train/loss": 1 / 64}, step=64) in mlflow.log_metrics.call_args_list
+    assert mlflow.end_run.call_count == 2
 
 
 @pytest.mark.parametrize("fails_at", ["init", "log", "finish"])
