@@ -44,7 +44,7 @@ def finish_run(
     folder = request.out / record.MODEL_FOLDER
     if _is_saved(model, folder):
         saved = read_config(folder / METRICS_FILE)
-        return {name: metric["value"] for name, metric in saved.items()}
+        return {name: one["value"] for name, one in saved.items() if "value" in one}
     evaluation = evaluate_model(model, data)
     for name, metric in evaluation.metrics.items():
         console.print(f"{name}: {metric.value:.4g} ({metric.protocol})")

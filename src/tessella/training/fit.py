@@ -7,6 +7,7 @@ done, and is not done again.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -89,7 +90,8 @@ def fit(request: FitRequest, console: Console, callbacks: Sequence[object] = ())
     peers = find_peers(accelerator)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    trackers = Trackers(request.trackers, request.out, console.print)
+    tell = functools.partial(console.print, markup=False)
+    trackers = Trackers(request.trackers, request.out, tell)
     told.add(trackers)
     with watch_peers(peers), contextlib.closing(trackers):
         folder = _check_and_fit(request, told, peers, accelerator, console, began)
