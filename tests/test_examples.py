@@ -55,7 +55,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ).execute()
     shown = {cell.source.splitlines()[-1]: cell for cell in notebook.cells if cell.source}
     assert "64×64 pixels" in outputs_of(shown["model"])
-    assert "data:image/png" in outputs_of(shown["model"])
+    assert "data:image/webp" in outputs_of(shown["model"])
     assert outputs_of(shown["pictures"]).count("data:image/png") == 4
     training = shown["mine"]
     assert "16×16 pixels" in outputs_of(training)
