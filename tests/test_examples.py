@@ -89,10 +89,11 @@ def test_fine_tuning_goes_on_from_a_model(tmp_path: Path) -> None:
         assert sheet.width > 4 * 128
 
 
-def test_an_objective_of_ones_own_learns_and_paints(tmp_path: Path) -> None:
-    said = run_example("custom_objective.py", "--steps", "41", folder=tmp_path)
-    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", said)]
-    assert losses[-1] < losses[0]
+def test_an_objective_of_ones_own_predicts_and_paints(tmp_path: Path) -> None:
+    """The transformer knows any order, rows too, if the rule shows it the right codes."""
+    said = run_example("custom_objective.py", "--steps", "2", folder=tmp_path)
+    [loss, *_] = re.findall(r"loss ([\d.]+)", said)
+    assert float(loss) < 2  # by chance 6.2
     with Image.open(tmp_path / "row-by-row.png") as picture:
         assert picture.size == (64, 64)
 
