@@ -18,7 +18,7 @@ EXTRAS = {
     if name not in ("test", "dev")
 }
 # Modules that are named otherwise than their package, or come with another one.
-PACKAGE_OF = {"PIL": "pillow", "starlette": "fastapi"}
+PACKAGE_OF = {"PIL": "pillow", "starlette": "fastapi", "IPython": "ipykernel"}
 # Where a whole folder or file belongs to an extra, it may be imported at the top.
 EXTRA_OF = {"serving": "serve", "posts/chat_client.py": "llm"}
 # A user installs it by hand: its weights come from elsewhere too.

@@ -174,28 +174,38 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turns `section.key=value` words into nested values, each read as TOML or else as text.
+def parse_assignments(assignments: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Turns single settings into nested values.
+
+    Args:
+        assignments: `section.key=value` words, each value read as TOML or else as text; or values
+            by `section.key`, or already nested, as Python has them.
 
     Raises:
         ConfigError: a word has no `=` or no name.
     """
+    pairs: Iterable[tuple[str, Any]] = map(_parse_assignment, assignments)
+    if isinstance(assignments, Mapping):
+        pairs = assignments.items()
     values: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(
-                f"A setting is written section.key=value: `{assignment}`. "
-                "For example --set transformer.depth=8"
-            )
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):  # TOML's own error, or a number of 5,000 digits
-            value = text.strip()
-        for part in reversed(name.strip().split(".")):
+    for name, value in pairs:
+        for part in reversed(str(name).split(".")):
             value = {part: value}
         values = merge(values, value)
     return values
+
+
+def _parse_assignment(assignment: str) -> tuple[str, Any]:
+    name, equals, text = assignment.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(
+            f"A setting is written section.key=value: `{assignment}`. "
+            "For example --set transformer.depth=8"
+        )
+    try:
+        return name.strip(), tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):  # TOML's own error, or a number of 5,000 digits
+        return name.strip(), text.strip()
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

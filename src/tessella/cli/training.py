@@ -75,6 +75,9 @@ class TrainingOptions:
     preset: Preset = None
     device: Device = "auto"
     seed: Seed = 0
+    tracker: Annotated[list[str] | None, typer.Option(metavar="NAME")] = None
+    """Log to a tracker too: tensorboard, wandb, trackio or mlflow. Can be repeated."""
+
     dry_run: DryRun = False
 
 
@@ -141,6 +144,7 @@ def _fit(
         seed=options.seed,
         device=options.device,
         stage=stage,
+        trackers=options.tracker or (),
     )
     choose_device(request.device)
     return _plan(request) if options.dry_run else _train(request, console)
@@ -237,6 +241,7 @@ def _next_command(request: "FitRequest", folder: Path) -> str:
         *(("--set", assignment) for assignment in request.assignments),
         ("--seed", request.seed or None),
         ("--device", None if request.device == "auto" else request.device),
+        *(("--tracker", name) for name in request.trackers),
     ]
     words = [word for name, value in options if value is not None for word in (name, str(value))]
     return shlex.join(["tessella", "fit-transformer", *request.sources, *words])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tessella.model.canvas import Canvas
 from tessella.model.mask import Marking
+from tessella.model.notebook import show_pictures
 from tessella.model.notices import list_unknown, warn_settings, warn_unknown
 from tessella.model.request import GenerationOptions, list_requests
 from tessella.model.size import PictureSize
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 class Pictures(list[Image.Image]):
     """Painted pictures, in order, and what of the request had no effect.
 
+    A notebook shows them side by side.
+
     Attributes:
         warnings: what had no effect, a sentence each.
         mask: how the mask of an edit was read, in words; None: there was none.
+        labels: prompt and seed of each picture; empty if they were not painted.
     """
 
     def __init__(
@@ -32,10 +36,15 @@ class Pictures(list[Image.Image]):
         pictures: Iterable[Image.Image],
         warnings: Sequence[str] = (),
         marking: Marking | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__(pictures)
         self.warnings = list(warnings)
         self.mask = None if marking is None else str(marking)
+        self.labels = list(labels)
+
+    def _repr_html_(self) -> str:
+        return show_pictures(self, self.labels, self.warnings)
 
 
 def paint_pictures(
@@ -88,4 +97,5 @@ def paint_pictures(
         painted = [size.fit(pixels) for pixels in painted]
     if marking is not None:
         warnings += marking.warnings
-    return Pictures([Image.fromarray(pixels) for pixels in painted], warnings, marking)
+    labels = [f"{one.prompt} (seed {one.seed})" for one in requests]
+    return Pictures([Image.fromarray(pixels) for pixels in painted], warnings, marking, labels)

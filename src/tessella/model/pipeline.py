@@ -28,6 +28,7 @@ from tessella.model.codec import blank_out, decode_latent, encode_pixels
 from tessella.model.examples import ExampleFinder, encode_references
 from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.mask import Mask
+from tessella.model.notebook import describe_model, show_model
 from tessella.model.painting_precision import AS_TRAINED, check_painting_precision, paint_in
 from tessella.model.pictures import Pictures, paint_pictures
 from tessella.model.request import (
@@ -72,6 +73,7 @@ class TextToImage:
         captions: CaptionSummary | None = None,
     ) -> None:
         self.captions = captions
+        self.samples: Path | None = None  # a sheet of its pictures, in the folder it is loaded from
         self.config, self.text_tokenizer, self.tokenizer = config, text_tokenizer, tokenizer
         self.canvases = CanvasMaker(config, tokenizer)
         self.examples = ExampleFinder(memory, config.neighbors)
@@ -80,14 +82,10 @@ class TextToImage:
         self.precision = AS_TRAINED  # what the transformer computes in, and why
 
     def __repr__(self) -> str:
-        size, shape = self.config.image_size, self.transformer.shape
-        codes = "×".join(map(str, (*self.config.grid, shape.codes_per_position)))
-        networks = (self.tokenizer, self.transformer)
-        weights = sum(p.numel() for network in networks for p in network.parameters()) / 1e6
-        text = (
-            f"{size}×{size} pixels, {codes} codes of {shape.codebook_size}, {weights:.1f} M weights"
-        )
-        return f"<TextToImage: {text}{f', {len(self.memory):,} examples' if self.memory else ''}>"
+        return f"<TextToImage: {describe_model(self)}>"
+
+    def _repr_html_(self) -> str:
+        return show_model(self, self.samples)
 
     @classmethod
     def create(cls, config: ModelConfig, text_tokenizer: TextEncoder) -> "TextToImage":
@@ -124,7 +122,9 @@ class TextToImage:
         memory = model_folder.load_memory(folder, config, tokenizer)
         captions = model_folder.read_captions(folder)
         model = cls(config, text_tokenizer, tokenizer, transformer, memory, captions)
-        return paint_in(precision, model)
+        model = paint_in(precision, model)
+        model.samples = folder / model_folder.SAMPLES_FILE
+        return model
 
     def save(
         self,
@@ -409,13 +409,13 @@ class TextToImage:
             latent = blank_out(latent, is_decoded, self.objective.codebook)
         return decode_latent(self.tokenizer, latent, self.config.grid)
 
-    def reconstruct(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+    def reconstruct(self, images: Sequence[Image.Image]) -> Pictures:
         """Encodes pictures and decodes them again, to show what the codes keep.
 
         Args:
             images: of any size; cropped to the square in the middle and resized.
         """
-        return TrainedTokenizer(self.config, self.tokenizer).reconstruct(images)
+        return Pictures(TrainedTokenizer(self.config, self.tokenizer).reconstruct(images))
 
     def score(
         self,

@@ -119,7 +119,7 @@ def save_checkpoint(folder: Path, state: CheckpointState, keep: int = 2) -> Path
     with new_checkpoint(folder, state.images_seen, state.info, keep) as (temporary, proofs):
         files.write_tensors(temporary / STATE_FILE, state.tensors)
         proofs[STATE_FILE] = FileProof.of(temporary / STATE_FILE)
-    return _name_checkpoint(folder, state.images_seen)
+    return name_checkpoint(folder, state.images_seen)
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def new_checkpoint(
     Raises:
         CheckpointError: as `save_checkpoint`; nothing is left of it.
     """
-    path = _name_checkpoint(folder, images_seen)
+    path = name_checkpoint(folder, images_seen)
     files.remove_leftovers(folder)
     good, damaged = _prove_all(folder)
     if good and _parse_name(good[0]) > images_seen:
@@ -314,7 +314,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _name_checkpoint(folder: Path, images_seen: int) -> Path:
+def name_checkpoint(folder: Path, images_seen: int) -> Path:
+    """Returns where the checkpoint of a number of images lies."""
     return folder / f"checkpoint-{images_seen:012d}"
 
 

@@ -24,6 +24,7 @@ from tessella.training.recipe import Recipe
 from tessella.training.request import FitRequest, ResolvedRun
 from tessella.training.run_folder import open_run, require_free
 from tessella.training.sharding import require_sharding
+from tessella.training.trackers import check_trackers
 
 
 def check_request(request: FitRequest, *, is_main: bool = True) -> list[Source]:
@@ -38,10 +39,11 @@ def check_request(request: FitRequest, *, is_main: bool = True) -> list[Source]:
 
     Raises:
         ConfigError: a setting is wrong, the run in `out` began with others, `out` holds something
-            else, or another process trains there.
+            else, another process trains there, or a tracker is not installed.
         CheckpointError: the run has another format.
         DataError: DATA is not recognised, or `out` lies in it.
     """
+    check_trackers(request.trackers)
     asked = request.describe()
     open_run(request.out, asked)
     if is_main:

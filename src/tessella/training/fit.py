@@ -7,11 +7,12 @@ done, and is not done again.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,25 +21,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import Progress
 
 from tessella.data.prepare import PreparedData, describe_data, prepare
 from tessella.data.sources import Source
 from tessella.errors import ConfigError, TessellaError
-from tessella.evaluation.memorisation import make_pairs_sheet
-from tessella.evaluation.model import ModelEvaluation, evaluate_model
-from tessella.files import hash_tensors, remove_leftovers, write_json
-from tessella.images import save_png
+from tessella.files import remove_leftovers, write_json
 from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
 from tessella.runs import record
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
-from tessella.text.vocabulary import summarize_captions
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.auto_neighbors import choose_neighbors
 from tessella.training.budget import compute_budget
+from tessella.training.callbacks import Callbacks
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.checks import (
     check_request,
@@ -47,11 +44,12 @@ from tessella.training.checks import (
     start_tokenizer,
 )
 from tessella.training.codes import Codes, prepare_codes
+from tessella.training.finish import finish_run
 from tessella.training.initialize import grow_text_encoder, initialize_transformer
 from tessella.training.launch import Peers, check_launch, find_peers, watch_peers
 from tessella.training.loop import create_accelerator, train
-from tessella.training.model_card import write_card
 from tessella.training.neighbors import ExampleReader, prepare_examples
+from tessella.training.progress import show_progress
 from tessella.training.recipe import Recipe
 from tessella.training.request import FitRequest as FitRequest  # what `fit` takes
 from tessella.training.request import ResolvedRun, resolve_run
@@ -60,42 +58,54 @@ from tessella.training.stage import N, Stage, TrainingSettings
 from tessella.training.start import find_run
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
+from tessella.training.trackers import Trackers
 from tessella.training.transformer_stage import TransformerStage, caption_mirrored
 
-_CARD_CAPTIONS = 8
 _PALETTE_IMAGES = 2_000
 
 
-def fit(request: FitRequest, console: Console) -> Path:
+def fit(request: FitRequest, console: Console, callbacks: Sequence[object] = ()) -> Path:
     """Trains a model, continuing where an earlier call stopped.
 
     Args:
         request: data, settings, the run's folder.
         console: shows the plan and progress.
+        callbacks: see `Callback`.
 
     Returns:
         The model folder; the run's folder if only the tokenizer was asked for.
 
     Raises:
-        ConfigError: a setting is wrong, or the run in `out` began with others.
+        ConfigError: a setting is wrong, or the run in `out` began with others; or a callback has
+            nothing to call.
         DataError: the data cannot be used.
         CheckpointError: a saved file is damaged or cannot be written.
         Interrupted: a signal came; the state is saved.
+        TrainingStopped: a callback asked for it; the state is saved.
     """
     began = time.monotonic()
+    told = Callbacks(callbacks, request.out)
     accelerator = create_accelerator(request.device)
     check_launch(accelerator.num_processes)
     peers = find_peers(accelerator)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    with watch_peers(peers):
-        folder = _check_and_fit(request, peers, accelerator, console, began)
+    tell = functools.partial(console.print, markup=False)
+    trackers = Trackers(request.trackers, request.out, tell)
+    told.add(trackers)
+    with watch_peers(peers), contextlib.closing(trackers):
+        folder = _check_and_fit(request, told, peers, accelerator, console, began)
         accelerator.wait_for_everyone()  # the first process writes last
     return folder
 
 
 def _check_and_fit(
-    request: FitRequest, peers: Peers, accelerator: Accelerator, console: Console, began: float
+    request: FitRequest,
+    callbacks: Callbacks,
+    peers: Peers,
+    accelerator: Accelerator,
+    console: Console,
+    began: float,
 ) -> Path:
     # All that may be refused without reading the data is, before the run's folder is touched.
     sources = check_request(request, is_main=accelerator.is_main_process)
@@ -105,7 +115,7 @@ def _check_and_fit(
     console.print(f"Processes: {peers.describe()}.")
     if resolved.recipe.tokenizer.origin:
         console.print(f"Image tokenizer: {resolved.recipe.tokenizer.source}.", markup=False)
-    call = _Call(request, sources, resolved, text_encoder, peers, began)
+    call = _Call(request, callbacks, sources, resolved, text_encoder, peers, began)
     with _enter_run(call) if accelerator.is_main_process else contextlib.nullcontext():
         return _fit(call, accelerator, console)
 
@@ -115,6 +125,7 @@ class _Call:
     """A call of `fit` that was checked."""
 
     request: FitRequest
+    callbacks: Callbacks
     sources: Sequence[Source]
     resolved: ResolvedRun
     text_encoder: TextEncoder | None  # of a new run, if it does not depend on the captions
@@ -171,7 +182,7 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
     if is_main and not (out / TEXT_FILE).exists():
         text_encoder.save(out / TEXT_FILE)
 
-    run = _Run(request, recipe, data, accelerator, console)
+    run = _Run(request, recipe, data, accelerator, console, call.callbacks)
     model = model.with_parts(tokenizer=run.train_tokenizer())
     if is_main and request.stage == "tokenizer":
         TrainedTokenizer(model.config, model.tokenizer).save(out / record.TOKENIZER_MODEL_FOLDER)
@@ -186,8 +197,10 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
         examples = run.prepare_examples(model, codes, captions)
     model = run.train_transformer(model, codes, captions, examples)
     if is_main:
-        run.finish(model)
+        metrics = finish_run(model, request, recipe, data, console)
         _write_report(out, console)
+        images, path = recipe.transformer_training.images, out / record.MODEL_FOLDER
+        call.callbacks.call("on_end", "model", images, images, metrics=metrics, path=path)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {out / record.MODEL_FOLDER}, after {minutes:.1f} minutes.")
     return out / record.MODEL_FOLDER
@@ -202,6 +215,7 @@ class _Run:
     data: PreparedData
     accelerator: Accelerator
     console: Console
+    callbacks: Callbacks
 
     def train_tokenizer(self) -> ImageTokenizer:
         """Trains the image tokenizer, or restores it; returns the averaged weights.
@@ -227,7 +241,7 @@ class _Run:
         settings = self.recipe.transformer_training
         codes = {}
         for side, images in self.data.sides.items():
-            with _progress(self.console, f"codes of {side}") as progress:
+            with show_progress(self.console, f"codes of {side}") as progress:
                 codes[side] = prepare_codes(
                     images,
                     tokenizer,
@@ -245,7 +259,7 @@ class _Run:
         """Finds what every picture looks at, once; None if the model looks at nothing."""
         if not model.config.neighbors:
             return None
-        with _progress(self.console, "neighbours") as progress:
+        with show_progress(self.console, "neighbours") as progress:
             return prepare_examples(
                 self.data.sides,
                 codes["train"],
@@ -287,50 +301,6 @@ class _Run:
         transformer.eval().requires_grad_(False).to(self.accelerator.device)
         return model.with_parts(transformer=transformer)
 
-    def finish(self, model: TextToImage) -> None:
-        """Measures the finished model and writes its folder, unless that is there already."""
-        folder = self.request.out / record.MODEL_FOLDER
-        if _is_saved(model, folder):
-            return
-        evaluation = evaluate_model(model, self.data)
-        for name, metric in evaluation.metrics.items():
-            self.console.print(f"{name}: {metric.value:.4g} ({metric.protocol})")
-        metrics = {name: asdict(metric) for name, metric in evaluation.metrics.items()}
-        networks = {"tokenizer": model.tokenizer, "transformer": model.transformer}
-        sample_captions = list(dict.fromkeys(evaluation.prompts))[:_CARD_CAPTIONS]
-        facts = {
-            "sources": self.request.sources,
-            "counts": self.data.manifest["counts"],
-            "sample_captions": sample_captions,
-            "metrics": metrics,
-            "parameters": {
-                name: sum(parameter.numel() for parameter in network.parameters())
-                for name, network in networks.items()
-            },
-            "seed": self.request.seed,
-            "examples": 0 if model.memory is None else len(model.memory),
-        }
-        self._save_nearest(evaluation)
-        captions = summarize_captions(
-            self.data.train.all_captions(), model.text_tokenizer, sample_captions
-        )
-        # Last: a model folder means that the run is finished.
-        model.save(
-            folder,
-            card=write_card(self.recipe, facts),
-            metrics=metrics,
-            samples=evaluation.sheet,
-            captions=captions,
-        )
-
-    def _save_nearest(self, evaluation: ModelEvaluation) -> None:
-        """Writes the nearest pictures, if measured: into the run, which stays private."""
-        pairs, out = evaluation.generation.pairs, self.request.out
-        if not pairs:
-            return
-        save_png(out / record.NEAREST_PICTURE, make_pairs_sheet(pairs))
-        write_json(out / record.NEAREST_FILE, evaluation.generation.describe_pairs())
-
     def _train(self, stage: Stage[N], settings: TrainingSettings, *sections: str) -> N:
         """Trains a stage whose weights depend on these sections of the recipe.
 
@@ -346,6 +316,7 @@ class _Run:
             console=self.console,
             fingerprint=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
             precision=self.recipe.precision,
+            callbacks=self.callbacks,
         )
 
     def _read_images_seen(self, stage: str) -> int | None:
@@ -358,7 +329,7 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
     out = call.request.out
     expected = None if call.resolved.is_new else read_data_facts(out)
     before = find_run(call.request.start_from) if call.request.start_from else None
-    with _progress(console, "data") as progress:
+    with show_progress(console, "data") as progress:
         data = prepare(
             call.sources,
             recipe.data,
@@ -411,25 +382,12 @@ def _prepare_captions(
     captions = itertools.chain.from_iterable(one.all_captions() for one in data.sides.values())
     if flips:
         captions = itertools.chain(captions, map(caption_mirrored, data.train.all_captions()))
-    with _progress(console, "captions") as progress:
+    with show_progress(console, "captions") as progress:
         path = out / record.TEXT_FOLDER / "features.npy"
         reader = prepare_captions(text_encoder, captions, path, progress=progress)
     if warning := describe_cut(reader, data.train, text_encoder.max_tokens):
         console.print(warning)
     return reader
-
-
-def _is_saved(model: TextToImage, folder: Path) -> bool:
-    """Returns whether a folder holds this very model."""
-    try:
-        saved = TextToImage.load(folder, "cpu")
-    except TessellaError:
-        return False
-    (old, new) = (
-        [hash_tensors(part.state_dict()) for part in (one.tokenizer, one.transformer)]
-        for one in (saved, model)
-    )
-    return saved.config == model.config and old == new
 
 
 def _write_report(out: Path, console: Console) -> None:
@@ -438,11 +396,3 @@ def _write_report(out: Path, console: Console) -> None:
         write_report(out)
     except TessellaError as error:
         console.print(f"The run has no report: {error}")
-
-
-@contextlib.contextmanager
-def _progress(console: Console, what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows a bar that disappears when it is full."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,7 +5,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
+from accelerate.utils import broadcast_object_list
+
+from tessella.errors import TessellaError
 from tessella.signals import handling
 
 # A closed terminal sends SIGHUP; SIGBREAK, Ctrl-Break, is Windows's alone.
@@ -18,6 +22,29 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str = "The state is saved; rerun the command to resume.") -> None:
         """Carries what the command line says."""
         super().__init__(message)
+
+
+class TrainingStopped(TessellaError):
+    """A callback stopped the run, which has saved its state: the same call goes on."""
+
+    def __init__(self) -> None:
+        """Says so."""
+        super().__init__("A callback stopped the run. Its state is saved: the same call goes on.")
+
+
+def end_run(*, by_callback: bool) -> NoReturn:
+    """Ends the run in all processes, once its state is saved; every process must call it.
+
+    Args:
+        by_callback: whether a callback asked for it; the first process has callbacks.
+
+    Raises:
+        TrainingStopped: one did.
+        Interrupted: otherwise a signal did.
+    """
+    if broadcast_object_list([by_callback])[0]:
+        raise TrainingStopped
+    raise Interrupted
 
 
 @dataclass

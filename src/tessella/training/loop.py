@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
@@ -27,8 +27,9 @@ from tessella.batch import drawing
 from tessella.errors import CheckpointError
 from tessella.model.folder import choose_device
 from tessella.training import checkpoint, launch, processes, sharding, shards
+from tessella.training.callbacks import Callbacks
 from tessella.training.ema import create_average, update_average
-from tessella.training.interrupt import Interrupted, StopRequest, stop_on_signals
+from tessella.training.interrupt import StopRequest, end_run, stop_on_signals
 from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.precision import PrecisionSetting, autocast, settle_precision
 from tessella.training.processes import Due
@@ -83,6 +84,7 @@ def train(
     console: Console,
     fingerprint: str,
     precision: PrecisionSetting = "auto",
+    callbacks: Callbacks | None = None,
 ) -> N:
     """Trains a stage, from its last good checkpoint if there is one; returns the average.
 
@@ -95,14 +97,16 @@ def train(
         console: where progress is shown.
         fingerprint: of recipe and data; a checkpoint with another one is refused.
         precision: `auto` is bf16 on CUDA and fp32 elsewhere; nothing is measured here.
+        callbacks: of the run; the first process calls them.
 
     Raises:
-        Interrupted: a signal asked it to stop; the state is saved.
+        Interrupted, TrainingStopped: a signal or a callback asked it to stop; the state is saved.
         CheckpointError: a checkpoint cannot be read, is another run's, or cannot be written.
         TessellaError: the loss is not a number.
     """
     checkpoints = folder / checkpoint.CHECKPOINTS_FOLDER
-    state = _TrainingState(stage, settings, checkpoints, accelerator, fingerprint, precision)
+    how = accelerator, fingerprint, precision, callbacks or Callbacks()
+    state = _TrainingState(stage, settings, checkpoints, *how)
     agreement = processes.Agreement(accelerator)
     with contextlib.ExitStack() as stack:
         stack.callback(state.close)
@@ -124,10 +128,10 @@ def train(
                 # The first process saves: if another ended now, the launcher would kill it.
                 state.finish_saving()
                 accelerator.wait_for_everyone()
-                raise Interrupted
+                end_run(by_callback=state.callbacks.is_stopped)
         # In the last step or evaluation: the next stage must not begin.
-        if agreement.ask(Due(stop=request.is_set)).stop:
-            raise Interrupted
+        if agreement.ask(Due(stop=request.is_set or state.callbacks.is_stopped)).stop:
+            end_run(by_callback=state.callbacks.is_stopped)
         return state.finish()
 
 
@@ -181,6 +185,7 @@ class _TrainingState(Generic[N]):
     accelerator: Accelerator
     fingerprint: str
     precision: PrecisionSetting
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     def __post_init__(self) -> None:
         stage, accelerator = self.stage, self.accelerator
@@ -195,6 +200,7 @@ class _TrainingState(Generic[N]):
         self._network = stage.network
         self._precision = settle_precision(self.precision, accelerator.device)
         self._shard_saver: ShardSaver | None = None  # where each process holds a part
+        self._untold: tuple[int, Path] | None = None  # a checkpoint, until callbacks know of it
         self._compute_loss: Callable[..., Any]
         self.average: N
         stage.loss_module.train()
@@ -302,7 +308,8 @@ class _TrainingState(Generic[N]):
     def create_reporter(self, folder: Path, console: Console) -> Reporter:
         """Creates what reports the training from here on."""
         name, images, seen = self.stage.name, self.settings.images, self.images_seen
-        reporter = Reporter(folder, name, images, seen, console, redo=self.evaluation_due)
+        redo, callbacks = self.evaluation_due, self.callbacks
+        reporter = Reporter(folder, name, images, seen, console, redo=redo, callbacks=callbacks)
         before, now = self._processes_before, self.accelerator.num_processes
         if before != now:
             reporter.say(seen, f"The number of processes is now {now}; until here it was {before}.")
@@ -311,12 +318,14 @@ class _TrainingState(Generic[N]):
     def find_due(self, request: StopRequest) -> Due:
         """Finds what is due by this process's clock, and what it was asked."""
         is_old = time.monotonic() - self._saved_at >= self.settings.save_every_seconds
-        return Due(stop=request.is_set, save=is_old, log=self._meter.is_due())
+        stop = request.is_set or self.callbacks.is_stopped
+        return Due(stop=stop, save=is_old, log=self._meter.is_due())
 
     def report(self, due: Due) -> None:
         """Shows progress; logs the metrics and saves a checkpoint if due."""
         if self._shard_saver is not None:
             self._shard_saver.check()
+            self._tell_of_checkpoint()
         if self.reporter is not None:
             self.reporter.advance(self.images_seen)
         save = due.stop or due.save or self.evaluation_due
@@ -324,7 +333,7 @@ class _TrainingState(Generic[N]):
             # Before saving: a loss that is not a number must not become a checkpoint.
             means = self._meter.take()
             if self.reporter is not None:
-                self.reporter.log(self.images_seen, means)
+                self.reporter.train(self.images_seen, means)
         if save:
             self.save()
 
@@ -335,10 +344,7 @@ class _TrainingState(Generic[N]):
         if self.reporter is not None:
             device = self.accelerator.device
             evaluation = self.stage.evaluate(average, device, self.images_seen)
-            self.reporter.log(self.images_seen, evaluation.metrics, kind="validation")
-            self.reporter.show(self.images_seen, evaluation.pictures)
-            for warning in evaluation.warnings:
-                self.reporter.say(self.images_seen, warning)
+            self.reporter.evaluate(self.images_seen, evaluation)
             shared = [dict(evaluation.metrics)]
         broadcast_object_list(shared)
         note = self.stage.note_validation(shared[0])
@@ -374,12 +380,22 @@ class _TrainingState(Generic[N]):
         else:
             state = checkpoint.CheckpointState(self.images_seen, tensors, info)
             checkpoint.save_checkpoint(self.folder, state)
+        self._untold = (self.images_seen, checkpoint.name_checkpoint(self.folder, self.images_seen))
+        self._tell_of_checkpoint()
         self._saved_at = time.monotonic()  # what it took counts for nothing
+
+    def _tell_of_checkpoint(self) -> None:
+        """Tells of the last checkpoint, once it is on the disk."""
+        is_written = self._shard_saver is None or not self._shard_saver.is_saving
+        if is_written and self._untold is not None and self.reporter is not None:
+            self.reporter.save(*self._untold)
+            self._untold = None
 
     def finish_saving(self) -> None:
         """Waits until what was saved is on the disk."""
         if self._shard_saver is not None:
             self._shard_saver.wait()
+            self._tell_of_checkpoint()
 
     def close(self) -> None:
         """Ends what saves in the background."""

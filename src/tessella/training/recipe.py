@@ -99,7 +99,7 @@ DEFAULT_PRESET = "tiny"
 def resolve_recipe(
     preset: str | None = None,
     config_file: Path | None = None,
-    assignments: Iterable[str] = (),
+    assignments: Iterable[str] | Mapping[str, Any] = (),
     start: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
 ) -> Recipe:
@@ -108,7 +108,7 @@ def resolve_recipe(
     Args:
         preset: a name of `PRESETS`; a file may name one too, as `preset = "small"`.
         config_file: TOML, or the same as JSON.
-        assignments: words such as `transformer.depth=8`.
+        assignments: words such as `transformer.depth=8`, or a table of values.
         start: values instead of a preset's, from `read_start`.
         tokenizer: values of a finished image tokenizer, from `read_tokenizer`: they go before a
             file's, but for the size of the pictures.

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from tessella.files import explained, write_text
 from tessella.images import Pixels, save_png
 from tessella.runs.record import METRICS_LOG
 from tessella.training.board import Board, create_board
+from tessella.training.callbacks import Callbacks
+from tessella.training.progress import create_progress, shows_bars
+from tessella.training.stage import Evaluation
 
 _LOG_SECONDS = 10.0
 _SHOWN = ("loss", "psnr", "codes_used", "accuracy", "images_per_second")
@@ -38,6 +42,7 @@ class Reporter:
         console: Console,
         *,
         redo: bool = False,
+        callbacks: Callbacks | None = None,
     ) -> None:
         """Continues at `images_seen`: later reports are dropped, for they will come again.
 
@@ -48,6 +53,7 @@ class Reporter:
             images_seen: progress so far.
             console: where progress is shown.
             redo: drops the evaluation at `images_seen` too.
+            callbacks: of the run, called after everything is written.
 
         Raises:
             CheckpointError: the logs cannot be written.
@@ -55,7 +61,8 @@ class Reporter:
         self._folder = folder
         self._path = folder / METRICS_LOG
         self._console = console
-        self._name = name
+        self._name, self._images = name, images
+        self._callbacks = callbacks or Callbacks()
         self._board: Board | None = None
         with contextlib.ExitStack() as files, self._writing():
             folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +70,8 @@ class Reporter:
             self._file = files.enter_context(self._path.open("a", encoding="utf-8"))
             self._board = create_board(folder / "tensorboard", images_seen + 1)
             files.pop_all()  # they stay open
-        self._progress = Progress(
+        self._progress = create_progress(
+            console,
             TextColumn("{task.description}"),
             # What gives way in a narrow terminal is the bar, then the metrics: never the time left.
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
@@ -71,10 +79,7 @@ class Reporter:
             TimeRemainingColumn(),
             TextColumn("left"),
             TextColumn("{task.fields[shown]}", table_column=Column(ratio=2, no_wrap=True)),
-            console=console,
             expand=True,
-            transient=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(name, total=images, completed=images_seen, shown="")
 
@@ -91,8 +96,33 @@ class Reporter:
                     file.close()
 
     def advance(self, images_seen: int) -> None:
-        """Moves the bar."""
+        """Tells of a step: moves the bar."""
         self._progress.update(self._task, completed=images_seen)
+        self._callbacks.call("on_step", self._name, images_seen, self._images)
+
+    def train(self, images_seen: int, metrics: Mapping[str, float]) -> None:
+        """Tells of the steps since the last line of the log."""
+        self.log(images_seen, metrics)
+        self._callbacks.call("on_log", self._name, images_seen, self._images, metrics=metrics)
+
+    def evaluate(self, images_seen: int, evaluation: Evaluation) -> None:
+        """Tells of an evaluation."""
+        self.log(images_seen, evaluation.metrics, kind="validation")
+        self.show(images_seen, evaluation.pictures)
+        for warning in evaluation.warnings:
+            self.say(images_seen, warning)
+        self._callbacks.call(
+            "on_evaluate",
+            self._name,
+            images_seen,
+            self._images,
+            metrics=evaluation.metrics,
+            pictures={name: Image.fromarray(one) for name, one in evaluation.pictures.items()},
+        )
+
+    def save(self, images_seen: int, path: Path) -> None:
+        """Tells of a checkpoint."""
+        self._callbacks.call("on_save", self._name, images_seen, self._images, path=path)
 
     def log(self, images_seen: int, metrics: Mapping[str, float], kind: str = "train") -> None:
         """Writes one line of metrics; `kind` is `train` or `validation`."""
@@ -103,7 +133,7 @@ class Reporter:
                 self._board.add_scalars(values, images_seen)
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics)
         self._progress.update(self._task, completed=images_seen, shown=shown)
-        if kind == "validation" or not self._console.is_terminal:
+        if kind == "validation" or not shows_bars(self._console):
             self._console.print(f"{self._name} {images_seen:>10,} images  {kind:<10}  {shown}")
 
     def show(self, images_seen: int, pictures: Mapping[str, Pixels]) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,12 @@ class FitRequest:
     tokenizer: str | None = None  # a finished image tokenizer, which stays as it is
     preset: str | None = None  # None: the default, or with `minutes` the largest that is worth it
     config_file: Path | None = None
-    assignments: Sequence[str] = ()  # section.key=value
+    assignments: Sequence[str] | Mapping[str, Any] = ()  # section.key=value, or values by name
     minutes: float | None = None  # how long the run may take; None keeps the recipe's lengths
     seed: int = 0
     device: str = "auto"
     stage: Literal["all", "tokenizer", "transformer"] = "all"
+    trackers: Sequence[str] = ()  # where metrics go too: see `training/trackers.py`
 
     def __post_init__(self) -> None:
         """Refuses minutes in which nothing can be done, and two image tokenizers.

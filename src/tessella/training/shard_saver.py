@@ -73,6 +73,11 @@ class ShardSaver:
         if self._pending is not None and self._pending.done():
             self.wait()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether the last save goes on."""
+        return self._pending is not None and not self._pending.done()
+
     def wait(self) -> None:
         """Waits until the last save has ended.
 

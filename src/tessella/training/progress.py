@@ -1,0 +1,61 @@
+"""Bars that show how far something is, in a terminal and in a notebook."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TaskID
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether a bar can be drawn over itself: then it stands for the lines that it would be."""
+    return console.is_terminal or console.is_jupyter
+
+
+def create_progress(console: Console, *columns: ProgressColumn, expand: bool = False) -> Progress:
+    """Creates bars that disappear in the end; disabled where none can be drawn."""
+    kind = NotebookProgress if console.is_jupyter else Progress
+    shown = shows_bars(console)
+    return kind(*columns, console=console, expand=expand, transient=True, disable=not shown)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console, what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows a bar, and takes how much of how many is done."""
+    with create_progress(console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class NotebookProgress(Progress):
+    """Bars in a notebook: one output of a cell, renewed at most twice a second.
+
+    rich's own need ipywidgets, and draw in a thread, whose output mixes with what is printed.
+    """
+
+    _output: Any = None
+    _drawn_at = 0.0
+
+    def start(self) -> None:
+        """Shows the bars."""
+        from IPython.display import display
+
+        if not self.disable:
+            self._output = display(self, display_id=True)  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        """Removes the bars; a notebook that is kept has no dead ones."""
+        if self._output is not None:
+            self._output.update({"text/plain": "", "text/html": ""}, raw=True)
+            self._output = None
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Changes a bar, and draws it if that was not just done."""
+        super().update(task_id, **changes)
+        if self._output is not None and time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_LOOKS:
+            self._output.update(self)
+            self._drawn_at = time.monotonic()
