@@ -4,6 +4,7 @@ Why: a small network that must keep a thousand subjects in its weights learns fo
 folder already shows. Here the same recipe is trained with examples and without, for equally long,
 on five sets of emoji, and paints (a) pairs of subject and style that no training picture has, and
 (b) subjects that it was never trained on, whose other styles are added to its memory afterwards.
+`--model` measures one that was trained before.
 
 Theory: a picture is classified as the real picture that is nearest by a network's features: for
 (a) among all pictures of the held-out subjects, for (b) among all pictures of the five sets. The
@@ -139,24 +140,22 @@ class Test:
             load_extractor(options.features, torch.device("cpu"), options.quick),
         )
 
-    def measure(self, run: Path) -> dict[str, Any]:
-        """Paints both kinds of prompts with a run's model, and classifies the pictures."""
-        model = tessella.load(run / "model")
+    def measure(self, model: TextToImage, folder: Path) -> dict[str, Any]:
+        """Paints both kinds of prompts, and classifies the pictures; sheets go to the folder."""
         settings = model.config.generation.replace(**PAINTING)
         prompts = self.heldout.images.captions
         requests = [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
         painted = model.generate_images(requests, settings)
-        self.save_sheet(run / "held-out.png", model, painted, self.heldout)
+        self.save_sheet(folder / "held-out.png", model, painted, self.heldout)
         subjects = {kind.subject for kind in self.heldout.kinds}
         results = {
-            "loss_held_out": read_loss(run),
             "heldout": self.classify(painted.pixels, self.heldout.kinds, subjects),
             "copies": self.measure_copies(model, painted.pixels),
         }
         if model.memory is not None:
             model, requests = self.add_new(model)
             painted = model.generate_images(requests, settings)
-            self.save_sheet(run / "new.png", model, painted, self.new)
+            self.save_sheet(folder / "new.png", model, painted, self.new)
             results["new"] = self.classify(painted.pixels, self.new.kinds, None)
         return results
 
@@ -273,6 +272,7 @@ def main() -> None:
         "--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE", help="of all stages"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", help="measures this one, which never saw the new subjects")
     parser.add_argument("--features", default=choose_features(), help="NETWORK-LAYER")
     parser.add_argument("--quick", action="store_true", help="draws its own; stores nothing")
     options = parser.parse_args()
@@ -282,10 +282,11 @@ def main() -> None:
             options.heldout, options.train = draw_shards(options.out)
         elif not (options.train and options.heldout):
             parser.error("--heldout and --train are needed, or --quick")
-        results = measure(options)
+        results = measure_model(options) if options.model else measure(options)
     size = "" if options.image_size == 64 else f"-{options.image_size}px"
+    what = "model" if options.model else f"seed{options.seed}"
     record = write_result(
-        f"emoji-examples-codes{options.codes_per_position}{size}-seed{options.seed}",
+        f"emoji-examples-codes{options.codes_per_position}{size}-{what}",
         results,
         config={
             "seed": options.seed,
@@ -293,6 +294,7 @@ def main() -> None:
             "image_size": options.image_size,
             "settings": options.set,
             "painting": PAINTING,
+            "model": options.model,
             "train": len(options.train),
         },
         where=environment(torch.device("cpu")),
@@ -342,9 +344,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             f"retrieval.neighbors={count}",
             f"transformer_training.images={images}",
         )
-        results["bound"] = test.bound(tessella.load(run / "model"))
-        results[f"k{count}"] = {"images": images, "minutes": seconds / 60, **test.measure(run)}
+        model = tessella.load(run / "model")
+        results["bound"] = test.bound(model)
+        results[f"k{count}"] = {
+            "images": images,
+            "minutes": seconds / 60,
+            "loss_held_out": read_loss(run),
+            **test.measure(model, run),
+        }
     return results
+
+
+def measure_model(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a model that was trained before."""
+    shards = split_shards(options.train, options.heldout, options.out / "data", quick=options.quick)
+    test, model = Test.read(options, shards), tessella.load(options.model)
+    return {
+        "bound": test.bound(model),
+        f"k{model.config.neighbors}": test.measure(model, options.out),
+    }
 
 
 def fit(

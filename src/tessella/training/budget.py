@@ -44,6 +44,20 @@ _MAX_CAPTIONS = 1 << 20  # of a picture
 _WORTH_IMAGES = 400_000
 # Of each stage: by then scenes have shapes, and photographs their colours (docs/log.md).
 _FIRST_IMAGES = 10_000
+# What so many images of the transformer gave, of 8,000 emoji in five styles, beside three examples
+# and without any: docs/log.md, "what do minutes give".
+_EMOJI = {
+    True: (
+        (16_000, "colours and outlines"),
+        (48_000, "the right subject in half of the pictures"),
+        (math.inf, "the right subject in two pictures of three"),
+    ),
+    False: (
+        (80_000, "colours and outlines"),
+        (240_000, "the right subject in one picture of six"),
+        (math.inf, "the right subject in one picture of three"),
+    ),
+}
 _SIZES = ("tiny", "small", "base", "large")
 
 
@@ -65,10 +79,22 @@ class TrainingBudget:
         line = ", ".join([*parts, f"codes and evaluation {self.other_seconds / 60:.1f} min."])
         growth = {name: _FIRST_IMAGES / images[name] for name in self.seconds}
         if max(growth.values(), default=0.0) <= 1:
-            return line
+            given = self._compare()
+            return f"{line} {given}" if given else line
         enough = sum(self.seconds[name] * max(1.0, growth[name]) for name in growth)
         minutes = math.ceil((enough + self.other_seconds) / 60)
         return f"{line} Pictures will be blurry at best; allow about {minutes} minutes."
+
+    def _compare(self) -> str:
+        """Says what a transformer that trained for as long has painted."""
+        images = self.recipe.transformer_training.images
+        if not images:
+            return ""
+        steps = _EMOJI[bool(self.recipe.retrieval.neighbors)]
+        given = next(words for limit, words in steps if images < limit)
+        return (
+            f"Of emoji so many images gave {given}; simpler pictures take fewer, photographs more."
+        )
 
 
 def choose_preset(minutes: float, accelerator: Accelerator, precision: Precision) -> str:

@@ -13,7 +13,7 @@ from tessella.errors import ConfigError
 from tessella.model.pipeline import TextToImage
 from tessella.text import TextSettings, TextTokenizer
 from tessella.training import budget as budget_module
-from tessella.training.budget import choose_preset, compute_budget
+from tessella.training.budget import TrainingBudget, choose_preset, compute_budget
 from tessella.training.loop import Pace, create_accelerator
 from tessella.training.recipe import PRESETS, Recipe, resolve_recipe
 
@@ -170,8 +170,33 @@ def test_all_that_is_left_to_do_fits(
     assert made.other_seconds == pytest.approx(20)
     assert made.describe() == (
         "tokenizer 25,600 images (6.9 min), transformer 76,800 images (10.2 min), "
-        "codes and evaluation 0.3 min."
+        "codes and evaluation 0.3 min. Of emoji so many images gave the right subject "
+        "in two pictures of three; simpler pictures take fewer, photographs more."
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "neighbors", "given"),
+    [
+        (15_999, 3, "colours and outlines"),
+        (16_000, 1, "half of the pictures"),
+        (47_999, 3, "half of the pictures"),
+        (48_000, 3, "two pictures of three"),
+        (79_999, 0, "colours and outlines"),
+        (80_000, 0, "one picture of six"),
+        (10_000_000, 0, "one picture of three"),
+    ],
+)
+def test_a_plan_says_what_as_many_images_gave(images: int, neighbors: int, given: str) -> None:
+    lengths = [f"transformer_training.images={images}", f"retrieval.neighbors={neighbors}"]
+    made = TrainingBudget(resolve_recipe(None, None, lengths), {"transformer": 600.0}, 0.0)
+    assert made.describe().endswith(f"{given}; simpler pictures take fewer, photographs more.")
+
+
+def test_a_plan_for_the_tokenizer_alone_promises_no_pictures() -> None:
+    words = ["transformer_training.images=0", "transformer_training.init_from=scenes"]
+    made = TrainingBudget(resolve_recipe(None, None, words), {"tokenizer": 600.0}, 60.0)
+    assert made.describe().endswith("codes and evaluation 1.0 min.")
 
 
 def test_what_does_not_train_takes_no_time(
