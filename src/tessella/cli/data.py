@@ -62,7 +62,7 @@ def _describe(
     if report.duplicates:
         yield f"\nDuplicates: {report.duplicates:,}, for example"
         for name, earlier in report.duplicate_examples:
-            yield f"  {name} is {earlier}"
+            yield f"  {name} duplicates {earlier}"
     sections = {"Errors": report.errors, "Warnings": report.warnings, "Next": report.advice}
     for title, lines in sections.items():
         if lines:
@@ -107,8 +107,8 @@ def _facts(report: "DataReport") -> list[tuple[str, str]]:
         ),
         (
             "Words",
-            f"{report.vocabulary_size:,}, {report.words_in_ten_images:,} of them in {OFTEN} images "
-            "or more, which it takes to learn one; most frequent: "
+            f"{report.vocabulary_size:,}; {report.learnable_words:,} occur in at least {OFTEN} "
+            "images, about what a model needs to learn a word; most frequent: "
             f"{', '.join(report.frequent_words)}",
         ),
     ]

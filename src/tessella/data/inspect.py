@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tessella.data.caption_words import CaptionWords
+from tessella.data.caption_words import CaptionWords, join_words
 from tessella.data.decode import Decoded, decode_records
 from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
@@ -86,9 +86,9 @@ class DataReport:
     caption_characters: Spread
     caption_words: Spread
     vocabulary_size: int  # different words, in lower case
-    words_in_ten_images: int  # of them, those of ten images or more: enough to learn them
+    learnable_words: int  # of them, those of ten images or more: about enough to learn them
     frequent_words: tuple[str, ...]  # the ten that most images have
-    untold: tuple[str, ...]  # of `colours`, `sizes`, `counts`: what the captions never tell
+    untold: tuple[str, ...]  # of `colours`, `sizes`, `counts`: what the captions never mention
     different_captions: int
     warnings: tuple[str, ...]  # suspicious, but no obstacle
     errors: tuple[str, ...]  # reasons why no model can be trained
@@ -251,7 +251,7 @@ def _report(sources: tuple[SourceReport, ...], tally: _Tally, settings: DataSett
         caption_characters=_spread(characters),
         caption_words=_spread(words),
         vocabulary_size=len(tally.words.pictures),
-        words_in_ten_images=tally.words.count_often(),
+        learnable_words=tally.words.count_often(),
         frequent_words=tuple(word for word, _ in tally.words.pictures.most_common(10)),
         untold=tuple(tally.words.list_untold()),
         different_captions=different,
@@ -307,9 +307,9 @@ def _list_warnings(
             "Write captions that tell the pictures apart."
         )
     if untold := tally.words.list_untold():
-        warnings[f"Next to no caption tells of {' or '.join(untold)}."] = (
-            f"A prompt's words for {' and '.join(untold)} will not be followed; put them into the "
-            "captions of pictures that differ by them."
+        warnings[f"Hardly any caption mentions {join_words(untold, 'or')}."] = (
+            f"The model will not follow words for {join_words(untold, 'and')} in a prompt; put "
+            "them into the captions of pictures that differ by them."
         )
     if duplicates > _MANY_DUPLICATES * images:
         warnings[f"{duplicates} of {images} images are duplicates of another one."] = (

@@ -33,8 +33,11 @@ def test_often_is_in_ten_pictures() -> None:
         (["a red fox", "a fox on the grass"], ["sizes", "counts"]),
         (["the fox", "a fox"], ["colours", "sizes", "counts"]),
         (["fox, 3d emoji", "hen, flat emoji"], []),  # labels, not sentences: who knows
-        (["fox, red", "hen, blue"], ["sizes", "counts"]),
-        (["ein roter Fuchs", "zwei Hasen im Gras"], []),  # not English
+        (["a photo of a fox", "a photo of a hen"], ["colours", "sizes", "counts"]),
+        (["a red-haired girl and a big_dog", "two men"], []),
+        (["ein roter Fuchs", "zwei Hasen an der Wand, in der Nacht"], []),  # not English
+        (["un renard à table, il est au lit", "un chien de la maison et 1 chat"], []),
+        (["een vos of een haas, is dat in het bos", "un zorro a la mesa"], []),
         ([], []),
     ],
 )

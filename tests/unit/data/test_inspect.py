@@ -54,12 +54,12 @@ def test_what_captions_never_tell_is_said(draw) -> None:
     folder = draw.folder / "data"
     for number in range(50):
         draw.image(f"data/{number}.png", number * 5)
-        draw.file(f"data/{number}.txt", f"a {'red' if number % 2 else 'blue'} disc")
+        draw.file(f"data/{number}.txt", f"the {'red' if number % 2 else 'blue'} disc")
     report = inspect_data([str(folder)], SETTINGS)
     assert report.untold == ("sizes", "counts")
-    assert report.words_in_ten_images == 4  # a, red, blue, disc
-    assert "Next to no caption tells of sizes or counts." in report.warnings
-    assert report.advice[0].startswith("A prompt's words for sizes and counts will not be followed")
+    assert report.learnable_words == 4  # the, red, blue, disc
+    assert "Hardly any caption mentions sizes or counts." in report.warnings
+    assert report.advice[0].startswith("The model will not follow words for sizes and counts")
 
 
 def test_each_usable_picture_is_told(draw) -> None:
