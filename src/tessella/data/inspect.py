@@ -20,7 +20,7 @@ from tessella.data.records import Record, Skipped
 from tessella.data.settings import DataSettings
 from tessella.data.sources import describe_notes, recognise
 from tessella.data.split import split_key
-from tessella.errors import DataError
+from tessella.errors import DataError, ShapeError
 
 _MAX_EXAMPLES = 3  # of each kind of skipped file
 _MAX_DUPLICATES = 20  # that are named
@@ -200,7 +200,7 @@ def _inspect_source(
                     if on_picture is not None:
                         on_picture(picture)
         report.notes = [*source.notes, *describe_notes(notes)]
-    except DataError as error:
+    except (DataError, ShapeError) as error:  # or drawn scenes that are too small
         report.error = str(error)
     if "validation" not in report.split or len(report.split) < 2 or not settings.named_splits:
         report.split = {}

@@ -50,6 +50,12 @@ def test_the_first_duplicates_are_named(draw, monkeypatch: pytest.MonkeyPatch) -
     assert names == [["3", "0"], ["5", "1"]]
 
 
+def test_scenes_that_are_too_small_are_an_error_of_the_report() -> None:
+    report = inspect_data(["scenes2:5"], SETTINGS)
+    assert not report.is_usable
+    assert "64" in report.errors[0]
+
+
 def test_what_captions_never_tell_is_said(draw) -> None:
     folder = draw.folder / "data"
     for number in range(50):

@@ -88,7 +88,7 @@ def test_real_scenes_meet_every_demand(prompts: list[GroupScene], pixels: np.nda
     assert all(count.met == count.all for count in counts.values())
 
 
-@pytest.mark.parametrize("size", [65, 128])
+@pytest.mark.parametrize("size", [65, 128, 257])
 def test_real_scenes_are_read_at_other_sizes(size: int, prompts: list[GroupScene]) -> None:
     scenes = prompts[145:155]
     assert compute_scene_accuracy(draw_all(scenes, size), scenes, "scenes2") == 1

@@ -7,7 +7,8 @@ all. The nearest in squared distance is what the picture shows (`looks.py`).
 
 What is shown is then compared with the prompt. Its groups are found by their looks, wherever they
 stand, so that objects that changed places fail the relation and nothing else. A picture is all
-correct if it meets every demand, and nothing stands where nothing should.
+correct if it meets every demand, and no region of the layout has objects that nobody asked for;
+what is painted outside of the layout's regions is not looked at.
 """
 
 import itertools
@@ -56,6 +57,7 @@ _EDGE_PIXELS: Final = 5
 _BLUR: Final = 1 / 64
 # Bounds the memory of the distances: about 30 MB.
 _CHUNK: Final = 64
+_LARGEST: Final = 128  # side of pictures that are read as they are, up to twice that
 # The size counts fastest, the texture slowest, as `Coverages` wants.
 _KINDS: Final = tuple(itertools.product(TEXTURES, SHAPES, SIZES))
 
@@ -142,7 +144,8 @@ def classify_groups(
     """Classifies the background and the groups of pictures of scenes.
 
     Args:
-        pixels: (B, S, S, 3) uint8 RGB in [0, 255], S at least 64.
+        pixels: (B, S, S, 3) uint8 RGB in [0, 255], S at least 64; from 256 on they are read
+            reduced by a whole number, because the alternatives grow with their area.
         scenes: the B expected scenes; only their layout counts for what is seen.
 
     Returns:
@@ -153,6 +156,7 @@ def classify_groups(
             scenes; says both.
     """
     check_pictures(pixels, len(scenes))
+    pixels = _reduce(pixels)
     members: dict[str, list[int]] = defaultdict(list)
     for index, scene in enumerate(scenes):
         members[scene.layout].append(index)
@@ -164,6 +168,18 @@ def classify_groups(
             for index, (background, rows) in zip(chunk, seen, strict=True):
                 classified[index] = ClassifiedGroups(scenes[index], background, rows)
     return [classified[index] for index in range(len(scenes))]
+
+
+def _reduce(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Averages blocks of pixels, so that sides are below twice _LARGEST; crops what is over."""
+    factor = max(1, pixels.shape[1] // _LARGEST)
+    side = pixels.shape[1] // factor
+    if factor == 1:
+        return pixels
+    cropped = pixels[:, : side * factor, : side * factor]
+    blocks = cropped.reshape(len(pixels), side, factor, side, factor, 3)
+    means: NDArray[np.uint8] = blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+    return means
 
 
 def _has_count(row: Row, group: Group) -> bool:
