@@ -13,6 +13,8 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep ^torch== constraint
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip install -c constraints.txt '.[serve,hub]' && pip uninstall --yes pip
+# PyTorch's wheel carries its own tests, an eighth of the image.
+RUN cd /opt/tessella/lib/python3.*/site-packages/torch && rm -rf test bin/*[Tt]est* bin/protoc*
 
 FROM ${BASE}
 COPY --from=build /opt/tessella /opt/tessella
