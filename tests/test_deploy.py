@@ -1,12 +1,16 @@
-"""deploy/kubernetes: its addresses, time-outs and metrics are the server's.
+"""Dockerfile, compose.yaml and deploy/kubernetes: what they name is the project's and the server's.
 
-Its command is checked where those of the pages are: test_docs.py.
+Their commands are checked where those of the pages are: test_docs.py.
 """
 
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +19,12 @@ import pytest
 import yaml
 
 from tessella.serving.metrics import ServerMetrics
-from tessella.serving.middleware import read_api_keys
+from tessella.serving.middleware import needs_key, read_api_keys
 from tessella.serving.server import _LATE_SECONDS
 from tessella.serving.settings import ServeSettings
 
-FOLDER = Path(__file__).resolve().parent.parent / "deploy" / "kubernetes"
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "deploy" / "kubernetes"
 KEY = "0123456789abcdef"
 
 
@@ -126,5 +131,123 @@ def test_a_pod_has_the_time_that_its_end_takes() -> None:
 
 @pytest.mark.parametrize("name", ["server.yaml", "autoscaling.yaml"])
 def test_the_page_names_the_file(name: str) -> None:
-    page = FOLDER.parent.parent / "docs" / "how-to" / "kubernetes.md"
+    page = REPOSITORY / "docs" / "how-to" / "kubernetes.md"
     assert f"kubectl apply -f deploy/kubernetes/{name}" in page.read_text(encoding="utf-8")
+
+
+# --- containers -----------------------------------------------------------------------------
+
+
+def instructions(path: str) -> list[tuple[str, str]]:
+    """Reads a Dockerfile: each instruction with its argument."""
+    text = (REPOSITORY / path).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
+
+
+DOCKERFILE = instructions("Dockerfile")
+
+
+def arguments_of(instruction: str, of: list[tuple[str, str]] = DOCKERFILE) -> list[str]:
+    return [argument for name, argument in of if name == instruction]
+
+
+def test_what_the_image_copies_is_there_and_is_sent() -> None:
+    copies = [shlex.split(one)[:-1] for one in arguments_of("COPY") if not one.startswith("--")]
+    copied = {name for names in copies for name in names}
+    assert all((REPOSITORY / name).exists() for name in copied)
+    ignored = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[1] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    # All that the build reads.
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {project["readme"], *project["license-files"]} < copied
+
+
+@pytest.mark.parametrize("path", ["Dockerfile", "spaces/Dockerfile"])
+def test_the_extras_exist_and_the_server_is_not_root(path: str) -> None:
+    found = instructions(path)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [extras] = re.findall(r"\[([\w,]+)\]['\"]", "\n".join(arguments_of("RUN", found)))
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    last_stage = found[max(at for at, (name, _) in enumerate(found) if name == "FROM") :]
+    names = [name for name, _ in last_stage]
+    [user] = arguments_of("USER", last_stage)
+    assert user.partition(":")[0] not in ("", "0", "root")
+    assert "RUN" not in names[names.index("USER") :]
+    if path == "Dockerfile":
+        assert user == "65534:65534"  # the pods' user, which the models' files are for
+        assert POD["securityContext"]["runAsUser"] == 65534
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the image's commands are for sh")
+def test_pytorch_comes_in_the_pinned_version() -> None:
+    [command] = [one for one in arguments_of("RUN") if "TORCH_INDEX" in one]
+    [pin] = re.findall(r'"\$\((.+?)\)"', command)
+    done = subprocess.run(["sh", "-c", pin], cwd=REPOSITORY, capture_output=True, timeout=60)
+    assert re.fullmatch(rb"torch==[\d.]+\n", done.stdout)
+    assert "--no-deps" in command  # its index lacks other pinned versions
+
+
+class Health(BaseHTTPRequestHandler):
+    """A server that is well, and then is not."""
+
+    statuses: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        assert self.path == "/healthz"
+        self.send_response(self.statuses.pop(0))
+        self.end_headers()
+
+    def log_message(self, *given: object) -> None:
+        pass
+
+
+def test_the_health_check_asks_the_server() -> None:
+    [check] = arguments_of("HEALTHCHECK")
+    python, option, code = json.loads(check.partition(" CMD ")[2])
+    assert (python, option) == ("python", "-c")
+    port = ServeSettings().port
+    assert arguments_of("EXPOSE") == [str(port)]
+    assert not needs_key("/healthz")
+    Health.statuses[:] = [200, 503]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert code.count(f"127.0.0.1:{port}/") == 1
+            code = code.replace(f":{port}/", f":{server.server_port}/")
+            ends = [
+                subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+                for _ in range(2)
+            ]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert [end.returncode for end in ends] == [0, 1]
+    assert not Health.statuses
+
+
+def test_compose_keeps_the_server_to_this_machine() -> None:
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert "profiles" not in services["server"]
+    assert services["gpu"]["profiles"] == ["gpu"]
+    [device] = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+    declared = {one.partition("=")[0] for one in arguments_of("ARG")}
+    assert set(services["gpu"]["build"]["args"]) <= declared
+    ports = set()
+    for service in services.values():
+        [(address, outer, inner)] = [one.split(":") for one in service["ports"]]
+        # It needs no key: others must not reach it, nor pages by another host name.
+        assert "--insecure" in service["command"]
+        assert (address, int(inner)) == ("127.0.0.1", ServeSettings().port)
+        ports.add(outer)
+        assert service["read_only"]
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+        latest = ServeSettings().shutdown_timeout_seconds + _LATE_SECONDS
+        assert float(service["stop_grace_period"].removesuffix("s")) > latest
+    assert len(ports) == 2  # both may run
+    # The one place that may be written has the caches.
+    assert any("XDG_CACHE_HOME=/tmp/" in one for one in arguments_of("ENV"))

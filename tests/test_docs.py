@@ -530,7 +530,7 @@ def test_the_systemd_unit_waits_for_its_server_as_long_as_it_lives() -> None:
 def test_models_have_the_same_time_to_load_everywhere() -> None:
     [unit] = deploy_blocks("ini")
     [systemd] = re.findall(r"^TimeoutStartSec=(\d+)$", unit, re.MULTILINE)
-    [dockerfile] = deploy_blocks("dockerfile")
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
     [container] = re.findall(r"--start-period=(\d+)s", dockerfile)
     text = (REPOSITORY / "deploy" / "kubernetes" / "server.yaml").read_text(encoding="utf-8")
     [pod] = next(yaml.safe_load_all(text))["spec"]["template"]["spec"]["containers"]
@@ -559,19 +559,52 @@ def test_nginx_and_the_server_agree_on_limits() -> None:
 
 
 def test_the_container_starts_a_server() -> None:
-    [text] = deploy_blocks("dockerfile")
-    words = [
-        json.loads(line.partition("[")[1] + line.partition("[")[2])
-        for line in text.splitlines()
-        if line.startswith(("ENTRYPOINT", "CMD"))
-    ]
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    words = [json.loads(part) for part in re.findall(r"^(?:ENTRYPOINT|CMD) (.+)$", text, re.M)]
     arguments = tessella_arguments([word for part in words for word in part])
     assert arguments is not None
     assert not command_faults(arguments, whole=True)
-    copied = [
-        name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()
-    ]
-    assert all((REPOSITORY / name).exists() for name in copied)
+
+
+@pytest.mark.parametrize("models", ["", "/runs/photos scenes"])
+def test_compose_starts_a_server(models: str) -> None:
+    text = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    [entry] = re.findall(r"^ENTRYPOINT (.+)$", text, re.M)
+    services = yaml.safe_load((REPOSITORY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert set(services) == {"server", "gpu"}
+    for service in services.values():
+        command, count = re.subn(
+            r"\$\{TESSELLA_MODELS:-(.+)\}", lambda found: models or found[1], service["command"]
+        )
+        assert count == 1
+        arguments = tessella_arguments([*json.loads(entry), *shlex.split(command)])
+        assert arguments is not None
+        assert not command_faults(arguments, whole=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the command is for sh")
+@pytest.mark.parametrize("host", [None, "anna-paint.hf.space"])
+def test_the_space_starts_a_server(host: str | None) -> None:
+    text = (REPOSITORY / "spaces" / "Dockerfile").read_text(encoding="utf-8")
+    [command] = re.findall(r"^CMD exec (tessella (?:.*\\\n)*.*)$", text, re.M)
+    [models] = re.findall(r'^ENV MODELS="(.+)"$', text, re.M)
+    variables = {"MODELS": models, **({"SPACE_HOST": host} if host else {})}
+    script = "tessella() { printf '%s\\n' tessella \"$@\"; }\n" + command
+    done = subprocess.run(
+        ["sh", "-c", script], env=variables, capture_output=True, text=True, check=True, timeout=60
+    )
+    arguments = tessella_arguments(done.stdout.splitlines())
+    assert arguments is not None
+    assert not command_faults(arguments, whole=True)
+    assert arguments[1:3] == models.split()
+    assert arguments[arguments.index("--allowed-host") + 1] == (host or "localhost")
+    assert (f"https://{host}" in arguments) == (host is not None)
+    page = (REPOSITORY / "spaces" / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(page.split("---\n")[1])
+    assert header["sdk"] == "docker"
+    assert header["app_port"] == int(arguments[arguments.index("--port") + 1])
+    assert len(header["short_description"]) <= 60  # or the hub refuses it
+    assert f"\nEXPOSE {header['app_port']}\n" in text
 
 
 def test_kubernetes_starts_a_server_that_others_reach() -> None:
@@ -581,7 +614,7 @@ def test_kubernetes_starts_a_server_that_others_reach() -> None:
     deployment = next(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     pod = deployment["spec"]["template"]["spec"]
     [container] = pod["containers"]
-    [dockerfile] = deploy_blocks("dockerfile")
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
     [entry] = re.findall(r"^ENTRYPOINT (.+)$", dockerfile, re.MULTILINE)
     arguments = tessella_arguments([*json.loads(entry), *container["args"]])
     assert arguments is not None

@@ -87,7 +87,7 @@ def create_app(
         post_tones=list(TONES),
         max_seed=MAX_API_SEED,
     )
-    studio = create_studio_router(page)
+    studio = create_studio_router(page, service.settings.allow_frames)
     for router in (*routers, studio):
         app.include_router(router)
     # Not from the document: making it takes a second, during which nobody is answered.

@@ -58,6 +58,8 @@ class ServeSettings(Settings):
     process ends, whatever still holds it up."""
     allow_origins: tuple[str, ...] = ()
     """Web pages' origins, such as https://example.org, whose scripts may call the API (CORS)."""
+    allow_frames: tuple[str, ...] = ()
+    """Web pages' origins, such as https://huggingface.co, that may show the studio in a frame."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may be addressed to, besides this machine's own and numeric
     addresses; with API keys and none named here, any."""
@@ -107,7 +109,7 @@ class ServeSettings(Settings):
             raise ValueError(f"the server's own addresses begin like that: `{path}`; take another")
         return path
 
-    @field_validator("allow_origins")
+    @field_validator("allow_origins", "allow_frames")
     @classmethod
     def _names_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:

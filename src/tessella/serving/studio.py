@@ -5,7 +5,7 @@ The page may load only these files and talk only to this server; its headers tel
 
 import hashlib
 import mimetypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fastapi import APIRouter, Request
@@ -17,11 +17,11 @@ from tessella.serving.schemas import StudioBody
 STUDIO_FOLDER = Path(__file__).parent / "studio"
 
 _TYPES = {".js": "text/javascript", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self'; style-src 'self'; "
+    "script-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors "
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; connect-src 'self'; style-src 'self'; "
-        "script-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # The browser asks each time and gets a 304: a new version shows at once.
@@ -29,19 +29,27 @@ _HEADERS = {
 }
 
 
-def create_studio_router(page: StudioBody) -> APIRouter:
+def create_studio_router(page: StudioBody, allow_frames: Sequence[str] = ()) -> APIRouter:
     """Serves the page at `/`, its files below `/studio/`, and what it has to know.
 
     The files are listed once: no part of a request's path ever reaches the file system.
+
+    Args:
+        page: what it has to know.
+        allow_frames: origins of pages that may show it in a frame.
     """
     router = APIRouter(tags=["studio"])
+    policy = _POLICY + (" ".join(allow_frames) or "'none'")
+    headers = {"Content-Security-Policy": policy, **_HEADERS}
 
     @router.get("/v1/studio", summary="Tell what the page can show")
     async def describe() -> StudioBody:
         return page
 
     for path, file in _list_files():
-        router.add_api_route(path, _serve(file), methods=["GET", "HEAD"], include_in_schema=False)
+        router.add_api_route(
+            path, _serve(file, headers), methods=["GET", "HEAD"], include_in_schema=False
+        )
     return router
 
 
@@ -54,11 +62,12 @@ def _list_files() -> Iterator[tuple[str, Path]]:
             yield f"/studio/{file.relative_to(STUDIO_FOLDER).as_posix()}", file
 
 
-def _serve(file: Path):  # type: ignore[no-untyped-def]  # FastAPI reads the inner function's
+# FastAPI reads the inner function's type.
+def _serve(file: Path, common: Mapping[str, str]):  # type: ignore[no-untyped-def]
     content = file.read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:24]}"'
     kind = _TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "text/plain"
-    headers = {**_HEADERS, "ETag": tag}
+    headers = {**common, "ETag": tag}
 
     async def answer(request: Request) -> Response:
         known = request.headers.get("if-none-match")

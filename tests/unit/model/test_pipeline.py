@@ -259,6 +259,18 @@ def test_devices_by_name() -> None:
             choose_device(name)
 
 
+@pytest.mark.parametrize(
+    ("has_cuda", "has_mps", "chosen"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_best_device(
+    has_cuda: bool, has_mps: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert choose_device("auto") == torch.device(chosen)
+
+
 def test_a_model_says_what_it_is() -> None:
     count = sum(
         p.numel() for part in (MODEL.tokenizer, MODEL.transformer) for p in part.parameters()

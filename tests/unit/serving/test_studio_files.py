@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from tessella.serving.settings import ServeSettings
 from tessella.serving.studio import STUDIO_FOLDER
 
 FILES = sorted(
@@ -46,6 +48,15 @@ def test_each_file_is_served_as_it_is(name: str, server: Any) -> None:
     assert policy == POLICY
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_page_that_is_named_may_show_it_in_a_frame(serve: Any) -> None:
+    hub = "https://huggingface.co"
+    answer = serve(allow_frames=(hub, "https://example.org")).get("/")
+    policy = answer.headers["content-security-policy"]
+    assert policy.endswith(f"; frame-ancestors {hub} https://example.org")
+    with pytest.raises(ValidationError, match=r"an origin is like .*: `\*`"):
+        ServeSettings(allow_frames=("*",))
 
 
 def test_the_page(server: Any) -> None:
