@@ -351,7 +351,10 @@ def _refuse_pickles(folder: Path) -> None:
     Raises:
         CheckpointError: says how to convert them.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    except OSError:
+        return  # no folder, which is said where its configuration is missed
     if names:
         raise CheckpointError(
             f"The folder holds weights as pickles, which could run anything and are never loaded: "

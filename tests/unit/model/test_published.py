@@ -167,6 +167,9 @@ def test_a_folder_that_holds_no_tokenizer(folder: Path) -> None:
     (folder / "last.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match=r"pickles, .* has last\.ckpt"):
         TrainedTokenizer.load(folder)
+    for missing in (folder / "missing", folder / "last.ckpt"):
+        with pytest.raises(CheckpointError, match="This is not a model folder"):
+            TrainedTokenizer.load(missing)
 
 
 def test_more_levels_than_any_picture_has(tmp_path: Path) -> None:
