@@ -380,10 +380,10 @@ def _choose_size(values: Mapping[str, Any], name: str, settings: TokenizerSettin
             f"The image tokenizer has too many levels: `{len(settings.widths)}`; pictures have at "
             f"most {_LARGEST_SIZE} pixels a side."
         )
-    given = values.get(name)
-    in_range = isinstance(given, int) and _SMALLEST_SIZE <= given <= _LARGEST_SIZE
+    given: Any = values.get(name)
     is_meant = given != _MEANINGLESS_SIZE or _VERSION in values
-    if in_range and given % factor == 0 and is_meant:
+    in_range = isinstance(given, int) and _SMALLEST_SIZE <= given <= _LARGEST_SIZE
+    if is_meant and in_range and given % factor == 0:
         return int(given)
     return max(1, _USUAL_SIZE // factor) * factor
 
