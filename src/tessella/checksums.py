@@ -244,17 +244,27 @@ def check_own(path: Path) -> None:
     except OSError:
         return
     if stat.S_ISLNK(mode):
-        folder, target = path.parent.resolve(), path.resolve()
-        if not target.is_relative_to(find_hub_repository(folder) or folder):
-            raise CheckpointError(
-                f"A file of a model folder is a link that leads out of it: `{path}`. Plain files "
-                "were expected. If the link is yours, put the file itself there."
-            )
+        check_link(path)
+        target = path.resolve()
         mode = target.stat().st_mode if target.exists() else stat.S_IFREG
     if not stat.S_ISREG(mode):
         raise CheckpointError(
             f"Something in the model folder is no plain file: `{path}`. Copy the whole model "
             "folder again."
+        )
+
+
+def check_link(path: Path) -> None:
+    """Refuses a link, to a file or a folder, that leads out of the folder that it is in.
+
+    Raises:
+        CheckpointError: it does. Links of the hub's cache are followed, as by `check_own`.
+    """
+    folder = path.parent.resolve()
+    if not path.resolve().is_relative_to(find_hub_repository(folder) or folder):
+        raise CheckpointError(
+            f"A file of a model folder is a link that leads out of it: `{path}`. Plain files "
+            "were expected. If the link is yours, put the file itself there."
         )
 
 

@@ -177,7 +177,7 @@ def find_hub_repository(folder: Path) -> Path | None:
     There `models--USER--NAME` has the contents of files in `blobs`, and links to them in
     `snapshots/COMMIT`.
     """
-    snapshot = folder.parent if folder.name in _PARTS else folder
+    snapshot = _find_snapshot(folder)
     repository = snapshot.parent.parent
     if snapshot.parent.name == "snapshots" and repository.name.startswith(_CACHED):
         return repository
@@ -189,8 +189,12 @@ def find_hub_address(folder: Path) -> HubAddress | None:
     repository = find_hub_repository(folder)
     if repository is None or not repository.name.startswith("models--"):
         return None
-    snapshot = folder.parent if folder.name in _PARTS else folder
-    return HubAddress("/".join(repository.name.split("--")[1:]), snapshot.name)
+    return HubAddress("/".join(repository.name.split("--")[1:]), _find_snapshot(folder).name)
+
+
+def _find_snapshot(folder: Path) -> Path:
+    """Returns the revision's folder of a folder that is one, or a part of one."""
+    return folder.parent if folder.name in _PARTS else folder
 
 
 @contextlib.contextmanager

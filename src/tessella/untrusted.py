@@ -37,6 +37,16 @@ def to_printable(text: str) -> str:
     return _UNPRINTABLE.sub(_escape, text)
 
 
+def to_line(text: str) -> str:
+    """Makes one printable line of a text: white space is a blank, the rest as `to_printable`."""
+    return to_printable(" ".join(text.split()))
+
+
+def to_code(text: str) -> str:
+    """Makes a text fit for Markdown's backticks, where it is no heading, link or HTML."""
+    return to_line(text).replace("`", "'")
+
+
 def _escape(found: re.Match[str]) -> str:
     if found[0] == "\r\n":
         return "\n"

@@ -184,7 +184,7 @@ def export(
     tokenizer: TokenizerAlone = False,
     force: Force = False,
 ) -> Result:
-    """Copy a model to a folder, or write it as ONNX graphs or as a web page.
+    """Copy a model or its image tokenizer to a folder, or write ONNX graphs or a web page.
 
     With the pictures that it can look at, or without. The copy needs nothing else. What its
     weights have learned from the pictures stays in them.

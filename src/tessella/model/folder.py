@@ -23,7 +23,7 @@ from tessella.files import new_folder, write_json, write_tensors, write_text
 from tessella.generation import MAX_NEIGHBORS, GenerationSettings
 from tessella.images import Pixels, fit_square, save_png
 from tessella.model.codec import decode_latent, encode_pixels
-from tessella.model.folder_weights import load_network
+from tessella.model.folder_weights import align_examples, load_network
 from tessella.model.published import open_published
 from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, create_transformer
 from tessella.retrieval import ExampleMemory
@@ -271,7 +271,9 @@ def load_transformer(folder: Path, config: ModelConfig, text_tokenizer: TextEnco
     """
     with damaged_config(folder):
         transformer = load_network(
-            lambda: config.create_transformer(text_tokenizer), folder / TRANSFORMER_FILE
+            lambda: config.create_transformer(text_tokenizer),
+            folder / TRANSFORMER_FILE,
+            align_examples,
         )
     return transformer.eval().requires_grad_(False)
 

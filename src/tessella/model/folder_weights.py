@@ -33,7 +33,7 @@ _RENAMED = {
     },
 }
 
-_EXAMPLES_WIDTH = "example_encoder.caption.weight"  # (D, D)
+_CAPTION_WEIGHT = "example_encoder.caption.weight"  # (D, D)
 
 # What a network computes from its settings is not in its file: rotations, grids of levels. The
 # latter have at most 65,536 codes.
@@ -43,17 +43,22 @@ _SIZED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.f
 N = TypeVar("N", bound=nn.Module)
 
 
-def load_network(create: Callable[[], N], path: Path) -> N:
+def load_network(
+    create: Callable[[], N],
+    path: Path,
+    upgrade: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> N:
     """Creates a network and loads its weights, of any format, onto the CPU.
 
     Args:
         create: builds it untrained, as the settings describe it.
         path: of the weights.
+        upgrade: adds weights that older formats lack.
 
     Raises:
         CheckpointError: they are missing, damaged, or of another network.
     """
-    tensors = read_weights(path)
+    tensors = upgrade(read_weights(path))
     network = build_network(create, path, tensors)
     load_weights(network, path, tensors)
     return network
@@ -101,8 +106,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for old, new in _RENAMED.items():
             if name.startswith(old):
                 tensors[new + name.removeprefix(old)] = tensors.pop(name)
-    if _EXAMPLES_WIDTH in tensors:
-        tensors = _align_examples(len(tensors[_EXAMPLES_WIDTH])) | tensors
     broken = next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
     if broken is not None:
         raise CheckpointError(
@@ -134,14 +137,22 @@ def load_weights(network: nn.Module, path: Path, tensors: Mapping[str, Tensor]) 
         ) from None
 
 
-def _align_examples(width: int) -> dict[str, Tensor]:
-    """Creates the weights that came with format 6: they change nothing, and can still learn."""
-    return {
+def align_examples(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Adds to a transformer's weights those that came with format 6.
+
+    They change nothing, and can still learn. None is larger than what the file holds.
+    """
+    shape = tensors[_CAPTION_WEIGHT].shape if _CAPTION_WEIGHT in tensors else ()
+    if len(shape) != 2 or shape[0] != shape[1]:
+        return tensors  # no examples; or of no transformer, which `load_weights` refuses
+    width = shape[0]
+    added = {
         "example_encoder.prompt_query.weight": torch.eye(32, width),
         "example_encoder.caption_key.weight": torch.eye(32, width),
         "example_encoder.relevance.weight": torch.zeros(1, width),
         "example_encoder.aligned.weight": torch.zeros(width, width),
     }
+    return added | tensors
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -73,7 +73,8 @@ def find_on_hub(address: str, required: Sequence[str] = REQUIRED_FILES) -> Path:
 
     def choose(names: Sequence[str]) -> list[str]:
         listed[:] = names
-        weights[:] = published_weights(names) if required == TOKENIZER_FILES else []
+        is_other = required == TOKENIZER_FILES and TOKENIZER_FILE not in names
+        weights[:] = published_weights(names) if is_other else []
         if weights:
             return sorted(PUBLISHED_FILES)
         _require(required, names, parsed)

@@ -9,6 +9,7 @@ refused with the way out.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,13 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from tessella import config
-from tessella.checksums import SUMS_FILE, read_file, write_sums
+from tessella.checksums import SUMS_FILE, check_link, check_own, prove, read_file, write_sums
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.hub import find_hub_address
 from tessella.model.folder_weights import build_network, load_network, load_weights, read_weights
 from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings, layouts
-from tessella.untrusted import parse_json, to_printable
+from tessella.untrusted import parse_json, to_line
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
@@ -44,12 +45,15 @@ _OWN_CLASS, _DIFFUSERS_CLASS = "ImageTokenizer", "VQModel"
 # diffusers' pipelines whose tokenizer reads and paints [0, 1]; nothing in its own folder says so.
 _UNIT_PIPELINES = "Amused"
 _PIXEL_RANGE, _ORIGIN = "_pixel_range", "_origin"  # in config.json, as in `TokenizerSettings`
+_VERSION = "_tessella_version"  # in what is written here
 _LLAMAGEN_SETTINGS = {"codebook_embed_dim", "encoder_ch_mult"}
 # diffusers' default, which most published configurations have left there.
 _MEANINGLESS_SIZE, _USUAL_SIZE = 32, 256
 _SMALLEST_SIZE, _LARGEST_SIZE = 8, 2048  # of `ModelConfig.image_size`
 _MAX_TEXT_BYTES = 1_000_000
 _MAX_LICENCE = 200  # characters
+_NO_LICENCES = {"", "unknown", "null", "~"}
+_FIELD, _ITEM = re.compile(r"([\w.-]+)\s*:(?:\s+(.*))?"), re.compile(r"\s*-\s+(.*)")  # of YAML
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,11 @@ def open_published(folder: Path) -> PublishedTokenizer | None:
             another network.
     """
     part = _find_part(folder)
+    weights = _find_weights(part)
+    for path in (part / CONFIG_FILE, weights) if part.name == PART else ():
+        if path is not None and path.exists():
+            prove(part.parent, f"{PART}/{path.name}")
     values = _read_json(part / CONFIG_FILE)
-    weights = next((part / name for name in WEIGHTS_FILES if (part / name).is_file()), None)
     if values is None or (values and not _describes_tokenizer(values)):
         return None
     kind = values.get("_class_name")
@@ -109,22 +116,64 @@ def _describes_tokenizer(values: Mapping[str, Any]) -> bool:
     return "_class_name" in values or bool(_LLAMAGEN_SETTINGS & _unwrap(values).keys())
 
 
+def find_published(folder: Path) -> Path | None:
+    """Returns the weights of a folder whose image tokenizer `open_published` loads, else None."""
+    return _find_weights(_find_part(folder)) if is_published(folder) else None
+
+
+def describe_source(weights: Path) -> dict[str, str | None]:
+    """Returns the `origin` and the `licence` of weights, as in `TokenizerSettings`.
+
+    Args:
+        weights: a file in a model's folder, or in that of a tokenizer alone.
+    """
+    root = _find_root(weights.parent)
+    address = find_hub_address(weights.parent)
+    name = str(address) if address else root.resolve().name
+    file = weights.relative_to(root).as_posix()
+    origin = f"{name}, {file}, SHA-256 {sha256_file(weights)}"
+    return {"origin": origin, "licence": read_licence(root)}
+
+
 def read_licence(folder: Path) -> str | None:
     """Reads the licence that the header of a folder's card names; None if there is none."""
+    path = folder / CARD_FILE
     try:
-        card = read_file(folder / CARD_FILE, most_bytes=_MAX_TEXT_BYTES).decode(errors="replace")
+        check_own(path)
+        with path.open("rb") as file:  # without its sum: people edit cards
+            card = file.read(_MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace")
     except (OSError, CheckpointError):
-        return None  # cards are edited: a model loads whatever has become of them
-    found: dict[str, str] = {}
+        return None  # a model loads whatever has become of its card
+    header = _read_header(card)
+    licence = header.get("license", "")
+    licence = header.get("license_name", licence) if licence == "other" else licence
+    return None if licence.lower() in _NO_LICENCES else to_line(licence)[:_MAX_LICENCE]
+
+
+def _read_header(card: str) -> dict[str, str]:
+    """Reads the fields of a card's YAML whose values are plain, or lists of such, with commas."""
     first, *lines = card.splitlines() or [""]
+    fields: dict[str, list[str]] = {}
+    values: list[str] = []
     for line in lines if first.rstrip() == "---" else ():
         if line.rstrip() == "---":
             break
-        name, _, value = line.partition(":")
-        found.setdefault(name, value.strip(" \t'\""))
-    licence = found.get("license", "")
-    licence = found.get("license_name", licence) if licence == "other" else licence
-    return to_printable(licence)[:_MAX_LICENCE] or None
+        if item := _ITEM.fullmatch(line):
+            values.append(_read_plain(item[1]))
+        elif field := _FIELD.fullmatch(line):
+            fields.setdefault(field[1], values := [])
+            value = (field[2] or "").strip()
+            listed = value[1:].partition("]")[0].split(",") if value[:1] == "[" else [value]
+            values += filter(None, map(_read_plain, listed))
+    return {name: ", ".join(values) for name, values in fields.items()}
+
+
+def _read_plain(value: str) -> str:
+    """Reads a plain value of YAML: without quotes, or else without a comment."""
+    value = value.strip()
+    if value[:1] in ("'", '"'):
+        return value[1:].partition(value[0])[0].strip()
+    return re.split(r"(?:^|\s)#", value)[0].strip()
 
 
 def write_published(tokenizer: ImageTokenizer, image_size: int, folder: Path, card: str) -> str:
@@ -154,7 +203,7 @@ def write_published(tokenizer: ImageTokenizer, image_size: int, folder: Path, ca
     else:
         values = {
             "_class_name": _OWN_CLASS,
-            "_tessella_version": metadata.version("tessella"),
+            _VERSION: metadata.version("tessella"),
             "image_size": image_size,
             "tokenizer": settings.model_dump(mode="json"),
         }
@@ -168,9 +217,25 @@ def write_published(tokenizer: ImageTokenizer, image_size: int, folder: Path, ca
 
 
 def _find_part(folder: Path) -> Path:
-    """Returns the tokenizer's folder in a pipeline's, else the folder itself."""
+    """Returns the tokenizer's folder in a pipeline's, else the folder itself.
+
+    Raises:
+        CheckpointError: it is a link that leads out of the pipeline's.
+    """
     part = folder / PART
-    return part if part.is_dir() and not (folder / CONFIG_FILE).exists() else folder
+    if not part.is_dir() or (folder / CONFIG_FILE).exists():
+        return folder
+    check_link(part)
+    return part
+
+
+def _find_root(part: Path) -> Path:
+    """Returns the pipeline's folder that a tokenizer's lies in, else the folder itself."""
+    return part.parent if part.name == PART and (part.parent / INDEX_FILE).is_file() else part
+
+
+def _find_weights(part: Path) -> Path | None:
+    return next((part / name for name in WEIGHTS_FILES if (part / name).is_file()), None)
 
 
 def _open_own(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
@@ -178,7 +243,7 @@ def _open_own(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
         given = values.get("tokenizer")
         settings = config.build(TokenizerSettings, given if isinstance(given, dict) else {})
     tokenizer = load_network(lambda: ImageTokenizer(settings), weights)
-    return PublishedTokenizer(tokenizer, _choose_size(values.get("image_size"), settings))
+    return PublishedTokenizer(tokenizer, _choose_size(values, "image_size", settings))
 
 
 def _open_foreign(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
@@ -198,11 +263,11 @@ def _open_foreign(values: Mapping[str, Any], weights: Path) -> PublishedTokenize
         values.get("codebook_l2_norm", True)
     )
     with _unread(weights):
-        settings = config.build(TokenizerSettings, found | _describe_source(values, weights))
+        settings = config.build(TokenizerSettings, found | _describe_use(values, weights))
     room = {"codes": tensors[layouts.CODEBOOK][:, 0]}  # a count for each, which files don't hold
     tokenizer = build_network(lambda: ImageTokenizer(settings), weights, {**tensors, **room})
     load_weights(tokenizer, weights, layouts.from_layout(tensors, layout, tokenizer))
-    return PublishedTokenizer(tokenizer, _choose_size(values.get("sample_size"), settings))
+    return PublishedTokenizer(tokenizer, _choose_size(values, "sample_size", settings))
 
 
 def _compare(values: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
@@ -248,7 +313,7 @@ def _describe_for_diffusers(settings: TokenizerSettings, image_size: int) -> dic
     quantizer = settings.quantizer
     return {
         "_class_name": _DIFFUSERS_CLASS,
-        "_tessella_version": metadata.version("tessella"),
+        _VERSION: metadata.version("tessella"),
         "act_fn": "silu",
         "block_out_channels": list(settings.widths),
         "down_block_types": _name_blocks("Down", "Encoder", settings.widths, attends=attends),
@@ -267,7 +332,7 @@ def _describe_for_diffusers(settings: TokenizerSettings, image_size: int) -> dic
         "vq_embed_dim": quantizer.code_width,
         # Nothing of diffusers, which passes over names that begin so.
         _PIXEL_RANGE: settings.pixel_range,
-        **({} if settings.origin is None else {_ORIGIN: settings.origin}),
+        _ORIGIN: settings.origin,
     }
 
 
@@ -288,29 +353,22 @@ def _is_diffusers(settings: TokenizerSettings) -> bool:
     )
 
 
-def _describe_source(values: Mapping[str, Any], weights: Path) -> dict[str, Any]:
+def _describe_use(values: Mapping[str, Any], weights: Path) -> dict[str, Any]:
     """Returns the settings that say where weights come from and what they read."""
-    folder = weights.parent
-    above = _read_json(folder.parent / INDEX_FILE) if folder.name == PART else None
-    root = folder.parent if above else folder
+    root = _find_root(weights.parent)
     pixel_range = values.get(_PIXEL_RANGE)
     if pixel_range is None:
-        is_unit = str((above or {}).get("_class_name")).startswith(_UNIT_PIPELINES)
+        above = _read_json(root / INDEX_FILE) or {}
+        is_unit = str(above.get("_class_name")).startswith(_UNIT_PIPELINES)
         pixel_range = "unit" if is_unit else "signed"
-    origin = values.get(_ORIGIN)
-    if origin is None:
-        address = find_hub_address(folder)
-        name = str(address) if address else root.resolve().name
-        file = weights.relative_to(root).as_posix()
-        origin = f"{name}, {file}, SHA-256 {sha256_file(weights)}"
-    return {
-        "pixel_range": pixel_range,
-        "origin": to_printable(str(origin)),
-        "licence": read_licence(root),
-    }
+    if _ORIGIN not in values:
+        return {"pixel_range": pixel_range, **describe_source(weights)}
+    origin = values[_ORIGIN]  # null of what was trained here
+    licence = read_licence(root) if origin else None
+    return {"pixel_range": pixel_range, "origin": origin, "licence": licence}
 
 
-def _choose_size(given: Any, settings: TokenizerSettings) -> int:
+def _choose_size(values: Mapping[str, Any], name: str, settings: TokenizerSettings) -> int:
     """Takes a configuration's size of pictures, if it means anything.
 
     Raises:
@@ -322,8 +380,10 @@ def _choose_size(given: Any, settings: TokenizerSettings) -> int:
             f"The image tokenizer has too many levels: `{len(settings.widths)}`; pictures have at "
             f"most {_LARGEST_SIZE} pixels a side."
         )
+    given: Any = values.get(name)
+    is_meant = given != _MEANINGLESS_SIZE or _VERSION in values
     in_range = isinstance(given, int) and _SMALLEST_SIZE <= given <= _LARGEST_SIZE
-    if in_range and given % factor == 0 and given != _MEANINGLESS_SIZE:
+    if is_meant and in_range and given % factor == 0:
         return int(given)
     return max(1, _USUAL_SIZE // factor) * factor
 
@@ -351,7 +411,10 @@ def _refuse_pickles(folder: Path) -> None:
     Raises:
         CheckpointError: says how to convert them.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    except OSError:
+        return  # no folder, which is said where its configuration is missed
     if names:
         raise CheckpointError(
             f"The folder holds weights as pickles, which could run anything and are never loaded: "

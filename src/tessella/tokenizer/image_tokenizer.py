@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +24,7 @@ from tessella.tokenizer.report2021 import DOWNSAMPLING, ReportDecoder, ReportEnc
 from tessella.tokenizer.residual import ResidualDecoder, ResidualEncoder
 from tessella.tokenizer.taming import Attention, TamingDecoder, TamingEncoder, TamingShape
 from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings
+from tessella.untrusted import to_line
 
 
 class TokenizerSettings(Settings):
@@ -72,6 +73,12 @@ class TokenizerSettings(Settings):
         """Where the weights come from and under which licence, in words; empty for one's own."""
         licence = self.licence or "unknown: ask who published them before you pass them on"
         return f"{self.origin}; licence: {licence}" if self.origin else ""
+
+    @field_validator("origin", "licence")
+    @classmethod
+    def _is_one_line(cls, text: str | None) -> str | None:
+        """Others wrote them; terminals, cards and YAML read them."""
+        return to_line(text) or None if text else text
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> Self:

@@ -235,16 +235,12 @@ def _infer_attention(names: Iterable[str], layout: Layout, depth: int) -> Attent
     Raises:
         CheckpointError: it is elsewhere than the network can.
     """
-
-    def has(part: str) -> bool:
-        return any(name.startswith(f"encoder.{part}.") for name in names)
-
-    levels = [
-        level
-        for level in range(depth)
-        if has(layout.encoder_attention.format(level=level, index=0))
-    ]
-    in_middle = has(layout.middle[1])
+    attention = f"encoder.{layout.encoder_attention}"
+    middle = f"encoder.{layout.middle[1]}"
+    lengths = {attention.count(".") + 1, middle.count(".") + 1}
+    parts = {".".join(name.split(".", length)[:length]) for name in names for length in lengths}
+    levels = [level for level in range(depth) if attention.format(level=level, index=0) in parts]
+    in_middle = middle in parts
     if not levels:
         return "middle" if in_middle else "none"
     if levels == [depth - 1] and in_middle:

@@ -32,12 +32,15 @@ def initialize_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
         Whether the decoder was copied too; otherwise it is unchanged.
 
     Raises:
-        ConfigError: the model's tokenizer has other settings; only `upsampling` may differ.
+        ConfigError: the model's tokenizer has other settings; only `upsampling`, and what is known
+            of where the weights come from, may differ.
         CheckpointError: the model cannot be read.
     """
     old = TrainedTokenizer.load(find_tokenizer(folder), "cpu").tokenizer
-    upsampling = tokenizer.settings.upsampling
-    _require_same("tokenizer", old.settings.replace(upsampling=upsampling), tokenizer.settings)
+    new = tokenizer.settings
+    upsampling = new.upsampling
+    known = {"upsampling": upsampling, "origin": new.origin, "licence": new.licence}
+    _require_same("tokenizer", old.settings.replace(**known), new)
     tokenizer.encoder.load_state_dict(old.encoder.state_dict())
     tokenizer.quantizer.load_state_dict(old.quantizer.state_dict())
     if old.settings.upsampling != upsampling:

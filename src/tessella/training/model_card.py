@@ -13,7 +13,7 @@ from tessella.hub import is_hub_address, parse_address
 from tessella.tokenizer.losses import ReconstructionLossSettings
 from tessella.tokenizer.perceptual import NETWORKS
 from tessella.training.recipe import Recipe
-from tessella.untrusted import to_printable
+from tessella.untrusted import to_code
 
 
 def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
@@ -47,10 +47,10 @@ def write_card(recipe: Recipe, facts: Mapping[str, Any]) -> str:
         neighbors=recipe.describe_model().neighbors,
         likeness=_describe_likeness(facts["metrics"]),
         in_words=list(describe_plainly({n: m["value"] for n, m in facts["metrics"].items()})),
-        captions=[_to_code(caption) for caption in captions],
+        captions=[to_code(caption) for caption in captions],
         example=repr(captions[0] if captions else "a prompt"),
         name_of=_name,
-        to_code=_to_code,
+        to_code=to_code,
         datasets=_list_datasets(facts["sources"]),
     )
 
@@ -68,11 +68,6 @@ def _list_datasets(sources: Sequence[str]) -> list[str]:
         if is_hub_address(source)
     ]
     return list(dict.fromkeys(found))
-
-
-def _to_code(caption: str) -> str:
-    """Makes a caption fit for Markdown's backticks, where it is no heading, link or HTML."""
-    return to_printable(" ".join(caption.split())).replace("`", "'")
 
 
 def _describe_likeness(metrics: Mapping[str, Any]) -> str:

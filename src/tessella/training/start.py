@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import merge, read_config
+from tessella.hub import find_hub_address
 from tessella.model.find import find_model, find_tokenizer, pin
-from tessella.model.folder import TrainedTokenizer, read_model_config
+from tessella.model.folder import TOKENIZER_FILE, TrainedTokenizer, read_model_config
+from tessella.model.published import describe_source, find_published
 from tessella.runs import record
 from tessella.text import load_text
 from tessella.text.frozen import FrozenTextEncoder
@@ -67,10 +69,15 @@ def read_tokenizer(tokenizer: str) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such image tokenizer, or it cannot be read.
     """
-    config = TrainedTokenizer.load(find_tokenizer(tokenizer), "cpu").config
+    folder = find_tokenizer(tokenizer)
+    config = TrainedTokenizer.load(folder, "cpu").config
+    settings = config.tokenizer
+    if settings.origin is None and find_hub_address(folder):  # somebody has published it
+        weights = find_published(folder) or folder / TOKENIZER_FILE
+        settings = settings.replace(**describe_source(weights))
     return {
         "data": {"image_size": config.image_size},
-        "tokenizer": config.tokenizer.model_dump(mode="json"),
+        "tokenizer": settings.model_dump(mode="json"),
         "tokenizer_training": {"init_from": pin(tokenizer, find_tokenizer), "images": 0},
     }
 

@@ -125,6 +125,23 @@ def test_weights_that_are_wrong_are_refused(
         TextToImage.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.safetensors", "transformer.safetensors"])
+def test_an_empty_tensor_asks_for_no_memory(folder: Path, name: str) -> None:
+    """What older formats lack is added by the width of one that the file has."""
+    path = folder / name
+    wide = {"example_encoder.caption.weight": torch.zeros(200_000, 0)}
+    save_file(load_file(path) | wide, path)
+    zeros = torch.zeros
+
+    def refuse_square(*size: Any, **more: Any) -> torch.Tensor:
+        assert size != (200_000, 200_000)  # 160 GB
+        return zeros(*size, **more)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError, match="do not fit"):
+        patch.setattr("tessella.model.folder_weights.torch.zeros", refuse_square)
+        TextToImage.load(folder, device="cpu")
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -104,6 +104,15 @@ def test_a_model_that_lacks_a_file_is_refused_before_it_comes(
     assert hub.fetched == []
 
 
+def test_a_model_beside_other_weights_is_a_model(hub: Hub, files: Files) -> None:
+    """Its tokenizer is not taken for one of others, and the whole model is found afterwards."""
+    hub.put("ann/stars", files | {"model.safetensors": b"of another library"})
+    folder = find_tokenizer("hf:ann/stars")
+    assert "model.safetensors" not in hub.fetched
+    assert find_model("hf:ann/stars") == folder
+    TextToImage.load(folder)
+
+
 def test_an_image_tokenizer_alone_is_found(hub: Hub, files: Files) -> None:
     names = ("config.json", "tokenizer.safetensors")
     hub.put("ann/tokenizer", {name: files[name] for name in names})

@@ -60,16 +60,39 @@ def test_what_cannot_be_encoded_or_decoded(folder: Path) -> None:
         tokenizer.encode(np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(GenerationError, match=r"no picture\. Give at least one"):
         tokenizer.encode([])
+    with pytest.raises(GenerationError, match=r"no picture\. Give at least one"):
+        tokenizer.encode(np.zeros((0, 16, 16, 3), np.uint8))
+    with pytest.raises(ShapeError, match=r"have no pixels: `\(1, 0, 16, 3\)`"):
+        tokenizer.encode(np.zeros((1, 0, 16, 3), np.uint8))
+    with pytest.raises(ShapeError, match=r"taken as they are: size `32`\. Leave it out"):
+        tokenizer.encode(np.zeros((1, 16, 16, 3), np.uint8), size=32)
+    for size in (0, -4):
+        with pytest.raises(ShapeError, match=rf"at least 1 pixel: size `{size}`"):
+            tokenizer.encode(draw((20, 20)), size=size)
     codes = torch.zeros(1, 2, 4, 4, dtype=torch.int64)
     for wrong, said in (
         (codes[0], r"\(B, M, h, w\): `\(2, 4, 4\)`"),
         (codes.float(), r"float32"),
+        (codes.bool(), r"whole numbers .*bool"),
+        (codes.to(torch.complex64), r"whole numbers .*complex64"),
+        (codes[:, :1], r"number of codebooks, 2: `\(1, 1, 4, 4\)`"),
         (codes - 1, r"from 0 to 15: `-1` to `-1`"),
         (codes + 16, r"from 0 to 15: `16` to `16`"),
         (codes[:, [0, 0, 0]], r"number of codebooks, 2"),
     ):
         with pytest.raises(ShapeError, match=said):
             tokenizer.decode(wrong)
+
+
+def test_codes_as_a_memory_holds_them_and_the_first_of_residual_ones(tmp_path: Path) -> None:
+    quantizer = {"codebook_size": 16, "codes_per_position": 2, "composition": "residual"}
+    model = create_untrained(tokenizer=describe_tokenizer() | {"quantizer": quantizer})
+    tokenizer = ImageTokenizer.load(save_untrained(model, tmp_path / "model"))
+    codes = tokenizer.encode(draw((16, 16)))
+    assert tokenizer.decode(codes.to(torch.uint16)) == tokenizer.decode(codes)
+    assert [one.size for one in tokenizer.decode(codes[:, :1])] == [(16, 16)]
+    with pytest.raises(ShapeError, match=r"number of codebooks, 2 or fewer"):
+        tokenizer.decode(codes[:, [0, 0, 0]])
 
 
 def test_an_export_of_our_own_network(folder: Path, tmp_path: Path) -> None:

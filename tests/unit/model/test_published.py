@@ -10,10 +10,12 @@ import torch
 from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 
+from tessella.checksums import write_sums
 from tessella.errors import CheckpointError
 from tessella.files import sha256_file, write_tensors
-from tessella.model.folder import TrainedTokenizer
+from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.image_tokenizer import ImageTokenizer
+from tessella.model.published import read_licence
 from tessella.tokenizer import ImageTokenizer as TokenizerNetwork
 from tessella.tokenizer import TokenizerSettings
 from tessella.tokenizer.layouts import LLAMAGEN, TAMING, to_layout
@@ -106,7 +108,82 @@ def test_diffusers_reads_what_is_exported(folder: Path, tmp_path: Path) -> None:
     assert again.config == before.config  # where they come from, and the licence, too
     assert again.config.tokenizer.licence == "mit"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"those of others: {before.config.tokenizer.origin}; licence: mit." in card
+    assert f"those of others: `{before.config.tokenizer.origin}; licence: mit`." in card
+
+
+def test_what_was_trained_here_stays_ones_own(tmp_path: Path) -> None:
+    """Its size is meant, and nobody else is named, however often it is exported."""
+    settings = TokenizerSettings.model_validate(
+        {"network": "taming", "widths": [32, 32], "quantizer": {"codebook_size": 8}}
+    )
+    config = ModelConfig(image_size=32, tokenizer=settings)
+    trained = TrainedTokenizer(config, config.create_tokenizer().eval())
+    trained.save(tmp_path / "trained")
+    for before, after in (("trained", "out"), ("out", "again")):
+        assert ImageTokenizer.export(tmp_path / before, tmp_path / after) == "VQModel"
+        loaded = TrainedTokenizer.load(tmp_path / after, "cpu").config
+        assert loaded.image_size == 32
+        assert (loaded.tokenizer.origin, loaded.tokenizer.licence) == (None, None)
+        assert "others" not in (tmp_path / after / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("header", "licence"),
+    [
+        ("license: mit", "mit"),
+        ("license: 'mit'  # as ours", "mit"),
+        ("license: mit # as ours", "mit"),
+        ("license:\n- mit", "mit"),
+        ("license:\n  - mit\n  - apache-2.0\ntags:\n- a", "mit, apache-2.0"),
+        ("license: [mit, 'apache-2.0']", "mit, apache-2.0"),
+        ("tags:\n- license: gpl\nlicense: other\nlicense_name: c#-terms", "c#-terms"),
+        ("license: unknown", None),
+        ("license:", None),
+        ("tags: [a]", None),
+        ("license: a\x1b[31mb\u2028c", "a\\x1b[31mb"),
+    ],
+)
+def test_the_licence_of_a_card(header: str, licence: str | None, tmp_path: Path) -> None:
+    for start in ("", "\ufeff"):
+        (tmp_path / "README.md").write_text(f"{start}---\n{header}\n---\nlicense: no\n")
+        assert read_licence(tmp_path) == licence
+
+
+def test_an_edited_card_still_has_a_licence(folder: Path, tmp_path: Path) -> None:
+    ImageTokenizer.export(folder, tmp_path / "out")
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text().replace('"unknown"', "mit"))
+    assert TrainedTokenizer.load(tmp_path / "out", "cpu").config.tokenizer.licence == "mit"
+
+
+def test_text_of_others_is_one_line_of_code_in_a_card(folder: Path, tmp_path: Path) -> None:
+    change(folder, _origin="a\n# Heading\x1b[31m `<b>`")
+    ImageTokenizer.export(folder, tmp_path / "out")
+    assert TrainedTokenizer.load(folder, "cpu").config.tokenizer.origin == (
+        "a # Heading\\x1b[31m `<b>`"
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "those of others: `a # Heading\\x1b[31m '<b>'; licence: " in card
+
+
+def test_sums_of_a_pipeline_prove_its_tokenizer(tmp_path: Path) -> None:
+    part = tmp_path / "pipeline" / "vqvae"
+    save_vq_model(part)
+    (part.parent / "model_index.json").write_text("{}")
+    write_sums(part.parent)
+    for named in (part.parent, part):
+        TrainedTokenizer.load(named, "cpu")
+    change(part, sample_size=64)
+    for named in (part.parent, part):
+        with pytest.raises(CheckpointError, match=r"damaged or of another one: `.*config\.json`"):
+            TrainedTokenizer.load(named, "cpu")
+
+
+def test_a_part_that_leads_out_of_a_pipeline_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "vqvae").symlink_to(folder)
+    with pytest.raises(CheckpointError, match=r"a link that leads out of it: `.*vqvae`"):
+        TrainedTokenizer.load(tmp_path / "pipeline", "cpu")
 
 
 def test_a_changed_file_of_an_export_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -167,6 +244,9 @@ def test_a_folder_that_holds_no_tokenizer(folder: Path) -> None:
     (folder / "last.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match=r"pickles, .* has last\.ckpt"):
         TrainedTokenizer.load(folder)
+    for missing in (folder / "missing", folder / "last.ckpt"):
+        with pytest.raises(CheckpointError, match="This is not a model folder"):
+            TrainedTokenizer.load(missing)
 
 
 def test_more_levels_than_any_picture_has(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Published weights of VQGAN's network: by three libraries' names and by ours, one network."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,19 @@ def read(tensors: dict[str, Tensor], layout: Layout, **quantizer: bool) -> Image
     tokenizer = ImageTokenizer(TokenizerSettings.model_validate(values)).eval()
     tokenizer.load_state_dict(from_layout(tensors, layout, tokenizer))
     return tokenizer.requires_grad_(False)
+
+
+def test_the_names_are_scanned_once_however_many_levels_there_are() -> None:
+    passes = 0
+
+    class Counted(dict[str, Tensor]):
+        def __iter__(self) -> Iterator[str]:
+            nonlocal passes
+            passes += 1
+            return super().__iter__()
+
+    infer_settings(Counted(create_vq_model("coarsest").state_dict()), DIFFUSERS)
+    assert passes == 1
 
 
 @every_attention

@@ -17,13 +17,17 @@ from hub_server import Hub
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import sha256_file
 from tessella.model.folder import TrainedTokenizer
+from tessella.model.image_tokenizer import ImageTokenizer
 from tessella.model.memory import export_model
 from tessella.model.pipeline import TextToImage
+from tessella.tokenizer import ImageTokenizer as TokenizerNetwork
 from tessella.training.fit import FitRequest, fit
+from tessella.training.initialize import initialize_tokenizer
 from tessella.training.loop import create_accelerator
 from tessella.training.recipe import Recipe
 from tessella.training.request import resolve_run
-from untrained import describe_tokenizer
+from tessella.training.start import read_tokenizer
+from untrained import create_untrained, describe_tokenizer, save_untrained
 from vq_models import decode_by, encode_by, save_vq_model
 
 SMALL = (
@@ -185,6 +189,29 @@ def test_a_tokenizer_of_the_hub(hub: Hub, pictures: Path, theirs: Path, tmp_path
     with pytest.raises(CheckpointError, match=r"is a network of diffusers .*Missing: tokenizer"):
         call(tmp_path / "next", pictures, *SMALL, tokenizer="hf:ann/unet")
     assert hub.fetched == ["config.json"]
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_one_of_tessella_from_the_hub_keeps_its_licence(
+    hub: Hub, tmp_path: Path, is_alone: bool
+) -> None:
+    """Whoever pushed it: as a whole model, or as a tokenizer alone; its weights fit afterwards."""
+    folder = save_untrained(create_untrained(), tmp_path / "model")
+    if is_alone:
+        ImageTokenizer.export(folder, tmp_path / "alone")
+        folder = tmp_path / "alone"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    [commit] = hub.put(
+        "ann/stars", files | {"README.md": b"---\nlicense: cc-by-nc-4.0\n---\n"}
+    ).commits
+    settings = Recipe.model_validate(read_tokenizer("hf:ann/stars")).tokenizer
+    file = "diffusion_pytorch_model.safetensors" if is_alone else "tokenizer.safetensors"
+    assert settings.origin == (
+        f"hf:ann/stars@{commit}, {file}, SHA-256 {sha256_file(folder / file)}"
+    )
+    assert settings.licence == "cc-by-nc-4.0"
+    assert initialize_tokenizer(TokenizerNetwork(settings), "hf:ann/stars")
+    assert read_tokenizer(str(folder))["tokenizer"]["origin"] is None  # one's own
 
 
 def test_commands_take_and_give_it(theirs: Path, tmp_path: Path) -> None:
