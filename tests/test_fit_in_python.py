@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -204,13 +206,23 @@ def test_it_says_what_it_does_unless_it_is_quiet(
     assert capsys.readouterr().err == ""
 
 
+def test_quiet_does_not_hide_what_fails(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))  # it lacks all
+    with pytest.warns(UserWarning, match="The tracker wandb failed"):
+        fit(pictures, tmp_path / "run", quiet=True, trackers="wandb")
+
+
 def test_home_is_found(
     recorded: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(recorded[0].parent))
     monkeypatch.setenv("USERPROFILE", str(recorded[0].parent))
     monkeypatch.chdir(tmp_path)
-    fit(pictures, Path("~/whole"), quiet=True)  # the finished run
+    again = Recorder()
+    fit(pictures, Path("~/whole"), quiet=True, callbacks=[again])  # the finished run
+    assert not again.events
     assert not list(tmp_path.iterdir())
 
 

@@ -44,15 +44,18 @@ class Callback:
         """
 
     def on_log(self, event: TrainingEvent) -> None:
-        """About every ten seconds, and before every save and evaluation, with the means of the
-        metrics since the last time.
+        """About every ten seconds, and before every save and evaluation.
+
+        With the means of the metrics since the last time.
         """
 
     def on_evaluate(self, event: TrainingEvent) -> None:
         """After an evaluation on held-out pictures, with its metrics and sample pictures."""
 
     def on_save(self, event: TrainingEvent) -> None:
-        """When a checkpoint is written to `event.path`. Later ones replace it: copy what you need.
+        """When a checkpoint is written to `event.path`.
+
+        The run keeps two: copy what you need for longer.
         """
 
     def on_end(self, event: TrainingEvent) -> None:

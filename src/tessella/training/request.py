@@ -110,7 +110,7 @@ class FitRequest:
 
 def _read_minutes(minutes: object) -> float:
     """Returns minutes in which something can be done; a program may pass anything."""
-    if not isinstance(minutes, numbers.Real) or not 0 < minutes < math.inf:
+    if not isinstance(minutes, numbers.Real) or not 0 < float(minutes) < math.inf:
         raise ConfigError(
             f"Minutes must be a number above 0: `{minutes}`. Leave them out to train as long as "
             "the settings say."
