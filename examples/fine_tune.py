@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/fine-tuned"), help="the run's folder"
     )
-    parser.add_argument("--minutes", type=float, help="finish within this time")
-    parser.add_argument("--images", type=int, help="train each part on this many images instead")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, help="finish within this time")
+    length.add_argument("--images", type=int, help="train each part on this many images instead")
     options = parser.parse_args()
     lengths = {} if options.images is None else {"images": options.images}
     model = tessella.fit(

@@ -62,8 +62,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "images  validation" in outputs_of(training)
     assert "images  train" not in outputs_of(training)  # the bar has that
     assert (tmp_path / "runs/notebook/model").is_dir()
-    print(len(training.outputs))
-    Path("/tmp/nb/out.ipynb").write_text(nbformat.writes(notebook))
 
 
 def run_example(name: str, *words: str, folder: Path) -> str:

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +175,22 @@ def test_a_callback_that_raises_ends_the_run_which_then_goes_on(
     [
         ({"settings": {"transformer.depht": 2}}, r"did you mean `transformer\.depth`"),
         ({"settings": {"transformer": {"depth": "deep"}}}, "`transformer.depth`: got: `deep`"),
-        ({"minutes": -1}, "Minutes must be a number above 0"),
+        ({"settings": "transformer.depth=2"}, "not one text: `transformer.depth=2`"),
+        ({"minutes": -1}, "Minutes must be a number above 0: `-1`"),
+        ({"minutes": "5"}, "Minutes must be a number above 0: `5`"),
+        ({"seed": -1}, "A seed must be a whole number from 0 to 9223372036854775807: `-1`"),
+        ({"seed": 1.5}, "A seed must be a whole number .*: `1.5`"),
         ({"trackers": ["nowhere"]}, "Unknown tracker: `nowhere`"),
+        ({"trackers": "nowhere"}, "Unknown tracker: `nowhere`"),
+        ({"tokenizer": "nowhere"}, "nowhere"),
         ({"callbacks": [object()]}, "methods that a run calls: `object`"),
+        ({"callbacks": Recorder()}, r"Callbacks are a list: `Recorder`"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_written(
     options: Any, words: str, pictures: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(tessella.ConfigError, match=words):
+    with pytest.raises((tessella.ConfigError, tessella.CheckpointError), match=words):
         fit(pictures, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
@@ -195,6 +204,26 @@ def test_it_says_what_it_does_unless_it_is_quiet(
     assert said.out == ""
     fit(pictures, recorded[0], quiet=True)
     assert capsys.readouterr().err == ""
+
+
+def test_quiet_does_not_hide_what_fails(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))  # it lacks all
+    with pytest.warns(UserWarning, match="The tracker wandb failed"):
+        fit(pictures, tmp_path / "run", quiet=True, trackers="wandb")
+
+
+def test_home_is_found(
+    recorded: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(recorded[0].parent))
+    monkeypatch.setenv("USERPROFILE", str(recorded[0].parent))
+    monkeypatch.chdir(tmp_path)
+    again = Recorder()
+    fit(pictures, Path("~/whole"), quiet=True, callbacks=[again])  # the finished run
+    assert not again.events
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_takes_what_the_command_takes() -> None:

@@ -97,10 +97,11 @@ def fit(
     settings: _Mapping[str, Any] | None = None,
     config_file: str | Path | None = None,
     start_from: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     callbacks: _Sequence[object] = (),
-    trackers: _Sequence[str] = (),
+    trackers: str | _Sequence[str] = (),
     quiet: bool = False,
 ) -> "TextToImage":
     """Trains a model as `tessella fit` does, and loads it.
@@ -116,11 +117,12 @@ def fit(
         settings: single settings, as `{"transformer.depth": 8}` or nested.
         config_file: settings in TOML or JSON.
         start_from: a run, a model folder, a bundled model or `hf:USER/NAME` to go on from.
+        tokenizer: a finished image tokenizer, which stays as it is; only the transformer trains.
         seed: of all randomness.
         device: auto, cpu, cuda or mps.
         callbacks: objects with methods of `tessella.Callback`.
-        trackers: where metrics go too: `tensorboard`, `wandb`, `trackio`, `mlflow`.
-        quiet: shows no plan and no progress.
+        trackers: where metrics go too: `tensorboard`, `wandb`, `trackio`, `mlflow`; one or several.
+        quiet: shows no plan, progress or notes; a tracker that fails is a Python warning.
 
     Raises:
         ConfigError: a setting is wrong, a tracker is not installed, the run in `out` began with
@@ -128,21 +130,22 @@ def fit(
         DataError: the data cannot be used.
         CheckpointError: a saved file is damaged or cannot be written.
         TrainingStopped: a callback stopped the run.
-        KeyboardInterrupt: somebody else did; the state is saved.
+        KeyboardInterrupt: Ctrl-C or a signal; the state is saved.
     """
     folder = _train(
         quiet,
         callbacks,
         sources=[str(one) for one in ([data] if isinstance(data, str | Path) else data)],
-        out=Path(out),
+        out=Path(out).expanduser(),
         start_from=None if start_from is None else str(start_from),
+        tokenizer=None if tokenizer is None else str(tokenizer),
         preset=preset,
-        config_file=None if config_file is None else Path(config_file),
-        assignments=settings or {},
+        config_file=None if config_file is None else Path(config_file).expanduser(),
+        assignments={} if settings is None else settings,
         minutes=minutes,
         seed=seed,
         device=device,
-        trackers=tuple(trackers),
+        trackers=(trackers,) if isinstance(trackers, str) else tuple(trackers),
     )
     return load(folder, device)
 

@@ -5,7 +5,8 @@
     ├── DataError         images or captions that cannot be read, or too many bad ones
     ├── ShapeError        a tensor or picture of the wrong shape
     ├── CheckpointError   a run or model folder that is damaged, foreign or of another format
-    └── GenerationError   a request for a picture that cannot be met
+    ├── GenerationError   a request for a picture that cannot be met
+    └── TrainingStopped   a callback stopped the run (`training/interrupt.py`)
 
 A message says what is wrong, what it got, what it expected and what to do next; user values
 stand in backticks after a colon.

@@ -65,12 +65,11 @@ def show_pictures(
 
     Args:
         pictures: of any size; large ones are shown smaller.
-        labels: what stands below each; shorter than the pictures where it is not known.
+        labels: what stands below each; empty where it is not known.
         warnings: what stands below all.
     """
     figures = []
-    for number, picture in enumerate(pictures[:_MAX_SHOWN]):
-        label = labels[number] if number < len(labels) else ""
+    for number, (picture, label) in enumerate(zip(pictures[:_MAX_SHOWN], labels, strict=False)):
         if max(picture.size) > _MAX_SIDE_PX:
             picture = picture.copy()
             picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))

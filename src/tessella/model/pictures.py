@@ -28,7 +28,8 @@ class Pictures(list[Image.Image]):
     Attributes:
         warnings: what had no effect, a sentence each.
         mask: how the mask of an edit was read, in words; None: there was none.
-        labels: prompt and seed of each picture; empty if they were not painted.
+        labels: prompt and seed of each picture, which carries its own as `info["label"]`; empty
+            where it was not painted.
     """
 
     def __init__(
@@ -41,7 +42,12 @@ class Pictures(list[Image.Image]):
         super().__init__(pictures)
         self.warnings = list(warnings)
         self.mask = None if marking is None else str(marking)
-        self.labels = list(labels)
+        for picture, label in zip(self, labels, strict=False):
+            picture.info["label"] = label
+
+    @property
+    def labels(self) -> list[str]:  # noqa: D102 - see the class
+        return [str(picture.info.get("label", "")) for picture in self]
 
     def _repr_html_(self) -> str:
         return show_pictures(self, self.labels, self.warnings)

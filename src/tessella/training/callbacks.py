@@ -8,12 +8,11 @@ Of several processes the first one calls them. Trackers are callbacks too (`trac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
 
 from tessella.errors import ConfigError
-
-METHODS = ("on_step", "on_log", "on_evaluate", "on_save", "on_end")
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class TrainingEvent:
     run: Path  # its folder
     stage: str  # `tokenizer` or `transformer`; at the end `model`
     images_seen: int  # of this stage
-    images: int  # that the stage trains on in all
+    images: int  # total for the stage
     metrics: Mapping[str, float] = field(default_factory=dict)  # of on_log, on_evaluate, on_end
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)  # of on_evaluate, by name
     path: Path | None = None  # of on_save: the checkpoint; of on_end: the model's folder
@@ -45,16 +44,28 @@ class Callback:
         """
 
     def on_log(self, event: TrainingEvent) -> None:
-        """About every ten seconds, with the means of the metrics since the last time."""
+        """About every ten seconds, and before every save and evaluation.
+
+        With the means of the metrics since the last time.
+        """
 
     def on_evaluate(self, event: TrainingEvent) -> None:
         """After an evaluation on held-out pictures, with its metrics and sample pictures."""
 
     def on_save(self, event: TrainingEvent) -> None:
-        """After a checkpoint was written to `event.path`, where it stays until the next but one."""
+        """When a checkpoint is written to `event.path`.
+
+        The run keeps two: copy what you need for longer.
+        """
 
     def on_end(self, event: TrainingEvent) -> None:
-        """When the model lies in `event.path`, with its metrics."""
+        """When the model is written to `event.path`, with its metrics.
+
+        Not when the same call finds the run finished.
+        """
+
+
+METHODS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Callbacks:
@@ -65,10 +76,15 @@ class Callbacks:
         run: the run's folder.
 
     Raises:
-        ConfigError: one has none of these methods, or another that begins with `on_`.
+        ConfigError: they are no list; or one has none of these methods, or another that begins with
+            `on_`.
     """
 
     def __init__(self, callbacks: Sequence[object] = (), run: Path = Path()) -> None:
+        if not isinstance(callbacks, Sequence):
+            raise ConfigError(
+                f"Callbacks are a list: `{type(callbacks).__name__}`. Write callbacks=[…]."
+            )
         self._callbacks, self._run = list(callbacks), run
         self.is_stopped = False  # whether one asked the run to end
         for callback in self._callbacks:
@@ -93,12 +109,12 @@ class Callbacks:
 
         What it raises passes through, with a note on what becomes of the run.
         """
-        event = TrainingEvent(
-            self._run, stage, images_seen, images, metrics or {}, pictures or {}, path, self._stop
-        )
+        # Copies, and read-only: training and the next callback use the same values.
+        shown = MappingProxyType(dict(metrics or {})), MappingProxyType(dict(pictures or {}))
+        event = TrainingEvent(self._run, stage, images_seen, images, *shown, path, self._stop)
         for callback in self._callbacks:
             called = getattr(callback, method, None)
-            if called is None:
+            if not callable(called):
                 continue
             try:
                 called(event)
@@ -116,7 +132,11 @@ class Callbacks:
 def _check(callback: object) -> None:
     """Refuses what would never be called."""
     name = type(callback).__name__
-    named = [one for one in dir(callback) if one.startswith("on_")]
+    named = [
+        one
+        for one in dir(callback)
+        if one.startswith("on_") and callable(getattr(callback, one, None))
+    ]
     known = f"Known are {', '.join(METHODS)}."
     if unknown := [one for one in named if one not in METHODS]:
         raise ConfigError(

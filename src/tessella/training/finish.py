@@ -5,14 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tessella.config import read_config
 from tessella.data.prepare import PreparedData
 from tessella.errors import TessellaError
 from tessella.evaluation.memorisation import make_pairs_sheet
 from tessella.evaluation.model import ModelEvaluation, evaluate_model
 from tessella.files import hash_tensors, write_json
 from tessella.images import save_png
-from tessella.model.folder import METRICS_FILE
 from tessella.model.pipeline import TextToImage
 from tessella.runs import record
 from tessella.text.vocabulary import summarize_captions
@@ -25,7 +23,7 @@ _CARD_CAPTIONS = 8
 
 def finish_run(
     model: TextToImage, request: FitRequest, recipe: Recipe, data: PreparedData, console: Console
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """Measures the finished model and writes its folder, unless that is there already.
 
     Args:
@@ -36,15 +34,14 @@ def finish_run(
         console: where the metrics are shown.
 
     Returns:
-        The metrics by name.
+        The metrics by name; None if the folder was there.
 
     Raises:
         CheckpointError: a file cannot be written.
     """
     folder = request.out / record.MODEL_FOLDER
     if _is_saved(model, folder):
-        saved = read_config(folder / METRICS_FILE)
-        return {name: one["value"] for name, one in saved.items() if "value" in one}
+        return None
     evaluation = evaluate_model(model, data)
     for name, metric in evaluation.metrics.items():
         console.print(f"{name}: {metric.value:.4g} ({metric.protocol})")

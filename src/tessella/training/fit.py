@@ -12,7 +12,8 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +91,10 @@ def fit(request: FitRequest, console: Console, callbacks: Sequence[object] = ())
     peers = find_peers(accelerator)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
-    tell = functools.partial(console.print, markup=False)
+    # What is quiet hides progress, not failures.
+    tell: Callable[[str], object] = (
+        warnings.warn if console.quiet else functools.partial(console.print, markup=False)
+    )
     trackers = Trackers(request.trackers, request.out, tell)
     told.add(trackers)
     with watch_peers(peers), contextlib.closing(trackers):
@@ -200,7 +204,8 @@ def _fit(call: _Call, accelerator: Accelerator, console: Console) -> Path:
         metrics = finish_run(model, request, recipe, data, console)
         _write_report(out, console)
         images, path = recipe.transformer_training.images, out / record.MODEL_FOLDER
-        call.callbacks.call("on_end", "model", images, images, metrics=metrics, path=path)
+        if metrics is not None:
+            call.callbacks.call("on_end", "model", images, images, metrics=metrics, path=path)
         minutes = (time.monotonic() - began) / 60
         console.print(f"The model is in {out / record.MODEL_FOLDER}, after {minutes:.1f} minutes.")
     return out / record.MODEL_FOLDER

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object
 
 from tessella.errors import ConfigError, TessellaError
@@ -142,6 +143,26 @@ def join_again(
         world_size=size,
         timeout=timeout,
     )
+
+
+def leave_device(device: torch.device) -> None:
+    """Lets a program that has trained before, or used accelerate itself, train on this device.
+
+    Accelerate keeps one state for the whole process, the device included: the next run would take
+    the old device without a word, or fail.
+
+    Raises:
+        ConfigError: the processes of a distributed run cannot change theirs.
+    """
+    if not PartialState._shared_state:
+        return
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+    elif PartialState().device.type != device.type:
+        raise ConfigError(
+            f"Processes that train together stay on their device: `{device.type}` after "
+            f"`{PartialState().device.type}`. Train on the other one in another program."
+        )
 
 
 def find_peers(accelerator: Accelerator) -> Peers:

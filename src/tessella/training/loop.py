@@ -52,7 +52,7 @@ def create_accelerator(device: str) -> Accelerator:
         device: auto, cpu, cuda or mps.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or several processes have another already.
     """
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -62,6 +62,7 @@ def create_accelerator(device: str) -> Accelerator:
         # Keeps MKL from choosing fewer, as measuring the precision does: a resumed run, which
         # doesn't measure, has to compute alike.
         torch.set_num_threads(torch.get_num_threads())
+    launch.leave_device(chosen)
     launch.join_again(chosen, _PROCESS_TIMEOUT)
     return Accelerator(
         cpu=kind == "cpu",
@@ -129,6 +130,7 @@ def train(
                 state.finish_saving()
                 accelerator.wait_for_everyone()
                 end_run(by_callback=state.callbacks.is_stopped)
+        state.finish_saving()  # callbacks may still ask to stop
         # In the last step or evaluation: the next stage must not begin.
         if agreement.ask(Due(stop=request.is_set or state.callbacks.is_stopped)).stop:
             end_run(by_callback=state.callbacks.is_stopped)
@@ -333,7 +335,7 @@ class _TrainingState(Generic[N]):
             # Before saving: a loss that is not a number must not become a checkpoint.
             means = self._meter.take()
             if self.reporter is not None:
-                self.reporter.train(self.images_seen, means)
+                self.reporter.report_metrics(self.images_seen, means)
         if save:
             self.save()
 
@@ -344,7 +346,7 @@ class _TrainingState(Generic[N]):
         if self.reporter is not None:
             device = self.accelerator.device
             evaluation = self.stage.evaluate(average, device, self.images_seen)
-            self.reporter.evaluate(self.images_seen, evaluation)
+            self.reporter.report_evaluation(self.images_seen, evaluation)
             shared = [dict(evaluation.metrics)]
         broadcast_object_list(shared)
         note = self.stage.note_validation(shared[0])
@@ -376,6 +378,7 @@ class _TrainingState(Generic[N]):
             "processes": self.accelerator.num_processes,
         }
         if self._shard_saver is not None:
+            self.finish_saving()  # and tell of the one before
             self._shard_saver.save(self.images_seen, tensors, info)
         else:
             state = checkpoint.CheckpointState(self.images_seen, tensors, info)
@@ -388,7 +391,7 @@ class _TrainingState(Generic[N]):
         """Tells of the last checkpoint, once it is on the disk."""
         is_written = self._shard_saver is None or not self._shard_saver.is_saving
         if is_written and self._untold is not None and self.reporter is not None:
-            self.reporter.save(*self._untold)
+            self.reporter.report_checkpoint(*self._untold)
             self._untold = None
 
     def finish_saving(self) -> None:
@@ -408,7 +411,6 @@ class _TrainingState(Generic[N]):
 
     def finish(self) -> N:
         """Returns the averaged network as a whole, the same in every process."""
-        self.finish_saving()
         average = self.gather_average()
         processes.broadcast_network(average, self.accelerator)
         return average

@@ -13,7 +13,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 def shows_bars(console: Console) -> bool:
     """Whether a bar can be drawn over itself: then it stands for the lines that it would be."""
-    return console.is_terminal or console.is_jupyter
+    return not console.quiet and (console.is_terminal or console.is_jupyter)
 
 
 def create_progress(console: Console, *columns: ProgressColumn, expand: bool = False) -> Progress:

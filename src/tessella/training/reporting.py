@@ -100,12 +100,12 @@ class Reporter:
         self._progress.update(self._task, completed=images_seen)
         self._callbacks.call("on_step", self._name, images_seen, self._images)
 
-    def train(self, images_seen: int, metrics: Mapping[str, float]) -> None:
+    def report_metrics(self, images_seen: int, metrics: Mapping[str, float]) -> None:
         """Tells of the steps since the last line of the log."""
         self.log(images_seen, metrics)
         self._callbacks.call("on_log", self._name, images_seen, self._images, metrics=metrics)
 
-    def evaluate(self, images_seen: int, evaluation: Evaluation) -> None:
+    def report_evaluation(self, images_seen: int, evaluation: Evaluation) -> None:
         """Tells of an evaluation."""
         self.log(images_seen, evaluation.metrics, kind="validation")
         self.show(images_seen, evaluation.pictures)
@@ -120,7 +120,7 @@ class Reporter:
             pictures={name: Image.fromarray(one) for name, one in evaluation.pictures.items()},
         )
 
-    def save(self, images_seen: int, path: Path) -> None:
+    def report_checkpoint(self, images_seen: int, path: Path) -> None:
         """Tells of a checkpoint."""
         self._callbacks.call("on_save", self._name, images_seen, self._images, path=path)
 

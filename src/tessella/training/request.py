@@ -2,6 +2,8 @@
 
 import functools
 import math
+import numbers
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tessella.config import read_config
 from tessella.errors import ConfigError
 from tessella.model.find import find_model, find_tokenizer, pin
+from tessella.model.request import MAX_SEED
 from tessella.precision import PrecisionChoice
 from tessella.runs import record
 from tessella.training.budget import choose_preset
@@ -40,21 +43,25 @@ class FitRequest:
     trackers: Sequence[str] = ()  # where metrics go too: see `training/trackers.py`
 
     def __post_init__(self) -> None:
-        """Refuses minutes in which nothing can be done, and two image tokenizers.
+        """Refuses what is wrong by itself, before anything is begun.
 
         Raises:
-            ConfigError: they are not a number above 0; or a model to go on from has its own.
+            ConfigError: minutes, seed or settings are not what they should be; or a model to go on
+                from has an image tokenizer of its own.
         """
         if self.tokenizer is not None and self.start_from is not None:
             raise ConfigError(
                 f"The model to go on from has its own image tokenizer: `{self.start_from}` beside "
                 f"`{self.tokenizer}`. Leave out --tokenizer or --from."
             )
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
+        if isinstance(self.assignments, str):
             raise ConfigError(
-                f"Minutes must be a number above 0: `{self.minutes:g}`. Leave them out to train as "
-                "long as the settings say."
+                f"Settings are values by name, not one text: `{self.assignments}`. Write "
+                '{"transformer.depth": 8}.'
             )
+        if self.minutes is not None:
+            object.__setattr__(self, "minutes", _read_minutes(self.minutes))
+        object.__setattr__(self, "seed", _read_seed(self.seed))
 
     def describe(self) -> dict[str, Any]:
         """Returns, as plain values, what has to stay the same for a run to be resumed."""
@@ -99,6 +106,27 @@ class FitRequest:
         run_file = self.out / record.RUN_FILE
         asked = read_config(run_file).get("asked", {}) if run_file.is_file() else {}
         return dict(asked[values]) if asked.get(name) == model else read(model)
+
+
+def _read_minutes(minutes: object) -> float:
+    """Returns minutes in which something can be done; a program may pass anything."""
+    if not isinstance(minutes, numbers.Real) or not 0 < float(minutes) < math.inf:
+        raise ConfigError(
+            f"Minutes must be a number above 0: `{minutes}`. Leave them out to train as long as "
+            "the settings say."
+        )
+    return float(minutes)
+
+
+def _read_seed(seed: Any) -> int:
+    """Returns a seed of the range that the command takes."""
+    try:
+        number = operator.index(seed)  # NumPy's integers, too
+    except TypeError:
+        number = -1
+    if not 0 <= number <= MAX_SEED:
+        raise ConfigError(f"A seed must be a whole number from 0 to {MAX_SEED}: `{seed}`.")
+    return number
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Experiment trackers: wandb, trackio and MLflow, by Accelerate's; `board.py` is TensorBoard's.
 
 Each stage is a run of its own there, as its folder is in TensorBoard: both count images from 0.
-What a tracker does wrong is said once, and never ends a training.
+A tracker's failure is reported once, and never ends a training.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ class Trackers(Callback):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         label = f"{self._run.resolve().name}-{self._stage}"
-        own = f"{label}-{self._read_id()}"
+        own = f"{self._read_id()}-{self._stage}"  # the folder may have any name, and get another
         options: dict[str, dict[str, Any]] = {
             "wandb": {"name": label, "id": own, "resume": "allow", "dir": str(self._run)},
             "trackio": {"name": own, "resume": "allow"},
@@ -107,7 +107,7 @@ class Trackers(Callback):
         return tracker
 
     def _read_id(self) -> str:
-        """Returns what tells this run from others of its name, when it goes on too."""
+        """Returns what tells this run from others, when it goes on too."""
         path = self._run / _ID_FILE
         if not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})

@@ -55,6 +55,16 @@ def test_pictures_show_themselves_with_prompt_and_seed() -> None:
     assert len(embedded(MODEL.reconstruct(pictures)._repr_html_())) == 4
 
 
+def test_a_label_stays_with_its_picture() -> None:
+    pictures = MODEL.generate(["a red star", "a blue ring"], seed=7, steps=1)
+    pictures.reverse()
+    pictures.append(Image.new("RGB", (8, 8)))
+    assert pictures.labels == ["a blue ring (seed 7)", "a red star (seed 7)", ""]
+    pictures.pop(0)
+    assert pictures.labels == ["a red star (seed 7)", ""]
+    assert len(embedded(pictures._repr_html_())) == 2
+
+
 def test_what_others_wrote_is_escaped() -> None:
     bad = '<script>alert("x")</script>'
     html = Pictures([Image.new("RGB", (8, 8))], [bad], labels=[f'"{bad}'])._repr_html_()
@@ -64,7 +74,7 @@ def test_what_others_wrote_is_escaped() -> None:
 
 @pytest.mark.parametrize("count", [64, 65])
 def test_many_and_large_pictures_do_not_fill_the_notebook(count: int) -> None:
-    html = show_pictures([Image.new("RGB", (600, 300), "red")] * count, [], [])
+    html = show_pictures([Image.new("RGB", (600, 300), "red")] * count, [""] * count, [])
     shown = embedded(html)
     assert len(shown) == 64
     assert {one.size for one in shown} == {(512, 256)}

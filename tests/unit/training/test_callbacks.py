@@ -63,6 +63,30 @@ def test_what_a_callback_raises_passes_with_a_note(tmp_path: Path) -> None:
     assert "last good checkpoint" in note
 
 
+def test_a_callback_cannot_change_what_training_and_others_see() -> None:
+    class Changes:
+        def on_evaluate(self, event: TrainingEvent) -> None:
+            for values in (event.metrics, event.pictures):
+                with pytest.raises(TypeError, match="does not support item assignment"):
+                    values["loss"] = 0  # type: ignore[index]
+            metrics["loss"] = 2.0
+
+    class Later:
+        def on_evaluate(self, event: TrainingEvent) -> None:
+            assert event.metrics == {"loss": 1.0}
+
+    metrics = {"loss": 1.0}
+    Callbacks([Changes(), Later()]).call("on_evaluate", "tokenizer", 0, 1, metrics=metrics)
+
+
+def test_an_attribute_that_is_no_method_is_left_alone() -> None:
+    class Plot(Recorder):
+        on_screen = True
+        on_save = None  # type: ignore[assignment]
+
+    Callbacks([Plot()]).call("on_save", "tokenizer", 0, 1, path=Path())
+
+
 class Misspelt(Callback):
     def on_epoch_end(self, event: TrainingEvent) -> None: ...
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.training import launch
@@ -18,6 +20,7 @@ from tessella.training.launch import (
     check_launch,
     find_peers,
     join_again,
+    leave_device,
     watch_peers,
 )
 from tessella.training.loop import create_accelerator
@@ -75,6 +78,21 @@ def test_one_process_finds_itself() -> None:
     assert peers.describe() == "1, on cpu"
     with pytest.raises(RuntimeError, match="its own"), watch_peers(peers):
         raise RuntimeError("its own")
+
+
+def test_the_next_run_of_a_program_may_be_on_another_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Accelerator(cpu=False)  # the program's own
+    assert create_accelerator("cpu").device.type == "cpu"
+    leave_device(torch.device("cuda"))
+    assert not PartialState._shared_state  # so that the next one looks for a device
+    assert create_accelerator("cpu").device.type == "cpu"
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    leave_device(torch.device("cpu"))
+    with pytest.raises(ConfigError, match="stay on their device: `cuda` after `cpu`"):
+        leave_device(torch.device("cuda"))
+    assert PartialState().device.type == "cpu"
 
 
 def start_other() -> tuple["subprocess.Popen[bytes]", Peers]:

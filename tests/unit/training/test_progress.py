@@ -64,6 +64,16 @@ def test_elsewhere_nothing_is_drawn() -> None:
     assert written.getvalue() == ""
 
 
+def test_who_is_quiet_draws_nothing(outputs: list[Output]) -> None:
+    written = io.StringIO()
+    for options in ({"force_jupyter": True}, {"force_terminal": True}):
+        console = Console(file=written, quiet=True, **options)  # type: ignore[arg-type]
+        with show_progress(console, "codes") as tell:
+            tell(1, 2)
+    assert not outputs
+    assert written.getvalue() == ""
+
+
 def test_a_terminal_has_richs_own_bars() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, force_jupyter=False)
     assert not isinstance(create_progress(terminal), NotebookProgress)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -88,8 +89,10 @@ def test_each_stage_is_a_run_of_the_tracker(run: Path, monkeypatch: pytest.Monke
         ]
         assert one["is_over"]
     first = [one["options"]["id"] for one in wandb.runs]
+    run = run.rename(run.with_name("a name: of its own?"))
     train(run, "wandb")  # the run is resumed
     assert [one["options"]["id"] for one in wandb.runs] == [*first, *first]
+    assert all(re.fullmatch(r"[0-9a-f]{8}-\w+", one) for one in first)
 
 
 def test_mlflow_takes_it_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
