@@ -154,7 +154,7 @@ Onnx = Annotated[
 TokenizerAlone = Annotated[
     bool,
     typer.Option(
-        "--tokenizer",
+        "--tokenizer-only",
         help="Write the image tokenizer alone, as diffusers lays a network out: as its VQModel if "
         "that describes it.",
     ),
@@ -193,7 +193,7 @@ def export(
 
     if tokenizer:
         if out is None or web is not None or onnx or without_examples:
-            raise typer.BadParameter("--tokenizer goes with --out FOLDER and --force alone.")
+            raise typer.BadParameter("--tokenizer-only goes with --out FOLDER and --force alone.")
         return _export_tokenizer(model, out, force=force)
     target = out or web
     if target is None or (web is not None and (out is not None or onnx)):

@@ -72,7 +72,7 @@ class ImageTokenizer(TrainedTokenizer):
 
         Args:
             folder: a model folder, a run's, the name of a bundled model, hf:USER/NAME, what
-                `tessella export --tokenizer` wrote, or a tokenizer that others have published:
+                `tessella export --tokenizer-only` wrote, or a tokenizer that others have published:
                 diffusers' `VQModel`, or safetensors of Taming Transformers or LlamaGen.
             device: auto, cpu, cuda or mps.
 

@@ -83,7 +83,7 @@ def open_published(folder: Path) -> PublishedTokenizer | None:
     if kind not in (None, _OWN_CLASS, _DIFFUSERS_CLASS):
         raise CheckpointError(
             f"This is no image tokenizer that is read: `{part}` has the class `{kind}`. Expected "
-            f"{_DIFFUSERS_CLASS} of diffusers, or what `tessella export --tokenizer` writes."
+            f"{_DIFFUSERS_CLASS} of diffusers, or what `tessella export --tokenizer-only` writes."
         )
     if weights is None:
         _refuse_pickles(part)

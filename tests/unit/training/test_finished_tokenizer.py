@@ -221,11 +221,11 @@ def test_commands_take_and_give_it(theirs: Path, tmp_path: Path) -> None:
     out = tmp_path / "pair.png"
     told = invoke("reconstruct", picture, "--model", theirs, "--out", out)
     assert (told.exit_code, out.exists()) == (0, True), told.output
-    told = invoke("export", theirs, "--tokenizer", "--out", tmp_path / "out", "--json")
+    told = invoke("export", theirs, "--tokenizer-only", "--out", tmp_path / "out", "--json")
     assert json.loads(told.stdout)["class"] == "VQModel"
-    told = invoke("export", "scenes", "--tokenizer", "--out", tmp_path / "scenes")
+    told = invoke("export", "scenes", "--tokenizer-only", "--out", tmp_path / "scenes")
     assert "as ImageTokenizer, which tessella reads" in " ".join(told.stdout.split())
-    told = invoke("export", "scenes", "--tokenizer", "--onnx", "--out", tmp_path / "x")
+    told = invoke("export", "scenes", "--tokenizer-only", "--onnx", "--out", tmp_path / "x")
     assert (told.exit_code, "goes with --out FOLDER" in told.stderr) == (2, True)
     words = ("--out", tmp_path / "run", "--tokenizer", theirs, "--dry-run", "--json")
     told = invoke("fit", "scenes:20", *words, "--set", "data.image_size=64")
