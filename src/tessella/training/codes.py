@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.data.cache import CaptionedImages
-from tessella.files import cached, hash_tensors
+from tessella.files import cached
 from tessella.images import to_float
 from tessella.tokenizer import ImageTokenizer
 from tessella.training.unit_array import ArrayUnit, cached_in_units
@@ -47,6 +47,7 @@ def prepare_codes(
     flips: bool = False,
     crops: int = 0,
     progress: Progress = lambda done, total: None,
+    known: Path | None = None,
 ) -> Codes:
     """Encodes images into a file of codes, unless it is there already.
 
@@ -58,6 +59,7 @@ def prepare_codes(
         flips: whether each image and crop is also encoded mirrored left to right.
         crops: random squares of each image that are encoded too, each in a pass.
         progress: told the encodings.
+        known: the same side's file of another run: what it has of these images is copied.
 
     Returns:
         (passes, N, M, h, w) uint16, memory-mapped, read only.
@@ -81,7 +83,7 @@ def prepare_codes(
                 codes[number, start - unit.start : end - unit.start] = made
             progress(end * passes, len(images) * passes)
 
-    weights = hash_tensors(tokenizer.state_dict())
+    weights = tokenizer.hash_encoder()
     made_from = {
         "images": images.fingerprint,
         "tokenizer": weights,
@@ -91,7 +93,7 @@ def prepare_codes(
     shape = (passes, len(images), num_codes, side, side)
     units = _cut(images, weights, flips=flips, crops=crops)
     what = "the codes of the images"
-    return cached_in_units(path, made_from, np.uint16, shape, units, encode, what=what)
+    return cached_in_units(path, made_from, np.uint16, shape, units, encode, what=what, known=known)
 
 
 def _cut(images: CaptionedImages, tokenizer: str, *, flips: bool, crops: int) -> list[ArrayUnit]:

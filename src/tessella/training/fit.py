@@ -243,7 +243,8 @@ class _Run:
 
     def prepare_codes(self, tokenizer: ImageTokenizer) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
-        settings = self.recipe.transformer_training
+        settings, start = self.recipe.transformer_training, self.request.start_from
+        before = find_run(start) if start else None
         codes = {}
         for side, images in self.data.sides.items():
             with show_progress(self.console, f"codes of {side}") as progress:
@@ -255,6 +256,7 @@ class _Run:
                     flips=settings.flips and side == "train",
                     crops=settings.crops if side == "train" else 0,
                     progress=progress,
+                    known=before and before / record.CODES_FOLDER / f"{side}.npy",
                 )
         return codes
 

@@ -45,6 +45,7 @@ def cached_in_units(
     fill: Callable[[npt.NDArray[N], ArrayUnit], None],
     *,
     what: str,
+    known: Path | None = None,
 ) -> npt.NDArray[N]:
     """Computes an array into a file, unless it is there already; memory-maps it, read only.
 
@@ -56,6 +57,7 @@ def cached_in_units(
         units: of all columns, in their order.
         fill: computes a unit into the columns that it is given.
         what: what the file is, for the message.
+        known: such a file elsewhere, whose units are copied where they are the same.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -64,7 +66,7 @@ def cached_in_units(
     if not is_cached(path, made_from):
         with explained(path, what):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _build(path, partial, dtype, shape, units, fill)
+            _build(path, partial, dtype, shape, units, fill, known)
             # A note goes first and comes last: a file without one is not trusted.
             path.with_suffix(".json").unlink(missing_ok=True)
             if partial.exists():
@@ -87,6 +89,7 @@ def _build(
     shape: tuple[int, ...],
     units: Sequence[ArrayUnit],
     fill: Callable[[npt.NDArray[N], ArrayUnit], None],
+    known: Path | None,
 ) -> None:
     """Computes what is missing."""
     journal = _journal(partial)
@@ -94,7 +97,7 @@ def _build(
     if is_complete and not partial.exists() and _open(path, dtype, shape) is not None:
         return  # it has its name already: a kill came before its note
     try:
-        _compute(path, partial, dtype, shape, units, fill)
+        _compute(path, partial, dtype, shape, units, fill, known)
     except BaseException:
         if not _read(journal):  # nothing is worth keeping
             for file in (journal, partial):
@@ -110,6 +113,7 @@ def _compute(
     shape: tuple[int, ...],
     units: Sequence[ArrayUnit],
     fill: Callable[[npt.NDArray[N], ArrayUnit], None],
+    known: Path | None,
 ) -> None:
     """Computes the units that are missing, and notes each when it is on the disk."""
     journal = _journal(partial)
@@ -117,14 +121,15 @@ def _compute(
     if array is None:
         journal.unlink(missing_ok=True)  # first: it must not speak of another file
         array = _create(partial, dtype, shape)
-    done, older = set(_read(journal)), _Older(path, dtype, shape)
+    done = set(_read(journal))
+    older = [_Older(one, dtype, shape) for one in (path, known) if one is not None]
     with journal.open("ab") as notes:
         notes.write(b"\n")  # ends a line that a kill cut off
         for unit in units:
             if unit in done:
                 continue
             columns = array[:, unit.start : unit.end]
-            if not older.copy(unit, columns):
+            if not any(one.copy(unit, columns) for one in older):
                 fill(columns, unit)
             array.flush()
             notes.write(json.dumps(asdict(unit)).encode() + b"\n")
@@ -134,7 +139,7 @@ def _compute(
 
 
 class _Older:
-    """A finished array of the same name, made from other things: some units may be the same."""
+    """A finished array that was made from other things: some units may be the same."""
 
     def __init__(self, path: Path, dtype: type[Any], shape: tuple[int, ...]) -> None:
         self._units: dict[str, ArrayUnit] = {}

@@ -171,3 +171,39 @@ def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> N
     empty: Any = Empty(image_size=16, fingerprint="none")
     made = prepare_codes(empty, tokenizer, tmp_path / "validation.npy", device=CPU)
     assert made.shape == (1, 0, 1, 4, 4)
+
+
+def test_what_another_run_has_encoded_is_copied(
+    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a decoder that has learned on; not of another codebook."""
+    known = tmp_path / "other" / "train.npy"
+    first = prepare_codes(scenes["train"], tokenizer, known, device=CPU)
+    with torch.no_grad():
+        for parameter in tokenizer.decoder.parameters():
+            parameter.add_(1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizer, "encode", lambda _: pytest.fail("encoded again"))
+        path = tmp_path / "train.npy"
+        made = prepare_codes(scenes["train"], tokenizer, path, device=CPU, known=known)
+        assert np.array_equal(made, first)
+        known.unlink()
+        assert np.array_equal(prepare_codes(scenes["train"], tokenizer, path, device=CPU), first)
+    with torch.no_grad():
+        vectors = tokenizer.get_parameter("quantizer.parts.0.vectors")
+        vectors.copy_(vectors.flip(0))
+    again = prepare_codes(
+        scenes["train"], tokenizer, tmp_path / "again.npy", device=CPU, known=tmp_path / "train.npy"
+    )
+    assert np.array_equal(again, 299 - first)
+
+
+def test_another_run_without_codes_is_no_obstacle(
+    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path
+) -> None:
+    known = tmp_path / "gone" / "train.npy"
+    made = prepare_codes(
+        scenes["train"], tokenizer, tmp_path / "train.npy", device=CPU, known=known
+    )
+    assert made.shape[1] == len(scenes["train"])
+    assert not known.parent.exists()
