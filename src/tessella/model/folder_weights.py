@@ -140,7 +140,7 @@ def load_weights(network: nn.Module, path: Path, tensors: Mapping[str, Tensor]) 
 def align_examples(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Adds to a transformer's weights those that came with format 6.
 
-    They change nothing, and can still learn. None is larger than what the file holds.
+    They change nothing, and can still learn. The file holds a weight that bounds their size.
     """
     shape = tensors[_CAPTION_WEIGHT].shape if _CAPTION_WEIGHT in tensors else ()
     if len(shape) != 2 or shape[0] != shape[1]:

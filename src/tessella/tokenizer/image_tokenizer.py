@@ -74,11 +74,11 @@ class TokenizerSettings(Settings):
         licence = self.licence or "unknown: ask who published them before you pass them on"
         return f"{self.origin}; licence: {licence}" if self.origin else ""
 
-    @field_validator("origin", "licence")
+    @field_validator("origin", "licence", mode="before")
     @classmethod
-    def _is_one_line(cls, text: str | None) -> str | None:
+    def _is_one_line(cls, text: object) -> object:
         """Others wrote them; terminals, cards and YAML read them."""
-        return to_line(text) or None if text else text
+        return to_line(text) if isinstance(text, str) else text
 
     @model_validator(mode="after")
     def _fits_the_network(self) -> Self:

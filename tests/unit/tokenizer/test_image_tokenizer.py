@@ -254,3 +254,12 @@ def test_eight_pictures_are_learned_by_heart() -> None:
     error = (tokenizer.decode(tokenizer.encode(image)) - image).square().mean()
     spread = (image - image.mean(0)).square().mean()
     assert error < spread / 20
+
+
+def test_where_weights_come_from_is_one_printable_line() -> None:
+    """It goes into terminals, cards and YAML; what is kept can be read again."""
+    settings = TokenizerSettings(origin="a\nb\u2028c\x1b[0m", licence=" mit\r\n")
+    assert (settings.origin, settings.licence) == ("a b c\\x1b[0m", "mit")
+    assert TokenizerSettings.model_validate(settings.model_dump()) == settings
+    with pytest.raises(ValueError, match="at most 1000"):
+        TokenizerSettings(origin="\x1b" * 300)
