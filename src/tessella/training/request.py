@@ -115,7 +115,7 @@ def _read_minutes(minutes: object) -> float:
             f"Minutes must be a number above 0: `{minutes}`. Leave them out to train as long as "
             "the settings say."
         )
-    return float(minutes)
+    return minutes if isinstance(minutes, int | float) else float(minutes)
 
 
 def _read_seed(seed: Any) -> int:
