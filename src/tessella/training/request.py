@@ -108,14 +108,15 @@ class FitRequest:
         return dict(asked[values]) if asked.get(name) == model else read(model)
 
 
-def _read_minutes(minutes: object) -> float:
+def _read_minutes(minutes: Any) -> float:
     """Returns minutes in which something can be done; a program may pass anything."""
-    if not isinstance(minutes, numbers.Real) or not 0 < float(minutes) < math.inf:
+    is_number = isinstance(minutes, numbers.Real)  # NumPy's, too
+    if not is_number or not 0 < float(minutes) < math.inf:
         raise ConfigError(
             f"Minutes must be a number above 0: `{minutes}`. Leave them out to train as long as "
             "the settings say."
         )
-    return minutes if isinstance(minutes, int | float) else float(minutes)
+    return minutes if type(minutes) in (int, float) else float(minutes)  # told as it was given
 
 
 def _read_seed(seed: Any) -> int:
