@@ -112,8 +112,9 @@ def _read_minutes(minutes: Any) -> float:
     """Returns minutes in which something can be done; a program may pass anything."""
     is_number = isinstance(minutes, numbers.Real)  # NumPy's, too
     if not is_number or not 0 < float(minutes) < math.inf:
+        told = f"{float(minutes):g}" if is_number else minutes
         raise ConfigError(
-            f"Minutes must be a number above 0: `{minutes}`. Leave them out to train as long as "
+            f"Minutes must be a number above 0: `{told}`. Leave them out to train as long as "
             "the settings say."
         )
     return minutes if type(minutes) in (int, float) else float(minutes)  # told as it was given
