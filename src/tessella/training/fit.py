@@ -56,7 +56,6 @@ from tessella.training.request import FitRequest as FitRequest  # what `fit` tak
 from tessella.training.request import ResolvedRun, resolve_run
 from tessella.training.run_folder import lock_run, read_data_facts, write_run_file
 from tessella.training.stage import N, Stage, TrainingSettings
-from tessella.training.start import find_run
 from tessella.training.text_features import CaptionReader, describe_cut, prepare_captions
 from tessella.training.tokenizer_stage import TokenizerStage
 from tessella.training.trackers import Trackers
@@ -243,8 +242,7 @@ class _Run:
 
     def prepare_codes(self, tokenizer: ImageTokenizer) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
-        settings, start = self.recipe.transformer_training, self.request.start_from
-        before = find_run(start) if start else None
+        settings, before = self.recipe.transformer_training, self.request.run_before
         codes = {}
         for side, images in self.data.sides.items():
             with show_progress(self.console, f"codes of {side}") as progress:
@@ -335,7 +333,7 @@ def _prepare_data(call: _Call, recipe: Recipe, console: Console) -> PreparedData
     """Reads the data, or finds it read; a run's data must be what it began with."""
     out = call.request.out
     expected = None if call.resolved.is_new else read_data_facts(out)
-    before = find_run(call.request.start_from) if call.request.start_from else None
+    before = call.request.run_before
     with show_progress(console, "data") as progress:
         data = prepare(
             call.sources,

@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def shows_bars(console: Console) -> bool:
-    """Whether a bar can be drawn over itself: then it stands for the lines that it would be."""
+    """Whether a bar can be redrawn in place; where it can, metrics are shown in it, not printed."""
     return not console.quiet and (console.is_terminal or console.is_jupyter)
 
 

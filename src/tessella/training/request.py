@@ -22,7 +22,7 @@ from tessella.training.budget import choose_preset
 from tessella.training.precision import choose_precision, settle_precision
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.run_folder import open_run
-from tessella.training.start import read_start, read_tokenizer
+from tessella.training.start import find_run, read_start, read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class FitRequest:
             CheckpointError: the model cannot be read.
         """
         return self._find_noted("from", self.start_from, "start", read_start)
+
+    @property
+    def run_before(self) -> Path | None:
+        """The run that this one goes on from, whose pictures and codes it may copy, if any."""
+        return None if self.start_from is None else find_run(self.start_from)
 
     @functools.cached_property
     def finished_tokenizer(self) -> dict[str, Any] | None:
