@@ -12,7 +12,7 @@ Source: `VQModel` of diffusers; `taming/modules/diffusionmodules/model.py` of Ta
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ TAMING = Layout(
     skip="nin_shortcut",
     attention=("norm", "q", "k", "v", "proj_out"),
 )
-LLAMAGEN = Layout(
+LLAMAGEN = replace(  # its layers have the names of Taming Transformers, its levels others
+    TAMING,
     name="LlamaGen",
     encoder_block="conv_blocks.{level}.res.{index}",
     encoder_attention="conv_blocks.{level}.attn.{index}",
@@ -89,9 +90,6 @@ LLAMAGEN = Layout(
     decoder_attention="conv_blocks.{order}.attn.{index}",
     decoder_resample="conv_blocks.{order}.upsample.conv",
     middle=("mid.0", "mid.1", "mid.2"),
-    last_norm="norm_out",
-    skip="nin_shortcut",
-    attention=("norm", "q", "k", "v", "proj_out"),
 )
 LAYOUTS = (DIFFUSERS, TAMING, LLAMAGEN)
 
