@@ -5,17 +5,21 @@ Why: a run that is spread over more processes must learn the same, and be worth 
 Theory: a step of b images a process takes f + c·b seconds: c for the network's forward and backward
 pass, f for what does not shrink with the batch, the optimizer, the average and small operations.
 With R processes the gradients have to be added up as well, x seconds that backward does not hide.
-Measured are one process with the whole batch B, one with B / R, and R with B / R each:
+And processes beside each other are slower than one by itself, m seconds, where they share caches,
+memory, heat, or the two threads of a core. Measured are one process with the whole batch B, one
+with B / R, R with B / R each that know nothing of each other, and R that train together:
 
-    f + c·B = t(1, B)      f + c·B/R = t(1, B/R)      f + c·B/R + x = t(R, B)
+    f + c·B = t(1, B)      f + c·B/R = t(1, B/R)
+    f + c·B/R + m = t(apart)      f + c·B/R + m + x = t(R, B)
 
 Strong efficiency is t(1, B) / (R · t(R, B)): the same batch, sooner. Weak efficiency is
-t(1, B/R) / t(R, B): each process does what one did, so that R of them see R times the images.
+t(1, B/R) / t(R, B): each process does what one did, so that R of them see R times the images. It is
+the machine's, t(1, B/R) / t(apart), times the program's, t(apart) / t(R, B).
 Every process has one thread; a machine that does something else meanwhile measures itself.
 
 Output contract: a line a stage; the last line of stdout is the record, one JSON object. For each
-stage `parameters`, the three step times (medians of steps, seconds), `fixed_seconds`,
-`exchange_seconds`, `strong_efficiency`, `weak_efficiency`; with `--steps` also `loss_difference`,
+stage `parameters`, the four step times (medians of steps, seconds), `fixed_seconds`,
+`exchange_seconds`, the four efficiencies; with `--steps` also `loss_difference`,
 the largest relative difference of the losses of R processes to those of one, step by step, in fp32
 without dropout, and `rounding_difference`, the same for one process whose weights begin a rounding
 apart (1e-7): training multiplies any difference, and nothing can come closer than that.
@@ -79,6 +83,7 @@ def main() -> None:
     if options.quick:
         options.preset, options.data, options.seconds, options.steps = "tiny", "scenes:200", 1.0, 5
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun does; without it Accelerate sets all cores
     importlib.import_module("torch._dynamo")  # once: every optimizer does, and it takes seconds
     with tempfile.TemporaryDirectory() as folder:
         results = {name: measure_stage(name, Path(folder), options) for name in options.stages}
@@ -101,16 +106,20 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
         whole, part = (
             time_steps(name, folder, options, 1, divisor) for divisor in (1, options.ranks)
         )
-        shared = time_steps(name, folder, options, options.ranks, 1)
         ranks = options.ranks
+        apart = time_steps(name, folder, options, ranks, ranks, together=False)
+        shared = time_steps(name, folder, options, ranks, 1)
         result |= {
             "one_process_seconds": whole,
             "one_part_seconds": part,
+            "apart_seconds": apart,
             "all_processes_seconds": shared,
             "fixed_seconds": (ranks * part - whole) / (ranks - 1),
-            "exchange_seconds": shared - part,
+            "exchange_seconds": shared - apart,
             "strong_efficiency": whole / (ranks * shared),
             "weak_efficiency": part / shared,
+            "machine_efficiency": part / apart,
+            "program_efficiency": apart / shared,
         }
     if options.steps:
         one, several = (read_losses(name, folder, options, count) for count in (1, options.ranks))
@@ -170,21 +179,31 @@ def read_memory(name: str) -> int:
 
 
 def time_steps(
-    name: str, folder: Path, options: argparse.Namespace, ranks: int, divisor: int
+    name: str,
+    folder: Path,
+    options: argparse.Namespace,
+    ranks: int,
+    divisor: int,
+    *,
+    together: bool = True,
 ) -> float:
-    """Returns the median seconds of a step on a part of the recipe's batch."""
-    told = folder / "pace.json"
+    """Returns the median seconds of a step on a part of the recipe's batch, in the slowest process.
+
+    Several processes train one run, or, not `together`, one run each at the same time.
+    """
+    told = folder / "pace.jsonl"
+    told.unlink(missing_ok=True)
 
     def work() -> None:
         stage, settings = create_stage(name, folder, options)
         settings = settings.replace(batch_size=settings.batch_size // divisor)
         pace = measure_pace(stage, settings, create_accelerator("cpu"), options.seconds, "fp32")
         if launch.is_first_process():
-            told.write_text(json.dumps(pace.step_seconds))
+            with told.open("a") as file:
+                print(pace.step_seconds, file=file)
 
-    fork(ranks, work)
-    seconds: float = json.loads(told.read_text())
-    return seconds
+    fork(ranks, work, together=together)
+    return max(map(float, told.read_text().split()))
 
 
 def find_difference(losses: Sequence[float], others: Sequence[float]) -> float:
@@ -241,8 +260,11 @@ def make_stages(options: argparse.Namespace, folder: Path) -> dict[str, tuple[An
     return create_stages(recipe, options.data, folder, torch.device("cpu"))
 
 
-def fork(ranks: int, work: Callable[[], object]) -> None:
-    """Does some work in processes of one thread, which find each other if there are several."""
+def fork(ranks: int, work: Callable[[], object], *, together: bool = True) -> None:
+    """Does some work in processes of one thread, which find each other if there are several.
+
+    Not `together` they do not know of each other.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -254,7 +276,7 @@ def fork(ranks: int, work: Callable[[], object]) -> None:
             continue
         status = 1
         try:
-            if ranks > 1:
+            if ranks > 1 and together:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ["WORLD_SIZE"] = str(ranks)
