@@ -36,7 +36,7 @@ from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.codes import prepare_codes
 from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -89,7 +89,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
         settings: Any = recipe.tokenizer_training
 
         def make() -> Stage[Any]:
-            return TokenizerStage(ImageTokenizer(recipe.tokenizer), settings, data.sides, CPU)
+            return TokenizerStage(VQAutoencoder(recipe.tokenizer), settings, data.sides, CPU)
     else:
         settings = recipe.transformer_training
         model, codes = load_codes(recipe, data, folder, options.model)
@@ -142,7 +142,7 @@ def load_codes(
     return model, codes
 
 
-def reconstruct_scenes(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
+def reconstruct_scenes(tokenizer: VQAutoencoder, images: CaptionedImages) -> float:
     """Returns the fraction of held-out scenes whose reconstruction is all-correct."""
     count = min(SCENES, len(images))
     evaluation = evaluate_reconstructions(tokenizer, images.pixels(np.arange(count)))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import RESULTS, environment, measure_ratio, print_record, write_result
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training import optimizer
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings, group_parameters
 from tessella.training.recipe import resolve_recipe
@@ -57,7 +57,7 @@ def list_networks(*, quick: bool) -> Iterator[tuple[str, nn.Module, list[nn.Para
     """Creates the networks, with the matrices that Muon trains."""
     presets = ("tiny",) if quick else ("tiny", "small", "base")
     for preset in presets:
-        tokenizer = ImageTokenizer(resolve_recipe(preset).tokenizer)
+        tokenizer = VQAutoencoder(resolve_recipe(preset).tokenizer)
         yield f"tokenizer_{preset}", tokenizer, tokenizer.hidden_matrices()
     sizes = {"transformer_tiny": TransformerSettings(width=192, depth=4, heads=6)}
     for name, size in {**sizes, "transformer": QUICK_SETTINGS if quick else SETTINGS}.items():

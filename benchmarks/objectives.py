@@ -67,7 +67,7 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest, enumerate_requests
 from tessella.sheets import make_sheet
 from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -172,7 +172,7 @@ class Material:
 
     config: ModelConfig  # of which the objective means nothing
     text: TextTokenizer
-    tokenizer: ImageTokenizer
+    tokenizer: VQAutoencoder
     data: Mapping[str, CaptionedImages]
     codes: Mapping[str, Codes]
 
@@ -309,7 +309,7 @@ def load_materials(
         return own, None
     settings = settings.replace(image_size=PALETTE_SIZE)
     data = prepare_sides(sources, heldout, settings, folder / "palette-data")
-    tokenizer = ImageTokenizer(resolve_recipe("palette").tokenizer)
+    tokenizer = VQAutoencoder(resolve_recipe("palette").tokenizer)
     tokenizer.learn_palette(data["train"].pixels(np.arange(len(data["train"]))), seed=0)
     tokenizer.eval().requires_grad_(False).to(torch.device(device))
     config = wanted.replace(image_size=PALETTE_SIZE, tokenizer=tokenizer.settings)
@@ -331,7 +331,7 @@ def prepare_sides(
 
 
 def encode(
-    data: Mapping[str, CaptionedImages], tokenizer: ImageTokenizer, folder: Path
+    data: Mapping[str, CaptionedImages], tokenizer: VQAutoencoder, folder: Path
 ) -> dict[str, Codes]:
     """Encodes both sides, or finds them encoded."""
     folder.mkdir(parents=True, exist_ok=True)

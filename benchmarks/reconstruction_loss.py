@@ -45,7 +45,7 @@ from tessella.evaluation.metric import Metric
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.images import save_png
 from tessella.sheets import make_sheet
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.tokenizer.perceptual import ResNet18
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -236,7 +236,7 @@ def train_cell(
     folder: Path,
     seed: int,
     options: argparse.Namespace,
-) -> ImageTokenizer:
+) -> VQAutoencoder:
     """Trains one tokenizer, or finds it trained."""
     accelerator = create_accelerator(options.device)
     torch.manual_seed(seed)
@@ -244,7 +244,7 @@ def train_cell(
         images=options.images, evaluate_every_images=max(1, options.images // 4)
     )
     stage = TokenizerStage(
-        ImageTokenizer(recipe.tokenizer), settings, data, accelerator.device, seed
+        VQAutoencoder(recipe.tokenizer), settings, data, accelerator.device, seed
     )
     return train(
         stage,

@@ -53,7 +53,7 @@ from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.text import TextSettings, create_text_encoder
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.codes import Codes, prepare_codes
 from tessella.training.loop import create_accelerator, train
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -133,7 +133,7 @@ class Measurement:
         self.recipe: Recipe = resolve_recipe(assignments=options.words)
         if options.quick:
             torch.manual_seed(0)
-            tokenizer = ImageTokenizer(self.recipe.tokenizer).eval().requires_grad_(False)
+            tokenizer = VQAutoencoder(self.recipe.tokenizer).eval().requires_grad_(False)
             trained = TrainedTokenizer(self.recipe.describe_model(), tokenizer.to(device))
             self.extractor = FeatureExtractor("random", SqueezeNet().eval(), "fire9", device)
         else:

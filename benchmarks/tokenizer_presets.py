@@ -31,7 +31,7 @@ from harness import (
     training_bound,
     write_result,
 )
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import resolve_recipe
 from tessella.training.tokenizer_stage import TokenizerLoss
@@ -78,7 +78,7 @@ def measure_row(preset: str, recompute: bool, options: argparse.Namespace) -> di
     recipe = resolve_recipe(preset)
     device = torch.device(options.device)
     torch.manual_seed(0)
-    tokenizer = ImageTokenizer(recipe.tokenizer)
+    tokenizer = VQAutoencoder(recipe.tokenizer)
     tokenizer.set_recompute(recompute)
     loss_module = TokenizerLoss(tokenizer, recipe.tokenizer_training).to(device).train()
     groups = group_parameters(tokenizer, tokenizer.hidden_matrices())

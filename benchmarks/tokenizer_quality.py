@@ -28,7 +28,7 @@ from tessella.data.prepare import prepare
 from tessella.evaluation.reconstruction import compute_ssim, evaluate_reconstructions
 from tessella.images import save_png
 from tessella.sheets import make_sheet
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.loop import create_accelerator, measure_pace, train
 from tessella.training.recipe import Recipe, resolve_recipe
 from tessella.training.tokenizer_stage import TokenizerStage
@@ -87,7 +87,7 @@ def measure_choice(recipe: Recipe, folder: Path, options: argparse.Namespace) ->
     def make() -> TokenizerStage:
         torch.manual_seed(options.seed)
         return TokenizerStage(
-            ImageTokenizer(recipe.tokenizer), settings, data, accelerator.device, options.seed
+            VQAutoencoder(recipe.tokenizer), settings, data, accelerator.device, options.seed
         )
 
     images, plan = options.images, folder / "images.json"

@@ -53,7 +53,7 @@ from harness import (
     training_bound,
     write_result,
 )
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import Recipe, resolve_recipe
 
@@ -79,7 +79,7 @@ class Ours(Contestant):
     def __init__(self, recipe: Recipe) -> None:
         """Creates the preset's tokenizer."""
         super().__init__()
-        self.tokenizer = ImageTokenizer(recipe.tokenizer)
+        self.tokenizer = VQAutoencoder(recipe.tokenizer)
         self.coders = [self.tokenizer.encoder, self.tokenizer.decoder]
 
     def forward(self, image: Tensor) -> Tensor:

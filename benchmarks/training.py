@@ -45,7 +45,7 @@ from tessella.data.prepare import prepare
 from tessella.model.pipeline import TextToImage
 from tessella.objectives import create_transformer
 from tessella.text import TextTokenizer
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.loop import create_accelerator, train
 from tessella.training.optimizer import MuonAdamW, group_parameters
 from tessella.training.recipe import Recipe, resolve_recipe
@@ -120,7 +120,7 @@ def create_stages(
     }
 
     def tokenizer_stage() -> Stage[Any]:
-        tokenizer = ImageTokenizer(recipe.tokenizer)
+        tokenizer = VQAutoencoder(recipe.tokenizer)
         return TokenizerStage(tokenizer, recipe.tokenizer_training, data.sides, device)
 
     def transformer_stage() -> Stage[Any]:

@@ -38,7 +38,7 @@ from tessella.model.pipeline import ModelConfig, TextToImage
 from tessella.retrieval import RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.text import TextSettings, TextTokenizer
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.training import processes
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, CheckpointState, load_latest_checkpoint
 from tessella.training.interrupt import Interrupted
@@ -119,7 +119,7 @@ LOSSES: Mapping[str, dict[str, Any]] = {
 
 def tokenizer_stage(kind: str, data: Data) -> TokenizerStage:
     torch.manual_seed(0)
-    tokenizer = ImageTokenizer(TokenizerSettings.model_validate(TOKENIZERS[kind]))
+    tokenizer = VQAutoencoder(TokenizerSettings.model_validate(TOKENIZERS[kind]))
     settings = TokenizerTrainingSettings.model_validate({"loss": LOSSES.get(kind, {})})
     return TokenizerStage(tokenizer, settings, data, torch.device("cpu"))
 

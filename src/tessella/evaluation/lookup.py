@@ -18,7 +18,7 @@ from tessella.retrieval import Example, ExampleMemory
 from tessella.retrieval.copies import NearCopies, are_same, count_tolerated
 from tessella.retrieval.examples import Codes
 from tessella.retrieval.index import FindExcluded
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 
 _CHUNK = 1 << 15  # examples whose codes are in memory at once
 
@@ -32,7 +32,7 @@ class ExampleLookup:
         count: examples of a picture, >= 1.
     """
 
-    def __init__(self, memory: ExampleMemory, tokenizer: ImageTokenizer, count: int) -> None:
+    def __init__(self, memory: ExampleMemory, tokenizer: VQAutoencoder, count: int) -> None:
         self.memory, self.count = memory, count
         self._tokenizer = tokenizer
 

@@ -16,7 +16,7 @@ from tessella.evaluation.features import NO_NETWORKS, ComparingNetwork, EvalNetw
 from tessella.evaluation.metric import Metric, Results
 from tessella.images import Pixels, to_float
 from tessella.model.codec import decode_latent, encode_pixels
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.tokenizer.codebook_health import CodebookHealth, measure_codebook_health
 
 _BATCH = 64
@@ -41,7 +41,7 @@ class ReconstructionReport:
 
 
 @torch.inference_mode()
-def evaluate_reconstructions(tokenizer: ImageTokenizer, pixels: Pixels) -> ReconstructionReport:
+def evaluate_reconstructions(tokenizer: VQAutoencoder, pixels: Pixels) -> ReconstructionReport:
     """Encodes and decodes pictures (B, S, S, 3) uint8, B >= 1, with a tokenizer in eval mode."""
     codes = encode_pixels(tokenizer, pixels)
     latent = tokenizer.quantizer.look_up(codes)

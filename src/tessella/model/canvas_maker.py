@@ -12,7 +12,7 @@ from tessella.model.codec import encode_pixels
 from tessella.model.folder import ModelConfig
 from tessella.model.mask import Marking, Mask, read_hole, read_mask
 from tessella.model.size import CanvasShape, PictureSize, plan_size
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 
 
 class CanvasMaker:
@@ -23,7 +23,7 @@ class CanvasMaker:
         tokenizer: encodes the pictures that are changed.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: ImageTokenizer) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: VQAutoencoder) -> None:
         self._config, self._tokenizer = config, tokenizer
 
     def new(self, size: tuple[int, int] | None = None) -> Canvas:

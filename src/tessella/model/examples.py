@@ -10,7 +10,7 @@ from tessella.model.canvas import fit_images
 from tessella.model.codec import encode_stored
 from tessella.model.request import ImageRequest
 from tessella.retrieval import Example, ExampleMemory
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 
 
 class ExampleFinder:
@@ -89,7 +89,7 @@ class ExampleFinder:
 
 
 def encode_references(
-    images: Sequence[Image.Image], tokenizer: ImageTokenizer, size: int
+    images: Sequence[Image.Image], tokenizer: VQAutoencoder, size: int
 ) -> list[Example]:
     """Encodes your own pictures, to be looked at like examples of the memory.
 

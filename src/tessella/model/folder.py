@@ -29,7 +29,7 @@ from tessella.objectives import ObjectiveSettings, PlainObjectiveSettings, creat
 from tessella.retrieval import ExampleMemory
 from tessella.text import TEXT_FILE, TextEncoder
 from tessella.text.vocabulary import CaptionSummary
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings, count_latent_channels
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder, count_latent_channels
 from tessella.transformer import Transformer, TransformerSettings, TransformerShape
 from tessella.untrusted import parse_json
 
@@ -76,7 +76,7 @@ class ModelConfig(Settings):
         side = self.image_size // self.tokenizer.downsampling
         return side, side
 
-    def create_tokenizer(self) -> ImageTokenizer:
+    def create_tokenizer(self) -> VQAutoencoder:
         """Creates the untrained image tokenizer.
 
         Raises:
@@ -89,7 +89,7 @@ class ModelConfig(Settings):
                 f"Image size must be a multiple of {factor} (the tokenizer's downsampling): "
                 f"`{self.image_size}`. Try {low} or {low + factor}."
             )
-        return ImageTokenizer(self.tokenizer)
+        return VQAutoencoder(self.tokenizer)
 
     def create_transformer(self, text_tokenizer: TextEncoder) -> Transformer:
         """Creates the untrained transformer.
@@ -116,7 +116,7 @@ class TrainedTokenizer:
     """A trained image tokenizer, alone or as a part of a model."""
 
     config: ModelConfig  # without a transformer, ignore its part
-    tokenizer: ImageTokenizer  # in eval mode
+    tokenizer: VQAutoencoder  # in eval mode
 
     @classmethod
     def load(cls, folder: Path | str, device: str = "auto") -> Self:
@@ -279,7 +279,7 @@ def load_transformer(folder: Path, config: ModelConfig, text_tokenizer: TextEnco
 
 
 def load_memory(
-    folder: Path, config: ModelConfig, tokenizer: ImageTokenizer
+    folder: Path, config: ModelConfig, tokenizer: VQAutoencoder
 ) -> ExampleMemory | None:
     """Maps the examples of a model folder; None if it has none.
 

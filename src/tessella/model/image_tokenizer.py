@@ -56,7 +56,7 @@ class ImageTokenizer(TrainedTokenizer):
         codes = tokenizer.encode(pictures)  # (B, M, h, w) int64
         pictures = tokenizer.decode(codes)
 
-    `tokenizer.tokenizer` is its network, on tensors.
+    `tokenizer.tokenizer` is its network, a `VQAutoencoder`, on tensors.
     """
 
     def __repr__(self) -> str:

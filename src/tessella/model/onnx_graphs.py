@@ -18,7 +18,7 @@ from tessella.generation import GenerationSettings
 from tessella.images import round_to_bytes
 from tessella.objectives.decoding import predict_all
 from tessella.objectives.sampling import guide, sample_codes
-from tessella.tokenizer import ImageTokenizer, look_up_codes
+from tessella.tokenizer import VQAutoencoder, look_up_codes
 from tessella.transformer import Examples, KVCache, Transformer
 
 
@@ -104,7 +104,7 @@ class DecodingStepGraph(nn.Module):
 class ImageDecoderGraph(nn.Module):
     """Decodes codes into pixels."""
 
-    def __init__(self, tokenizer: ImageTokenizer) -> None:
+    def __init__(self, tokenizer: VQAutoencoder) -> None:
         super().__init__()
         self.tokenizer = tokenizer
 

@@ -44,7 +44,7 @@ from tessella.precision import PaintingPrecision
 from tessella.retrieval import Example, ExampleMemory
 from tessella.text import TextEncoder, load_text
 from tessella.text.vocabulary import CaptionSummary, Vocabulary
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.transformer import Transformer
 
 
@@ -67,7 +67,7 @@ class TextToImage:
         self,
         config: ModelConfig,
         text_tokenizer: TextEncoder,
-        tokenizer: ImageTokenizer,
+        tokenizer: VQAutoencoder,
         transformer: Transformer,
         memory: ExampleMemory | None = None,
         captions: CaptionSummary | None = None,
@@ -158,7 +158,7 @@ class TextToImage:
     def with_parts(
         self,
         *,
-        tokenizer: ImageTokenizer | None = None,
+        tokenizer: VQAutoencoder | None = None,
         transformer: Transformer | None = None,
         memory: ExampleMemory | None = None,
     ) -> "TextToImage":

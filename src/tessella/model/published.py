@@ -24,7 +24,7 @@ from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.hub import find_hub_address
 from tessella.model.folder_weights import build_network, load_network, load_weights, read_weights
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings, layouts
+from tessella.tokenizer import TokenizerSettings, VectorQuantizerSettings, VQAutoencoder, layouts
 from tessella.untrusted import parse_json, to_line
 
 CONFIG_FILE = "config.json"
@@ -60,7 +60,7 @@ _FIELD, _ITEM = re.compile(r"([\w.-]+)\s*:(?:\s+(.*))?"), re.compile(r"\s*-\s+(.
 class PublishedTokenizer:
     """An image tokenizer that a folder holds alone."""
 
-    tokenizer: ImageTokenizer  # on the CPU
+    tokenizer: VQAutoencoder  # on the CPU
     image_size: int  # side of the pictures that it was trained on, as far as is known
 
 
@@ -176,7 +176,7 @@ def _read_plain(value: str) -> str:
     return re.split(r"(?:^|\s)#", value)[0].strip()
 
 
-def write_published(tokenizer: ImageTokenizer, image_size: int, folder: Path, card: str) -> str:
+def write_published(tokenizer: VQAutoencoder, image_size: int, folder: Path, card: str) -> str:
     """Writes an image tokenizer alone, whole or not at all.
 
     One of VQGAN's network with one learned codebook is written as diffusers' `VQModel`, any other
@@ -242,7 +242,7 @@ def _open_own(values: Mapping[str, Any], weights: Path) -> PublishedTokenizer:
     with _unread(weights):
         given = values.get("tokenizer")
         settings = config.build(TokenizerSettings, given if isinstance(given, dict) else {})
-    tokenizer = load_network(lambda: ImageTokenizer(settings), weights)
+    tokenizer = load_network(lambda: VQAutoencoder(settings), weights)
     return PublishedTokenizer(tokenizer, _choose_size(values, "image_size", settings))
 
 
@@ -265,7 +265,7 @@ def _open_foreign(values: Mapping[str, Any], weights: Path) -> PublishedTokenize
     with _unread(weights):
         settings = config.build(TokenizerSettings, found | _describe_use(values, weights))
     room = {"codes": tensors[layouts.CODEBOOK][:, 0]}  # a count for each, which files don't hold
-    tokenizer = build_network(lambda: ImageTokenizer(settings), weights, {**tensors, **room})
+    tokenizer = build_network(lambda: VQAutoencoder(settings), weights, {**tensors, **room})
     load_weights(tokenizer, weights, layouts.from_layout(tensors, layout, tokenizer))
     return PublishedTokenizer(tokenizer, _choose_size(values, "sample_size", settings))
 

@@ -5,7 +5,6 @@ discriminator, published weights) is imported from its own file.
 """
 
 from tessella.tokenizer.finite_scalar import FiniteScalarQuantizer, FiniteScalarSettings
-from tessella.tokenizer.image_tokenizer import ImageTokenizer, Reconstruction, TokenizerSettings
 from tessella.tokenizer.quantizer import (
     Codebooks,
     QuantizerSettings,
@@ -15,17 +14,18 @@ from tessella.tokenizer.quantizer import (
 )
 from tessella.tokenizer.quantizer_base import Quantized, Quantizer
 from tessella.tokenizer.vector_quantizer import VectorQuantizer, VectorQuantizerSettings
+from tessella.tokenizer.vq_autoencoder import Reconstruction, TokenizerSettings, VQAutoencoder
 
 __all__ = [
     "Codebooks",
     "FiniteScalarQuantizer",
     "FiniteScalarSettings",
-    "ImageTokenizer",
     "Quantized",
     "Quantizer",
     "QuantizerSettings",
     "Reconstruction",
     "TokenizerSettings",
+    "VQAutoencoder",
     "VectorQuantizer",
     "VectorQuantizerSettings",
     "count_latent_channels",

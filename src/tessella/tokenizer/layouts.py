@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tessella.errors import CheckpointError
 from tessella.tokenizer.body import NormalizedBlock
-from tessella.tokenizer.image_tokenizer import ImageTokenizer, TokenizerSettings
 from tessella.tokenizer.taming import Attention, TamingAttention
+from tessella.tokenizer.vq_autoencoder import TokenizerSettings, VQAutoencoder
 
 CODEBOOK = "quantize.embedding.weight"
 """Of every layout."""
@@ -166,7 +166,7 @@ def infer_settings(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, A
 
 
 def from_layout(
-    tensors: Mapping[str, Tensor], layout: Layout, tokenizer: ImageTokenizer
+    tensors: Mapping[str, Tensor], layout: Layout, tokenizer: VQAutoencoder
 ) -> dict[str, Tensor]:
     """Gives tensors our names, for `tokenizer.load_state_dict`.
 
@@ -207,7 +207,7 @@ def from_layout(
     return state
 
 
-def to_layout(tokenizer: ImageTokenizer, layout: Layout) -> dict[str, Tensor]:
+def to_layout(tokenizer: VQAutoencoder, layout: Layout) -> dict[str, Tensor]:
     """Gives the weights of a tokenizer of VQGAN's network a library's names.
 
     A codebook on the unit sphere is written as it is looked up. The codes of a latent stay: among
@@ -255,7 +255,7 @@ def _count(is_there: Callable[[int], bool]) -> int:
     return next((number for number in range(_MOST_PARTS) if not is_there(number)), _MOST_PARTS)
 
 
-def _pair_names(tokenizer: ImageTokenizer, layout: Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _pair_names(tokenizer: VQAutoencoder, layout: Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields each weight's name, and the names of those that it is made of, one behind another."""
     yield f"{_OWN_CODEBOOK}vectors", (CODEBOOK,)
     for own, parts in _pair_layers(tokenizer, layout):
@@ -263,9 +263,7 @@ def _pair_names(tokenizer: ImageTokenizer, layout: Layout) -> Iterator[tuple[str
             yield f"{own}.{kind}", tuple(f"{part}.{kind}" for part in parts)
 
 
-def _pair_layers(
-    tokenizer: ImageTokenizer, layout: Layout
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _pair_layers(tokenizer: VQAutoencoder, layout: Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields each layer's name, and those of the layers that it is made of."""
     yield "encoder.first", ("encoder.conv_in",)
     yield "encoder.last.0", ("encoder.conv_out",)

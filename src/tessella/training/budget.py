@@ -21,7 +21,7 @@ from tessella.precision import Precision
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.examples import ExampleRow
 from tessella.text import TextEncoder
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.loop import Pace, measure_pace
 from tessella.training.neighbors import ExampleReader, Neighbors
 from tessella.training.precision import autocast
@@ -270,7 +270,7 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator, precision: Prec
     Raises:
         torch.OutOfMemoryError: the device is too small for it.
     """
-    tokenizer = ImageTokenizer(recipe.tokenizer).to(accelerator.device)
+    tokenizer = VQAutoencoder(recipe.tokenizer).to(accelerator.device)
     # Learning its codebook would wait for the other processes, which may try another size.
     tokenizer.quantizer.eval()
     size = recipe.data.image_size
@@ -285,7 +285,7 @@ def _measure_tokenizer(recipe: Recipe, accelerator: Accelerator, precision: Prec
     return _time_second_call(step, accelerator.device)
 
 
-def _measure_encoding(tokenizer: ImageTokenizer, images: CaptionedImages) -> float:
+def _measure_encoding(tokenizer: VQAutoencoder, images: CaptionedImages) -> float:
     """Returns the seconds that it takes to encode an image."""
     pixels = images.pixels(np.arange(_BATCH) % len(images))
     device = tokenizer.codebook.device

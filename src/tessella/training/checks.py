@@ -12,7 +12,7 @@ from tessella.model.find import find_model, find_tokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.runs import record
 from tessella.text import TextEncoder, create_text_encoder
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.tokenizer.losses import ReconstructionLoss
 from tessella.training.checkpoint import CHECKPOINTS_FOLDER, read_images_seen
 from tessella.training.initialize import (
@@ -90,7 +90,7 @@ def check_run(request: FitRequest, resolved: ResolvedRun) -> TextEncoder | None:
     return encoder
 
 
-def start_tokenizer(tokenizer: ImageTokenizer, recipe: Recipe) -> None:
+def start_tokenizer(tokenizer: VQAutoencoder, recipe: Recipe) -> None:
     """Copies the weights that the image tokenizer starts from, if the recipe names any.
 
     Raises:

@@ -20,7 +20,7 @@ from torch.nn import functional
 from tessella.data.cache import CaptionedImages
 from tessella.files import cached
 from tessella.images import to_float
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.unit_array import ArrayUnit, cached_in_units
 
 _BATCH = 64
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], object]
 @torch.inference_mode()
 def prepare_codes(
     images: CaptionedImages,
-    tokenizer: ImageTokenizer,
+    tokenizer: VQAutoencoder,
     path: Path,
     *,
     device: torch.device,

@@ -33,7 +33,7 @@ from tessella.objectives import create_transformer
 from tessella.runs import record
 from tessella.runs.report import write_report
 from tessella.text import TEXT_FILE, TextEncoder, create_text_encoder, load_text
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.auto_neighbors import choose_neighbors
 from tessella.training.budget import compute_budget
 from tessella.training.callbacks import Callbacks
@@ -221,7 +221,7 @@ class _Run:
     console: Console
     callbacks: Callbacks
 
-    def train_tokenizer(self) -> ImageTokenizer:
+    def train_tokenizer(self) -> VQAutoencoder:
         """Trains the image tokenizer, or restores it; returns the averaged weights.
 
         A palette is chosen instead: in seconds, and the same each time, so it is not saved.
@@ -229,7 +229,7 @@ class _Run:
         settings, seed = self.recipe.tokenizer_training, self.request.seed
         device, images = self.accelerator.device, self.data.train
         torch.manual_seed(seed)
-        tokenizer = ImageTokenizer(self.recipe.tokenizer)
+        tokenizer = VQAutoencoder(self.recipe.tokenizer)
         if settings.init_from is not None and self._read_images_seen("tokenizer") is None:
             start_tokenizer(tokenizer, self.recipe)
         if self.recipe.tokenizer.network != "palette":
@@ -240,7 +240,7 @@ class _Run:
             tokenizer.learn_palette(images.pixels(np.sort(sample)), seed)
         return tokenizer.eval().requires_grad_(False).to(device)
 
-    def prepare_codes(self, tokenizer: ImageTokenizer) -> dict[str, Codes]:
+    def prepare_codes(self, tokenizer: VQAutoencoder) -> dict[str, Codes]:
         """Encodes all images with the trained tokenizer, or finds them encoded."""
         settings, before = self.recipe.transformer_training, self.request.run_before
         codes = {}

@@ -14,14 +14,14 @@ from tessella.model.folder import TrainedTokenizer
 from tessella.model.pipeline import TextToImage
 from tessella.text import TextEncoder, TextSettings, TextTokenizer, load_text
 from tessella.text.frozen import FrozenTextEncoder
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.transformer import Transformer
 
 # Of any transformer: names of weights (V, …).
 _ROWS_OF_TOKENS = {"text_embedding.weight", "text_out.weight", "text_out.bias"}
 
 
-def initialize_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> bool:
+def initialize_tokenizer(tokenizer: VQAutoencoder, folder: str | Path) -> bool:
     """Copies the encoder and codebook of a model, and its decoder if its pictures are as large.
 
     Args:

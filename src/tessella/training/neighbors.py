@@ -24,7 +24,7 @@ from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import ExampleRow
 from tessella.retrieval.names import shorten_names
 from tessella.runs import record
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.codes import Codes, Progress, cached_array, find_mirrored
 from tessella.training.text_features import CaptionReader
 from tessella.transformer import Examples
@@ -159,7 +159,7 @@ class ExampleReader:
 def prepare_examples(
     data: Mapping[str, CaptionedImages],
     codes: Codes,
-    tokenizer: ImageTokenizer,
+    tokenizer: VQAutoencoder,
     captions: CaptionReader,
     settings: RetrievalSettings,
     folder: Path,
@@ -204,7 +204,7 @@ def prepare_examples(
 def prepare_memory(
     images: CaptionedImages,
     codes: Codes,
-    tokenizer: ImageTokenizer,
+    tokenizer: VQAutoencoder,
     folder: Path,
     sources: Sequence[str],
 ) -> ExampleMemory:

@@ -15,7 +15,7 @@ from tessella.data.cache import CaptionedImages
 from tessella.evaluation.reconstruction import evaluate_reconstructions
 from tessella.images import Pixels, to_float
 from tessella.sheets import make_sheet
-from tessella.tokenizer import ImageTokenizer, number_codes
+from tessella.tokenizer import VQAutoencoder, number_codes
 from tessella.tokenizer.adversarial import AdversarialLoss
 from tessella.tokenizer.codebook_health import describe_codebook_problem, plot_codebook_use
 from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
@@ -70,7 +70,7 @@ class TokenizerLoss(nn.Module):
 
     def __init__(
         self,
-        tokenizer: ImageTokenizer,
+        tokenizer: VQAutoencoder,
         settings: TokenizerTrainingSettings,
         adversarial: AdversarialLoss | None = None,
     ) -> None:
@@ -123,7 +123,7 @@ class TokenizerLoss(nn.Module):
         return StepLoss(total, metrics)
 
 
-class TokenizerStage(Stage[ImageTokenizer]):
+class TokenizerStage(Stage[VQAutoencoder]):
     """Stage 1: pixels → codes → pixels.
 
     Args:
@@ -142,7 +142,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
 
     def __init__(
         self,
-        tokenizer: ImageTokenizer,
+        tokenizer: VQAutoencoder,
         settings: TokenizerTrainingSettings,
         data: Mapping[str, CaptionedImages],
         device: torch.device,
@@ -181,7 +181,7 @@ class TokenizerStage(Stage[ImageTokenizer]):
         return (torch.from_numpy(self._train.pixels(indices)),)
 
     def evaluate(
-        self, average: ImageTokenizer, device: torch.device, images_seen: int
+        self, average: VQAutoencoder, device: torch.device, images_seen: int
     ) -> Evaluation:
         """Measures reconstructions and the codebook's use; the sheet has originals above them."""
         count = min(_MAX_VALIDATION_IMAGES, len(self._validation))

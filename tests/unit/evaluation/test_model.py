@@ -28,19 +28,19 @@ from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels
 from tessella.model.request import GeneratedImages, ImageRequest
 from tessella.objectives import ObjectiveLoss
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.tokenizer.codebook_health import measure_codebook_health
 
 SIZE = 32
 
 
-def create_tokenizer(codes_per_position: int = 1) -> ImageTokenizer:
+def create_tokenizer(codes_per_position: int = 1) -> VQAutoencoder:
     quantizer = {"codebook_size": 8, "code_width": 2, "codes_per_position": codes_per_position}
     settings = {"patch": 4, "widths": (16,), "quantizer": quantizer}
-    return ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
+    return VQAutoencoder(TokenizerSettings.model_validate(settings)).eval()
 
 
-def reconstruct_perfectly(tokenizer: ImageTokenizer, pixels: Pixels) -> ReconstructionReport:
+def reconstruct_perfectly(tokenizer: VQAutoencoder, pixels: Pixels) -> ReconstructionReport:
     """Gives pictures back as they are, all with one code of each codebook."""
     codes = np.zeros((len(pixels), len(tokenizer.codebook), 1, 1), dtype=np.int64)
     health = measure_codebook_health(tokenizer.quantizer, codes)

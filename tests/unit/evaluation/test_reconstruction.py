@@ -20,7 +20,7 @@ from tessella.evaluation.reconstruction import (
 )
 from tessella.evaluation.squeezenet import SqueezeNet
 from tessella.images import Pixels, to_float
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 
 
 def draw(count: int, seed: int, side: int = 16) -> Pixels:
@@ -61,7 +61,7 @@ def test_one_wrong_level_counts_less_than_none_at_all() -> None:
     assert compute_psnr(image, image) == pytest.approx(10 * np.log10(255**2 * 192 * 4))
 
 
-class Stripes(ImageTokenizer):
+class Stripes(VQAutoencoder):
     """A tokenizer that is told, not trained: the code of a patch is its first pixel.
 
     Codes of other codebooks are 0.

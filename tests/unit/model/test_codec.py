@@ -7,10 +7,10 @@ import torch
 from tessella.images import to_float
 from tessella.model import codec
 from tessella.model.codec import decode_latent, encode_pixels, encode_stored
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from untrained import create_untrained, describe_tokenizer
 
-TOKENIZER: ImageTokenizer = create_untrained().tokenizer
+TOKENIZER: VQAutoencoder = create_untrained().tokenizer
 GRID = (4, 4)
 
 

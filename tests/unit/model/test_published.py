@@ -16,8 +16,7 @@ from tessella.files import sha256_file, write_tensors
 from tessella.model.folder import ModelConfig, TrainedTokenizer
 from tessella.model.image_tokenizer import ImageTokenizer
 from tessella.model.published import read_licence
-from tessella.tokenizer import ImageTokenizer as TokenizerNetwork
-from tessella.tokenizer import TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.tokenizer.layouts import LLAMAGEN, TAMING, to_layout
 from vq_models import create_vq_model, decode_by, encode_by, save_vq_model
 
@@ -256,7 +255,7 @@ def test_more_levels_than_any_picture_has(tmp_path: Path) -> None:
         "tokenizer": {"widths": [16] * 13, "patch": 1, "quantizer": {"codebook_size": 2}},
     }
     settings = TokenizerSettings.model_validate(values["tokenizer"])
-    write_tensors(tmp_path / WEIGHTS, TokenizerNetwork(settings).state_dict())
+    write_tensors(tmp_path / WEIGHTS, VQAutoencoder(settings).state_dict())
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"too many levels: `13`"):
         TrainedTokenizer.load(tmp_path)

@@ -18,7 +18,7 @@ from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.objectives import GenerationBatch, GenerationStep, OnStep
 from tessella.objectives.parallel import predict_everywhere
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from untrained import create_untrained, describe_tokenizer
 
 GENERATES_CODES = ("any_order", "autoregressive", "masked", "parallel", "shared_latent")
@@ -203,7 +203,7 @@ def test_without_codes_there_is_no_larger_picture() -> None:
     ids=lambda settings: settings["network"],
 )
 def test_every_decoder_takes_any_size(settings: dict[str, Any]) -> None:
-    tokenizer = ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
+    tokenizer = VQAutoencoder(TokenizerSettings.model_validate(settings)).eval()
     side = tokenizer.settings.downsampling
     with torch.no_grad():
         image = tokenizer.decode(torch.zeros(1, 1, 3, 7, dtype=torch.int64))

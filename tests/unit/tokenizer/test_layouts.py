@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tessella.errors import CheckpointError
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.tokenizer.layouts import (
     DIFFUSERS,
     LAYOUTS,
@@ -67,10 +67,10 @@ def list_names(encoder: dict[str, str], decoder: dict[str, str]) -> set[str]:
     return {f"{layer}.{kind}" for layer in layers for kind in kinds} | {"quantize.embedding.weight"}
 
 
-def read(tensors: dict[str, Tensor], layout: Layout, **quantizer: bool) -> ImageTokenizer:
+def read(tensors: dict[str, Tensor], layout: Layout, **quantizer: bool) -> VQAutoencoder:
     values = infer_settings(tensors, layout)
     values["quantizer"] |= {"normalize": False} | quantizer
-    tokenizer = ImageTokenizer(TokenizerSettings.model_validate(values)).eval()
+    tokenizer = VQAutoencoder(TokenizerSettings.model_validate(values)).eval()
     tokenizer.load_state_dict(from_layout(tensors, layout, tokenizer))
     return tokenizer.requires_grad_(False)
 

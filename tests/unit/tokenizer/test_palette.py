@@ -13,7 +13,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
 from tessella.errors import ShapeError
 from tessella.images import to_float, to_uint8
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.tokenizer import palette as palette_module
 from tessella.tokenizer.palette import fit_palette, refine_palette
 from tessella.tokenizer.vector_quantizer import VectorQuantizerSettings, nearest_codes
@@ -170,7 +170,7 @@ def test_the_tokenizer_that_it_makes() -> None:
     quantizer = VectorQuantizerSettings(
         codebook_size=8, code_width=3, normalize=False, learning="ema"
     )
-    tokenizer = ImageTokenizer(TokenizerSettings(network="palette", quantizer=quantizer)).eval()
+    tokenizer = VQAutoencoder(TokenizerSettings(network="palette", quantizer=quantizer)).eval()
     tokenizer.learn_palette(pixels, seed=0)
     palette = fit_palette(pixels, 8, seed=0)
     assert torch.equal(tokenizer.codebook, palette[None])

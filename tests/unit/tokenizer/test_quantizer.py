@@ -12,11 +12,11 @@ from tessella.tokenizer import (
     Codebooks,
     FiniteScalarQuantizer,
     FiniteScalarSettings,
-    ImageTokenizer,
     Quantizer,
     TokenizerSettings,
     VectorQuantizer,
     VectorQuantizerSettings,
+    VQAutoencoder,
     count_latent_channels,
 )
 
@@ -128,7 +128,7 @@ def test_it_refuses_another_latent(quantizer: Codebooks) -> None:
 )
 def test_an_image_tokenizer_is_made_with_it(value: Any) -> None:
     values = {"patch": 4, "widths": [16], "quantizer": value}
-    tokenizer = ImageTokenizer(build(TokenizerSettings, values)).train()
+    tokenizer = VQAutoencoder(build(TokenizerSettings, values)).train()
     image = torch.rand(2, 3, 16, 16) * 2 - 1
     made = tokenizer(image)
     (made.image.square().mean() + made.quantized.loss).backward()

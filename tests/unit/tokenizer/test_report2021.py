@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings
+from tessella.tokenizer import TokenizerSettings, VectorQuantizerSettings, VQAutoencoder
 from tessella.tokenizer.report2021 import (
     ReportBlock,
     ReportDecoder,
@@ -101,7 +101,7 @@ def test_a_small_one_learns_on_64_pixels() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizerSettings(code_width=32, normalize=False)
     settings = TokenizerSettings(network="report2021", nhid=32, quantizer=quantizer)
-    tokenizer = ImageTokenizer(settings)
+    tokenizer = VQAutoencoder(settings)
     image = torch.rand(32, 3, 64, 64) * 2 - 1
     (tokenizer(image).image - image).square().mean().backward()
     first = tokenizer.encoder.first.weight.grad

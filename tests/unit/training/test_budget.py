@@ -86,7 +86,7 @@ def test_the_largest_size_that_is_worth_it(
     monkeypatch.setattr(budget_module, "_FRACTIONS", {"tokenizer": 0.4, "transformer": 0.6})
     monkeypatch.setattr(
         budget_module,
-        "ImageTokenizer",
+        "VQAutoencoder",
         Tokenizers(clock, {"small": 0.1, "base": 1.0, "large": 10.0}),
     )
     assert choose_preset(minutes, create_accelerator("cpu"), "fp32") == expected
@@ -103,7 +103,7 @@ def test_a_size_that_does_not_fit_into_memory_is_not_chosen(
             return small(settings)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(budget_module, "ImageTokenizer", create)
+    monkeypatch.setattr(budget_module, "VQAutoencoder", create)
     assert choose_preset(1e6, create_accelerator("cpu"), "fp32") == "small"
 
 
@@ -121,7 +121,7 @@ def test_sizes_are_tried_in_the_run_s_precision(
         step.quantizer = network.quantizer  # type: ignore[attr-defined]
         return SimpleNamespace(to=lambda _: step)
 
-    monkeypatch.setattr(budget_module, "ImageTokenizer", create)
+    monkeypatch.setattr(budget_module, "VQAutoencoder", create)
     for precision in ("fp32", "bf16"):
         choose_preset(1, create_accelerator("cpu"), precision)
     assert tried == [False, False, True, True]

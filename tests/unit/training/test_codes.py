@@ -12,7 +12,7 @@ import torch
 
 from tessella.data.cache import CaptionedImages
 from tessella.images import to_float
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.training import codes as codes_module
 from tessella.training.codes import prepare_codes
 
@@ -21,20 +21,20 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def tokenizer() -> ImageTokenizer:
+def tokenizer() -> VQAutoencoder:
     return create_tokenizer()
 
 
-def create_tokenizer(num_codes: int = 1) -> ImageTokenizer:
+def create_tokenizer(num_codes: int = 1) -> VQAutoencoder:
     torch.manual_seed(0)
     # More codes than a byte holds.
     quantizer = {"codebook_size": 300, "code_width": 4, "codes_per_position": num_codes}
     settings = {"patch": 2, "widths": (16, 32), "quantizer": quantizer}
-    return ImageTokenizer(TokenizerSettings.model_validate(settings)).eval()
+    return VQAutoencoder(TokenizerSettings.model_validate(settings)).eval()
 
 
 def test_codes_are_the_tokenizer_s(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes_module, "_BATCH", 5)
     done: list[tuple[int, int]] = []
@@ -57,7 +57,7 @@ def test_codes_are_the_tokenizer_s(
 
 
 def test_mirrored_pictures_and_crops_are_passes_of_their_own(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path
 ) -> None:
     """As they are, a crop, and both mirrored: each is what encoding that very picture gives."""
     images = scenes["train"]
@@ -106,7 +106,7 @@ def test_a_crop_is_a_large_part_of_the_picture_enlarged() -> None:
 
 
 def test_they_are_encoded_once(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prepare() -> Any:
         return prepare_codes(scenes["train"], tokenizer, tmp_path / "train.npy", device=CPU)
@@ -118,7 +118,7 @@ def test_they_are_encoded_once(
 
 @pytest.mark.parametrize("change", ["weights", "images", "no note", "no codes", "broken note"])
 def test_what_they_were_made_from_is_minded(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, change: str
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path, change: str
 ) -> None:
     path = tmp_path / "train.npy"
     first = np.array(prepare_codes(scenes["train"], tokenizer, path, device=CPU))
@@ -148,7 +148,7 @@ def test_what_they_were_made_from_is_minded(
 
 
 def test_a_crash_while_encoding_leaves_nothing_to_trust(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "train.npy"
 
@@ -163,7 +163,7 @@ def test_a_crash_while_encoding_leaves_nothing_to_trust(
     assert made.shape[1] == len(scenes["train"])
 
 
-def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> None:
+def test_no_images_have_no_codes(tokenizer: VQAutoencoder, tmp_path: Path) -> None:
     class Empty(SimpleNamespace):
         def __len__(self) -> int:
             return 0
@@ -174,7 +174,7 @@ def test_no_images_have_no_codes(tokenizer: ImageTokenizer, tmp_path: Path) -> N
 
 
 def test_what_another_run_has_encoded_is_copied(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also behind a decoder that has learned on; not of another codebook."""
     known = tmp_path / "other" / "train.npy"
@@ -199,7 +199,7 @@ def test_what_another_run_has_encoded_is_copied(
 
 
 def test_another_run_without_codes_is_no_obstacle(
-    scenes: Data, tokenizer: ImageTokenizer, tmp_path: Path
+    scenes: Data, tokenizer: VQAutoencoder, tmp_path: Path
 ) -> None:
     known = tmp_path / "gone" / "train.npy"
     made = prepare_codes(

@@ -20,7 +20,7 @@ from tessella.model.folder import TrainedTokenizer
 from tessella.model.image_tokenizer import ImageTokenizer
 from tessella.model.memory import export_model
 from tessella.model.pipeline import TextToImage
-from tessella.tokenizer import ImageTokenizer as TokenizerNetwork
+from tessella.tokenizer import VQAutoencoder
 from tessella.training.fit import FitRequest, fit
 from tessella.training.initialize import initialize_tokenizer
 from tessella.training.loop import create_accelerator
@@ -210,7 +210,7 @@ def test_one_of_tessella_from_the_hub_keeps_its_licence(
         f"hf:ann/stars@{commit}, {file}, SHA-256 {sha256_file(folder / file)}"
     )
     assert settings.licence == "cc-by-nc-4.0"
-    assert initialize_tokenizer(TokenizerNetwork(settings), "hf:ann/stars")
+    assert initialize_tokenizer(VQAutoencoder(settings), "hf:ann/stars")
     assert read_tokenizer(str(folder))["tokenizer"]["origin"] is None  # one's own
 
 

@@ -10,7 +10,7 @@ from tessella.errors import CheckpointError, ConfigError
 from tessella.model.find import find_model
 from tessella.model.pipeline import TextToImage
 from tessella.text.frozen import FrozenTextEncoder
-from tessella.tokenizer import ImageTokenizer
+from tessella.tokenizer import VQAutoencoder
 from tessella.training import initialize
 from tessella.training.initialize import (
     initialize_tokenizer,
@@ -36,14 +36,14 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_a_tokenizer_begins_as_the_model_s(model: Path) -> None:
-    tokenizer, old = ImageTokenizer(TOKENIZER), TextToImage.load(model, "cpu").tokenizer
+    tokenizer, old = VQAutoencoder(TOKENIZER), TextToImage.load(model, "cpu").tokenizer
     assert not same(tokenizer, old)
     assert initialize_tokenizer(tokenizer, model)
     assert same(tokenizer, old)
 
 
 def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
-    larger = ImageTokenizer(TOKENIZER.replace(upsampling=1)).eval()
+    larger = VQAutoencoder(TOKENIZER.replace(upsampling=1)).eval()
     old = TextToImage.load(model, "cpu").tokenizer
     assert not initialize_tokenizer(larger, model)
     assert same(larger.encoder, old.encoder)
@@ -57,7 +57,7 @@ def test_a_larger_decoder_begins_afresh_on_the_same_codes(model: Path) -> None:
 
 def test_another_network_is_refused(model: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.blocks is `1` there, here `2`.*the same"):
-        initialize_tokenizer(ImageTokenizer(TOKENIZER.replace(blocks=2)), model)
+        initialize_tokenizer(VQAutoencoder(TOKENIZER.replace(blocks=2)), model)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -132,11 +132,11 @@ def test_another_text_encoder_is_refused(model: Path, monkeypatch: pytest.Monkey
 
 def test_a_bundled_model_is_named() -> None:
     bundled = TextToImage.load(find_model("scenes"), "cpu")
-    tokenizer = ImageTokenizer(bundled.config.tokenizer)
+    tokenizer = VQAutoencoder(bundled.config.tokenizer)
     assert initialize_tokenizer(tokenizer, "scenes")
     assert same(tokenizer, bundled.tokenizer)
 
 
 def test_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such model"):
-        initialize_tokenizer(ImageTokenizer(TOKENIZER), tmp_path / "nothing")
+        initialize_tokenizer(VQAutoencoder(TOKENIZER), tmp_path / "nothing")

@@ -14,7 +14,7 @@ from tessella.errors import CheckpointError
 from tessella.retrieval import ExampleMemory, RetrievalSettings
 from tessella.retrieval.copies import NearCopies
 from tessella.retrieval.examples import EXAMPLES_FILE, ROWS_FILE, ExampleRow
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.training.neighbors import (
     ExampleReader,
     Neighbors,
@@ -355,11 +355,11 @@ def prepare(folder: Path, images: Any = TRAIN, seed: int = 0) -> ExampleMemory:
     return prepare_memory(images, codes, create_tokenizer(seed), folder, sources)
 
 
-def create_tokenizer(seed: int = 0) -> ImageTokenizer:
+def create_tokenizer(seed: int = 0) -> VQAutoencoder:
     torch.manual_seed(seed)
     quantizer = {"codebook_size": 32, "code_width": 4}
     settings = {"patch": 2, "widths": (16,), "quantizer": quantizer}
-    return ImageTokenizer(TokenizerSettings.model_validate(settings))
+    return VQAutoencoder(TokenizerSettings.model_validate(settings))
 
 
 def test_the_memory_has_the_training_pictures_as_they_are(tmp_path: Path) -> None:

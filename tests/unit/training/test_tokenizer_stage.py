@@ -13,7 +13,7 @@ from rich.console import Console
 from tessella.data.cache import CaptionedImages
 from tessella.errors import ConfigError
 from tessella.images import to_float, to_uint8
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings
+from tessella.tokenizer import TokenizerSettings, VQAutoencoder
 from tessella.training.ema import create_average
 from tessella.training.loop import create_accelerator, train
 from tessella.training.schedule import create_image_generators
@@ -31,7 +31,7 @@ INDICES = np.array([3, 0, 7, 3])
 def create(data: Data, **settings: Any) -> TokenizerStage:
     torch.manual_seed(0)
     training = TokenizerTrainingSettings.model_validate(settings)
-    return TokenizerStage(ImageTokenizer(TOKENIZER), training, data, CPU)
+    return TokenizerStage(VQAutoencoder(TOKENIZER), training, data, CPU)
 
 
 def with_discriminator(data: Data, **changes: Any) -> TokenizerStage:
@@ -82,7 +82,7 @@ def test_the_used_codes_of_every_codebook_are_counted(composition: str, scenes: 
     changes = {"codes_per_position": 2, "composition": composition}
     tokenizer = TOKENIZER.replace(quantizer=TOKENIZER.quantizer.model_dump() | changes)
     torch.manual_seed(0)
-    stage = TokenizerStage(ImageTokenizer(tokenizer), TokenizerTrainingSettings(), scenes, CPU)
+    stage = TokenizerStage(VQAutoencoder(tokenizer), TokenizerTrainingSettings(), scenes, CPU)
     pixels = torch.from_numpy(scenes["train"].pixels(np.arange(8)))
     result = stage.loss_module.train()(pixels)
     codes = stage.network.eval()(to_float(pixels)).quantized.codes
@@ -215,7 +215,7 @@ def test_a_decoder_alone_learns_to_paint_from_the_first_codes_too(scenes: Data) 
     quantizer = TOKENIZER.quantizer.replace(
         codes_per_position=3, composition="residual", tail_dropout=1.0
     )
-    tokenizer = ImageTokenizer(TOKENIZER.replace(quantizer=quantizer)).train()
+    tokenizer = VQAutoencoder(TOKENIZER.replace(quantizer=quantizer)).train()
     (pixels,) = create(scenes).load_batch(np.arange(8), create_image_generators(0, 0, 8))
     tokenizer(to_float(pixels))  # its codebooks begin
     settings = TokenizerTrainingSettings(learn="decoder", init_from="model")

@@ -8,7 +8,7 @@ import torch
 
 from tessella.errors import ConfigError, ShapeError
 from tessella.images import to_float, to_uint8
-from tessella.tokenizer import ImageTokenizer, TokenizerSettings, VectorQuantizerSettings
+from tessella.tokenizer import TokenizerSettings, VectorQuantizerSettings, VQAutoencoder
 from tessella.tokenizer.losses import ReconstructionLoss, ReconstructionLossSettings
 from tessella.training.optimizer import MuonAdamW, OptimizerSettings
 
@@ -54,7 +54,7 @@ every_kind = pytest.mark.parametrize("settings", ALL.values(), ids=ALL)
 
 @every_kind
 def test_pixels_to_codes_to_pixels(settings: TokenizerSettings) -> None:
-    tokenizer = ImageTokenizer(settings).eval()
+    tokenizer = VQAutoencoder(settings).eval()
     factor = settings.downsampling
     image = torch.rand(2, 3, 2 * factor, 3 * factor) * 2 - 1
     codes = tokenizer.encode(image)
@@ -92,7 +92,7 @@ def test_downsampling() -> None:
     ],
 )
 def test_sides_that_do_not_divide(height: int, width: int, said: str) -> None:
-    tokenizer = ImageTokenizer(TINY)
+    tokenizer = VQAutoencoder(TINY)
     for use in (tokenizer.encode, tokenizer):
         with pytest.raises(ShapeError, match=said):
             use(torch.zeros(1, 3, height, width))
@@ -100,7 +100,7 @@ def test_sides_that_do_not_divide(height: int, width: int, said: str) -> None:
 
 def test_the_codes_meaning_has_a_hash_that_older_examples_know() -> None:
     """Examples are bound to it: of one codebook it is the hash of when there was no other."""
-    tokenizer = ImageTokenizer(TINY)
+    tokenizer = VQAutoencoder(TINY)
     digest = hashlib.sha256()
     for name, tensor in sorted(tokenizer.encoder.state_dict(prefix="encoder.").items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -113,7 +113,7 @@ def test_the_codes_meaning_has_a_hash_that_older_examples_know() -> None:
 
 @pytest.mark.parametrize("settings", [GROUPS, RESIDUALS])
 def test_every_codebook_counts_for_the_hash(settings: TokenizerSettings) -> None:
-    tokenizer = ImageTokenizer(settings)
+    tokenizer = VQAutoencoder(settings)
     found = [tokenizer.hash_encoder()]
     for part in tokenizer.quantizer.parts:
         with torch.no_grad():
@@ -139,7 +139,7 @@ def test_the_report_s_codes_are_as_wide_as_its_encoder() -> None:
 
 def test_a_larger_picture_has_the_codes_of_the_mean_of_its_blocks() -> None:
     """What an encoder learned at one size stays true for a decoder that paints four times it."""
-    small, large = ImageTokenizer(TINY).eval(), ImageTokenizer(LARGER).eval()
+    small, large = VQAutoencoder(TINY).eval(), VQAutoencoder(LARGER).eval()
     large.encoder.load_state_dict(small.encoder.state_dict())
     large.quantizer.load_state_dict(small.quantizer.state_dict())
     image = torch.rand(2, 3, 32, 48) * 2 - 1
@@ -174,7 +174,7 @@ def test_a_palette_that_is_none_is_refused(changes: dict[str, object], said: str
 def test_a_palette_of_all_colours_loses_nothing() -> None:
     colours = np.array([[0, 0, 0], [255, 0, 0], [0, 128, 0], [255, 255, 255]], dtype=np.uint8)
     pixels = colours[np.random.default_rng(0).integers(4, size=(5, 6, 6))]
-    tokenizer = ImageTokenizer(PALETTE)
+    tokenizer = VQAutoencoder(PALETTE)
     tokenizer.learn_palette(pixels, seed=0)
     made = to_uint8(tokenizer.eval().decode(tokenizer.encode(to_float(pixels))))
     assert np.array_equal(made, pixels)
@@ -188,7 +188,7 @@ def test_memory_can_be_saved(settings: TokenizerSettings) -> None:
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        tokenizer = ImageTokenizer(settings).train()
+        tokenizer = VQAutoencoder(settings).train()
         tokenizer.set_recompute(recompute)
         tokenizer(image).image.square().mean().backward()
         found.append([p.grad for p in tokenizer.parameters() if p.grad is not None])
@@ -201,13 +201,13 @@ def test_memory_can_be_saved(settings: TokenizerSettings) -> None:
 def test_batch_normalization_cannot_be_computed_again() -> None:
     """Its running statistics would move twice a step: another network in the end."""
     with pytest.raises(ConfigError, match=r"`report2021` cannot .*recompute=false"):
-        ImageTokenizer(REPORT).set_recompute(True)
-    ImageTokenizer(REPORT).set_recompute(False)
+        VQAutoencoder(REPORT).set_recompute(True)
+    VQAutoencoder(REPORT).set_recompute(False)
 
 
 @pytest.mark.parametrize("settings", [TINY, REPORT, TAMING])
 def test_muon_gets_the_convolutions_inside(settings: TokenizerSettings) -> None:
-    tokenizer = ImageTokenizer(settings)
+    tokenizer = VQAutoencoder(settings)
     names = {id(p): name for name, p in tokenizer.named_parameters()}
     hidden = {names[id(p)] for p in tokenizer.hidden_matrices()}
     expected = {
@@ -221,7 +221,7 @@ def test_muon_gets_the_convolutions_inside(settings: TokenizerSettings) -> None:
 
 
 def test_the_encoder_learns_through_the_codes() -> None:
-    tokenizer = ImageTokenizer(TINY).train()
+    tokenizer = VQAutoencoder(TINY).train()
     image = torch.rand(4, 3, 16, 16) * 2 - 1
     tokenizer(image).image.square().mean().backward()  # no loss of the quantizer's
     assert tokenizer.encoder.first.weight.grad.abs().sum() > 0
@@ -235,7 +235,7 @@ def test_eight_pictures_are_learned_by_heart() -> None:
     image = image.clone()
     for index in range(8):
         image[index, :, : 2 + index, 8:] *= -1
-    tokenizer = ImageTokenizer(TINY).train()
+    tokenizer = VQAutoencoder(TINY).train()
     hidden = tokenizer.hidden_matrices()
     inside = {id(p) for p in hidden}
     rest = [p for p in tokenizer.parameters() if id(p) not in inside]

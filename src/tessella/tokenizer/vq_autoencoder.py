@@ -130,11 +130,17 @@ class Reconstruction:
     quantized: Quantized  # its codes and the quantizer's loss
 
 
-class ImageTokenizer(nn.Module):
-    """Encoder, quantizer and decoder."""
+class VQAutoencoder(nn.Module):
+    """The image tokenizer's network, a vector-quantized autoencoder.
+
+    `tessella.ImageTokenizer` is one that has been trained, on pictures instead of tensors.
+
+    Source:
+        arXiv:1711.00937 (VQ-VAE).
+    """
 
     def __init__(self, settings: TokenizerSettings) -> None:
-        """Creates an untrained tokenizer."""
+        """Creates an untrained network."""
         super().__init__()
         self.settings = settings
         self.encoder, self.decoder = _create_networks(settings)
