@@ -5,8 +5,10 @@ one and on two processes, which find each other by gloo on this machine. All are
 has imported everything once.
 """
 
+import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import shutil
@@ -185,6 +187,14 @@ def test_a_killed_process_ends_the_other(runs: Path) -> None:
     assert float(seconds) < 5
 
 
+def test_a_process_that_left_by_an_error_and_lives_ends_the_other(runs: Path) -> None:
+    said, seconds = (runs / "left.txt").read_text().split("\n")
+    assert said.startswith("Process 1 of 2 (PID ")
+    assert "has left the training, and process 0 can't go on without it" in said
+    assert "`LookupError: of a callback`" in said
+    assert float(seconds) < 5
+
+
 # As a script.
 
 
@@ -214,6 +224,7 @@ def train_everything(folder: Path, kinds: Iterable[str]) -> None:
     fork(2, lambda: map_and_gather(folder))
     fork(2, lambda: fill_the_disk(folder))
     fork(2, lambda: be_killed(folder), statuses=(0, 9))
+    fork(2, lambda: leave_and_live(folder))
 
 
 def train_one(folder: Path, kind: str, name: str, steps: int) -> None:
@@ -297,6 +308,27 @@ def be_killed(folder: Path) -> None:
     except TessellaError as error:
         seconds = time.monotonic() - began
         (folder / "killed.txt").write_text(f"{error}\n{seconds}")
+
+
+def leave_and_live(folder: Path) -> None:
+    """The second process catches the error of a callback, and never comes to where both wait."""
+    accelerator = create_accelerator("cpu")
+    peers = launch.find_peers(accelerator)
+    told, began = io.StringIO(), time.monotonic()
+    path = folder / "left.txt"
+
+    def end(_: int) -> None:
+        write_text(path, f"{told.getvalue().strip()}\n{time.monotonic() - began}")
+        os._exit(0)
+
+    if accelerator.is_main_process:
+        with contextlib.redirect_stderr(told), launch.watch_peers(peers, end, patience=0.5):
+            accelerator.wait_for_everyone()
+    with contextlib.suppress(LookupError), launch.watch_peers(peers):
+        raise LookupError("of a callback")
+    while not path.exists():
+        time.sleep(0.01)
+    os._exit(0)  # there is nobody left to part from
 
 
 def fork(ranks: int, work: Callable[[], object], statuses: tuple[int, ...] = (0, 0)) -> None:

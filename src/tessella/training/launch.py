@@ -1,12 +1,14 @@
 """What a launcher brought up: how many processes, where they are, and whether they still live.
 
 torchrun, accelerate, SLURM and MPI start the processes; accelerate lets them find each other. A
-process that dies takes the others with it: they would wait for it in the next step.
+process that dies, or leaves the training by an error, takes the others with it: they would wait for
+it in the next step.
 """
 
 import contextlib
 import os
 import re
+import secrets
 import socket
 import sys
 import threading
@@ -25,6 +27,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object
 
 from tessella.errors import ConfigError, TessellaError
+from tessella.untrusted import to_line
 
 # Where launchers say how many processes they start. The last is srun's; what a batch script of
 # SLURM runs by itself has none.
@@ -55,6 +58,7 @@ class Peers:
 
     all: Sequence[Peer]  # by rank
     rank: int  # of this process
+    notes: "Notes | None" = None  # by which they tell each other of their errors
 
     def describe(self) -> str:
         """Describes them in a few words: `16 on 2 hosts, each on NVIDIA H100`."""
@@ -87,13 +91,63 @@ class Peers:
 
     def say_gone(self, rank: int | None) -> str:
         """Says which process has ended, and what that means."""
-        who = "Another process"
-        if rank is not None:
-            who = f"Process {rank} of {len(self.all)} (PID {self.all[rank].pid})"
         return (
-            f"{who} has ended, and process {self.rank} can't go on without it. Its own message is "
-            "above, if it left one. Run the same command again to resume from the last checkpoint."
+            f"{self._name(rank)} has ended, and process {self.rank} can't go on without it. Its "
+            "own message is above, if it left one. Run the same command again to resume from the "
+            "last checkpoint."
         )
+
+    def say_missing(self, *, visible: bool = True) -> str | None:
+        """Says which process no longer takes part; None while all do.
+
+        Args:
+            visible: whether processes of this host can be seen from here.
+        """
+        if visible and (gone := self.find_gone()) is not None:
+            return self.say_gone(gone)
+        left = self.notes.find() if self.notes is not None else None
+        if left is None:
+            return None
+        rank, error = left
+        return (
+            f"{self._name(rank)} has left the training, and process {self.rank} can't go on "
+            f"without it. Its error: `{error}`. Run the same command again to resume from the last "
+            "checkpoint."
+        )
+
+    def _name(self, rank: int | None) -> str:
+        if rank is None:
+            return "Another process"
+        return f"Process {rank} of {len(self.all)} (PID {self.all[rank].pid})"
+
+
+class Notes:
+    """Tells the other processes of an error, in the store by which all found each other.
+
+    A program may catch what `fit` raises and go on: its process lives, but takes part no longer.
+
+    Args:
+        store: if possible a connection of its own, for the main thread may wait on the first.
+        call: names this call of `fit`; the same in all processes.
+    """
+
+    def __init__(self, store: Any, call: str) -> None:
+        self._store = store  # torch's Store, which it does not export to type checkers
+        self._key = f"tessella-error-{call}"
+
+    def leave(self, rank: int, error: BaseException) -> None:
+        """Leaves the error by which a process leaves the training, if it is the first one."""
+        note = f"{rank} {to_line(f'{type(error).__name__}: {error}')[:1000]}"
+        with contextlib.suppress(RuntimeError):  # who keeps the store is gone, and seen to be
+            self._store.compare_set(self._key, "", note)
+
+    def find(self) -> tuple[int, str] | None:
+        """Finds the process that has left first, and its error."""
+        with contextlib.suppress(RuntimeError):  # as above
+            if self._store.check([self._key]):
+                rank, _, error = self._store.get(self._key).decode().partition(" ")
+                return int(rank), error
+        return None
 
 
 def check_launch(num_processes: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -169,18 +223,26 @@ def find_peers(accelerator: Accelerator) -> Peers:
     """Asks all processes who they are; every process must call it."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    own = Peer(socket.gethostname(), os.getpid(), name)
-    return Peers(gather_object([own]), accelerator.process_index)
+    own = Peer(socket.gethostname(), os.getpid(), name), secrets.token_hex(8)
+    all_peers, calls = zip(*gather_object([own]), strict=True)
+    notes = None
+    if accelerator.num_processes > 1:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if hasattr(store, "clone"):  # older versions of torch have one connection
+            store = store.clone()
+        notes = Notes(store, calls[0])
+    return Peers(all_peers, accelerator.process_index, notes)
 
 
 @contextlib.contextmanager
 def watch_peers(
     peers: Peers, end: Callable[[int], object] = os._exit, *, patience: float = _SECONDS_TO_EXPLAIN
 ) -> Iterator[None]:
-    """Ends this process soon after another one of its host has ended, and says which.
+    """Ends this process soon after another one has, or has left this block by an error.
 
-    A collective operation that waits for a dead process may wait for hours, and can't be
-    interrupted: so a thread looks, and ends the process if the main thread does not get to it.
+    The first is seen of those of its host, the second of all, and the error is said. A collective
+    operation that waits for such a process may wait for hours, and can't be interrupted: so a
+    thread looks, and ends the process if the main thread does not get to it.
 
     Args:
         peers: all processes.
@@ -188,28 +250,34 @@ def watch_peers(
         patience: seconds that the main thread has to find out by itself.
 
     Raises:
-        TessellaError: an operation failed because another process has ended; says which.
+        TessellaError: an operation failed because another process has left; says which.
     """
-    if len(peers.all) == 1 or peers.find_gone() is not None:  # not to be seen from here
+    visible = peers.find_gone() is None
+    if len(peers.all) == 1 or not (visible or peers.notes):
         yield
         return
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(_SECONDS_BETWEEN_LOOKS):
-            gone = peers.find_gone()
-            if gone is not None and not over.wait(patience):
-                print(peers.say_gone(gone), file=sys.stderr, flush=True)  # noqa: T201
+            missing = peers.say_missing(visible=visible)
+            if missing is not None and not over.wait(patience):
+                print(missing, file=sys.stderr, flush=True)  # noqa: T201
                 end(1)
                 return
 
     threading.Thread(target=look, daemon=True).start()
     try:
         yield
-    except RuntimeError as error:
-        if not _is_broken(error):
+    except BaseException as error:
+        is_broken = visible and isinstance(error, RuntimeError) and _is_broken(error)
+        missing = _wait_until_missing(peers) if is_broken else None
+        told = error if missing is None else TessellaError(missing)
+        if peers.notes is not None:
+            peers.notes.leave(peers.rank, told)
+        if told is error:
             raise
-        raise TessellaError(peers.say_gone(_wait_until_gone(peers))) from error
+        raise told from error
     finally:
         over.set()
 
@@ -232,12 +300,13 @@ def _is_broken(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or bool(_BROKEN.search(str(error)))
 
 
-def _wait_until_gone(peers: Peers) -> int | None:
-    """Waits a moment for the process whose connection broke to have ended; None if it lives."""
+def _wait_until_missing(peers: Peers) -> str | None:
+    """Waits a moment until it is seen whose connection broke; None if all are here and live."""
     began = time.monotonic()
-    while (gone := peers.find_gone()) is None and time.monotonic() - began < 2:
+    while (missing := peers.say_missing()) is None and time.monotonic() - began < 2:
         time.sleep(0.05)
-    return gone
+    are_here = len({peer.host for peer in peers.all}) == 1
+    return missing or (None if are_here else peers.say_gone(None))
 
 
 def _is_alive(pid: int) -> bool:

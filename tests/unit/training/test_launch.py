@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 from tessella.errors import ConfigError, TessellaError
 from tessella.training import launch
 from tessella.training.launch import (
+    Notes,
     Peer,
     Peers,
     check_launch,
@@ -141,15 +142,54 @@ def test_what_waits_for_a_dead_process_is_ended(
     assert f"Process 1 of 2 (PID {other.pid}) has ended" in capsys.readouterr().err
 
 
+def find_two(pid: int) -> list[Peers]:
+    """Two processes that live, as each of them sees both."""
+    notes = Notes(torch.distributed.HashStore(), "call")
+    return [Peers([Peer("here", pid, "cpu") for _ in range(2)], rank, notes) for rank in range(2)]
+
+
+# The others waited for it for ever: it lived, for the program had caught the error.
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_what_waits_for_a_process_that_left_by_an_error_is_ended(
+    is_seen: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    peers = find_two(os.getpid() if is_seen else find_dead())
+    ended, statuses = threading.Event(), []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        ended.set()
+
+    with watch_peers(peers[1], end, patience=0.01):
+        assert not ended.wait(0.1)
+        with pytest.raises(LookupError), watch_peers(peers[0]):
+            raise LookupError("of the\n callback")
+        peers[0].notes.leave(0, ValueError("what follows from it"))  # type: ignore[union-attr]
+        assert ended.wait(10)
+    assert statuses == [1]
+    said = capsys.readouterr().err
+    assert said.startswith("Process 0 of 2 (PID ")
+    assert "has left the training, and process 1 can't go on without it" in said
+    assert "`LookupError: of the callback`" in said
+
+
+def test_an_error_about_a_connection_of_one_s_own_stays_what_it_is() -> None:
+    """Not that of the processes, which are all there."""
+    [peers, _] = find_two(os.getpid())
+    with pytest.raises(RuntimeError, match="connection to the tracker"), watch_peers(peers):
+        raise RuntimeError("The connection to the tracker was refused.")
+
+
+def find_dead() -> int:
+    """The PID of a process that has ended."""
+    script = [sys.executable, "-c", "import os; print(os.getpid())"]
+    return int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+
+
 def test_processes_that_are_not_to_be_seen_are_not_watched() -> None:
     """Of another container with the same name, say: they would all look dead."""
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    peers = Peers([Peer("here", pid, "cpu") for pid in (os.getpid(), int(gone.stdout))], 0)
+    peers = Peers([Peer("here", pid, "cpu") for pid in (os.getpid(), find_dead())], 0)
     before = threading.active_count()
     with watch_peers(peers):
         assert threading.active_count() == before
