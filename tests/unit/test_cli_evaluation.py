@@ -1,5 +1,6 @@
 """`tessella evaluate`: what it prints and saves, on which images, what it refuses."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from commands import invoke
 from remembering import remember
+from tessella.cli import evaluation as module
 from tessella.data.prepare import prepare
 from tessella.data.settings import DataSettings
 from tessella.evaluation import squeezenet
 from tessella.evaluation.reconstruction import compute_psnr
 from tessella.evaluation.squeezenet import SqueezeNet
+from tessella.model import sampler
 from tessella.model.pipeline import TextToImage, TrainedTokenizer
 from untrained import create_untrained, save_untrained
 
@@ -97,7 +101,7 @@ def fail(*arguments: object) -> str:
 def test_a_table_of_numbers_with_their_protocol(model: Path, data: Path, weights: None) -> None:
     text = " ".join(succeed(model, data, "--features", "squeezenet-fire2").split())
     assert text.startswith(
-        "Measuring on all 10 images of drawn. Its codes give a picture back with"
+        "Measuring on all 10 images of drawn. Reconstructing 10 pictures. Its codes give a picture "
     )
     assert " metric value protocol " in text
     assert "dB, mean over all 10 images of drawn" in text
@@ -261,6 +265,28 @@ def test_painted_pictures_are_measured(model: Path, data: Path, weights: None) -
     assert Path("cache-train/manifest.json").is_file()
     with Image.open("pairs.png") as image:
         assert image.width > 8 * 128
+
+
+# Nothing was said for minutes where there is no terminal: a log looked as if it hung.
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_a_log_says_how_far_it_is(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr(module, "_LOG_SECONDS", seconds)
+    monkeypatch.setitem(sampler._BATCH_SIZES, "cpu", 4)
+    said = succeed(model, data, *PAINT).splitlines()
+    painting = [line for line in said if line.startswith("Painting")]
+    parts = [f"Painting 8 captions{part}." for part in ("", ": 4 of 8", ": 8 of 8")]
+    assert painting == (parts[:1] if seconds else parts)
+    assert said.index(parts[0]) < said.index("Comparing painted pictures with real ones.")
+    assert "Ranking 8 prompts for 3 pictures by the model." in said
+
+
+def test_a_terminal_says_it_in_its_last_line() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with console.status("") as status:
+        module._Progress(console, status)("Painting 8 captions", "4 of 8")
+        assert status.status == "Painting 8 captions: 4 of 8"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`tessella evaluate`: a model and images in, numbers with their protocol out."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tessella.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.status import Status
 
     from tessella.evaluation.eval_images import EvalImages
     from tessella.evaluation.model import ImagesEvaluation
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _SHEET_COLUMNS = 8
 _SHEET_PAIRS = 32
 _PMI_PICTURES = 32
+_LOG_SECONDS = 10.0  # between lines, as in training
 _MISSING_TRAINING = (
     "It takes the training pictures: name them with --train-data, or give a run's folder as MODEL."
 )
@@ -43,7 +46,7 @@ class EvaluationRequest:
         typer.Option(metavar="NAME", show_default="squeezenet-fire9, else efficientnet-head"),
     ] = None
     """What FID, KID, precision and recall compare: squeezenet-LAYER, efficientnet-LAYER or
-    resnet18-LAYER. May be repeated."""
+    resnet18-LAYER. Can be repeated."""
     max_images: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
     """If there are more, --seed draws this many."""
     pictures: Annotated[int, typer.Option(metavar="NUMBER", min=0)] = 256
@@ -58,7 +61,7 @@ class EvaluationRequest:
     train_data: Annotated[
         list[str] | None, typer.Option(metavar="DATA", show_default="the run's")
     ] = None
-    """What the model learned from, to look for copies. May be repeated."""
+    """What the model learned from, to look for copies. Can be repeated."""
     max_training: Annotated[int, typer.Option(metavar="NUMBER", min=1)] = 2000
     """If there are more training pictures, search this many for copies."""
     out: Annotated[Path | None, typer.Option(metavar="FILE.json")] = None
@@ -146,8 +149,26 @@ def _measure(
         )
         if request.pairs and training is None and not looks_up:
             raise ConfigError(f"There will be no pairs for --pairs. {_MISSING_TRAINING}")
-        with console.status("Looking at the pictures"):
-            return images, evaluate_images(model, images, networks, checks if paints else None)
+        with console.status("Looking at the pictures") as status:
+            tell = _Progress(console, status)
+            checked = checks if paints else None
+            return images, evaluate_images(model, images, networks, checked, tell)
+
+
+class _Progress:
+    """Says how far it is: in the last line of a terminal, elsewhere in a line now and then."""
+
+    def __init__(self, console: "Console", status: "Status") -> None:
+        self._console, self._status = console, status
+        self._what, self._said_at = "", 0.0
+
+    def __call__(self, what: str, how_far: str) -> None:
+        line = f"{what}: {how_far}" if how_far else what
+        if self._console.is_terminal:
+            self._status.update(line)
+        elif what != self._what or time.monotonic() - self._said_at >= _LOG_SECONDS:
+            self._console.print(f"{line}.")
+            self._what, self._said_at = what, time.monotonic()
 
 
 def _refuse_unused(request: EvaluationRequest) -> None:

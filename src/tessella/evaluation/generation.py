@@ -39,6 +39,7 @@ from tessella.evaluation.memorisation import (
 )
 from tessella.evaluation.metric import Evaluation, Metric, Results
 from tessella.evaluation.neighbor_copies import Beside, measure_neighbor_copies
+from tessella.evaluation.progress import Tell, paint, tell_nobody
 from tessella.evaluation.retrieval import NUM_CHOICES, Clip, measure_retrieval
 from tessella.images import Pixels
 from tessella.model.pipeline import TextToImage
@@ -89,7 +90,11 @@ class GenerationEvaluation(Evaluation):
 
 
 def evaluate_generation(
-    model: TextToImage, images: EvalImages, networks: EvalNetworks, checks: GenerationChecks
+    model: TextToImage,
+    images: EvalImages,
+    networks: EvalNetworks,
+    checks: GenerationChecks,
+    tell: Tell = tell_nobody,
 ) -> GenerationEvaluation:
     """Paints captions of images, picture i with seed i, and measures the pictures.
 
@@ -98,6 +103,7 @@ def evaluate_generation(
         images: of the model's size; captions that are too long for it are left out.
         networks: what compares pictures.
         checks: what is measured.
+        tell: is told how far it is.
     """
     real = images.draw_readable(model, checks.pictures)
     if not len(real.pixels):
@@ -106,12 +112,15 @@ def evaluate_generation(
     lookup = ExampleLookup.create(model)
     real_codes = lookup.encode(real.pixels) if lookup else None
     examples = None if real_codes is None or not lookup else lookup.find(real.captions, real_codes)
-    painted = model.generate_images(_list_requests(real.captions, examples))
+    count = f"{len(real.captions):,} captions"
+    painted = paint(model, _list_requests(real.captions, examples), f"Painting {count}", tell)
     plain = None
     if lookup and (networks.extractor or any(networks.features.values())):
         nothing = [()] * len(real.captions)
-        plain = model.generate_images(_list_requests(real.captions, nothing)).pixels
-    comparison = _Comparison(model, networks, checks, real, painted, plain, lookup)
+        requests = _list_requests(real.captions, nothing)
+        plain = paint(model, requests, f"Painting {count} {_NOT_LOOKED_UP}", tell).pixels
+    comparison = _Comparison(model, networks, checks, real, painted, plain, lookup, tell)
+    tell("Comparing painted pictures with real ones", "")
     results = comparison.compare_sets() | comparison.rank_prompts()
     results["copy_rate"], pairs = comparison.find_copies()
     if lookup and real_codes is not None:
@@ -154,6 +163,7 @@ class _Comparison:
     painted: GeneratedImages
     plain: Pixels | None  # painted without examples; None: there is no memory, or no features
     lookup: ExampleLookup | None  # None: there is no memory
+    tell: Tell
 
     @functools.cached_property
     def features(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -249,6 +259,7 @@ class _Comparison:
             _, generated = self.features[self.networks.extractor.name]
             results["features"] = self._rank_by_features(generated, self._beside)
         if clip is not None:
+            self.tell(f"Asking CLIP which of {len(prompts):,} prompts fits", "")
             by = f"cosine of picture and prompt, CLIP {clip.name}"
             scores = clip.score(self.painted.pixels, prompts)
             results["clip"] = measure_retrieval(scores, self._prompt_of, by)
@@ -263,6 +274,7 @@ class _Comparison:
         by = "pointwise mutual information by the model itself"
         if self.lookup is not None:
             by += f", {_NOT_LOOKED_UP}"
+        self.tell(f"Ranking {len(prompts)} prompts for {len(rows)} pictures by the model", "")
         try:
             pmi = torch.from_numpy(self.model.score(self.painted.pixels[rows], prompts).pmi)
         except GenerationError as error:
@@ -274,6 +286,8 @@ class _Comparison:
         extractor, training = self.networks.copy_extractor, self.checks.training
         if training is None:
             return self.checks.missing_training, ()
+        num_training = min(len(training), self.checks.max_training)
+        self.tell(f"Looking for copies of {num_training:,} training pictures", "")
         real, generated = self.features[extractor.name]
         copies = measure_copies(
             generated,
@@ -304,12 +318,14 @@ class _Comparison:
             description=self.real.description,
         )
         checks = self.checks
+        self.tell("Looking for copies of examples", "")
         return measure_neighbor_copies(self.model, beside, checks.training, checks.missing_training)
 
     def compare_losses(self, held_out: EvalImages) -> Results:
         """Measures the objective's loss on training images and on others."""
         training, reason = self.checks.training, self.checks.missing_training
         if training is not None:
+            self.tell("Comparing the losses of training pictures and others", "")
             gap = measure_loss_gap(
                 self.model, held_out, training, max_images=_LOSS_IMAGES, lookup=self.lookup
             )

@@ -16,6 +16,7 @@ from tessella.evaluation.generation import (
     evaluate_generation,
 )
 from tessella.evaluation.metric import Evaluation, Metric, Results
+from tessella.evaluation.progress import Tell, paint, tell_nobody
 from tessella.evaluation.reconstruction import evaluate_reconstructions, measure_reconstructions
 from tessella.evaluation.scenes import (
     READERS,
@@ -109,6 +110,7 @@ def evaluate_images(
     images: EvalImages,
     networks: EvalNetworks = NO_NETWORKS,
     checks: GenerationChecks | None = None,
+    tell: Tell = tell_nobody,
 ) -> ImagesEvaluation:
     """Measures a model's reconstructions of images and what it paints of their captions.
 
@@ -120,8 +122,10 @@ def evaluate_images(
         images: of the model's size; one at least.
         networks: what compares pictures; by default, pixels alone.
         checks: what is measured on painted captions; None paints none.
+        tell: is told how far it is.
     """
     what = images.description
+    tell(f"Reconstructing {len(images.pixels):,} pictures", "")
     report = evaluate_reconstructions(model.tokenizer, images.pixels)
     compared = measure_reconstructions(images.pixels, report.pixels, networks, description=what)
     results: Results = {f"reconstruction_{name}": result for name, result in compared.items()}
@@ -136,20 +140,22 @@ def evaluate_images(
     if isinstance(model, TrainedTokenizer):
         return ImagesEvaluation(results, report.pixels, None)
     if found is not None:
-        results |= _measure_new_scenes(model, found[0])
+        results |= _measure_new_scenes(model, found[0], tell)
     generation = None
     if checks is not None:
-        generation = evaluate_generation(model, images, networks, checks)
+        generation = evaluate_generation(model, images, networks, checks, tell)
         results |= generation.results
     return ImagesEvaluation(results, report.pixels, generation)
 
 
-def _measure_new_scenes(model: TextToImage, set_name: str) -> Results:
+def _measure_new_scenes(model: TextToImage, set_name: str, tell: Tell) -> Results:
     """Measures scenes with seen and with held-out combinations, if the model can read them."""
     results: Results = {}
     for name, held_out in (("seen", False), ("held_out", True)):
         if _can_read_scenes(model, set_name, held_out=held_out):
-            made = measure_scenes(model, _SCENE_PROMPTS, held_out=held_out, set_name=set_name)
+            made = measure_scenes(
+                model, _SCENE_PROMPTS, held_out=held_out, set_name=set_name, tell=tell
+            )
             results[f"all_correct_{name}_pairs"] = made.pop("all_correct")
             results |= {f"right_{demand}_{name}_pairs": metric for demand, metric in made.items()}
     return results
@@ -162,6 +168,7 @@ def measure_scenes(
     held_out: bool,
     seed: int = 0,
     set_name: str = "scenes",
+    tell: Tell = tell_nobody,
 ) -> dict[str, Metric]:
     """Paints unseen scenes, one picture a canonical prompt, and counts what is right.
 
@@ -171,6 +178,7 @@ def measure_scenes(
         held_out: whether each has a combination that is never in training.
         seed: of the prompts; picture i is painted with seed i.
         set_name: of SCENE_SETS.
+        tell: is told how many pictures are painted.
 
     Returns:
         `all_correct`, the fraction of pictures that meet every demand of their prompts; then the
@@ -181,8 +189,9 @@ def measure_scenes(
     """
     scenes = sample_prompts(num_prompts, seed, held_out, set_name)
     prompts = [SCENE_SETS[set_name].caption(scene) for scene in scenes]
-    pixels = model.generate_images(enumerate_requests(prompts)).pixels
     kind = "held-out" if held_out else "seen"
+    what = f"Painting {num_prompts:,} scenes of {kind} pairs"
+    pixels = paint(model, enumerate_requests(prompts), what, tell).pixels
     protocol = f"{num_prompts} unseen scenes of {kind} pairs, first picture, seed {seed}"
     classified = READERS[set_name](pixels, scenes)
     all_correct = sum(one.all_correct for one in classified) / len(classified)

@@ -65,7 +65,7 @@ class Sampler:
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def generate_images(self, requests: Sequence[ImageRequest]) -> GeneratedImages:
+    def generate_images(self, requests: Sequence[ImageRequest], **_: Any) -> GeneratedImages:
         self.asked.append(([one.prompt for one in requests], [one.seed for one in requests]))
         shades = [int(one.prompt.split()[1]) for one in requests]
         made = [255 - s if i < self.wrong else s + 1 for i, s in enumerate(shades)]

@@ -62,7 +62,7 @@ class Sampler:
         self.wrong = wrong
         self.asked: list[tuple[list[str], list[int]]] = []
 
-    def generate_images(self, requests: Sequence[ImageRequest]) -> GeneratedImages:
+    def generate_images(self, requests: Sequence[ImageRequest], **_: Any) -> GeneratedImages:
         prompts = [one.prompt for one in requests]
         self.asked.append((prompts, [one.seed for one in requests]))
         pixels = np.zeros((len(prompts), self.size, self.size, 3), dtype=np.uint8)
