@@ -344,6 +344,7 @@ class _TrainingState(Generic[N]):
         shared: list[Any] = [None]
         average = self.gather_average()
         if self.reporter is not None:
+            self.reporter.begin_evaluation()
             device = self.accelerator.device
             evaluation = self.stage.evaluate(average, device, self.images_seen)
             self.reporter.report_evaluation(self.images_seen, evaluation)

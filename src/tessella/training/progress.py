@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TaskID
+from rich.progress import Progress, ProgressColumn, Task, TaskID, TimeRemainingColumn
+from rich.text import Text
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -29,6 +30,21 @@ def show_progress(console: Console, what: str) -> Iterator[Callable[[int, int | 
     with create_progress(console) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class TimeLeftColumn(TimeRemainingColumn):
+    """The time left by the pace so far; nothing before one is known, or while training pauses.
+
+    A task says that it pauses by its field `pause`, which is then shown instead.
+    """
+
+    def render(self, task: Task) -> Text:
+        """Shows the time left of a task, or why it pauses."""
+        if pause := task.fields.get("pause"):
+            return Text(pause, style="progress.remaining")
+        if task.finished or task.time_remaining is None:
+            return Text()
+        return super().render(task).append(" left")
 
 
 class NotebookProgress(Progress):
@@ -56,6 +72,11 @@ class NotebookProgress(Progress):
     def update(self, task_id: TaskID, **changes: Any) -> None:
         """Changes a bar, and draws it if that was not just done."""
         super().update(task_id, **changes)
-        if self._output is not None and time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_LOOKS:
+        if time.monotonic() - self._drawn_at > _SECONDS_BETWEEN_LOOKS:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Draws the bars now."""
+        if self._output is not None:
             self._output.update(self)
             self._drawn_at = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Column
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from tessella.images import Pixels, save_png
 from tessella.runs.record import METRICS_LOG
 from tessella.training.board import Board, create_board
 from tessella.training.callbacks import Callbacks
-from tessella.training.progress import create_progress, shows_bars
+from tessella.training.progress import TimeLeftColumn, create_progress, shows_bars
 from tessella.training.stage import Evaluation
 
 _LOG_SECONDS = 10.0
@@ -76,12 +76,13 @@ class Reporter:
             # What gives way in a narrow terminal is the bar, then the metrics: never the time left.
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            TimeLeftColumn(),
             TextColumn("{task.fields[shown]}", table_column=Column(ratio=2, no_wrap=True)),
             expand=True,
         )
-        self._task = self._progress.add_task(name, total=images, completed=images_seen, shown="")
+        self._task = self._progress.add_task(
+            name, total=images, completed=images_seen, shown="", pause=""
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -105,8 +106,13 @@ class Reporter:
         self.log(images_seen, metrics)
         self._callbacks.call("on_log", self._name, images_seen, self._images, metrics=metrics)
 
+    def begin_evaluation(self) -> None:
+        """Tells that training pauses for an evaluation."""
+        self._progress.update(self._task, pause="measuring", refresh=True)
+
     def report_evaluation(self, images_seen: int, evaluation: Evaluation) -> None:
-        """Tells of an evaluation."""
+        """Tells of an evaluation that is done."""
+        self._progress.update(self._task, pause="")
         self.log(images_seen, evaluation.metrics, kind="validation")
         self.show(images_seen, evaluation.pictures)
         for warning in evaluation.warnings:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tessella.errors import CheckpointError
 from tessella.training.reporting import Meter, Reporter
+from tessella.training.stage import Evaluation
 
 
 def report(folder: Path, images_seen: int = 0) -> tuple[Reporter, io.StringIO]:
@@ -159,6 +160,33 @@ def test_a_narrow_terminal_shows_the_time_left(
         reporter.advance(100_000)
         reporter.log(150_000, {"loss": 3.4567, "accuracy": 0.1234, "images_per_second": 1234.0})
     assert re.search(r"150,000/200,000 images +\d+:\d\d:\d\d left", shown.getvalue())
+
+
+# A full bar said "0:00:00 left" for as long as the last evaluation took.
+def test_while_a_stage_is_measured_the_bar_says_so_and_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100, color_system=None)
+
+    def last_bar() -> str:
+        reporter._progress.refresh()
+        return shown.getvalue().splitlines()[-1]
+
+    with Reporter(tmp_path, "tokenizer", 1000, 0, console) as reporter:
+        assert "left" not in last_bar()  # no pace yet
+        reporter.advance(250)
+        reporter.advance(500)
+        assert re.search(r"500/1,000 images +\d+:\d\d:\d\d left", last_bar())
+        reporter.begin_evaluation()
+        assert re.search(r"500/1,000 images +measuring", last_bar())
+        reporter.report_evaluation(500, Evaluation({"psnr": 20.0}, {}))
+        assert "left" in last_bar()
+        reporter.advance(1000)
+        assert re.search(r"1,000/1,000 images +$", last_bar().partition("psnr")[0])
+        reporter.begin_evaluation()
+        assert re.search(r"1,000/1,000 images +measuring", last_bar())
 
 
 def test_a_meter_averages_over_the_steps_that_gave_a_metric() -> None:
