@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tessella.errors import ConfigError
+from tessella.model import web_export
 from tessella.model.pipeline import TextToImage
 from tessella.model.request import ImageRequest
 from tessella.model.web_export import (
@@ -24,6 +26,7 @@ from untrained import create_untrained, create_with_examples, describe_tokenizer
 REPOSITORY = Path(__file__).resolve().parent.parent
 CAPTIONS = ["a red star", "two green stars with a tail", "a blue moon", "die Straße"]
 # A prompt, a seed: words that are looked up, in other forms, of none, of other scripts.
+SCRIPT = "ort.wasm.bundle.min.mjs"
 ASKED = [
     ("a red star", 0),
     ("Moons & STARS", 2**32 + 7),
@@ -39,6 +42,28 @@ def script() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REPOSITORY / "benchmarks"))
         yield importlib.import_module("web_page")
+
+
+WATCH_LOADING = """addEventListener("DOMContentLoaded", () => {
+  window.shown = [];
+  const note = () => {
+    const line = document.getElementById("loading");
+    if (!line.hidden) shown.push(line.textContent.trim());
+  };
+  const changes = {attributes: true, childList: true, characterData: true, subtree: true};
+  new MutationObserver(note).observe(document.getElementById("loading"), changes);
+});"""
+
+
+def check_loading(page: Any, folder: Path, asked: set[str]) -> None:
+    """The bytes that were said are those of the files that were asked for, from none to all."""
+    by_page = {"index.html", "page.js", "painter.js", "examples.js", "page.json", SCRIPT, ""}
+    total = sum((folder / name).stat().st_size for name in asked - by_page)
+    megabytes = f"{total / 1e6:.1f} MB"
+    shown = page.evaluate("window.shown")
+    assert (shown[0], shown[-1]) == (f"0.0 of {megabytes}", f"{total / 1e6:.1f} of {megabytes}")
+    assert page.evaluate("[bar.value, bar.max]") == [total, total]
+    assert page.locator("#loading").is_hidden()
 
 
 def create(kind: str) -> TextToImage:
@@ -64,8 +89,12 @@ def test_the_page_paints_the_same_codes(
     page, asked = browser.new_page(), []
     page.on("request", lambda request: asked.append(request.url))
     with script.serve(tmp_path / "page") as address:
+        page.add_init_script(WATCH_LOADING)
         page.goto(address)
         page.get_by_text("Painted in").wait_for(timeout=script.PATIENCE)
+        files = {url.removeprefix(f"{address}/") for url in asked if url.startswith(address)}
+        check_loading(page, tmp_path / "page", files)
+        assert page.get_by_label("Prompt").input_value() == CAPTIONS[0]
         page.get_by_role("link", name="About this model").click()
         page.get_by_text("# A card").wait_for()
         page.go_back()
@@ -110,7 +139,7 @@ def test_another_version_of_the_runtime_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (RUNTIME / "dist").mkdir(parents=True)
-    for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"):
+    for name in (SCRIPT, "ort-wasm-simd-threaded.wasm"):
         (RUNTIME / "dist" / name).touch()
     for version in (RUNTIME_VERSION, "1.29.9"):
         (RUNTIME / "package.json").write_text(json.dumps({"version": version}))
@@ -119,6 +148,27 @@ def test_another_version_of_the_runtime_is_refused(
     match = rf"`1\.29\.9`\. Expected {RUNTIME_VERSION}\. .*npm install onnxruntime-web@"
     with pytest.raises(ConfigError, match=match):
         find_runtime()
+
+
+def test_everything_names_the_same_version() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), REPOSITORY / ".ci/run"]
+    named = {
+        (page.name, version)
+        for page in pages
+        for version in re.findall(r"onnxruntime-web@([\w.]+)", page.read_text(encoding="utf-8"))
+    }
+    versions = {name: RUNTIME_VERSION for name in ("run", "onnx.md", "CONTRIBUTING.md")}
+    assert named == set(versions.items())
+
+
+def test_the_first_prompt_is_one_of_the_captions() -> None:
+    """Of those that the card shows; of examples, where a model came without them."""
+    captions = CaptionSummary(4, {}, ["two green stars with a tail", "a red star"])
+    memory = create("examples").memory
+    assert memory is not None
+    assert web_export._choose_prompt(captions, memory) == "two green stars with a tail"
+    assert web_export._choose_prompt(None, memory) == "a red star"
+    assert web_export._choose_prompt(CaptionSummary(0, {}, []), None) == ""
 
 
 def test_without_the_runtime_a_quick_run_is_skipped(

@@ -4,7 +4,7 @@
     onnx.json, text_tokenizer.json, *.onnx          `onnx_export.py`
     examples.*, stems.json                          of a model that looks things up
     README.md, samples.png                          the model's card
-    page.json                                       its title and first prompt
+    page.json                                       its title, first prompt, bytes that it loads
     ort.*                                           onnxruntime-web, which npm brings
 
 The stemmer stays in Python: `stems.json` has the stems of the captions' words and their plurals.
@@ -20,10 +20,12 @@ from tessella.checksums import write_sums
 from tessella.errors import ConfigError
 from tessella.files import new_folder, write_bytes, write_json
 from tessella.model.find import name_model
-from tessella.model.folder import CARD_FILE, read_captions
+from tessella.model.folder import CARD_FILE, SAMPLES_FILE, read_captions
 from tessella.model.memory import check_out
 from tessella.model.onnx_export import write_graphs
+from tessella.retrieval import ExampleMemory
 from tessella.retrieval.index import split_stems, split_words
+from tessella.text.vocabulary import CaptionSummary
 
 PAGE = Path(__file__).parent / "web_page"
 RUNTIME_VERSION = "1.30.0"
@@ -57,20 +59,29 @@ def export_web(
         if memory is not None:
             said = (caption for row in memory.rows for caption in row.captions)
             write_json(building / "stems.json", list_stems(said))
+        # A quarter as large, and the page unpacks it: plain file servers do not compress.
+        program = gzip.compress(runtime[1].read_bytes(), mtime=0)
+        write_bytes(building / f"{_PROGRAM}.gzip", program, what="the web page")
+        loads = (path for path in building.iterdir() if path.name not in (CARD_FILE, SAMPLES_FILE))
         page = {
             "title": name_model(folder),
-            "prompt": captions.examples[0] if captions and captions.examples else "",
+            "prompt": _choose_prompt(captions, memory),
             "has_examples": memory is not None,
             "has_card": (building / CARD_FILE).exists(),
+            "bytes": sum(path.stat().st_size for path in loads),
         }
         write_json(building / "page.json", page)
         for path in (*PAGE.iterdir(), runtime[0]):
             shutil.copyfile(path, building / path.name)
-        # A quarter as large, and the page unpacks it: plain file servers do not compress.
-        program = gzip.compress(runtime[1].read_bytes(), mtime=0)
-        write_bytes(building / f"{_PROGRAM}.gzip", program, what="the web page")
         write_sums(building)
     return 0 if memory is None else len(memory)
+
+
+def _choose_prompt(captions: CaptionSummary | None, memory: ExampleMemory | None) -> str:
+    """Chooses the prompt that the page paints first: one of the captions that the model learned."""
+    if captions is not None and captions.examples:
+        return captions.examples[0]
+    return memory.rows[0].captions[0] if memory is not None else ""
 
 
 def find_runtime() -> Sequence[Path]:

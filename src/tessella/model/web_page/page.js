@@ -6,42 +6,73 @@ import { Painter, TextTokenizer } from "./painter.js";
 
 const [form, status, section] = ["form", "[role=status]", "section"].map((name) =>
   document.querySelector(name));
-const [prompt, seed, picture, list, about] =
-  ["prompt", "seed", "picture", "examples", "about"].map((id) => document.getElementById(id));
+const [prompt, seed, picture, list, about, loading, bar] =
+  ["prompt", "seed", "picture", "examples", "about", "loading", "bar"].map((id) =>
+    document.getElementById(id));
 
-async function read(name) {
+/** Reads a file; `count` is told of its bytes as they come. */
+async function read(name, count = () => {}) {
   const response = await fetch(name);
   if (!response.ok) throw new Error(`The file ${name} is missing (${response.status}).`);
-  return response;
+  return new Response(response.body.pipeThrough(new TransformStream({
+    transform(bytes, controller) {
+      count(bytes.byteLength);
+      controller.enqueue(bytes);
+    },
+  })));
+}
+
+/** Shows how many of so many bytes have been loaded; returns what counts them. */
+function showLoading(total) {
+  const inMegabytes = (bytes) => (bytes / 1e6).toFixed(1);
+  let loaded = 0;
+  const count = (bytes) => {
+    loaded = Math.min(loaded + bytes, total); // a server may have stored a file otherwise
+    bar.value = loaded;
+    bar.nextElementSibling.textContent = `${inMegabytes(loaded)} of ${inMegabytes(total)} MB`;
+    if (loaded === total) status.textContent = "Preparing the model…";
+  };
+  bar.max = total;
+  loading.hidden = false;
+  count(0);
+  return count;
 }
 
 /** Loads onnxruntime's program, which is kept compressed. */
-async function loadRuntime() {
-  const { body } = await read("ort-wasm-simd-threaded.wasm.gzip");
+async function loadRuntime(load) {
+  const { body } = await load("ort-wasm-simd-threaded.wasm.gzip");
   const bytes = new Response(body.pipeThrough(new DecompressionStream("gzip")));
   ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
   ort.env.wasm.wasmBinary = await bytes.arrayBuffer();
 }
 
 async function load() {
+  const page = await read("page.json").then((response) => response.json());
+  const count = showLoading(page.bytes);
+  const begin = (name) => read(name, count);
+  // All at once: what is waited for later is loaded meanwhile.
+  const runtime = loadRuntime(begin);
   const graphs = ["text_encoder", "decoding_step", "image_decoder"].map((name) =>
-    read(`${name}.onnx`).then((response) => response.arrayBuffer()));
-  const [sizes, tokenizer] = await Promise.all(
-    ["onnx.json", "text_tokenizer.json"].map((name) => read(name).then((one) => one.json())));
-  await loadRuntime();
+    begin(`${name}.onnx`).then((response) => response.arrayBuffer()));
+  const texts = ["onnx.json", "text_tokenizer.json"].map((name) =>
+    begin(name).then((response) => response.json()));
+  const memory = page.has_examples ? loadExamples(begin) : undefined;
+  const [sizes, tokenizer, examples] = await Promise.all([...texts, memory, ...graphs, runtime]);
   const sessions = [];
-  for (const graph of await Promise.all(graphs)) {
+  for (const graph of graphs) {
     sessions.push(await ort.InferenceSession.create(new Uint8Array(await graph)));
   }
   const painter = new Painter(ort, sizes, new TextTokenizer(tokenizer), sessions);
-  const page = await read("page.json").then((response) => response.json());
-  if (!page.has_examples) return { page, painter };
+  return { page, painter, memory: examples };
+}
+
+async function loadExamples(load) {
   const [arrays, lines, stems] = await Promise.all([
-    read("examples.safetensors").then((response) => response.arrayBuffer()),
-    read("examples.jsonl").then((response) => response.text()),
-    read("stems.json").then((response) => response.json()),
+    load("examples.safetensors").then((response) => response.arrayBuffer()),
+    load("examples.jsonl").then((response) => response.text()),
+    load("stems.json").then((response) => response.json()),
   ]);
-  return { page, painter, memory: new ExampleMemory(arrays, lines, stems) };
+  return new ExampleMemory(arrays, lines, stems);
 }
 
 function draw(canvas, pixels, size) {
@@ -90,6 +121,8 @@ loaded.then(({ page }) => {
   form.requestSubmit();
 }).catch((error) => {
   status.textContent = error.message;
+}).finally(() => {
+  loading.hidden = true;
 });
 
 form.addEventListener("submit", async (event) => {
