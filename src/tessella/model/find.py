@@ -81,8 +81,11 @@ def name_model(folder: Path) -> str:
     repository = find_hub_repository(folder)
     if repository is not None and repository.name.startswith("models--"):
         return repository.name.split("--")[-1]
-    is_in_run = folder.name == _MODEL_IN_RUN and (folder.parent / _RUN_FILE).exists()
-    return (folder.parent if is_in_run else folder).name
+    parts = (folder.parent, _MODEL_IN_RUN), (folder.parent.parent, _TOKENIZER_IN_RUN)
+    for run, part in parts:
+        if folder == run / part and (run / _RUN_FILE).exists():
+            return run.name
+    return folder.name
 
 
 def find_tokenizer(folder_or_name: str | Path = DEFAULT_MODEL) -> Path:

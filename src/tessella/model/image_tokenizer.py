@@ -42,7 +42,7 @@ codes = tokenizer.encode(pictures)
 pictures = tokenizer.decode(codes)
 ```
 {origin}"""
-_ORIGIN = "\nIts weights are those of others: `{source}`.\n"
+_ORIGIN = "\nIts weights come from: `{source}`.\n"
 _WHOLE = {
     torch.uint8, torch.uint16, torch.uint32, torch.uint64,
     torch.int8, torch.int16, torch.int32, torch.int64,

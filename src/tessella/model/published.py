@@ -23,6 +23,7 @@ from tessella.checksums import SUMS_FILE, check_link, check_own, prove, read_fil
 from tessella.errors import CheckpointError, ConfigError
 from tessella.files import new_folder, sha256_file, write_json, write_tensors, write_text
 from tessella.hub import find_hub_address
+from tessella.model.find import name_model
 from tessella.model.folder_weights import build_network, load_network, load_weights, read_weights
 from tessella.tokenizer import TokenizerSettings, VectorQuantizerSettings, VQAutoencoder, layouts
 from tessella.untrusted import parse_json, to_line
@@ -129,7 +130,7 @@ def describe_source(weights: Path) -> dict[str, str | None]:
     """
     root = _find_root(weights.parent)
     address = find_hub_address(weights.parent)
-    name = str(address) if address else root.resolve().name
+    name = str(address) if address else name_model(root)
     file = weights.relative_to(root).as_posix()
     origin = f"{name}, {file}, SHA-256 {sha256_file(weights)}"
     return {"origin": origin, "licence": read_licence(root)}
@@ -146,7 +147,7 @@ def read_licence(folder: Path) -> str | None:
         return None  # a model loads whatever has become of its card
     header = _read_header(card)
     licence = header.get("license", "")
-    licence = header.get("license_name", licence) if licence == "other" else licence
+    licence = header.get("license_name", "") if licence == "other" else licence
     return None if licence.lower() in _NO_LICENCES else to_line(licence)[:_MAX_LICENCE]
 
 

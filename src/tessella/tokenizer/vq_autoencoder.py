@@ -51,9 +51,9 @@ class TokenizerSettings(Settings):
     pixel_range: Literal["signed", "unit"] = "signed"
     """What the network reads and paints: pixels in [-1, 1], or in [0, 1] (`unit`), as aMUSEd's."""
     origin: str | None = Field(None, max_length=1000)
-    """Who published the weights, for the model card; left out for weights of your own."""
+    """Where weights that were trained before come from, for the model card."""
     licence: str | None = Field(None, min_length=1, max_length=1000)
-    """Licence of weights that others have published, for the model card."""
+    """Licence of such weights, for the model card."""
     upsampling: int = Field(0, ge=0, le=3)
     """Levels that the decoder has beyond the encoder's. Each doubles the picture: the encoder reads
     it at a half, a quarter, … of data.image_size, the decoder paints it at full size."""
@@ -70,8 +70,8 @@ class TokenizerSettings(Settings):
 
     @property
     def source(self) -> str:
-        """Where the weights come from and under which licence, in words; empty for one's own."""
-        licence = self.licence or "unknown: ask who published them before you pass them on"
+        """Where the weights come from and under which licence, in words; empty for new ones."""
+        licence = self.licence or "unknown: ask whose they are before you pass them on"
         return f"{self.origin}; licence: {licence}" if self.origin else ""
 
     @field_validator("origin", "licence", mode="before")

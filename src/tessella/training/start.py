@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tessella.config import merge, read_config
-from tessella.hub import find_hub_address
 from tessella.model.find import find_model, find_tokenizer, pin
 from tessella.model.folder import TOKENIZER_FILE, TrainedTokenizer, read_model_config
 from tessella.model.published import describe_source, find_published
@@ -72,7 +71,7 @@ def read_tokenizer(tokenizer: str) -> dict[str, Any]:
     folder = find_tokenizer(tokenizer)
     config = TrainedTokenizer.load(folder, "cpu").config
     settings = config.tokenizer
-    if settings.origin is None and find_hub_address(folder):  # somebody has published it
+    if settings.origin is None:
         weights = find_published(folder) or folder / TOKENIZER_FILE
         settings = settings.replace(**describe_source(weights))
     return {

@@ -107,7 +107,7 @@ def test_diffusers_reads_what_is_exported(folder: Path, tmp_path: Path) -> None:
     assert again.config == before.config  # where they come from, and the licence, too
     assert again.config.tokenizer.licence == "mit"
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"those of others: `{before.config.tokenizer.origin}; licence: mit`." in card
+    assert f"come from: `{before.config.tokenizer.origin}; licence: mit`." in card
 
 
 def test_what_was_trained_here_stays_ones_own(tmp_path: Path) -> None:
@@ -136,6 +136,7 @@ def test_what_was_trained_here_stays_ones_own(tmp_path: Path) -> None:
         ("license:\n  - mit\n  - apache-2.0\ntags:\n- a", "mit, apache-2.0"),
         ("license: [mit, 'apache-2.0']", "mit, apache-2.0"),
         ("tags:\n- license: gpl\nlicense: other\nlicense_name: c#-terms", "c#-terms"),
+        ("license: other", None),
         ("license: unknown", None),
         ("license:", None),
         ("tags: [a]", None),
@@ -162,7 +163,7 @@ def test_text_of_others_is_one_line_of_code_in_a_card(folder: Path, tmp_path: Pa
         "a # Heading\\x1b[31m `<b>`"
     )
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "those of others: `a # Heading\\x1b[31m '<b>'; licence: " in card
+    assert "come from: `a # Heading\\x1b[31m '<b>'; licence: " in card
 
 
 def test_sums_of_a_pipeline_prove_its_tokenizer(tmp_path: Path) -> None:

@@ -211,7 +211,29 @@ def test_one_of_tessella_from_the_hub_keeps_its_licence(
     )
     assert settings.licence == "cc-by-nc-4.0"
     assert initialize_tokenizer(VQAutoencoder(settings), "hf:ann/stars")
-    assert read_tokenizer(str(folder))["tokenizer"]["origin"] is None  # one's own
+
+
+# It counted as one's own: nothing told whose it was, or which.
+@pytest.mark.parametrize("part", ["model", "tokenizer/model"])
+def test_a_folder_of_tessella_s_is_told_by_its_run_its_weights_and_its_card(
+    part: str, pictures: Path, tmp_path: Path
+) -> None:
+    folder = save_untrained(create_untrained(), tmp_path / "before" / part)
+    (tmp_path / "before" / "run.json").write_text("{}")
+    settings = Recipe.model_validate(read_tokenizer(str(tmp_path / "before"))).tokenizer
+    sha256 = sha256_file(folder / "tokenizer.safetensors")
+    assert settings.origin == f"before, tokenizer.safetensors, SHA-256 {sha256}"
+    assert settings.licence is None
+    assert "licence: unknown: ask whose they are" in settings.source
+
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    words = (*SMALL, "transformer_training.images=8")
+    trained, said = call(tmp_path / "run", pictures, *words, tokenizer=str(folder))
+    source = f"before, tokenizer.safetensors, SHA-256 {sha256}; licence: cc-by-4.0"
+    assert f"Image tokenizer: {source}." in " ".join(said.split())
+    assert f"trained before. `{source}`" in (trained / "README.md").read_text()
+    # And stays with whatever is trained on that.
+    assert read_tokenizer(str(trained))["tokenizer"]["origin"] == settings.origin
 
 
 def test_commands_take_and_give_it(theirs: Path, tmp_path: Path) -> None:
