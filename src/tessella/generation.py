@@ -24,8 +24,9 @@ class GenerationSettings(Settings):
     """
 
     steps: int = Field(16, ge=1, le=4096)
-    """Sampling steps; capped at the picture's number of positions. Only for `any_order` and
-    `masked`: `autoregressive` samples one position per step, the others all in one step."""
+    """Sampling steps, at most one for each position of the picture. Only for models of the
+    objectives `any_order` and `masked`: `autoregressive` samples one position per step, the others
+    all in one step."""
     temperature: float = Field(0.6, ge=0.0, le=100.0, allow_inf_nan=False)
     """Divides the logits: below 1 makes likely codes likelier; 0 always takes the likeliest."""
     top_k: int | None = Field(None, ge=1)
@@ -43,8 +44,8 @@ class GenerationSettings(Settings):
     confidence_temperature: float = Field(4.5, ge=0.0, le=1000.0, allow_inf_nan=False)
     """Noise in the order `confidence`; it fades to zero by the last step."""
     neighbors: int | None = Field(None, ge=0, le=MAX_NEIGHBORS)
-    """Examples to look up beside each prompt, at most as many as the model learned to look at,
-    which is what it does if left out; 0 paints from the weights alone."""
+    """Examples to look up for each prompt, at most as many as the model was trained with, which
+    is the number if left out; 0 paints from the weights alone."""
     step_schedule: Literal["cosine", "arccos"] = "cosine"
     """How many positions each step fills: `cosine`, few at first and many at the end; `arccos`,
     nearly the same number, with more at the end."""

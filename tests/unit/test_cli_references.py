@@ -245,7 +245,7 @@ def test_neighbors_outside_of_their_range_are_wrong_usage(model: str) -> None:
 def test_the_help_says_how_many_and_that_references_repeat() -> None:
     told = " ".join(CliRunner().invoke(app, ["generate", "--help"]).stdout.split())
     assert "--reference IMAGE" in told
-    assert "A picture of your own to look at beside the prompt" in told
+    assert "A picture of your own that the model looks at beside the prompt" in told
     assert "0 paints from the weights alone." in told
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def doctor(data: Data, config: Config = None, set_: Set = None, preset: Preset = None) -> Result:
     """Check DATA: its contents, its faults, what to do next.
 
-    Decodes every picture and writes nothing. Also says for how many captions another picture's
-    caption is so near that its picture is worth looking up (retrieval.neighbors). The exit status
-    is 1 if DATA cannot be trained on.
+    Decodes every picture and writes nothing. Also counts the captions to which another picture's
+    caption is so similar that a model that looks at examples would learn from it
+    (retrieval.neighbors). The exit status is 1 if DATA cannot be trained on.
     """
     from tessella.data.inspect import inspect_data
     from tessella.retrieval.coverage import CoverageMeter

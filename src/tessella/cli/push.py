@@ -54,7 +54,7 @@ def push(
     """Share a model on the Hugging Face hub.
 
     Everybody can then paint with --model hf:USER/NAME. The files of the model go there, with its
-    card and pictures that it paints for eight captions. Log in before: `hf auth login`, or
+    card and pictures that it paints for eight captions. Log in first: `hf auth login`, or
     HF_TOKEN.
     """
     from tessella.errors import ConfigError

@@ -32,7 +32,7 @@ class ScoreOptions:
     prompts_file: PromptsFile = None
     model: Model = DEFAULT_MODEL
     num_orders: Annotated[int, typer.Option(metavar="NUMBER", min=1, max=1000)] = 4
-    """Orders of the positions to average over: more are steadier and take longer."""
+    """Average over this many orders of the positions: more are steadier and take longer."""
     seed: Seed = 0
     device: Device = "auto"
 
@@ -40,9 +40,9 @@ class ScoreOptions:
 def score(context: typer.Context) -> Result:
     """Rank prompts for a picture.
 
-    PMI says how much likelier the prompt makes the picture, in nats; below 0 it makes it less
-    likely. The share is the model's probability for the prompt among the ones given: it
-    classifies.
+    PMI (pointwise mutual information) says how much likelier the prompt makes the picture, in
+    nats; below 0, less likely. The share is the model's probability for the prompt among those
+    given: with names of classes as prompts, it classifies.
     """
     options = get_group(context, ScoreOptions)
     prompts = list(dict.fromkeys(collect_prompts(options.prompts, options.prompts_file)))

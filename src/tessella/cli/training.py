@@ -106,7 +106,7 @@ def fit(context: typer.Context) -> Result | None:
 def fit_tokenizer(context: typer.Context) -> Result | None:
     """Train only the image tokenizer.
 
-    This is the first half of fit, in the same kind of folder.
+    This is the first half of fit; fit-transformer with the same --out is the second.
     """
     return _fit(context, "tokenizer")
 
@@ -114,7 +114,8 @@ def fit_tokenizer(context: typer.Context) -> Result | None:
 def fit_transformer(context: typer.Context) -> Result | None:
     """Train only the transformer.
 
-    This is the second half of fit: RUN holds the image tokenizer that fit-tokenizer trained.
+    This is the second half of fit: --out names the run in which fit-tokenizer trained the image
+    tokenizer.
     """
     return _fit(context, "transformer")
 

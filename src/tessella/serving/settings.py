@@ -75,7 +75,7 @@ class ServeSettings(Settings):
     """Paint with the first model whatever other name a request gives; if left out, only where one
     model is served."""
     log_prompts: bool = False
-    """Writes prompts into the access log."""
+    """Write prompts into the access log."""
 
     @model_validator(mode="after")
     def _fits_the_queue(self) -> Self:
