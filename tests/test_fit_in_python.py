@@ -14,8 +14,9 @@ from PIL import Image
 import tessella
 from commands import invoke
 from tessella.files import read_tensors
+from tiny_runs import TINY, draw_pictures
 
-TINY: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "data.image_size": 16,
     "data": {"workers": 1},
     "tokenizer": {"patch": 2, "widths": [16, 16], "quantizer": {"codebook_size": 16}},
@@ -27,34 +28,16 @@ TINY: dict[str, Any] = {
 }
 """Dotted, nested and both; what is left out by None, too."""
 WORDS = [
-    "data.image_size=16",
-    "data.workers=1",
-    "tokenizer.patch=2",
-    "tokenizer.widths=[16,16]",
-    "tokenizer.quantizer.codebook_size=16",
-    "tokenizer_training.images=32",
-    "tokenizer_training.batch_size=8",
+    *TINY,
     "tokenizer_training.evaluate_every_images=16",
-    "transformer.width=16",
-    "transformer.depth=2",
-    "transformer.heads=2",
-    "transformer_training.images=32",
-    "transformer_training.batch_size=8",
     "transformer_training.save_every_seconds=0.001",
-    "generation.steps=2",
 ]
 """The same for the command."""
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        colours = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(colours.repeat(4, 0).repeat(4, 1)).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(f"picture {number}\n")
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 12)
 
 
 class Recorder(tessella.Callback):
@@ -83,7 +66,7 @@ class Recorder(tessella.Callback):
 
 
 def fit(pictures: Path, out: Path, **options: Any) -> tessella.TextToImage:
-    return tessella.fit(pictures, out, **{"settings": TINY, "device": "cpu"} | options)
+    return tessella.fit(pictures, out, **{"settings": SETTINGS, "device": "cpu"} | options)
 
 
 @pytest.fixture(scope="module")

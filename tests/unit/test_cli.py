@@ -23,6 +23,7 @@ import typer
 from PIL import Image, features
 
 import tessella
+from commands import failed, succeeded
 from commands import invoke as run
 from tessella.cli import app, main
 from tessella.cli.reporting import to_toml
@@ -62,19 +63,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def succeed(*arguments: object) -> str:
     """Runs a command that has to succeed; returns its stdout."""
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def fail(*arguments: object) -> str:
     """Runs a command that has to fail with one line; returns it."""
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert "Traceback" not in result.stderr
-    return str(result.stderr)
+    return failed(run(*arguments))
 
 
 def files() -> list[str]:

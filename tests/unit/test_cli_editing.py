@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from commands import invoke as run
+from commands import succeeded
 from masks import HOLE, KINDS, draw_hole
 from tessella.model.canvas import fit_images
 from tessella.model.mask import half_mask
@@ -40,9 +41,7 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def refuse(status: int, *arguments: object) -> str:

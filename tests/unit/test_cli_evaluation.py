@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from commands import invoke
+from commands import invoke, succeeded
 from remembering import remember
 from tessella.cli import evaluation as module
 from tessella.data.prepare import prepare
@@ -86,9 +86,7 @@ def run(*arguments: object) -> Any:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def fail(*arguments: object) -> str:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from commands import invoke
+from commands import invoke, succeeded
 from tessella.cli import app
 from tessella.model.pipeline import TextToImage
 from tessella.posts.platforms import PLATFORMS
@@ -48,9 +48,7 @@ def run(*arguments: object) -> Any:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def fail(*arguments: object) -> str:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from commands import invoke
+from commands import failed, invoke, succeeded
 from tessella.cli import app
 from tessella.evaluation.probe import draw_noise
 from tessella.files import write_tensors
@@ -50,20 +50,15 @@ def run(*arguments: object) -> Any:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def fail(*arguments: object) -> str:
     """Runs a command that has to fail with one line and write nothing; returns the line."""
     before = sorted(Path().iterdir())
-    result = run(*arguments)
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
+    said = failed(run(*arguments))
     assert sorted(Path().iterdir()) == before
-    return str(result.stderr)
+    return said
 
 
 def pixels_of(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from commands import invoke as run
+from commands import succeeded
 from tessella.cli import app
 from tessella.cli.pictures import name_examples
 from tessella.images import read_png_texts
@@ -44,9 +45,7 @@ def _pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def fail(*arguments: object) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import invoke
+from commands import invoke, succeeded
 from tessella.model.pipeline import TextToImage
 from tessella.model.sampler import Scores
 from untrained import create_untrained, save_untrained
@@ -40,9 +40,7 @@ def run(*arguments: object) -> Any:
 
 
 def succeed(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return str(result.stdout)
+    return succeeded(run(*arguments))
 
 
 def test_prompts_are_ranked_by_what_they_add_to_the_picture(

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import math
-import re
 from collections import Counter
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scene_captions import canonize
 from tessella.data.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -274,20 +274,6 @@ def test_canonical_captions_round_trip(seed: int, held_out: bool) -> None:
     assert canonical_caption(parsed) == caption
     assert describe(parsed) == describe(scene)
     assert tuple((item.x, item.y) for item in parsed.objects) == scene.places
-
-
-def canonize(paraphrase: str) -> str:
-    """Turns every wording into the canonical one, by rules written apart from the package's."""
-    for pattern, canonical in (
-        (r"\bbig\b", "large"),
-        (r"\b(little|tiny)\b", "small"),
-        (r"\bto the (left|right) of\b", r"\1 of"),
-        (r"\bover\b", "above"),
-        (r"\b(under|beneath)\b", "below"),
-        (r" on (\w+)$", r" on a \1 background"),
-    ):
-        paraphrase = re.sub(pattern, canonical, paraphrase)
-    return paraphrase
 
 
 @given(seeds)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections import Counter
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scene_captions import canonize
 from tessella.data.scenes.groups import (
     CORNERS,
     HALVES,
@@ -264,26 +264,6 @@ def test_canonical_captions_round_trip(seed: int, held_out: bool) -> None:
     assert describe(parsed) == describe(scene)
     assert all(offset == STILL for group in parsed.groups for offset in group.offsets)
     assert parsed.is_held_out == held_out
-
-
-def canonize(paraphrase: str) -> str:
-    """Turns every wording into the canonical one, by rules written apart from the package's."""
-    for pattern, canonical in (
-        (r"\bbig\b", "large"),
-        (r"\b(little|tiny)\b", "small"),
-        (r"\bstripy\b", "striped"),
-        (r"\bspotted\b", "dotted"),
-        (r"\bside by side\b", "in a row"),
-        (r"\b2\b", "two"),
-        (r"\b3\b", "three"),
-        (r"\b4\b", "four"),
-        (r"\bto the (left|right) of\b", r"\1 of"),
-        (r"\bover\b", "above"),
-        (r"\b(under|beneath)\b", "below"),
-        (r" on (\w+)$", r" on a \1 background"),
-    ):
-        paraphrase = re.sub(pattern, canonical, paraphrase)
-    return paraphrase
 
 
 @given(seeds)

@@ -1,6 +1,5 @@
 """`fit --tokenizer`: the transformer learns the codes of a tokenizer that others have trained."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from commands import invoke
 from hub_server import Hub
@@ -21,12 +19,13 @@ from tessella.model.image_tokenizer import ImageTokenizer
 from tessella.model.memory import export_model
 from tessella.model.pipeline import TextToImage
 from tessella.tokenizer import VQAutoencoder
-from tessella.training.fit import FitRequest, fit
+from tessella.training.fit import FitRequest
 from tessella.training.initialize import initialize_tokenizer
 from tessella.training.loop import create_accelerator
 from tessella.training.recipe import Recipe
 from tessella.training.request import resolve_run
 from tessella.training.start import read_tokenizer
+from tiny_runs import draw_pictures, train
 from untrained import create_untrained, describe_tokenizer, save_untrained
 from vq_models import decode_by, encode_by, save_vq_model
 
@@ -43,22 +42,9 @@ SMALL = (
 )
 
 
-def call(out: Path, pictures: Path, *words: str, **changes: Any) -> tuple[Path, str]:
-    said = io.StringIO()
-    request = FitRequest(
-        **{"sources": [str(pictures)], "out": out, "device": "cpu", "assignments": words} | changes
-    )
-    return fit(request, Console(file=said, width=200)), said.getvalue()
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(20):
-        colours = np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8)
-        Image.fromarray(colours.repeat(4, 0).repeat(4, 1)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"picture {number}\n")
-    return folder
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 20)
 
 
 @pytest.fixture
@@ -73,7 +59,7 @@ def test_from_diffusers_folder_to_a_model(pictures: Path, theirs: Path, tmp_path
     sha256 = sha256_file(theirs / "diffusion_pytorch_model.safetensors")
     vq_model = save_vq_model(tmp_path / "same")
     run = tmp_path / "run"
-    folder, said = call(run, pictures, *SMALL, tokenizer=str(theirs))
+    folder, said = train(run, pictures, *SMALL, tokenizer=str(theirs))
     assert f"SHA-256 {sha256}; licence: mit." in " ".join(said.split())
     # No step of stage 1 was taken: the codes and pixels are theirs.
     model = TextToImage.load(folder, "cpu")
@@ -90,19 +76,19 @@ def test_from_diffusers_folder_to_a_model(pictures: Path, theirs: Path, tmp_path
     assert "psnr" in (folder / "metrics.json").read_text()
     [painted] = model.generate("picture 3", seed=1)
     assert painted.size == (16, 16)
-    assert export_model(folder, tmp_path / "copy") == 19
+    assert export_model(folder, tmp_path / "copy") == 18  # two are held out
     shutil.rmtree(theirs)
     [again] = TextToImage.load(tmp_path / "copy", "cpu").generate("picture 3", seed=1)
     assert again == painted
     shutil.rmtree(run / "model")
-    assert call(run, pictures, *SMALL, tokenizer=str(theirs))[0] == folder
+    assert train(run, pictures, *SMALL, tokenizer=str(theirs))[0] == folder
     with pytest.raises(ConfigError, match="The run began with other settings"):
-        call(run, pictures, *SMALL)
+        train(run, pictures, *SMALL)
 
 
 def test_the_decoder_alone_may_learn_on(pictures: Path, theirs: Path, tmp_path: Path) -> None:
     words = ("tokenizer_training.images=16", "tokenizer_training.batch_size=8")
-    folder, _ = call(
+    folder, _ = train(
         tmp_path / "run",
         pictures,
         *SMALL,
@@ -142,7 +128,7 @@ def test_settings(theirs: Path, tmp_path: Path) -> None:
 
 def test_a_size_that_does_not_suit_is_refused(pictures: Path, theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"multiple of 2 .*: `17`\. Try 16 or 18"):
-        call(tmp_path / "run", pictures, "data.image_size=17", tokenizer=str(theirs))
+        train(tmp_path / "run", pictures, "data.image_size=17", tokenizer=str(theirs))
     assert not (tmp_path / "run").exists()
 
 
@@ -170,7 +156,7 @@ def test_a_tokenizer_of_the_hub(hub: Hub, pictures: Path, theirs: Path, tmp_path
     [commit] = hub.put("ann/amused", files | others).commits
     run = tmp_path / "run"
     words = ("transformer_training.images=8",)
-    folder, _ = call(run, pictures, *SMALL, *words, tokenizer="hf:ann/amused")
+    folder, _ = train(run, pictures, *SMALL, *words, tokenizer="hf:ann/amused")
     assert sorted(hub.fetched) == [
         "README.md",
         "model_index.json",
@@ -187,7 +173,7 @@ def test_a_tokenizer_of_the_hub(hub: Hub, pictures: Path, theirs: Path, tmp_path
     hub.put("ann/unet", {"config.json": unet, "diffusion_pytorch_model.safetensors": b"large"})
     hub.fetched.clear()
     with pytest.raises(CheckpointError, match=r"is a network of diffusers .*Missing: tokenizer"):
-        call(tmp_path / "next", pictures, *SMALL, tokenizer="hf:ann/unet")
+        train(tmp_path / "next", pictures, *SMALL, tokenizer="hf:ann/unet")
     assert hub.fetched == ["config.json"]
 
 
@@ -228,7 +214,7 @@ def test_a_folder_of_tessella_s_is_told_by_its_run_its_weights_and_its_card(
 
     (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     words = (*SMALL, "transformer_training.images=8")
-    trained, said = call(tmp_path / "run", pictures, *words, tokenizer=str(folder))
+    trained, said = train(tmp_path / "run", pictures, *words, tokenizer=str(folder))
     source = f"before, tokenizer.safetensors, SHA-256 {sha256}; licence: cc-by-4.0"
     assert f"Image tokenizer: {source}." in " ".join(said.split())
     assert f"trained before. `{source}`" in (trained / "README.md").read_text()

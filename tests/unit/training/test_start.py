@@ -1,6 +1,5 @@
 """`fit --from`: a run goes on from another one, with its weights, words and pictures."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from hub_server import Hub
 from tessella.data import units
@@ -19,28 +17,13 @@ from tessella.files import read_tensors
 from tessella.model import from_hub
 from tessella.model.folder import read_model_config
 from tessella.model.pipeline import TextToImage
-from tessella.training.fit import FitRequest, fit
+from tessella.training.fit import FitRequest
 from tessella.training.loop import create_accelerator
 from tessella.training.request import resolve_run
 from tessella.training.run_folder import write_run_file
+from tiny_runs import TINY, train
 
-SMALL = (
-    "data.image_size=16",
-    "data.workers=1",
-    "tokenizer.patch=2",
-    "tokenizer.widths=[16,16]",
-    "tokenizer.quantizer.codebook_size=16",
-    "tokenizer_training.images=32",
-    "tokenizer_training.batch_size=8",
-    "transformer.width=16",
-    "transformer.depth=2",
-    "transformer.heads=2",
-    "transformer_training.images=32",
-    "transformer_training.batch_size=8",
-    "transformer_training.flips=true",
-    "generation.steps=2",
-    "retrieval.neighbors=1",
-)
+SMALL = (*TINY, "transformer_training.flips=true", "retrieval.neighbors=1")
 
 
 def add_pictures(folder: Path, names: list[str], captions: list[str]) -> None:
@@ -51,21 +34,13 @@ def add_pictures(folder: Path, names: list[str], captions: list[str]) -> None:
         (folder / f"{name}.txt").write_text(f"{caption}\n")
 
 
-def call(out: Path, pictures: Path, *words: str, **changes: Any) -> tuple[Path, str]:
-    said = io.StringIO()
-    request = FitRequest(
-        **{"sources": [str(pictures)], "out": out, "device": "cpu", "assignments": words} | changes
-    )
-    return fit(request, Console(file=said, width=200)), said.getvalue()
-
-
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run, and its pictures."""
     folder = tmp_path_factory.mktemp("start")
     names = [f"{number:02}" for number in range(20)]
     add_pictures(folder / "pictures", names, [f"picture {name}" for name in names])
-    call(folder / "run", folder / "pictures", *SMALL)
+    train(folder / "run", folder / "pictures", *SMALL)
     return folder / "run", folder / "pictures"
 
 
@@ -81,7 +56,7 @@ def more(before: tuple[Path, Path], tmp_path: Path) -> Path:
 def test_it_begins_where_the_run_ended(before: tuple[Path, Path], tmp_path: Path) -> None:
     run, pictures = before
     nothing = ("tokenizer_training.images=0", "transformer_training.images=0")
-    folder, said = call(tmp_path / "next", pictures, *nothing, start_from=str(run))
+    folder, said = train(tmp_path / "next", pictures, *nothing, start_from=str(run))
     assert "Examples beside each prompt" not in said  # as there: nothing to choose
     assert read_model_config(folder) == read_model_config(run / "model")
     for name in ("tokenizer.safetensors", "transformer.safetensors"):
@@ -97,7 +72,7 @@ def test_new_words_become_tokens_and_the_codebook_stays(
     before: tuple[Path, Path], more: Path, tmp_path: Path
 ) -> None:
     run, _ = before
-    folder, said = call(tmp_path / "next", more, start_from=str(run))
+    folder, said = train(tmp_path / "next", more, start_from=str(run))
     old, new = (TextToImage.load(model, "cpu") for model in (run / "model", folder))
     added = new.text_tokenizer.vocabulary_size - old.text_tokenizer.vocabulary_size
     assert added > 0
@@ -130,9 +105,9 @@ def test_only_new_pictures_are_decoded(
 
     monkeypatch.setattr(units, "decode_records", count)
     nothing = ("tokenizer_training.images=0", "transformer_training.images=0")
-    call(tmp_path / "next", pictures, *nothing, start_from=str(run))
+    train(tmp_path / "next", pictures, *nothing, start_from=str(run))
     assert not decoded
-    call(tmp_path / "anew", pictures, *SMALL, "tokenizer_training.images=8")
+    train(tmp_path / "anew", pictures, *SMALL, "tokenizer_training.images=8")
     assert sum(decoded) == 20
 
 
@@ -142,15 +117,15 @@ def test_it_resumes_when_the_run_is_gone(
     first = tmp_path / "first"
     shutil.copytree(before[0], first)
     out = tmp_path / "next"
-    folder, _ = call(out, more, start_from=str(first))
+    folder, _ = train(out, more, start_from=str(first))
     weights = (folder / "transformer.safetensors").read_bytes()
     shutil.rmtree(first)
-    call(out, more, start_from=str(first))
+    train(out, more, start_from=str(first))
     assert (folder / "transformer.safetensors").read_bytes() == weights
     with pytest.raises(ConfigError, match=r"has seed = `0`, now it is `1`.*--from"):
-        call(out, more, start_from=str(first), seed=1)
+        train(out, more, start_from=str(first), seed=1)
     with pytest.raises(CheckpointError, match=r"no such model"):
-        call(tmp_path / "other", more, start_from=str(first))
+        train(tmp_path / "other", more, start_from=str(first))
 
 
 @pytest.mark.parametrize("is_setting", [False, True])
@@ -186,7 +161,7 @@ def test_a_model_folder_brings_its_sizes(
     alone = tmp_path / "alone"
     shutil.copytree(before[0] / "model", alone)
     lengths = ("tokenizer_training.images=8", "transformer_training.images=8")
-    folder, _ = call(tmp_path / "next", more, *lengths, start_from=str(alone))
+    folder, _ = train(tmp_path / "next", more, *lengths, start_from=str(alone))
     assert read_model_config(folder) == read_model_config(alone)
     recipe = json.loads((tmp_path / "next/run.json").read_text())["recipe"]
     assert not recipe["transformer_training"]["flips"]  # no model folder knows it
@@ -198,14 +173,14 @@ def test_a_preset_is_refused(before: tuple[Path, Path], in_file: bool, tmp_path:
     (tmp_path / "my.toml").write_text('preset = "small"\n')
     said = {"config_file": tmp_path / "my.toml"} if in_file else {"preset": "small"}
     with pytest.raises(ConfigError, match=r"not those of a preset: `small`. Leave the preset out"):
-        call(tmp_path / "next", pictures, start_from=str(run), **said)
+        train(tmp_path / "next", pictures, start_from=str(run), **said)
     assert not (tmp_path / "next").exists()
 
 
 def test_other_sizes_are_refused(before: tuple[Path, Path], tmp_path: Path) -> None:
     run, pictures = before
     with pytest.raises(ConfigError, match=r"transformer\.depth is `2` there, here `4`"):
-        call(tmp_path / "next", pictures, "transformer.depth=4", start_from=str(run))
+        train(tmp_path / "next", pictures, "transformer.depth=4", start_from=str(run))
     assert not (tmp_path / "next").exists()
 
 
@@ -214,4 +189,4 @@ def test_a_finished_run_names_the_way_on(before: tuple[Path, Path]) -> None:
     with pytest.raises(
         ConfigError, match=rf"minutes = `None`.*`8(\.0)?`.*new --out and --from {run}"
     ):
-        call(run, pictures, *SMALL, minutes=8)
+        train(run, pictures, *SMALL, minutes=8)
