@@ -1,10 +1,11 @@
 """An objective of your own: each row of codes at once, given the text and the rows above.
 
-    python examples/custom_objective.py --steps 300
+    python examples/custom_objective.py
 
 An objective is one class with a rule to learn and the rule to generate that belongs to it. This one
-takes the bundled model's transformer, which learned any order, through a few hundred steps of the
-new rule, and paints with it. `src/tessella/objectives/` has those that `tessella fit` knows.
+takes the bundled model's transformer, which learned any order, through some steps of the new rule,
+about a minute on one core, and paints with it. `src/tessella/objectives/` has those that
+`tessella fit` knows.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class RowByRow(Objective):
 def main() -> None:
     """Trains and paints."""
     parser = argparse.ArgumentParser(description="Trains an objective of your own.")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     steps = parser.parse_args().steps
     model = tessella.load("scenes", "cpu", "fp32")
     objective = RowByRow(model.transformer.requires_grad_(True), model.tokenizer.codebook)
