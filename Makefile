@@ -51,6 +51,8 @@ bench: $(VENV)/stamp-test ## run every benchmark with its quick settings
 	@set -e; found=; \
 	for script in benchmarks/*.py; do \
 		case "$$script" in \
+			benchmarks/quality_judge.py|benchmarks/quality_ours.py|benchmarks/quality_peers.py|\
+			benchmarks/quality_tokenizers.py|benchmarks/quality_training.py|\
 			benchmarks/harness.py|benchmarks/http_clients.py|benchmarks/malformed_*.py|benchmarks/fault_*.py|benchmarks/'*.py') \
 			continue;; esac; \
 		found=1; echo "$$script --quick"; $(PY) "$$script" --quick; \

@@ -229,10 +229,14 @@ def choose_gallery(
     return Gallery(selected, [kinds[caption] for caption in selected.captions])
 
 
-def draw_shards(folder: Path) -> tuple[str, list[str]]:
+def draw_shards(folder: Path, ending: str = "") -> tuple[str, list[str]]:
     """Draws one-object scenes into two tars like those of the emoji.
 
     Every subject has one of its four styles held out.
+
+    Args:
+        folder: where they are written.
+        ending: of each caption; with one the pictures are no longer read as scenes.
     """
     heldout, train = folder / "heldout.tar", folder / "train.tar"
     with tarfile.open(heldout, "w") as out, tarfile.open(train, "w") as rest:
@@ -244,16 +248,17 @@ def draw_shards(folder: Path) -> tuple[str, list[str]]:
                     )
                     fields = {"base": f"{color} {shape}", "style": background, "tone": None}
                     tar = out if (number + row) % len(BACKGROUNDS) == column else rest
-                    add_sample(tar, scene, fields)
+                    add_sample(tar, scene, canonical_caption(scene) + ending, fields)
     return str(heldout), [str(train)]
 
 
-def add_sample(tar: tarfile.TarFile, scene: Scene, fields: dict[str, str | None]) -> None:
+def add_sample(
+    tar: tarfile.TarFile, scene: Scene, caption: str, fields: dict[str, str | None]
+) -> None:
     """Writes a picture, its caption and its JSON."""
     pixels: Pixels = draw_scene(scene)
     picture = io.BytesIO()
     Image.fromarray(pixels).save(picture, format="PNG")
-    caption = canonical_caption(scene)
     contents = {
         "png": picture.getvalue(),
         "txt": caption.encode(),
