@@ -107,19 +107,19 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
             time_steps(name, folder, options, 1, divisor) for divisor in (1, options.ranks)
         )
         ranks = options.ranks
-        apart = time_steps(name, folder, options, ranks, ranks, together=False)
+        alone = time_steps(name, folder, options, ranks, ranks, together=False)
         shared = time_steps(name, folder, options, ranks, 1)
         result |= {
             "one_process_seconds": whole,
             "one_part_seconds": part,
-            "apart_seconds": apart,
+            "apart_seconds": alone,
             "all_processes_seconds": shared,
             "fixed_seconds": (ranks * part - whole) / (ranks - 1),
-            "exchange_seconds": shared - apart,
+            "exchange_seconds": shared - alone,
             "strong_efficiency": whole / (ranks * shared),
             "weak_efficiency": part / shared,
-            "machine_efficiency": part / apart,
-            "program_efficiency": apart / shared,
+            "machine_efficiency": part / alone,
+            "program_efficiency": alone / shared,
         }
     if options.steps:
         one, several = (read_losses(name, folder, options, count) for count in (1, options.ranks))
@@ -128,10 +128,12 @@ def measure_stage(name: str, folder: Path, options: argparse.Namespace) -> dict[
         result["loss_difference"] = find_difference(one, several)
         result["rounding_difference"] = find_difference(one, apart)
     if options.memory:
-        alone, part_of_it = (measure_memory(name, folder, options, n) for n in (1, options.ranks))
+        whole_of_it, part_of_it = (
+            measure_memory(name, folder, options, n) for n in (1, options.ranks)
+        )
         for what in ("state", "peak"):
-            result |= {f"one_{what}_bytes": alone[what], f"{what}_bytes": part_of_it[what]}
-            result[f"{what}_share"] = part_of_it[what] / alone[what]
+            result |= {f"one_{what}_bytes": whole_of_it[what], f"{what}_bytes": part_of_it[what]}
+            result[f"{what}_share"] = part_of_it[what] / whole_of_it[what]
     print(name, result)
     return result
 
