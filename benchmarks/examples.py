@@ -4,7 +4,7 @@ Why: a model that looks pictures up keeps them outside of its weights. That is w
 a million of them are found in the time that nobody notices, and if looking at three costs little
 beside the picture itself.
 
-Theory: building reads every word once; BM25's arithmetic is a few operations a posting, so that
+Theory: building reads every word once; the arithmetic is a few operations a posting, so that
 splitting and stemming bound it: some 5 µs a word. Postings are 8 bytes, codes 2 bytes a position.
 A lookup reads the postings of the prompt's words and compares 2,000 captions at most, however many
 there are: it is bounded by a few binary searches a word in each of them (under a millisecond), cold

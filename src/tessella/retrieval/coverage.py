@@ -3,11 +3,10 @@
     captions ─ index, the own picture left out ─▶ the best neighbours ─▶ what they cover
 
 Captions alone are read: whether the pictures help as well is found out by `retrieval.neighbors`.
-What a caption says is the sum over its words of BM25's weight: rare words say much, those of every
+What a caption says is the sum over its words of their idf: rare words say much, those of every
 caption almost nothing.
 """
 
-import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tessella.retrieval.index import CaptionIndex, split_stems
+from tessella.retrieval.index import CaptionIndex, compute_idf, split_stems
 
 USEFUL = 0.5
 """Of what a caption says; a neighbour that covers as much is useful."""
@@ -137,15 +136,10 @@ class CoverageMeter:
 
 
 def _weigh_words(index: CaptionIndex, caption: str, num_captions: int) -> dict[str, float]:
-    """Computes what each different word of an indexed caption says.
-
-    Source: the inverse document frequency of BM25, as Lucene computes it.
-    """
+    """Computes what each different word of an indexed caption says."""
     counts = {word: index.count_captions(word) for word in split_stems(caption)}
-    return {
-        word: math.log(1 + (num_captions - count + 0.5) / (count + 0.5))
-        for word, count in counts.items()
-    }
+    idf = compute_idf(list(counts.values()), num_captions)
+    return dict(zip(counts, idf.tolist(), strict=True))
 
 
 def _cover(weights: dict[str, float], caption: str) -> float:

@@ -1,4 +1,4 @@
-"""Captions by their words: by hand, against bm25s' own scores, and where there is nothing."""
+"""Captions by their words: by hand, against dense vectors, and where there is nothing."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from bm25s import BM25
 
 from tessella.retrieval import index as index_module
 from tessella.retrieval.index import CaptionIndex, Indices, split_stems
@@ -33,29 +32,39 @@ def draw_captions(count: int, seed: int = 0) -> list[str]:
 
 
 def test_scores_by_hand() -> None:
-    """BM25 with k1 = 1.5 and b = 0.75: N = 3, mean length 5/3, `red` and `star` in two each."""
-    index = CaptionIndex.build(["red star", "blue star", "red"])
+    """`red` and `star` are in two of three captions, `blue` in one; repeating a word is nothing."""
+    index = CaptionIndex.build(["red star", "blue star star", "red"])
     assert index.words == ["blue", "red", "star"]
     assert index.offsets.tolist() == [0, 1, 3, 5]
     assert index.captions.tolist() == [1, 0, 2, 0, 1]
-    of_two, of_one = math.log(1 + 1.5 / 2.5), math.log(1 + 2.5 / 1.5)
-    long, short = 1 / (1 + 1.5 * (0.25 + 0.75 * 1.2)), 1 / (1 + 1.5 * (0.25 + 0.75 * 0.6))
+    of_two, of_one = math.log(1 + 1.5 / 2.5) ** 2, math.log(1 + 2.5 / 1.5) ** 2
+    long, short = 1 / math.sqrt(2), 1.0
     expected = [of_one * long, of_two * long, of_two * short, of_two * long, of_two * long]
     assert index.scores == pytest.approx(expected)
     assert index.look_up("red", 1, np.arange(3), alternatives=3).tolist() == [[2, 0, -1]]
 
 
-def test_order_is_that_of_bm25s() -> None:
+def test_order_is_that_of_dense_vectors() -> None:
     captions = draw_captions(300)
-    number_of = {word: number for number, word in enumerate(WORDS)}
-    theirs = BM25(method="lucene")
-    tokens = [[number_of[word] for word in caption.split()] for caption in captions]
-    theirs.index((tokens, number_of), show_progress=False, create_empty_token=False)
+    has_word = np.array([[word in one.split() for word in WORDS] for one in captions], float)
+    counts = has_word.sum(0)
+    idf = np.log(1 + (300 - counts + 0.5) / (counts + 0.5))
+    vectors = has_word * idf / np.sqrt(has_word.sum(1, keepdims=True))
     for prompt in draw_captions(20, seed=1):
-        words = sorted(set(prompt.split()))
-        scores = theirs.get_scores([number_of[word] for word in words])
+        asked = idf * [word in prompt.split() for word in WORDS]
+        scores = vectors @ asked
         [found] = look_up(captions, prompt, 1, alternatives=20)
         assert scores[found] == pytest.approx(np.sort(scores)[::-1][:20], rel=1e-5)
+
+
+def test_what_says_no_more_than_the_prompt_comes_first() -> None:
+    """A star in another style, before one among other things in the right style.
+
+    Styles are equally far away, however common each is.
+    """
+    captions = [f"thing{number}, {'flat' if number % 3 else 'glossy'}" for number in range(40)]
+    captions += ["star, flat", "star, blob", "night, sky, star, stars, glossy"]
+    assert look_up(captions, "star, glossy", 1, alternatives=3) == [[40, 41, 42]]
 
 
 def test_examples_cover_the_prompt_together() -> None:

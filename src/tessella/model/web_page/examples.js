@@ -1,7 +1,7 @@
-// Looks up the examples of a prompt, as tessella/retrieval/index.py does: BM25, and each next example
-// for what of the prompt those before it leave out.
+// Looks up the examples of a prompt, as tessella/retrieval/index.py does: each next example for
+// what of the prompt those before it leave out.
 
-const COVERED = Math.fround(0.3);
+const COVERED = Math.fround(0.2);
 const MOST_CANDIDATES = 2000;
 const NOTHING = 1e-6;
 // Languages that are written without spaces: their pairs of letters stand for words.
