@@ -112,6 +112,10 @@ class TextEncoder(abc.ABC):
             [len(row) > longest for row in rows],
         )
 
+    def count_truncated(self, captions: Sequence[str]) -> int:
+        """Counts the training captions that are too long."""
+        return sum(self.cut(captions).truncated)
+
     def count_tokens(self, prompt: str) -> int:
         """Counts the tokens of a prompt of any length, begin and end included."""
         return len(self._tokenize([prompt])[0])

@@ -49,7 +49,11 @@ class TextFeatures:
     def encode_training(self, captions: Sequence[str]) -> TrainingTokens:
         """Reads features (B, T, F) float32 of captions that are in the file."""
         texts = [self._features[self._spans[caption]] for caption in captions]
-        return TrainingTokens(pad_features(texts), sum(c in self._truncated for c in captions))
+        return TrainingTokens(pad_features(texts), self.count_truncated(captions))
+
+    def count_truncated(self, captions: Sequence[str]) -> int:
+        """Counts the captions that are too long."""
+        return sum(caption in self._truncated for caption in captions)
 
 
 CaptionReader = TextEncoder | TextFeatures
@@ -111,12 +115,12 @@ def describe_cut(reader: CaptionReader, images: CaptionedImages, max_tokens: int
         max_tokens: the longest that a caption may be.
     """
     sample = draw_indices(len(images), _SAMPLE).tolist()
-    captions = [images.captions(index) for index in sample]
-    num_cut = sum(reader.encode_training(texts).num_truncated for texts in captions)
+    captions = [caption for index in sample for caption in images.captions(index)]
+    num_cut = reader.count_truncated(captions)
     if not num_cut:
         return None
     return (
-        f"Captions: {num_cut:,} of {sum(map(len, captions)):,} checked have more than "
+        f"Captions: {num_cut:,} of {len(captions):,} checked have more than "
         f"{max_tokens} tokens (text.max_tokens). Training drops their last words; as prompts they "
         "are refused."
     )
