@@ -34,7 +34,7 @@ def test_the_sums_of_a_bundled_model_name_every_file(name: str) -> None:
         (
             "stickers",
             ["octopus, 3d emoji", "red apple, glossy emoji"],
-            "29e32e379153db4d8eb9b95e2c844ae31bd89e0993d78635594407a19b24df15",
+            "7f8b88d4ff69c7b7b723d09f7fe01e3d8d65dbfd7d2dec28bdf57809ddd6cb01",
         ),
     ],
 )
