@@ -86,6 +86,11 @@ def zip_records(
             f"Cannot read the zip: `{local.name}`. {first_line(error)}; copy or download it again, "
             "or leave it out."
         ) from None
+    if not all(member.filename for member in archive.infolist()):
+        raise DataError(
+            f"The zip is damaged: `{local.name}`. A file in it has no name; copy or download it "
+            "again, or leave it out."
+        )
     members = [member for member in archive.infolist() if not member.is_dir()]
     if any(member.flag_bits & 1 for member in members):
         raise DataError(

@@ -136,7 +136,7 @@ class CaptionIndex:
         kinds = [str(array.dtype) for array in (offsets, captions, scores)]
         if kinds != ["int64", "int32", "float32"] or offsets.shape != (len(self.words) + 1,):
             return False
-        is_cut = offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any()
+        is_cut = offsets[0] != 0 or (offsets[1:] <= offsets[:-1]).any()
         if is_cut or not captions.shape == scores.shape == (offsets[-1],):
             return False
         is_outside = captions.size and (captions.min() < 0 or captions.max() >= num_captions)

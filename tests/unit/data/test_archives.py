@@ -107,3 +107,12 @@ def test_an_encrypted_zip_is_refused(draw, reading) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match="The zip is encrypted"):
         reading(path)
+
+
+def test_a_zip_with_a_file_that_has_no_name_is_refused(draw, reading) -> None:
+    path = pack(draw.folder / "x.zip", {"a.png": draw.content(1), "name.txt": "one"})
+    path.write_bytes(path.read_bytes().replace(b"name.txt", b"\0ame.txt"))  # ends before it begins
+    with pytest.raises(
+        DataError, match=r"The zip is damaged: `.*x\.zip`. A file in it has no name"
+    ):
+        reading(path)

@@ -147,6 +147,7 @@ def cut(path: Path, size: int) -> None:
         (lambda f: change_array(f, "posting_captions", 0, -1), "The examples are damaged"),
         (lambda f: change_array(f, "posting_scores", 0, np.nan), "The examples are damaged"),
         (lambda f: change_array(f, "word_offsets", 1, 9_999), "The examples are damaged"),
+        (lambda f: change_array(f, "word_offsets", 1, 0), "The examples are damaged"),
     ],
 )
 def test_damaged_files_are_refused(
