@@ -5,7 +5,7 @@ a red shirt and a blue dress, not two blue dresses. Every caption is indexed by 
 keywords of a picture do not stand in the way of its title. Arrays, not objects: the index of a
 million captions is memory-mapped and read where a prompt's words are.
 
-Source: tf-idf and the cosine (Salton and Buckley 1988) with the weights and lengths of `build`;
+Source: tf-idf (Salton and Buckley 1988) with the weights and lengths of `build`;
 Snowball's stemmer; the greedy choice is the usual one for coverage, with a factor instead of a
 limit.
 """
@@ -28,7 +28,7 @@ COVERED = 0.2
 # of those that have its commoner words.
 _MAX_CANDIDATES = 2_000
 _FIRST = 32  # of these, that are put in order first: mostly it is enough
-_NOTHING = 1e-6  # worth less is worth nothing
+_NOTHING = 1e-30  # less is float32's zero; a word of all captions is worth little, and counts
 # Languages that are written without spaces: their pairs of letters stand for words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30fa\u30fc-\u30ff\u3400-\u9fff"
 _IDEOGRAPH = re.compile("[\u3400-\u9fff]")  # a word by itself, too
@@ -63,10 +63,10 @@ class CaptionIndex:
     def build(cls, captions: Iterable[str]) -> "CaptionIndex":
         """Indexes captions.
 
-        A word is worth idf² / √n in a caption of n different words, so that the sum over a prompt's
-        words is, but for a factor of the prompt, the cosine of two tf-idf vectors, with a caption
-        as long as its words are many. As long as its idf's would say, equal captions in two styles
-        would differ by how common the styles are.
+        A word is worth idf² / √n in a caption of n different words: the sum over a prompt's words
+        is the product of two tf-idf vectors over the caption's length. Not the cosine, whose
+        length is that of the idf's: captions alike but for a style would differ by how common the
+        styles are.
         """
         number_of: dict[str, int] = {}
         rows, lengths = array("i"), array("i")
@@ -151,7 +151,9 @@ class CaptionIndex:
         """Finds captions (D,) with words of a prompt, and what each word is worth (W, D)."""
         numbers = {self._number_of.get(word) for word in split_stems(prompt)}
         known = [number for number in numbers if number is not None]
-        spans = sorted((slice(*self.offsets[n : n + 2].tolist()) for n in known), key=_length)
+        spans = sorted(
+            (slice(*self.offsets[n : n + 2].tolist()) for n in sorted(known)), key=_length
+        )
         found, left = [], _MAX_CANDIDATES
         for span in spans:
             if left <= 0:

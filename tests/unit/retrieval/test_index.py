@@ -137,6 +137,11 @@ def test_more_alternatives_than_are_looked_at_first() -> None:
     assert found == 199
 
 
+def test_a_word_that_all_captions_have_finds_them_however_often_it_is_covered() -> None:
+    assert first_of(["a cat"] * 100_000, "cat", 16) == list(range(0, 800, 50))
+    assert first_of(["red cat", "blue dog"] * 300, "cat", 16) == list(range(0, 32, 2))
+
+
 @pytest.mark.parametrize("prompt", ["", " ,.!", "zebra", "zebra unicorn"])
 def test_nothing_is_found_for_no_known_word(prompt: str) -> None:
     assert look_up(["red star", "blue"], prompt, 2, alternatives=2) == [[-1, -1], [-1, -1]]

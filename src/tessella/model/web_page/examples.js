@@ -3,7 +3,7 @@
 
 const COVERED = Math.fround(0.2);
 const MOST_CANDIDATES = 2000;
-const NOTHING = 1e-6;
+const NOTHING = 1e-30;
 // Languages that are written without spaces: their pairs of letters stand for words.
 const UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30fa\u30fc-\u30ff\u3400-\u9fff";
 const WORD = new RegExp(`[${UNSPACED}]+|(?:(?![${UNSPACED}_])[\\p{L}\\p{N}]\\p{M}*)+`, "gu");
