@@ -27,6 +27,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object
 
 from tessella.errors import ConfigError, TessellaError
+from tessella.training.interrupt import Interrupted, TrainingStopped
 from tessella.untrusted import to_line
 
 # Where launchers say how many processes they start. The last is srun's; what a batch script of
@@ -269,6 +270,8 @@ def watch_peers(
     threading.Thread(target=look, daemon=True).start()
     try:
         yield
+    except (Interrupted, TrainingStopped):
+        raise  # all stop after the same step, and some need longer to tidy up
     except BaseException as error:
         is_broken = visible and isinstance(error, RuntimeError) and _is_broken(error)
         missing = _wait_until_missing(peers) if is_broken else None

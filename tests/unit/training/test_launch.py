@@ -14,6 +14,7 @@ from accelerate.state import PartialState
 
 from tessella.errors import ConfigError, TessellaError
 from tessella.training import launch
+from tessella.training.interrupt import Interrupted, TrainingStopped
 from tessella.training.launch import (
     Notes,
     Peer,
@@ -172,6 +173,14 @@ def test_what_waits_for_a_process_that_left_by_an_error_is_ended(
     assert said.startswith("Process 0 of 2 (PID ")
     assert "has left the training, and process 1 can't go on without it" in said
     assert "`LookupError: of the callback`" in said
+
+
+@pytest.mark.parametrize("stop", [Interrupted, TrainingStopped])
+def test_a_stop_that_all_have_agreed_on_ends_nobody(stop: type[BaseException]) -> None:
+    peers = find_two(os.getpid())
+    with pytest.raises(stop), watch_peers(peers[0]):
+        raise stop
+    assert peers[1].say_missing() is None
 
 
 def test_an_error_about_a_connection_of_one_s_own_stays_what_it_is() -> None:
