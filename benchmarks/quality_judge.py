@@ -29,6 +29,7 @@ from tessella.evaluation.distributions import compute_distances, compute_fid, co
 from tessella.evaluation.eval_images import EvalImages, draw_indices, read_images
 from tessella.evaluation.features import DEFAULT_FEATURES, FeatureExtractor
 from tessella.evaluation.memorisation import measure_copies
+from tessella.evaluation.reconstruction import compute_psnr
 from tessella.files import read_tensors, write_tensors
 from tessella.images import Pixels
 from tessella.tokenizer.weights import has_weights
@@ -147,9 +148,7 @@ class Judge:
 
     def measure_kept(self, kept: Pixels) -> dict[str, Any]:
         """Measures what an image tokenizer keeps of the real held-out pictures."""
-        real = self.heldout.images.pixels
-        error = np.square((kept.astype(np.float64) - real) / 127.5).mean((1, 2, 3))
-        psnr = float(np.mean(10 * np.log10(4 / np.maximum(error, 1e-10))))
+        psnr = compute_psnr(kept, self.heldout.images.pixels)
         return {"psnr": psnr, **self.measure(kept, searches_copies=False)}
 
     @functools.cached_property

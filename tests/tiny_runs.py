@@ -10,20 +10,24 @@ from rich.console import Console
 
 from tessella.training.fit import FitRequest, fit
 
-TINY = (
+# Without the image tokenizer's own.
+TINY_TRANSFORMER = (
     "data.image_size=16",
     "data.workers=1",
-    "tokenizer.patch=2",
-    "tokenizer.widths=[16,16]",
-    "tokenizer.quantizer.codebook_size=16",
-    "tokenizer_training.images=32",
-    "tokenizer_training.batch_size=8",
     "transformer.width=16",
     "transformer.depth=2",
     "transformer.heads=2",
     "transformer_training.images=32",
     "transformer_training.batch_size=8",
     "generation.steps=2",
+)
+TINY = (
+    *TINY_TRANSFORMER,
+    "tokenizer.patch=2",
+    "tokenizer.widths=[16,16]",
+    "tokenizer.quantizer.codebook_size=16",
+    "tokenizer_training.images=32",
+    "tokenizer_training.batch_size=8",
 )
 
 

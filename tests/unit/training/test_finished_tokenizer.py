@@ -25,21 +25,11 @@ from tessella.training.loop import create_accelerator
 from tessella.training.recipe import Recipe
 from tessella.training.request import resolve_run
 from tessella.training.start import read_tokenizer
-from tiny_runs import draw_pictures, train
+from tiny_runs import TINY_TRANSFORMER, draw_pictures, train
 from untrained import create_untrained, describe_tokenizer, save_untrained
 from vq_models import decode_by, encode_by, save_vq_model
 
-SMALL = (
-    "data.image_size=16",
-    "data.workers=1",
-    "transformer.width=16",
-    "transformer.depth=2",
-    "transformer.heads=2",
-    "transformer_training.images=32",
-    "transformer_training.batch_size=8",
-    "generation.steps=2",
-    "retrieval.neighbors=1",
-)
+SMALL = (*TINY_TRANSFORMER, "retrieval.neighbors=1")
 
 
 @pytest.fixture(scope="module")
